@@ -1,0 +1,73 @@
+# Everything happens in .venv, which the first target that needs it makes. Wanted on the machine: Python >= 3.10 with venv,
+# a C++20 compiler, make. CMake, ninja and pybind11 come from the package index.
+#   make PYTHON=python3.12              another interpreter
+#   make TORCH='torch>=2.10'            another torch (default below); a torch already in .venv is left alone
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+
+# The same list as build-system.requires in pyproject.toml: the build runs without isolation, so that torch is fetched once.
+BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.25' ninja 'pybind11>=2.13' numpy
+
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format wheel-check sanitize clean
+
+NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("sparsegan needs Python 3.10 or later; $(PYTHON) is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo 'No C++ compiler found (looked for $${CXX:-c++}). On Debian and Ubuntu: apt-get install g++'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch first and on its own: every later step must find it and leave it alone.
+$(VENV)/.tools: pyproject.toml | $(PY)
+	$(PY) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || $(PY) -m pip install -q '$(TORCH)'
+	$(PY) -m pip install -q $(BUILD_TOOLS)
+	touch $@
+
+# Editable: Python changes need no new install; a changed native source does, and builds only what changed.
+$(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
+	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
+	touch $@
+
+venv: $(VENV)/.installed ## make .venv and install sparsegan and its tools into it
+
+demo: venv ## compress a DCGAN trained on real digits to 90 % and show the table and runs/demo/report.html
+	$(BIN)/sparsegan demo --out runs/demo
+
+test: venv ## run the tests
+	$(PY) -m pytest
+
+lint: venv ## ruff, mypy, clang-format: report only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: venv ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+wheel-check: venv ## build the wheel, install it in a fresh environment, run a smoke test outside the source tree
+	rm -rf build/wheel-check
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel-check .
+	$(PYTHON) -m venv build/wheel-check/venv
+	build/wheel-check/venv/bin/python -m pip install -q '$(TORCH)' build/wheel-check/*.whl
+	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py
+
+clean: ## remove what was built; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json
+	rm -f sparsegan/*.so $(VENV)/.installed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
