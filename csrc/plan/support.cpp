@@ -55,7 +55,7 @@ class BitWriter {
   }
 
   void finish() {
-    if (used_ > 0) bytes_.push_back(static_cast<uint8_t>(held_));
+    if (used_ > 0) bytes_.push_back(static_cast<uint8_t>(held_ | 0xffu << used_));
   }
 
  private:
@@ -93,11 +93,10 @@ class BitReader {
     return bits;
   }
 
-  // Only zero bits, fewer than 8, may be left.
+  // Only ones, fewer than 8, may be left.
   void finish() {
     fill();
-    if (have_ >= 8) fail("bytes are left over behind the support's code");
-    if (held_ != 0) fail("the padding behind the support's code is not zero");
+    if (have_ >= 8 || std::countr_one(held_) != have_) fail("bits are left over behind the support's code");
   }
 
  private:

@@ -5,7 +5,7 @@
 //
 //     byte 0          k, 0 to 30
 //     bits from 1 on  for each gap: gap >> k ones, a zero, then the k low bits of the gap; least significant bit first
-//     padding         zero bits up to the byte
+//     padding         ones up to the byte: no gap's code, so that the bytes fit one count of positions only
 //
 // An empty support is zero bytes. k is the one that gives the fewest bits; at 90 % random sparsity a position costs
 // about 4.8 bits (the entropy is 4.7).

@@ -1,0 +1,395 @@
+"""Compressed files: ``save`` and ``load`` for models with sparse layers.
+
+A file is a safetensors file. A sparse layer ``name`` has two tensors in it:
+
+========================  ===============================  ==========================================================
+tensor                    dtype and shape                  content
+========================  ===============================  ==========================================================
+``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
+``name.support``          uint8 [bytes]                    gaps between kept positions, Golomb-Rice coded
+                                                           (``csrc/plan/support.h``)
+========================  ===============================  ==========================================================
+
+Every other entry of the model's ``state_dict`` is stored as it is, tied tensors once. The one metadata entry
+``sparsegan`` is canonical JSON: format version, each sparse layer's geometry, what is tied to what, and a SHA-256 over
+all of that and over every tensor's name, dtype, shape and bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from . import _native
+from .nn import SparseConv2d, SparseConvTranspose2d
+
+__all__ = ["CheckpointError", "file_report", "load", "save"]
+
+FORMAT = "sparsegan"
+VERSION = 1
+
+_VALUE_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+_SPARSE = (SparseConv2d, SparseConvTranspose2d)
+_DENSE = (nn.Conv2d, nn.ConvTranspose2d)
+# What a file's layer must have in common with the model's, under torch.nn's names.
+_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "output_padding",
+    "padding_mode",
+)
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, hostile, or made for another model. Its text names the file and what is wrong."""
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], values: str = "float32") -> None:
+    """Writes ``model`` to ``path`` as a compressed safetensors file, whole or not at all.
+
+    ``values`` names the dtype of the sparse layers' values in the file: ``"float32"`` (no loss for float32, float16 and
+    bfloat16 models), ``"float16"``, ``"bfloat16"`` (rounded) or ``"float64"``. All other parameters and persistent
+    buffers keep their own dtype. The same model gives the same bytes.
+
+    Raises ``ValueError`` for an unknown dtype name, for float64 values to be written as float32, for a finite
+    value that the dtype cannot hold, and for state that is no tensor; ``OSError`` where the file cannot be written.
+    """
+    if values not in _VALUE_DTYPES:
+        raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
+    state = _State(model, lambda module: isinstance(module, _SPARSE))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    layers = {}
+    for name, layer in state.layers.items():
+        assert isinstance(layer, _SPARSE)
+        kept = _rounded(name, layer.values.detach().cpu(), values)
+        support = layer.support.detach().cpu().contiguous().numpy()
+        code = _native.encode_support(support, math.prod(layer.weight_shape))
+        tensors[_join(name, "values")] = kept
+        tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
+        layers[name] = {
+            **_geometry(layer),
+            "granularity": layer.granularity,
+            "nnz": kept.numel(),
+            "dtype": values,
+        }
+    meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
+    meta["sha256"] = _digest(meta, tensors)
+    _write_whole(Path(path), safetensors.torch.save(tensors, {FORMAT: _canonical(meta)}))
+
+
+def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Reads a file that ``save`` wrote into ``model`` and returns the model.
+
+    ``model`` has the same names and shapes; each of its convolutions that is sparse in the file may be a ``torch.nn``
+    layer, which is replaced in place, or a sparse one, which is refilled and keeps its ``values`` Parameter.
+    (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use what is returned.)
+    Floating-point tensors take the dtype that they have in the model; devices, ``requires_grad`` and the training flag
+    stay.
+
+    Everything in the file is verified before the model is touched: after a ``CheckpointError`` the model is as it was.
+    Raises ``CheckpointError`` for a file that is damaged, hostile, or does not fit; ``OSError`` where it cannot be
+    read.
+    """
+    file = _File(Path(path))
+    state = _match(model, file)
+    copies = [(tensor, file.tensors[name].to(tensor)) for name, tensor in state.tensors.items()]
+    refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
+    replacements: dict[str, nn.Module] = {}
+    for name, layer in state.layers.items():
+        support, kept = file.sparse(name)
+        if isinstance(layer, _SPARSE):
+            refills.append((layer, support.to(layer.values.device), kept.to(layer.values)))
+        else:
+            assert isinstance(layer, _DENSE)
+            replacements[name] = _sparse_twin(file, name, layer, support, kept)
+    replacements |= {alias: replacements[name] for alias, name in state.ties.items() if name in replacements}
+
+    # From here on nothing may fail.
+    with torch.no_grad():
+        for target, source in copies:
+            target.copy_(source)
+    for sparse, support, kept in refills:
+        sparse.set_support(support, kept)
+    root = replacements.pop("", model)
+    for name, module in replacements.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+    return root
+
+
+def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Sizes of a file that ``save`` wrote: ``bytes`` on disk; ``dense_bytes``, those of a safetensors file of the same
+    model with dense float32 convolution weights; ``ratio``, the second over the first. Raises as ``load`` does."""
+    file = _File(Path(path))
+    coded = {_join(name, part) for name in file.layers for part in ("values", "support")}
+    dense = {
+        name: (entry["dtype"], entry["shape"], file.tensors[name].nbytes)
+        for name, entry in file.header.items()
+        if name not in coded
+    }
+    for name, layer in file.layers.items():
+        dense[_join(name, "weight")] = ("F32", layer["weight_shape"], 4 * math.prod(layer["weight_shape"]))
+    dense_bytes = _safetensors_bytes(dense)
+    return {"bytes": file.nbytes, "dense_bytes": dense_bytes, "ratio": dense_bytes / file.nbytes}
+
+
+class _State:
+    """A model's ``state_dict`` taken apart: ``layers`` (name to module, those that ``is_layer`` picks), ``tensors``
+    (name to live tensor, all the rest), each object once under its first name, and ``ties`` (other name to first name).
+    """
+
+    def __init__(self, model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> None:
+        self.layers: dict[str, nn.Module] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.ties: dict[str, str] = {}
+        first: dict[int, str] = {}
+        coded: set[str] = set()
+        for name, module in model.named_modules(remove_duplicate=False):
+            if not is_layer(module):
+                continue
+            coded |= {_join(name, part) for part in ("values", "support", "weight")}
+            if first.setdefault(id(module), name) == name:
+                self.layers[name] = module
+            else:
+                self.ties[name] = first[id(module)]
+        state = model.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            if name in coded:
+                continue
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(
+                    f"{name} in the model's state_dict is a {type(tensor).__name__}; only tensors can be saved"
+                )
+            if first.setdefault(id(tensor), name) == name:
+                self.tensors[name] = tensor
+            else:
+                self.ties[name] = first[id(tensor)]
+
+
+class _File:
+    """A file's content, verified as far as that goes without a model."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and not path.is_file():
+            self.fail("is not a regular file")
+        data = path.read_bytes()
+        self.nbytes = len(data)
+        try:
+            self.tensors = safetensors.torch.load(data)  # checks the header, offsets and sizes
+            self.header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        except Exception as error:  # whatever the parsers make of foreign bytes
+            raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+        self.meta = self._metadata(self.header.pop("__metadata__", {}))
+        self.layers: dict[str, dict[str, Any]] = self.meta["layers"]
+        self.ties: dict[str, str] = self.meta["ties"]
+        for name, layer in self.layers.items():
+            self._check_layer(name, layer)
+
+    def fail(self, what: str) -> NoReturn:
+        raise CheckpointError(f"{self.path} {what}")
+
+    def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Support (int32 [nnz], sorted, unique, in range) and values ([nnz]) of layer ``name``."""
+        layer = self.layers[name]
+        code = self.tensors[_join(name, "support")].numpy().tobytes()
+        try:
+            support = _native.decode_support(code, math.prod(layer["weight_shape"]), layer["nnz"])
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
+        return torch.from_numpy(support), self.tensors[_join(name, "values")]
+
+    def _metadata(self, entries: dict[str, str]) -> dict[str, Any]:
+        if set(entries) != {FORMAT}:
+            self.fail("is a safetensors file that sparsegan.save did not write (its metadata is another)")
+        text = entries[FORMAT]
+        try:
+            meta = json.loads(text)
+            canonical = _canonical(meta) == text
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} has unreadable sparsegan metadata: {error}") from error
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            self.fail("has sparsegan metadata of an unknown form")
+        if meta.get("version") != VERSION:
+            self.fail(f"has format version {meta.get('version')!r}; this sparsegan reads version {VERSION}")
+        if set(meta) != {"format", "version", "layers", "ties", "sha256"} or not canonical:
+            self.fail("has sparsegan metadata of an unknown form")
+        if _digest(meta, self.tensors) != meta["sha256"]:
+            self.fail("is damaged: its SHA-256 does not match its content")
+        layers, ties = meta["layers"], meta["ties"]
+        if not isinstance(layers, dict) or not isinstance(ties, dict):
+            self.fail("has sparsegan metadata of an unknown form")
+        return meta
+
+    def _check_layer(self, name: str, layer: Any) -> None:
+        def fail(what: str) -> NoReturn:
+            self.fail(f"has a bad layer {_shown(name)}: {what}")
+
+        if not isinstance(layer, dict) or set(layer) != _LAYER_KEYS:
+            fail(f"its description must have exactly the entries {', '.join(sorted(_LAYER_KEYS))}")
+        shape, nnz, dtype = layer["weight_shape"], layer["nnz"], layer["dtype"]
+        if not isinstance(shape, list) or len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape):
+            fail(f"weight_shape is {shape!r}; it must be 4 positive integers")
+        if type(nnz) is not int or not 0 <= nnz <= math.prod(shape):
+            fail(f"nnz is {nnz!r}; it must be an integer from 0 to the weight's {math.prod(shape)}")
+        if not isinstance(dtype, str) or dtype not in _VALUE_DTYPES:
+            fail(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
+        for part, wanted in (("values", _VALUE_DTYPES[dtype]), ("support", torch.uint8)):
+            tensor = self.tensors.get(_join(name, part))
+            if tensor is None:
+                fail(f"tensor {_join(name, part)} is missing")
+            if tensor.dtype != wanted or tensor.dim() != 1:
+                fail(f"{part} is {tensor.dtype} with {tensor.dim()} dimensions; it must be {wanted} with 1")
+        if (stored := self.tensors[_join(name, "values")].numel()) != nnz:
+            fail(f"there are {stored} values and nnz is {nnz}")
+
+
+def _match(model: nn.Module, file: _File) -> _State:
+    """The model's layers and tensors that the file's go to, one to one. Raises CheckpointError where they differ."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in file.layers:
+        if not isinstance(modules.get(name), _SPARSE + _DENSE):
+            here = f"a {type(modules[name]).__name__} in the model" if name in modules else "not in the model"
+            file.fail(f"has a sparse convolution {_shown(name)}, which is {here}")
+    coded = {id(modules[name]) for name in file.layers}
+    for name, module in modules.items():
+        if isinstance(module, _SPARSE) and id(module) not in coded:
+            file.fail(f"has no sparse layer {_shown(name)}, which the model has")
+    state = _State(model, lambda module: id(module) in coded)
+    if state.ties != file.ties or set(state.layers) != set(file.layers):
+        here, there = (sorted(f"{a} = {b}" for a, b in ties.items()) for ties in (state.ties, file.ties))
+        file.fail(f"shares {there or 'nothing'} between modules; the model shares {here or 'nothing'}")
+
+    for name, layer in state.layers.items():
+        described = file.layers[name]
+        expected = _geometry(layer)
+        if isinstance(layer, _SPARSE):
+            expected["granularity"] = layer.granularity
+        for field, value in expected.items():
+            if described[field] != value:
+                file.fail(f"has {field} {described[field]!r} for layer {_shown(name)}; the model has {value!r}")
+
+    expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in ("values", "support")}
+    if unknown := sorted(set(file.tensors) - expected_names):
+        file.fail(f"has a tensor {unknown[0]}, which the model has not ({len(unknown)} such)")
+    if missing := sorted(expected_names - set(file.tensors)):
+        file.fail(f"has no tensor {missing[0]}, which the model has ({len(missing)} such)")
+    for name, tensor in state.tensors.items():
+        stored = file.tensors[name]
+        if stored.shape != tensor.shape:
+            file.fail(f"has shape {list(stored.shape)} for {name}; the model has {list(tensor.shape)}")
+        if stored.dtype != tensor.dtype and not (stored.is_floating_point() and tensor.is_floating_point()):
+            file.fail(f"has dtype {stored.dtype} for {name}; the model has {tensor.dtype}")
+    return state
+
+
+def _sparse_twin(
+    file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
+) -> SparseConv2d | SparseConvTranspose2d:
+    """A sparse layer in place of ``layer``, which stays as it is; the two share the bias."""
+    kind = SparseConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else SparseConv2d
+    weight = layer.weight
+    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    mask[support.long()] = True
+    try:
+        twin = kind.from_dense(
+            layer, mask=mask.view(weight.shape).to(weight.device), granularity=file.layers[name]["granularity"]
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{file.path} has a bad layer {_shown(name)}: {error}") from error
+    twin.set_support(support.to(weight.device), values.to(weight))
+    twin.values.requires_grad_(weight.requires_grad)
+    twin.bias = layer.bias
+    twin.train(layer.training)
+    return twin
+
+
+def _geometry(layer: nn.Module) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: getattr(layer, name) for name in _GEOMETRY}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    weight_shape = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
+    return {
+        "transposed": isinstance(layer, (SparseConvTranspose2d, nn.ConvTranspose2d)),
+        **fields,
+        "bias": layer.bias is not None,
+        "weight_shape": [int(n) for n in weight_shape],
+    }
+
+
+_LAYER_KEYS = {"transposed", *_GEOMETRY, "bias", "weight_shape", "granularity", "nnz", "dtype"}
+
+
+def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
+    if values.dtype == torch.float64 and dtype == "float32":
+        raise ValueError(f'layer {_shown(name)} has float64 values, which float32 would round; pass values="float64"')
+    stored = values.to(_VALUE_DTYPES[dtype]).contiguous()
+    lost = values.isfinite() & ~stored.isfinite()
+    if lost.any():
+        raise ValueError(f"layer {_shown(name)} has a value of {values[lost][0].item():.6g}, which {dtype} cannot hold")
+    return stored
+
+
+def _digest(meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(_canonical({key: value for key, value in meta.items() if key != "sha256"}).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _safetensors_bytes(tensors: dict[str, tuple[str, list[int], int]]) -> int:
+    """Size of a safetensors file of tensors given as name to (dtype, shape, bytes): widest dtype first, then by name."""
+    header = {}
+    end = 0
+    order = sorted(tensors.items(), key=lambda item: (-item[1][2] // max(math.prod(item[1][1]), 1), item[0]))
+    for name, (dtype, shape, nbytes) in order:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    return 8 + -(-len(text.encode()) // 8) * 8 + end
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _join(module: str, tensor: str) -> str:
+    return f"{module}.{tensor}" if module else tensor
+
+
+def _shown(name: str) -> str:
+    return name or "(the model itself)"
