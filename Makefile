@@ -21,6 +21,10 @@ SHELL       := bash
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
+# Python and torch leak by design at exit; what counts is memory errors and undefined behaviour.
+SANITIZERS      := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint)))
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -61,11 +65,18 @@ format: venv ## let ruff and clang-format rewrite the sources
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
 wheel-check: venv ## build the wheel, install it in a fresh environment, run a smoke test outside the source tree
-	rm -rf build/wheel-check
+	rm -rf build/wheel-check build/lib.* build/bdist.*
 	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel-check .
 	$(PYTHON) -m venv build/wheel-check/venv
 	build/wheel-check/venv/bin/python -m pip install -q '$(TORCH)' build/wheel-check/*.whl
-	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py
+	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py ../..
+
+# A second copy of the package, found before the one in .venv; the sanitizers' run-time library must be loaded first.
+sanitize: venv ## the kernel tests under the address and undefined-behaviour sanitizers
+	rm -rf build/sanitize build/lib.* build/bdist.*
+	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
+	PYTHONPATH=build/sanitize LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" $(SANITIZERS) \
+	  $(BIN)/pytest $(SANITIZED_TESTS)
 
 clean: ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json

@@ -363,7 +363,7 @@ def _canonical(content: Any) -> str:
 
 
 def _safetensors_bytes(tensors: dict[str, tuple[str, list[int], int]]) -> int:
-    """Size of a safetensors file of tensors given as name to (dtype, shape, bytes): widest dtype first, then by name."""
+    """Size of a safetensors file of tensors given as name to (dtype, shape, bytes): widest dtype first, then names."""
     header = {}
     end = 0
     order = sorted(tensors.items(), key=lambda item: (-item[1][2] // max(math.prod(item[1][1]), 1), item[0]))
