@@ -1,0 +1,68 @@
+// The Python module sparsegan._native: build and CPU-feature information, the plan compiler and the codecs, on numpy arrays.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "../cpu/conv.h"
+#include "../cpu/registry.h"
+#include "../plan/plan.h"
+#include "../plan/support.h"
+
+namespace py = pybind11;
+
+namespace sparsegan {
+void bind_codec(py::module_& m);
+}
+
+namespace {
+
+using sparsegan::Geometry;
+using Int32Array = py::array_t<int32_t, py::array::c_style>;
+
+Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint) {
+  const Geometry geometry = Geometry::from_list(numbers);
+  const int64_t taps = support.size();
+  sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.weight_size());
+  Int32Array plan(sparsegan::plan_shape(geometry, adjoint, taps).size());
+  {
+    py::gil_scoped_release release;
+    sparsegan::compile_plan(geometry, adjoint, support.data(), taps, plan.mutable_data());
+  }
+  return plan;
+}
+
+int64_t plan_size(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps) {
+  return sparsegan::plan_shape(Geometry::from_list(numbers), adjoint, taps).size();
+}
+
+double gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images, const std::vector<int64_t>& x_size,
+                     const std::vector<int64_t>& y_size, bool float64) {
+  const Geometry geometry = Geometry::from_list(numbers);
+  sparsegan::PlanView plan;
+  plan.shape = sparsegan::plan_shape(geometry, adjoint, taps);
+  const sparsegan::DType dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
+  return sparsegan::gather_cycles({&geometry, adjoint, &plan, dtype, images, x_size.at(0), x_size.at(1), y_size.at(0), y_size.at(1)});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native part of sparsegan: importing it registers the torch ops sparsegan::gather and sparsegan::wgrad.";
+  m.attr("compiler") = SPARSEGAN_COMPILER;
+  m.attr("sanitized") = static_cast<bool>(SPARSEGAN_SANITIZED);
+  m.def("built_isas", &sparsegan::built_isas, "ISA levels compiled in, best first.");
+  m.def("supported_isas", &sparsegan::supported_isas, "Those of them that this machine can run.");
+  m.def("isa", [] { return std::string(sparsegan::kernels().isa); }, "The ISA level in use.");
+  m.def("lanes", [](bool float64) { return sparsegan::kernels().lanes[float64 ? 1 : 0]; }, py::arg("float64") = false,
+        "Vector lanes of the ISA level in use.");
+  m.def("set_isa", &sparsegan::set_isa, py::arg("name"), "Forces an ISA level by name; an empty name picks the best.");
+  m.def("workspace_bytes", &sparsegan::workspace_bytes, "Bytes of scratch memory held by all threads.");
+  m.def("compile_plan", &compile_plan, py::arg("support"), py::arg("geometry"), py::arg("adjoint"),
+        "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");
+  m.def("plan_size", &plan_size, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), "Length of that plan.");
+  m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"), py::arg("x_size"),
+        py::arg("y_size"), py::arg("float64"), "Modelled cycles of one gather on one core; see csrc/cpu/conv.h.");
+  sparsegan::bind_codec(m);
+}

@@ -1,0 +1,117 @@
+// CPU implementations of the ops: checks everything that enters, then calls csrc/cpu/conv.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../cpu/conv.h"
+
+namespace {
+
+using sparsegan::ConvCall;
+using sparsegan::DType;
+using sparsegan::Geometry;
+using sparsegan::PlanView;
+using sparsegan::Team;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const char* op, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    default:
+      STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float64 or bfloat16 on a CPU");
+  }
+  return DType::float32;
+}
+
+void check_tensor(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t dim) {
+  STD_TORCH_CHECK(tensor.dim() == dim, "sparsegan::", op, ": ", name, " has ", tensor.dim(), " dimensions; it must have ", dim);
+  STD_TORCH_CHECK(tensor.is_cpu(), "sparsegan::", op, ": ", name, " is not on the CPU, where the other tensors are");
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "sparsegan::", op, ": ", name,
+                  " has another dtype than the input; they must be the same");
+}
+
+// The tensors of a call in the form that the kernels read, kept alive as long as the call.
+struct Call {
+  Geometry geometry;
+  PlanView view;
+  Tensor plan;
+  ConvCall conv;
+
+  // x is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
+  Call(const char* op, const Tensor& x, const std::optional<Tensor>& fine_to_coarse, const std::optional<Tensor>& coarse_to_fine,
+       const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t y_channels, int64_t y_height, int64_t y_width) {
+    geometry = Geometry::from_list(numbers);
+    const std::optional<Tensor>& chosen = adjoint ? coarse_to_fine : fine_to_coarse;
+    STD_TORCH_CHECK(chosen.has_value(), "sparsegan::", op, ": ", adjoint ? "adjoint_plan" : "plan",
+                    " is None; this direction needs it (build the layer's plans with gradients enabled)");
+    plan = torch::stable::contiguous(*chosen);
+    STD_TORCH_CHECK(plan.is_cpu() && plan.dim() == 1 && plan.scalar_type() == ScalarType::Int, "sparsegan::", op,
+                    ": the plan must be a one-dimensional int32 tensor on the CPU");
+    view = sparsegan::view_plan(geometry, adjoint, taps, static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
+    const int64_t sources = view.shape.sources, targets = view.shape.targets / (adjoint ? geometry.phases() : 1);
+    STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1), " channels; the geometry says ", sources);
+    STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels, " channels; the geometry says ", targets);
+    STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
+                    ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3), " and the output ", y_height, " x ", y_width);
+    conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
+  }
+};
+
+// torch's own threads, as many as torch.get_num_threads() says.
+Team torch_team() {
+  return {torch::stable::get_num_threads(), [](int64_t count, const std::function<void(int64_t)>& body) {
+            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) body(i);
+            });
+          }};
+}
+
+Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::optional<Tensor>& plan,
+              const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size) {
+  check_tensor("gather", "x", x, x, 4);
+  check_tensor("gather", "values", values, x, 1);
+  STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
+                  " numbers; it must be [channels, height, width]");
+  const Call call("gather", x, plan, adjoint_plan, geometry, adjoint, values.numel(), output_size[0], output_size[1], output_size[2]);
+  const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
+  std::optional<Tensor> bias_c;
+  if (bias.has_value()) {
+    check_tensor("gather", "bias", *bias, x, 1);
+    STD_TORCH_CHECK(bias->numel() == output_size[0], "sparsegan::gather: bias has ", bias->numel(), " elements; it must have ", output_size[0]);
+    bias_c = torch::stable::contiguous(*bias);
+  }
+  Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
+  sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
+                    y.mutable_data_ptr(), torch_team());
+  return y;
+}
+
+Tensor wgrad(const Tensor& gy, const Tensor& x, const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
+             std::vector<int64_t> geometry, bool adjoint, int64_t nnz) {
+  check_tensor("wgrad", "x", x, x, 4);
+  check_tensor("wgrad", "gy", gy, x, 4);
+  STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0), "; they must be the same");
+  STD_TORCH_CHECK(nnz >= 0, "sparsegan::wgrad: nnz is ", nnz, "; it must be at least 0");
+  const Call call("wgrad", x, plan, adjoint_plan, geometry, adjoint, nnz, gy.size(1), gy.size(2), gy.size(3));
+  const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);
+  Tensor dv = torch::stable::new_empty(x, {nnz});
+  sparsegan::wgrad(call.conv, gy_c.const_data_ptr(), x_c.const_data_ptr(), dv.mutable_data_ptr(), torch_team());
+  return dv;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsegan, CPU, m) {
+  m.impl("gather", TORCH_BOX(&gather));
+  m.impl("wgrad", TORCH_BOX(&wgrad));
+}

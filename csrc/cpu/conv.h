@@ -1,0 +1,42 @@
+// The two ops over whole tensors: choose a tiling, cut the work for threads, keep the workspace.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "../plan/plan.h"
+#include "kernels.h"
+
+namespace sparsegan {
+
+enum class DType { float32 = 0, float64 = 1, bfloat16 = 2 };
+
+// The caller's thread pool: run(count, body) calls body(i) for every i < count, in parallel, and returns when all are done.
+struct Team {
+  int64_t threads = 1;
+  std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
+};
+
+// One call: y and x are contiguous NCHW tensors of `dtype`; y is on the plan's target side, x on its source side.
+struct ConvCall {
+  const Geometry* geometry = nullptr;
+  bool adjoint = false;
+  const PlanView* plan = nullptr;
+  DType dtype = DType::float32;
+  int64_t images = 0;
+  int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
+};
+
+// y = bias + gather(x, values); every element of y is written. bias [target channels] may be null.
+void gather(const ConvCall& call, const void* x, const void* values, const void* bias, void* y, const Team& team);
+
+// dv[v] = sum of gy * x over the positions where value v joins them; every element of dv is written.
+void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
+
+// Cycles a vector FMA pipe would need for this gather, from the same model that chooses the tiling: what `auto` compares.
+double gather_cycles(const ConvCall& call);
+
+// Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.
+int64_t workspace_bytes();
+
+}  // namespace sparsegan

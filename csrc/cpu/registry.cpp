@@ -1,0 +1,70 @@
+#include "registry.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace sparsegan {
+namespace {
+
+struct Entry {
+  const Kernels* kernels;
+  bool (*supported)();
+};
+
+const Entry entries[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+     }},
+    {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {&kernels_scalar, [] { return true; }},
+};
+
+std::string names(const std::vector<std::string>& list) {
+  std::string text;
+  for (const std::string& name : list) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Kernels* find(const std::string& name, const char* asked_by) {
+  for (const Entry& entry : entries) {
+    if (entry.supported() && (name.empty() || name == entry.kernels->isa)) return entry.kernels;
+  }
+  throw std::invalid_argument(std::string(asked_by) + " is '" + name + "'; this machine and build accept: " + names(supported_isas()));
+}
+
+std::atomic<const Kernels*> in_use{nullptr};
+
+}  // namespace
+
+std::vector<std::string> built_isas() {
+  std::vector<std::string> list;
+  for (const Entry& entry : entries) list.emplace_back(entry.kernels->isa);
+  return list;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> list;
+  for (const Entry& entry : entries) {
+    if (entry.supported()) list.emplace_back(entry.kernels->isa);
+  }
+  return list;
+}
+
+const Kernels& kernels() {
+  const Kernels* table = in_use.load(std::memory_order_acquire);
+  if (!table) {
+    const char* asked = std::getenv("SPARSEGAN_CPU_ISA");
+    table = find(asked ? asked : "", "SPARSEGAN_CPU_ISA");
+    in_use.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+void set_isa(const std::string& name) { in_use.store(find(name, "isa"), std::memory_order_release); }
+
+}  // namespace sparsegan

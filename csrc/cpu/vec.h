@@ -1,0 +1,108 @@
+// A vector of L lanes as the compiler's own vector type: one source for every ISA. Wider than the machine is legal and correct,
+// so the portable build runs the same 16-lane code as AVX-512 does.
+//
+// This header is compiled once an ISA with that ISA's flags. Everything lives in a namespace of its own (SPARSEGAN_ISA) and no
+// std:: function is called: an inline function shared between builds could otherwise be linked in its AVX-512 form everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparsegan::SPARSEGAN_ISA {
+
+template <class T, int L>
+struct VecOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * L)));
+};
+template <class T, int L>
+using Vec = typename VecOf<T, L>::type;
+
+#define SPARSEGAN_INLINE inline __attribute__((always_inline))
+
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> load(const T* p) {
+  return *reinterpret_cast<const Vec<T, L>*>(p);
+}
+
+template <class T, int L>
+SPARSEGAN_INLINE void store(T* p, Vec<T, L> v) {
+  *reinterpret_cast<Vec<T, L>*>(p) = v;
+}
+
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> broadcast(T x) {
+  return x - Vec<T, L>{};  // compiles to one broadcast; x - 0 keeps the sign of zero, x + 0 would not
+}
+
+template <size_t Bytes>
+struct IntOf;
+template <>
+struct IntOf<4> {
+  using type = int32_t;
+};
+template <>
+struct IntOf<8> {
+  using type = int64_t;
+};
+
+// Lane numbers 0 .. L-1 mapped by F, as a shuffle mask.
+template <class T, int L, class F>
+SPARSEGAN_INLINE auto lanes(F f) {
+  Vec<typename IntOf<sizeof(T)>::type, L> m;
+  for (int i = 0; i < L; ++i) m[i] = f(i);
+  return m;
+}
+
+// Sum of the lanes, pairwise: halves are folded onto each other, so the rounding does not depend on the ISA's own reduction.
+template <class T, int L>
+SPARSEGAN_INLINE T sum(Vec<T, L> v) {
+#pragma GCC unroll 8
+  for (int half = L / 2; half > 0; half /= 2) {
+    v += __builtin_shuffle(v, lanes<T, L>([half](int i) { return (i + half) % L; }));
+  }
+  return v[0];
+}
+
+// Transposes L x L in registers: log2(L) rounds exchange the off-diagonal blocks of halving size.
+template <class T, int L, int Block = L / 2>
+SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
+  if constexpr (Block > 0) {
+    const auto low = lanes<T, L>([](int i) { return (i & Block) ? L + i - Block : i; });
+    const auto high = lanes<T, L>([](int i) { return (i & Block) ? L + i : i + Block; });
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if ((i & Block) == 0) {
+        const Vec<T, L> a = rows[i], b = rows[i | Block];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i | Block] = __builtin_shuffle(a, b, high);
+      }
+    }
+    transpose<T, L, Block / 2>(rows);
+  }
+}
+
+// bfloat16 is the upper half of a float32; rounding is to nearest even, NaN stays NaN.
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class T>
+SPARSEGAN_INLINE T widen(T x) {
+  return x;
+}
+SPARSEGAN_INLINE float widen(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
+
+template <class IO>
+struct Narrow {
+  static SPARSEGAN_INLINE IO from(IO x) { return x; }
+};
+template <>
+struct Narrow<bf16> {
+  static SPARSEGAN_INLINE bf16 from(float x) {
+    const uint32_t u = __builtin_bit_cast(uint32_t, x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
+    return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+  }
+};
+
+}  // namespace sparsegan::SPARSEGAN_ISA

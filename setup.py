@@ -1,0 +1,35 @@
+"""Drives CMake (the one description of the build) and maps kernels/ to sparsegan.kernels; everything else is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Builds sparsegan._native with CMake and ninja, in the source tree's build/ so that a second build is incremental."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        sanitize = os.environ.get("SPARSEGAN_SANITIZE", "0") == "1"
+        build = ROOT / "build" / f"{'sanitize-' if sanitize else ''}{sys.implementation.cache_tag}"
+        configure = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DSPARSEGAN_SANITIZE={'ON' if sanitize else 'OFF'}",
+        ]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
+        subprocess.run(["cmake", "--build", build, "--target", "_native"], check=True)
+
+
+setup(
+    ext_modules=[Extension("sparsegan._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    package_dir={"sparsegan.kernels": "kernels"},
+)

@@ -1,0 +1,99 @@
+"""Geometry and plans: what the ops need to know about a layer, compiled once a mask.
+
+A convolution and its transpose relate a *coarse* grid (a convolution's output, a transposed convolution's input) to a
+*fine* one, ``stride`` times denser; ``csrc/plan/geometry.h`` has the arithmetic. The dense weight is
+``[coarse_channels, fine_channels / groups, kernel_h, kernel_w]`` for both, torch's own layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsegan import _native
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left)."""
+
+    coarse_channels: int
+    fine_channels: int
+    groups: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the dense weight."""
+        return (self.coarse_channels, self.fine_channels // self.groups, *self.kernel)
+
+    def numbers(self) -> list[int]:
+        """The flat list that the ops take."""
+        pairs = (self.kernel, self.stride, self.padding, self.dilation)
+        return [self.coarse_channels, self.fine_channels, self.groups, *(n for pair in pairs for n in pair)]
+
+    def for_coarse_size(self, height: int, width: int) -> Geometry:
+        """The same relation with the stride that serves a coarse grid of ``height`` x ``width`` best.
+
+        Where the coarse grid is one element wide its stride has no meaning, and a stride that gives every kernel position
+        a phase of its own is better: no tap then meets padding. This is how a generator's first layer (1x1 to 4x4) and a
+        discriminator's last run without a wasted multiplication.
+        """
+        stride = tuple(
+            _separating_stride(k, d) if size == 1 and k > s else s
+            for size, k, s, d in zip((height, width), self.kernel, self.stride, self.dilation, strict=True)
+        )
+        return self if stride == self.stride else replace(self, stride=stride)
+
+
+def _separating_stride(kernel: int, dilation: int) -> int:
+    """The smallest stride for which the offsets ``i * dilation`` of all kernel positions differ modulo the stride."""
+    stride = kernel
+    while len({i * dilation % stride for i in range(kernel)}) < kernel:
+        stride += 1
+    return stride
+
+
+@torch.library.custom_op("sparsegan::plan", mutates_args=())
+def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+    compiled = _native.compile_plan(support.cpu().numpy(), geometry, adjoint)
+    return torch.from_numpy(compiled).to(support.device)
+
+
+@_plan.register_fake
+def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+    return support.new_empty(_native.plan_size(geometry, adjoint, support.shape[0]))
+
+
+def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
+    """Compiles a support to the taps that an op runs.
+
+    Args:
+        support: int32 ``[nnz]``, strictly increasing positions in the flattened dense weight.
+        geometry: of the layer.
+        adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
+
+    Returns:
+        int32, one dimension, on the support's device; ``csrc/plan/plan.h`` has its layout.
+
+    Raises:
+        ValueError: a position is out of range, out of order or there twice, or the geometry has an impossible number.
+    """
+    return torch.ops.sparsegan.plan(support, geometry.numbers(), adjoint)
+
+
+def check_support(support: Tensor, size: int) -> None:
+    """Raises ``ValueError`` unless ``support`` is int32 ``[nnz]``, strictly increasing, inside ``[0, size)``."""
+    if support.dtype != torch.int32 or support.dim() != 1:
+        raise ValueError(
+            f"support has dtype {support.dtype} and {support.dim()} dimensions; it must be torch.int32 with one dimension"
+        )
+    _native.check_support(np.ascontiguousarray(support.detach().cpu().numpy()), size)

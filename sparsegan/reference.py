@@ -1,0 +1,50 @@
+"""Plain-PyTorch twins of the ops: what they compute, in the fewest words. Tests compare with these; read here first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsegan.plan import Geometry
+
+
+def dense_weight(values: Tensor, support: Tensor, geometry: Geometry) -> Tensor:
+    """The dense weight: ``values`` at ``support``, zeros elsewhere. Differentiable in ``values``."""
+    flat = values.new_zeros(torch.Size(geometry.weight_shape).numel())
+    return flat.index_put((support.long(),), values).view(geometry.weight_shape)
+
+
+def gather(
+    x: Tensor,  # [N, source channels, H, W]
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [target channels]
+    support: Tensor,  # [nnz] int32
+    geometry: Geometry,
+    adjoint: bool,
+    output_size: tuple[int, int, int],  # [target channels, H', W']
+) -> Tensor:  # [N, target channels, H', W']
+    """``y[n, o, p] = bias[o] + sum over taps (v * x[n, c, p + shift])``; zeros around ``x``.
+
+    Not adjoint, this is a convolution whose padding on the far sides is whatever ``output_size`` asks for; adjoint, a
+    transposed convolution cut or extended to ``output_size``.
+    """
+    g, weight = geometry, dense_weight(values, support, geometry)
+    reach = [(k - 1) * d for k, d in zip(g.kernel, g.dilation, strict=True)]
+    if not adjoint:
+        need = [(n - 1) * s + r + 1 for n, s, r in zip(output_size[1:], g.stride, reach, strict=True)]
+        after = [n - p - h for n, p, h in zip(need, g.padding, x.shape[2:], strict=True)]
+        x = F.pad(x, (g.padding[1], after[1], g.padding[0], after[0]))
+        return F.conv2d(x, weight, bias, g.stride, 0, g.dilation, g.groups)
+    y = F.conv_transpose2d(x, weight, None, g.stride, 0, 0, g.groups, g.dilation)
+    after = [n + p - h for n, p, h in zip(output_size[1:], g.padding, y.shape[2:], strict=True)]
+    y = F.pad(y, (-g.padding[1], after[1], -g.padding[0], after[0]))
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def wgrad(gy: Tensor, x: Tensor, support: Tensor, geometry: Geometry, adjoint: bool) -> Tensor:  # [nnz]
+    """``dv[t] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])``: the gradient of :func:`gather` in its values."""
+    values = gy.new_zeros(support.shape[0], requires_grad=True)
+    with torch.enable_grad():
+        y = gather(x, values, None, support, geometry, adjoint, (gy.shape[1], gy.shape[2], gy.shape[3]))
+    return torch.autograd.grad(y, values, gy)[0]
