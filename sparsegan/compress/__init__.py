@@ -1,0 +1,17 @@
+"""Self-supervised GAN compression: the losses, the loop, and the recipes it is compared with."""
+
+from .baselines import RECIPES, Recipe, baseline
+from .compressor import Compressor, Result, recalibrate_batch_norm
+from .loss import GeneratorLoss, PlainLoss, SelfSupervisedLoss
+
+__all__ = [
+    "RECIPES",
+    "Compressor",
+    "GeneratorLoss",
+    "PlainLoss",
+    "Recipe",
+    "Result",
+    "SelfSupervisedLoss",
+    "baseline",
+    "recalibrate_batch_norm",
+]

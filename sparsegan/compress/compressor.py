@@ -1,0 +1,299 @@
+"""Prune a trained GAN's generator gradually on its compressed weights, and fine-tune it on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Run, run_loop
+from ..gans.objective import Objective, Terms
+from ..nn import sparse_layers, sparsify
+from ..prune import shrink
+from ..schedule import Schedule
+from .loss import GeneratorLoss, SelfSupervisedLoss
+
+DISCRIMINATOR_MODES = ("updated", "frozen")
+
+
+@dataclass(frozen=True)
+class Result:
+    """`generator`: the compressed generator. `history`: every step's figures. `optimizer`: the generator's."""
+
+    generator: nn.Module
+    history: list[dict[str, float]]
+    optimizer: torch.optim.Optimizer
+
+
+class Compressor:
+    """Compress a copy of `generator`; the networks handed in stay as they are.
+
+    Every step: prune to the schedule's sparsity (a layer's smallest weights go, none comes back); make fakes; let the
+    discriminator's copy take a step of its ordinary loss on them; let the generator take a step of `loss`.
+
+    `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
+    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method) or `PlainLoss()`.
+    `granularity`, `exclude`: as in `sparsegan.sparsify`.
+    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (weights and
+    batch-norm buffers stay).
+    `generator_every`: discriminator steps a generator step, n_critic.
+    `generator_lr`, `discriminator_lr`, `betas`: Adam's.
+    `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
+    `config`: more JSON-able settings to hold a resumed run to (the data set, say).
+    `limit`: magnitude of a term at which the run is stopped as diverged.
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        objective: Objective,
+        schedule: Schedule,
+        *,
+        loss: GeneratorLoss | None = None,
+        granularity: str = "element",
+        exclude: tuple[str, ...] = (),
+        discriminator_mode: str = "updated",
+        generator_every: int = 1,
+        generator_lr: float = 2e-4,
+        discriminator_lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        run_dir: str | Path | None = None,
+        resume: bool = False,
+        checkpoint_every: int = 100,
+        keep: int = 2,
+        config: dict[str, Any] | None = None,
+        seed: int = 0,
+        limit: float = 1e4,
+        title: str = "compressing",
+        quiet: bool = False,
+    ) -> None:
+        if discriminator_mode not in DISCRIMINATOR_MODES:
+            raise ValueError(f'discriminator_mode is {discriminator_mode!r}; it must be "updated" or "frozen"')
+        if generator_every < 1:
+            raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
+        self.schedule = schedule
+        self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
+        self.title, self.quiet = title, quiet
+        loss = SelfSupervisedLoss() if loss is None else loss
+        settings = {
+            "schedule": {"kind": type(schedule).__name__, **_fields(schedule)},
+            "loss": {"kind": type(loss).__name__, **_fields(loss)},
+            "granularity": granularity,
+            "exclude": exclude,
+            "discriminator_mode": discriminator_mode,
+            "generator_every": generator_every,
+            "generator_lr": generator_lr,
+            "discriminator_lr": discriminator_lr,
+            "betas": betas,
+            "seed": seed,
+            **(config or {}),
+        }
+        self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
+        sparse = sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
+        student = sparse.requires_grad_(True).train()
+        judge = copy.deepcopy(discriminator).train()
+        self.task = CompressionTask(
+            copy.deepcopy(generator).requires_grad_(False).train() if loss.matches else None,
+            student,
+            judge,
+            objective,
+            schedule,
+            loss,
+            torch.optim.Adam(student.parameters(), generator_lr, betas),
+            torch.optim.Adam(judge.parameters(), discriminator_lr, betas) if discriminator_mode == "updated" else None,
+            generator_every,
+        )
+
+    def fit(self, loader: Iterable[Any]) -> Result:
+        """Run the schedule over `loader`'s batches (endlessly repeated) and return the compressed generator.
+
+        Raises engine.Diverged when a term is not finite or too large, ValueError for an empty loader or for a
+        discriminator term that gives the generator no gradient.
+        """
+        history: list[dict[str, float]] = []
+        if self.schedule.steps > 0:
+            history = run_loop(
+                self.task,
+                loader,
+                self.schedule.steps,
+                run=self.run,
+                checkpoint_every=self.checkpoint_every,
+                seed=self.seed,
+                limit=self.limit,
+                title=self.title,
+                quiet=self.quiet,
+            )
+        return Result(self.task.student.eval(), history, self.task.optimizer)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: field for name, field in asdict(value).items() if not name.startswith("_")}
+
+
+class CompressionTask:
+    """One step of compression, and the whole state between steps; see `Compressor`."""
+
+    def __init__(
+        self,
+        original: nn.Module | None,
+        student: nn.Module,
+        discriminator: nn.Module,
+        objective: Objective,
+        schedule: Schedule,
+        loss: GeneratorLoss,
+        optimizer: torch.optim.Optimizer,
+        discriminator_optimizer: torch.optim.Optimizer | None,
+        generator_every: int = 1,
+    ) -> None:
+        self.original = original
+        self.student = student
+        self.discriminator = discriminator
+        self.objective = objective
+        self.schedule = schedule
+        self.loss = loss
+        self.optimizer = optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.generator_every = generator_every
+        self._sparsity = schedule.sparsity(0)
+
+    def step(self, step: int, batch: Any) -> dict[str, float]:
+        """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
+        wanted = self.schedule.sparsity(step)
+        if wanted > self._sparsity:
+            shrink(self.student, wanted, self.optimizer)
+            self._sparsity = wanted
+        figures = {"sparsity": self._sparsity}
+
+        before = torch.get_rng_state()
+        fake = self.objective.generate(self.student, batch)
+        if self.discriminator_optimizer is not None:
+            self.discriminator.requires_grad_(True)
+            terms = self.objective.discriminator_terms(self.student, self.discriminator, _detached(fake), batch)
+            self.discriminator_optimizer.zero_grad()
+            self.objective.total(terms).backward()
+            self.discriminator_optimizer.step()
+            figures |= {name: term.item() for name, term in terms.items()}
+        if step % self.generator_every == 0:
+            with _Frozen(self.discriminator, buffers=self.discriminator_optimizer is None):
+                figures |= self._generator_step(fake, batch, before)
+        return figures
+
+    def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
+        middle = torch.get_rng_state()
+        compressed = self._terms(self.student, fake, batch)
+        original: dict[str, Terms] = {}
+        if self.original is not None:
+            after = torch.get_rng_state()
+            torch.set_rng_state(before)  # the same noise
+            with torch.no_grad():
+                same = self.objective.generate(self.original, batch)
+            torch.set_rng_state(middle)  # the same penalty coefficient
+            original = self._terms(self.original, same, batch)
+            torch.set_rng_state(after)
+            for name, term in compressed["discriminator"].items():
+                if not term.requires_grad:
+                    raise ValueError(
+                        f"the discriminator term {name!r} gives the generator no gradient; "
+                        "discriminator_terms must not detach its argument fake"
+                    )
+        loss = self.loss(self.objective, compressed, original)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        figures = {name: term.item() for name, term in compressed["generator"].items()}
+        for side in original.values():
+            figures |= {f"{name}_original": term.item() for name, term in side.items()}
+        for name, term in compressed.get("discriminator", {}).items():
+            figures[f"{name}_compressed"] = term.item()
+        return figures | {"loss": loss.item()}
+
+    def _terms(self, generator: nn.Module, fake: Any, batch: Any) -> dict[str, Terms]:
+        """The generator's terms, and the discriminator's where they are matched."""
+        terms = {"generator": self.objective.generator_terms(generator, self.discriminator, fake, batch)}
+        if self.loss.matches:
+            terms["discriminator"] = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """The compressed generator, the discriminator, both optimizers, the loss's averages, the sparsity reached."""
+        judge = self.discriminator_optimizer
+        return {
+            "sparsity": self._sparsity,
+            "student": self.student.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator_optimizer": judge.state_dict() if judge is not None else {},
+            "loss": self.loss.state_dict(),
+            "original": self.original.state_dict() if self.original is not None else {},  # its batch-norm buffers move
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._sparsity = state["sparsity"]
+        for name, layer in sparse_layers(self.student):  # the saved support is smaller than the one it started with
+            layer.set_support(state["student"][f"{name}.support"], state["student"][f"{name}.values"])
+        self.student.load_state_dict(state["student"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator_optimizer is not None:
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.loss.load_state_dict(state["loss"])
+        if self.original is not None:
+            self.original.load_state_dict(state["original"])
+
+
+def _detached(fake: Any) -> Any:
+    """`fake` without its graph, inside tuples, lists and dicts too."""
+    if isinstance(fake, Tensor):
+        return fake.detach()
+    if isinstance(fake, dict):
+        return {key: _detached(value) for key, value in fake.items()}
+    if isinstance(fake, list | tuple):
+        return type(fake)(_detached(value) for value in fake)
+    return fake
+
+
+class _Frozen:
+    """Within it a network's weights take no gradient; with `buffers`, its batch-norm buffers come out unchanged."""
+
+    def __init__(self, network: nn.Module, buffers: bool) -> None:
+        self.network = network
+        self.buffers = buffers
+
+    def __enter__(self) -> None:
+        self.network.requires_grad_(False)
+        self._kept = [buffer.clone() for buffer in self.network.buffers()] if self.buffers else []
+
+    def __exit__(self, *error: object) -> None:
+        for buffer, kept in zip(self.network.buffers(), self._kept, strict=False):
+            buffer.copy_(kept)
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(generator: nn.Module, sample: Callable[[], Any], batches: int = 20) -> nn.Module:
+    """Replace the batch norms' running statistics by their plain average over `batches` calls of `sample()`.
+
+    Pruning changes what each layer puts out, so the running statistics no longer fit. In place; returns `generator`,
+    its training flag unchanged. Random numbers come from torch's generator. Raises ValueError for batches below 1.
+    """
+    if batches < 1:
+        raise ValueError(f"batches is {batches}; it must be at least 1")
+    norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    training = generator.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    generator.train()
+    for _ in range(batches):
+        sample()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return generator.train(training)

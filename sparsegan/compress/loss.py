@@ -1,0 +1,156 @@
+"""What the compressed generator minimises: equations 7-9 of self-supervised GAN compression, or the GAN's own loss.
+
+Chong Yu and Jeff Pool, "Self-Supervised Generative Adversarial Compression", NeurIPS 2020 (arXiv 2007.01491). One
+discriminator judges the original generator G_O and the compressed one G_C; G_C is trained until both score the same.
+With l_O and l_C the value of one named term for the two generators, and w the term's weight in the GAN:
+
+    (7)  L_GC = sum over generator terms      w |l_O - l_C| / |l_O|         DCGAN: Gen; StarGAN: Gen, Cla, Rec
+    (8)  L_DC = sum over discriminator terms  w |l_O - l_C| / |l_O|         DCGAN: Dis; StarGAN: Dis, GP
+    (9)  L    = L_GC + lambda L_DC
+
+There is no pixel distance between the two generators' images: scalars are matched.
+
+**The gradient.** l_O does not depend on G_C, so with theta the weights of G_C
+
+    d/dtheta |l_O - l_C| / |l_O|  =  sign(l_C - l_O) / |l_O| * d l_C / dtheta
+
+which is the ordinary gradient of the term, its size divided by |l_O| and its sign flipped as soon as G_C scores better
+than G_O: the loss holds G_C at G_O's level where the ordinary GAN loss pushes it past. `one_sided` gives the flipped
+part no gradient: w max(l_C - l_O, 0) / |l_O| for a generator term (lower is better for G_C) and
+w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
+
+**What the paper leaves open**, and the choice here:
+
+- The denominator. A Wasserstein critic's terms cross zero, and a confident DCGAN discriminator's come close to it, so
+  1/|l_O| explodes. `denominator="floored"` takes max(|l_O|, floor) of the same batch; `"running"` takes an exponential
+  average of |l_O| over the steps, floored too. Both are constants for the gradient.
+- Stop-gradient. l_O is detached (`stop_gradient=True`). Without it nothing changes for G_C, because l_O does not depend
+  on G_C: only the discriminator would receive a gradient, and it is not trained on this loss. The switch is there to
+  show that.
+- The detach trap. Discriminator terms must see G_C's images undetached here: in common GAN code `fake.detach()` sits
+  inside the discriminator's loss, and L_DC then gives G_C no gradient. The caller hands in undetached images, and a
+  discriminator term that does not depend on them is an error, not a silence.
+- Sharing. Both generators see the same batch, noise and penalty coefficient; the caller rewinds the random generator.
+- What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
+  is frozen (`Compressor(discriminator_mode=...)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..gans.objective import Objective, Terms
+
+
+class GeneratorLoss(Protocol):
+    """What G_C minimises. `matches`: whether G_O's terms and the discriminator's terms are needed too."""
+
+    matches: bool
+
+    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
+        """A scalar from the terms of both generators, under the keys "generator" and "discriminator"."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+@dataclass
+class PlainLoss:
+    """The GAN's own generator loss, the weighted sum of its terms: what fine-tuning without a method minimises."""
+
+    matches = False
+
+    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
+        """The objective's total of the generator terms."""
+        return objective.total(compressed["generator"])
+
+    def state_dict(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Nothing to take over."""
+
+
+@dataclass
+class SelfSupervisedLoss:
+    """Equations 7-9 (see the module's text).
+
+    `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
+    `momentum`: of the running average. `stop_gradient`: detach l_O. `one_sided`: no gradient where G_C scores better.
+    Raises ValueError for values out of range, and when the two generators' terms differ in name.
+    """
+
+    lam: float = 0.5
+    denominator: str = "floored"
+    floor: float = 0.05
+    momentum: float = 0.99
+    stop_gradient: bool = True
+    one_sided: bool = False
+    matches = True
+    _average: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.denominator not in ("floored", "running"):
+            raise ValueError(f'denominator is {self.denominator!r}; it must be "floored" or "running"')
+        if self.lam < 0:
+            raise ValueError(f"lam is {self.lam}; it must be at least 0")
+        if self.floor <= 0:
+            raise ValueError(f"floor is {self.floor}; it must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
+
+    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
+        """L of equation 9, a scalar."""
+        generator = self._matched(objective, "generator", compressed, original)
+        if self.lam == 0:
+            return generator
+        return generator + self.lam * self._matched(objective, "discriminator", compressed, original)
+
+    def _matched(
+        self, objective: Objective, side: str, compressed: Mapping[str, Terms], original: Mapping[str, Terms]
+    ) -> Tensor:
+        """Equation 7 (side "generator") or 8 (side "discriminator")."""
+        if compressed[side].keys() != original[side].keys():
+            raise ValueError(
+                f"the {side} terms are {sorted(compressed[side])} for the compressed generator and "
+                f"{sorted(original[side])} for the original; they must have the same names"
+            )
+        total: Tensor | None = None
+        for name, ours in compressed[side].items():
+            theirs = original[side][name]
+            if self.stop_gradient:
+                theirs = theirs.detach()
+            gap = ours - theirs
+            if self.one_sided:
+                gap = torch.relu(gap if side == "generator" else -gap)
+            term = objective.weight(name) * gap.abs() / self._denominator(f"{side}.{name}", theirs)
+            total = term if total is None else total + term
+        if total is None:
+            raise ValueError(f"there are no {side} terms; the terms function must return at least one named scalar")
+        return total
+
+    def _denominator(self, key: str, theirs: Tensor) -> Tensor:
+        size = theirs.abs()
+        if self.denominator == "running":
+            now = size.item()
+            average = self._average.get(key, now)
+            self._average[key] = self.momentum * average + (1 - self.momentum) * now
+            size = torch.full_like(size, self._average[key])
+        return size.clamp_min(self.floor)
+
+    def state_dict(self) -> dict[str, float]:
+        """The running averages."""
+        return dict(self._average)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self._average = dict(state)
