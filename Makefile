@@ -71,11 +71,12 @@ wheel-check: venv ## build the wheel, install it in a fresh environment, run a s
 	build/wheel-check/venv/bin/python -m pip install -q '$(TORCH)' build/wheel-check/*.whl
 	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py ../..
 
-# A second copy of the package, found before the one in .venv; the sanitizers' run-time library must be loaded first.
+# A second copy of the package, found before the one in .venv. The sanitizers' library must be loaded first, and libstdc++
+# with it: it looks up the throwing of C++ exceptions when it starts.
 sanitize: venv ## the kernel tests under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize build/lib.* build/bdist.*
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
-	PYTHONPATH=build/sanitize LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" $(SANITIZERS) \
+	PYTHONPATH=build/sanitize LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)" $(SANITIZERS) \
 	  $(BIN)/pytest $(SANITIZED_TESTS)
 
 clean: ## remove what was built; .venv and runs/ stay
