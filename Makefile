@@ -43,6 +43,7 @@ $(VENV)/.tools: pyproject.toml | $(PY)
 # Editable: Python changes need no new install; a changed native source does, and builds only what changed.
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
+	ln -sf build/$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)')/compile_commands.json .  # for clangd
 	touch $@
 
 venv: $(VENV)/.installed ## make .venv and install sparsegan and its tools into it
