@@ -21,7 +21,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +30,7 @@ import torch
 from torch import nn
 
 from . import _native
+from .engine.files import write_whole
 from .nn import SparseConv2d, SparseConvTranspose2d
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -94,7 +94,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], values: str = "float32"
         }
     meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
     meta["sha256"] = _digest(meta, tensors)
-    _write_whole(Path(path), safetensors.torch.save(tensors, {FORMAT: _canonical(meta)}))
+    data = safetensors.torch.save(tensors, {FORMAT: _canonical(meta)})
+    write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -372,19 +373,6 @@ def _safetensors_bytes(tensors: dict[str, tuple[str, list[int], int]]) -> int:
         end += nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
     return 8 + -(-len(text.encode()) // 8) * 8 + end
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _join(module: str, tensor: str) -> str:
