@@ -2,8 +2,8 @@
 
     python benchmarks/bench_checkpoint.py [--json benchmarks/results/checkpoint.json]
 
-Sizes depend on where the kept weights lie. These are of freshly initialised weights pruned by magnitude, which leaves
-kept weights at random places: the worst case for the code of the supports. A size is of the whole file, everything in it.
+A size is of the whole file, with everything in it. It depends on where the kept weights lie: here at random places, since
+freshly initialised weights are pruned by magnitude.
 """
 
 from __future__ import annotations
