@@ -2,8 +2,8 @@
 
     python benchmarks/bench_checkpoint.py [--json benchmarks/results/checkpoint.json]
 
-A size is of the whole file, with everything in it. It depends on where the kept weights lie: here at random places, since
-freshly initialised weights are pruned by magnitude.
+A size is of the whole file. It depends on where the kept weights lie: here at random places, since freshly initialised
+weights are pruned by magnitude.
 """
 
 from __future__ import annotations
