@@ -219,21 +219,21 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   return s;
 }
 
-// Cuts [0, targets) into `parts` ranges of about equal work.
-std::vector<int64_t> balance(const PlanView& plan, int64_t parts) {
+// Cuts the targets into `parts` ranges of about equal work; the phases of a channel stay together.
+std::vector<int64_t> balance(const PlanView& plan, int64_t phases, int64_t parts) {
   const int64_t targets = plan.shape.targets;
   std::vector<int64_t> cuts{0};
   if (parts > 1) {
-    std::vector<int64_t> work(targets, 2);
+    std::vector<int64_t> work(targets / phases, 2 * phases);
     for (int64_t b = 0; b < plan.shape.blocks; ++b) {
       const int32_t* rows = plan.rows + b * targets;
-      for (int64_t o = 0; o < targets; ++o) work[o] += rows[o + 1] - rows[o];
+      for (int64_t c = 0; c < targets / phases; ++c) work[c] += rows[(c + 1) * phases] - rows[c * phases];
     }
     const int64_t total = plan.shape.taps + 2 * targets;
     int64_t sum = 0;
-    for (int64_t o = 0; o < targets; ++o) {
-      if (sum >= total * static_cast<int64_t>(cuts.size()) / parts) cuts.push_back(o);
-      sum += work[o];
+    for (int64_t c = 0; c < targets / phases; ++c) {
+      if (sum >= total * static_cast<int64_t>(cuts.size()) / parts) cuts.push_back(c * phases);
+      sum += work[c];
     }
   }
   while (static_cast<int64_t>(cuts.size()) <= parts) cuts.push_back(targets);
@@ -303,7 +303,7 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     if (panels == 1) return work(0);
     return team.run(panels, work);
   }
-  const std::vector<int64_t> cuts = balance(plan, threads);
+  const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
   for (int64_t g = 0; g < groups; ++g) {
     split(team, threads, s.x.planes(), [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
     team.run(threads, [&](int64_t i) {
@@ -332,7 +332,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   char* const sums = base + sums_at;
   std::memset(sums, 0, static_cast<size_t>(taps * s.element));
 
-  const std::vector<int64_t> cuts = balance(plan, threads);
+  const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
   for (int64_t g0 = 0; g0 < s.tiling.groups; g0 += batch) {
     const int64_t n = std::min(batch, s.tiling.groups - g0);
     split(team, threads, n * (s.x.planes() + s.y.planes()), [&](int64_t first, int64_t last) {

@@ -105,4 +105,27 @@ struct Narrow<bf16> {
   }
 };
 
+// Unaligned vectors of a tensor's elements, widened or narrowed to them.
+template <class IO, class T, int L>
+SPARSEGAN_INLINE Vec<T, L> load_wide(const IO* p) {
+  if constexpr (sizeof(IO) == sizeof(T)) {
+    Vec<T, L> v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  } else {
+    Vec<uint16_t, L> v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return reinterpret_cast<Vec<T, L>>(__builtin_convertvector(v, Vec<uint32_t, L>) << 16);
+  }
+}
+
+template <class IO, class T, int L>
+SPARSEGAN_INLINE void store_narrow(IO* p, Vec<T, L> v) {
+  if constexpr (sizeof(IO) == sizeof(T)) {
+    __builtin_memcpy(p, &v, sizeof(v));
+  } else {
+    for (int i = 0; i < L; ++i) p[i] = Narrow<IO>::from(v[i]);
+  }
+}
+
 }  // namespace sparsegan::SPARSEGAN_ISA
