@@ -1,4 +1,4 @@
-"""The command line: one file a command."""
+"""The command line: one module a command, each with `add_arguments(parser)` and `run(arguments)`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-#: command -> module of this package holding `add_arguments(parser)` and `run(arguments)`
-COMMANDS = {"train": "train"}
+#: command, which is also its module's name -> what it does
+COMMANDS = {
+    "info": "versions, instruction sets built and in use, threads, CUDA and Triton",
+    "demo": "compress the DCGAN of this repository to 90 %% and compare: a table and report.html",
+    "train": "train a dense reference GAN, or the digit classifier, on real data",
+    "compress": "prune and fine-tune a trained GAN's generator, and write it compressed",
+    "generate": "make images with a dense or compressed generator",
+    "evaluate": "Fréchet and kernel distance of a generator from its data",
+    "profile": "each layer of a compressed generator: MACs, kernel, time",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. An expected error is one line on stderr and status 1."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="sparsegan", description="Compress GANs; train and run them sparse.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module_name in COMMANDS.items():
-        module = import_module(f".{module_name}", __name__)
-        text = (module.__doc__ or name).strip()
-        command = commands.add_parser(name, help=text.splitlines()[0].rstrip("."), description=text)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in given[:1]:  # the others stay unloaded
+            module = import_module(f".{name}", __name__)
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    parsed = parser.parse_args(given)
     try:
         parsed.run(parsed)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
         print(f"sparsegan {parsed.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"sparsegan {parsed.command}: interrupted; --resume continues it", file=sys.stderr)
+        print(f"sparsegan {parsed.command}: interrupted; --resume continues a run", file=sys.stderr)
         return 130
     return 0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..gans import store
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -52,3 +55,13 @@ def write_png(path: Path, picture: Tensor) -> None:
     array = picture.numpy()
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def load_generator(folder: Path) -> Any:
+    """The generator of a folder that train (dense) or compress (compressed) wrote, ready for evaluation."""
+    config = store.read_config(folder)
+    if not config.get("compressed"):
+        return store.load(folder).generator
+    from ..checkpoint import load
+
+    return load(store.build(config).generator, folder / "generator.safetensors").eval()

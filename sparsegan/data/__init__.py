@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .mnist import mnist
+from . import mnist
 
 #: name -> function(size) giving images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]
-DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist}
+DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
 
 
 def load(name: str, size: int = 64) -> tuple[Tensor, Tensor]:

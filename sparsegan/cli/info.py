@@ -1,0 +1,16 @@
+"""Print versions, the instruction sets built and in use, threads, CUDA and Triton."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print it."""
+    from ..info import main
+
+    main()
