@@ -95,7 +95,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], values: str = "float32"
     meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
     meta["sha256"] = _digest(meta, tensors)
     data = safetensors.torch.save(tensors, {FORMAT: _canonical(meta)})
-    write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_whole(Path(path), write)
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -278,8 +282,8 @@ def _match(model: nn.Module, file: _File) -> _State:
             file.fail(f"has no sparse layer {_shown(name)}, which the model has")
     state = _State(model, lambda module: id(module) in coded)
     if state.ties != file.ties or set(state.layers) != set(file.layers):
-        here, there = (sorted(f"{a} = {b}" for a, b in ties.items()) for ties in (state.ties, file.ties))
-        file.fail(f"shares {there or 'nothing'} between modules; the model shares {here or 'nothing'}")
+        ours, theirs = (sorted(f"{a} = {b}" for a, b in ties.items()) for ties in (state.ties, file.ties))
+        file.fail(f"shares {theirs or 'nothing'} between modules; the model shares {ours or 'nothing'}")
 
     for name, layer in state.layers.items():
         described = file.layers[name]
@@ -328,7 +332,7 @@ def _sparse_twin(
 def _geometry(layer: nn.Module) -> dict[str, Any]:
     fields: dict[str, Any] = {name: getattr(layer, name) for name in _GEOMETRY}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    weight_shape = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
+    weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
     return {
         "transposed": isinstance(layer, (SparseConvTranspose2d, nn.ConvTranspose2d)),
         **fields,
@@ -355,7 +359,7 @@ def _digest(meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
