@@ -32,6 +32,7 @@ from torch import nn
 from . import _native
 from .engine.files import write_whole
 from .nn import SparseConv2d, SparseConvTranspose2d
+from .prune import _move_hooks, _replace
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
 
@@ -48,6 +49,7 @@ _SPARSE = (SparseConv2d, SparseConvTranspose2d)
 _DENSE = (nn.Conv2d, nn.ConvTranspose2d)
 # What a file's layer must have in common with the model's, under torch.nn's names.
 _GEOMETRY = (
+    "transposed",
     "in_channels",
     "out_channels",
     "kernel_size",
@@ -119,15 +121,14 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     state = _match(model, file)
     copies = [(tensor, file.tensors[name].to(tensor)) for name, tensor in state.tensors.items()]
     refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
-    replacements: dict[str, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in state.layers.items():
         support, kept = file.sparse(name)
         if isinstance(layer, _SPARSE):
             refills.append((layer, support.to(layer.values.device), kept.to(layer.values)))
         else:
             assert isinstance(layer, _DENSE)
-            replacements[name] = _sparse_twin(file, name, layer, support, kept)
-    replacements |= {alias: replacements[name] for alias, name in state.ties.items() if name in replacements}
+            replacements[layer] = _sparse_twin(file, name, layer, support, kept)
 
     # From here on nothing may fail.
     with torch.no_grad():
@@ -135,11 +136,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             target.copy_(source)
     for sparse, support, kept in refills:
         sparse.set_support(support, kept)
-    root = replacements.pop("", model)
-    for name, module in replacements.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
-    return root
+    return _replace(model, replacements)
 
 
 def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -312,7 +309,7 @@ def _sparse_twin(
     file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
 ) -> SparseConv2d | SparseConvTranspose2d:
     """A sparse layer in place of ``layer``, which stays as it is; the two share the bias."""
-    kind = SparseConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else SparseConv2d
+    kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
     weight = layer.weight
     mask = torch.zeros(weight.numel(), dtype=torch.bool)
     mask[support.long()] = True
@@ -320,12 +317,12 @@ def _sparse_twin(
         twin = kind.from_dense(
             layer, mask=mask.view(weight.shape).to(weight.device), granularity=file.layers[name]["granularity"]
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.path} has a bad layer {_shown(name)}: {error}") from error
     twin.set_support(support.to(weight.device), values.to(weight))
     twin.values.requires_grad_(weight.requires_grad)
     twin.bias = layer.bias
-    twin.train(layer.training)
+    _move_hooks(layer, twin)
     return twin
 
 
@@ -334,14 +331,13 @@ def _geometry(layer: nn.Module) -> dict[str, Any]:
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
     return {
-        "transposed": isinstance(layer, (SparseConvTranspose2d, nn.ConvTranspose2d)),
         **fields,
         "bias": layer.bias is not None,
         "weight_shape": [int(n) for n in weight_shape],
     }
 
 
-_LAYER_KEYS = {"transposed", *_GEOMETRY, "bias", "weight_shape", "granularity", "nnz", "dtype"}
+_LAYER_KEYS = {*_GEOMETRY, "bias", "weight_shape", "granularity", "nnz", "dtype"}
 
 
 def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
