@@ -28,7 +28,7 @@ def markdown(columns: list[str], rows: list[list[str]], note: str) -> str:
 
 def measured(report: Report) -> str:
     """How a report's figures came to be."""
-    facts = [str(report[key]) for key in ("machine", "threads", "torch") if key in report]
+    facts = [f"{key} {report[key]}" for key in ("machine", "threads", "torch") if key in report]
     return f"Measured by `{report['command']}`" + (f" ({', '.join(facts)})." if facts else ".")
 
 
