@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..engine import Run, run_loop
 from ..gans.objective import Objective, Terms
-from ..nn import sparse_layers, sparsify
-from ..prune import shrink
+from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
 from .loss import GeneratorLoss, SelfSupervisedLoss
 

@@ -1,0 +1,383 @@
+"""Self-supervised compression: the equations, the loop on compressed weights, and what it must not do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import masked
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsegan.compress import (
+    RECIPES,
+    Compressor,
+    PlainLoss,
+    SelfSupervisedLoss,
+    baseline,
+    recalibrate_batch_norm,
+)
+from sparsegan.compress.compressor import CompressionTask
+from sparsegan.data import Batches
+from sparsegan.engine import Diverged
+from sparsegan.gans import Objective, dcgan
+from sparsegan.prune import sparse_layers, sparsify
+from sparsegan.schedule import GradualPruning, OneShot
+
+SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}
+
+
+def small_gan(dtype: torch.dtype = torch.float32) -> tuple[dcgan.Generator, dcgan.Discriminator]:
+    torch.manual_seed(0)
+    return dcgan.Generator(8, 3, 1).to(dtype), dcgan.Discriminator(1, 2).to(dtype)
+
+
+def images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(12, 1, 64, 64, generator=torch.Generator().manual_seed(1)).to(dtype) * 2 - 1
+
+
+# The schedule
+
+
+def test_gradual_pruning_is_zhu_and_guptas_cubic_reaching_the_target_at_half_the_run() -> None:
+    schedule = GradualPruning(steps=200, target=0.9, initial=0.05, every=1)
+    for step in (0, 1, 37, 99):
+        assert schedule.sparsity(step) == pytest.approx(0.9 + (0.05 - 0.9) * (1 - step / 100) ** 3, abs=1e-12)
+    assert schedule.sparsity(0) == pytest.approx(0.05)
+    assert schedule.sparsity(100) == schedule.sparsity(10_000) == 0.9
+    coarse = GradualPruning(steps=200, every=7)
+    values = [coarse.sparsity(step) for step in range(200)]
+    assert values == sorted(values)
+    assert {i for i in range(1, 100) if values[i] != values[i - 1]} == set(range(7, 100, 7))
+    for bad, why in (
+        ({"target": 1.0}, "target is 1.0"),
+        ({"initial": 0.95}, "at most target"),
+        ({"ramp": 0}, "ramp is 0"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            GradualPruning(**{"steps": 10, **bad})
+
+
+# Equations 7-9
+
+
+def terms(gen: float, rec: float, dis: float, gp: float) -> tuple[dict[str, dict[str, Tensor]], list[Tensor]]:
+    leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (gen, rec, dis, gp)]
+    return {
+        "generator": {"gen": leaves[0], "rec": leaves[1]},
+        "discriminator": {"dis": leaves[2], "gp": leaves[3]},
+    }, leaves
+
+
+def weighted() -> Objective:
+    return Objective(dcgan.generator_terms, dcgan.discriminator_terms, dcgan.generate, {"rec": 10.0, "gp": 5.0})
+
+
+def test_the_loss_and_its_gradient_are_the_written_equations() -> None:
+    compressed, leaves = terms(2.0, 0.5, -3.0, 0.001)
+    original, _ = terms(1.0, 0.8, -2.0, 0.004)
+    loss = SelfSupervisedLoss(lam=0.5, floor=0.01)(weighted(), compressed, original)
+    matched = 1 / 1 + 10 * 0.3 / 0.8 + 0.5 * (1 / 2 + 5 * 0.003 / 0.01)  # gp's denominator is the floor
+    assert loss.item() == pytest.approx(matched)
+    loss.backward()
+    # sign(l_C - l_O) w / |l_O|: the sign flips where the compressed generator scores lower.
+    assert [leaf.grad.item() for leaf in leaves] == pytest.approx([1.0, -10 / 0.8, -0.5 / 2, -0.5 * 5 / 0.01])
+
+
+def test_one_sided_gives_no_gradient_where_the_compressed_generator_is_better() -> None:
+    compressed, leaves = terms(2.0, 0.5, 3.0, 0.1)  # gen worse, rec better, dis higher (better), gp lower (worse)
+    original, _ = terms(1.0, 0.8, 2.0, 0.4)
+    SelfSupervisedLoss(one_sided=True)(weighted(), compressed, original).backward()
+    assert [leaf.grad.item() for leaf in leaves] == pytest.approx([1.0, 0.0, 0.0, -0.5 * 5 / 0.4])
+
+
+def test_a_running_denominator_averages_over_steps_and_is_part_of_the_state() -> None:
+    loss = SelfSupervisedLoss(lam=0, denominator="running", momentum=0.5, floor=0.01)
+    for expected, value in ((4.0, 4.0), (3.0, 2.0)):
+        original, _ = terms(value, value, 1, 1)
+        compressed, leaves = terms(value + 1, value, 1, 1)
+        loss(weighted(), compressed, original).backward()
+        assert leaves[0].grad.item() == pytest.approx(1 / expected)
+    again = SelfSupervisedLoss(lam=0, denominator="running", momentum=0.5, floor=0.01)
+    again.load_state_dict(loss.state_dict())
+    assert again(weighted(), compressed, original).item() == loss(weighted(), compressed, original).item()
+
+
+def test_stop_gradient_changes_the_discriminators_gradient_and_never_the_compressed_generators() -> None:
+    (generator, judge), real = small_gan(torch.float64), images(torch.float64)[:4]
+    student = sparsify(copy.deepcopy(generator), 0.5)
+    noise = torch.randn(4, 8, 1, 1, dtype=torch.float64)
+    found = []
+    for stop in (True, False):
+        ours, theirs = student(noise), generator(noise)
+        both = [
+            {
+                "generator": dcgan.generator_terms(net, judge, fake, real),
+                "discriminator": dcgan.discriminator_terms(net, judge, fake, real),
+            }
+            for net, fake in ((student, ours), (generator, theirs))
+        ]
+        loss = SelfSupervisedLoss(stop_gradient=stop)(dcgan.objective, *both)
+        networks = (student, judge)
+        grads = [torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for net in networks]
+        found.append([torch.cat([g.flatten() for g in part]) for part in grads])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=0)
+    assert found[0][0].abs().max() > 0
+    assert (found[0][1] - found[1][1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("bad", [{"denominator": "none"}, {"lam": -1}, {"floor": 0}, {"momentum": 1.0}])
+def test_loss_settings_out_of_range_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*must be"):
+        SelfSupervisedLoss(**bad)
+
+
+# One step
+
+
+def step_parts(loss: object, discriminator_lr: float | None = 1e-3) -> CompressionTask:
+    generator, judge = small_gan(torch.float64)
+    student = sparsify(copy.deepcopy(generator), 0.5)
+    updates = None if discriminator_lr is None else torch.optim.SGD(judge.parameters(), discriminator_lr)
+    optimizer = torch.optim.SGD(student.parameters(), 1.0)
+    original = generator.requires_grad_(False)
+    return CompressionTask(original, student, judge, dcgan.objective, OneShot(1, 0.5), loss, optimizer, updates)
+
+
+def test_the_discriminator_terms_give_the_generator_a_gradient_of_their_own() -> None:
+    changes = []
+    for lam in (0.0, 0.5):
+        task = step_parts(SelfSupervisedLoss(lam=lam))
+        before = [p.detach().clone() for p in task.student.parameters()]
+        torch.manual_seed(3)
+        task.step(0, images(torch.float64)[:4])
+        changes.append(torch.cat([(p - b).flatten() for p, b in zip(task.student.parameters(), before, strict=True)]))
+    assert changes[0].abs().max() > 0
+    assert (changes[1] - changes[0]).abs().max() > 1e-3 * changes[0].abs().max()
+
+
+def test_discriminator_terms_that_detach_the_fakes_are_an_error() -> None:
+    def detaching(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        return dcgan.discriminator_terms(generator, judge, fake.detach(), real)
+
+    objective = Objective(dcgan.generator_terms, detaching, dcgan.generate)
+    compressor = Compressor(*small_gan(), objective, GradualPruning(4), **SMALL)
+    with pytest.raises(ValueError, match=r"'dis' gives the generator no gradient.*must not detach"):
+        compressor.fit(Batches(images(), 4))
+
+
+def test_both_generators_see_the_same_noise_batch_and_penalty_coefficient() -> None:
+    seen: list[tuple[Tensor, ...]] = []
+
+    def generate(generator: nn.Module, real: Tensor) -> Tensor:
+        noise = torch.randn(len(real), 8, 1, 1)
+        seen.append((noise, real))
+        return generator(noise)
+
+    def discriminator_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        mix = torch.rand(len(real), 1, 1, 1)
+        if fake.requires_grad or not judge.training or not next(judge.parameters()).requires_grad:
+            seen.append((mix, real))
+        judged = judge(mix * real + (1 - mix) * fake)
+        return {"dis": judged.mean()}
+
+    objective = Objective(dcgan.generator_terms, discriminator_terms, generate)
+    generator, judge = small_gan()
+    Compressor(generator, judge, objective, GradualPruning(1), **SMALL).fit(Batches(images(), 4))
+    student_noise, student_mix, original_noise, original_mix = seen
+    for one, other in ((student_noise, original_noise), (student_mix, original_mix)):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_the_networks_handed_in_stay_and_a_frozen_discriminator_stays() -> None:
+    generator, judge = small_gan()
+    kept = [copy.deepcopy(net.state_dict()) for net in (generator, judge)]
+    for mode in ("updated", "frozen"):
+        compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(3), discriminator_mode=mode, **SMALL)
+        compressor.fit(Batches(images(), 4))
+        for net, state in zip((generator, judge), kept, strict=True):
+            assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+        copied = compressor.task.discriminator.state_dict()
+        same = [torch.equal(tensor, kept[1][name]) for name, tensor in copied.items()]
+        assert all(same) if mode == "frozen" else not any(same)
+
+
+# The loop on compressed weights
+
+
+@pytest.mark.parametrize("name", ["self-supervised", "gan-loss"])
+def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(name: str) -> None:
+    """Gradual pruning included: same losses step by step, same final support."""
+    dtype, steps = torch.float64, 50
+    generator, judge = small_gan(dtype)
+    compressor = baseline(name, generator, judge, dcgan.objective, steps=steps, sparsity=0.9, every=3, seed=5, **SMALL)
+    loader = Batches(images(dtype), 4)
+    ours = compressor.fit(loader)
+
+    schedule = GradualPruning(steps, 0.9, every=3)
+    student = masked.sparsify(copy.deepcopy(generator), schedule.sparsity(0))
+    twin = MaskedTask(
+        copy.deepcopy(generator).requires_grad_(False) if RECIPES[name].matched else None,
+        student.train(),
+        copy.deepcopy(judge),
+        dcgan.objective,
+        schedule,
+        SelfSupervisedLoss() if RECIPES[name].matched else PlainLoss(),
+        torch.optim.Adam(student.parameters(), 1e-3, (0.5, 0.999)),
+        torch.optim.Adam((judge_copy := copy.deepcopy(judge)).parameters(), 1e-3, (0.5, 0.999)),
+    )
+    twin.discriminator = judge_copy
+    from sparsegan.engine import run_loop
+
+    theirs = run_loop(twin, loader, steps, seed=5, quiet=True)
+    for mine, other in zip(ours.history, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-6, abs=1e-9)
+    layers = dict(sparse_layers(ours.generator))
+    assert len(layers) == 5
+    for layer_name, _, mask in masked.masks(student):
+        assert torch.equal(layers[layer_name].mask(), mask.mask)
+        # 90 % of the memory is gone: values, gradient and Adam's moments are all of size nnz
+        values = layers[layer_name].values
+        state = ours.optimizer.state[values]
+        assert values.shape == values.grad.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape
+        assert len(values) == pytest.approx(0.1 * mask.mask.numel(), abs=1)
+
+
+class MaskedTask(CompressionTask):
+    """The same step on dense weights times masks."""
+
+    def step(self, step: int, batch: Tensor) -> dict[str, float]:
+        wanted = self.schedule.sparsity(step)
+        if wanted > self._sparsity:
+            masked.shrink(self.student, wanted)
+            self._sparsity = wanted
+        return super().step(step, batch)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": SelfSupervisedLoss(denominator="running")}, {"discriminator_mode": "frozen"}]
+)
+def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: dict) -> None:
+    class Stopped(Exception):
+        pass
+
+    def compressor(**more: object) -> Compressor:
+        settings = {"checkpoint_every": 4, "seed": 2, **SMALL, **copy.deepcopy(options), **more}
+        return Compressor(*small_gan(), dcgan.objective, GradualPruning(16, every=3), **settings)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        loader = Batches(images(), 4)
+        whole = compressor(run_dir=tmp_path / "a").fit(loader)
+        stopped = compressor(run_dir=tmp_path / "b")
+        inner = stopped.task.step
+
+        def step(number: int, batch: Tensor) -> dict[str, float]:
+            if number == 7:
+                raise Stopped
+            return inner(number, batch)
+
+        stopped.task.step = step
+        with pytest.raises(Stopped):
+            stopped.fit(loader)
+        resumed = compressor(run_dir=tmp_path / "b", resume=True).fit(loader)
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.history == whole.history
+    for name, tensor in whole.generator.state_dict().items():
+        assert torch.equal(tensor, resumed.generator.state_dict()[name]), name
+    with pytest.raises(ValueError, match="cannot be resumed with other settings: generator_lr was"):
+        compressor(run_dir=tmp_path / "b", resume=True, generator_lr=1.0)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> None:
+    calls = []
+
+    def generator_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        calls.append(1)
+        return {"gen": judge(fake).mean() * (float("nan") if len(calls) > 10 else 1.0)}
+
+    objective = Objective(generator_terms, dcgan.discriminator_terms, dcgan.generate)
+    compressor = Compressor(*small_gan(), objective, GradualPruning(20), run_dir=tmp_path, checkpoint_every=2, **SMALL)
+    with pytest.raises(Diverged, match=r"gen is nan and is not finite; the last good checkpoint is .*step-0000004.pt"):
+        compressor.fit(Batches(images(), 4))
+
+
+def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
+    generator, judge = small_gan()
+    for name, recipe in RECIPES.items():
+        fresh = (lambda: dcgan.Discriminator(1, 2)) if recipe.fresh_discriminator else None
+        compressor = baseline(
+            name, generator, judge, dcgan.objective, steps=6, sparsity=0.8, every=1, fresh=fresh, **SMALL
+        )
+        result = compressor.fit(Batches(images(), 4))
+        assert len(result.history) == (6 if recipe.fine_tune else 0)
+        for _, layer in sparse_layers(result.generator):
+            assert layer.sparsity == pytest.approx(0.8, abs=1 / 48)
+    with pytest.raises(ValueError, match="'magic' is not known; it must be one of self-supervised"):
+        baseline("magic", generator, judge, dcgan.objective, steps=1)
+    with pytest.raises(ValueError, match="needs fresh="):
+        baseline("gan-loss-fresh", generator, judge, dcgan.objective, steps=1)
+
+
+def test_recalibration_makes_running_statistics_those_of_the_pruned_network() -> None:
+    generator, _ = small_gan()
+    noise = torch.randn(64, 8, 1, 1)
+    for _ in range(50):
+        generator(noise)
+    pruned = sparsify(generator, 0.8)
+    with torch.no_grad():
+        expected = pruned.train()(noise)
+        stale = pruned.eval()(noise)
+        recalibrate_batch_norm(pruned, lambda: pruned(noise), batches=3)
+        torch.testing.assert_close(pruned(noise), expected, atol=2e-2, rtol=0)  # n against n - 1 in the variance
+        assert (stale - expected).abs().max() > 0.1
+    assert not pruned.training
+    assert pruned.main[1].momentum == 0.1
+
+
+# Somebody else's GAN
+
+
+def test_a_wasserstein_gan_of_the_user_needs_two_functions() -> None:
+    class MakeImage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Unflatten(1, (8, 2, 2)))
+            self.head = nn.Sequential(
+                nn.ConvTranspose2d(8, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1), nn.Tanh()
+            )
+
+        def forward(self, noise: Tensor) -> Tensor:
+            return self.head(self.body(noise))
+
+    def generate(generator: nn.Module, real: Tensor) -> Tensor:
+        return generator(torch.randn(len(real), 4))
+
+    def generator_terms(generator: nn.Module, critic: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        return {"gen": -critic(fake).mean()}
+
+    def discriminator_terms(generator: nn.Module, critic: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        mix = torch.rand(len(real), 1, 1, 1)
+        between = (mix * real + (1 - mix) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        return {
+            "dis": critic(fake).mean() - critic(real).mean(),
+            "gp": ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean(),
+        }
+
+    torch.manual_seed(0)
+    generator = MakeImage()
+    critic = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(32, 1))
+    real = torch.rand(16, 3, 4, 4) * 2 - 1
+    objective = Objective(generator_terms, discriminator_terms, generate, weights={"gp": 10.0})
+    result = Compressor(
+        generator, critic, objective, GradualPruning(steps=30, target=0.8, every=5), generator_every=2, quiet=True
+    ).fit(Batches(real, 8))
+    assert {"dis", "gp", "gen", "gp_original", "gp_compressed"} <= result.history[0].keys()
+    assert "gen" not in result.history[1]  # the critic steps twice as often
+    assert [round(layer.sparsity, 2) for _, layer in sparse_layers(result.generator)] == [0.8, 0.8]
+    assert result.generator(torch.randn(2, 4)).shape == (2, 3, 4, 4)
