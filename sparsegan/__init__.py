@@ -1,5 +1,36 @@
-"""sparsegan: compress a trained GAN's generator and run and train it on its compressed weights."""
+"""sparsegan: compress a trained GAN's generator, and run and train it on its compressed weights."""
 
-import torch  # noqa: F401  (before the native module, which uses torch's library)
+import importlib.metadata
 
-from sparsegan import ops, plan  # noqa: F401
+import torch  # noqa: F401  (first: the native module uses torch's library)
+
+from sparsegan import gans, ops, prune, reference
+from sparsegan.checkpoint import CheckpointError, load, save
+from sparsegan.compress import Compressor
+from sparsegan.macs import count_macs, training_bytes
+from sparsegan.nn import SparseConv2d, SparseConvTranspose2d
+from sparsegan.profiling import profile, tune
+from sparsegan.prune import densify, shrink, sparse_layers, sparsify
+
+__version__ = importlib.metadata.version("sparsegan")
+
+__all__ = [
+    "CheckpointError",
+    "Compressor",
+    "SparseConv2d",
+    "SparseConvTranspose2d",
+    "count_macs",
+    "densify",
+    "gans",
+    "load",
+    "ops",
+    "profile",
+    "prune",
+    "reference",
+    "save",
+    "shrink",
+    "sparse_layers",
+    "sparsify",
+    "training_bytes",
+    "tune",
+]

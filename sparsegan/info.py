@@ -1,0 +1,51 @@
+"""What is built and what is in use: ``sparsegan info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import torch
+
+from sparsegan import _native
+
+
+def info() -> dict[str, Any]:
+    """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
+    triton = importlib.util.find_spec("triton") is not None
+    return {
+        "sparsegan": importlib.metadata.version("sparsegan"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": cpu_name(),
+        "compiler": _native.compiler,
+        "cpu isa built": ", ".join(_native.built_isas()),
+        "cpu isa supported": ", ".join(_native.supported_isas()),
+        "cpu isa in use": _native.isa(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cuda kernels": "none built",
+        "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "triton": f"{importlib.metadata.version('triton')}, no kernel built" if triton else "not installed",
+    }
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    """Prints :func:`info`, a line each."""
+    facts = info()
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        print(f"{name:<{width}}{value}")

@@ -1,0 +1,150 @@
+"""Multiply-accumulates, dense and executed, and the bytes of a training state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsegan import ops
+from sparsegan.nn import _SparseConv
+from sparsegan.prune import sparse_layers
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """One layer: multiply-accumulates of the dense layer and of what is kept, for the example's batch."""
+
+    name: str
+    kind: str
+    dense: int
+    executed: int
+
+
+@dataclass
+class MacsReport:
+    """Rows a layer, and totals. ``str()`` is a table."""
+
+    rows: list[LayerMacs] = field(default_factory=list)
+
+    @property
+    def dense(self) -> int:
+        """Multiply-accumulates of the dense model."""
+        return sum(row.dense for row in self.rows)
+
+    @property
+    def executed(self) -> int:
+        """Multiply-accumulates at kept weights."""
+        return sum(row.executed for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':<32}{'kind':<24}{'dense MACs':>16}{'executed':>16}"]
+        lines += [f"{r.name:<32}{r.kind:<24}{r.dense:>16,}{r.executed:>16,}" for r in self.rows]
+        lines.append(f"{'total':<56}{self.dense:>16,}{self.executed:>16,}")
+        return "\n".join(lines)
+
+
+def visit_layers(
+    model: nn.Module, example: Any, visit: Callable[[str, nn.Module, Tensor, Tensor], None]
+) -> None:
+    """Runs ``model(*example)`` once without gradients and calls ``visit(name, layer, input, output)`` at every leaf."""
+    hooks = []
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None:
+
+            def hook(
+                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name
+            ) -> None:
+                x = args[0] if args else next(iter(kwargs.values()), None)
+                if isinstance(x, Tensor) and isinstance(output, Tensor):
+                    visit(name, module, x, output)
+
+            hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        with torch.no_grad(), _buffers_kept(model):
+            model(*example) if isinstance(example, tuple | list) else model(example)
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+class _buffers_kept:
+    """Batch-norm statistics and other buffers are as before afterwards: counting must not change a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [(b, b.detach().clone()) for b in model.buffers() if b.is_floating_point() or b.numel() == 1]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for buffer, before in self.buffers:
+                buffer.copy_(before)
+
+
+def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
+    """(dense, executed) multiply-accumulates of one layer for one input and output; (0, 0) for layers without weights.
+
+    A convolution counts every weight once an element of its coarse grid (output; input when transposed), padding
+    included, as torch's own FLOP counter does.
+    """
+    if isinstance(module, _SparseConv):
+        sites, weights, kept = (x if module.transposed else y), math.prod(module.weight_shape), module.nnz
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        sites, weights = (x if isinstance(module, nn.ConvTranspose2d) else y), module.weight.numel()
+        kept = weights
+    elif isinstance(module, nn.Linear):
+        dense = module.weight.numel() * (x.numel() // max(1, x.shape[-1]))
+        return dense, dense
+    else:
+        return 0, 0
+    images = sites.shape[0] if sites.dim() == 4 else 1
+    height, width = sites.shape[-2:]
+    return ops.macs(weights, images, height, width), ops.macs(kept, images, height, width)
+
+
+def count_macs(model: nn.Module, example: Any) -> MacsReport:
+    """Dense and executed multiply-accumulates of convolutions and linear layers, a layer and in total.
+
+    Args:
+        model: any module.
+        example: its input, a tensor or a tuple of arguments; run once without gradients, buffers unchanged after.
+
+    A layer that runs twice is counted twice. ``torch.utils.flop_counter.FlopCounterMode`` knows the sparse ops too
+    (in FLOPs, two a multiply-accumulate) and sees functional calls that this does not.
+    """
+    report = MacsReport()
+
+    def visit(name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
+        dense, executed = layer_macs(module, x, y)
+        if dense:
+            report.rows.append(LayerMacs(name, type(module).__name__, dense, executed))
+
+    visit_layers(model, example, visit)
+    return report
+
+
+def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
+    """Bytes that training holds for a model: parameters, gradients (as if all were there), optimizer state, support, plans.
+
+    Activations and workspace are not in it: they depend on the batch. ``sparsegan._native.workspace_bytes()`` has the latter.
+    """
+
+    def size(tensor: Tensor) -> int:
+        return tensor.numel() * tensor.element_size()
+
+    parameters = list(model.parameters())
+    state = {id(t): t for p in parameters for t in (optimizer.state.get(p, {}) if optimizer else {}).values()}
+    layers = [layer for _name, layer in sparse_layers(model)]
+    return {
+        "parameters": sum(map(size, parameters)),
+        "gradients": sum(size(p) for p in parameters if p.requires_grad),
+        "optimizer": sum(size(t) for t in state.values() if isinstance(t, Tensor)),
+        "support": sum(size(layer.support) for layer in layers),
+        "plans": sum(layer.plan_bytes() for layer in layers),
+    }

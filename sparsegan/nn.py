@@ -1,0 +1,555 @@
+"""Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
+
+A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[nnz]``, sorted flat
+positions in the dense weight) and ``bias``. Training runs on these: gradients and optimizer state have size nnz.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsegan import dispatch, ops
+from sparsegan.granularity import check_granularity, check_sparsity, magnitude_mask
+from sparsegan.plan import Geometry, Pair, check_support
+
+_ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+    "padding_mode",
+)
+
+
+class _DenseWeight(torch.autograd.Function):
+    """Values scattered into a buffer that is kept between calls; the gradient is read back at the support."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, support: Tensor, buffer: Tensor) -> Tensor:
+        ctx.save_for_backward(support)
+        return buffer.view(buffer.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (support,) = ctx.saved_tensors
+        return grad.flatten().index_select(0, support.long()), None, None
+
+
+class _SparseConv(nn.Module):
+    """What both layers share. The dense twin's class is ``dense_class``; ``adjoint`` is the direction of the forward op."""
+
+    dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
+    adjoint: ClassVar[bool]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair | str
+    dilation: Pair
+    transposed: bool
+    output_padding: Pair
+    groups: int
+    padding_mode: str
+    values: nn.Parameter
+    support: Tensor
+    bias: nn.Parameter | None
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Module,
+        sparsity: float | None = None,
+        granularity: str = "element",
+        mask: Tensor | None = None,
+    ) -> Any:
+        """A sparse layer with the kept weights of a dense one.
+
+        Args:
+            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``; one pruned with ``torch.nn.utils.prune`` too.
+            sparsity: share of weights to drop, smallest magnitude first, in [0, 1).
+            granularity: what is dropped as one; ``"element"``.
+            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the weight's
+                nonzeros are kept: any pruning tool's result is taken as it is.
+
+        Raises:
+            ValueError, TypeError: an argument is out of range or does not fit the module.
+        """
+        if not isinstance(module, cls.dense_class):
+            raise TypeError(
+                f"module is a {type(module).__name__}; {cls.__name__} is made from a torch.nn.{cls.dense_class.__name__}"
+            )
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._absorb(module, sparsity, granularity, mask)
+        return layer
+
+    def _absorb(self, dense: nn.Module, sparsity: float | None, granularity: str, mask: Tensor | None) -> None:
+        """Takes over a dense layer's settings and the kept part of its weight."""
+        weight = plain_weight(dense)
+        if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            raise TypeError(f"the weight's dtype is {weight.dtype}; it must be a real floating-point type")
+        for name in _ATTRIBUTES:
+            setattr(self, name, getattr(dense, name))
+        self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+        self.granularity = check_granularity(granularity)
+        self.kernel = "auto"
+        self.training = dense.training
+        #: True while the support only reflects this layer's own random initialisation: loading a dense weight replaces it.
+        self._support_is_initial = False
+
+        if mask is None:
+            mask = weight.detach() != 0 if sparsity is None else magnitude_mask(weight, sparsity, granularity)
+        elif sparsity is not None:
+            raise ValueError("sparsity and mask are both given; give one of them")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool")
+        if mask.shape != weight.shape:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {tuple(weight.shape)}")
+        self._prepare_geometries()
+        flat = weight.detach().flatten()
+        support = mask.to(flat.device).flatten().nonzero().flatten()
+        self.register_buffer("support", support.int())
+        self.values = nn.Parameter(flat[support].clone(), requires_grad=weight.requires_grad)
+        bias = dense.bias
+        copy = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)  # type: ignore[operator,union-attr]
+        self.register_parameter("bias", copy)
+        self._clear_caches()
+
+    def _prepare_geometries(self) -> None:
+        """The ops' view of the layer, and the variants for a coarse grid that is one element high or wide."""
+        coarse, fine = (self.in_channels, self.out_channels) if self.adjoint else (self.out_channels, self.in_channels)
+        self.geometry = Geometry(
+            coarse, fine, self.groups, self.kernel_size, self.stride, self._padding_before(), self.dilation
+        )
+        self._geometries = {
+            (one_h, one_w): self.geometry.for_coarse_size(1 if one_h else 2, 1 if one_w else 2)
+            for one_h in (False, True)
+            for one_w in (False, True)
+        }
+        self._numbers = {key: geometry.numbers() for key, geometry in self._geometries.items()}
+
+    def _padding_before(self) -> Pair:
+        """Zeros before the first row and column that the op itself adds."""
+        if self.padding_mode != "zeros" or self.padding == "valid":
+            return (0, 0)
+        if self.padding == "same":
+            before = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return (before[0], before[1])
+        assert isinstance(self.padding, tuple)
+        return self.padding
+
+    # ------------------------------------------------------------------ what the layer is
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the dense weight."""
+        return self.geometry.weight_shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of kept weights."""
+        return self.values.shape[0]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights that are dropped, in [0, 1]."""
+        return 1 - self.nnz / math.prod(self.weight_shape)
+
+    def mask(self) -> Tensor:
+        """bool, shape of the dense weight: True where kept."""
+        flat = torch.zeros(math.prod(self.weight_shape), dtype=torch.bool, device=self.support.device)
+        flat[self.support.long()] = True
+        return flat.view(self.weight_shape)
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
+        flat = self.values.new_zeros(math.prod(self.weight_shape))
+        return flat.index_copy(0, self.support.long(), self.values).view(self.weight_shape)
+
+    def to_dense(self) -> Any:
+        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
+        dense = nn.utils.skip_init(
+            self.dense_class,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device=self.values.device,
+            dtype=self.values.dtype,
+            **({"output_padding": self.output_padding} if self.transposed else {}),
+        )
+        with torch.no_grad():
+            dense.weight.copy_(self.dense_weight())
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+                dense.bias.requires_grad_(self.bias.requires_grad)
+        dense.weight.requires_grad_(self.values.requires_grad)
+        return dense.train(self.training)
+
+    def set_support(self, support: Tensor, values: Tensor) -> None:
+        """Replaces the kept positions and their weights. ``values`` stays the same Parameter object.
+
+        Args:
+            support: int32 ``[nnz]``, strictly increasing positions in the flattened dense weight.
+            values: ``[nnz]``, converted to the layer's dtype and device.
+
+        Raises:
+            ValueError: the support is not valid, or the two lengths differ; the layer is unchanged.
+        """
+        check_support(support, math.prod(self.weight_shape))
+        if values.shape != support.shape:
+            raise ValueError(f"values has shape {tuple(values.shape)}; it must have the support's {tuple(support.shape)}")
+        self.values.data = values.detach().to(self.values).clone()
+        self.values.grad = None
+        self.support = support.to(self.values.device).clone()
+        self._support_is_initial = False
+        self._clear_caches()
+
+    def extra_repr(self) -> str:
+        """torch.nn's own line, and what is kept."""
+        return f"{self.dense_class.extra_repr(self)}, sparsity={self.sparsity:.4f}, nnz={self.nnz}"  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no dense `weight`; it holds `values` and `support`. "
+                "For a dense copy use layer.dense_weight() or layer.to_dense()"
+            )
+        return super().__getattr__(name)
+
+    # ------------------------------------------------------------------ forward
+
+    def choose(self, x_shape: tuple[int, ...], y_size: tuple[int, int]) -> dispatch.Choice:
+        """Which kernel runs for an input ``[N, C, H, W]`` (already padded) and an output size, and why."""
+        if self.kernel != "auto":
+            return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
+        if torch.compiler.is_compiling():
+            return dispatch.choose_by_sparsity(self.sparsity)
+        key = (x_shape, y_size, self.values.dtype)
+        if key not in self._choices:
+            coarse = x_shape[2:] if self.adjoint else y_size
+            geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
+            size = (x_shape[2], x_shape[3])
+            float64 = self.values.dtype == torch.float64
+            self._choices[key] = dispatch.choose(geometry, self.adjoint, self.nnz, x_shape[0], size, y_size, float64)
+        return self._choices[key]
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() not in (3, 4):
+            raise ValueError(f"input has {x.dim()} dimensions; it must be [N, C, H, W] or [C, H, W]")
+        if x.shape[-3] != self.in_channels:
+            raise ValueError(f"input has {x.shape[-3]} channels; the layer has in_channels={self.in_channels}")
+        if x.device != self.values.device:
+            raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
+
+    def _run(self, x: Tensor, y_size: tuple[int, int], dense_padding: Any, output_padding: Pair = (0, 0)) -> Tensor:
+        """One forward of an input ``[N, C, H, W]`` that is padded but for zeros, by the kernel of choice."""
+        values, bias = self.values, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, values = x.to(dtype), values.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        if x.dtype != values.dtype:
+            raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
+        if self.choose(tuple(x.shape), y_size).kernel == "dense":
+            weight = self._dense_buffer(values)
+            if self.transposed:
+                return F.conv_transpose2d(
+                    x, weight, bias, self.stride, dense_padding, output_padding, self.groups, self.dilation
+                )
+            return F.conv2d(x, weight, bias, self.stride, dense_padding, self.dilation, self.groups)
+        coarse = x.shape[2:] if self.adjoint else y_size
+        variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
+        forward_plan = self._plan(variant, self.adjoint)
+        # The other direction serves the gradient in x; a layer that only runs forward never builds it.
+        backward_plan = self._plan(variant, not self.adjoint) if torch.is_grad_enabled() and x.requires_grad else None
+        plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
+        return ops.gather(
+            x, values, bias, plan, adjoint_plan, self._numbers[variant], self.adjoint, [self.out_channels, *y_size]
+        )
+
+    def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
+        plan = self._plans.get((*variant, adjoint))
+        if plan is None:
+            plan = torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
+            # While tracing, the op itself becomes part of the graph.
+            if not torch.compiler.is_compiling() and type(plan) is Tensor:
+                self._plans[*variant, adjoint] = plan
+        return plan
+
+    def _dense_buffer(self, values: Tensor) -> Tensor:
+        """The dense weight in a buffer that is kept, and only written when the values have changed since."""
+        if torch.compiler.is_compiling() or values is not self.values:
+            flat = values.new_zeros(math.prod(self.weight_shape))
+            return flat.index_copy(0, self.support.long(), values).view(self.weight_shape)
+        key = (values.data_ptr(), values._version, values.dtype)
+        if self._buffer is None or self._buffer.dtype != values.dtype:
+            self._buffer = values.detach().new_zeros(self.weight_shape)
+            self._buffer_key = None
+        if self._buffer_key != key:
+            # A graph that still holds the old weight notices by the version counter, as with any parameter changed in place.
+            self._buffer.view(-1).index_copy_(0, self.support.long(), values.detach())
+            self._buffer_key = key
+        return _DenseWeight.apply(values, self.support, self._buffer)
+
+    # ------------------------------------------------------------------ copies, devices, files
+
+    def _clear_caches(self) -> None:
+        """Everything that is derived from the support, the values and their place."""
+        self._plans: dict[tuple[bool, bool, bool], Tensor] = {}
+        self._choices: dict[Any, dispatch.Choice] = {}
+        self._buffer: Tensor | None = None
+        self._buffer_key: tuple[Any, ...] | None = None
+
+    def plan_bytes(self) -> int:
+        """Bytes of the plans that this layer holds now."""
+        return sum(plan.numel() * plan.element_size() for plan in self._plans.values())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._clear_caches()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_plans={}, _choices={}, _buffer=None, _buffer_key=None)
+        return state
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes ``values`` and ``support``, a dense ``weight``, or the ``weight_orig`` and ``weight_mask`` of a pruned one.
+
+        A dense weight is read at the layer's support. Only where that support came from the layer's own random
+        initialisation (``sparsity=`` in the constructor) is it chosen anew, by magnitude and at the same sparsity.
+        """
+        names = ("values", "support", "weight", "weight_orig", "weight_mask", "bias")
+        own = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if "weight_orig" in own and "weight_mask" in own:
+            own["weight"] = own["weight_orig"] * own["weight_mask"]
+        try:
+            if "values" in own and "support" in own:
+                self.set_support(own["support"], own["values"])
+            elif "weight" in own:
+                self._load_dense_weight(own["weight"])
+            elif strict:
+                missing_keys += [prefix + name for name in ("values", "support") if name not in own]
+            if self.bias is not None and "bias" in own:
+                if own["bias"].shape != self.bias.shape:
+                    raise ValueError(f"bias has shape {tuple(own['bias'].shape)}; the layer's is {tuple(self.bias.shape)}")
+                with torch.no_grad():
+                    self.bias.copy_(own["bias"])
+        except (ValueError, TypeError) as error:
+            error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+        if strict:
+            if self.bias is not None and "bias" not in own:
+                missing_keys.append(prefix + "bias")
+            known = {prefix + name for name in own if name != "bias" or self.bias is not None}
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
+
+    def _load_dense_weight(self, weight: Tensor) -> None:
+        if tuple(weight.shape) != self.weight_shape:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {self.weight_shape}")
+        support = self.support
+        if self._support_is_initial:
+            mask = magnitude_mask(weight, self.sparsity, self.granularity)
+            support = mask.flatten().nonzero().flatten().int()
+        self.set_support(support.to(weight.device), weight.flatten()[support.long().to(weight.device)])
+
+
+class SparseConv2d(_SparseConv):
+    """``torch.nn.Conv2d`` with only the kept weights in memory: same arguments, and which weights to keep.
+
+    Args:
+        sparsity: share of weights to drop, in [0, 1): the layer is initialised as torch's and pruned by magnitude.
+        mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
+            With neither, all weights are kept.
+        granularity: what is dropped as one; ``"element"``.
+
+    Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
+    """
+
+    dense_class = nn.Conv2d
+    adjoint = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+        granularity: str = "element",
+    ) -> None:
+        super().__init__()
+        dense = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._absorb(dense, *_initial_support(sparsity, mask, granularity))
+        self._support_is_initial = mask is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.Conv2d computes it."""
+        self._check_input(x)
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        dense_padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            dense_padding = 0
+        size = []
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            n = x.shape[2 + axis]
+            if self.padding_mode == "zeros" and self.padding == "same":
+                n += reach
+            else:
+                n += 2 * self.geometry.padding[axis]
+            if n <= reach:
+                raise ValueError(
+                    f"input is {x.shape[2]} x {x.shape[3]}; with its padding it must be at least as large as the "
+                    f"kernel's reach, {reach + 1} along dimension {2 + axis}"
+                )
+            size.append((n - reach - 1) // self.stride[axis] + 1)
+        return self._run(x, (size[0], size[1]), dense_padding)
+
+
+class SparseConvTranspose2d(_SparseConv):
+    """``torch.nn.ConvTranspose2d`` with only the kept weights in memory: same arguments, and which weights to keep.
+
+    ``mask`` is bool ``[in_channels, out_channels / groups, *kernel_size]``; the other arguments are those of
+    :class:`SparseConv2d`.
+    """
+
+    dense_class = nn.ConvTranspose2d
+    adjoint = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        output_padding: int | Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Pair = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+        granularity: str = "element",
+    ) -> None:
+        super().__init__()
+        dense = nn.ConvTranspose2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,  # type: ignore[arg-type]
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._absorb(dense, *_initial_support(sparsity, mask, granularity))
+        self._support_is_initial = mask is None
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.
+
+        Args:
+            output_size: (height, width), optional leading dimensions ignored: one of the sizes that the stride leaves open.
+        """
+        self._check_input(x)
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0), output_size).squeeze(0)
+        assert isinstance(self.padding, tuple)
+        if output_size is not None and len(output_size) not in (2, x.dim()):
+            raise ValueError(f"output_size has {len(output_size)} numbers; it must have 2, or one a dimension of the input")
+        size, extra = [], []
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            n = (x.shape[2 + axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + reach + 1
+            added = self.output_padding[axis] if output_size is None else output_size[axis - 2] - n
+            # torch's own limits: any output padding of the constructor, less than a stride through output_size.
+            if output_size is not None and not 0 <= added < self.stride[axis]:
+                raise ValueError(
+                    f"output_size asks for {output_size[axis - 2]} along dimension {2 + axis}; "
+                    f"it must be from {n} to {n + self.stride[axis] - 1}"
+                )
+            if n + added < 1:
+                raise ValueError(f"the output would have size {n + added} along dimension {2 + axis}; it must be at least 1")
+            size.append(n + added)
+            extra.append(added)
+        return self._run(x, (size[0], size[1]), self.padding, (extra[0], extra[1]))
+
+
+SPARSE_CLASSES: dict[type[nn.Module], type[_SparseConv]] = {
+    nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
+}
+
+
+def _initial_support(
+    sparsity: float | None, mask: Tensor | None, granularity: str
+) -> tuple[float | None, str, Tensor | None]:
+    """The arguments of ``_absorb`` for a new layer: without a sparsity or a mask every weight is kept."""
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    return (0.0 if sparsity is None and mask is None else sparsity), granularity, mask
+
+
+def plain_weight(module: nn.Module) -> Tensor:
+    """A dense layer's weight; ``torch.nn.utils.prune``'s mask applied. ``ValueError`` under any other reparametrisation."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight
+    if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
+        original, mask = module._parameters["weight_orig"], module._buffers["weight_mask"]
+        assert original is not None
+        assert mask is not None
+        return (original.detach() * mask).requires_grad_(original.requires_grad)
+    raise ValueError(
+        f"{type(module).__name__} computes its weight (spectral or weight normalisation, or another parametrization); "
+        "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
+    )
