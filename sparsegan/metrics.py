@@ -11,6 +11,7 @@ the same classifier and the same number of samples. The distances themselves are
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,9 @@ class Evaluator:
             raise ValueError(f"fake holds {len(made)} images; a distance needs at least 2")
         given = _Given(made.shape[1])
         fid = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
-        kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=min(1000, len(made), len(self._real)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*large memory footprint")  # a few thousand short rows
+            kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=min(1000, len(made), len(self._real)))
         for metric in (fid, kid):
             metric.update(self._real, real=True)
             metric.update(made, real=False)
