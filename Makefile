@@ -21,8 +21,6 @@ SHELL       := bash
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-# Python and torch leak by design at exit; what counts is memory errors and undefined behaviour.
-SANITIZERS      := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint)))
 
 help: ## this list
@@ -77,8 +75,10 @@ wheel-check: venv ## build the wheel, install it in a fresh environment, run a s
 sanitize: venv ## the kernel tests under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize build/lib.* build/bdist.*
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
-	PYTHONPATH=build/sanitize LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)" $(SANITIZERS) \
-	  $(BIN)/pytest $(SANITIZED_TESTS)
+	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
+	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
+	$(BIN)/pytest $(SANITIZED_TESTS)
 
 clean: ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json
