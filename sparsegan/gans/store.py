@@ -34,8 +34,10 @@ def build(config: dict[str, Any]) -> Gan:
         nz, width, channels = (int(network[key]) for key in ("nz", "width", "channels"))
     except KeyError as error:
         raise ValueError(f'the configuration\'s "network" has no {error}; it needs nz, width and channels') from None
-    generator = dcgan.Generator(nz, width, channels)
-    return Gan(generator, dcgan.Discriminator(channels, width), dcgan.objective, config)
+    # channels_last: torch's CPU convolutions train 1.5 to 2 times faster in it than in their default layout
+    generator = dcgan.Generator(nz, width, channels).to(memory_format=torch.channels_last)
+    discriminator = dcgan.Discriminator(channels, width).to(memory_format=torch.channels_last)
+    return Gan(generator, discriminator, dcgan.objective, config)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
