@@ -1,6 +1,7 @@
 """Drives CMake (the one description of the build) and maps kernels/ to sparsegan.kernels; everything else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,12 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"{'sanitize-' if sanitize else ''}{sys.implementation.cache_tag}"
         configure = [
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DSPARSEGAN_SANITIZE={'ON' if sanitize else 'OFF'}",
         ]
-        target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
         subprocess.run(["cmake", "--build", build, "--target", "_native"], check=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / target.name, target)
 
 
 setup(

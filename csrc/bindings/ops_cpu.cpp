@@ -78,6 +78,7 @@ Team torch_team() {
 
 Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::optional<Tensor>& plan,
               const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size) {
+  dtype_of("gather", x);
   check_tensor("gather", "x", x, x, 4);
   check_tensor("gather", "values", values, x, 1);
   STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
@@ -98,6 +99,7 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
              std::vector<int64_t> geometry, bool adjoint, int64_t nnz) {
+  dtype_of("wgrad", x);
   check_tensor("wgrad", "x", x, x, 4);
   check_tensor("wgrad", "gy", gy, x, 4);
   STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0), "; they must be the same");

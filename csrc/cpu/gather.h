@@ -21,10 +21,7 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
     const int32_t begin = taps.rows[target], end = taps.rows[target + 1];
     if (begin == end && !init) continue;
     T* out = y + target * y_plane;
-    Vec<T, L> acc[R][Q];
-    for (int r = 0; r < R; ++r) {
-      for (int q = 0; q < Q; ++q) acc[r][q] = init ? broadcast<T, L>(init[target / phases]) : load<T, L>(out + r * y_row + q * L);
-    }
+    Vec<T, L> acc[R][Q] = {};
     for (int32_t t = begin; t < end; ++t) {
       const T* in = x + offsets[codes[t]];
       const Vec<T, L> v = broadcast<T, L>(values[t]);
@@ -36,8 +33,13 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
         asm("" : "+r"(in));  // one pointer a row and constant displacements, not an address computed for each FMA
       }
     }
+    // A block's sum is added to the sums before it: rounding grows with the root of the block, not of all taps.
+    const Vec<T, L> start = broadcast<T, L>(init ? init[target / phases] : T(0));
     for (int r = 0; r < R; ++r) {
-      for (int q = 0; q < Q; ++q) store<T, L>(out + r * y_row + q * L, acc[r][q]);
+      for (int q = 0; q < Q; ++q) {
+        T* const to = out + r * y_row + q * L;
+        store<T, L>(to, acc[r][q] + (init ? start : load<T, L>(to)));
+      }
     }
   }
 }

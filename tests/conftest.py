@@ -1,0 +1,126 @@
+"""What the tests share: the ISA levels to run on, random layer problems, and how close is close enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsegan import _native
+from sparsegan.plan import Geometry, compile_plan
+
+settings.register_profile(
+    "sparsegan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("sparsegan")
+
+
+@pytest.fixture(params=_native.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every ISA level of this build that this machine can run, one after the other."""
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests draw their numbers from one seed."""
+    torch.manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of an op: everything but the numbers in the tensors."""
+
+    geometry: Geometry
+    adjoint: bool
+    images: int
+    coarse: tuple[int, int]
+    fine: tuple[int, int]
+    sparsity: float
+    empty_filter: bool
+
+    @property
+    def numbers(self) -> list[int]:
+        return self.geometry.numbers()
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self._shape(self.adjoint)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self._shape(not self.adjoint)
+
+    def _shape(self, coarse: bool) -> tuple[int, int, int, int]:
+        g = self.geometry
+        return (self.images, *((g.coarse_channels, *self.coarse) if coarse else (g.fine_channels, *self.fine)))
+
+    def support(self) -> Tensor:
+        keep = torch.rand(self.geometry.weight_shape) >= self.sparsity
+        if self.empty_filter:
+            keep[0] = False
+        return keep.flatten().nonzero().flatten().int()
+
+    def plans(self, support: Tensor) -> tuple[Tensor, Tensor]:
+        return compile_plan(support, self.geometry), compile_plan(support, self.geometry, adjoint=True)
+
+
+@st.composite
+def problems(draw: st.DrawFn, most: int = 9) -> Problem:
+    """Geometries of every kind: strides, paddings, dilations, groups, odd sizes, empty and full supports."""
+    small = st.integers(1, 3)
+    pair = st.tuples(small, small)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride, dilation = draw(pair), draw(pair)
+    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    padding = draw(st.tuples(st.integers(0, reach[0]), st.integers(0, reach[1])))
+    geometry = Geometry(groups * draw(small), groups * draw(small), groups, kernel, stride, padding, dilation)
+    if draw(st.booleans()):
+        fine = tuple(max(draw(st.integers(1, 3 * most)), r + 1 - 2 * p) for r, p in zip(reach, padding, strict=True))
+        coarse = tuple((n + 2 * p - r - 1) // s + 1 for n, p, r, s in zip(fine, padding, reach, stride, strict=True))
+    else:
+        coarse = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
+        fine = tuple(
+            max(1, (n - 1) * s - 2 * p + r + 1 + draw(st.integers(0, s - 1)))
+            for n, s, p, r in zip(coarse, stride, padding, reach, strict=True)
+        )
+    return Problem(
+        geometry,
+        adjoint=draw(st.booleans()),
+        images=draw(st.sampled_from([1, 2, 3, 17])),
+        coarse=(coarse[0], coarse[1]),
+        fine=(fine[0], fine[1]),
+        sparsity=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
+        empty_filter=draw(st.booleans()),
+    )
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def assert_close(actual: Tensor, exact: Tensor, own: Tensor, magnitude: Tensor) -> None:
+    """A float32 or bfloat16 result may err from float64 by twice what PyTorch's own does.
+
+    ``magnitude`` is the result on absolute values: one rounding of it is always allowed, for PyTorch may be exact by luck.
+    """
+    assert actual.shape == exact.shape
+    if exact.numel():
+        rounding = torch.finfo(actual.dtype).eps * magnitude.abs().max()
+        allowed = 2 * (own.double() - exact).abs().max() + rounding
+        error = (actual.double() - exact).abs().max()
+        assert error <= allowed, f"error {error:.3g}, PyTorch's own allows {allowed:.3g}"
+
+
+def assert_exact(actual: Tensor, exact: Tensor) -> None:
+    """float64 against float64: only the order of the additions differs."""
+    torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-12)

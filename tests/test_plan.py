@@ -1,0 +1,59 @@
+"""The plan compiler: what it compiles, and that no untrusted number gets past its checks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Problem, problems
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsegan import _native, ops
+from sparsegan.plan import Geometry, compile_plan
+
+GEOMETRY = Geometry(8, 6, 2, (3, 3), (2, 2), (1, 1), (1, 1))
+
+
+@given(problems())
+def test_every_kept_weight_is_one_tap(p: Problem) -> None:
+    support = p.support()
+    for adjoint, plan in enumerate(p.plans(support)):
+        nnz = len(support)
+        assert plan.numel() == _native.plan_size(p.numbers, bool(adjoint), nnz)
+        order = plan[plan.numel() - nnz :]
+        assert torch.equal(order.sort().values, torch.arange(nnz, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("support", "words"),
+    [([3, 2], "order|increasing|sorted"), ([2, 2], "twice|increasing|sorted|duplicate"), ([-1], "-1"), ([8 * 3 * 9], "216")],
+)
+def test_bad_support(support: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compile_plan(torch.tensor(support, dtype=torch.int32), GEOMETRY)
+
+
+@given(st.data())
+def test_a_hostile_plan_raises_or_computes_but_never_reads_outside(data: st.DataObject) -> None:
+    """Any number of a plan replaced by any other: the op either refuses it or returns numbers of the right shape."""
+    adjoint = data.draw(st.booleans())
+    support = torch.arange(0, 8 * 3 * 9, 3, dtype=torch.int32)
+    plan = compile_plan(support, GEOMETRY, adjoint)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, plan.numel() - 1))
+        plan[at] = data.draw(st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(-2, 80)))
+    x = torch.randn(2, 8 if adjoint else 6, 4 if adjoint else 8, 4 if adjoint else 8)
+    size = [6, 8, 8] if adjoint else [8, 4, 4]
+    plans = (None, plan) if adjoint else (plan, None)
+    try:
+        y = ops.gather(x, torch.randn(len(support)), None, *plans, GEOMETRY.numbers(), adjoint, size)
+        assert y.shape == (2, *size)
+    except ValueError as error:
+        assert str(error).startswith("plan: ")
+
+
+def test_a_coarse_grid_of_one_element_separates_the_kernel_positions() -> None:
+    g = Geometry(5, 4, 1, (4, 3), (1, 2), (0, 1), (1, 2))
+    assert g.for_coarse_size(7, 7) is g
+    assert g.for_coarse_size(1, 7).stride == (4, 2)
+    assert g.for_coarse_size(1, 1).stride == (4, 3)
