@@ -37,7 +37,7 @@ class _DenseWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, support: Tensor, buffer: Tensor) -> Tensor:
         ctx.save_for_backward(support)
-        return buffer.view(buffer.shape)
+        return buffer.detach()  # shares the version counter: a later write is noticed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]

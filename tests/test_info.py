@@ -1,0 +1,33 @@
+"""What the build says of itself, and that an ISA can be forced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sparsegan import _native
+from sparsegan.info import info
+
+
+def test_facts() -> None:
+    facts = info()
+    assert facts["cpu isa in use"] in facts["cpu isa supported"].split(", ")
+    assert set(_native.supported_isas()) <= set(_native.built_isas())
+    assert "scalar" in _native.supported_isas()
+
+
+@pytest.mark.parametrize("isa", [*_native.supported_isas(), "mmx"])
+def test_environment_variable(isa: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import torch; from sparsegan import _native; print(_native.isa())"],
+        env={**os.environ, "SPARSEGAN_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    if isa == "mmx":
+        assert "SPARSEGAN_CPU_ISA is 'mmx'" in result.stderr
+    else:
+        assert result.stdout.strip() == isa

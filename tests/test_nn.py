@@ -1,0 +1,326 @@
+"""The layers against torch.nn's own: every argument, all gradients, copies, files of state, compile and export, bad input."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from conftest import assert_exact
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
+
+import sparsegan as sg
+from sparsegan import dispatch
+
+Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
+
+
+def sparse(dense: nn.Module, **how: Any) -> Layer:
+    cls = sg.SparseConvTranspose2d if isinstance(dense, nn.ConvTranspose2d) else sg.SparseConv2d
+    layer = cls.from_dense(dense, **(how or {"sparsity": 0.7}))
+    layer.kernel = "sparse"
+    return layer
+
+
+def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
+    """Forward and all gradients against the torch.nn layer with zeros in place."""
+    dense = layer.to_dense()
+    layer.zero_grad()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = layer(ours, *args), dense(theirs, *args)
+    assert_exact(y, expected)
+    gy = torch.randn_like(y)
+    y.backward(gy)
+    expected.backward(gy)
+    assert_exact(ours.grad, theirs.grad)
+    assert_exact(layer.values.grad, dense.weight.grad.flatten()[layer.support.long()])
+    if layer.bias is not None:
+        assert_exact(layer.bias.grad, dense.bias.grad)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """Any torch.nn.Conv2d or ConvTranspose2d that fits a small input, in float64, and the input."""
+    small = st.integers(1, 3)
+    groups = draw(st.sampled_from([1, 1, 2]))
+    c_in, c_out = groups * draw(small), groups * draw(small)
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
+    common = {"groups": groups, "bias": draw(st.booleans()), "dtype": torch.float64}
+    size = draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
+    x = torch.randn(draw(st.sampled_from([1, 2, 9])), c_in, *size, dtype=torch.float64)
+    if draw(st.booleans()):
+        extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+        padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+        dense: nn.Module = nn.ConvTranspose2d(
+            c_in, c_out, kernel, stride, padding, extra, dilation=dilation, **common
+        )
+    else:
+        mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+        padding_kind = draw(st.sampled_from(["same", "valid", "pair", "int"]))
+        if padding_kind == "same":
+            stride = (1, 1)
+        padding = {"pair": draw(st.tuples(st.integers(0, 3), st.integers(0, 3))), "int": draw(st.integers(0, 3))}.get(
+            padding_kind, padding_kind
+        )
+        dense = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, padding_mode=mode, **common)
+    try:
+        dense(x)
+    except RuntimeError:  # too small for its kernel, or for a reflection: torch refuses it as well
+        assume(False)
+    return dense, x
+
+
+@given(convolutions(), st.sampled_from([0.0, 0.5, 0.9]))
+def test_every_argument_of_torch(isa: str, problem: tuple[nn.Module, Tensor], sparsity: float) -> None:
+    dense, x = problem
+    assert_same_as_dense(sparse(dense, sparsity=sparsity), x)
+
+
+@given(convolutions())
+def test_dense_path(problem: tuple[nn.Module, Tensor]) -> None:
+    dense, x = problem
+    layer = sparse(dense, sparsity=0.5)
+    layer.kernel = "dense"
+    assert_same_as_dense(layer, x)
+    assert_same_as_dense(layer, x)  # on the kept buffer
+
+
+def test_constructor_is_torchs_own_then_pruned() -> None:
+    args = (6, 8, (3, 2), 2, 1)
+    for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
+        torch.manual_seed(3)
+        layer = cls(*args, sparsity=0.75)
+        torch.manual_seed(3)
+        dense = theirs(*args)
+        weight = dense.weight.detach()
+        assert layer.nnz == weight.numel() // 4
+        assert torch.equal(layer.mask(), weight.abs() >= weight.abs().flatten().sort(descending=True).values[layer.nnz - 1])
+        assert torch.equal(layer.dense_weight(), weight * layer.mask())
+        assert torch.equal(layer.bias, dense.bias)
+        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+            assert getattr(layer, name) == getattr(dense, name)
+        assert cls(*args).sparsity == 0
+
+
+def test_output_size_unbatched_input_and_empty_layers() -> None:
+    t = sparse(nn.ConvTranspose2d(3, 4, 3, stride=3, dtype=torch.float64))
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    for size in ([16, 13], [2, 4, 17, 12]):
+        assert_same_as_dense(t, x, size)
+    with pytest.raises(ValueError, match="from 15 to 17"):
+        t(x, [18, 12])
+    torch.testing.assert_close(t(x[0]), t(x)[0])
+    assert t(x[:0]).shape == (0, 4, 15, 12)
+    empty = sparse(nn.Conv2d(3, 4, 3, dtype=torch.float64), mask=torch.zeros(4, 3, 3, 3, dtype=torch.bool))
+    assert empty.nnz == 0
+    assert_same_as_dense(empty, x)
+
+
+def test_zeros_that_are_there_are_the_mask() -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    torch_prune.l1_unstructured(conv, "weight", 0.5)
+    layer = sparse(conv, granularity="element")
+    assert torch.equal(layer.mask(), conv.weight_mask.bool())
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(layer(x), conv(x))
+    fresh = sg.SparseConv2d(4, 6, 3, sparsity=0.5)
+    fresh.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(fresh(x), conv(x))
+
+
+def test_state_dict_round_trip_keeps_the_parameter() -> None:
+    a, b = sg.SparseConv2d(4, 6, 3, sparsity=0.9), sg.SparseConv2d(4, 6, 3, sparsity=0.2)
+    parameter = b.values
+    b.load_state_dict(a.state_dict())
+    assert b.values is parameter
+    assert torch.equal(a.dense_weight(), b.dense_weight())
+    with pytest.raises(RuntimeError, match="bias"):
+        b.load_state_dict({k: v for k, v in a.state_dict().items() if k != "bias"})
+    with pytest.raises(RuntimeError, match="unrelated"):
+        b.load_state_dict({**a.state_dict(), "unrelated": torch.zeros(1)})
+    broken = a.state_dict()
+    broken["support"] = broken["support"].flip(0)
+    before = b.dense_weight().clone()
+    with pytest.raises(RuntimeError, match="support"):
+        b.load_state_dict(broken)
+    assert torch.equal(b.dense_weight(), before)
+
+
+def test_load_a_dense_checkpoint() -> None:
+    dense = nn.Conv2d(4, 6, 3)
+    layer = sg.SparseConv2d(4, 6, 3, sparsity=0.5)
+    layer.load_state_dict(dense.state_dict())  # the random support gives way to the weight's magnitudes
+    assert torch.equal(layer.dense_weight(), sg.SparseConv2d.from_dense(dense, sparsity=0.5).dense_weight())
+    mask = torch.rand(6, 4, 3, 3) < 0.5
+    masked = sg.SparseConv2d(4, 6, 3, mask=mask)
+    masked.load_state_dict(dense.state_dict())  # a given mask stays
+    assert torch.equal(masked.dense_weight(), dense.weight * mask)
+    with pytest.raises(RuntimeError, match="the layer's dense weight is"):
+        masked.load_state_dict(nn.Conv2d(4, 6, 5).state_dict())
+
+
+def test_copies_casts_pickles_and_hooks() -> None:
+    layer = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, sparsity=0.8)
+    x = torch.randn(2, 4, 5, 5)
+    y = layer(x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), y)
+        assert twin.values.data_ptr() != layer.values.data_ptr()
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = sg.SparseConvTranspose2d(4, 6, 4, 2, 1)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x), y)
+    half = copy.deepcopy(layer).to(torch.bfloat16)
+    assert half.support.dtype == torch.int32
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(copy.deepcopy(layer).double()(x.double()).float(), y)
+    seen = []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    layer.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append(grad_out[0].shape))
+    layer(x.requires_grad_()).sum().backward()
+    assert seen == [y.shape, y.shape]
+
+
+def test_autocast() -> None:
+    layer = sg.SparseConv2d(4, 6, 3, sparsity=0.8)
+    x = torch.randn(2, 4, 5, 5)
+    for layer.kernel in ("sparse", "dense"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), layer.to_dense()(x), rtol=0.05, atol=0.05)
+
+
+def generator() -> nn.Module:
+    return nn.Sequential(
+        sg.SparseConvTranspose2d(10, 8, 4, sparsity=0.8),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=0.8),
+        sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compile_without_a_graph_break() -> None:
+    torch.compiler.reset()
+    model, z = generator(), torch.randn(3, 10, 1, 1)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z), model(z))
+    compiled(z).square().sum().backward()
+    model(z).square().sum().backward()
+    for (name, a), (_, b) in zip(compiled.named_parameters(), model.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_export_with_a_dynamic_batch(tmp_path: Any) -> None:
+    model, z = generator().eval(), torch.randn(3, 10, 1, 1)
+    program = torch.export.export(model, (z,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    torch.export.save(program, tmp_path / "generator.pt2")
+    z = torch.randn(7, 10, 1, 1)
+    torch.testing.assert_close(torch.export.load(tmp_path / "generator.pt2").module()(z), model(z))
+
+
+def test_auto_takes_dense_below_the_break_even() -> None:
+    x = torch.randn(1, 64, 32, 32)
+    for sparsity, kernel in ((0.0, "dense"), (0.95, "sparse")):
+        layer = sg.SparseConv2d(64, 64, 3, padding=1, sparsity=sparsity)
+        choice = layer.choose(tuple(x.shape), (32, 32))
+        assert choice.kernel == kernel
+        assert "cycles" in choice.why
+        torch.testing.assert_close(layer(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
+    assert set(dispatch.KERNELS) == {"auto", "sparse", "dense"}
+
+
+def test_dense_buffer_follows_the_values() -> None:
+    layer = sg.SparseConv2d(4, 4, 3, sparsity=0.2)
+    layer.kernel = "dense"
+    x = torch.randn(1, 4, 6, 6)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), layer.to_dense()(x))
+        optimizer.zero_grad()
+        (layer(x).square().sum() + layer(2 * x).sum()).backward()  # two graphs share one buffer
+        optimizer.step()
+    y = layer(x.requires_grad_())
+    optimizer.step()
+    layer(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_double_backward_through_a_layer() -> None:
+    """A gradient penalty: the norm of a gradient is trained, as a WGAN's critic does."""
+    dense = nn.Conv2d(3, 5, 3, stride=2, padding=1, dtype=torch.float64)
+    layer = sparse(dense)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    grads = []
+    for module in (layer, layer.to_dense()):
+        given = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(module(given).tanh().sum(), given, create_graph=True)
+        (slope.square().sum((1, 2, 3)).sqrt() - 1).square().mean().backward()
+        grads.append(next(module.parameters()).grad)
+    assert_exact(grads[0], grads[1].flatten()[layer.support.long()])
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.randn(1, 5, 8, 8), ValueError, "input has 5 channels; the layer has in_channels=4"),
+        (torch.randn(8, 8), ValueError, "input has 2 dimensions"),
+        (torch.randn(1, 4, 8, 8).double(), TypeError, "input has dtype torch.float64; the layer has torch.float32"),
+        (torch.randn(1, 4, 8, 8, device="meta"), ValueError, "input is on meta; the layer is on cpu"),
+        (torch.randn(1, 4, 2, 8), ValueError, "input is 2 x 8"),
+    ],
+)
+def test_bad_input(x: Tensor, error: type[Exception], words: str) -> None:
+    layer = sg.SparseConv2d(4, 6, 3, sparsity=0.5)
+    with pytest.raises(error, match=words):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({"sparsity": 1.0}, ValueError, "sparsity is 1.0; it must be at least 0 and below 1"),
+        ({"sparsity": -0.1}, ValueError, "sparsity is -0.1"),
+        ({"sparsity": float("nan")}, ValueError, "sparsity is nan"),
+        ({"granularity": "row"}, ValueError, "granularity is 'row'; accepted: 'element'"),
+        ({"mask": torch.ones(6, 4, 3, dtype=torch.bool)}, ValueError, "it must have the weight's shape"),
+        ({"mask": torch.ones(6, 4, 3, 3)}, TypeError, "dtype torch.bool"),
+        ({"mask": torch.ones(6, 4, 3, 3, dtype=torch.bool), "sparsity": 0.5}, ValueError, "both given"),
+    ],
+)
+def test_bad_construction(how: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        sg.SparseConv2d(4, 6, 3, **how)
+    with pytest.raises(error, match=words):
+        sg.SparseConv2d.from_dense(nn.Conv2d(4, 6, 3), **how)
+
+
+def test_wrong_modules() -> None:
+    with pytest.raises(TypeError, match="module is a Linear"):
+        sg.SparseConv2d.from_dense(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="parametrization"):
+        sg.SparseConv2d.from_dense(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(ValueError, match="NaN"):
+        sg.SparseConv2d.from_dense(_with_nan(), sparsity=0.5)
+    with pytest.raises(AttributeError, match="dense_weight"):
+        _ = sg.SparseConv2d(3, 4, 3).weight
+
+
+def _with_nan() -> nn.Conv2d:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight.data[0, 0, 0, 0] = float("nan")
+    return conv
