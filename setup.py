@@ -1,4 +1,4 @@
-"""Drives CMake (the one description of the build) and maps kernels/ to sparsegan.kernels; everything else is in pyproject.toml."""
+"""Drives CMake, the one description of the build, and maps kernels/ to sparsegan.kernels."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds sparsegan._native with CMake and ninja, in the source tree's build/ so that a second build is incremental."""
+    """Builds sparsegan._native with CMake and ninja, in build/ so that a second build is incremental."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

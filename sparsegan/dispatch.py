@@ -1,9 +1,9 @@
 """``auto``: which kernel runs a layer, and why.
 
-Two ways exist to run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on the
-values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster. The
-model is a handful of cycles counted from the kernels' inner loops (``csrc/cpu/conv.cpp``), so that the same model and input
-choose the same kernel on every run; :func:`sparsegan.tune` measures instead and pins the result on each layer.
+Two ways exist to run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
+the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster.
+The model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``), so that the same model and input choose the
+same kernel on every run; :func:`sparsegan.tune` measures instead and pins the result on each layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KERNELS = ("auto", "sparse", "dense")
 DENSE_EFFICIENCY = 0.85
 #: Bytes a cycle at which dense weights arrive when a layer is too small to reuse them.
 WEIGHT_BYTES_PER_CYCLE = 8.0
-#: Under torch.compile and torch.export the decision cannot depend on a symbolic shape: at and above this sparsity, sparse.
+#: Under torch.compile and torch.export a shape may be a symbol: at and above this sparsity, sparse.
 BREAK_EVEN_SPARSITY = 0.6
 
 

@@ -48,9 +48,7 @@ class MacsReport:
         return "\n".join(lines)
 
 
-def visit_layers(
-    model: nn.Module, example: Any, visit: Callable[[str, nn.Module, Tensor, Tensor], None]
-) -> None:
+def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module, Tensor, Tensor], None]) -> None:
     """Runs ``model(*example)`` once without gradients and calls ``visit(name, layer, input, output)`` at every leaf."""
     hooks = []
     for name, module in model.named_modules():
@@ -130,9 +128,10 @@ def count_macs(model: nn.Module, example: Any) -> MacsReport:
 
 
 def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
-    """Bytes that training holds for a model: parameters, gradients (as if all were there), optimizer state, support, plans.
+    """Bytes that training holds for a model: parameters, their gradients, optimizer state, support, plans.
 
-    Activations and workspace are not in it: they depend on the batch. ``sparsegan._native.workspace_bytes()`` has the latter.
+    Activations and workspace depend on the batch and are not in it; ``sparsegan._native.workspace_bytes()`` has the
+    latter.
     """
 
     def size(tensor: Tensor) -> int:

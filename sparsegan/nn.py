@@ -1,7 +1,7 @@
 """Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
 
-A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[nnz]``, sorted flat
-positions in the dense weight) and ``bias``. Training runs on these: gradients and optimizer state have size nnz.
+A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[nnz]``, sorted
+flat positions in the dense weight) and ``bias``. Training runs on these: gradients and optimizer state have size nnz.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class _DenseWeight(torch.autograd.Function):
         return buffer.detach()  # shares the version counter: a later write is noticed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (support,) = ctx.saved_tensors
         return grad.flatten().index_select(0, support.long()), None, None
 
 
 class _SparseConv(nn.Module):
-    """What both layers share. The dense twin's class is ``dense_class``; ``adjoint`` is the direction of the forward op."""
+    """What both layers share: ``dense_class`` is the torch.nn twin, ``adjoint`` the direction of the forward op."""
 
     dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
     adjoint: ClassVar[bool]
@@ -64,6 +64,8 @@ class _SparseConv(nn.Module):
     values: nn.Parameter
     support: Tensor
     bias: nn.Parameter | None
+    _buffer: Tensor | None
+    _buffer_key: tuple[Any, ...] | None
 
     # ------------------------------------------------------------------ construction
 
@@ -88,26 +90,27 @@ class _SparseConv(nn.Module):
             ValueError, TypeError: an argument is out of range or does not fit the module.
         """
         if not isinstance(module, cls.dense_class):
-            raise TypeError(
-                f"module is a {type(module).__name__}; {cls.__name__} is made from a torch.nn.{cls.dense_class.__name__}"
-            )
+            wanted = f"a torch.nn.{cls.dense_class.__name__}"
+            raise TypeError(f"module is a {type(module).__name__}; {cls.__name__} is made from {wanted}")
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._absorb(module, sparsity, granularity, mask)
         return layer
 
-    def _absorb(self, dense: nn.Module, sparsity: float | None, granularity: str, mask: Tensor | None) -> None:
+    def _absorb(
+        self, dense: nn.Conv2d | nn.ConvTranspose2d, sparsity: float | None, granularity: str, mask: Tensor | None
+    ) -> None:
         """Takes over a dense layer's settings and the kept part of its weight."""
         weight = plain_weight(dense)
         if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise TypeError(f"the weight's dtype is {weight.dtype}; it must be a real floating-point type")
         for name in _ATTRIBUTES:
             setattr(self, name, getattr(dense, name))
-        self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+        self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
         self.granularity = check_granularity(granularity)
         self.kernel = "auto"
         self.training = dense.training
-        #: True while the support only reflects this layer's own random initialisation: loading a dense weight replaces it.
+        #: True while the support only reflects this layer's own random weights: loading a dense weight replaces it.
         self._support_is_initial = False
 
         if mask is None:
@@ -115,17 +118,22 @@ class _SparseConv(nn.Module):
         elif sparsity is not None:
             raise ValueError("sparsity and mask are both given; give one of them")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool")
+            raise TypeError(
+                f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool"
+            )
         if mask.shape != weight.shape:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {tuple(weight.shape)}")
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {tuple(weight.shape)}"
+            )
         self._prepare_geometries()
         flat = weight.detach().flatten()
         support = mask.to(flat.device).flatten().nonzero().flatten()
         self.register_buffer("support", support.int())
         self.values = nn.Parameter(flat[support].clone(), requires_grad=weight.requires_grad)
         bias = dense.bias
-        copy = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)  # type: ignore[operator,union-attr]
-        self.register_parameter("bias", copy)
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        )
         self._clear_caches()
 
     def _prepare_geometries(self) -> None:
@@ -216,7 +224,9 @@ class _SparseConv(nn.Module):
         """
         check_support(support, math.prod(self.weight_shape))
         if values.shape != support.shape:
-            raise ValueError(f"values has shape {tuple(values.shape)}; it must have the support's {tuple(support.shape)}")
+            raise ValueError(
+                f"values has shape {tuple(values.shape)}; it must have the support's {tuple(support.shape)}"
+            )
         self.values.data = values.detach().to(self.values).clone()
         self.values.grad = None
         self.support = support.to(self.values.device).clone()
@@ -262,7 +272,8 @@ class _SparseConv(nn.Module):
 
     def _run(self, x: Tensor, y_size: tuple[int, int], dense_padding: Any, output_padding: Pair = (0, 0)) -> Tensor:
         """One forward of an input ``[N, C, H, W]`` that is padded but for zeros, by the kernel of choice."""
-        values, bias = self.values, self.bias
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
@@ -292,7 +303,7 @@ class _SparseConv(nn.Module):
             plan = torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
             # While tracing, the op itself becomes part of the graph.
             if not torch.compiler.is_compiling() and type(plan) is Tensor:
-                self._plans[*variant, adjoint] = plan
+                self._plans[(*variant, adjoint)] = plan
         return plan
 
     def _dense_buffer(self, values: Tensor) -> Tensor:
@@ -305,7 +316,7 @@ class _SparseConv(nn.Module):
             self._buffer = values.detach().new_zeros(self.weight_shape)
             self._buffer_key = None
         if self._buffer_key != key:
-            # A graph that still holds the old weight notices by the version counter, as with any parameter changed in place.
+            # A graph that still holds the old weight notices, as with any parameter that is changed in place.
             self._buffer.view(-1).index_copy_(0, self.support.long(), values.detach())
             self._buffer_key = key
         return _DenseWeight.apply(values, self.support, self._buffer)
@@ -316,8 +327,8 @@ class _SparseConv(nn.Module):
         """Everything that is derived from the support, the values and their place."""
         self._plans: dict[tuple[bool, bool, bool], Tensor] = {}
         self._choices: dict[Any, dispatch.Choice] = {}
-        self._buffer: Tensor | None = None
-        self._buffer_key: tuple[Any, ...] | None = None
+        self._buffer = None
+        self._buffer_key = None
 
     def plan_bytes(self) -> int:
         """Bytes of the plans that this layer holds now."""
@@ -342,7 +353,7 @@ class _SparseConv(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes ``values`` and ``support``, a dense ``weight``, or the ``weight_orig`` and ``weight_mask`` of a pruned one.
+        """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
 
         A dense weight is read at the layer's support. Only where that support came from the layer's own random
         initialisation (``sparsity=`` in the constructor) is it chosen anew, by magnitude and at the same sparsity.
@@ -360,7 +371,9 @@ class _SparseConv(nn.Module):
                 missing_keys += [prefix + name for name in ("values", "support") if name not in own]
             if self.bias is not None and "bias" in own:
                 if own["bias"].shape != self.bias.shape:
-                    raise ValueError(f"bias has shape {tuple(own['bias'].shape)}; the layer's is {tuple(self.bias.shape)}")
+                    raise ValueError(
+                        f"bias has shape {tuple(own['bias'].shape)}; the layer's is {tuple(self.bias.shape)}"
+                    )
                 with torch.no_grad():
                     self.bias.copy_(own["bias"])
         except (ValueError, TypeError) as error:
@@ -416,7 +429,17 @@ class SparseConv2d(_SparseConv):
     ) -> None:
         super().__init__()
         dense = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type] # torch checks it
+            device,
+            dtype,
         )
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
         self._support_is_initial = mask is None
@@ -486,8 +509,8 @@ class SparseConvTranspose2d(_SparseConv):
             output_padding,
             groups,
             bias,
-            dilation,  # type: ignore[arg-type]
-            padding_mode,
+            dilation,
+            padding_mode,  # type: ignore[arg-type] # torch checks it
             device,
             dtype,
         )
@@ -498,14 +521,16 @@ class SparseConvTranspose2d(_SparseConv):
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.
 
         Args:
-            output_size: (height, width), optional leading dimensions ignored: one of the sizes that the stride leaves open.
+            output_size: (height, width), or one number a dimension: one of the sizes that the stride leaves open.
         """
         self._check_input(x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0), output_size).squeeze(0)
         assert isinstance(self.padding, tuple)
         if output_size is not None and len(output_size) not in (2, x.dim()):
-            raise ValueError(f"output_size has {len(output_size)} numbers; it must have 2, or one a dimension of the input")
+            raise ValueError(
+                f"output_size has {len(output_size)} numbers; it must have 2, or one a dimension of the input"
+            )
         size, extra = [], []
         for axis in (0, 1):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
@@ -518,7 +543,9 @@ class SparseConvTranspose2d(_SparseConv):
                     f"it must be from {n} to {n + self.stride[axis] - 1}"
                 )
             if n + added < 1:
-                raise ValueError(f"the output would have size {n + added} along dimension {2 + axis}; it must be at least 1")
+                raise ValueError(
+                    f"the output would have size {n + added} along dimension {2 + axis}; it must be at least 1"
+                )
             size.append(n + added)
             extra.append(added)
         return self._run(x, (size[0], size[1]), self.padding, (extra[0], extra[1]))
@@ -540,7 +567,7 @@ def _initial_support(
 
 
 def plain_weight(module: nn.Module) -> Tensor:
-    """A dense layer's weight; ``torch.nn.utils.prune``'s mask applied. ``ValueError`` under any other reparametrisation."""
+    """A dense layer's weight, ``torch.nn.utils.prune``'s mask applied; ``ValueError`` if computed otherwise."""
     weight = module._parameters.get("weight")
     if weight is not None:
         return weight

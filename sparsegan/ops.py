@@ -39,7 +39,7 @@ def gather(
         values: ``[nnz]``, dtype of ``x``.
         bias: ``[target channels]``, dtype of ``x``, or ``None``.
         plan, adjoint_plan: int32, from :func:`sparsegan.plan.compile_plan`, fine to coarse and coarse to fine. The one
-            that ``adjoint`` selects runs forward; the other is needed for the gradient in ``x`` and may be ``None`` without it.
+            that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, or is ``None`` without one.
         geometry: :meth:`sparsegan.plan.Geometry.numbers`.
         adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
         output_size: ``[target channels, H', W']``.

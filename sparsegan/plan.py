@@ -43,15 +43,15 @@ class Geometry:
     def for_coarse_size(self, height: int, width: int) -> Geometry:
         """The same relation with the stride that serves a coarse grid of ``height`` x ``width`` best.
 
-        Where the coarse grid is one element wide its stride has no meaning, and a stride that gives every kernel position
-        a phase of its own is better: no tap then meets padding. This is how a generator's first layer (1x1 to 4x4) and a
-        discriminator's last run without a wasted multiplication.
+        Where the coarse grid is one element wide its stride has no meaning, and a stride that gives every kernel
+        position a phase of its own is better: no tap then meets padding. This is how a generator's first layer (1x1 to
+        4x4) and a discriminator's last run without a wasted multiplication.
         """
-        stride = tuple(
+        stride_h, stride_w = (
             _separating_stride(k, d) if size == 1 and k > s else s
             for size, k, s, d in zip((height, width), self.kernel, self.stride, self.dilation, strict=True)
         )
-        return self if stride == self.stride else replace(self, stride=stride)
+        return replace(self, stride=(stride_h, stride_w))
 
 
 def _separating_stride(kernel: int, dilation: int) -> int:
@@ -94,6 +94,6 @@ def check_support(support: Tensor, size: int) -> None:
     """Raises ``ValueError`` unless ``support`` is int32 ``[nnz]``, strictly increasing, inside ``[0, size)``."""
     if support.dtype != torch.int32 or support.dim() != 1:
         raise ValueError(
-            f"support has dtype {support.dtype} and {support.dim()} dimensions; it must be torch.int32 with one dimension"
+            f"support has dtype {support.dtype} and {support.dim()} dimensions; it must be torch.int32 with one"
         )
     _native.check_support(np.ascontiguousarray(support.detach().cpu().numpy()), size)

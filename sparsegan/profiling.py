@@ -19,7 +19,7 @@ from sparsegan.nn import _SparseConv
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One sparse layer: what it is, what it costs, what runs. Times in milliseconds a forward of the example's batch."""
+    """One sparse layer: what it is, what it costs, what runs. Times are milliseconds a forward of the example."""
 
     name: str
     kind: str
@@ -47,8 +47,8 @@ class ProfileReport:
     rows: list[LayerProfile] = field(default_factory=list)
 
     def __str__(self) -> str:
-        head = f"{'layer':<14}{'kind':<23}{'geometry':<40}{'nnz':>9}{'sparsity':>9}{'dense ms':>10}{'sparse ms':>10}  kernel"
-        lines = [head]
+        head = f"{'layer':<14}{'kind':<23}{'geometry':<40}{'nnz':>9}{'sparsity':>9}{'dense ms':>10}{'sparse ms':>10}"
+        lines = [f"{head}  kernel"]
         for r in self.rows:
             lines.append(
                 f"{r.name:<14}{r.kind:<23}{r.geometry:<40}{r.nnz:>9,}{r.sparsity:>9.3f}"
@@ -140,7 +140,9 @@ def _padded(module: _SparseConv, x: Tensor) -> tuple[int, ...]:
 
 def _describe(module: _SparseConv, x: Tensor) -> str:
     kernel, stride = ("x".join(map(str, pair)) for pair in (module.kernel_size, module.stride))
-    text = f"{module.in_channels}->{module.out_channels} {kernel} s{stride} @{x.shape[2]}x{x.shape[3]} batch {x.shape[0]}"
+    text = (
+        f"{module.in_channels}->{module.out_channels} {kernel} s{stride} @{x.shape[2]}x{x.shape[3]} batch {x.shape[0]}"
+    )
     return text + (f" groups {module.groups}" if module.groups > 1 else "") + _dilation(module)
 
 

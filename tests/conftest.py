@@ -111,7 +111,7 @@ def same(x: Tensor) -> Tensor:
 def assert_close(actual: Tensor, exact: Tensor, own: Tensor, magnitude: Tensor) -> None:
     """A float32 or bfloat16 result may err from float64 by twice what PyTorch's own does.
 
-    ``magnitude`` is the result on absolute values: one rounding of it is always allowed, for PyTorch may be exact by luck.
+    ``magnitude`` is the result on absolute values: one rounding of it is allowed, for PyTorch may be exact by luck.
     """
     assert actual.shape == exact.shape
     if exact.numel():

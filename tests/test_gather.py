@@ -37,7 +37,9 @@ def test_low_precision(isa: str, dtype: torch.dtype, p: Problem) -> None:
     support = p.support()
     x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support)).to(dtype)
     bias = torch.randn(p.y_shape[1]).to(dtype)
-    exact, magnitude = (twin(p, f(x.double()), f(values.double()), f(bias.double()), support) for f in (same, torch.abs))
+    exact, magnitude = (
+        twin(p, f(x.double()), f(values.double()), f(bias.double()), support) for f in (same, torch.abs)
+    )
     assert_close(call(p, x, values, bias, support), exact, twin(p, x, values, bias, support), magnitude)
 
 
@@ -51,9 +53,7 @@ def test_many_blocks_and_tiles(
 ) -> None:
     """Layers large enough for several source blocks, register tiles of every kind and several groups of tiles."""
     padding = kernel // 2
-    g = Geometry(
-        coarse_channels, fine_channels, 1, (kernel, kernel), (stride, stride), (padding, padding), (1, 1)
-    )
+    g = Geometry(coarse_channels, fine_channels, 1, (kernel, kernel), (stride, stride), (padding, padding), (1, 1))
     coarse = (size + 2 * padding - kernel) // stride + 1
     p = Problem(g, adjoint, 2, (coarse, coarse), (size, size), 0.8, True)
     support = p.support()

@@ -11,7 +11,10 @@ import sparsegan as sg
 
 def net() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.Conv2d(4, 2, 1)
+        nn.Conv2d(4, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ConvTranspose2d(8, 4, 4, 2, 1),
+        nn.Conv2d(4, 2, 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""The layers against torch.nn's own: every argument, all gradients, copies, files of state, compile and export, bad input."""
+"""The layers against torch.nn's own: every argument, all gradients, copies, state, compile and export, bad input."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     if draw(st.booleans()):
         extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
         padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-        dense: nn.Module = nn.ConvTranspose2d(
-            c_in, c_out, kernel, stride, padding, extra, dilation=dilation, **common
-        )
+        dense: nn.Module = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, extra, dilation=dilation, **common)
     else:
         mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
         padding_kind = draw(st.sampled_from(["same", "valid", "pair", "int"]))
@@ -102,7 +100,9 @@ def test_constructor_is_torchs_own_then_pruned() -> None:
         dense = theirs(*args)
         weight = dense.weight.detach()
         assert layer.nnz == weight.numel() // 4
-        assert torch.equal(layer.mask(), weight.abs() >= weight.abs().flatten().sort(descending=True).values[layer.nnz - 1])
+        assert torch.equal(
+            layer.mask(), weight.abs() >= weight.abs().flatten().sort(descending=True).values[layer.nnz - 1]
+        )
         assert torch.equal(layer.dense_weight(), weight * layer.mask())
         assert torch.equal(layer.bias, dense.bias)
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):

@@ -26,7 +26,7 @@ def test_every_kept_weight_is_one_tap(p: Problem) -> None:
 
 @pytest.mark.parametrize(
     ("support", "words"),
-    [([3, 2], "order|increasing|sorted"), ([2, 2], "twice|increasing|sorted|duplicate"), ([-1], "-1"), ([8 * 3 * 9], "216")],
+    [([3, 2], "sorted"), ([2, 2], "sorted"), ([-1], "-1"), ([8 * 3 * 9], "216")],
 )
 def test_bad_support(support: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -49,11 +49,12 @@ def test_a_hostile_plan_raises_or_computes_but_never_reads_outside(data: st.Data
         y = ops.gather(x, torch.randn(len(support)), None, *plans, GEOMETRY.numbers(), adjoint, size)
         assert y.shape == (2, *size)
     except ValueError as error:
-        assert str(error).startswith("plan: ")
+        refused = str(error)
+        assert refused.startswith("plan: ")
 
 
 def test_a_coarse_grid_of_one_element_separates_the_kernel_positions() -> None:
     g = Geometry(5, 4, 1, (4, 3), (1, 2), (0, 1), (1, 2))
-    assert g.for_coarse_size(7, 7) is g
+    assert g.for_coarse_size(7, 7) == g
     assert g.for_coarse_size(1, 7).stride == (4, 2)
     assert g.for_coarse_size(1, 1).stride == (4, 3)

@@ -80,7 +80,8 @@ def test_shrinking_carries_the_optimizer_state(make: object) -> None:
         layer(x).square().sum().backward()
         optimizer.step()
     values, parameter = layer.values.detach().clone(), layer.values
-    state = {k: v.clone() for k, v in optimizer.state[parameter].items() if torch.is_tensor(v) and v.shape == values.shape}
+    moments = {k: v for k, v in optimizer.state[parameter].items() if torch.is_tensor(v) and v.shape == values.shape}
+    state = {k: v.clone() for k, v in moments.items()}
     grad, support = parameter.grad.clone(), layer.support.clone()
     sg.shrink(layer, 0.8, optimizer)
     assert layer.values is parameter

@@ -1,4 +1,5 @@
-// The Python module sparsegan._native: build and CPU-feature information, the plan compiler and the codecs, on numpy arrays.
+// The Python module sparsegan._native: build and CPU-feature information, the plan compiler and the codecs, on numpy
+// arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -37,13 +38,14 @@ int64_t plan_size(const std::vector<int64_t>& numbers, bool adjoint, int64_t tap
   return sparsegan::plan_shape(Geometry::from_list(numbers), adjoint, taps).size();
 }
 
-double gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images, const std::vector<int64_t>& x_size,
-                     const std::vector<int64_t>& y_size, bool float64) {
+double gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images,
+                     const std::vector<int64_t>& x_size, const std::vector<int64_t>& y_size, bool float64) {
   const Geometry geometry = Geometry::from_list(numbers);
   sparsegan::PlanView plan;
   plan.shape = sparsegan::plan_shape(geometry, adjoint, taps);
   const sparsegan::DType dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
-  return sparsegan::gather_cycles({&geometry, adjoint, &plan, dtype, images, x_size.at(0), x_size.at(1), y_size.at(0), y_size.at(1)});
+  return sparsegan::gather_cycles(
+      {&geometry, adjoint, &plan, dtype, images, x_size.at(0), x_size.at(1), y_size.at(0), y_size.at(1)});
 }
 
 }  // namespace
@@ -55,14 +57,16 @@ PYBIND11_MODULE(_native, m) {
   m.def("built_isas", &sparsegan::built_isas, "ISA levels compiled in, best first.");
   m.def("supported_isas", &sparsegan::supported_isas, "Those of them that this machine can run.");
   m.def("isa", [] { return std::string(sparsegan::kernels().isa); }, "The ISA level in use.");
-  m.def("lanes", [](bool float64) { return sparsegan::kernels().lanes[float64 ? 1 : 0]; }, py::arg("float64") = false,
-        "Vector lanes of the ISA level in use.");
+  m.def(
+      "lanes", [](bool float64) { return sparsegan::kernels().lanes[float64 ? 1 : 0]; }, py::arg("float64") = false,
+      "Vector lanes of the ISA level in use.");
   m.def("set_isa", &sparsegan::set_isa, py::arg("name"), "Forces an ISA level by name; an empty name picks the best.");
   m.def("workspace_bytes", &sparsegan::workspace_bytes, "Bytes of scratch memory held by all threads.");
   m.def("compile_plan", &compile_plan, py::arg("support"), py::arg("geometry"), py::arg("adjoint"),
         "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");
   m.def("plan_size", &plan_size, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), "Length of that plan.");
-  m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"), py::arg("x_size"),
-        py::arg("y_size"), py::arg("float64"), "Modelled cycles of one gather on one core; see csrc/cpu/conv.h.");
+  m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"),
+        py::arg("x_size"), py::arg("y_size"), py::arg("float64"),
+        "Modelled cycles of one gather on one core; see csrc/cpu/conv.h.");
   sparsegan::bind_codec(m);
 }

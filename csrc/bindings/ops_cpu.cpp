@@ -34,7 +34,8 @@ DType dtype_of(const char* op, const Tensor& tensor) {
 }
 
 void check_tensor(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t dim) {
-  STD_TORCH_CHECK(tensor.dim() == dim, "sparsegan::", op, ": ", name, " has ", tensor.dim(), " dimensions; it must have ", dim);
+  STD_TORCH_CHECK(tensor.dim() == dim, "sparsegan::", op, ": ", name, " has ", tensor.dim(),
+                  " dimensions; it must have ", dim);
   STD_TORCH_CHECK(tensor.is_cpu(), "sparsegan::", op, ": ", name, " is not on the CPU, where the other tensors are");
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "sparsegan::", op, ": ", name,
                   " has another dtype than the input; they must be the same");
@@ -48,8 +49,9 @@ struct Call {
   ConvCall conv;
 
   // x is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
-  Call(const char* op, const Tensor& x, const std::optional<Tensor>& fine_to_coarse, const std::optional<Tensor>& coarse_to_fine,
-       const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t y_channels, int64_t y_height, int64_t y_width) {
+  Call(const char* op, const Tensor& x, const std::optional<Tensor>& fine_to_coarse,
+       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint, int64_t taps,
+       int64_t y_channels, int64_t y_height, int64_t y_width) {
     geometry = Geometry::from_list(numbers);
     const std::optional<Tensor>& chosen = adjoint ? coarse_to_fine : fine_to_coarse;
     STD_TORCH_CHECK(chosen.has_value(), "sparsegan::", op, ": ", adjoint ? "adjoint_plan" : "plan",
@@ -57,12 +59,16 @@ struct Call {
     plan = torch::stable::contiguous(*chosen);
     STD_TORCH_CHECK(plan.is_cpu() && plan.dim() == 1 && plan.scalar_type() == ScalarType::Int, "sparsegan::", op,
                     ": the plan must be a one-dimensional int32 tensor on the CPU");
-    view = sparsegan::view_plan(geometry, adjoint, taps, static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
+    view =
+        sparsegan::view_plan(geometry, adjoint, taps, static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
     const int64_t sources = view.shape.sources, targets = view.shape.targets / (adjoint ? geometry.phases() : 1);
-    STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1), " channels; the geometry says ", sources);
-    STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels, " channels; the geometry says ", targets);
+    STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1),
+                    " channels; the geometry says ", sources);
+    STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels,
+                    " channels; the geometry says ", targets);
     STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
-                    ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3), " and the output ", y_height, " x ", y_width);
+                    ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
+                    " and the output ", y_height, " x ", y_width);
     conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
   }
 };
@@ -76,33 +82,37 @@ Team torch_team() {
           }};
 }
 
-Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::optional<Tensor>& plan,
-              const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size) {
+Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
+              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size) {
   dtype_of("gather", x);
   check_tensor("gather", "x", x, x, 4);
   check_tensor("gather", "values", values, x, 1);
   STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
                   " numbers; it must be [channels, height, width]");
-  const Call call("gather", x, plan, adjoint_plan, geometry, adjoint, values.numel(), output_size[0], output_size[1], output_size[2]);
+  const Call call("gather", x, plan, adjoint_plan, geometry, adjoint, values.numel(), output_size[0], output_size[1],
+                  output_size[2]);
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   std::optional<Tensor> bias_c;
   if (bias.has_value()) {
     check_tensor("gather", "bias", *bias, x, 1);
-    STD_TORCH_CHECK(bias->numel() == output_size[0], "sparsegan::gather: bias has ", bias->numel(), " elements; it must have ", output_size[0]);
+    STD_TORCH_CHECK(bias->numel() == output_size[0], "sparsegan::gather: bias has ", bias->numel(),
+                    " elements; it must have ", output_size[0]);
     bias_c = torch::stable::contiguous(*bias);
   }
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
-  sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
-                    y.mutable_data_ptr(), torch_team());
+  sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
+                    bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
   return y;
 }
 
-Tensor wgrad(const Tensor& gy, const Tensor& x, const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
-             std::vector<int64_t> geometry, bool adjoint, int64_t nnz) {
+Tensor wgrad(const Tensor& gy, const Tensor& x, const std::optional<Tensor>& plan,
+             const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint, int64_t nnz) {
   dtype_of("wgrad", x);
   check_tensor("wgrad", "x", x, x, 4);
   check_tensor("wgrad", "gy", gy, x, 4);
-  STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0), "; they must be the same");
+  STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0),
+                  "; they must be the same");
   STD_TORCH_CHECK(nnz >= 0, "sparsegan::wgrad: nnz is ", nnz, "; it must be at least 0");
   const Call call("wgrad", x, plan, adjoint_plan, geometry, adjoint, nnz, gy.size(1), gy.size(2), gy.size(3));
   const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);

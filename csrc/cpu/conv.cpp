@@ -73,19 +73,21 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What the choice of a tiling depends on.
 struct Problem {
-  int64_t images, height, width;   // outputs of one target plane
-  int64_t reach_h, reach_w;        // halo: how far the taps' shifts spread
-  int64_t sources, targets;        // planes
+  int64_t images, height, width;  // outputs of one target plane
+  int64_t reach_h, reach_w;       // halo: how far the taps' shifts spread
+  int64_t sources, targets;       // planes
   int64_t taps, segments;
   int64_t lanes, accumulators, max_rows;
-  bool register_tiles;             // gather keeps outputs in registers, wgrad does not
+  bool register_tiles;  // gather keeps outputs in registers, wgrad does not
 
   std::array<int64_t, 13> key() const {
-    return {images, height, width, reach_h, reach_w, sources, targets, taps, segments, lanes, accumulators, max_rows, register_tiles};
+    return {images, height,   width, reach_h,      reach_w,  sources,       targets,
+            taps,   segments, lanes, accumulators, max_rows, register_tiles};
   }
 };
 
-// Cycles of the parts, on a core that starts two vector FMAs a cycle. Measured on the kernels here; only their ratios matter.
+// Cycles of the parts, on a core that starts two vector FMAs a cycle. Measured on the kernels here; only their ratios
+// matter.
 constexpr double kFma = 0.5, kTap = 1.5, kSegment = 4, kAccumulator = 1, kPack = 2.5, kTapSetup = 14;
 
 double tiling_cycles(const Problem& p, const Tiling& t) {
@@ -95,7 +97,8 @@ double tiling_cycles(const Problem& p, const Tiling& t) {
   const double outputs = double(t.tile_h) * double(t.tile_w);
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
   const double work = p.register_tiles
-                          ? taps * (kTap * register_tiles + kFma * outputs) + segments * (kSegment * register_tiles + kAccumulator * outputs)
+                          ? taps * (kTap * register_tiles + kFma * outputs) +
+                                segments * (kSegment * register_tiles + kAccumulator * outputs)
                           : taps * (kFma * 1.25 * outputs + kTapSetup * double(ceil_div(t.tile_h * t.tile_w, 64)));
   return double(t.groups) * (work + kPack * panel);
 }
@@ -155,7 +158,7 @@ struct Setup {
   int64_t element;  // bytes of a panel element
   Tiling tiling;
   Frame x, y;
-  int64_t phases;   // targets a target channel
+  int64_t phases;  // targets a target channel
   std::vector<int32_t> offsets;
 
   int64_t x_plane() const { return x.plane_size(tiling.lanes) * element; }
@@ -167,10 +170,19 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const PlanShape& shape = c.plan->shape;
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const int panel_type = c.dtype == DType::float64 ? 1 : 0;
-  return {c.images, ceil_div(c.y_height, phases_h), ceil_div(c.y_width, phases_w),
-          g.h.shift(g.h.kernel - 1) - g.h.shift(0), g.w.shift(g.w.kernel - 1) - g.w.shift(0),
-          shape.sources * shape.source_phases, shape.targets, shape.taps, shape.segments(),
-          k.lanes[panel_type], k.accumulators, k.max_rows, register_tiles};
+  return {c.images,
+          ceil_div(c.y_height, phases_h),
+          ceil_div(c.y_width, phases_w),
+          g.h.shift(g.h.kernel - 1) - g.h.shift(0),
+          g.w.shift(g.w.kernel - 1) - g.w.shift(0),
+          shape.sources * shape.source_phases,
+          shape.targets,
+          shape.taps,
+          shape.segments(),
+          k.lanes[panel_type],
+          k.accumulators,
+          k.max_rows,
+          register_tiles};
 }
 
 Setup prepare(const ConvCall& c, bool register_tiles) {
@@ -199,9 +211,11 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   s.y.rows = t.tile_h;
   s.y.cols = t.tile_w;
 
-  const double block = double(s.x.rows) * double(s.x.cols) * double(t.lanes) * double(shape.block_channels * shape.source_phases);
+  const double block =
+      double(s.x.rows) * double(s.x.cols) * double(t.lanes) * double(shape.block_channels * shape.source_phases);
   if (block > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("geometry: the kernel spreads over " + std::to_string(problem.reach_h) + " x " + std::to_string(problem.reach_w) +
+    throw std::invalid_argument("geometry: the kernel spreads over " + std::to_string(problem.reach_h) + " x " +
+                                std::to_string(problem.reach_w) +
                                 " elements, more than the kernels' 2147483647 elements a block can hold");
   }
   s.offsets.resize(static_cast<size_t>(shape.block_channels * g.positions()));
@@ -212,7 +226,8 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
       for (int64_t j = 0; j < g.w.kernel; ++j, ++code) {
         const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
         const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
-        s.offsets[code] = static_cast<int32_t>((channel * shape.source_phases + phase) * plane + (row * s.x.cols + col) * t.lanes);
+        s.offsets[code] =
+            static_cast<int32_t>((channel * shape.source_phases + phase) * plane + (row * s.x.cols + col) * t.lanes);
       }
     }
   }
@@ -286,8 +301,8 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
 
   const auto compute = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     for (int64_t b = 0; b < plan.shape.blocks; ++b) {
-      s.k.gather[s.panel_type](block_taps(s, plan, b, first, last), s.tiling, tap_values, block_at(s, plan, x_panel, b), s.x.cols, y_panel,
-                               b == 0 ? init : nullptr, s.phases);
+      s.k.gather[s.panel_type](block_taps(s, plan, b, first, last), s.tiling, tap_values, block_at(s, plan, x_panel, b),
+                               s.x.cols, y_panel, b == 0 ? init : nullptr, s.phases);
     }
   };
   if (by_group) {
@@ -305,7 +320,8 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   }
   const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
   for (int64_t g = 0; g < groups; ++g) {
-    split(team, threads, s.x.planes(), [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
+    split(team, threads, s.x.planes(),
+          [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
     team.run(threads, [&](int64_t i) {
       compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
       s.k.unpack[s.dtype](s.y, s.tiling, g, cuts[i], cuts[i + 1], base + y_at, y);
@@ -321,13 +337,14 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   if (c.images == 0 || taps == 0) return;
   const Setup s = prepare(c, false);
 
-  // Several groups are packed between two barriers; each tap belongs to one thread and sums its groups in order, so the result
-  // does not depend on the number of threads.
+  // Several groups are packed between two barriers; each tap belongs to one thread and sums its groups in order, so the
+  // result does not depend on the number of threads.
   const int64_t x_bytes = s.x.planes() * s.x_plane(), y_bytes = s.y.planes() * s.y_plane();
   constexpr int64_t kPanelBytes = 4 << 20;
   const int64_t batch = std::clamp<int64_t>(kPanelBytes / (x_bytes + y_bytes), 1, s.tiling.groups);
   Layout layout;
-  const int64_t x_at = layout.add(batch * x_bytes), y_at = layout.add(batch * y_bytes), sums_at = layout.add(taps * s.element);
+  const int64_t x_at = layout.add(batch * x_bytes), y_at = layout.add(batch * y_bytes),
+                sums_at = layout.add(taps * s.element);
   char* const base = workspace.reserve(layout.size());
   char* const sums = base + sums_at;
   std::memset(sums, 0, static_cast<size_t>(taps * s.element));
@@ -337,7 +354,8 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
     const int64_t n = std::min(batch, s.tiling.groups - g0);
     split(team, threads, n * (s.x.planes() + s.y.planes()), [&](int64_t first, int64_t last) {
       // Plane numbers run over the x panels of the batch, then over its gy panels.
-      const auto pack_range = [&](const Frame& frame, int64_t from, int64_t to, const void* tensor, int64_t at, int64_t bytes) {
+      const auto pack_range = [&](const Frame& frame, int64_t from, int64_t to, const void* tensor, int64_t at,
+                                  int64_t bytes) {
         for (int64_t i = 0; i < n; ++i) {
           const int64_t a = std::clamp<int64_t>(from - i * frame.planes(), 0, frame.planes());
           const int64_t z = std::clamp<int64_t>(to - i * frame.planes(), 0, frame.planes());

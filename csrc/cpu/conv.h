@@ -11,7 +11,8 @@ namespace sparsegan {
 
 enum class DType { float32 = 0, float64 = 1, bfloat16 = 2 };
 
-// The caller's thread pool: run(count, body) calls body(i) for every i < count, in parallel, and returns when all are done.
+// The caller's thread pool: run(count, body) calls body(i) for every i < count, in parallel, and returns when all are
+// done.
 struct Team {
   int64_t threads = 1;
   std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
@@ -33,7 +34,8 @@ void gather(const ConvCall& call, const void* x, const void* values, const void*
 // dv[v] = sum of gy * x over the positions where value v joins them; every element of dv is written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
 
-// Cycles a vector FMA pipe would need for this gather, from the same model that chooses the tiling: what `auto` compares.
+// Cycles a vector FMA pipe would need for this gather, from the same model that chooses the tiling: what `auto`
+// compares.
 double gather_cycles(const ConvCall& call);
 
 // Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.

@@ -1,8 +1,8 @@
 // gather: y[o, p] (+)= sum over taps of v * x[c, p + shift], one broadcast weight feeding a register tile of outputs.
 //
-// The lanes hold different tiles, so a shift is a whole-vector step and every load is aligned. The tile of R x Q accumulators is
-// sized so that each tap costs R * Q FMAs with a memory operand and little else; the loop over a source block's taps runs innermost
-// with the block's window of x in the first-level cache.
+// The lanes hold different tiles, so a shift is a whole-vector step and every load is aligned. The tile of R x Q
+// accumulators is sized so that each tap costs R * Q FMAs with a memory operand and little else; the loop over a source
+// block's taps runs innermost with the block's window of x in the first-level cache.
 #pragma once
 
 #include "kernels.h"
@@ -13,8 +13,8 @@ namespace sparsegan::SPARSEGAN_ISA {
 constexpr int kMaxCols = 8;
 
 template <class T, int L, int R, int Q>
-void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t y_plane, const T* init,
-                 int64_t phases) {
+void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t y_plane,
+                 const T* init, int64_t phases) {
   const uint16_t* const codes = taps.codes;
   const int32_t* const offsets = taps.offsets;
   for (int64_t target = taps.first; target < taps.last; ++target) {
@@ -66,15 +66,16 @@ struct GatherTiles {
 };
 
 template <class T, int L, int Accumulators, int MaxRows>
-void gather(const TapRange& taps, const Tiling& t, const void* values, const void* x, int64_t x_cols, void* y, const void* init,
-            int64_t phases) {
+void gather(const TapRange& taps, const Tiling& t, const void* values, const void* x, int64_t x_cols, void* y,
+            const void* init, int64_t phases) {
   static constexpr GatherTiles<T, L, Accumulators, MaxRows> tiles;
   const int64_t x_row = x_cols * L, y_row = t.tile_w * L, y_plane = t.tile_h * y_row;
   for (int64_t row = 0; row < t.tile_h; row += t.rows) {
     const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
     for (int64_t col = 0; col < t.tile_w; col += t.cols) {  // the driver makes tile_w a multiple of cols
-      tiles.at[rows - 1][t.cols - 1](taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L, x_row,
-                                     static_cast<T*>(y) + row * y_row + col * L, y_row, y_plane, static_cast<const T*>(init), phases);
+      tiles.at[rows - 1][t.cols - 1](
+          taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L, x_row,
+          static_cast<T*>(y) + row * y_row + col * L, y_row, y_plane, static_cast<const T*>(init), phases);
     }
   }
 }

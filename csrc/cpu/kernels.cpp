@@ -1,4 +1,5 @@
-// Compiled once an ISA: CMake passes SPARSEGAN_ISA and that ISA's flags. An ISA is a row of the table in CMakeLists.txt and one here.
+// Compiled once an ISA: CMake passes SPARSEGAN_ISA and that ISA's flags. An ISA is a row of the table in CMakeLists.txt
+// and one here.
 #include "kernels.h"
 
 #include "gather.h"
@@ -12,8 +13,8 @@ namespace {
 struct Row {
   int lanes_f32, lanes_f64, accumulators, max_rows;
 };
-// 16 registers leave 12 for outputs, 32 leave 24. The portable build has the shape of AVX-512, so that a machine without AVX-512
-// still runs every path of it.
+// 16 registers leave 12 for outputs, 32 leave 24. The portable build has the shape of AVX-512, so that a machine
+// without AVX-512 still runs every path of it.
 constexpr Row avx512{16, 8, 24, 8}, avx2{8, 4, 12, 6}, scalar{16, 8, 24, 8};
 constexpr Row row = SPARSEGAN_ISA;
 

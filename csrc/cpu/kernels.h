@@ -21,8 +21,10 @@ struct Tiling {
 struct Frame {
   int64_t channels = 0, height = 0, width = 0;
   int64_t phases_h = 1, phases_w = 1;
-  int64_t first_h = 0, first_w = 0;  // where panel row and column 0 lie, relative to the tile's own first element: <= 0 with a halo before
-  int64_t rows = 1, cols = 1;        // panel rows and columns a plane: tile and halo
+  int64_t first_h = 0,
+          first_w =
+              0;  // where panel row and column 0 lie, relative to the tile's own first element: <= 0 with a halo before
+  int64_t rows = 1, cols = 1;  // panel rows and columns a plane: tile and halo
 
   int64_t planes() const { return channels * phases_h * phases_w; }
   int64_t plane_size(int64_t lanes) const { return rows * cols * lanes; }
@@ -30,7 +32,7 @@ struct Frame {
 
 // The taps of one source block for a range of targets; see plan.h.
 struct TapRange {
-  const int32_t* rows;     // of this block: rows[target] .. rows[target + 1]
+  const int32_t* rows;  // of this block: rows[target] .. rows[target + 1]
   const uint16_t* codes;
   const int32_t* offsets;  // code -> elements from the block's first plane
   int64_t first, last;     // targets
@@ -47,17 +49,20 @@ struct Kernels {
   int64_t max_rows;      // the tallest register tile
 
   // tensor -> panel planes [first, last) of a group; zero outside the tensor. Panel type follows tensor type.
-  void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const void* tensor, void* panel);
+  void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
+                             const void* tensor, void* panel);
   // panel planes [first, last) of a group -> tensor, where the tensor has elements.
-  void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const void* panel, void* tensor);
+  void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
+                               const void* panel, void* tensor);
   // values in tap order, widened to the panel's type: out[t] = values[order[t]], t in [first, last).
   void (*order_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, const void* values, void* out);
   // its inverse for gradients: out[order[t]] = sums[t], narrowed to the tensor's type.
   void (*scatter_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, const void* sums, void* out);
 
-  // y[target] += sum over taps (value * x[offset + position]) for a tile's outputs; starts from init[target / phases] where init is not null.
-  void (*gather[kPanelTypes])(const TapRange&, const Tiling&, const void* values, const void* x, int64_t x_cols, void* y,
-                              const void* init, int64_t phases);
+  // y[target] += sum over taps (value * x[offset + position]) for a tile's outputs; starts from init[target / phases]
+  // where init is not null.
+  void (*gather[kPanelTypes])(const TapRange&, const Tiling&, const void* values, const void* x, int64_t x_cols,
+                              void* y, const void* init, int64_t phases);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes])(const TapRange&, const Tiling&, const void* gy, const void* x, int64_t x_cols, void* dv);
 };

@@ -1,7 +1,8 @@
 // Pack and unpack: between an NCHW tensor and a panel, where each vector lane holds another tile.
 //
-// L columns of L tiles are read as L row vectors and transposed in registers, so that neither side is touched element by
-// element. Rows outside the tensor and columns in the padding become zeros; a phase is every `stride`-th row and column.
+// L columns of L tiles are read as L row vectors and transposed in registers, so that neither side is touched element
+// by element. Rows outside the tensor and columns in the padding become zeros; a phase is every `stride`-th row and
+// column.
 #pragma once
 
 #include "kernels.h"
@@ -21,12 +22,14 @@ struct LanePlane {
 
 // The planes of all lanes in a group; returns how many lanes have a tile.
 template <int L>
-SPARSEGAN_INLINE int64_t lane_planes(const Frame& f, const Tiling& t, int64_t group, int64_t plane, LanePlane (&out)[L]) {
+SPARSEGAN_INLINE int64_t lane_planes(const Frame& f, const Tiling& t, int64_t group, int64_t plane,
+                                     LanePlane (&out)[L]) {
   const int64_t phases = f.phases_h * f.phases_w, channel = plane / phases;
   const int64_t phase_h = plane % phases / f.phases_w, phase_w = plane % f.phases_w;
   const int64_t used = smaller(L, t.tiles() - group * L);
   for (int64_t lane = 0; lane < used; ++lane) {
-    const int64_t tile = group * L + lane, image = tile / (t.tiles_h * t.tiles_w), place = tile % (t.tiles_h * t.tiles_w);
+    const int64_t tile = group * L + lane, image = tile / (t.tiles_h * t.tiles_w),
+                  place = tile % (t.tiles_h * t.tiles_w);
     const int64_t row = (place / t.tiles_w * t.tile_h + f.first_h) * f.phases_h + phase_h;
     const int64_t col = (place % t.tiles_w * t.tile_w + f.first_w) * f.phases_w + phase_w;
     const int64_t begin = col < 0 ? (-col + f.phases_w - 1) / f.phases_w : 0;
@@ -45,7 +48,8 @@ SPARSEGAN_INLINE Vec<T, L> load_row(const IO* p, int64_t step) {
 }
 
 template <class IO, class T, int L>
-void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* tensor, void* panel) {
+void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* tensor,
+          void* panel) {
   const IO* const x = static_cast<const IO*>(tensor);
   const int64_t size = tiling.images * f.channels * f.height * f.width;
   const auto column = lanes<T, L>([](int i) { return i; });
@@ -70,7 +74,8 @@ void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, in
               v[i] = inside ? v[i] : Vec<T, L>{};
             }
           } else {  // the tensor's first and last elements, and wide strides
-            for (int64_t k = larger(0, p.begin - c); k < smaller(n, p.end - c); ++k) v[i][k] = widen(x[at + k * f.phases_w]);
+            for (int64_t k = larger(0, p.begin - c); k < smaller(n, p.end - c); ++k)
+              v[i][k] = widen(x[at + k * f.phases_w]);
           }
         }
         transpose<T, L>(v);
@@ -102,7 +107,8 @@ SPARSEGAN_INLINE void load_tiles(const T* in, int64_t n, Vec<T, L> (&v)[L]) {
 }
 
 template <class IO, class T, int L>
-void unpack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* panel, void* tensor) {
+void unpack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* panel,
+            void* tensor) {
   IO* const y = static_cast<IO*>(tensor);
   const int64_t plane_size = f.rows * f.cols * L;
   // Two column phases are neighbours in the tensor: they are interleaved in registers and stored together.
@@ -148,7 +154,8 @@ void order_values(const int32_t* order, int64_t first, int64_t last, const void*
 
 template <class IO, class T>
 void scatter_values(const int32_t* order, int64_t first, int64_t last, const void* sums, void* out) {
-  for (int64_t t = first; t < last; ++t) static_cast<IO*>(out)[order[t]] = Narrow<IO>::from(static_cast<const T*>(sums)[t]);
+  for (int64_t t = first; t < last; ++t)
+    static_cast<IO*>(out)[order[t]] = Narrow<IO>::from(static_cast<const T*>(sums)[t]);
 }
 
 }  // namespace sparsegan::SPARSEGAN_ISA

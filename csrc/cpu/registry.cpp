@@ -16,8 +16,8 @@ const Entry entries[] = {
 #if defined(__x86_64__)
     {&kernels_avx512,
      [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
      }},
     {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
@@ -34,7 +34,8 @@ const Kernels* find(const std::string& name, const char* asked_by) {
   for (const Entry& entry : entries) {
     if (entry.supported() && (name.empty() || name == entry.kernels->isa)) return entry.kernels;
   }
-  throw std::invalid_argument(std::string(asked_by) + " is '" + name + "'; this machine and build accept: " + names(supported_isas()));
+  throw std::invalid_argument(std::string(asked_by) + " is '" + name +
+                              "'; this machine and build accept: " + names(supported_isas()));
 }
 
 std::atomic<const Kernels*> in_use{nullptr};

@@ -1,4 +1,5 @@
-// Which kernels this process runs: the best ISA that the build has and the machine supports, or the one that was asked for.
+// Which kernels this process runs: the best ISA that the build has and the machine supports, or the one that was asked
+// for.
 #pragma once
 
 #include <string>
@@ -13,7 +14,8 @@ std::vector<std::string> built_isas();
 // Those of them that this machine can run.
 std::vector<std::string> supported_isas();
 
-// The table in use. The first call reads SPARSEGAN_CPU_ISA; throws std::invalid_argument when that names an ISA not to be had.
+// The table in use. The first call reads SPARSEGAN_CPU_ISA; throws std::invalid_argument when that names an ISA not to
+// be had.
 const Kernels& kernels();
 // Forces an ISA by name, "" for the best; throws std::invalid_argument when it is not to be had.
 void set_isa(const std::string& name);

@@ -1,8 +1,9 @@
-// A vector of L lanes as the compiler's own vector type: one source for every ISA. Wider than the machine is legal and correct,
-// so the portable build runs the same 16-lane code as AVX-512 does.
+// A vector of L lanes as the compiler's own vector type: one source for every ISA. Wider than the machine is legal and
+// correct, so the portable build runs the same 16-lane code as AVX-512 does.
 //
-// This header is compiled once an ISA with that ISA's flags. Everything lives in a namespace of its own (SPARSEGAN_ISA) and no
-// std:: function is called: an inline function shared between builds could otherwise be linked in its AVX-512 form everywhere.
+// This header is compiled once an ISA with that ISA's flags. Everything lives in a namespace of its own (SPARSEGAN_ISA)
+// and no std:: function is called: an inline function shared between builds could otherwise be linked in its AVX-512
+// form everywhere.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +54,8 @@ SPARSEGAN_INLINE auto lanes(F f) {
   return m;
 }
 
-// Sum of the lanes, pairwise: halves are folded onto each other, so the rounding does not depend on the ISA's own reduction.
+// Sum of the lanes, pairwise: halves are folded onto each other, so the rounding does not depend on the ISA's own
+// reduction.
 template <class T, int L>
 SPARSEGAN_INLINE T sum(Vec<T, L> v) {
 #pragma GCC unroll 8

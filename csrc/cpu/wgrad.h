@@ -1,7 +1,8 @@
 // wgrad: dv[tap] += sum over positions and lanes of gy[o, p] * x[c, p + shift], at kept weights only.
 //
-// Several taps of one target run together, each with an accumulator of its own, so that one load of gy serves all of them and an FMA
-// needs little more than one load. Rows are cut into strips that keep x's window in the first-level cache.
+// Several taps of one target run together, each with an accumulator of its own, so that one load of gy serves all of
+// them and an FMA needs little more than one load. Rows are cut into strips that keep x's window in the first-level
+// cache.
 #pragma once
 
 #include "kernels.h"
@@ -10,8 +11,8 @@
 namespace sparsegan::SPARSEGAN_ISA {
 
 template <class T, int L, int Taps>
-SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int32_t tap, const T* gy, const T* x, int64_t x_row, int64_t rows, int64_t cols,
-                                 T* dv) {
+SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int32_t tap, const T* gy, const T* x, int64_t x_row,
+                                 int64_t rows, int64_t cols, T* dv) {
   const T* in[Taps];
   Vec<T, L> acc[Taps];
   for (int k = 0; k < Taps; ++k) {
@@ -31,7 +32,8 @@ SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int32_t tap, const T* gy
 }
 
 template <class T, int L>
-void wgrad(const TapRange& range, const Tiling& t, const void* gy_panel, const void* x_panel, int64_t x_cols, void* dv_) {
+void wgrad(const TapRange& range, const Tiling& t, const void* gy_panel, const void* x_panel, int64_t x_cols,
+           void* dv_) {
   constexpr int64_t kStripVectors = 64;
   const int64_t x_row = x_cols * L, gy_row = t.tile_w * L, gy_plane = t.tile_h * gy_row;
   const int64_t strip = t.tile_w >= kStripVectors ? 1 : kStripVectors / t.tile_w;

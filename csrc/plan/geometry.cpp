@@ -8,12 +8,13 @@ namespace sparsegan {
 namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 24;
-constexpr int64_t kMaxStep = int64_t{1} << 20;      // stride, padding, dilation
+constexpr int64_t kMaxStep = int64_t{1} << 20;       // stride, padding, dilation
 constexpr int64_t kMaxPositions = int64_t{1} << 16;  // a tap's code is 16 bits
 
 void require(bool ok, const char* name, int64_t value, const char* accepted) {
   if (!ok) {
-    throw std::invalid_argument(std::string("geometry: ") + name + " is " + std::to_string(value) + "; it must be " + accepted);
+    throw std::invalid_argument(std::string("geometry: ") + name + " is " + std::to_string(value) + "; it must be " +
+                                accepted);
   }
 }
 
@@ -21,8 +22,9 @@ void require(bool ok, const char* name, int64_t value, const char* accepted) {
 
 Geometry Geometry::from_list(const std::vector<int64_t>& list) {
   if (list.size() != 11) {
-    throw std::invalid_argument("geometry has " + std::to_string(list.size()) +
-                                " numbers; it must have 11: coarse and fine channels, groups, kernel, stride, padding, dilation");
+    throw std::invalid_argument(
+        "geometry has " + std::to_string(list.size()) +
+        " numbers; it must have 11: coarse and fine channels, groups, kernel, stride, padding, dilation");
   }
   Geometry g;
   g.coarse_channels = list[0];

@@ -1,10 +1,10 @@
 // The geometry of one convolution, seen as a relation between two grids.
 //
-// A convolution and its transpose connect a *coarse* grid (a convolution's output, a transposed convolution's input) with a
-// *fine* one, `stride` times denser: kernel position i joins coarse index p with fine index
+// A convolution and its transpose connect a *coarse* grid (a convolution's output, a transposed convolution's input)
+// with a *fine* one, `stride` times denser: kernel position i joins coarse index p with fine index
 //     a = p * stride + offset(i),   offset(i) = i * dilation - padding.
-// Written as a = (p + shift) * stride + phase with 0 <= phase < stride, every kernel position is a plain shift between the
-// coarse grid and one phase plane of the fine grid: that is all the kernels ever see.
+// Written as a = (p + shift) * stride + phase with 0 <= phase < stride, every kernel position is a plain shift between
+// the coarse grid and one phase plane of the fine grid: that is all the kernels ever see.
 #pragma once
 
 #include <cstdint>

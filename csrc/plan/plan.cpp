@@ -8,13 +8,15 @@
 namespace sparsegan {
 namespace {
 
-// Source channels a block: enough taps a target to pay for loading and storing its accumulators, few enough for a register
-// tile's window of the block to stay in a 32 KiB first-level cache. Measured in benchmarks/, not tuned a shape at a time.
+// Source channels a block: enough taps a target to pay for loading and storing its accumulators, few enough for a
+// register tile's window of the block to stay in a 32 KiB first-level cache. Measured in benchmarks/, not tuned a shape
+// at a time.
 int64_t block_channels(const Geometry& g, bool adjoint) {
   constexpr int64_t kWindowBytes = 24 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
   const auto reach = [](const Axis& axis) { return axis.shift(axis.kernel - 1) - axis.shift(0); };
-  const int64_t window = (kTileRows + reach(g.h)) * (kTileCols + reach(g.w)) * kVectorBytes * (adjoint ? 1 : g.phases());
+  const int64_t window =
+      (kTileRows + reach(g.h)) * (kTileCols + reach(g.w)) * kVectorBytes * (adjoint ? 1 : g.phases());
   const int64_t sources = adjoint ? g.coarse_channels : g.fine_channels;
   const int64_t most = std::min<int64_t>(sources, (int64_t{1} << 16) / g.positions());
   return std::clamp<int64_t>(kWindowBytes / window, 1, most);
@@ -52,7 +54,8 @@ class TapReader {
 };
 
 [[noreturn]] void bad_plan(const std::string& what) {
-  throw std::invalid_argument("plan: " + what + "; a plan must come from sparsegan.plan for the same support and geometry");
+  throw std::invalid_argument("plan: " + what +
+                              "; a plan must come from sparsegan.plan for the same support and geometry");
 }
 
 }  // namespace
@@ -66,7 +69,8 @@ PlanShape plan_shape(const Geometry& g, bool adjoint, int64_t taps) {
   shape.blocks = (shape.sources + shape.block_channels - 1) / shape.block_channels;
   shape.taps = taps;
   if (shape.size() >= (int64_t{1} << 31)) {
-    throw std::invalid_argument("plan: it would have " + std::to_string(shape.size()) + " numbers; at most 2147483647 are possible");
+    throw std::invalid_argument("plan: it would have " + std::to_string(shape.size()) +
+                                " numbers; at most 2147483647 are possible");
   }
   return shape;
 }
@@ -97,7 +101,8 @@ PlanView view_plan(const Geometry& g, bool adjoint, int64_t taps, const int32_t*
   PlanView view;
   view.shape = plan_shape(g, adjoint, taps);
   const PlanShape& shape = view.shape;
-  if (size != shape.size()) bad_plan("it has " + std::to_string(size) + " numbers where " + std::to_string(shape.size()) + " are expected");
+  if (size != shape.size())
+    bad_plan("it has " + std::to_string(size) + " numbers where " + std::to_string(shape.size()) + " are expected");
   view.rows = data;
   view.codes = reinterpret_cast<const uint16_t*>(data + shape.segments() + 1);
   view.order = data + shape.segments() + 1 + (taps + 1) / 2;
@@ -109,8 +114,10 @@ PlanView view_plan(const Geometry& g, bool adjoint, int64_t taps, const int32_t*
   for (int64_t b = 0; b < shape.blocks; ++b) {
     const int64_t channels = std::min(shape.block_channels, shape.sources - b * shape.block_channels);
     uint16_t most = 0;
-    for (int32_t t = view.rows[b * shape.targets]; t < view.rows[(b + 1) * shape.targets]; ++t) most = std::max(most, view.codes[t]);
-    if (most >= channels * g.positions()) bad_plan("a tap of block " + std::to_string(b) + " has code " + std::to_string(most));
+    for (int32_t t = view.rows[b * shape.targets]; t < view.rows[(b + 1) * shape.targets]; ++t)
+      most = std::max(most, view.codes[t]);
+    if (most >= channels * g.positions())
+      bad_plan("a tap of block " + std::to_string(b) + " has code " + std::to_string(most));
   }
   uint32_t most = 0;
   for (int64_t t = 0; t < taps; ++t) most = std::max(most, static_cast<uint32_t>(view.order[t]));

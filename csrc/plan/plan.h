@@ -1,15 +1,16 @@
 // The plan compiler: support + geometry -> taps grouped by source block, target channel and phase.
 //
-// A plan drives one gather: target plane <- source planes. Read forward it goes fine -> coarse (a convolution), its adjoint goes
-// coarse -> fine (a transposed convolution, or a convolution's input gradient). Phases sit on the fine side: fine source channels
-// are `phases` planes each, fine target channels are `phases` separate targets.
+// A plan drives one gather: target plane <- source planes. Read forward it goes fine -> coarse (a convolution), its
+// adjoint goes coarse -> fine (a transposed convolution, or a convolution's input gradient). Phases sit on the fine
+// side: fine source channels are `phases` planes each, fine target channels are `phases` separate targets.
 //
 // In memory a plan is one int32 array, so that it can travel as a plain tensor:
 //     rows   [blocks * targets + 1]   first tap of (source block, target), block-major
 //     codes  [taps] as uint16, two an int32   channel within the block * positions + kernel position
 //     order  [taps]                   index into the values (support order) of each tap
-// Codes are relative to the block so that a table of block_channels * positions offsets, made once a call for the shape at hand,
-// turns a code into an address; checking the codes against that table's size is all it takes to make a plan memory-safe.
+// Codes are relative to the block so that a table of block_channels * positions offsets, made once a call for the shape
+// at hand, turns a code into an address; checking the codes against that table's size is all it takes to make a plan
+// memory-safe.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,8 @@ struct PlanShape {
 // The shape of a plan for `taps` kept weights, the same whatever their positions.
 PlanShape plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 
-// Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for geometry.weight_size().
+// Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for
+// geometry.weight_size().
 void compile_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out);
 
 // A plan as the kernels read it: pointers into the array.
