@@ -87,7 +87,7 @@ def train_digit_classifier(
             if progress:
                 progress(epoch, total / len(chunks))
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         right_answers = sum((model(images[c]).argmax(1) == labels[c]).sum().item() for c in test.split(500))
     return model, right_answers / held_out
 
@@ -147,7 +147,7 @@ class Evaluator:
         self._real = self._features_of(real)
 
     def _features_of(self, images: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return torch.cat([self.features(part).double() for part in images.split(self.batch_size)])
 
     def compare(self, fake: Tensor, seed: int = 0) -> tuple[float, float]:
@@ -176,7 +176,7 @@ class Evaluator:
         """Distances of a generator: `sample(n)` gives n images, drawing from torch's generator, seeded here."""
         results = []
         for seed in seeds:
-            with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(seed)
                 left, images = samples, []
                 while left > 0:

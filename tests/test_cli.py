@@ -56,24 +56,8 @@ def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
     pytest.importorskip("torchmetrics")
     pytest.importorskip("matplotlib")
     checkpoints, out = tmp_path / "checkpoints", tmp_path / "demo"
-    assert (
-        main(
-            [
-                "train",
-                "dcgan",
-                "--width",
-                "2",
-                "--batch",
-                "8",
-                "--steps",
-                "2",
-                "--quiet",
-                "--out",
-                str(checkpoints / "dcgan-mnist"),
-            ]
-        )
-        == 0
-    )
+    trained = ["--width", "2", "--batch", "8", "--steps", "2", "--quiet", "--out", str(checkpoints / "dcgan-mnist")]
+    assert main(["train", "dcgan", *trained]) == 0
     assert main(["train", "digits", "--epochs", "1", "--quiet", "--out", str(checkpoints / "digit-classifier")]) == 1
     assert "held_out is 1000; it must be from 1 to 23" in capsys.readouterr().err
     from sparsegan import metrics

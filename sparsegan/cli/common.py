@@ -65,3 +65,11 @@ def load_generator(folder: Path) -> Any:
     from ..checkpoint import load
 
     return load(store.build(config).generator, folder / "generator.safetensors").eval()
+
+
+def find_checkpoints() -> Path:
+    """The repository's checkpoints folder: under the working directory, or beside the package's source."""
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (root / "checkpoints" / "dcgan-mnist").is_dir():
+            return root / "checkpoints"
+    raise FileNotFoundError("no folder checkpoints/dcgan-mnist here; run this in a clone of the repository, or name it")

@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         sparsity=arguments.sparsity,
         fresh=lambda: store.build(gan.config).discriminator,
-        loss=SelfSupervisedLoss(
-            lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided
-        ),
+        loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=arguments.granularity,
         generator_lr=arguments.lr,
         discriminator_lr=arguments.discriminator_lr,
@@ -66,6 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     generator = compressor.fit(data.Batches(data.load(arguments.data)[0], arguments.batch)).generator
     save(generator, arguments.out / "generator.safetensors", values=arguments.values)
-    with torch.inference_mode():
+    with torch.no_grad():
         write_png(arguments.out / "samples.png", grid(generator(store.noise(gan.generator, 64, arguments.seed))))
     print(f"wrote {arguments.out / 'generator.safetensors'} and samples.png")

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     set_threads(arguments.threads)
     generator = load_generator(arguments.folder)
-    with torch.inference_mode():
+    with torch.no_grad():
         images = torch.cat([generator(z) for z in store.noise(generator, arguments.count, arguments.seed).split(64)])
     write_png(arguments.out, grid(images, arguments.columns))
     print(f"wrote {arguments.out}")

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
-    from ..profile import profile
+    from ..profiling import profile
 
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")

@@ -68,7 +68,7 @@ def _gan(arguments: argparse.Namespace) -> None:
         quiet=arguments.quiet,
     )
     store.save(run.path, gan.generator, gan.discriminator, arguments.half)
-    with torch.inference_mode():
+    with torch.no_grad():
         write_png(run.path / "samples.png", grid(gan.generator.eval()(store.noise(gan.generator, 64, arguments.seed))))
     print(f"wrote {run.path / 'generator.safetensors'}, discriminator.safetensors and samples.png")
 

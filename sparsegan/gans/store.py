@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from ..engine.files import write_tensors
 from . import dcgan
 from .objective import Objective
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ def build(config: dict[str, Any]) -> Gan:
         nz, width, channels = (int(network[key]) for key in ("nz", "width", "channels"))
     except KeyError as error:
         raise ValueError(f'the configuration\'s "network" has no {error}; it needs nz, width and channels') from None
-    # channels_last: torch's CPU convolutions train 1.5 to 2 times faster in it than in their default layout
-    generator = dcgan.Generator(nz, width, channels).to(memory_format=torch.channels_last)
-    discriminator = dcgan.Discriminator(channels, width).to(memory_format=torch.channels_last)
-    return Gan(generator, discriminator, dcgan.objective, config)
+    generator, discriminator = dcgan.Generator(nz, width, channels), dcgan.Discriminator(channels, width)
+    return Gan(channels_last(generator), channels_last(discriminator), dcgan.objective, config)
+
+
+def channels_last(network: Network) -> Network:
+    """Convolution weights in channels_last, in which torch's CPU convolutions often train 1.5 to 2 times faster."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,210 @@
+"""Compress the DCGAN of this repository to 90 % element sparsity on real digits, and compare with the usual ways.
+
+Ends with a table and OUT/report.html. Stopped at any moment, the same command continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import data, metrics
+from ..checkpoint import load, save
+from ..compress import baseline
+from ..engine import Run, write_json, write_text
+from ..gans import store
+from ..macs import count_macs, training_bytes
+from ..profiling import interleaved_ms, profile
+from ..prune import densify
+from .common import add_threads, find_checkpoints, set_threads
+from .report import report, show_table
+
+#: name in the table -> recipe; in the table's order, the method last
+ROWS = {
+    "pruned, not fine-tuned": "one-shot",
+    "pruned, plain GAN loss": "gan-loss",
+    "self-supervised": "self-supervised",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `sparsegan demo`."""
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
+    parser.add_argument("--checkpoints", type=Path, help="the folder with the trained networks (default: found)")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
+    parser.add_argument("--samples", type=int, default=2500, help="images a distance is taken from (default: 2500)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_threads(parser)
+
+
+STEPS, BATCH = 400, 32
+#: the learning rates that trained the dense networks (checkpoints/dcgan-mnist/config.json), for every row
+GENERATOR_LR, DISCRIMINATOR_LR = 1e-3, 2e-4
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make every row, then the table, results.json and report.html."""
+    set_threads(arguments.threads)
+    started = time.perf_counter()
+    checkpoints = arguments.checkpoints or find_checkpoints()
+    settings = ("sparsity", "steps", "batch", "samples", "seed")
+    config = {"command": "demo"} | {name: getattr(arguments, name) for name in settings}
+    Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
+    gan = store.load(checkpoints / "dcgan-mnist")
+    classifier = metrics.load_digit_classifier(checkpoints / "digit-classifier" / "classifier.safetensors")
+    images, _ = data.load("mnist")
+    evaluator = metrics.Evaluator(images, classifier.features, "digit classifier")
+
+    rows = {"dense": _row(arguments, "dense", gan.generator, evaluator)}
+    generators: dict[str, nn.Module] = {"dense": gan.generator}
+    for title, recipe in ROWS.items():
+        folder = arguments.out / recipe
+        compressor = baseline(
+            recipe,
+            gan.generator,
+            gan.discriminator,
+            gan.objective,
+            steps=arguments.steps,
+            sparsity=arguments.sparsity,
+            generator_lr=GENERATOR_LR,
+            discriminator_lr=DISCRIMINATOR_LR,
+            run_dir=folder,
+            resume=True,
+            checkpoint_every=50,
+            config={"batch": arguments.batch},
+            seed=arguments.seed,
+            title=f"{title:<24}",
+            quiet=arguments.quiet,
+        )
+        file = folder / "generator.safetensors"
+        if file.exists():
+            generator = load(copy.deepcopy(gan.generator), file).eval()
+        else:
+            begun = time.perf_counter()
+            generator = compressor.fit(data.Batches(images, arguments.batch)).generator
+            save(generator, file)
+            write_json(folder / "seconds.json", round(time.perf_counter() - begun, 1))
+        generators[title] = generator
+        rows[title] = _row(arguments, title, generator, evaluator, file)
+    example = store.noise(gan.generator, 64, 0)
+    layers = [asdict(row) for row in profile(generators["self-supervised"], example, seconds=0.1).rows]
+    results: dict[str, Any] = {
+        "settings": config,
+        "network": evaluator.network,
+        "rows": rows,
+        "layers": layers,
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(arguments.out / "results.json", results)
+    with torch.no_grad():
+        samples = {title: generator(example[:40]) for title, generator in generators.items()}
+    histories = {title: _history(arguments.out / recipe) for title, recipe in ROWS.items()}
+    write_text(arguments.out / "report.html", report(results, samples, histories))
+    show_table(results)
+    print(
+        f"{results['seconds']:.0f} s on {results['machine']['threads']} threads. Pictures and curves: "
+        f"{arguments.out / 'report.html'}; figures: {arguments.out / 'results.json'}"
+    )
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions that the figures depend on."""
+    from ..info import info
+
+    return {**info(), "threads": torch.get_num_threads()}
+
+
+def _row(
+    arguments: argparse.Namespace,
+    title: str,
+    generator: nn.Module,
+    evaluator: metrics.Evaluator,
+    file: Path | None = None,
+) -> dict[str, Any]:
+    """Everything in one line of the table; kept on disk, so that a demo that is continued does not measure again."""
+    kept = arguments.out / "rows" / f"{title.replace(', ', ' ').replace(' ', '-')}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    if not arguments.quiet:
+        print(f"measuring: {title}")
+    if file is None:
+        file = arguments.out / "dense.safetensors"
+        save(generator, file)
+    noise = store.noise(generator, 64, 0)  # type: ignore[arg-type]
+    distances = evaluator.distances(lambda n: generator(torch.randn(n, *noise.shape[1:])), arguments.samples)
+    macs = count_macs(generator, noise[:1])
+    row = {
+        "fid": distances.fid,
+        "fid_spread": distances.fid_spread,
+        "kid": distances.kid,
+        "kid_spread": distances.kid_spread,
+        "samples": distances.samples,
+        "sample_seeds": list(distances.seeds),
+        "sparsity": 1 - macs.executed / macs.dense if title == "dense" else _sparsity(generator),
+        "macs": macs.executed,
+        "file_bytes": file.stat().st_size,
+        "training_bytes": _training_bytes(generator, noise[:2]),
+        "seconds": json.loads((file.parent / "seconds.json").read_text()) if title != "dense" else None,
+        **_milliseconds(generator, noise),
+    }
+    write_json(kept, row)
+    return row
+
+
+def _sparsity(generator: nn.Module) -> float:
+    """Share of the convolutions' weights that are gone."""
+    from ..prune import sparse_layers
+
+    layers = [layer for _, layer in sparse_layers(generator)]
+    return 1 - sum(layer.nnz for layer in layers) / sum(layer.mask().numel() for layer in layers)
+
+
+def _training_bytes(generator: nn.Module, noise: Tensor) -> int:
+    """Parameters, gradients, Adam's moments, support and plans of a generator in training."""
+    trained = copy.deepcopy(generator).requires_grad_(True).train()
+    optimizer = torch.optim.Adam(trained.parameters())
+    trained(noise).sum().backward()
+    optimizer.step()
+    return sum(training_bytes(trained, optimizer).values())
+
+
+def _milliseconds(generator: nn.Module, noise: Tensor) -> dict[str, float]:
+    """A batch forward, and forward with backward: as it is, and dense (the better of torch's two layouts)."""
+    plain, last = densify(copy.deepcopy(generator)), store.channels_last(densify(copy.deepcopy(generator)))
+    for module in plain.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            module.weight.data = module.weight.data.contiguous()
+    networks = [copy.deepcopy(generator), plain, last]
+    with torch.no_grad():
+        forward = interleaved_ms([partial(network, noise) for network in networks], seconds=1.0)
+    for network in networks:
+        network.requires_grad_(True).train()
+    both = interleaved_ms([partial(_forward_backward, network, noise) for network in networks], seconds=2.0)
+    return {
+        "forward_ms": forward[0],
+        "forward_ms_dense": min(forward[1:]),
+        "train_ms": both[0],
+        "train_ms_dense": min(both[1:]),
+    }
+
+
+def _forward_backward(generator: nn.Module, noise: Tensor) -> None:
+    generator(noise).sum().backward()

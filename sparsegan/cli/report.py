@@ -1,0 +1,206 @@
+"""The demo's table on the terminal, and report.html: one file with every picture inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+from torch import Tensor
+
+from .common import grid
+
+COLORS = {"pruned, plain GAN loss": "#d95f02", "self-supervised": "#1b6ca8"}
+
+
+def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(head, lines) of the comparison."""
+    network = results["network"]
+    head = [
+        "generator",
+        f"FID ({network})",
+        f"KID ({network})",
+        "sparsity",
+        "MACs an image",
+        "file",
+        "training state",
+        "forward, dense",
+        "forward, sparse",
+        "training, dense",
+        "training, sparse",
+    ]
+    lines = []
+    for title, row in results["rows"].items():
+        lines.append(
+            [
+                title,
+                f"{row['fid']:.1f} ± {row['fid_spread']:.1f}",
+                f"{row['kid']:.1f} ± {row['kid_spread']:.1f}",
+                f"{row['sparsity']:.1%}",
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['file_bytes'] / 1e6:.2f} MB",
+                f"{row['training_bytes'] / 1e6:.2f} MB",
+                *(
+                    f"{row[key]:.1f} ms" if title != "dense" or key.endswith("dense") else "-"
+                    for key in ("forward_ms_dense", "forward_ms", "train_ms_dense", "train_ms")
+                ),
+            ]
+        )
+    return head, lines
+
+
+def note(results: dict[str, Any]) -> str:
+    """What the figures are, in one paragraph."""
+    row = results["rows"]["dense"]
+    settings = results["settings"]
+    return (
+        f"FID and KID: Fréchet and kernel distance in the features of this project's {results['network']}, against the "
+        f"5,000 real digits; mean ± spread over {len(row['sample_seeds'])} seeds of {row['samples']:,} samples. Both "
+        f"fine-tuned rows: {settings['steps']} steps of {settings['batch']} images, the same learning rates, gradual "
+        "pruning to the target at half of the run. Times: milliseconds for a batch of 64, forward, and forward with "
+        "backward (training), medians; dense is the better of torch's two layouts with the zeros in place, sparse the "
+        f"compressed generator as it is; {results['machine']['threads']} threads. Training state: parameters, "
+        "gradients, Adam's moments, support and plans."
+    )
+
+
+def show_table(results: dict[str, Any]) -> None:
+    """Print the comparison."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    head, lines = columns(results)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for line in lines:  # a generator a column: it fits 80 characters
+        table.add_column(line[0], justify="right", style="bold" if line[0] == "self-supervised" else None)
+    for index, name in enumerate(head[1:], start=1):
+        table.add_row(name, *(line[index] for line in lines))
+    console = Console()
+    console.print(table)
+    console.print(note(results), highlight=False)
+
+
+def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[str, list[dict[str, float]]]) -> str:
+    """The HTML text. `samples`: images [N, C, H, W] in [-1, 1] of each generator from the same noise."""
+    head, lines = columns(results)
+    layers = results["layers"]
+    layer_head = ["layer", "geometry", "kept weights", "sparsity", "MACs dense", "executed"]
+    layer_head += ["kernel", "why", "dense ms", "sparse ms"]
+    layer_lines = [
+        [
+            layer["name"],
+            layer["geometry"],
+            f"{layer['nnz']:,}",
+            f"{layer['sparsity']:.1%}",
+            f"{layer['dense_macs'] / 1e6:,.1f} M",
+            f"{layer['executed_macs'] / 1e6:,.1f} M",
+            layer["kernel"],
+            layer["why"],
+            f"{layer['dense_ms']:.2f}",
+            f"{layer['sparse_ms']:.2f}",
+        ]
+        for layer in layers
+    ]
+    figures = "".join(
+        f"<figure><img src='{_picture(images)}' alt='samples'><figcaption>{html.escape(title)}</figcaption></figure>"
+        for title, images in samples.items()
+    )
+    facts = ((html.escape(str(name)), html.escape(str(value))) for name, value in results["machine"].items())
+    machine = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
+    sparsity = results["settings"]["sparsity"]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>sparsegan: a DCGAN at {sparsity:.0%} sparsity</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr.method td {{ font-weight: 600; }}
+.facts th, .facts td {{ text-align: left; }}
+.grids {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
+figure {{ margin: 0; }} figure img {{ width: 100%; }} figcaption {{ font-size: 13px; color: #555; }}
+img.plot {{ width: 100%; }}
+.wide {{ overflow-x: auto; }}
+</style></head><body>
+<h1>A DCGAN's generator at {sparsity:.0%} element sparsity, on real digits</h1>
+<div class="wide">{_table(head, lines)}</div>
+<p>{html.escape(note(results))}</p>
+<h2>Samples from the same noise</h2>
+<div class="grids">{figures}</div>
+<h2>Losses and sparsity over the fine-tuning</h2>
+<img class="plot" alt="curves" src="{_curves(histories)}">
+<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images (smoothed over 10
+steps); dotted, the original generator's score by the same discriminator, which the self-supervised run is held to.</p>
+<h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
+<div class="wide">{_table(layer_head, layer_lines)}</div>
+<h2>Machine</h2>
+<table class="facts">{machine}</table>
+</body></html>
+"""
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr{' class=method' if line[0] == 'self-supervised' else ''}>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)
+        + "</tr>"
+        for line in lines
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _picture(images: Tensor) -> str:
+    from PIL import Image
+
+    array = grid(images, columns=10).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, format="PNG")
+    return _data_uri(stream.getvalue())
+
+
+def _curves(histories: dict[str, list[dict[str, float]]]) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    for axes, term, title in ((left, "gen", "generator term"), (middle, "dis", "discriminator term")):
+        for name, rows in histories.items():
+            if not rows:
+                continue
+            axes.plot(*_smooth(rows, term), color=COLORS.get(name), label=name)
+            if f"{term}_original" in rows[0]:
+                original = _smooth(rows, f"{term}_original")
+                axes.plot(*original, color=COLORS.get(name), linestyle=":", label=f"{name}: original generator")
+        axes.set_title(title)
+        axes.set_xlabel("step")
+    for name, rows in histories.items():
+        if rows:
+            right.plot([r["step"] for r in rows], [r["sparsity"] for r in rows], color=COLORS.get(name), label=name)
+    right.set_title("sparsity")
+    right.set_xlabel("step")
+    right.set_ylim(0, 1)
+    left.legend(fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return _data_uri(stream.getvalue())
+
+
+def _smooth(rows: list[dict[str, float]], key: str, width: int = 10) -> tuple[list[float], list[float]]:
+    steps, values = [], []
+    for end in range(len(rows)):
+        window = [row[key] for row in rows[max(0, end - width + 1) : end + 1] if key in row]
+        if window:
+            steps.append(rows[end]["step"])
+            values.append(sum(window) / len(window))
+    return steps, values
