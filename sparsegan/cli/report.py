@@ -35,8 +35,8 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [
                 title,
-                f"{row['fid']:.1f} ± {row['fid_spread']:.1f}",
-                f"{row['kid']:.1f} ± {row['kid_spread']:.1f}",
+                _mean_spread(row["fid"], row["fid_spread"]),
+                _mean_spread(row["kid"], row["kid_spread"]),
                 f"{row['sparsity']:.1%}",
                 f"{row['macs'] / 1e6:.1f} M",
                 f"{row['file_bytes'] / 1e6:.2f} MB",
@@ -48,6 +48,10 @@ def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return head, lines
+
+
+def _mean_spread(mean: float, spread: float) -> str:
+    return f"{mean:.0f} ± {spread:.0f}" if abs(mean) >= 100 else f"{mean:.1f} ± {spread:.1f}"
 
 
 def note(results: dict[str, Any]) -> str:
@@ -72,10 +76,14 @@ def show_table(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     head, lines = columns(results)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for line in lines:  # a generator a column: it fits 80 characters
-        table.add_column(line[0], justify="right", style="bold" if line[0] == "self-supervised" else None)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )  # a generator a column: it fits 80 characters
+    table.add_column("", no_wrap=True)
+    for line in lines:
+        longest_word = max(map(len, line[0].split()))
+        style = "bold" if line[0] == "self-supervised" else None
+        table.add_column(line[0], justify="right", style=style, min_width=longest_word)
     for index, name in enumerate(head[1:], start=1):
         table.add_row(name, *(line[index] for line in lines))
     console = Console()

@@ -17,12 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
     parser.add_argument("what", choices=["dcgan", "digits"], help="a GAN, or the digit classifier")
     parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="data set (default: mnist)")
-    parser.add_argument("--steps", type=int, default=2400, help="optimisation steps (default: 2400)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (default: 64)")
+    parser.add_argument("--steps", type=int, default=3120, help="optimisation steps (default: 3120, 20 epochs)")
+    parser.add_argument("--batch", type=int, default=32, help="images a step (default: 32)")
     parser.add_argument("--width", type=int, default=32, help="ngf and ndf, the networks' widths (default: 32)")
-    parser.add_argument("--lr", type=float, default=2e-4, help="the generator's learning rate, Adam (default: 2e-4)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the generator's learning rate, Adam (default: 1e-3)")
     parser.add_argument(
-        "--discriminator-lr", type=float, default=5e-5, help="the discriminator's; 2e-4 wins at once (default: 5e-5)"
+        "--discriminator-lr",
+        type=float,
+        default=2e-4,
+        help="the discriminator's; when it learns as fast as the generator it wins at once (default: 2e-4)",
     )
     parser.add_argument("--half", action="store_true", help="write the convolutions' weights in float16")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the digit classifier (default: 12)")
@@ -43,8 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
 def _gan(arguments: argparse.Namespace) -> None:
     images, _ = data.load(arguments.data)
     network = {"gan": arguments.what, "nz": 100, "width": arguments.width, "channels": images.shape[1]}
-    settings = ("data", "steps", "batch", "lr", "discriminator_lr", "half", "seed")
-    config = {"command": "train", "network": network} | {name: getattr(arguments, name) for name in settings}
+    settings = ("data", "steps", "batch", "width", "lr", "discriminator_lr", "seed")
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in settings)
+    command = f"sparsegan train {arguments.what} {options}" + (" --half" if arguments.half else "")
+    config = {"command": command, "network": network} | {name: getattr(arguments, name) for name in settings}
     run = Run(arguments.out, config, resume=arguments.resume, keep=arguments.keep)
 
     torch.manual_seed(arguments.seed)

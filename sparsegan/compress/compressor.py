@@ -186,7 +186,8 @@ class CompressionTask:
 
     def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
         middle = torch.get_rng_state()
-        compressed = self._terms(self.student, fake, batch)
+        judge = _Once(self.discriminator)
+        compressed = self._terms(self.student, judge, fake, batch)
         original: dict[str, Terms] = {}
         if self.original is not None:
             after = torch.get_rng_state()
@@ -194,7 +195,7 @@ class CompressionTask:
             with torch.no_grad():
                 same = self.objective.generate(self.original, batch)
             torch.set_rng_state(middle)  # the same penalty coefficient
-            original = self._terms(self.original, same, batch)
+            original = self._terms(self.original, judge, same, batch)
             torch.set_rng_state(after)
             for name, term in compressed["discriminator"].items():
                 if not term.requires_grad:
@@ -213,11 +214,11 @@ class CompressionTask:
             figures[f"{name}_compressed"] = term.item()
         return figures | {"loss": loss.item()}
 
-    def _terms(self, generator: nn.Module, fake: Any, batch: Any) -> dict[str, Terms]:
+    def _terms(self, generator: nn.Module, judge: nn.Module, fake: Any, batch: Any) -> dict[str, Terms]:
         """The generator's terms, and the discriminator's where they are matched."""
-        terms = {"generator": self.objective.generator_terms(generator, self.discriminator, fake, batch)}
+        terms = {"generator": self.objective.generator_terms(generator, judge, fake, batch)}
         if self.loss.matches:
-            terms["discriminator"] = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            terms["discriminator"] = self.objective.discriminator_terms(generator, judge, fake, batch)
         return terms
 
     def state_dict(self) -> dict[str, Any]:
@@ -257,6 +258,31 @@ def _detached(fake: Any) -> Any:
     if isinstance(fake, list | tuple):
         return type(fake)(_detached(value) for value in fake)
     return fake
+
+
+class _Once(nn.Module):
+    """A discriminator that judges each input once: equations 7 and 8 look at the same fakes, both generators at the
+    same real images. A fifth of a step's time.
+    """
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self._judged: list[tuple[tuple[Any, ...], Any]] = []
+
+    def forward(self, *inputs: Any) -> Any:
+        for seen, output in self._judged:
+            if len(seen) == len(inputs) and all(one is other for one, other in zip(seen, inputs, strict=True)):
+                return output
+        output = self.discriminator(*inputs)
+        self._judged.append((inputs, output))
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("discriminator"), name)
 
 
 class _Frozen:
