@@ -79,10 +79,11 @@ struct Problem {
   int64_t taps, segments;
   int64_t lanes, accumulators, max_rows;
   bool register_tiles;  // gather keeps outputs in registers, wgrad does not
+  bool fold;            // images are rows
 
-  std::array<int64_t, 13> key() const {
-    return {images, height,   width, reach_h,      reach_w,  sources,       targets,
-            taps,   segments, lanes, accumulators, max_rows, register_tiles};
+  std::array<int64_t, 14> key() const {
+    return {images, height,   width, reach_h,      reach_w,  sources,        targets,
+            taps,   segments, lanes, accumulators, max_rows, register_tiles, fold};
   }
 };
 
@@ -115,7 +116,7 @@ std::vector<int64_t> tile_sizes(int64_t n, int64_t most) {
 }
 
 Tiling choose_tiling(const Problem& p) {
-  thread_local std::map<std::array<int64_t, 13>, Tiling> seen;
+  thread_local std::map<std::array<int64_t, 14>, Tiling> seen;
   const auto key = p.key();
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
@@ -165,16 +166,24 @@ struct Setup {
   int64_t y_plane() const { return y.plane_size(tiling.lanes) * element; }
 };
 
+// Where outputs are one row high and no tap shifts a row (a generator's first layer: 1x1 inputs, every kernel position
+// its own phase), images take the place of rows: a lane then holds several images and a tap still serves a whole
+// register tile.
+bool fold_images(int64_t height, int64_t reach_h, int64_t images) { return height == 1 && reach_h == 0 && images > 1; }
+
 Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const Geometry& g = *c.geometry;
   const PlanShape& shape = c.plan->shape;
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const int panel_type = c.dtype == DType::float64 ? 1 : 0;
-  return {c.images,
-          ceil_div(c.y_height, phases_h),
-          ceil_div(c.y_width, phases_w),
-          g.h.shift(g.h.kernel - 1) - g.h.shift(0),
-          g.w.shift(g.w.kernel - 1) - g.w.shift(0),
+  const int64_t height = ceil_div(c.y_height, phases_h), width = ceil_div(c.y_width, phases_w);
+  const int64_t reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0), reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
+  const bool fold = fold_images(height, reach_h, c.images);
+  return {fold ? 1 : c.images,
+          fold ? c.images : height,
+          width,
+          reach_h,
+          reach_w,
           shape.sources * shape.source_phases,
           shape.targets,
           shape.taps,
@@ -182,7 +191,25 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
           k.lanes[panel_type],
           k.accumulators,
           k.max_rows,
-          register_tiles};
+          register_tiles,
+          fold};
+}
+
+Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t phases_h, int64_t phases_w,
+               bool fold) {
+  Frame f;
+  f.channels = channels;
+  f.phases_h = phases_h;
+  f.phases_w = phases_w;
+  f.height = height;
+  f.width = width;
+  f.channel_stride = height * width;
+  f.image_stride = channels * f.channel_stride;
+  f.row_stride = fold ? f.image_stride : phases_h * width;
+  f.phase_stride = width;
+  f.images_as_rows = fold ? images : 0;
+  f.size = images * f.image_stride;
+  return f;
 }
 
 Setup prepare(const ConvCall& c, bool register_tiles) {
@@ -194,20 +221,16 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   const Tiling t = choose_tiling(problem);
 
   Setup s{k, static_cast<int>(c.dtype), panel_type, panel_type == 1 ? 8 : 4, t, {}, {}, c.adjoint ? g.phases() : 1, {}};
-  s.x.channels = shape.sources;
-  s.x.height = c.x_height;
-  s.x.width = c.x_width;
-  s.x.phases_h = c.adjoint ? 1 : g.h.stride;
-  s.x.phases_w = c.adjoint ? 1 : g.w.stride;
-  s.x.first_h = c.adjoint ? -g.h.shift(g.h.kernel - 1) : g.h.shift(0);
+  const int64_t x_h = c.adjoint ? 1 : g.h.stride, x_w = c.adjoint ? 1 : g.w.stride;
+  const int64_t y_h = c.adjoint ? g.h.stride : 1, y_w = c.adjoint ? g.w.stride : 1;
+  s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, problem.fold);
+  s.y = frame_of(c.images, shape.targets / s.phases, c.y_height, c.y_width, y_h, y_w, problem.fold);
+  // Folded, the one shift that there is in rows selects the one row that there is.
+  const int64_t first_h = c.adjoint ? -g.h.shift(g.h.kernel - 1) : g.h.shift(0);
+  s.x.first_h = problem.fold ? 0 : first_h;
   s.x.first_w = c.adjoint ? -g.w.shift(g.w.kernel - 1) : g.w.shift(0);
   s.x.rows = t.tile_h + problem.reach_h;
   s.x.cols = t.tile_w + problem.reach_w;
-  s.y.channels = shape.targets / s.phases;
-  s.y.height = c.y_height;
-  s.y.width = c.y_width;
-  s.y.phases_h = c.adjoint ? g.h.stride : 1;
-  s.y.phases_w = c.adjoint ? g.w.stride : 1;
   s.y.rows = t.tile_h;
   s.y.cols = t.tile_w;
 
@@ -225,7 +248,7 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
     for (int64_t i = 0; i < g.h.kernel; ++i) {
       for (int64_t j = 0; j < g.w.kernel; ++j, ++code) {
         const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
-        const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
+        const int64_t row = sign * g.h.shift(i) - first_h, col = sign * g.w.shift(j) - s.x.first_w;
         s.offsets[code] =
             static_cast<int32_t>((channel * shape.source_phases + phase) * plane + (row * s.x.cols + col) * t.lanes);
       }
@@ -299,10 +322,13 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     s.k.order_values[s.dtype](identity.data(), 0, s.y.channels, bias, init);
   }
 
+  // Strips of rows outermost: a strip of all targets stays in the second-level cache while the source blocks add to it.
   const auto compute = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
-    for (int64_t b = 0; b < plan.shape.blocks; ++b) {
-      s.k.gather[s.panel_type](block_taps(s, plan, b, first, last), s.tiling, tap_values, block_at(s, plan, x_panel, b),
-                               s.x.cols, y_panel, b == 0 ? init : nullptr, s.phases);
+    for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
+      for (int64_t b = 0; b < plan.shape.blocks; ++b) {
+        s.k.gather[s.panel_type](block_taps(s, plan, b, first, last), s.tiling, row, tap_values,
+                                 block_at(s, plan, x_panel, b), s.x.cols, y_panel, b == 0 ? init : nullptr, s.phases);
+      }
     }
   };
   if (by_group) {
@@ -310,9 +336,9 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
       char* const x_panel = base + x_at + worker * x_bytes;
       char* const y_panel = base + y_at + worker * y_bytes;
       for (int64_t g = groups * worker / panels; g < groups * (worker + 1) / panels; ++g) {
-        s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.planes(), x, x_panel);
+        s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.channels, x, x_panel);
         compute(x_panel, y_panel, 0, plan.shape.targets);
-        s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.planes(), y_panel, y);
+        s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, y);
       }
     };
     if (panels == 1) return work(0);
@@ -320,11 +346,11 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   }
   const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
   for (int64_t g = 0; g < groups; ++g) {
-    split(team, threads, s.x.planes(),
+    split(team, threads, s.x.channels,
           [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
     team.run(threads, [&](int64_t i) {
       compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
-      s.k.unpack[s.dtype](s.y, s.tiling, g, cuts[i], cuts[i + 1], base + y_at, y);
+      s.k.unpack[s.dtype](s.y, s.tiling, g, cuts[i] / s.phases, cuts[i + 1] / s.phases, base + y_at, y);
     });
   }
 }
@@ -352,19 +378,19 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
   for (int64_t g0 = 0; g0 < s.tiling.groups; g0 += batch) {
     const int64_t n = std::min(batch, s.tiling.groups - g0);
-    split(team, threads, n * (s.x.planes() + s.y.planes()), [&](int64_t first, int64_t last) {
-      // Plane numbers run over the x panels of the batch, then over its gy panels.
+    split(team, threads, n * (s.x.channels + s.y.channels), [&](int64_t first, int64_t last) {
+      // Channel numbers run over the x panels of the batch, then over its gy panels.
       const auto pack_range = [&](const Frame& frame, int64_t from, int64_t to, const void* tensor, int64_t at,
                                   int64_t bytes) {
         for (int64_t i = 0; i < n; ++i) {
-          const int64_t a = std::clamp<int64_t>(from - i * frame.planes(), 0, frame.planes());
-          const int64_t z = std::clamp<int64_t>(to - i * frame.planes(), 0, frame.planes());
+          const int64_t a = std::clamp<int64_t>(from - i * frame.channels, 0, frame.channels);
+          const int64_t z = std::clamp<int64_t>(to - i * frame.channels, 0, frame.channels);
           if (a < z) s.k.pack[s.dtype](frame, s.tiling, g0 + i, a, z, tensor, base + at + i * bytes);
         }
       };
-      const int64_t x_planes = n * s.x.planes();
-      pack_range(s.x, first, std::min(last, x_planes), x, x_at, x_bytes);
-      pack_range(s.y, first - x_planes, last - x_planes, gy, y_at, y_bytes);
+      const int64_t x_channels = n * s.x.channels;
+      pack_range(s.x, first, std::min(last, x_channels), x, x_at, x_bytes);
+      pack_range(s.y, first - x_channels, last - x_channels, gy, y_at, y_bytes);
     });
     const auto work = [&](int64_t i) {
       for (int64_t b = 0; b < plan.shape.blocks; ++b) {

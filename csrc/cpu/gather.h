@@ -66,17 +66,15 @@ struct GatherTiles {
 };
 
 template <class T, int L, int Accumulators, int MaxRows>
-void gather(const TapRange& taps, const Tiling& t, const void* values, const void* x, int64_t x_cols, void* y,
-            const void* init, int64_t phases) {
+void gather(const TapRange& taps, const Tiling& t, int64_t row, const void* values, const void* x, int64_t x_cols,
+            void* y, const void* init, int64_t phases) {
   static constexpr GatherTiles<T, L, Accumulators, MaxRows> tiles;
   const int64_t x_row = x_cols * L, y_row = t.tile_w * L, y_plane = t.tile_h * y_row;
-  for (int64_t row = 0; row < t.tile_h; row += t.rows) {
-    const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
-    for (int64_t col = 0; col < t.tile_w; col += t.cols) {  // the driver makes tile_w a multiple of cols
-      tiles.at[rows - 1][t.cols - 1](
-          taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L, x_row,
-          static_cast<T*>(y) + row * y_row + col * L, y_row, y_plane, static_cast<const T*>(init), phases);
-    }
+  const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
+  for (int64_t col = 0; col < t.tile_w; col += t.cols) {  // the driver makes tile_w a multiple of cols
+    tiles.at[rows - 1][t.cols - 1](
+        taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L, x_row,
+        static_cast<T*>(y) + row * y_row + col * L, y_row, y_plane, static_cast<const T*>(init), phases);
   }
 }
 
