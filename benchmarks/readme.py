@@ -14,22 +14,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsegan.cli.report import columns, note
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
 
+#: what of sparsegan.info a table names; figures that the machine has no part in name less
+FACTS = ("machine", "cpu isa in use", "threads", "torch")
 
-def markdown(columns: list[str], rows: list[list[str]], note: str) -> str:
+
+def markdown(head: list[str], rows: list[list[str]], below: str) -> str:
     """A table and a line of text below it."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{note}\n"
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{below}\n"
 
 
-def measured(report: Report) -> str:
+def measured(report: Report, command: str) -> str:
     """How a report's figures came to be."""
-    facts = [f"{key} {report[key]}" for key in ("machine", "threads", "torch") if key in report]
-    return f"Measured by `{report['command']}`" + (f" ({', '.join(facts)})." if facts else ".")
+    facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if key in FACTS)
+    return f"Measured by `{command}` ({facts})."
 
 
 def checkpoint(report: Report) -> str:
@@ -38,7 +43,7 @@ def checkpoint(report: Report) -> str:
     def size(row: Report, kind: str) -> str:
         return f"{row[kind] / 1e6:.2f} MB ({row['dense'] / row[kind]:.1f}x)"
 
-    columns = ["DCGAN generator", "sparsity", "dense float32", "float32 values", "float16 values", "bfloat16 values"]
+    head = ["DCGAN generator", "sparsity", "dense float32", "float32 values", "float16 values", "bfloat16 values"]
     rows = [
         [
             f"ngf {row['ngf']}, {row['nc']} channel{'s' * (row['nc'] > 1)}",
@@ -48,18 +53,49 @@ def checkpoint(report: Report) -> str:
         ]
         for row in report["rows"]
     ]
-    return markdown(columns, rows, measured(report))
+    return markdown(head, rows, measured(report, report["command"]))
 
 
-TABLES: dict[str, Callable[[Report], str]] = {"checkpoint": checkpoint}
+def demo(report: Report) -> str:
+    """The demo's own table, a generator a column."""
+    head, lines = columns(report)
+    rows = [list(row) for row in zip(head, *lines, strict=True)]
+    return markdown(["", *rows[0][1:]], rows[1:], f"{note(report)} {measured(report, 'make demo')}")
+
+
+def layers(report: Report) -> str:
+    """The layers of the demo's self-supervised generator."""
+    rows = [
+        [
+            row["geometry"],
+            f"{row['sparsity']:.1%}",
+            f"{row['dense_macs'] / 1e6:,.1f} M",
+            f"{row['executed_macs'] / 1e6:,.1f} M",
+            f"{row['dense_ms']:.2f}",
+            f"{row['sparse_ms']:.2f}",
+            row["kernel"],
+        ]
+        for row in report["layers"]
+    ]
+    head = ["layer", "sparsity", "MACs dense", "executed", "dense ms", "sparse ms", "kernel that `auto` takes"]
+    return markdown(head, rows, measured(report, "make demo"))
+
+
+# name in README.md -> file under results/, how to show it
+TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "checkpoint": ("checkpoint", checkpoint),
+    "demo": ("demo", demo),
+    "layers": ("demo", layers),
+}
 
 
 def filled(text: str) -> str:
     """README text with every table made anew."""
 
     def table(block: re.Match[str]) -> str:
-        report = json.loads((ROOT / "benchmarks" / "results" / f"{block[2]}.json").read_text())
-        return f"{block[1]}{TABLES[block[2]](report)}{block[3]}"
+        file, show = TABLES[block[2]]
+        report = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
+        return f"{block[1]}{show(report)}{block[3]}"
 
     return BLOCK.sub(table, text)
 
