@@ -4,13 +4,13 @@ import importlib.metadata
 
 import torch  # noqa: F401  (first: the native module uses torch's library)
 
-from sparsegan import gans, ops, prune, reference
-from sparsegan.checkpoint import CheckpointError, load, save
-from sparsegan.compress import Compressor
-from sparsegan.macs import count_macs, training_bytes
-from sparsegan.nn import SparseConv2d, SparseConvTranspose2d
-from sparsegan.profiling import profile, tune
-from sparsegan.prune import densify, shrink, sparse_layers, sparsify
+from . import gans, ops, prune, reference
+from .checkpoint import CheckpointError, load, save
+from .compress import Compressor
+from .macs import count_macs, training_bytes
+from .nn import SparseConv2d, SparseConvTranspose2d
+from .profiling import profile, tune
+from .prune import densify, shrink, sparse_layers, sparsify
 
 __version__ = importlib.metadata.version("sparsegan")
 

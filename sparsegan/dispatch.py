@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsegan import _native
-from sparsegan.plan import Geometry
+from . import _native
+from .plan import Geometry
 
 KERNELS = ("auto", "sparse", "dense")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsegan import _native
+from . import _native
 
 
 def info() -> dict[str, Any]:

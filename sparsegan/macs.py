@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsegan import ops
-from sparsegan.nn import _SparseConv
-from sparsegan.prune import sparse_layers
+from . import ops
+from .nn import _SparseConv
+from .prune import sparse_layers
 
 
 @dataclass(frozen=True)

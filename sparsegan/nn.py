@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsegan import dispatch, ops
-from sparsegan.granularity import check_granularity, check_sparsity, magnitude_mask
-from sparsegan.plan import Geometry, Pair, check_support
+from . import dispatch, ops
+from .granularity import check_granularity, check_sparsity, magnitude_mask
+from .plan import Geometry, Pair, check_support
 
 _ATTRIBUTES = (
     "in_channels",

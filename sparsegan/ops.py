@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegan import _native  # noqa: F401  (importing it registers the ops)
+from . import _native  # noqa: F401  (importing it registers the ops)
 
 _gather = torch.ops.sparsegan.gather.default
 _wgrad = torch.ops.sparsegan.wgrad.default

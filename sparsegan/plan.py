@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsegan import _native
+from . import _native
 
 Pair = tuple[int, int]
 

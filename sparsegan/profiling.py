@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsegan.macs import layer_macs, visit_layers
-from sparsegan.nn import _SparseConv
+from .macs import layer_macs, visit_layers
+from .nn import _SparseConv
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sparsegan.granularity import check_granularity, check_sparsity, kept, largest
-from sparsegan.nn import SPARSE_CLASSES, _SparseConv, plain_weight
+from .granularity import check_granularity, check_sparsity, kept, largest
+from .nn import SPARSE_CLASSES, _SparseConv, plain_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsegan.plan import Geometry
+from .plan import Geometry
 
 
 def dense_weight(values: Tensor, support: Tensor, geometry: Geometry) -> Tensor:

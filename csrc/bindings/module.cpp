@@ -61,6 +61,7 @@ PYBIND11_MODULE(_native, m) {
       "lanes", [](bool float64) { return sparsegan::kernels().lanes[float64 ? 1 : 0]; }, py::arg("float64") = false,
       "Vector lanes of the ISA level in use.");
   m.def("set_isa", &sparsegan::set_isa, py::arg("name"), "Forces an ISA level by name; an empty name picks the best.");
+  m.def("fma_gflops", &sparsegan::fma_gflops, "float32 GFLOP/s of one core on FMAs between registers.");
   m.def("workspace_bytes", &sparsegan::workspace_bytes, "Bytes of scratch memory held by all threads.");
   m.def("compile_plan", &compile_plan, py::arg("support"), py::arg("geometry"), py::arg("adjoint"),
         "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");

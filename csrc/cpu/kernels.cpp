@@ -18,6 +18,20 @@ struct Row {
 constexpr Row avx512{16, 8, 24, 8}, avx2{8, 4, 12, 6}, scalar{16, 8, 24, 8};
 constexpr Row row = SPARSEGAN_ISA;
 
+// Independent chains of x * a + b: as many as hide an FMA's latency, nothing from memory.
+float fma(int64_t iterations) {
+  Vec<float, row.lanes_f32> x[row.accumulators];
+  for (int k = 0; k < row.accumulators; ++k)
+    x[k] = broadcast<float, row.lanes_f32>(float(k));  // or chains would be merged
+  const Vec<float, row.lanes_f32> a = broadcast<float, row.lanes_f32>(0.5f), b = broadcast<float, row.lanes_f32>(1.0f);
+  for (int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 32
+    for (int k = 0; k < row.accumulators; ++k) x[k] = x[k] * a + b;
+  }
+  for (int k = 1; k < row.accumulators; ++k) x[0] += x[k];
+  return sum<float, row.lanes_f32>(x[0]);
+}
+
 }  // namespace
 }  // namespace SPARSEGAN_ISA
 
@@ -43,6 +57,7 @@ const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = {
     {isa::gather<float, isa::row.lanes_f32, isa::row.accumulators, isa::row.max_rows>,
      isa::gather<double, isa::row.lanes_f64, isa::row.accumulators, isa::row.max_rows>},
     {isa::wgrad<float, isa::row.lanes_f32>, isa::wgrad<double, isa::row.lanes_f64>},
+    isa::fma,
 };
 
 }  // namespace sparsegan

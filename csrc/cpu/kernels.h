@@ -78,6 +78,9 @@ struct Kernels {
                               int64_t x_cols, void* y, const void* init, int64_t phases);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes])(const TapRange&, const Tiling&, const void* gy, const void* x, int64_t x_cols, void* dv);
+
+  // Runs accumulators * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
+  float (*fma)(int64_t iterations);
 };
 
 // The tables that this build has, best first. A table whose ISA the machine lacks must not be called.

@@ -1,6 +1,8 @@
 #include "registry.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -67,5 +69,19 @@ const Kernels& kernels() {
 }
 
 void set_isa(const std::string& name) { in_use.store(find(name, "isa"), std::memory_order_release); }
+
+double fma_gflops() {
+  const Kernels& k = kernels();
+  constexpr int64_t kIterations = 200000;
+  double best = 0;
+  for (int run = 0; run < 20; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    volatile float result = k.fma(kIterations);
+    (void)result;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, 2e-9 * double(kIterations) * double(k.accumulators * k.lanes[0]) / seconds);
+  }
+  return best;
+}
 
 }  // namespace sparsegan

@@ -20,4 +20,7 @@ const Kernels& kernels();
 // Forces an ISA by name, "" for the best; throws std::invalid_argument when it is not to be had.
 void set_isa(const std::string& name);
 
+// float32 GFLOP/s of one core on FMAs between registers, the best of several runs of a few milliseconds.
+double fma_gflops();
+
 }  // namespace sparsegan
