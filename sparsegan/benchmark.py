@@ -8,6 +8,7 @@ drop-in layer, from NCHW tensor to NCHW tensor, packing and unpacking included.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ Engine = Callable[[], Any]
 
 def dense_engines(layer: nn.Module, x: Tensor, threads: int) -> dict[str, Engine]:
     """Every dense engine that is installed, ready to run ``layer`` on ``x``."""
-    last = nn.Sequential(layer).to(memory_format=torch.channels_last)[0]
+    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x_last = x.contiguous(memory_format=torch.channels_last)
     engines: dict[str, Engine] = {"torch": lambda: layer(x), "torch channels_last": lambda: last(x_last)}
     if importlib.util.find_spec("onnx") is None:
@@ -97,7 +98,7 @@ def _onnx_model(layer: nn.Module, x: Tensor) -> bytes:
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     assert isinstance(layer.padding, tuple)
     assert layer.bias is not None
-    kind = {
+    kind: dict[str, Any] = {
         "kernel_shape": layer.kernel_size,
         "strides": layer.stride,
         "pads": [*layer.padding, *layer.padding],
@@ -184,7 +185,7 @@ def time_layer(case: LayerCase, sparsity: float, threads: int, seconds: float) -
 
 
 def bench_layers(
-    sparsities: tuple[float, ...], threads: tuple[int, ...], seconds: float, progress: Callable[[dict[str, Any]], None]
+    sparsities: list[float], threads: list[int], seconds: float, progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Every layer of :data:`LAYERS` at every sparsity and thread count; ``progress`` sees each row as it is measured."""
     before = torch.get_num_threads()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan bench`."""
-    parser.add_argument("what", choices=["layers"], help="layers: one forward of each layer of the reference generators")
+    parser.add_argument("what", choices=["layers"], help="layers: one forward of each reference layer")
     parser.add_argument("--threads", default="1", help="thread counts, for example 1,2 (default: 1)")
     parser.add_argument("--sparsity", default="0.9", help="sparsities, for example 0.5,0.9 (default: 0.9)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a row (default: 1)")
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    report = bench_layers(tuple(sparsities), tuple(threads), arguments.seconds, row)
+    report = bench_layers(sparsities, threads, arguments.seconds, row)
     print(f"{report['machine']}, {report['isa']}, FMA peak {report['fma_peak_gflops_a_core']:.0f} GFLOP/s a core")
     if arguments.json:
         command = f"sparsegan bench layers --threads {arguments.threads} --sparsity {arguments.sparsity}"
