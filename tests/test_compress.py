@@ -19,6 +19,7 @@ from sparsegan.compress import (
     recalibrate_batch_norm,
 )
 from sparsegan.compress.compressor import CompressionTask
+from sparsegan.compress.loss import Scores
 from sparsegan.data import Batches
 from sparsegan.engine import Diverged
 from sparsegan.gans import Objective, dcgan
@@ -62,12 +63,9 @@ def test_gradual_pruning_is_zhu_and_guptas_cubic_reaching_the_target_at_half_the
 # Equations 7-9
 
 
-def terms(gen: float, rec: float, dis: float, gp: float) -> tuple[dict[str, dict[str, Tensor]], list[Tensor]]:
+def terms(gen: float, rec: float, dis: float, gp: float) -> tuple[Scores, list[Tensor]]:
     leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (gen, rec, dis, gp)]
-    return {
-        "generator": {"gen": leaves[0], "rec": leaves[1]},
-        "discriminator": {"dis": leaves[2], "gp": leaves[3]},
-    }, leaves
+    return Scores({"gen": leaves[0], "rec": leaves[1]}, {"dis": leaves[2], "gp": leaves[3]}), leaves
 
 
 def weighted() -> Objective:
@@ -112,10 +110,10 @@ def test_stop_gradient_changes_the_discriminators_gradient_and_never_the_compres
     for stop in (True, False):
         ours, theirs = student(noise), generator(noise)
         both = [
-            {
-                "generator": dcgan.generator_terms(net, judge, fake, real),
-                "discriminator": dcgan.discriminator_terms(net, judge, fake, real),
-            }
+            Scores(
+                dcgan.generator_terms(net, judge, fake, real),
+                dcgan.discriminator_terms(net, judge, fake, real),
+            )
             for net, fake in ((student, ours), (generator, theirs))
         ]
         loss = SelfSupervisedLoss(stop_gradient=stop)(dcgan.objective, *both)
@@ -127,7 +125,40 @@ def test_stop_gradient_changes_the_discriminators_gradient_and_never_the_compres
     assert (found[0][1] - found[1][1]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("bad", [{"denominator": "none"}, {"lam": -1}, {"floor": 0}, {"momentum": 1.0}])
+def test_features_are_matched_image_by_image_and_layer_by_layer() -> None:
+    ours = [torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), torch.tensor([5.0, 5.0], requires_grad=True)]
+    theirs = [torch.tensor([[2.0, 1.0], [4.0, 3.0]]), torch.tensor([5.0, 10.0])]
+    loss = SelfSupervisedLoss(terms=0, features=3.0)
+    assert not loss.matches_discriminator_terms
+    value = loss(weighted(), Scores({}, {}, ours), Scores({}, {}, theirs))
+    # the layers' means agree (2.5 and 2.5): a match of means would see nothing in the first one
+    assert value.item() == pytest.approx(3.0 / 2 * (1.0 / 2.5 + 2.5 / 7.5))
+    value.backward()
+    assert ours[0].grad.flatten().tolist() == pytest.approx([-0.15, 0.15, -0.15, 0.15])
+    with pytest.raises(ValueError, match="2 activations for the compressed generator and 1"):
+        loss(weighted(), Scores({}, {}, ours), Scores({}, {}, theirs[:1]))
+
+
+def test_matching_features_brings_the_compressed_generators_images_back_to_the_originals() -> None:
+    """With the discriminator frozen and without a term: only the features can do it."""
+    generator, judge = small_gan()
+    loss = SelfSupervisedLoss(terms=0, features=1.0)
+    options = {"loss": loss, "discriminator_mode": "frozen", "quiet": True, "generator_lr": 3e-3}
+    compressor = Compressor(generator, judge, dcgan.objective, OneShot(60, 0.7), **options)
+    history = compressor.fit(Batches(images(), 12)).history
+    first, last = (sum(row["loss"] for row in rows) / 5 for rows in (history[:5], history[-5:]))
+    assert last < 0.6 * first
+    assert "dis_original" not in history[0]  # what has no weight is not computed
+    with pytest.raises(ValueError, match=r"feature_layers has 'main\.99'"):
+        Compressor(generator, judge, dcgan.objective, OneShot(1), loss=loss, feature_layers=("main.99",))
+    plain = nn.Sequential(nn.Conv2d(1, 1, 64), nn.Flatten(0))
+    with pytest.raises(ValueError, match="no activation modules to match; name its layers"):
+        Compressor(generator, plain, dcgan.objective, OneShot(1), loss=loss)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"denominator": "none"}, {"lam": -1}, {"floor": 0}, {"momentum": 1.0}, {"features": -1}]
+)
 def test_loss_settings_out_of_range_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*must be"):
         SelfSupervisedLoss(**bad)
@@ -219,7 +250,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(name: st
     schedule = GradualPruning(steps, 0.9, every=3)
     student = masked.sparsify(copy.deepcopy(generator), schedule.sparsity(0))
     twin = MaskedTask(
-        copy.deepcopy(generator).requires_grad_(False) if RECIPES[name].matched else None,
+        copy.deepcopy(generator).requires_grad_(False).eval() if RECIPES[name].matched else None,
         student.train(),
         copy.deepcopy(judge),
         dcgan.objective,
@@ -257,7 +288,12 @@ class MaskedTask(CompressionTask):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"loss": SelfSupervisedLoss(denominator="running")}, {"discriminator_mode": "frozen"}]
+    "options",
+    [
+        {},
+        {"loss": SelfSupervisedLoss(denominator="running")},
+        {"loss": SelfSupervisedLoss(features=1.0), "discriminator_mode": "frozen"},
+    ],
 )
 def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: dict) -> None:
     class Stopped(Exception):

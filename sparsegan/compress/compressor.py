@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import Run, run_loop
-from ..gans.objective import Objective, Terms
+from ..gans.objective import Objective
 from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
-from .loss import GeneratorLoss, SelfSupervisedLoss
+from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
 
 DISCRIMINATOR_MODES = ("updated", "frozen")
 
@@ -36,10 +37,11 @@ class Compressor:
     discriminator's copy take a step of its ordinary loss on them; let the generator take a step of `loss`.
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
-    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method) or `PlainLoss()`.
+    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options) or `PlainLoss()`.
     `granularity`, `exclude`: as in `sparsegan.sparsify`.
-    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (weights and
-    batch-norm buffers stay).
+    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (and in evaluation
+    mode: a fixed function of an image).
+    `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
     `generator_every`: discriminator steps a generator step, n_critic.
     `generator_lr`, `discriminator_lr`, `betas`: Adam's.
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
@@ -59,6 +61,7 @@ class Compressor:
         granularity: str = "element",
         exclude: tuple[str, ...] = (),
         discriminator_mode: str = "updated",
+        feature_layers: tuple[str, ...] = (),
         generator_every: int = 1,
         generator_lr: float = 2e-4,
         discriminator_lr: float = 2e-4,
@@ -87,6 +90,7 @@ class Compressor:
             "granularity": granularity,
             "exclude": exclude,
             "discriminator_mode": discriminator_mode,
+            "feature_layers": feature_layers,
             "generator_every": generator_every,
             "generator_lr": generator_lr,
             "discriminator_lr": discriminator_lr,
@@ -97,9 +101,9 @@ class Compressor:
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
         sparse = sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
         student = sparse.requires_grad_(True).train()
-        judge = copy.deepcopy(discriminator).train()
+        judge = copy.deepcopy(discriminator).train(discriminator_mode == "updated")
         self.task = CompressionTask(
-            copy.deepcopy(generator).requires_grad_(False).train() if loss.matches else None,
+            copy.deepcopy(generator).requires_grad_(False).eval() if loss.matches else None,
             student,
             judge,
             objective,
@@ -108,6 +112,7 @@ class Compressor:
             torch.optim.Adam(student.parameters(), generator_lr, betas),
             torch.optim.Adam(judge.parameters(), discriminator_lr, betas) if discriminator_mode == "updated" else None,
             generator_every,
+            _feature_layers(judge, feature_layers) if loss.matches_features else [],
         )
 
     def fit(self, loader: Iterable[Any]) -> Result:
@@ -150,6 +155,7 @@ class CompressionTask:
         optimizer: torch.optim.Optimizer,
         discriminator_optimizer: torch.optim.Optimizer | None,
         generator_every: int = 1,
+        feature_layers: Sequence[nn.Module] = (),
     ) -> None:
         self.original = original
         self.student = student
@@ -160,6 +166,7 @@ class CompressionTask:
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.generator_every = generator_every
+        self.feature_layers = feature_layers
         self._sparsity = schedule.sparsity(0)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
@@ -180,46 +187,53 @@ class CompressionTask:
             self.discriminator_optimizer.step()
             figures |= {name: term.item() for name, term in terms.items()}
         if step % self.generator_every == 0:
-            with _Frozen(self.discriminator, buffers=self.discriminator_optimizer is None):
+            self.discriminator.requires_grad_(False)
+            with _judging_once(self.discriminator):
                 figures |= self._generator_step(fake, batch, before)
         return figures
 
     def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
         middle = torch.get_rng_state()
-        judge = _Once(self.discriminator)
-        compressed = self._terms(self.student, judge, fake, batch)
-        original: dict[str, Terms] = {}
+        compressed = self._scores(self.student, fake, batch)
+        original: Scores | None = None
         if self.original is not None:
             after = torch.get_rng_state()
             torch.set_rng_state(before)  # the same noise
             with torch.no_grad():
                 same = self.objective.generate(self.original, batch)
             torch.set_rng_state(middle)  # the same penalty coefficient
-            original = self._terms(self.original, judge, same, batch)
+            original = self._scores(self.original, same, batch)
             torch.set_rng_state(after)
-            for name, term in compressed["discriminator"].items():
-                if not term.requires_grad:
-                    raise ValueError(
-                        f"the discriminator term {name!r} gives the generator no gradient; "
-                        "discriminator_terms must not detach its argument fake"
-                    )
+        for name, term in compressed.discriminator.items():
+            if not term.requires_grad:
+                raise ValueError(
+                    f"the discriminator term {name!r} gives the generator no gradient; "
+                    "discriminator_terms must not detach its argument fake"
+                )
         loss = self.loss(self.objective, compressed, original)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        figures = {name: term.item() for name, term in compressed["generator"].items()}
-        for side in original.values():
-            figures |= {f"{name}_original": term.item() for name, term in side.items()}
-        for name, term in compressed.get("discriminator", {}).items():
-            figures[f"{name}_compressed"] = term.item()
+        figures = {name: term.item() for name, term in compressed.generator.items()}
+        figures |= {f"{name}_compressed": term.item() for name, term in compressed.discriminator.items()}
+        if original is not None:
+            both = original.generator | original.discriminator
+            figures |= {f"{name}_original": term.item() for name, term in both.items()}
         return figures | {"loss": loss.item()}
 
-    def _terms(self, generator: nn.Module, judge: nn.Module, fake: Any, batch: Any) -> dict[str, Terms]:
-        """The generator's terms, and the discriminator's where they are matched."""
-        terms = {"generator": self.objective.generator_terms(generator, judge, fake, batch)}
-        if self.loss.matches:
-            terms["discriminator"] = self.objective.discriminator_terms(generator, judge, fake, batch)
-        return terms
+    def _scores(self, generator: nn.Module, fake: Any, batch: Any) -> Scores:
+        """What the loss needs: generator terms, and discriminator terms and features where it matches them."""
+        features: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda module, inputs, output: features.append(output))
+            for layer in self.feature_layers
+        ]
+        scores = Scores(self.objective.generator_terms(generator, self.discriminator, fake, batch), features=features)
+        for hook in hooks:
+            hook.remove()
+        if self.loss.matches_discriminator_terms:
+            scores.discriminator = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the sparsity reached."""
@@ -231,7 +245,6 @@ class CompressionTask:
             "optimizer": self.optimizer.state_dict(),
             "discriminator_optimizer": judge.state_dict() if judge is not None else {},
             "loss": self.loss.state_dict(),
-            "original": self.original.state_dict() if self.original is not None else {},  # its batch-norm buffers move
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -245,8 +258,6 @@ class CompressionTask:
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.loss.load_state_dict(state["loss"])
-        if self.original is not None:
-            self.original.load_state_dict(state["original"])
 
 
 def _detached(fake: Any) -> Any:
@@ -260,45 +271,41 @@ def _detached(fake: Any) -> Any:
     return fake
 
 
-class _Once(nn.Module):
-    """A discriminator that judges each input once: equations 7 and 8 look at the same fakes, both generators at the
-    same real images. A fifth of a step's time.
+_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+
+
+def _feature_layers(discriminator: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    modules = dict(discriminator.named_modules())
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(f"feature_layers has {unknown[0]!r}; the discriminator has no module of that name")
+    chosen = [modules[name] for name in names] or [m for m in modules.values() if isinstance(m, _ACTIVATIONS)]
+    if not chosen:
+        raise ValueError("the discriminator has no activation modules to match; name its layers in feature_layers")
+    return chosen
+
+
+@contextmanager
+def _judging_once(discriminator: nn.Module) -> Iterator[None]:
+    """Within it the discriminator computes each input once: equations 7 and 8 look at the same fakes, and both
+    generators' terms at the same real images. Saves about a fifth of a step.
     """
+    forward = discriminator.forward
+    judged: list[tuple[tuple[Any, ...], Any]] = []
 
-    def __init__(self, discriminator: nn.Module) -> None:
-        super().__init__()
-        self.discriminator = discriminator
-        self._judged: list[tuple[tuple[Any, ...], Any]] = []
-
-    def forward(self, *inputs: Any) -> Any:
-        for seen, output in self._judged:
+    def once(*inputs: Any) -> Any:
+        for seen, output in judged:
             if len(seen) == len(inputs) and all(one is other for one, other in zip(seen, inputs, strict=True)):
                 return output
-        output = self.discriminator(*inputs)
-        self._judged.append((inputs, output))
+        output = forward(*inputs)
+        judged.append((inputs, output))
         return output
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("discriminator"), name)
-
-
-class _Frozen:
-    """Within it a network's weights take no gradient; with `buffers`, its batch-norm buffers come out unchanged."""
-
-    def __init__(self, network: nn.Module, buffers: bool) -> None:
-        self.network = network
-        self.buffers = buffers
-
-    def __enter__(self) -> None:
-        self.network.requires_grad_(False)
-        self._kept = [buffer.clone() for buffer in self.network.buffers()] if self.buffers else []
-
-    def __exit__(self, *error: object) -> None:
-        for buffer, kept in zip(self.network.buffers(), self._kept, strict=False):
-            buffer.copy_(kept)
+    discriminator.forward = once
+    try:
+        yield
+    finally:
+        del discriminator.forward
 
 
 @torch.no_grad()

@@ -33,11 +33,20 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 - Sharing. Both generators see the same batch, noise and penalty coefficient; the caller rewinds the random generator.
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
   is frozen (`Compressor(discriminator_mode=...)`).
+
+**Features, an extension.** A term is one number a batch: very different images can score alike (a frozen D is fooled
+exactly so: the curves meet while the images fall apart). D knows more about an image than its last number, and both
+generators start from the same noise, so its judgement can be matched layer by layer and image by image. With phi_k the
+output of D's k-th activation, |.| its mean absolute value over batch and elements, and K layers:
+
+    L_F = 1/K sum over k  |phi_k(G_O(z)) - phi_k(G_C(z))| / |phi_k(G_O(z))|
+    L   = terms (L_GC + lambda L_DC) + features L_F
+
+`features` is 0 in the published method. There is still no pixel distance and no real image in L_F.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,13 +56,32 @@ from torch import Tensor
 from ..gans.objective import Objective, Terms
 
 
+@dataclass
+class Scores:
+    """What one discriminator says of one generator's images: both kinds of terms, and its activations in order."""
+
+    generator: Terms
+    discriminator: Terms = field(default_factory=dict)
+    features: list[Tensor] = field(default_factory=list)
+
+
 class GeneratorLoss(Protocol):
-    """What G_C minimises. `matches`: whether G_O's terms and the discriminator's terms are needed too."""
+    """What G_C minimises, and which of the scores it needs beside G_C's generator terms."""
 
-    matches: bool
+    @property
+    def matches(self) -> bool:
+        """Whether the original's scores are needed."""
 
-    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
-        """A scalar from the terms of both generators, under the keys "generator" and "discriminator"."""
+    @property
+    def matches_discriminator_terms(self) -> bool:
+        """Whether the discriminator terms are needed."""
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether the discriminator's activations are needed."""
+
+    def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
+        """A scalar from the scores of both generators; `original` is None unless `matches`."""
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs."""
@@ -66,11 +94,11 @@ class GeneratorLoss(Protocol):
 class PlainLoss:
     """The GAN's own generator loss, the weighted sum of its terms: what fine-tuning without a method minimises."""
 
-    matches = False
+    matches = matches_discriminator_terms = matches_features = False
 
-    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
+    def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
         """The objective's total of the generator terms."""
-        return objective.total(compressed["generator"])
+        return objective.total(compressed.generator)
 
     def state_dict(self) -> dict[str, float]:
         """Nothing."""
@@ -82,10 +110,11 @@ class PlainLoss:
 
 @dataclass
 class SelfSupervisedLoss:
-    """Equations 7-9 (see the module's text).
+    """Equations 7-9, and features (see the module's text).
 
     `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
     `momentum`: of the running average. `stop_gradient`: detach l_O. `one_sided`: no gradient where G_C scores better.
+    `terms`: the weight of equation 9. `features`: the weight of L_F, 0 as published.
     Raises ValueError for values out of range, and when the two generators' terms differ in name.
     """
 
@@ -95,51 +124,86 @@ class SelfSupervisedLoss:
     momentum: float = 0.99
     stop_gradient: bool = True
     one_sided: bool = False
-    matches = True
+    terms: float = 1.0
+    features: float = 0.0
     _average: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.denominator not in ("floored", "running"):
             raise ValueError(f'denominator is {self.denominator!r}; it must be "floored" or "running"')
-        if self.lam < 0:
-            raise ValueError(f"lam is {self.lam}; it must be at least 0")
+        for name in ("lam", "terms", "features"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.terms == 0 and self.features == 0:
+            raise ValueError("terms and features are both 0; at least one must be above 0")
         if self.floor <= 0:
             raise ValueError(f"floor is {self.floor}; it must be above 0")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
 
-    def __call__(self, objective: Objective, compressed: Mapping[str, Terms], original: Mapping[str, Terms]) -> Tensor:
-        """L of equation 9, a scalar."""
-        generator = self._matched(objective, "generator", compressed, original)
-        if self.lam == 0:
-            return generator
-        return generator + self.lam * self._matched(objective, "discriminator", compressed, original)
+    @property
+    def matches(self) -> bool:
+        """Always."""
+        return True
 
-    def _matched(
-        self, objective: Objective, side: str, compressed: Mapping[str, Terms], original: Mapping[str, Terms]
-    ) -> Tensor:
+    @property
+    def matches_discriminator_terms(self) -> bool:
+        """Where equation 8 has a weight."""
+        return self.terms > 0 and self.lam > 0
+
+    @property
+    def matches_features(self) -> bool:
+        """Where L_F has a weight."""
+        return self.features > 0
+
+    def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
+        """L, a scalar."""
+        if original is None:
+            raise ValueError("original is None; this loss needs the original generator's scores")
+        loss = torch.zeros(())
+        if self.terms > 0:
+            loss = loss + self.terms * self._matched(objective, "generator", compressed, original)
+        if self.matches_discriminator_terms:
+            loss = loss + self.terms * self.lam * self._matched(objective, "discriminator", compressed, original)
+        if self.matches_features:
+            loss = loss + self.features * self._matched_features(compressed.features, original.features)
+        return loss
+
+    def _matched(self, objective: Objective, side: str, compressed: Scores, original: Scores) -> Tensor:
         """Equation 7 (side "generator") or 8 (side "discriminator")."""
-        if compressed[side].keys() != original[side].keys():
+        all_ours: Terms = getattr(compressed, side)
+        all_theirs: Terms = getattr(original, side)
+        if all_ours.keys() != all_theirs.keys() or not all_ours:
             raise ValueError(
-                f"the {side} terms are {sorted(compressed[side])} for the compressed generator and "
-                f"{sorted(original[side])} for the original; they must have the same names"
+                f"the {side} terms are {sorted(all_ours)} for the compressed generator and {sorted(all_theirs)} for "
+                "the original; they must have the same names, at least one"
             )
-        total: Tensor | None = None
-        for name, ours in compressed[side].items():
-            theirs = original[side][name]
+        total = torch.zeros(())
+        for name, ours in all_ours.items():
+            theirs = all_theirs[name]
             if self.stop_gradient:
                 theirs = theirs.detach()
             gap = ours - theirs
             if self.one_sided:
                 gap = torch.relu(gap if side == "generator" else -gap)
-            term = objective.weight(name) * gap.abs() / self._denominator(f"{side}.{name}", theirs)
-            total = term if total is None else total + term
-        if total is None:
-            raise ValueError(f"there are no {side} terms; the terms function must return at least one named scalar")
+            total = total + objective.weight(name) * gap.abs() / self._denominator(f"{side}.{name}", theirs.abs())
         return total
 
-    def _denominator(self, key: str, theirs: Tensor) -> Tensor:
-        size = theirs.abs()
+    def _matched_features(self, all_ours: list[Tensor], all_theirs: list[Tensor]) -> Tensor:
+        """L_F without its weight."""
+        if len(all_ours) != len(all_theirs) or not all_ours:
+            raise ValueError(
+                f"the discriminator gave {len(all_ours)} activations for the compressed generator and "
+                f"{len(all_theirs)} for the original; there must be equally many, at least one"
+            )
+        total = torch.zeros(())
+        for index, (ours, theirs) in enumerate(zip(all_ours, all_theirs, strict=True)):
+            theirs = theirs.detach()
+            gap = (ours - theirs).abs().mean()
+            total = total + gap / self._denominator(f"features.{index}", theirs.abs().mean())
+        return total / len(all_ours)
+
+    def _denominator(self, key: str, size: Tensor) -> Tensor:
         if self.denominator == "running":
             now = size.item()
             average = self._average.get(key, now)
