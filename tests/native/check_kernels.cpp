@@ -1,0 +1,324 @@
+// The CPU kernels against a plain double-precision loop over random calls, without torch and Python: also for a machine
+// that is emulated (emulate.sh).
+//
+//     check_kernels [ISA | all] [CASES]      default: every ISA that this machine supports, 300 cases each
+#include <termios.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cpu/conv.h"
+#include "../../csrc/cpu/registry.h"
+
+namespace {
+
+using namespace sparsegan;
+
+// ---------------------------------------------------------------- cases
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int64_t from(int64_t first, int64_t last) { return first + static_cast<int64_t>(engine_() % (last - first + 1)); }
+  double real() { return static_cast<double>(engine_() >> 11) * 0x1p-52 - 1; }  // in [-1, 1)
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+struct Case {
+  Geometry geometry;
+  bool adjoint = false, bias = false;
+  DType dtype = DType::float32;
+  int64_t threads = 1, images = 1;
+  int64_t coarse_h = 1, coarse_w = 1, fine_h = 1, fine_w = 1;
+  std::vector<int32_t> support;
+
+  int64_t coarse_size() const { return images * geometry.coarse_channels * coarse_h * coarse_w; }
+  int64_t fine_size() const { return images * geometry.fine_channels * fine_h * fine_w; }
+  int64_t target_channels() const { return adjoint ? geometry.fine_channels : geometry.coarse_channels; }
+
+  std::string text() const {
+    const char* const names[] = {"float32", "float64", "bfloat16"};
+    const Axis &h = geometry.h, &w = geometry.w;
+    std::string line = std::string(names[static_cast<int>(dtype)]) + (adjoint ? " coarse to fine" : " fine to coarse");
+    const auto add = [&](const char* name, std::initializer_list<int64_t> numbers) {
+      line.append(", ").append(name);
+      for (const int64_t number : numbers) line.append(" ").append(std::to_string(number));
+    };
+    add("images", {images});
+    add("coarse", {geometry.coarse_channels, coarse_h, coarse_w});
+    add("fine", {geometry.fine_channels, fine_h, fine_w});
+    add("groups", {geometry.groups});
+    add("kernel", {h.kernel, w.kernel});
+    add("stride", {h.stride, w.stride});
+    add("padding", {h.padding, w.padding});
+    add("dilation", {h.dilation, w.dilation});
+    add("values", {static_cast<int64_t>(support.size())});
+    add("bias", {bias});
+    add("threads", {threads});
+    return line;
+  }
+};
+
+// A fine size that a convolution turns into `coarse`, or a transposed convolution makes of it; below 1 if there is
+// none.
+int64_t fine_size(Random& random, const Axis& axis, int64_t coarse) {
+  return (coarse - 1) * axis.stride + axis.offset(axis.kernel - 1) - axis.padding + 1 + random.from(0, axis.stride - 1);
+}
+
+Axis draw_axis(Random& random, int64_t most_kernel) {
+  Axis axis;
+  axis.kernel = random.from(1, most_kernel);
+  axis.stride = random.from(1, 4);
+  axis.dilation = random.from(1, 3);
+  axis.padding = random.from(0, axis.dilation * (axis.kernel - 1) + 1);
+  return axis;
+}
+
+enum Kind { kAny, kManyImages, kLargeImages, kManyChannels, kSeparating, kKinds };
+
+Case draw(Random& random, Kind kind) {
+  Case c;
+  Geometry& g = c.geometry;
+  g.groups = random.from(1, 3);
+  g.fine_channels = g.groups * random.from(1, 4);
+  g.coarse_channels = g.groups * random.from(1, 4);
+  g.h = draw_axis(random, 5);
+  g.w = draw_axis(random, 5);
+  c.images = random.from(1, 3);
+  c.coarse_h = random.from(1, 9);
+  c.coarse_w = random.from(1, 9);
+  if (kind == kManyImages) {  // more than two vectors of them
+    c.images = random.from(33, 50);
+    c.coarse_h = random.from(1, 3);
+    c.coarse_w = random.from(1, 3);
+  } else if (kind == kLargeImages) {  // several tiles and groups of them
+    c.coarse_h = random.from(1, 40);
+    c.coarse_w = random.from(20, 70);
+  } else if (kind == kManyChannels) {  // several source blocks
+    g.fine_channels = g.groups * random.from(30, 90);
+    g.coarse_channels = g.groups * random.from(30, 90);
+    (random.from(0, 1) ? g.fine_channels : g.coarse_channels) = g.groups;
+    c.coarse_h = random.from(1, 5);
+    c.coarse_w = random.from(1, 5);
+  } else if (kind == kSeparating) {  // 1x1 inputs of a generator: every kernel position its own phase, no padding
+    for (Axis* axis : {&g.h, &g.w}) *axis = {random.from(1, 4), 4, 0, 1};
+    c.images = random.from(1, 40);
+    c.coarse_h = 1;
+    c.coarse_w = random.from(0, 2) ? 1 : random.from(1, 5);
+  }
+  c.fine_h = fine_size(random, g.h, c.coarse_h);
+  c.fine_w = fine_size(random, g.w, c.coarse_w);
+
+  c.bias = random.from(0, 1);
+  c.threads = random.from(0, 1) ? 1 : random.from(2, 5);
+  // Of eight supports one is empty and one is full.
+  const int64_t density = random.from(0, 7), keep = density == 0 ? 0 : density == 1 ? 100 : random.from(5, 50);
+  for (int64_t position = 0; position < g.weight_size(); ++position) {
+    if (random.from(0, 99) < keep) c.support.push_back(static_cast<int32_t>(position));
+  }
+  return c;
+}
+
+// Draws until the sizes exist and the call is small: at most `most` products.
+Case draw_case(Random& random, int64_t number) {
+  constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
+  for (;;) {
+    Case c = draw(random, static_cast<Kind>(number / 6 % kKinds));
+    const auto taps = static_cast<int64_t>(c.support.size());
+    if (c.fine_h < 1 || c.fine_w < 1 || c.coarse_size() > kMostElements || c.fine_size() > kMostElements ||
+        taps * c.images * c.coarse_h * c.coarse_w > kMostProducts) {
+      continue;
+    }
+    c.dtype = static_cast<DType>(number % 3);
+    c.adjoint = number / 3 % 2 == 1;
+    return c;
+  }
+}
+
+// ---------------------------------------------------------------- tensors
+
+struct bfloat16 {
+  uint16_t bits;
+  explicit bfloat16(double x) : bits(std::bit_cast<uint32_t>(static_cast<float>(x)) >> 16) {}
+  explicit operator double() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+};
+
+// Between margins of NaN: reading outside the tensor spoils the result, and writing there or leaving an element out is
+// seen. The margin is odd, so that nothing is aligned to more than an element.
+template <class T>
+class Tensor {
+ public:
+  explicit Tensor(int64_t size) : memory_(size + 2 * kMargin, T(NAN)) {}
+  Tensor(int64_t size, Random& random) : Tensor(size) {
+    for (int64_t i = 0; i < size; ++i) data()[i] = T(random.real());
+  }
+
+  T* data() { return memory_.data() + kMargin; }
+  double operator[](int64_t i) const { return double(memory_[kMargin + i]); }
+  bool margins_intact() const {
+    const auto is_nan = [](T x) { return std::isnan(double(x)); };
+    return std::all_of(memory_.begin(), memory_.begin() + kMargin, is_nan) &&
+           std::all_of(memory_.end() - kMargin, memory_.end(), is_nan);
+  }
+
+ private:
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr int64_t kMargin = 0;  // the sanitizer sees more
+#else
+  static constexpr int64_t kMargin = 61;
+#endif
+  std::vector<T> memory_;
+};
+
+// ---------------------------------------------------------------- reference
+
+struct Sum {
+  double value = 0, magnitude = 0;
+  void add(double term) {
+    value += term;
+    magnitude += std::abs(term);
+  }
+};
+
+// body(value, coarse element, fine element) for every product of a call.
+template <class Body>
+void for_each_product(const Case& c, const Body& body) {
+  const Geometry& g = c.geometry;
+  for (int64_t v = 0; v < static_cast<int64_t>(c.support.size()); ++v) {
+    // The dense weight is [coarse_channels, fine_channels / groups, kernel_h, kernel_w].
+    int64_t rest = c.support[v];
+    const int64_t j = rest % g.w.kernel;
+    rest /= g.w.kernel;
+    const int64_t i = rest % g.h.kernel;
+    rest /= g.h.kernel;
+    const int64_t in_group = rest % (g.fine_channels / g.groups), coarse = rest / (g.fine_channels / g.groups);
+    const int64_t group = coarse / (g.coarse_channels / g.groups);
+    const int64_t fine = group * (g.fine_channels / g.groups) + in_group;
+    for (int64_t n = 0; n < c.images; ++n) {
+      for (int64_t p = 0; p < c.coarse_h; ++p) {
+        const int64_t a = p * g.h.stride + i * g.h.dilation - g.h.padding;
+        if (a < 0 || a >= c.fine_h) continue;
+        for (int64_t q = 0; q < c.coarse_w; ++q) {
+          const int64_t b = q * g.w.stride + j * g.w.dilation - g.w.padding;
+          if (b < 0 || b >= c.fine_w) continue;
+          body(v, ((n * g.coarse_channels + coarse) * c.coarse_h + p) * c.coarse_w + q,
+               ((n * g.fine_channels + fine) * c.fine_h + a) * c.fine_w + b);
+        }
+      }
+    }
+  }
+}
+
+// The largest error of `got`, in roundings: of the sums' precision at the sum of magnitudes, and of T at the result.
+template <class T>
+double largest_error(const Tensor<T>& got, const std::vector<Sum>& expected) {
+  const double sum_rounding = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24, rounding = sizeof(T) == 2 ? 0x1p-8 : sum_rounding;
+  if (!got.margins_intact()) return INFINITY;
+  double largest = 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
+    const Sum& sum = expected[i];
+    const double difference = std::abs(got[i] - sum.value);
+    const double unit = sum_rounding * sum.magnitude + rounding * std::abs(sum.value);
+    const double error = difference == 0 ? 0 : difference / unit;
+    if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
+  }
+  return largest;
+}
+
+// ---------------------------------------------------------------- one case, one ISA
+
+struct Errors {
+  double gather, wgrad;
+};
+
+template <class T>
+Errors run(const Case& c, Random& random) {
+  const Geometry& g = c.geometry;
+  const auto taps = static_cast<int64_t>(c.support.size());
+  std::vector<int32_t> numbers(plan_shape(g, c.adjoint, taps).size());
+  compile_plan(g, c.adjoint, c.support.data(), taps, numbers.data());
+  const PlanView plan = view_plan(g, c.adjoint, taps, numbers.data(), static_cast<int64_t>(numbers.size()));
+  const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
+  const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
+  ConvCall call{&g, c.adjoint, &plan, c.dtype, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w};
+  if (c.adjoint) {
+    std::swap(call.x_height, call.y_height);
+    std::swap(call.x_width, call.y_width);
+  }
+  // The work is cut as for `threads` threads; one does it all.
+  const Team team{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
+                    for (int64_t i = 0; i < count; ++i) body(i);
+                  }};
+
+  Tensor<T> x(x_size, random), gy(y_size, random), values(taps, random), bias(c.target_channels(), random);
+  Tensor<T> y(y_size), dv(taps);
+  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
+  wgrad(call, gy.data(), x.data(), dv.data(), team);
+
+  std::vector<Sum> y_expected(y_size), dv_expected(taps);
+  if (c.bias) {
+    const int64_t plane = call.y_height * call.y_width;
+    for (int64_t i = 0; i < y_size; ++i) y_expected[i].add(bias[i / plane % c.target_channels()]);
+  }
+  for_each_product(c, [&](int64_t v, int64_t coarse, int64_t fine) {
+    const int64_t to = c.adjoint ? fine : coarse, from = c.adjoint ? coarse : fine;
+    y_expected[to].add(values[v] * x[from]);
+    dv_expected[v].add(gy[to] * x[from]);
+  });
+  return {largest_error(y, y_expected), largest_error(dv, dv_expected)};
+}
+
+bool check_isa(const std::string& isa, int64_t cases) {
+  constexpr double kMostError = 4;  // the reference rounds as well
+  set_isa(isa);
+  Random random(1);
+  double largest = 0;
+  int64_t wrong = 0;
+  for (int64_t number = 0; number < cases; ++number) {
+    const Case c = draw_case(random, number);
+    const Errors e = c.dtype == DType::float64    ? run<double>(c, random)
+                     : c.dtype == DType::bfloat16 ? run<bfloat16>(c, random)
+                                                  : run<float>(c, random);
+    largest = std::max({largest, e.gather, e.wgrad});
+    if (std::max(e.gather, e.wgrad) > kMostError) {
+      ++wrong;
+      std::printf("isa %s: case %lld: errors %.3g (gather) and %.3g (wgrad); at most %g is accepted: %s\n", isa.c_str(),
+                  static_cast<long long>(number), e.gather, e.wgrad, kMostError, c.text().c_str());
+    }
+  }
+  std::printf("isa %s: %lld cases, largest error %.3g%s\n", isa.c_str(), static_cast<long long>(cases), largest,
+              wrong ? (", " + std::to_string(wrong) + " wrong").c_str() : "");
+  return wrong == 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool ok = true;
+  try {
+    const std::string isa = argc > 1 ? argv[1] : "all";
+    const int64_t cases = argc > 2 ? std::atoll(argv[2]) : 300;
+    if (argc > 3 || cases < 1) throw std::invalid_argument("usage: check_kernels [ISA | all] [CASES], CASES from 1 on");
+    for (const std::string& name : isa == "all" ? supported_isas() : std::vector<std::string>{isa}) {
+      ok = check_isa(name, cases) && ok;
+    }
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
+    ok = false;
+  }
+  std::fflush(stdout);
+  tcdrain(STDOUT_FILENO);  // as the only process of an emulated machine: that ends with it, and a serial line is slow
+  return ok ? 0 : 1;
+}
