@@ -31,20 +31,6 @@ _ATTRIBUTES = (
 )
 
 
-class _DenseWeight(torch.autograd.Function):
-    """Values scattered into a buffer that is kept between calls; the gradient is read back at the support."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, support: Tensor, buffer: Tensor) -> Tensor:
-        ctx.save_for_backward(support)
-        return buffer.detach()  # shares the version counter: a later write is noticed
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (support,) = ctx.saved_tensors
-        return grad.flatten().index_select(0, support.long()), None, None
-
-
 class _SparseConv(nn.Module):
     """What both layers share: ``dense_class`` is the torch.nn twin, ``adjoint`` the direction of the forward op."""
 
@@ -65,7 +51,6 @@ class _SparseConv(nn.Module):
     support: Tensor
     bias: nn.Parameter | None
     _buffer: Tensor | None
-    _buffer_key: tuple[Any, ...] | None
 
     # ------------------------------------------------------------------ construction
 
@@ -281,7 +266,7 @@ class _SparseConv(nn.Module):
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
         if self.choose(tuple(x.shape), y_size).kernel == "dense":
-            weight = self._dense_buffer(values)
+            weight = self._scattered(values)
             if self.transposed:
                 return F.conv_transpose2d(
                     x, weight, bias, self.stride, dense_padding, output_padding, self.groups, self.dilation
@@ -306,20 +291,17 @@ class _SparseConv(nn.Module):
                 self._plans[(*variant, adjoint)] = plan
         return plan
 
-    def _dense_buffer(self, values: Tensor) -> Tensor:
-        """The dense weight in a buffer that is kept, and only written when the values have changed since."""
-        if torch.compiler.is_compiling() or values is not self.values:
-            flat = values.new_zeros(math.prod(self.weight_shape))
-            return flat.index_copy(0, self.support.long(), values).view(self.weight_shape)
-        key = (values.data_ptr(), values._version, values.dtype)
+    def _scattered(self, values: Tensor) -> Tensor:
+        """The dense weight for one call: in a kept buffer where no gradient is taken, else a tensor of the graph."""
+        index = self.support.long()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return values.new_zeros(math.prod(self.weight_shape)).index_copy(0, index, values).view(self.weight_shape)
         if self._buffer is None or self._buffer.dtype != values.dtype:
-            self._buffer = values.detach().new_zeros(self.weight_shape)
-            self._buffer_key = None
-        if self._buffer_key != key:
-            # A graph that still holds the old weight notices, as with any parameter that is changed in place.
-            self._buffer.view(-1).index_copy_(0, self.support.long(), values.detach())
-            self._buffer_key = key
-        return _DenseWeight.apply(values, self.support, self._buffer)
+            with torch.inference_mode(False):  # usable in both modes
+                self._buffer = torch.zeros(self.weight_shape, dtype=values.dtype, device=values.device)
+        # Written every time: nothing tells reliably whether values have changed (`values.data.mul_()` does not).
+        self._buffer.view(-1).index_copy_(0, index, values)
+        return self._buffer
 
     # ------------------------------------------------------------------ copies, devices, files
 
@@ -328,7 +310,6 @@ class _SparseConv(nn.Module):
         self._plans: dict[tuple[bool, bool, bool], Tensor] = {}
         self._choices: dict[Any, dispatch.Choice] = {}
         self._buffer = None
-        self._buffer_key = None
 
     def plan_bytes(self) -> int:
         """Bytes of the plans that this layer holds now."""
@@ -340,7 +321,7 @@ class _SparseConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_plans={}, _choices={}, _buffer=None, _buffer_key=None)
+        state.update(_plans={}, _choices={}, _buffer=None)
         return state
 
     def _load_from_state_dict(

@@ -120,12 +120,13 @@ Tiling choose_tiling(const Problem& p) {
   const auto key = p.key();
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
-  constexpr int64_t kMostTile = 32;
+  // And twice the halo: larger tiles share more of it, smaller ones stay in the cache.
+  constexpr int64_t kMostTile = 16;
   constexpr int64_t kMostCols = 8;
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
-  for (const int64_t tile_h : tile_sizes(p.height, kMostTile)) {
-    for (const int64_t width : tile_sizes(p.width, kMostTile)) {
+  for (const int64_t tile_h : tile_sizes(p.height, kMostTile + 2 * p.reach_h)) {
+    for (const int64_t width : tile_sizes(p.width, kMostTile + 2 * p.reach_w)) {
       for (int64_t cols = 1; cols <= (p.register_tiles ? kMostCols : 1); ++cols) {
         Tiling t;
         t.images = p.images;
@@ -166,10 +167,12 @@ struct Setup {
   int64_t y_plane() const { return y.plane_size(tiling.lanes) * element; }
 };
 
-// Where outputs are one row high and no tap shifts a row (a generator's first layer: 1x1 inputs, every kernel position
-// its own phase), images take the place of rows: a lane then holds several images and a tap still serves a whole
-// register tile.
-bool fold_images(int64_t height, int64_t reach_h, int64_t images) { return height == 1 && reach_h == 0 && images > 1; }
+// Where outputs are one row high and every tap reads row 0 (a generator's first layer: 1x1 inputs, every kernel
+// position its own phase), images take the place of rows: a lane then holds several images and a tap still serves a
+// whole register tile.
+bool fold_images(int64_t height, const Axis& h, int64_t images) {
+  return height == 1 && h.shift(0) == 0 && h.shift(h.kernel - 1) == 0 && images > 1;
+}
 
 Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const Geometry& g = *c.geometry;
@@ -177,22 +180,23 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const int panel_type = c.dtype == DType::float64 ? 1 : 0;
   const int64_t height = ceil_div(c.y_height, phases_h), width = ceil_div(c.y_width, phases_w);
-  const int64_t reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0), reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
-  const bool fold = fold_images(height, reach_h, c.images);
-  return {fold ? 1 : c.images,
-          fold ? c.images : height,
-          width,
-          reach_h,
-          reach_w,
-          shape.sources * shape.source_phases,
-          shape.targets,
-          shape.taps,
-          shape.segments(),
-          k.lanes[panel_type],
-          k.accumulators,
-          k.max_rows,
-          register_tiles,
-          fold};
+  const bool fold = fold_images(height, g.h, c.images);
+  Problem p;
+  p.images = fold ? 1 : c.images;
+  p.height = fold ? c.images : height;
+  p.width = width;
+  p.reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0);
+  p.reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
+  p.sources = shape.sources * shape.source_phases;
+  p.targets = shape.targets;
+  p.taps = shape.taps;
+  p.segments = shape.segments();
+  p.lanes = k.lanes[panel_type];
+  p.accumulators = k.accumulators;
+  p.max_rows = k.max_rows;
+  p.register_tiles = register_tiles;
+  p.fold = fold;
+  return p;
 }
 
 Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t phases_h, int64_t phases_w,
@@ -225,9 +229,7 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   const int64_t y_h = c.adjoint ? g.h.stride : 1, y_w = c.adjoint ? g.w.stride : 1;
   s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, problem.fold);
   s.y = frame_of(c.images, shape.targets / s.phases, c.y_height, c.y_width, y_h, y_w, problem.fold);
-  // Folded, the one shift that there is in rows selects the one row that there is.
-  const int64_t first_h = c.adjoint ? -g.h.shift(g.h.kernel - 1) : g.h.shift(0);
-  s.x.first_h = problem.fold ? 0 : first_h;
+  s.x.first_h = c.adjoint ? -g.h.shift(g.h.kernel - 1) : g.h.shift(0);
   s.x.first_w = c.adjoint ? -g.w.shift(g.w.kernel - 1) : g.w.shift(0);
   s.x.rows = t.tile_h + problem.reach_h;
   s.x.cols = t.tile_w + problem.reach_w;
@@ -248,7 +250,7 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
     for (int64_t i = 0; i < g.h.kernel; ++i) {
       for (int64_t j = 0; j < g.w.kernel; ++j, ++code) {
         const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
-        const int64_t row = sign * g.h.shift(i) - first_h, col = sign * g.w.shift(j) - s.x.first_w;
+        const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
         s.offsets[code] =
             static_cast<int32_t>((channel * shape.source_phases + phase) * plane + (row * s.x.cols + col) * t.lanes);
       }
