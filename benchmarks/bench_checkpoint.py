@@ -54,7 +54,7 @@ def main() -> None:
         print(f"DCGAN ngf={row['ngf']} nc={row['nc']} {row['sparsity']:.0%}  dense {row['dense']:>10,} B  {sizes}")
     if options.json:
         command = "python benchmarks/bench_checkpoint.py --json benchmarks/results/checkpoint.json"
-        report = {"command": command, "machine": {"torch": torch.__version__}, "rows": rows}
+        report = {"command": command, "torch": torch.__version__, "rows": rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -21,9 +21,6 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
 
-#: what of sparsegan.info a table names; figures that the machine has no part in name less
-FACTS = ("machine", "cpu isa in use", "threads", "torch")
-
 
 def markdown(head: list[str], rows: list[list[str]], below: str) -> str:
     """A table and a line of text below it."""
@@ -31,10 +28,9 @@ def markdown(head: list[str], rows: list[list[str]], below: str) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{below}\n"
 
 
-def measured(report: Report, command: str) -> str:
+def measured(command: str, *facts: str) -> str:
     """How a report's figures came to be."""
-    facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if key in FACTS)
-    return f"Measured by `{command}` ({facts})."
+    return f"Measured by `{command}` ({', '.join(facts)})."
 
 
 def checkpoint(report: Report) -> str:
@@ -53,14 +49,40 @@ def checkpoint(report: Report) -> str:
         ]
         for row in report["rows"]
     ]
-    return markdown(head, rows, measured(report, report["command"]))
+    return markdown(head, rows, measured(report["command"], f"torch {report['torch']}"))
+
+
+def bench_layers(report: Report) -> str:
+    """Single layers against the best dense engine."""
+    rows = [
+        [
+            row["layer"],
+            f"{row['sparsity']:.0%}",
+            str(row["threads"]),
+            f"{row['dense_ms'][row['best_dense']]:.2f} ({row['best_dense']})",
+            f"{row['sparse_ms']:.2f}",
+            f"{row['ratio']:.1f}x" + ("" if row["kernel"] == "sparse" else " (runs dense)"),
+            f"{row['gflops']:.0f}",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["layer", "sparsity", "threads", "best dense, ms", "sparse, ms", "faster", "GFLOP/s on kept weights"]
+    peak = f"FMA peak of a core {report['fma_peak_gflops_a_core']:.0f} GFLOP/s"
+    facts = (report["machine"], report["isa"], peak, f"torch {report['torch']}")
+    return markdown(head, rows, measured(report["command"], *facts))
+
+
+def _demo_facts(report: Report) -> str:
+    machine = report["machine"]
+    facts = (machine["machine"], machine["cpu isa in use"], f"{machine['threads']} threads", f"torch {machine['torch']}")
+    return measured("make demo", *facts)
 
 
 def demo(report: Report) -> str:
     """The demo's own table, a generator a column."""
     head, lines = columns(report)
     rows = [list(row) for row in zip(head, *lines, strict=True)]
-    return markdown(["", *rows[0][1:]], rows[1:], f"{note(report)} {measured(report, 'make demo')}")
+    return markdown(["", *rows[0][1:]], rows[1:], f"{note(report)} {_demo_facts(report)}")
 
 
 def layers(report: Report) -> str:
@@ -78,12 +100,13 @@ def layers(report: Report) -> str:
         for row in report["layers"]
     ]
     head = ["layer", "sparsity", "MACs dense", "executed", "dense ms", "sparse ms", "kernel that `auto` takes"]
-    return markdown(head, rows, measured(report, "make demo"))
+    return markdown(head, rows, _demo_facts(report))
 
 
 # name in README.md -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
+    "bench_layers": ("layers", bench_layers),
     "demo": ("demo", demo),
     "layers": ("demo", layers),
 }
@@ -93,9 +116,10 @@ def filled(text: str) -> str:
     """README text with every table made anew."""
 
     def table(block: re.Match[str]) -> str:
-        file, show = TABLES[block[2]]
-        report = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
-        return f"{block[1]}{show(report)}{block[3]}"
+        name, show = TABLES[block[2]]
+        file = ROOT / "benchmarks" / "results" / f"{name}.json"
+        text = show(json.loads(file.read_text())) if file.exists() else "Not measured yet.\n"
+        return f"{block[1]}{text}{block[3]}"
 
     return BLOCK.sub(table, text)
 
