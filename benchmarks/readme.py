@@ -74,7 +74,12 @@ def bench_layers(report: Report) -> str:
 
 def _demo_facts(report: Report) -> str:
     machine = report["machine"]
-    facts = (machine["machine"], machine["cpu isa in use"], f"{machine['threads']} threads", f"torch {machine['torch']}")
+    facts = (
+        machine["machine"],
+        machine["cpu isa in use"],
+        f"{machine['threads']} threads",
+        f"torch {machine['torch']}",
+    )
     return measured("make demo", *facts)
 
 
