@@ -8,6 +8,7 @@ same kernel on every run; :func:`sparsegan.tune` measures instead and pins the r
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from . import _native
@@ -17,8 +18,14 @@ KERNELS = ("auto", "sparse", "dense")
 
 #: Share of the FMA peak that torch's dense convolution reaches on layers with room to spread.
 DENSE_EFFICIENCY = 0.85
+#: Output channels that it computes together: fewer cost as much as these.
+DENSE_CHANNELS = 16
+#: Time of its transposed convolution against a convolution of as many multiplications.
+DENSE_TRANSPOSED = 1.2
 #: Bytes a cycle at which dense weights arrive when a layer is too small to reuse them.
 WEIGHT_BYTES_PER_CYCLE = 8.0
+#: Cycles to put one kept weight into the dense buffer.
+SCATTER_CYCLES = 10.0
 #: Under torch.compile and torch.export a shape may be a symbol: at and above this sparsity, sparse.
 BREAK_EVEN_SPARSITY = 0.6
 
@@ -57,9 +64,12 @@ def choose(
         return Choice("sparse", "nothing to multiply")
     coarse = x_size if adjoint else y_size
     lanes = _native.lanes(float64)
-    weights = geometry.coarse_channels * geometry.weight_shape[1] * geometry.kernel[0] * geometry.kernel[1]
-    dense = weights * images * coarse[0] * coarse[1] / (2 * lanes * DENSE_EFFICIENCY)
-    dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE
+    weights = math.prod(geometry.weight_shape)
+    outputs = (geometry.fine_channels if adjoint else geometry.coarse_channels) // geometry.groups
+    padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
+    dense = padded * weights * images * coarse[0] * coarse[1] / (2 * lanes * DENSE_EFFICIENCY)
+    dense *= DENSE_TRANSPOSED if adjoint else 1
+    dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE + nnz * SCATTER_CYCLES
     sparse = _native.gather_cycles(geometry.numbers(), adjoint, nnz, images, list(x_size), list(y_size), float64)
     kernel = "sparse" if sparse <= dense else "dense"
     return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, dense {dense / 1e6:.2f}")

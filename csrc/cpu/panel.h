@@ -125,15 +125,15 @@ void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, in
   }
 }
 
-// The first n lanes of v to p, in ever smaller pieces.
+// The first n lanes of v to p; fewer than L of them in ever smaller pieces.
 template <class IO, class T, int L>
 SPARSEGAN_INLINE void store_some(IO* p, Vec<T, L> v, int64_t n) {
-  alignas(64) IO piece[L];
-  store_narrow<IO, T, L>(piece, v);
   if (n >= L) {
-    __builtin_memcpy(p, piece, sizeof(piece));
+    store_narrow<IO, T, L>(p, v);
     return;
   }
+  alignas(64) IO piece[L];
+  store_narrow<IO, T, L>(piece, v);
   int64_t done = 0;
   for (; done + 4 <= n; done += 4) __builtin_memcpy(p + done, piece + done, 4 * sizeof(IO));
   for (; done < n; ++done) p[done] = piece[done];
@@ -141,9 +141,18 @@ SPARSEGAN_INLINE void store_some(IO* p, Vec<T, L> v, int64_t n) {
 
 // L columns from column c of a panel row, as one vector a tile.
 template <class T, int L>
-SPARSEGAN_INLINE void load_tiles(const T* in, int64_t n, Vec<T, L> (&v)[L]) {
-  for (int64_t i = 0; i < L; ++i) v[i] = i < n ? load<T, L>(in + i * L) : Vec<T, L>{};
+SPARSEGAN_INLINE void load_tiles(const T* in, int64_t n, Vec<T, L> (&tiles)[L]) {
+  Vec<T, L> v[L];
+  if (n == L) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = load<T, L>(in + i * L);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = i < n ? load<T, L>(in + i * L) : Vec<T, L>{};
+  }
   transpose<T, L>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) tiles[i] = v[i];
 }
 
 template <class IO, class T, int L>
