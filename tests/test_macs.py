@@ -44,6 +44,7 @@ def test_macs_and_flops_agree_with_torch() -> None:
 
 def test_training_bytes() -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(16, 16, 3, bias=False)), sparsity=0.9)
+    model[0].kernel = "sparse"
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(1, 16, 8, 8)).sum().backward()
     optimizer.step()
