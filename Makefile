@@ -12,12 +12,14 @@ PY     := $(BIN)/python
 # The same list as build-system.requires in pyproject.toml: the build runs without isolation, so that torch is fetched once.
 BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.25' ninja 'pybind11>=2.13' numpy
 
+export PATH := $(abspath $(BIN)):$(PATH)
 SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format wheel-check sanitize clean
 
+CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
@@ -41,7 +43,7 @@ $(VENV)/.tools: pyproject.toml | $(PY)
 # Editable: Python changes need no new install; a changed native source does, and builds only what changed.
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
-	ln -sf build/$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)')/compile_commands.json .  # for clangd
+	ln -sf build/$(CACHE_TAG)/compile_commands.json .  # for clangd
 	touch $@
 
 venv: $(VENV)/.installed ## make .venv and install sparsegan and its tools into it
@@ -79,6 +81,8 @@ sanitize: venv ## the kernel tests under the address and undefined-behaviour san
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
 	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
 	$(BIN)/pytest $(SANITIZED_TESTS)
+	cmake --build build/sanitize-$(CACHE_TAG) --target check_kernels
+	build/sanitize-$(CACHE_TAG)/check_kernels
 
 clean: ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json
