@@ -22,10 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--granularity", default="element", help="what is dropped as one (default: element)")
+    parser.add_argument(
+        "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
+    )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
     parser.add_argument("--batch", type=int, default=64, help="images a step (default: 64)")
     parser.add_argument("--lr", type=float, default=2e-4, help="the generator's learning rate, Adam (default: 2e-4)")
     parser.add_argument("--discriminator-lr", type=float, default=2e-4, help="the discriminator's (default: 2e-4)")
+    parser.add_argument("--decay", action="store_true", help="let both rates fall to 0 over the second half of the run")
     parser.add_argument("--lambda", type=float, default=0.5, dest="lam", help="of equation 9 (default: 0.5)")
     parser.add_argument(
         "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
@@ -52,8 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
         fresh=lambda: store.build(gan.config).discriminator,
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=arguments.granularity,
+        exclude=tuple(arguments.exclude),
         generator_lr=arguments.lr,
         discriminator_lr=arguments.discriminator_lr,
+        decay=arguments.decay,
         run_dir=arguments.out,
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
     parser.add_argument("what", choices=["dcgan", "digits"], help="a GAN, or the digit classifier")
     parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="data set (default: mnist)")
-    parser.add_argument("--steps", type=int, default=2496, help="optimisation steps (default: 2496, 16 epochs of mnist)")
+    parser.add_argument(
+        "--steps", type=int, default=2496, help="optimisation steps (default: 2496, 16 epochs of mnist)"
+    )
     parser.add_argument("--batch", type=int, default=32, help="images a step (default: 32)")
     parser.add_argument("--width", type=int, default=32, help="ngf and ndf, the networks' widths (default: 32)")
     parser.add_argument("--lr", type=float, default=1e-3, help="the generator's learning rate, Adam (default: 1e-3)")

@@ -6,7 +6,7 @@ The letters are the rows of the table in the paper (arXiv 2007.01491) whose reci
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,14 +20,15 @@ from .loss import GeneratorLoss, PlainLoss, SelfSupervisedLoss
 @dataclass(frozen=True)
 class Recipe:
     """`gradual`: prune along the run, or all at once at its start. `fine_tune`: train at all. `matched`: equations 7-9,
-    or the GAN's own generator loss. `fresh_discriminator`: untrained, or the trained one. `discriminator_mode`:
-    "updated" or "frozen".
+    or the GAN's own generator loss. `features`: L_F in place of equation 9 (see `loss`). `fresh_discriminator`:
+    untrained, or the trained one. `discriminator_mode`: "updated" or "frozen".
     """
 
     text: str
     gradual: bool = True
     fine_tune: bool = True
     matched: bool = False
+    features: bool = False
     fresh_discriminator: bool = False
     discriminator_mode: str = "updated"
 
@@ -36,6 +37,12 @@ RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", matched=True),
     "self-supervised-frozen": Recipe(
         "the method with D frozen; gradual, equations 7-9", matched=True, discriminator_mode="frozen"
+    ),
+    "self-supervised-features": Recipe(
+        "an extension: gradual, D's activations matched image by image, D frozen",
+        matched=True,
+        features=True,
+        discriminator_mode="frozen",
     ),
     "one-shot": Recipe("pruned, not fine-tuned", gradual=False, fine_tune=False),
     "one-shot-gan-loss": Recipe("d: pruned at once, then the GAN's own loss, pretrained D updated", gradual=False),
@@ -53,14 +60,14 @@ def baseline(
     steps: int,
     sparsity: float = 0.9,
     fresh: Callable[[], nn.Module] | None = None,
-    loss: GeneratorLoss | None = None,
+    loss: SelfSupervisedLoss | None = None,
     every: int = 10,
     **options: Any,
 ) -> Compressor:
     """The compressor of a recipe of `RECIPES`.
 
     `steps`: fine-tuning steps. `fresh`: makes an untrained discriminator, for the recipes that start from one.
-    `loss`: replaces `SelfSupervisedLoss()` in the recipes that match terms. `every`: steps between two prunings.
+    `loss`: settings of equations 7-9, for the recipes that match. `every`: steps between two prunings.
     `options`: passed to `Compressor`, the same for every recipe under comparison.
     Raises ValueError for an unknown name, or when a fresh discriminator is needed and `fresh` is None.
     """
@@ -71,6 +78,10 @@ def baseline(
         if fresh is None:
             raise ValueError(f"recipe {name!r} needs fresh=, a function that makes an untrained discriminator")
         discriminator = fresh()
+    minimised: GeneratorLoss = PlainLoss()
+    if recipe.matched:
+        settings = loss or SelfSupervisedLoss()
+        minimised = replace(settings, terms=0.0, features=1.0) if recipe.features else settings
     schedule: Schedule
     if recipe.gradual:
         schedule = GradualPruning(steps, sparsity, every=every)
@@ -81,7 +92,7 @@ def baseline(
         discriminator,
         objective,
         schedule,
-        loss=(loss or SelfSupervisedLoss()) if recipe.matched else PlainLoss(),
+        loss=minimised,
         discriminator_mode=recipe.discriminator_mode,
         **{"title": name, **options},
     )

@@ -43,7 +43,8 @@ class Compressor:
     mode: a fixed function of an image).
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
     `generator_every`: discriminator steps a generator step, n_critic.
-    `generator_lr`, `discriminator_lr`, `betas`: Adam's.
+    `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
+    the run.
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
@@ -66,6 +67,7 @@ class Compressor:
         generator_lr: float = 2e-4,
         discriminator_lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
+        decay: bool = False,
         run_dir: str | Path | None = None,
         resume: bool = False,
         checkpoint_every: int = 100,
@@ -95,6 +97,7 @@ class Compressor:
             "generator_lr": generator_lr,
             "discriminator_lr": discriminator_lr,
             "betas": betas,
+            "decay": decay,
             "seed": seed,
             **(config or {}),
         }
@@ -113,6 +116,7 @@ class Compressor:
             torch.optim.Adam(judge.parameters(), discriminator_lr, betas) if discriminator_mode == "updated" else None,
             generator_every,
             _feature_layers(judge, feature_layers) if loss.matches_features else [],
+            decay,
         )
 
     def fit(self, loader: Iterable[Any]) -> Result:
@@ -156,6 +160,7 @@ class CompressionTask:
         discriminator_optimizer: torch.optim.Optimizer | None,
         generator_every: int = 1,
         feature_layers: Sequence[nn.Module] = (),
+        decay: bool = False,
     ) -> None:
         self.original = original
         self.student = student
@@ -167,6 +172,7 @@ class CompressionTask:
         self.discriminator_optimizer = discriminator_optimizer
         self.generator_every = generator_every
         self.feature_layers = feature_layers
+        self.decay = decay
         self._sparsity = schedule.sparsity(0)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
@@ -176,6 +182,8 @@ class CompressionTask:
             shrink(self.student, wanted, self.optimizer)
             self._sparsity = wanted
         figures = {"sparsity": self._sparsity}
+        if self.decay:
+            self._set_rates(min(1.0, 2 * (1 - step / self.schedule.steps)))
 
         before = torch.get_rng_state()
         fake = self.objective.generate(self.student, batch)
@@ -191,6 +199,13 @@ class CompressionTask:
             with _judging_once(self.discriminator):
                 figures |= self._generator_step(fake, batch, before)
         return figures
+
+    def _set_rates(self, share: float) -> None:
+        """Both optimizers' learning rates, as a share of what they started with."""
+        for optimizer in (self.optimizer, self.discriminator_optimizer):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = share * group["initial_lr"]
 
     def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
         middle = torch.get_rng_state()
