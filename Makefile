@@ -17,7 +17,7 @@ SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format wheel-check sanitize clean
+.PHONY: help venv demo test lint format wheel-check sanitize avx512-check clean
 
 CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
@@ -26,7 +26,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/d
 SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint)))
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("sparsegan needs Python 3.10 or later; $(PYTHON) is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12")'
@@ -80,9 +80,13 @@ sanitize: venv ## the kernel tests under the address and undefined-behaviour san
 	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
 	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
-	$(BIN)/pytest $(SANITIZED_TESTS)
+	$(BIN)/pytest --capture=sys $(SANITIZED_TESTS)  # leaves what a sanitizer says on the terminal
 	cmake --build build/sanitize-$(CACHE_TAG) --target check_kernels
 	build/sanitize-$(CACHE_TAG)/check_kernels
+
+avx512-check: venv ## check the AVX-512 kernels on an emulated processor, where the machine has none (Debian 12)
+	cmake --build build/$(CACHE_TAG) --target check_kernels
+	tests/native/emulate.sh build/$(CACHE_TAG)/check_kernels
 
 clean: ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json
