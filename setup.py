@@ -26,7 +26,10 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
         subprocess.run(["cmake", "--build", build, "--target", "_native"], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / target.name, target)
+        # Not in place: a running process may have the old one mapped.
+        temporary = target.with_suffix(".new")
+        shutil.copy2(build / target.name, temporary)
+        os.replace(temporary, target)
 
 
 setup(

@@ -366,8 +366,9 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   const PlanView& plan = *c.plan;
   const int64_t taps = plan.shape.taps, threads = std::max<int64_t>(1, team.threads);
   const int64_t value_bytes = c.dtype == DType::float64 ? 8 : c.dtype == DType::float32 ? 4 : 2;
+  if (taps == 0) return;
   std::memset(dv, 0, static_cast<size_t>(taps * value_bytes));
-  if (c.images == 0 || taps == 0) return;
+  if (c.images == 0) return;
   const Setup s = prepare(c, false);
 
   // Several groups are packed between two barriers; each tap belongs to one thread and sums its groups in order, so the
