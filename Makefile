@@ -52,6 +52,8 @@ demo: venv ## compress a DCGAN trained on real digits to 90 % and show the table
 	$(BIN)/sparsegan demo --out runs/demo
 
 test: venv ## run the tests
+	cmake --build build/$(CACHE_TAG) --target check_kernels
+	build/$(CACHE_TAG)/check_kernels all 1000
 	$(PY) -m pytest
 
 lint: venv ## ruff, mypy, clang-format: report only

@@ -15,7 +15,11 @@ from sparsegan import _native
 from sparsegan.plan import Geometry, compile_plan
 
 settings.register_profile(
-    "sparsegan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "sparsegan",
+    max_examples=60,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("sparsegan")
 
