@@ -187,7 +187,7 @@ def time_layer(case: LayerCase, sparsity: float, threads: int, seconds: float) -
 def bench_layers(
     sparsities: list[float], threads: list[int], seconds: float, progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Every layer of :data:`LAYERS` at every sparsity and thread count; ``progress`` sees each row as it is measured."""
+    """Every layer of :data:`LAYERS` at every sparsity and thread count; ``progress`` sees each row at once."""
     before = torch.get_num_threads()
     rows = []
     try:
