@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsegan.nn import _SparseConv
+from sparsegan.nn import SparseConv
 
 
-def test_forward(benchmark: Any, problem: tuple[_SparseConv, Tensor]) -> None:
+def test_forward(benchmark: Any, problem: tuple[SparseConv, Tensor]) -> None:
     layer, x = problem
     with torch.inference_mode():
         benchmark(layer, x)
 
 
-def test_input_gradient(benchmark: Any, problem: tuple[_SparseConv, Tensor]) -> None:
+def test_input_gradient(benchmark: Any, problem: tuple[SparseConv, Tensor]) -> None:
     layer, x = problem
     layer.requires_grad_(False)
     y = layer(x.requires_grad_())

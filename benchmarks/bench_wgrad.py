@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsegan.nn import _SparseConv
+from sparsegan.nn import SparseConv
 
 
-def test_values_gradient(benchmark: Any, problem: tuple[_SparseConv, Tensor]) -> None:
+def test_values_gradient(benchmark: Any, problem: tuple[SparseConv, Tensor]) -> None:
     layer, x = problem
     y = layer(x)
     gy = torch.randn_like(y)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sparsegan.benchmark import LAYERS, LayerCase
-from sparsegan.nn import SPARSE_CLASSES, _SparseConv
+from sparsegan.nn import SPARSE_CLASSES, SparseConv
 
 
 @pytest.fixture(params=LAYERS, ids=str)
-def problem(request: pytest.FixtureRequest) -> tuple[_SparseConv, Tensor]:
+def problem(request: pytest.FixtureRequest) -> tuple[SparseConv, Tensor]:
     """A layer with 90 % of its weights gone at random places, and an input."""
     case: LayerCase = request.param
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .nn import _SparseConv
+from .nn import SparseConv
 from .prune import sparse_layers
 
 
@@ -91,7 +91,7 @@ def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     A convolution counts every weight once an element of its coarse grid (output; input when transposed), padding
     included, as torch's own FLOP counter does.
     """
-    if isinstance(module, _SparseConv):
+    if isinstance(module, SparseConv):
         sites, weights, kept = (x if module.transposed else y), math.prod(module.weight_shape), module.nnz
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         sites, weights = (x if isinstance(module, nn.ConvTranspose2d) else y), module.weight.numel()

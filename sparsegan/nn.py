@@ -31,7 +31,7 @@ _ATTRIBUTES = (
 )
 
 
-class _SparseConv(nn.Module):
+class SparseConv(nn.Module):
     """What both layers share: ``dense_class`` is the torch.nn twin, ``adjoint`` the direction of the forward op."""
 
     dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
@@ -375,7 +375,7 @@ class _SparseConv(nn.Module):
         self.set_support(support.to(weight.device), weight.flatten()[support.long().to(weight.device)])
 
 
-class SparseConv2d(_SparseConv):
+class SparseConv2d(SparseConv):
     """``torch.nn.Conv2d`` with only the kept weights in memory: same arguments, and which weights to keep.
 
     Args:
@@ -451,7 +451,7 @@ class SparseConv2d(_SparseConv):
         return self._run(x, (size[0], size[1]), dense_padding)
 
 
-class SparseConvTranspose2d(_SparseConv):
+class SparseConvTranspose2d(SparseConv):
     """``torch.nn.ConvTranspose2d`` with only the kept weights in memory: same arguments, and which weights to keep.
 
     ``mask`` is bool ``[in_channels, out_channels / groups, *kernel_size]``; the other arguments are those of
@@ -532,7 +532,7 @@ class SparseConvTranspose2d(_SparseConv):
         return self._run(x, (size[0], size[1]), self.padding, (extra[0], extra[1]))
 
 
-SPARSE_CLASSES: dict[type[nn.Module], type[_SparseConv]] = {
+SPARSE_CLASSES: dict[type[nn.Module], type[SparseConv]] = {
     nn.Conv2d: SparseConv2d,
     nn.ConvTranspose2d: SparseConvTranspose2d,
 }

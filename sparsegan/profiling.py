@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .macs import layer_macs, visit_layers
-from .nn import _SparseConv
+from .nn import SparseConv
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
     report = ProfileReport(torch.get_num_threads())
 
     def visit(name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        if not isinstance(module, _SparseConv) or x.dim() != 4:
+        if not isinstance(module, SparseConv) or x.dim() != 4:
             return
         before = module.kernel
         choice = module.choose(tuple(_padded(module, x)), (y.shape[2], y.shape[3]))
@@ -125,12 +125,12 @@ def tune(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:
     layers = dict(model.named_modules())
     for row in report.rows:
         layer = layers.get(row.name, model)
-        assert isinstance(layer, _SparseConv)
+        assert isinstance(layer, SparseConv)
         layer.kernel = row.faster
     return report
 
 
-def _padded(module: _SparseConv, x: Tensor) -> tuple[int, ...]:
+def _padded(module: SparseConv, x: Tensor) -> tuple[int, ...]:
     """Shape of the input after the padding that is not zeros."""
     if module.padding_mode == "zeros":
         return tuple(x.shape)
@@ -138,7 +138,7 @@ def _padded(module: _SparseConv, x: Tensor) -> tuple[int, ...]:
     return (x.shape[0], x.shape[1], x.shape[2] + top + bottom, x.shape[3] + left + right)
 
 
-def _describe(module: _SparseConv, x: Tensor) -> str:
+def _describe(module: SparseConv, x: Tensor) -> str:
     kernel, stride = ("x".join(map(str, pair)) for pair in (module.kernel_size, module.stride))
     text = (
         f"{module.in_channels}->{module.out_channels} {kernel} s{stride} @{x.shape[2]}x{x.shape[3]} batch {x.shape[0]}"
@@ -146,5 +146,5 @@ def _describe(module: _SparseConv, x: Tensor) -> str:
     return text + (f" groups {module.groups}" if module.groups > 1 else "") + _dilation(module)
 
 
-def _dilation(module: _SparseConv) -> str:
+def _dilation(module: SparseConv) -> str:
     return f" dilation {module.dilation}" if math.prod(module.dilation) > 1 else ""

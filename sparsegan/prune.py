@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .granularity import check_granularity, check_sparsity, kept, largest
-from .nn import SPARSE_CLASSES, _SparseConv, plain_weight
+from .nn import SPARSE_CLASSES, SparseConv, plain_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,10 +26,10 @@ _HOOKS = (
 )
 
 
-def sparse_layers(model: nn.Module) -> Iterator[tuple[str, _SparseConv]]:
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
     """(name, layer) of every sparse layer, each once."""
     for name, module in model.named_modules():
-        if isinstance(module, _SparseConv):
+        if isinstance(module, SparseConv):
             yield name, module
 
 
@@ -122,7 +122,7 @@ def shrink(model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer |
         shrink_layer(layer, sparsity, optimizer)
 
 
-def shrink_layer(layer: _SparseConv, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
+def shrink_layer(layer: SparseConv, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
     """:func:`shrink` for one layer."""
     values = layer.values
     keep = kept(math.prod(layer.weight_shape), sparsity)
