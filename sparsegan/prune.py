@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import TypeVar, cast
@@ -46,7 +47,7 @@ def sparsify(
         exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
 
     Returns:
-        The model. Hooks, training flags and ``requires_grad`` move to the new layers; layers that are sparse already
+        The model. A subclass of a torch.nn convolution stays dense, with a warning. Hooks, training flags and ``requires_grad`` move to the new layers; layers that are sparse already
         are pruned further, never revived.
 
     Raises:
@@ -63,9 +64,13 @@ def sparsify(
     for name, module in model.named_modules():
         matching = {p for p in patterns if fnmatchcase(name, p)}
         unused -= matching
-        if matching or type(module) not in SPARSE_CLASSES:
+        if matching or not isinstance(module, tuple(SPARSE_CLASSES)):
             continue
         weight = plain_weight(module)
+        if type(module) not in SPARSE_CLASSES:  # its forward may be its own
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            warnings.warn(f"{name} is a {kind}, not torch.nn's own layer: it stays dense", stacklevel=2)
+            continue
         if id(weight) in owners:
             raise ValueError(f"{name} and {owners[id(weight)]} share one weight; exclude both, or give each its own")
         owners[id(weight)] = name

@@ -65,6 +65,20 @@ def test_refusals_leave_the_model_alone() -> None:
     assert not list(sg.sparse_layers(tied))
 
 
+class Padded(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_dense_and_is_named() -> None:
+    net = nn.Sequential(Padded(3, 4, 3), nn.Conv2d(4, 3, 3))
+    with pytest.warns(UserWarning, match="0 is a .*Padded, not torch.nn's own layer"):
+        sg.sparsify(net, 0.5)
+    assert [name for name, _ in sg.sparse_layers(net)] == ["1"]
+    with pytest.raises(ValueError, match="parametrization"):
+        sg.sparsify(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))), 0.5)
+
+
 def test_magnitude_ties_are_broken_by_position() -> None:
     assert magnitude_mask(torch.tensor([1.0, -1.0, 1.0, 0.5, 2.0]), 0.4).tolist() == [True, True, False, False, True]
 
