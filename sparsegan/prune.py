@@ -47,8 +47,8 @@ def sparsify(
         exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
 
     Returns:
-        The model. A subclass of a torch.nn convolution stays dense, with a warning. Hooks, training flags and ``requires_grad`` move to the new layers; layers that are sparse already
-        are pruned further, never revived.
+        The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
+        are pruned further, never revived. A subclass of a torch.nn convolution stays dense, with a warning.
 
     Raises:
         ValueError: an argument is out of range, an ``exclude`` matches nothing, two layers share one weight, or a
@@ -64,7 +64,7 @@ def sparsify(
     for name, module in model.named_modules():
         matching = {p for p in patterns if fnmatchcase(name, p)}
         unused -= matching
-        if matching or not isinstance(module, tuple(SPARSE_CLASSES)):
+        if matching or not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             continue
         weight = plain_weight(module)
         if type(module) not in SPARSE_CLASSES:  # its forward may be its own
