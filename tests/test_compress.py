@@ -16,6 +16,7 @@ from sparsegan.compress import (
     PlainLoss,
     SelfSupervisedLoss,
     baseline,
+    match_contrast,
     recalibrate_batch_norm,
 )
 from sparsegan.compress.compressor import CompressionTask
@@ -344,6 +345,7 @@ def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> No
         compressor.fit(Batches(images(), 4))
 
 
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # six steps from nowhere
 def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
     generator, judge = small_gan()
     for name, recipe in RECIPES.items():
@@ -375,6 +377,21 @@ def test_recalibration_makes_running_statistics_those_of_the_pruned_network() ->
         assert (stale - expected).abs().max() > 0.1
     assert not pruned.training
     assert pruned.main[1].momentum == 0.1
+
+
+def test_contrast_is_matched_by_scaling_the_last_layer() -> None:
+    generator, _ = small_gan()
+    noise = torch.randn(32, 8, 1, 1)
+    original = copy.deepcopy(generator).eval()
+    for sparse in (False, True):
+        pale = sparsify(copy.deepcopy(original), 0.0) if sparse else copy.deepcopy(original)
+        weight = pale.main[12].values if sparse else pale.main[12].weight
+        weight.data *= 0.8
+        assert match_contrast(pale, original, lambda net: net(noise)) == pytest.approx(1.25, rel=1e-3)
+        torch.testing.assert_close(pale(noise), original(noise), rtol=2e-3, atol=1e-5)
+    weight.data *= 0.1
+    with pytest.warns(UserWarning, match="no scale of the last layer"):
+        assert match_contrast(pale, original, lambda net: net(noise)) == 1.0
 
 
 # Somebody else's GAN

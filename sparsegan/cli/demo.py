@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import data, metrics
 from ..checkpoint import load, save
-from ..compress import baseline
+from ..compress import RECIPES, baseline
 from ..engine import Run, write_json, write_text
 from ..gans import store
 from ..macs import count_macs, training_bytes
@@ -45,17 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
-    parser.add_argument("--samples", type=int, default=2500, help="images a distance is taken from (default: 2500)")
+    parser.add_argument("--samples", type=int, default=2000, help="images a distance is taken from (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_threads(parser)
 
 
-STEPS, BATCH = 400, 32
+STEPS, BATCH = 1000, 16
 #: 512 of 1,098,240 weights: a tenth of them is too few for an image, and the saving would be nothing
 LAST_LAYER = "main.12"
-#: the learning rates that trained the dense networks (checkpoints/dcgan-mnist/config.json), for every row
-GENERATOR_LR, DISCRIMINATOR_LR = 1e-3, 2e-4
+#: for every row; the discriminator's is the one that it was trained with
+GENERATOR_LR, DISCRIMINATOR_LR = 2e-3, 2e-4
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
     results: dict[str, Any] = {
         "settings": config,
         "network": evaluator.network,
+        "last_layer": LAST_LAYER,
+        "rows_made": {title: RECIPES[recipe].text for title, recipe in ROWS.items()},
         "rows": rows,
         "layers": layers,
         "machine": machine(),

@@ -57,12 +57,14 @@ def _mean_spread(mean: float, spread: float) -> str:
 def note(results: dict[str, Any]) -> str:
     """What the figures are, in one paragraph."""
     row = results["rows"]["dense"]
-    settings = results["settings"]
+    settings, made = results["settings"], results["rows_made"]
     return (
         f"FID and KID: Fréchet and kernel distance in the features of this project's {results['network']}, against the "
         f"5,000 real digits; mean ± spread over {len(row['sample_seeds'])} seeds of {row['samples']:,} samples. Both "
-        f"fine-tuned rows: {settings['steps']} steps of {settings['batch']} images, the same learning rates, gradual "
-        "pruning to the target at half of the run. Times: milliseconds for a batch of 64, forward, and forward with "
+        f"fine-tuned rows: {settings['steps']} steps of {settings['batch']} images, the same learning rates, pruned by "
+        f"magnitude a layer, to the target at half of the run; the last layer, {results['last_layer']}, stays dense in "
+        f"every row. Plain GAN loss: {made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. "
+        "Times: milliseconds for a batch of 64, forward, and forward with "
         "backward (training), medians; dense is the better of torch's two layouts with the zeros in place, sparse the "
         f"compressed generator as it is; {results['machine']['threads']} threads. Training state: parameters, "
         "gradients, Adam's moments, support and plans."

@@ -1,7 +1,7 @@
 """Self-supervised GAN compression: the losses, the loop, and the recipes it is compared with."""
 
 from .baselines import RECIPES, Recipe, baseline
-from .compressor import Compressor, Result, recalibrate_batch_norm
+from .compressor import Compressor, Result, match_contrast, recalibrate_batch_norm
 from .loss import GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Result",
     "SelfSupervisedLoss",
     "baseline",
+    "match_contrast",
     "recalibrate_batch_norm",
 ]

@@ -20,8 +20,9 @@ from .loss import GeneratorLoss, PlainLoss, SelfSupervisedLoss
 @dataclass(frozen=True)
 class Recipe:
     """`gradual`: prune along the run, or all at once at its start. `fine_tune`: train at all. `matched`: equations 7-9,
-    or the GAN's own generator loss. `features`: L_F in place of equation 9 (see `loss`). `fresh_discriminator`:
-    untrained, or the trained one. `discriminator_mode`: "updated" or "frozen".
+    or the GAN's own generator loss. `features`: L_F in place of equation 9 (see `loss`), batch norms on their stored
+    statistics, contrast matched at the end. `fresh_discriminator`: untrained, or the trained one.
+    `discriminator_mode`: "updated" or "frozen".
     """
 
     text: str
@@ -39,7 +40,7 @@ RECIPES = {
         "the method with D frozen; gradual, equations 7-9", matched=True, discriminator_mode="frozen"
     ),
     "self-supervised-features": Recipe(
-        "an extension: gradual, D's activations matched image by image, D frozen",
+        "an extension of equations 7-9: gradual, D frozen, its activations matched image by image, then contrast",
         matched=True,
         features=True,
         discriminator_mode="frozen",
@@ -94,5 +95,7 @@ def baseline(
         schedule,
         loss=minimised,
         discriminator_mode=recipe.discriminator_mode,
+        stored_statistics=recipe.features,
+        contrast=recipe.features,
         **{"title": name, **options},
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine import Run, run_loop
+from ..engine import Run, endless, run_loop
 from ..gans.objective import Objective
+from ..nn import SparseConv
 from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
@@ -42,6 +46,9 @@ class Compressor:
     `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (and in evaluation
     mode: a fixed function of an image).
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
+    `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
+    image then has no noise from the rest of the batch.
+    `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
     `generator_every`: discriminator steps a generator step, n_critic.
     `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
     the run.
@@ -63,6 +70,8 @@ class Compressor:
         exclude: tuple[str, ...] = (),
         discriminator_mode: str = "updated",
         feature_layers: tuple[str, ...] = (),
+        stored_statistics: bool = False,
+        contrast: bool = False,
         generator_every: int = 1,
         generator_lr: float = 2e-4,
         discriminator_lr: float = 2e-4,
@@ -82,7 +91,7 @@ class Compressor:
             raise ValueError(f'discriminator_mode is {discriminator_mode!r}; it must be "updated" or "frozen"')
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        self.schedule = schedule
+        self.schedule, self.contrast = schedule, contrast
         self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
         self.title, self.quiet = title, quiet
         loss = SelfSupervisedLoss() if loss is None else loss
@@ -93,6 +102,8 @@ class Compressor:
             "exclude": exclude,
             "discriminator_mode": discriminator_mode,
             "feature_layers": feature_layers,
+            "stored_statistics": stored_statistics,
+            "contrast": contrast,
             "generator_every": generator_every,
             "generator_lr": generator_lr,
             "discriminator_lr": discriminator_lr,
@@ -104,6 +115,9 @@ class Compressor:
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
         sparse = sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
         student = sparse.requires_grad_(True).train()
+        if stored_statistics:
+            for norm in _batch_norms(student):
+                norm.eval()
         judge = copy.deepcopy(discriminator).train(discriminator_mode == "updated")
         self.task = CompressionTask(
             copy.deepcopy(generator).requires_grad_(False).eval() if loss.matches else None,
@@ -138,7 +152,23 @@ class Compressor:
                 title=self.title,
                 quiet=self.quiet,
             )
-        return Result(self.task.student.eval(), history, self.task.optimizer)
+        student = self.task.student.eval()
+        if self.contrast and self.schedule.steps > 0:
+            original = self.task.original
+            if original is None:
+                raise ValueError("contrast needs a loss that looks at the original generator; PlainLoss() does not")
+            batches = list(islice(endless(loader, self.seed), 16))
+            match_contrast(student, original, lambda net: self._images(net, batches))
+        return Result(student, history, self.task.optimizer)
+
+    def _images(self, generator: nn.Module, batches: list[Any]) -> Tensor:
+        """Images for `batches`, from the same noise at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            images = [self.task.objective.generate(generator, batch) for batch in batches]
+        if not all(isinstance(image, Tensor) for image in images):
+            raise ValueError("contrast needs an objective whose generate gives one tensor of images")
+        return torch.cat(images)
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -323,6 +353,47 @@ def _judging_once(discriminator: nn.Module) -> Iterator[None]:
         del discriminator.forward
 
 
+def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def match_contrast(
+    generator: nn.Module, original: nn.Module, sample: Callable[[nn.Module], Tensor], rounds: int = 12
+) -> float:
+    """Scale the generator's last convolution so that its images have the original's standard deviation.
+
+    A pruned network that regresses to another one's outputs comes out paler: what it cannot represent averages out
+    (Jordan et al., "REPAIR", arXiv 2211.08403, on the same collapse of variance in merged networks). One number, found
+    by bisection in [0.5, 2], puts it back; no real image is looked at. `sample(network)` gives images, the same noise
+    at every call. In place; returns the scale. When no scale in the range does it, warns and changes nothing.
+    """
+    last = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
+    if not last:
+        raise ValueError("the generator has no convolution whose weights could be scaled")
+    weight = last[-1].values if isinstance(last[-1], SparseConv) else last[-1].weight
+    kept = weight.detach().clone()
+    wanted = sample(original).std().item()
+
+    def contrast(scale: float) -> float:
+        weight.copy_(kept * scale)
+        return sample(generator).std().item()
+
+    low, high = 0.5, 2.0
+    if not contrast(low) <= wanted <= contrast(high):
+        weight.copy_(kept)
+        text = (
+            f"no scale of the last layer from {low} to {high} gives images the original's contrast; it is left as it is"
+        )
+        warnings.warn(text, stacklevel=2)
+        return 1.0
+    for _ in range(rounds):
+        scale = math.sqrt(low * high)
+        low, high = (scale, high) if contrast(scale) < wanted else (low, scale)
+    weight.copy_(kept * low)
+    return low
+
+
 @torch.no_grad()
 def recalibrate_batch_norm(generator: nn.Module, sample: Callable[[], Any], batches: int = 20) -> nn.Module:
     """Replace the batch norms' running statistics by their plain average over `batches` calls of `sample()`.
@@ -332,7 +403,7 @@ def recalibrate_batch_norm(generator: nn.Module, sample: Callable[[], Any], batc
     """
     if batches < 1:
         raise ValueError(f"batches is {batches}; it must be at least 1")
-    norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in _batch_norms(generator) if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     training = generator.training
     for norm in norms:
