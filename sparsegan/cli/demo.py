@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_text(arguments.out / "report.html", report(results, samples, histories))
     show_table(results)
     print(
-        f"{results['seconds']:.0f} s on {results['machine']['threads']} threads. Pictures and curves: "
+        f"{results['seconds']:.0f} s on {results['machine']['threads']} thread(s). Pictures and curves: "
         f"{arguments.out / 'report.html'}; figures: {arguments.out / 'results.json'}"
     )
 

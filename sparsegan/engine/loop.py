@@ -9,7 +9,7 @@ from itertools import chain, count
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .run import Run
 
@@ -117,9 +117,8 @@ def run_loop(
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
@@ -134,7 +133,7 @@ def run_loop(
                 run.log(row)
                 if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                     _save(run, step + 1, task)
-            progress.update(bar, advance=1, figures=" ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+            progress.update(bar, advance=1, figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
     return history
 
 
