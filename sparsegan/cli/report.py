@@ -145,7 +145,7 @@ img.plot {{ width: 100%; }}
 <img class="plot" alt="curves" src="{_curves(histories)}">
 <p>Left and middle: the generator's and the discriminator's term on the compressed generator's images (smoothed over 10
 steps); dotted, the original generator's score by the same discriminator. The self-supervised generator is held to the
-original image by image and trains no discriminator; the plain GAN loss loses to one that learns to see the pruning.</p>
+original image by image and trains no discriminator.</p>
 <h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
 <div class="wide">{_table(layer_head, layer_lines)}</div>
 <h2>Machine</h2>
