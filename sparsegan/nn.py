@@ -212,7 +212,11 @@ class SparseConv(nn.Module):
             raise ValueError(
                 f"values has shape {tuple(values.shape)}; it must have the support's {tuple(support.shape)}"
             )
-        self.values.data = values.detach().to(self.values).clone()
+        new = values.detach().to(self.values).clone()
+        # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may still
+        # hold with the old shape.
+        self.values.data = new.to(torch.float64 if new.dtype == torch.float32 else torch.float32)
+        self.values.data = new
         self.values.grad = None
         self.support = support.to(self.values.device).clone()
         self._support_is_initial = False
@@ -283,12 +287,15 @@ class SparseConv(nn.Module):
         )
 
     def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
-        plan = self._plans.get((*variant, adjoint))
-        if plan is None:
+        key = (*variant, adjoint)
+        if key in self._plans:
+            return self._plans[key]
+        if torch.compiler.is_compiling():  # it becomes part of the graph
+            return torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
+        with torch.inference_mode(False):  # a plan made while evaluating serves training too
             plan = torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
-            # While tracing, the op itself becomes part of the graph.
-            if not torch.compiler.is_compiling() and type(plan) is Tensor:
-                self._plans[(*variant, adjoint)] = plan
+        if type(plan) is Tensor:  # and not a fake one
+            self._plans[key] = plan
         return plan
 
     def _scattered(self, values: Tensor) -> Tensor:

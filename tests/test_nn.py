@@ -259,6 +259,15 @@ def test_dense_path_follows_the_values() -> None:
         optimizer.step()
 
 
+def test_evaluation_before_training() -> None:
+    for kernel in ("sparse", "dense"):
+        layer, x = sg.SparseConv2d(4, 6, 3, sparsity=0.5), torch.randn(1, 4, 6, 6)
+        layer.kernel = kernel
+        with torch.inference_mode():
+            layer(x)
+        layer(x.requires_grad_()).sum().backward()
+
+
 def test_double_backward_through_a_layer() -> None:
     """A gradient penalty: the norm of a gradient is trained, as a WGAN's critic does."""
     dense = nn.Conv2d(3, 5, 3, stride=2, padding=1, dtype=torch.float64)

@@ -112,3 +112,13 @@ def test_shrinking_carries_the_optimizer_state(make: object) -> None:
     nnz = layer.nnz
     sg.shrink(layer, 0.3, optimizer)  # never revives
     assert layer.nnz == nnz
+
+
+def test_shrinking_while_a_graph_of_the_last_step_lives() -> None:
+    layer, x = sg.SparseConv2d(4, 8, 3, sparsity=0.2), torch.randn(1, 4, 6, 6)
+    loss = layer(x).sum()
+    loss.backward()
+    sg.shrink(layer, 0.5)
+    layer(x).sum().backward()
+    assert layer.values.grad.shape == layer.values.shape
+    assert loss.requires_grad
