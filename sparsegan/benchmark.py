@@ -1,9 +1,10 @@
 """Layers timed against the best dense engine of the same run: what ``sparsegan bench layers`` prints.
 
 A row is one layer and batch. Every engine gets the same weights (zeros in place for the dense ones) and an NCHW tensor,
-and all run in turns. Dense is the best of torch NCHW, torch channels_last (its tensors converted beforehand, which
-favours it), and ONNX Runtime and OpenVINO where they are installed (``pip install sparsegan[bench]``). Sparse is the
-drop-in layer, from NCHW tensor to NCHW tensor, packing and unpacking included.
+and all run in turns, each timed call after a pause and a warm one. Dense is the best of torch NCHW, torch channels_last
+(its tensors converted beforehand, which favours it), and ONNX Runtime and OpenVINO where they are installed
+(``pip install sparsegan[bench]``). Sparse is the drop-in layer, from NCHW tensor to NCHW tensor, packing and unpacking
+included.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _onnxruntime(model: bytes, x: Tensor, threads: int) -> Engine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Its threads spin while it works, but not into the next engine's turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
     return lambda: session.run(None, feed)
@@ -165,7 +168,7 @@ def time_layer(case: LayerCase, sparsity: float, threads: int, seconds: float) -
     expected = dense(x)
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-4)
     engines = dense_engines(dense, x, threads)
-    times = interleaved_ms([lambda: layer(x), *engines.values()], seconds)
+    times = interleaved_ms([lambda: layer(x), *engines.values()], seconds, rest=0.005)
     dense_ms = dict(zip(engines, times[1:], strict=True))
     best = min(dense_ms, key=lambda name: dense_ms[name])
     sites = x if case.transposed else expected

@@ -58,14 +58,23 @@ class ProfileReport:
         return "\n".join(lines)
 
 
-def interleaved_ms(functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5) -> list[float]:
-    """Median milliseconds of each function, run in turns so that a change of the machine's clock meets all alike."""
+def interleaved_ms(
+    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+) -> list[float]:
+    """Median milliseconds of each function, run in turns so that a change of the machine's clock meets all alike.
+
+    With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function: thread pools of
+    other engines, which spin for a while after their work, have let go of the cores by then.
+    """
     for function in functions:
         function()
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while len(times[0]) < least or time.perf_counter() < end:
         for function, own in zip(functions, times, strict=True):
+            if rest:
+                time.sleep(rest)
+                function()
             start = time.perf_counter()
             function()
             own.append((time.perf_counter() - start) * 1e3)

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-STEPS, BATCH = 600, 16
+STEPS, BATCH = 900, 16
 #: 512 of 1,098,240 weights: a tenth of them is too few for an image, and the saving would be nothing
 LAST_LAYER = "main.12"
 #: for every row; the discriminator's is the one that it was trained with
