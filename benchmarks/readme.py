@@ -108,12 +108,21 @@ def layers(report: Report) -> str:
     return markdown(head, rows, _demo_facts(report))
 
 
+def equations(report: Report) -> str:
+    """The paper's equations as they are, in the demo's setting: one sentence."""
+    return (
+        f"The paper's equations (7)-(9) as they are: FID (digit classifier) {report['fid']:.0f} ± {report['fid_spread']:.0f}. "
+        f"{measured(report['command'])}\n"
+    )
+
+
 # name in README.md -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "bench_layers": ("layers", bench_layers),
     "demo": ("demo", demo),
     "layers": ("demo", layers),
+    "equations": ("equations", equations),
 }
 
 
