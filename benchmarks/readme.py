@@ -110,10 +110,9 @@ def layers(report: Report) -> str:
 
 def equations(report: Report) -> str:
     """The paper's equations as they are, in the demo's setting: one sentence."""
-    return (
-        f"The paper's equations (7)-(9) as they are: FID (digit classifier) {report['fid']:.0f} ± {report['fid_spread']:.0f}. "
-        f"{measured(report['command'])}\n"
-    )
+    fid = f"{report['fid']:.0f} ± {report['fid_spread']:.0f}"
+    text = f"The paper's equations (7)-(9) as they are, in the demo's setting: FID (digit classifier) {fid}."
+    return f"{text} {measured(report['command'])}\n"
 
 
 # name in README.md -> file under results/, how to show it
