@@ -31,7 +31,7 @@ from torch import nn
 
 from . import _native
 from .engine.files import write_whole
-from .nn import SparseConv2d, SparseConvTranspose2d
+from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -47,19 +47,6 @@ _VALUE_DTYPES = {
 }
 _SPARSE = (SparseConv2d, SparseConvTranspose2d)
 _DENSE = (nn.Conv2d, nn.ConvTranspose2d)
-# What a file's layer must have in common with the model's, under torch.nn's names.
-_GEOMETRY = (
-    "transposed",
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "output_padding",
-    "padding_mode",
-)
 
 
 class CheckpointError(ValueError):
@@ -327,7 +314,7 @@ def _sparse_twin(
 
 
 def _geometry(layer: nn.Module) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: getattr(layer, name) for name in _GEOMETRY}
+    fields: dict[str, Any] = {name: getattr(layer, name) for name in SETTINGS}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
     return {
@@ -337,7 +324,7 @@ def _geometry(layer: nn.Module) -> dict[str, Any]:
     }
 
 
-_LAYER_KEYS = {*_GEOMETRY, "bias", "weight_shape", "granularity", "nnz", "dtype"}
+_LAYER_KEYS = {*SETTINGS, "bias", "weight_shape", "granularity", "nnz", "dtype"}
 
 
 def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:

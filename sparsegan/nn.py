@@ -17,14 +17,15 @@ from . import dispatch, ops
 from .granularity import check_granularity, check_sparsity, magnitude_mask
 from .plan import Geometry, Pair, check_support
 
-_ATTRIBUTES = (
+#: What a layer has in common with its torch.nn twin, under the same names.
+SETTINGS = (
+    "transposed",
     "in_channels",
     "out_channels",
     "kernel_size",
     "stride",
     "padding",
     "dilation",
-    "transposed",
     "output_padding",
     "groups",
     "padding_mode",
@@ -89,7 +90,7 @@ class SparseConv(nn.Module):
         weight = plain_weight(dense)
         if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise TypeError(f"the weight's dtype is {weight.dtype}; it must be a real floating-point type")
-        for name in _ATTRIBUTES:
+        for name in SETTINGS:
             setattr(self, name, getattr(dense, name))
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
         self.granularity = check_granularity(granularity)
@@ -169,8 +170,7 @@ class SparseConv(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
-        flat = self.values.new_zeros(math.prod(self.weight_shape))
-        return flat.index_copy(0, self.support.long(), self.values).view(self.weight_shape)
+        return self._scatter(self.values)
 
     def to_dense(self) -> Any:
         """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
@@ -270,7 +270,7 @@ class SparseConv(nn.Module):
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
         if self.choose(tuple(x.shape), y_size).kernel == "dense":
-            weight = self._scattered(values)
+            weight = self._weight_for_call(values)
             if self.transposed:
                 return F.conv_transpose2d(
                     x, weight, bias, self.stride, dense_padding, output_padding, self.groups, self.dilation
@@ -298,17 +298,20 @@ class SparseConv(nn.Module):
             self._plans[key] = plan
         return plan
 
-    def _scattered(self, values: Tensor) -> Tensor:
+    def _weight_for_call(self, values: Tensor) -> Tensor:
         """The dense weight for one call: in a kept buffer where no gradient is taken, else a tensor of the graph."""
-        index = self.support.long()
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return values.new_zeros(math.prod(self.weight_shape)).index_copy(0, index, values).view(self.weight_shape)
+            return self._scatter(values)
         if self._buffer is None or self._buffer.dtype != values.dtype:
             with torch.inference_mode(False):  # usable in both modes
                 self._buffer = torch.zeros(self.weight_shape, dtype=values.dtype, device=values.device)
         # Written every time: nothing tells reliably whether values have changed (`values.data.mul_()` does not).
-        self._buffer.view(-1).index_copy_(0, index, values)
+        self._buffer.view(-1).index_copy_(0, self.support.long(), values)
         return self._buffer
+
+    def _scatter(self, values: Tensor) -> Tensor:
+        flat = values.new_zeros(math.prod(self.weight_shape))
+        return flat.index_copy(0, self.support.long(), values).view(self.weight_shape)
 
     # ------------------------------------------------------------------ copies, devices, files
 

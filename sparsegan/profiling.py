@@ -96,7 +96,6 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
     def visit(name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
         if not isinstance(module, SparseConv) or x.dim() != 4:
             return
-        before = module.kernel
         choice = module.choose(tuple(_padded(module, x)), (y.shape[2], y.shape[3]))
         dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)
         x = x.contiguous()
@@ -122,7 +121,6 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
                 times[0],
             )
         )
-        module.kernel = before
 
     visit_layers(model, example, visit)
     return report

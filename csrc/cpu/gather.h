@@ -10,8 +10,6 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-constexpr int kMaxCols = 8;
-
 template <class T, int L, int R, int Q>
 void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t y_plane,
                  const T* init, int64_t phases) {

@@ -53,6 +53,8 @@ struct TapRange {
 // dtype index of a tensor: 0 float32, 1 float64, 2 bfloat16. Panels and values are float64 for 1, else float32.
 constexpr int kTensorTypes = 3;
 constexpr int kPanelTypes = 2;
+// The widest register tile, in output columns.
+constexpr int64_t kMaxCols = 8;
 
 struct Kernels {
   const char* isa;
