@@ -6,13 +6,14 @@ A file is a safetensors file. A sparse layer ``name`` has two tensors in it:
 tensor                    dtype and shape                  content
 ========================  ===============================  ==========================================================
 ``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
-``name.support``          uint8 [bytes]                    gaps between kept positions, Golomb-Rice coded
+``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
+                                                           layer's granularity, Golomb-Rice coded
                                                            (``csrc/plan/support.h``)
 ========================  ===============================  ==========================================================
 
 Every other entry of the model's ``state_dict`` is stored as it is, tied tensors once. The one metadata entry
-``sparsegan`` is canonical JSON: format version, each sparse layer's geometry, what is tied to what, and a SHA-256 over
-all of that and over every tensor's name, dtype, shape and bytes.
+``sparsegan`` is canonical JSON: format version, each sparse layer's geometry and granularity, what is tied to what, and
+a SHA-256 over all of that and over every tensor's name, dtype, shape and bytes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import nn
 
 from . import _native
 from .engine.files import write_whole
+from .granularity import check_channels, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
 
@@ -72,7 +74,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], values: str = "float32"
         assert isinstance(layer, _SPARSE)
         kept = _rounded(name, layer.values.detach().cpu(), values)
         support = layer.support.detach().cpu().contiguous().numpy()
-        code = _native.encode_support(support, math.prod(layer.weight_shape))
+        code = _native.encode_support(support, math.prod(layer.geometry.unit_shape))
         tensors[_join(name, "values")] = kept
         tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
         layers[name] = {
@@ -199,11 +201,12 @@ class _File:
         raise CheckpointError(f"{self.path} {what}")
 
     def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Support (int32 [nnz], sorted, unique, in range) and values ([nnz]) of layer ``name``."""
+        """Support (int32 [units], sorted, unique, in range) and values ([nnz]) of layer ``name``."""
         layer = self.layers[name]
+        vector = vector_length(layer["granularity"])
         code = self.tensors[_join(name, "support")].numpy().tobytes()
         try:
-            support = _native.decode_support(code, math.prod(layer["weight_shape"]), layer["nnz"])
+            support = _native.decode_support(code, math.prod(layer["weight_shape"]) // vector, layer["nnz"] // vector)
         except ValueError as error:
             raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
         return torch.from_numpy(support), self.tensors[_join(name, "values")]
@@ -241,6 +244,13 @@ class _File:
             fail(f"weight_shape is {shape!r}; it must be 4 positive integers")
         if type(nnz) is not int or not 0 <= nnz <= math.prod(shape):
             fail(f"nnz is {nnz!r}; it must be an integer from 0 to the weight's {math.prod(shape)}")
+        try:
+            vector = vector_length(layer["granularity"])
+            check_channels(layer["granularity"], shape[1 if layer["transposed"] is True else 0])
+        except ValueError as error:
+            fail(str(error))
+        if nnz % vector:
+            fail(f"nnz is {nnz}, which is no multiple of {vector} (granularity {layer['granularity']!r})")
         if not isinstance(dtype, str) or dtype not in _VALUE_DTYPES:
             fail(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
         for part, wanted in (("values", _VALUE_DTYPES[dtype]), ("support", torch.uint8)):
@@ -298,12 +308,9 @@ def _sparse_twin(
     """A sparse layer in place of ``layer``, which stays as it is; the two share the bias."""
     kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
     weight = layer.weight
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
-    mask[support.long()] = True
+    nothing = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
     try:
-        twin = kind.from_dense(
-            layer, mask=mask.view(weight.shape).to(weight.device), granularity=file.layers[name]["granularity"]
-        )
+        twin = kind.from_dense(layer, mask=nothing, granularity=file.layers[name]["granularity"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.path} has a bad layer {_shown(name)}: {error}") from error
     twin.set_support(support.to(weight.device), values.to(weight))

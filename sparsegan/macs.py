@@ -147,3 +147,19 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = N
         "support": sum(size(layer.support) for layer in layers),
         "plans": sum(layer.plan_bytes() for layer in layers),
     }
+
+
+def masked_dense_bytes(model: nn.Module) -> int:
+    """Bytes that masked-dense training of the same model would hold, to compare ``sum(training_bytes(...).values())``.
+
+    Every weight of a sparse layer and a bool mask beside it; every other parameter as it is; for each that is trained a
+    gradient and Adam's two moments. Adam's step counters, a number a parameter, are left out.
+    """
+    layers = {id(layer.values): layer for _name, layer in sparse_layers(model)}
+    total = 0
+    for parameter in model.parameters():
+        layer = layers.get(id(parameter))
+        weights = parameter.numel() if layer is None else math.prod(layer.weight_shape)
+        copies = 4 if parameter.requires_grad else 1
+        total += weights * parameter.element_size() * copies + (0 if layer is None else weights)
+    return total

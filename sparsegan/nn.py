@@ -1,7 +1,9 @@
 """Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
 
-A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[nnz]``, sorted
-flat positions in the dense weight) and ``bias``. Training runs on these: gradients and optimizer state have size nnz.
+A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[units]``,
+sorted flat positions of what is kept, counted in units of the granularity) and ``bias``. Training runs on these:
+gradients and optimizer state have size nnz. With granularity ``"element"`` a unit is one weight; with ``"vector:V"`` it
+is V consecutive output channels at one input channel and kernel position, and ``values`` holds V weights for each unit.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import dispatch, ops
-from .granularity import check_granularity, check_sparsity, magnitude_mask
+from .granularity import as_units, check_channels, check_sparsity, kept, largest, magnitudes, vector_length
 from .plan import Geometry, Pair, check_support
 
 #: What a layer has in common with its torch.nn twin, under the same names.
@@ -67,10 +69,10 @@ class SparseConv(nn.Module):
 
         Args:
             module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``; one pruned with ``torch.nn.utils.prune`` too.
-            sparsity: share of weights to drop, smallest magnitude first, in [0, 1).
-            granularity: what is dropped as one; ``"element"``.
-            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the weight's
-                nonzeros are kept: any pruning tool's result is taken as it is.
+            sparsity: share of units to drop, smallest L2 norm first, in [0, 1).
+            granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels.
+            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units with a
+                nonzero weight are kept: any pruning tool's result is taken as it is.
 
         Raises:
             ValueError, TypeError: an argument is out of range or does not fit the module.
@@ -93,40 +95,64 @@ class SparseConv(nn.Module):
         for name in SETTINGS:
             setattr(self, name, getattr(dense, name))
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
-        self.granularity = check_granularity(granularity)
+        check_channels(granularity, self.out_channels, self.groups)
+        self.granularity = granularity
         self.kernel = "auto"
         self.training = dense.training
         #: True while the support only reflects this layer's own random weights: loading a dense weight replaces it.
         self._support_is_initial = False
 
-        if mask is None:
-            mask = weight.detach() != 0 if sparsity is None else magnitude_mask(weight, sparsity, granularity)
-        elif sparsity is not None:
-            raise ValueError("sparsity and mask are both given; give one of them")
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(
-                f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool"
-            )
-        if mask.shape != weight.shape:
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {tuple(weight.shape)}"
-            )
         self._prepare_geometries()
-        flat = weight.detach().flatten()
-        support = mask.to(flat.device).flatten().nonzero().flatten()
-        self.register_buffer("support", support.int())
-        self.values = nn.Parameter(flat[support].clone(), requires_grad=weight.requires_grad)
+        units = as_units(weight.detach(), granularity, self.transposed)
+        if mask is not None:
+            if sparsity is not None:
+                raise ValueError("sparsity and mask are both given; give one of them")
+            keep = self._kept_units(mask)
+        elif sparsity is not None:
+            scores = magnitudes(units)
+            keep = largest(scores, kept(scores.numel(), sparsity))
+        else:
+            keep = (units != 0).any(-1)
+        self.register_buffer("support", keep.to(weight.device).flatten().nonzero().flatten().int())
+        values = weight.detach().flatten()[self.positions()]
+        self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         bias = dense.bias
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         )
         self._clear_caches()
 
+    def _kept_units(self, mask: Tensor) -> Tensor:
+        """bool ``[unit shape]`` of a mask that a caller gave; raises where it is none, or cuts a vector."""
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool"
+            )
+        if tuple(mask.shape) != self.weight_shape:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {self.weight_shape}")
+        units = as_units(mask, self.granularity, self.transposed)
+        keep = units.all(-1)
+        if cut := int((units.any(-1) != keep).sum()):
+            raise ValueError(
+                f"mask cuts {cut} of {keep.numel()} vectors; with granularity {self.granularity!r} each "
+                f"{units.shape[-1]} consecutive output channels must be kept or dropped as one"
+            )
+        return keep
+
     def _prepare_geometries(self) -> None:
         """The ops' view of the layer, and the variants for a coarse grid that is one element high or wide."""
         coarse, fine = (self.in_channels, self.out_channels) if self.adjoint else (self.out_channels, self.in_channels)
+        vector = vector_length(self.granularity)
         self.geometry = Geometry(
-            coarse, fine, self.groups, self.kernel_size, self.stride, self._padding_before(), self.dilation
+            coarse,
+            fine,
+            self.groups,
+            self.kernel_size,
+            self.stride,
+            self._padding_before(),
+            self.dilation,
+            coarse_vector=1 if self.adjoint else vector,
+            fine_vector=vector if self.adjoint else 1,
         )
         self._geometries = {
             (one_h, one_w): self.geometry.for_coarse_size(1 if one_h else 2, 1 if one_w else 2)
@@ -136,8 +162,8 @@ class SparseConv(nn.Module):
         self._numbers = {key: geometry.numbers() for key, geometry in self._geometries.items()}
 
     def _padding_before(self) -> Pair:
-        """Zeros before the first row and column that the op itself adds."""
-        if self.padding_mode != "zeros" or self.padding == "valid":
+        """What lies before the first row and column, by the padding mode."""
+        if self.padding == "valid":
             return (0, 0)
         if self.padding == "same":
             before = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
@@ -165,8 +191,19 @@ class SparseConv(nn.Module):
     def mask(self) -> Tensor:
         """bool, shape of the dense weight: True where kept."""
         flat = torch.zeros(math.prod(self.weight_shape), dtype=torch.bool, device=self.support.device)
-        flat[self.support.long()] = True
+        flat[self.positions()] = True
         return flat.view(self.weight_shape)
+
+    def positions(self) -> Tensor:
+        """int64 ``[nnz]``: where in the flattened dense weight each of ``values`` belongs."""
+        vector, units = self.geometry.vector, self.support.long()
+        if vector == 1:
+            return units
+        # A row of `inner` units is V rows of weights: channels of a unit are `inner` apart.
+        inner = math.prod(self.weight_shape[2 if self.adjoint else 1 :])
+        first = units + (units // inner) * (inner * (vector - 1))
+        channels = torch.arange(0, inner * vector, inner, device=units.device)
+        return (first.unsqueeze(1) + channels).flatten()
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
@@ -201,16 +238,19 @@ class SparseConv(nn.Module):
         """Replaces the kept positions and their weights. ``values`` stays the same Parameter object.
 
         Args:
-            support: int32 ``[nnz]``, strictly increasing positions in the flattened dense weight.
-            values: ``[nnz]``, converted to the layer's dtype and device.
+            support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape`` (with
+                granularity ``"element"``: in the flattened dense weight).
+            values: ``[units * V]``, unit by unit, converted to the layer's dtype and device.
 
         Raises:
             ValueError: the support is not valid, or the two lengths differ; the layer is unchanged.
         """
-        check_support(support, math.prod(self.weight_shape))
-        if values.shape != support.shape:
+        check_support(support, math.prod(self.geometry.unit_shape))
+        nnz = support.shape[0] * self.geometry.vector
+        if tuple(values.shape) != (nnz,):
             raise ValueError(
-                f"values has shape {tuple(values.shape)}; it must have the support's {tuple(support.shape)}"
+                f"values has shape {tuple(values.shape)}; it must be ({nnz},), {self.geometry.vector} for each of the "
+                f"support's {support.shape[0]} positions (granularity {self.granularity!r})"
             )
         new = values.detach().to(self.values).clone()
         # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may still
@@ -224,7 +264,9 @@ class SparseConv(nn.Module):
 
     def extra_repr(self) -> str:
         """torch.nn's own line, and what is kept."""
-        return f"{self.dense_class.extra_repr(self)}, sparsity={self.sparsity:.4f}, nnz={self.nnz}"  # type: ignore[arg-type]
+        granularity = "" if self.granularity == "element" else f", granularity={self.granularity!r}"
+        ours = f", sparsity={self.sparsity:.4f}, nnz={self.nnz}{granularity}"
+        return self.dense_class.extra_repr(self) + ours  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
@@ -237,7 +279,7 @@ class SparseConv(nn.Module):
     # ------------------------------------------------------------------ forward
 
     def choose(self, x_shape: tuple[int, ...], y_size: tuple[int, int]) -> dispatch.Choice:
-        """Which kernel runs for an input ``[N, C, H, W]`` (already padded) and an output size, and why."""
+        """Which kernel runs for an input ``[N, C, H, W]`` and an output size (height, width), and why."""
         if self.kernel != "auto":
             return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
         if torch.compiler.is_compiling():
@@ -248,7 +290,8 @@ class SparseConv(nn.Module):
             geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
             size = (x_shape[2], x_shape[3])
             float64 = self.values.dtype == torch.float64
-            self._choices[key] = dispatch.choose(geometry, self.adjoint, self.nnz, x_shape[0], size, y_size, float64)
+            units = self.support.shape[0]
+            self._choices[key] = dispatch.choose(geometry, self.adjoint, units, x_shape[0], size, y_size, float64)
         return self._choices[key]
 
     def _check_input(self, x: Tensor) -> None:
@@ -259,8 +302,8 @@ class SparseConv(nn.Module):
         if x.device != self.values.device:
             raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
 
-    def _run(self, x: Tensor, y_size: tuple[int, int], dense_padding: Any, output_padding: Pair = (0, 0)) -> Tensor:
-        """One forward of an input ``[N, C, H, W]`` that is padded but for zeros, by the kernel of choice."""
+    def _run(self, x: Tensor, y_size: tuple[int, int], output_padding: Pair = (0, 0)) -> Tensor:
+        """One forward of an input ``[N, C, H, W]``, by the kernel of choice."""
         values: Tensor = self.values
         bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(x.device.type):
@@ -270,12 +313,15 @@ class SparseConv(nn.Module):
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
         if self.choose(tuple(x.shape), y_size).kernel == "dense":
-            weight = self._weight_for_call(values)
+            weight, padding = self._weight_for_call(values), self.padding
             if self.transposed:
+                assert isinstance(padding, tuple)
                 return F.conv_transpose2d(
-                    x, weight, bias, self.stride, dense_padding, output_padding, self.groups, self.dilation
+                    x, weight, bias, self.stride, padding, output_padding, self.groups, self.dilation
                 )
-            return F.conv2d(x, weight, bias, self.stride, dense_padding, self.dilation, self.groups)
+            if self.padding_mode != "zeros":
+                x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+            return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
         forward_plan = self._plan(variant, self.adjoint)
@@ -283,7 +329,16 @@ class SparseConv(nn.Module):
         backward_plan = self._plan(variant, not self.adjoint) if torch.is_grad_enabled() and x.requires_grad else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
         return ops.gather(
-            x, values, bias, plan, adjoint_plan, self._numbers[variant], self.adjoint, [self.out_channels, *y_size]
+            x,
+            values,
+            bias,
+            self.support,
+            plan,
+            adjoint_plan,
+            self._numbers[variant],
+            self.adjoint,
+            [self.out_channels, *y_size],
+            self.padding_mode,
         )
 
     def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
@@ -306,12 +361,12 @@ class SparseConv(nn.Module):
             with torch.inference_mode(False):  # usable in both modes
                 self._buffer = torch.zeros(self.weight_shape, dtype=values.dtype, device=values.device)
         # Written every time: nothing tells reliably whether values have changed (`values.data.mul_()` does not).
-        self._buffer.view(-1).index_copy_(0, self.support.long(), values)
+        self._buffer.view(-1).index_copy_(0, self.positions(), values)
         return self._buffer
 
     def _scatter(self, values: Tensor) -> Tensor:
         flat = values.new_zeros(math.prod(self.weight_shape))
-        return flat.index_copy(0, self.support.long(), values).view(self.weight_shape)
+        return flat.index_copy(0, self.positions(), values).view(self.weight_shape)
 
     # ------------------------------------------------------------------ copies, devices, files
 
@@ -347,7 +402,7 @@ class SparseConv(nn.Module):
         """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
 
         A dense weight is read at the layer's support. Only where that support came from the layer's own random
-        initialisation (``sparsity=`` in the constructor) is it chosen anew, by magnitude and at the same sparsity.
+        initialisation (``sparsity=`` in the constructor) is it chosen anew: as many units, those of largest norm.
         """
         names = ("values", "support", "weight", "weight_orig", "weight_mask", "bias")
         own = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
@@ -378,21 +433,22 @@ class SparseConv(nn.Module):
     def _load_dense_weight(self, weight: Tensor) -> None:
         if tuple(weight.shape) != self.weight_shape:
             raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {self.weight_shape}")
-        support = self.support
+        units = as_units(weight.detach(), self.granularity, self.transposed)
+        support = self.support.to(weight.device)
         if self._support_is_initial:
-            mask = magnitude_mask(weight, self.sparsity, self.granularity)
-            support = mask.flatten().nonzero().flatten().int()
-        self.set_support(support.to(weight.device), weight.flatten()[support.long().to(weight.device)])
+            support = largest(magnitudes(units), support.shape[0]).flatten().nonzero().flatten().int()
+        self.set_support(support, units.flatten(0, -2)[support.long()].flatten())
 
 
 class SparseConv2d(SparseConv):
     """``torch.nn.Conv2d`` with only the kept weights in memory: same arguments, and which weights to keep.
 
     Args:
-        sparsity: share of weights to drop, in [0, 1): the layer is initialised as torch's and pruned by magnitude.
+        sparsity: share of units to drop, in [0, 1): the layer is initialised as torch's and pruned by magnitude.
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
             With neither, all weights are kept.
-        granularity: what is dropped as one; ``"element"``.
+        granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels; V is
+            from 2 to 64 and divides ``out_channels / groups``.
 
     Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
     """
@@ -440,25 +496,29 @@ class SparseConv2d(SparseConv):
         self._check_input(x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        dense_padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            dense_padding = 0
         size = []
         for axis in (0, 1):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            n = x.shape[2 + axis]
-            if self.padding_mode == "zeros" and self.padding == "same":
-                n += reach
-            else:
-                n += 2 * self.geometry.padding[axis]
+            before = self.geometry.padding[axis]
+            after = reach - before if self.padding == "same" else before
+            self._check_padding(x, axis, max(before, after))
+            n = before + x.shape[2 + axis] + after
             if n <= reach:
                 raise ValueError(
                     f"input is {x.shape[2]} x {x.shape[3]}; with its padding it must be at least as large as the "
                     f"kernel's reach, {reach + 1} along dimension {2 + axis}"
                 )
             size.append((n - reach - 1) // self.stride[axis] + 1)
-        return self._run(x, (size[0], size[1]), dense_padding)
+        return self._run(x, (size[0], size[1]))
+
+    def _check_padding(self, x: Tensor, axis: int, padding: int) -> None:
+        """torch's own limits: a reflection never leaves the image, a circle goes round once."""
+        least = {"zeros": 0, "replicate": 1, "circular": max(padding, 1), "reflect": padding + 1}[self.padding_mode]
+        if x.shape[2 + axis] < least:
+            raise ValueError(
+                f"input is {x.shape[2]} x {x.shape[3]}; padding_mode={self.padding_mode!r} with a padding of {padding} "
+                f"needs at least {least} along dimension {2 + axis}"
+            )
 
 
 class SparseConvTranspose2d(SparseConv):
@@ -539,7 +599,7 @@ class SparseConvTranspose2d(SparseConv):
                 )
             size.append(n + added)
             extra.append(added)
-        return self._run(x, (size[0], size[1]), self.padding, (extra[0], extra[1]))
+        return self._run(x, (size[0], size[1]), (extra[0], extra[1]))
 
 
 SPARSE_CLASSES: dict[type[nn.Module], type[SparseConv]] = {

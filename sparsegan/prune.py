@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .granularity import check_granularity, check_sparsity, kept, largest
+from .granularity import check_granularity, check_sparsity, kept, largest, magnitudes
 from .nn import SPARSE_CLASSES, SparseConv, plain_weight
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,18 +41,20 @@ def sparsify(
 
     Args:
         model: any module; a bare layer too (then the sparse layer is returned).
-        sparsity: share of weights to drop a layer, smallest magnitude first, in [0, 1). ``None`` keeps each layer's
+        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1). ``None`` keeps each layer's
             nonzeros as they are.
-        granularity: what is dropped as one; ``"element"``.
+        granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels.
         exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
 
     Returns:
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
-        are pruned further, never revived. A subclass of a torch.nn convolution stays dense, with a warning.
+        are pruned further, each by its own granularity, never revived. A subclass of a torch.nn convolution stays
+        dense, with a warning.
 
     Raises:
-        ValueError: an argument is out of range, an ``exclude`` matches nothing, two layers share one weight, or a
-            weight is computed by a parametrization. The model is unchanged then.
+        ValueError: an argument is out of range, an ``exclude`` matches nothing, two layers share one weight, a weight
+            is computed by a parametrization, or a layer's output channels are not whole vectors (the text names the
+            layer). The model is unchanged then.
     """
     check_granularity(granularity)
     if sparsity is not None:
@@ -74,7 +76,10 @@ def sparsify(
         if id(weight) in owners:
             raise ValueError(f"{name} and {owners[id(weight)]} share one weight; exclude both, or give each its own")
         owners[id(weight)] = name
-        sparse = SPARSE_CLASSES[type(module)].from_dense(module, sparsity, granularity)
+        try:
+            sparse = SPARSE_CLASSES[type(module)].from_dense(module, sparsity, granularity)
+        except ValueError as error:
+            raise ValueError(f"{name or type(module).__name__}: {error}") from error
         _move_hooks(module, sparse)
         replacements[module] = sparse
     if unused:
@@ -114,11 +119,11 @@ def _replace(model: Model, replacements: dict[nn.Module, nn.Module]) -> Model:
 
 
 def shrink(model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Drops the smallest values of every sparse layer until it is as sparse as asked; nothing is ever revived.
+    """Drops the smallest units of every sparse layer until it is as sparse as asked; nothing is ever revived.
 
     Args:
         model: its sparse layers are changed in place; a layer that is at least so sparse already stays as it is.
-        sparsity: share of the dense weights to drop a layer, in [0, 1).
+        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1).
         optimizer: its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
             surviving values. The Parameter objects stay, so its parameter groups stay valid.
     """
@@ -129,15 +134,19 @@ def shrink(model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer |
 
 def shrink_layer(layer: SparseConv, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
     """:func:`shrink` for one layer."""
-    values = layer.values
-    keep = kept(math.prod(layer.weight_shape), sparsity)
-    if keep >= layer.nnz:
+    values, vector = layer.values, layer.geometry.vector
+    keep = kept(math.prod(layer.geometry.unit_shape), sparsity)
+    if keep >= layer.support.shape[0]:
         return
-    survivors = largest(values.detach().abs(), keep).nonzero().flatten()
+    survivors = largest(magnitudes(values.detach().view(-1, vector)), keep).nonzero().flatten()
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor.view(-1, vector)[survivors].flatten()
+
     grad, state = values.grad, optimizer.state.get(values, {}) if optimizer is not None else {}
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.shape == values.shape:
-            state[name] = tensor[survivors]
-    layer.set_support(layer.support[survivors], values.detach()[survivors])
+            state[name] = cut(tensor)
+    layer.set_support(layer.support[survivors], cut(values.detach()))
     if grad is not None:
-        values.grad = grad[survivors]
+        values.grad = cut(grad)

@@ -1,4 +1,7 @@
-"""The plain-PyTorch twin of compressed training: dense weights times a mask. What pruning papers' code does."""
+"""The plain-PyTorch twin of compressed training: dense weights times a mask. What pruning papers' code does.
+
+A vector of V output channels is masked as one: `vector` is V, 1 for single weights.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from torch.nn.utils import parametrize
 class Mask(nn.Module):
     """weight -> weight * mask."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, vector: int) -> None:
         super().__init__()
+        self.vector = vector
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -26,21 +30,24 @@ def masks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mask]]:
             yield name, module, module.parametrizations.weight[0]
 
 
-def sparsify(model: nn.Module, sparsity: float) -> nn.Module:
-    for module in list(model.modules()):
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            parametrize.register_parametrization(module, "weight", Mask(module.weight))
+def sparsify(model: nn.Module, sparsity: float, vector: int = 1, exclude: tuple[str, ...] = ()) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in exclude:
+            parametrize.register_parametrization(module, "weight", Mask(module.weight, vector))
     shrink(model, sparsity)
     return model
 
 
 @torch.no_grad()
 def shrink(model: nn.Module, sparsity: float, optimizer: object = None) -> None:
-    """Keep the largest magnitudes among the survivors; nothing comes back."""
+    """Keep the largest norms among the survivors; nothing comes back."""
     for _, module, mask in masks(model):
         weight = module.parametrizations.weight.original
-        keep = weight.numel() - round(sparsity * weight.numel())
-        score = weight.abs().masked_fill(~mask.mask, -1).flatten()
-        chosen = torch.zeros_like(score, dtype=torch.bool)
-        chosen[score.topk(keep).indices] = True
-        mask.mask &= chosen.view_as(mask.mask)
+        dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # of the output channels
+        # one slice along that dimension for each channel of a vector
+        slices = [(weight * mask.mask).movedim(dim, 0)[i :: mask.vector] for i in range(mask.vector)]
+        score = sum(part.square() for part in slices)
+        keep = score.numel() - round(sparsity * score.numel())
+        chosen = torch.zeros_like(score, dtype=torch.bool).flatten()
+        chosen[score.flatten().topk(keep).indices] = True
+        mask.mask &= chosen.view_as(score).repeat_interleave(mask.vector, 0).movedim(0, dim)

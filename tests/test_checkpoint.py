@@ -1,5 +1,6 @@
 """Compressed files: lossless round trips, sizes, and files that must be refused without touching the model."""
 
+import base64
 import copy
 import json
 import os
@@ -29,8 +30,8 @@ def network(seed: int) -> nn.Sequential:
     )
 
 
-def sparse_network(seed: int) -> nn.Module:
-    model = sg.sparsify(network(seed), sparsity=0.75)
+def sparse_network(seed: int, granularity: str = "element") -> nn.Module:
+    model = sg.sparsify(network(seed), sparsity=0.75, granularity=granularity)
     model[1].running_mean.normal_()
     model[1].num_batches_tracked += seed + 5
     return model
@@ -61,11 +62,12 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["into-dense", "into-sparse"])
-def test_round_trip(tmp_path, values, sparse):
+@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+def test_round_trip(tmp_path, values, sparse, granularity):
     path = tmp_path / "g.safetensors"
-    model, target = sparse_network(0), network(1)
+    model, target = sparse_network(0, granularity), network(1)
     if sparse:
-        sg.sparsify(target, sparsity=0.5)
+        sg.sparsify(target, sparsity=0.5, granularity=granularity)
     for parameter in target[0].parameters():
         parameter.requires_grad_(False)
     target[2].eval()
@@ -77,12 +79,38 @@ def test_round_trip(tmp_path, values, sparse):
     for _, layer in sg.sparse_layers(model):  # the rounding that was asked for, none for float32
         layer.values.data = layer.values.data.to(getattr(torch, values)).float()
     assert_same_state(target, model)
+    assert [layer.granularity for _, layer in sg.sparse_layers(target)] == [granularity] * 2
     assert [p.requires_grad for p in target[0].parameters()] == [False]
     assert [m.training for m in target] == [True, True, False, True]
     kept = {name for name, parameter in target.named_parameters() if before.get(name) == id(parameter)}
     assert kept >= set(before) - {"0.weight", "2.weight"}
     example = torch.randn(1, 4, 5, 5)
     assert torch.equal(target.eval()(example), model.eval()(example))
+
+
+# nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)) with the weights -54 to 53, pruned to 90 %, saved as float16 by the
+# first release. A file of single weights is to stay readable, and to be written, as it was.
+FIRST_RELEASE = """
+aAIAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJzcGFyc2VnYW4iOiJ7XCJmb3JtYXRcIjpcInNwYXJzZWdhblwiLFwibGF5ZXJzXCI6e1wiMFwiOntcImJpYX
+NcIjpmYWxzZSxcImRpbGF0aW9uXCI6WzEsMV0sXCJkdHlwZVwiOlwiZmxvYXQxNlwiLFwiZ3JhbnVsYXJpdHlcIjpcImVsZW1lbnRcIixcImdyb3Vwc1wi
+OjEsXCJpbl9jaGFubmVsc1wiOjMsXCJrZXJuZWxfc2l6ZVwiOlszLDNdLFwibm56XCI6MTEsXCJvdXRfY2hhbm5lbHNcIjo0LFwib3V0cHV0X3BhZGRpbm
+dcIjpbMCwwXSxcInBhZGRpbmdcIjpbMCwwXSxcInBhZGRpbmdfbW9kZVwiOlwiemVyb3NcIixcInN0cmlkZVwiOlsxLDFdLFwidHJhbnNwb3NlZFwiOmZh
+bHNlLFwid2VpZ2h0X3NoYXBlXCI6WzQsMywzLDNdfX0sXCJzaGEyNTZcIjpcIjg0MTcxZTZiYjQ1ZmZiODk4MzFkMzJiMmIyMzQyMmU5ZmNkMjFlMTM3MG
+Y3OGNjZmFlOWI1ZDM4N2QwZWQzZmFcIixcInRpZXNcIjp7fSxcInZlcnNpb25cIjoxfSJ9LCIwLnZhbHVlcyI6eyJkdHlwZSI6IkYxNiIsInNoYXBlIjpb
+MTFdLCJkYXRhX29mZnNldHMiOlswLDIyXX0sIjAuc3VwcG9ydCI6eyJkdHlwZSI6IlU4Iiwic2hhcGUiOls4XSwiZGF0YV9vZmZzZXRzIjpbMjIsMzBdfX
+0gICAgwNKg0oDSYNJA0iDSIFJAUmBSgFKgUgMAAAD/LwAA
+"""
+
+
+def test_files_of_the_first_release(tmp_path):
+    path = tmp_path / "g"
+    path.write_bytes(base64.b64decode(FIRST_RELEASE))
+    weight = torch.arange(-54.0, 54.0).view(4, 3, 3, 3)
+    for model in (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)), nn.Sequential(sg.SparseConv2d(3, 4, 3, bias=False))):
+        sg.load(model, path)
+        assert torch.equal(model[0].dense_weight(), weight * (weight.abs() >= 49))
+    sg.save(model, tmp_path / "again", values="float16")
+    assert checkpoint._File(tmp_path / "again").meta == checkpoint._File(path).meta  # a hash over everything is in it
 
 
 def test_same_model_same_bytes(tmp_path):
@@ -356,6 +384,11 @@ def _count(change):
     return edit
 
 
+def _vector_across_groups(meta, tensors):
+    meta["layers"]["2"].update(granularity="vector:4", nnz=24)
+    tensors.update({"2.values": torch.ones(24), "2.support": code([0, 1, 2, 3, 4, 26], 27)})
+
+
 def _bomb(meta, tensors):
     meta["layers"]["0"].update(nnz=2**31 - 1, weight_shape=[2**10, 2**10, 2**10, 2**10])
 
@@ -391,6 +424,12 @@ HOSTILE = {
     "dtype a list": (_layer(dtype=["float32"]), "dtype is"),
     "granularity unknown": (_layer(granularity="atom"), "atom"),
     "granularity a number": (_layer(granularity=3), "3"),
+    "vector of no channel": (_layer(granularity="vector:0"), "granularity is 'vector:0'"),
+    "vector too wide": (_layer(granularity="vector:1000"), "granularity is 'vector:1000'"),
+    "vector that does not divide": (_layer(granularity="vector:4"), "6 output channels, which is no multiple of 4"),
+    "vector in elements": (_layer(granularity="vector:3"), "bad support for layer 0|the model has 'element'"),
+    "vector across groups": (_vector_across_groups, "in each of its 2 groups|for layer 2; the model has 'element'"),
+    "vectors cut": (_layer(granularity="vector:2", nnz=47), "nnz is 47, which is no multiple of 2"),
     "entry unknown": (_layer(colour="red"), "exactly the entries"),
     "entry missing": (lambda meta, tensors: meta["layers"]["0"].pop("stride"), "exactly the entries"),
     "layer is no description": (lambda meta, tensors: meta["layers"].update({"0": 7}), "exactly the entries"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import masked
+import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparsegan as sg
+from sparsegan.macs import masked_dense_bytes
 
 
 def net() -> nn.Sequential:
@@ -18,14 +21,15 @@ def net() -> nn.Sequential:
     )
 
 
-def test_macs_and_flops_agree_with_torch() -> None:
+@pytest.mark.parametrize("granularity", ["element", "vector:4"])
+def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
     dense, x = net(), torch.randn(3, 4, 16, 16)
     with FlopCounterMode(display=False) as counter:
         dense(x)
     report = sg.count_macs(dense, x)
     assert 2 * report.dense == 2 * report.executed == counter.get_total_flops()
 
-    model = sg.sparsify(net(), sparsity=0.9, exclude=("3",))
+    model = sg.sparsify(net(), sparsity=0.9, granularity=granularity, exclude=("3",))
     for _, layer in sg.sparse_layers(model):
         layer.kernel = "sparse"
     statistics = model[1].running_mean.clone()
@@ -42,17 +46,30 @@ def test_macs_and_flops_agree_with_torch() -> None:
     assert counter.get_total_flops() == 2 * (2 * report.executed - first)
 
 
-def test_training_bytes() -> None:
-    model = sg.sparsify(nn.Sequential(nn.Conv2d(16, 16, 3, bias=False)), sparsity=0.9)
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:4", 4)])
+def test_training_bytes(granularity: str, vector: int) -> None:
+    model = sg.sparsify(nn.Sequential(nn.Conv2d(16, 16, 3, bias=False)), sparsity=0.9, granularity=granularity)
     model[0].kernel = "sparse"
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(1, 16, 8, 8)).sum().backward()
     optimizer.step()
     nnz = model[0].nnz
     size = sg.training_bytes(model, optimizer)
-    assert (size["parameters"], size["gradients"], size["support"]) == (4 * nnz, 4 * nnz, 4 * nnz)
+    assert nnz == 2304 // vector * vector - round(0.9 * 2304 / vector) * vector
+    assert (size["parameters"], size["gradients"], size["support"]) == (4 * nnz, 4 * nnz, 4 * nnz // vector)
     assert size["optimizer"] == 8 * nnz + 4  # two moments and the step
     assert size["plans"] > 0
+
+
+def test_masked_dense_bytes_are_those_of_the_masked_twin() -> None:
+    model = sg.sparsify(net(), sparsity=0.9, exclude=("3",))
+    model[1].weight.requires_grad_(False)
+    twin = masked.sparsify(net(), 0.9, exclude=("3",))
+    twin[1].weight.requires_grad_(False)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    held = sum(p.nbytes for p in twin.parameters()) + 3 * sum(p.nbytes for p in trained)
+    held += sum(mask.mask.nbytes for _, _, mask in masked.masks(twin))
+    assert masked_dense_bytes(model) == held
 
 
 def test_profile_has_a_row_a_layer_and_tune_pins_it() -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
+from sparsegan import reference
 
 Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
 
@@ -39,17 +40,18 @@ def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
     y.backward(gy)
     expected.backward(gy)
     assert_exact(ours.grad, theirs.grad)
-    assert_exact(layer.values.grad, dense.weight.grad.flatten()[layer.support.long()])
+    assert_exact(layer.values.grad, dense.weight.grad.flatten()[layer.positions()])
     if layer.bias is not None:
         assert_exact(layer.bias.grad, dense.bias.grad)
 
 
 @st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """Any torch.nn.Conv2d or ConvTranspose2d that fits a small input, in float64, and the input."""
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor, str]:
+    """Any torch.nn.Conv2d or ConvTranspose2d that fits a small input, in float64, the input, and a granularity."""
     small = st.integers(1, 3)
     groups = draw(st.sampled_from([1, 1, 2]))
-    c_in, c_out = groups * draw(small), groups * draw(small)
+    granularity, vector = draw(st.sampled_from([("element", 1), ("vector:2", 2), ("vector:4", 4)]))
+    c_in, c_out = groups * draw(small), groups * vector * draw(small)
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
     common = {"groups": groups, "bias": draw(st.booleans()), "dtype": torch.float64}
@@ -72,22 +74,44 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         dense(x)
     except RuntimeError:  # too small for its kernel, or for a reflection: torch refuses it as well
         assume(False)
-    return dense, x
+    return dense, x, granularity
 
 
 @given(convolutions(), st.sampled_from([0.0, 0.5, 0.9]))
-def test_every_argument_of_torch(isa: str, problem: tuple[nn.Module, Tensor], sparsity: float) -> None:
-    dense, x = problem
-    assert_same_as_dense(sparse(dense, sparsity=sparsity), x)
+def test_every_argument_of_torch(isa: str, problem: tuple[nn.Module, Tensor, str], sparsity: float) -> None:
+    dense, x, granularity = problem
+    assert_same_as_dense(sparse(dense, sparsity=sparsity, granularity=granularity), x)
 
 
 @given(convolutions())
-def test_dense_path(problem: tuple[nn.Module, Tensor]) -> None:
-    dense, x = problem
-    layer = sparse(dense, sparsity=0.5)
+def test_dense_path(problem: tuple[nn.Module, Tensor, str]) -> None:
+    dense, x, granularity = problem
+    layer = sparse(dense, sparsity=0.5, granularity=granularity)
     layer.kernel = "dense"
     assert_same_as_dense(layer, x)
-    assert_same_as_dense(layer, x)  # on the kept buffer
+    with torch.no_grad():
+        for _ in range(2):  # the second time on the kept buffer
+            assert_exact(layer(x), layer.to_dense()(x))
+
+
+@given(convolutions(), st.sampled_from([0.0, 0.5, 0.9]))
+def test_what_a_layer_holds(problem: tuple[nn.Module, Tensor, str], sparsity: float) -> None:
+    dense, _, granularity = problem
+    layer = sparse(dense, sparsity=sparsity, granularity=granularity)
+    weight, mask, vector = dense.weight.detach(), layer.mask(), layer.geometry.vector
+    assert granularity.removeprefix("vector:") == ("element" if vector == 1 else str(vector))
+    assert layer.nnz == int(mask.sum()) == vector * layer.support.shape[0]
+    assert layer.sparsity == pytest.approx(1 - layer.nnz / weight.numel())
+    assert torch.equal(layer.dense_weight(), weight * mask)
+    assert torch.equal(reference.dense_weight(layer.values, layer.support, layer.geometry), weight * mask)
+    for again in (sparse(dense, mask=mask, granularity=granularity), sparse(layer.to_dense(), granularity=granularity)):
+        assert torch.equal(again.support, layer.support)
+        assert torch.equal(again.values, layer.values)
+    if vector > 1 and layer.nnz:
+        mask.view(-1)[layer.positions()[0]] = False
+        units = weight.numel() // vector
+        with pytest.raises(ValueError, match=f"mask cuts 1 of {units} vectors; .* each {vector} consecutive output"):
+            sparse(dense, mask=mask, granularity=granularity)
 
 
 def test_constructor_is_torchs_own_then_pruned() -> None:
@@ -135,8 +159,9 @@ def test_zeros_that_are_there_are_the_mask() -> None:
     torch.testing.assert_close(fresh(x), conv(x))
 
 
-def test_state_dict_round_trip_keeps_the_parameter() -> None:
-    a, b = sg.SparseConv2d(4, 6, 3, sparsity=0.9), sg.SparseConv2d(4, 6, 3, sparsity=0.2)
+@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+def test_state_dict_round_trip_keeps_the_parameter(granularity: str) -> None:
+    a, b = (sg.SparseConv2d(4, 6, 3, sparsity=sparsity, granularity=granularity) for sparsity in (0.9, 0.2))
     parameter = b.values
     b.load_state_dict(a.state_dict())
     assert b.values is parameter
@@ -150,24 +175,34 @@ def test_state_dict_round_trip_keeps_the_parameter() -> None:
     before = b.dense_weight().clone()
     with pytest.raises(RuntimeError, match="support"):
         b.load_state_dict(broken)
+    for other in ("element", "vector:2", "vector:3"):
+        if other != granularity:
+            with pytest.raises(RuntimeError, match=r"values has shape|support"):
+                b.load_state_dict(sg.SparseConv2d(4, 6, 3, sparsity=0.9, granularity=other).state_dict())
     assert torch.equal(b.dense_weight(), before)
 
 
-def test_load_a_dense_checkpoint() -> None:
-    dense = nn.Conv2d(4, 6, 3)
-    layer = sg.SparseConv2d(4, 6, 3, sparsity=0.5)
-    layer.load_state_dict(dense.state_dict())  # the random support gives way to the weight's magnitudes
-    assert torch.equal(layer.dense_weight(), sg.SparseConv2d.from_dense(dense, sparsity=0.5).dense_weight())
-    mask = torch.rand(6, 4, 3, 3) < 0.5
-    masked = sg.SparseConv2d(4, 6, 3, mask=mask)
-    masked.load_state_dict(dense.state_dict())  # a given mask stays
-    assert torch.equal(masked.dense_weight(), dense.weight * mask)
-    with pytest.raises(RuntimeError, match="the layer's dense weight is"):
-        masked.load_state_dict(nn.Conv2d(4, 6, 5).state_dict())
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:3", 3)])
+def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
+    for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
+        dense = theirs(6, 6, 3)
+        layer = cls(6, 6, 3, sparsity=0.5, granularity=granularity)
+        layer.load_state_dict(dense.state_dict())  # the random support gives way to the weight's magnitudes
+        expected = cls.from_dense(dense, sparsity=0.5, granularity=granularity)
+        assert torch.equal(layer.dense_weight(), expected.dense_weight())
+        axis = 1 if layer.transposed else 0
+        mask = torch.rand(*(6 // vector if d == axis else n for d, n in enumerate((6, 6, 3, 3)))) < 0.5
+        mask = mask.repeat_interleave(vector, axis)
+        masked = cls(6, 6, 3, mask=mask, granularity=granularity)
+        masked.load_state_dict(dense.state_dict())  # a given mask stays
+        assert torch.equal(masked.dense_weight(), dense.weight * mask)
+        with pytest.raises(RuntimeError, match="the layer's dense weight is"):
+            masked.load_state_dict(theirs(6, 6, 5).state_dict())
 
 
-def test_copies_casts_pickles_and_hooks() -> None:
-    layer = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, sparsity=0.8)
+@pytest.mark.parametrize("granularity", ["element", "vector:3"])
+def test_copies_casts_pickles_and_hooks(granularity: str) -> None:
+    layer = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, sparsity=0.8, granularity=granularity)
     x = torch.randn(2, 4, 5, 5)
     y = layer(x)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -176,7 +211,7 @@ def test_copies_casts_pickles_and_hooks() -> None:
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    other = sg.SparseConvTranspose2d(4, 6, 4, 2, 1)
+    other = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, granularity=granularity)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(x), y)
     half = copy.deepcopy(layer).to(torch.bfloat16)
@@ -205,7 +240,7 @@ def generator() -> nn.Module:
         sg.SparseConvTranspose2d(10, 8, 4, sparsity=0.8),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=0.8),
+        sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=0.8, granularity="vector:4"),
         sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3),
     )
 
@@ -266,18 +301,32 @@ def test_evaluation_before_training() -> None:
         layer(x.requires_grad_()).sum().backward()
 
 
+def test_a_forward_alone_makes_no_plan_for_the_gradient() -> None:
+    for layer in (sparse(nn.Conv2d(4, 6, 3)), sparse(nn.ConvTranspose2d(4, 6, 3))):
+        x = torch.randn(1, 4, 6, 6, requires_grad=True)
+        with torch.no_grad():
+            layer(x)
+        layer(x.detach()).sum().backward()
+        forward = layer.plan_bytes()
+        assert len(layer._plans) == 1
+        layer(x).sum().backward()
+        assert len(layer._plans) == 2
+        assert layer.plan_bytes() > forward > 0
+
+
 def test_double_backward_through_a_layer() -> None:
     """A gradient penalty: the norm of a gradient is trained, as a WGAN's critic does."""
-    dense = nn.Conv2d(3, 5, 3, stride=2, padding=1, dtype=torch.float64)
-    layer = sparse(dense)
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    grads = []
-    for module in (layer, layer.to_dense()):
-        given = x.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(module(given).tanh().sum(), given, create_graph=True)
-        (slope.square().sum((1, 2, 3)).sqrt() - 1).square().mean().backward()
-        grads.append(next(module.parameters()).grad)
-    assert_exact(grads[0], grads[1].flatten()[layer.support.long()])
+    for mode, granularity in (("zeros", "element"), ("reflect", "vector:2")):
+        dense = nn.Conv2d(3, 6, 3, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
+        layer = sparse(dense, sparsity=0.7, granularity=granularity)
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        grads = []
+        for module in (layer, layer.to_dense()):
+            given = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(module(given).tanh().sum(), given, create_graph=True)
+            (slope.square().sum((1, 2, 3)).sqrt() - 1).square().mean().backward()
+            grads.append(next(module.parameters()).grad)
+        assert_exact(grads[0], grads[1].flatten()[layer.positions()])
 
 
 @pytest.mark.parametrize(
@@ -296,6 +345,20 @@ def test_bad_input(x: Tensor, error: type[Exception], words: str) -> None:
         layer(x)
 
 
+@pytest.mark.parametrize(("mode", "least"), [("reflect", 4), ("circular", 3), ("replicate", 1)])
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_images_too_small_for_their_padding_mode(mode: str, least: int, kernel: str) -> None:
+    dense = nn.Conv2d(2, 4, (1, 3), padding=(0, 3), padding_mode=mode, dtype=torch.float64)
+    layer = sparse(dense, sparsity=0.5)
+    layer.kernel = kernel
+    assert_same_as_dense(layer, torch.randn(1, 2, 5, least, dtype=torch.float64))
+    x = torch.randn(1, 2, 5, least - 1, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        dense(x)
+    with pytest.raises(ValueError, match=f"'{mode}' with a padding of 3 needs at least {least} along dimension 3"):
+        layer(x)
+
+
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [
@@ -303,6 +366,7 @@ def test_bad_input(x: Tensor, error: type[Exception], words: str) -> None:
         ({"sparsity": -0.1}, ValueError, "sparsity is -0.1"),
         ({"sparsity": float("nan")}, ValueError, "sparsity is nan"),
         ({"granularity": "row"}, ValueError, "granularity is 'row'; accepted: 'element'"),
+        ({"granularity": "vector:4"}, ValueError, "the layer has 6 output channels, which is no multiple of 4"),
         ({"mask": torch.ones(6, 4, 3, dtype=torch.bool)}, ValueError, "it must have the weight's shape"),
         ({"mask": torch.ones(6, 4, 3, 3)}, TypeError, "dtype torch.bool"),
         ({"mask": torch.ones(6, 4, 3, 3, dtype=torch.bool), "sparsity": 0.5}, ValueError, "both given"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import masked
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
-from sparsegan.granularity import magnitude_mask
+from sparsegan.granularity import check_granularity, magnitude_mask
 
 
 def model() -> nn.Sequential:
@@ -54,6 +55,10 @@ def test_refusals_leave_the_model_alone() -> None:
         ({"sparsity": 2}, "sparsity is 2"),
         ({"sparsity": 0.5, "granularity": "x"}, "granularity is 'x'"),
         ({"sparsity": 0.5, "exclude": ("nothing*",)}, "nothing"),
+        (
+            {"sparsity": 0.5, "granularity": "vector:4"},
+            r"3: granularity is 'vector:4' and the layer has 3 output.*excl",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             sg.sparsify(net, **how)
@@ -61,8 +66,11 @@ def test_refusals_leave_the_model_alone() -> None:
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="share one weight"):
         sg.sparsify(tied, 0.5)
-    assert not list(sg.sparse_layers(net))
-    assert not list(sg.sparse_layers(tied))
+    grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1, groups=4))
+    with pytest.raises(ValueError, match=r"1: .* 2 output channels in each of its 4 groups, .* no multiple of 4"):
+        sg.sparsify(grouped, 0.5, "vector:4")
+    for untouched in (net, tied, grouped):
+        assert not list(sg.sparse_layers(untouched))
 
 
 class Padded(nn.Conv2d):
@@ -81,12 +89,41 @@ def test_a_layer_with_a_forward_of_its_own_stays_dense_and_is_named() -> None:
 
 def test_magnitude_ties_are_broken_by_position() -> None:
     assert magnitude_mask(torch.tensor([1.0, -1.0, 1.0, 0.5, 2.0]), 0.4).tolist() == [True, True, False, False, True]
+    vectors = torch.tensor([[3.0, 1.0], [4.0, 1.0], [-5.0, 0.0], [0.0, 7.0]])  # norms [[5, 1.41], [5, 7]]
+    for weight, transposed in ((vectors, False), (vectors.T, True)):
+        mask = magnitude_mask(weight, 0.5, "vector:2", transposed)
+        assert (mask.T if transposed else mask).tolist() == [[True, False], [True, False], [False, True], [False, True]]
 
 
+@pytest.mark.parametrize("granularity", ["vector", "vector:1", "vector:65", "vector:04", "vector:4 ", "Element", "", 4])
+def test_granularities_that_are_none(granularity: object) -> None:
+    with pytest.raises(ValueError, match="accepted: 'element', and 'vector:V' with V from 2 to 64"):
+        check_granularity(granularity)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:2", 2), ("vector:4", 4)])
+def test_pruning_step_by_step_follows_the_masked_dense_twin(granularity: str, vector: int) -> None:
+    """The same masks, and each layer's own granularity."""
+    nets = [nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.ConvTranspose2d(8, 8, 4, 2, groups=2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours, theirs = sg.sparsify(nets[0], 0.3, granularity), masked.sparsify(nets[1], 0.3, vector)
+    for sparsity in (0.3, 0.55, 0.9):
+        sg.sparsify(ours, sparsity, "vector:64")  # of layers that are yet to be sparse: there are none
+        masked.shrink(theirs, sparsity)
+        for name, module, mask in masked.masks(theirs):
+            layer = ours.get_submodule(name)
+            assert layer.granularity == granularity
+            assert torch.equal(layer.mask(), mask.mask)
+            assert torch.equal(layer.dense_weight(), module.weight)
+            assert layer.nnz == int(mask.mask.sum()) == vector * layer.support.shape[0]
+
+
+@pytest.mark.parametrize("granularity", ["element", "vector:4"])
 @pytest.mark.parametrize("make", [torch.optim.Adam, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
-def test_shrinking_carries_the_optimizer_state(make: object) -> None:
+def test_shrinking_carries_the_optimizer_state(make: object, granularity: str) -> None:
     """What survives has the moments it had: the same as a masked-dense layer's, position by position."""
-    layer = sg.SparseConv2d(4, 8, 3, sparsity=0.5)
+    layer = sg.SparseConv2d(4, 8, 3, sparsity=0.5, granularity=granularity)
+    vector = layer.geometry.vector
     optimizer = make(layer.parameters())  # type: ignore[operator]
     x = torch.randn(2, 4, 6, 6)
     for _ in range(2):
@@ -99,10 +136,12 @@ def test_shrinking_carries_the_optimizer_state(make: object) -> None:
     grad, support = parameter.grad.clone(), layer.support.clone()
     sg.shrink(layer, 0.8, optimizer)
     assert layer.values is parameter
-    assert layer.nnz == 288 - round(0.8 * 288)
+    assert layer.nnz == 288 - round(0.8 * 288 / vector) * vector
     stayed = torch.isin(support, layer.support)
+    norms = values.view(-1, vector).norm(dim=1)
+    assert norms[stayed].min() >= norms[~stayed].max()
+    stayed = stayed.repeat_interleave(vector)
     assert int(stayed.sum()) == layer.nnz
-    assert values[stayed].abs().min() >= values[~stayed].abs().max()
     assert torch.equal(layer.values, values[stayed])
     assert torch.equal(parameter.grad, grad[stayed])
     assert state

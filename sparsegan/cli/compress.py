@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="data set (default: mnist)")
     parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
-    parser.add_argument("--granularity", default="element", help="what is dropped as one (default: element)")
+    parser.add_argument(
+        "--granularity",
+        default="element",
+        help="what is dropped as one: element, or vector:V for V output channels (default: element)",
+    )
     parser.add_argument(
         "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
     )

@@ -37,7 +37,7 @@ class Result:
 class Compressor:
     """Compress a copy of `generator`; the networks handed in stay as they are.
 
-    Every step: prune to the schedule's sparsity (a layer's smallest weights go, none comes back); make fakes; let the
+    Every step: prune to the schedule's sparsity (a layer's smallest units go, none comes back); make fakes; let the
     discriminator's copy take a step of its ordinary loss on them; let the generator take a step of `loss`.
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
@@ -112,7 +112,6 @@ class Compressor:
             "seed": seed,
             **(config or {}),
         }
-        self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
         sparse = sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
         student = sparse.requires_grad_(True).train()
         if stored_statistics:
@@ -132,6 +131,8 @@ class Compressor:
             _feature_layers(judge, feature_layers) if loss.matches_features else [],
             decay,
         )
+        # Last: a refused argument leaves no folder behind.
+        self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
 
     def fit(self, loader: Iterable[Any]) -> Result:
         """Run the schedule over `loader`'s batches (endlessly repeated) and return the compressed generator.
