@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsegan.benchmark.cases import TARGET_SHARE
+from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,24 +54,134 @@ def checkpoint(report: Report) -> str:
     return markdown(head, rows, measured(report["command"], f"torch {report['torch']}"))
 
 
-def bench_layers(report: Report) -> str:
-    """Single layers against the best dense engine."""
+def _bench(report: Report) -> str:
+    """How figures of `sparsegan bench` came to be."""
+    if not report["complete"]:
+        raise SystemExit(f"a result file is of an interrupted run; go on with it: {report['command']}")
+    peak = f"FMA peak of a core {report['fma_peak_gflops_a_core']:.0f} GFLOP/s"
+    return measured(report["command"], report["machine"], report["isa"], peak, f"torch {report['torch']}")
+
+
+def _ms(median: float, quartiles: list[float]) -> str:
+    """A time and its spread: half the distance of the quartiles, as a share of the median."""
+    return f"{median:.2f} ± {(quartiles[1] - quartiles[0]) / 2 / median:.0%}"
+
+
+def _target(isa: str) -> str:
+    """Head of the column of targets: they are set for AVX-512."""
+    share = TARGET_SHARE.get(isa)
+    return "target" if share in (None, 1) else f"target ({share:g} of the AVX-512 one)"
+
+
+def _holds(row: Report) -> str:
+    return {True: "yes", False: "no", None: "-"}[row["holds"]]
+
+
+def _ratio(row: Report) -> str:
+    return f"{row['ratio']:.1f}x" + ("" if row["kernel"] == "sparse" else " (runs dense)")
+
+
+def _how_many(rows: list[Report]) -> str:
+    asked = [row["holds"] for row in rows if row["holds"] is not None]
+    return f"Targets: {sum(asked)} of {len(asked)} hold. " if asked else ""
+
+
+def against_dense(report: Report) -> str:
+    """Layers against the best dense engine: a row each."""
     rows = [
         [
             row["layer"],
-            f"{row['sparsity']:.0%}",
+            f"{row['sparsity']:.0%}" + ("" if row["granularity"] == "element" else f" {row['granularity']}"),
             str(row["threads"]),
-            f"{row['dense_ms'][row['best_dense']]:.2f} ({row['best_dense']})",
-            f"{row['sparse_ms']:.2f}",
-            f"{row['ratio']:.1f}x" + ("" if row["kernel"] == "sparse" else " (runs dense)"),
-            f"{row['gflops']:.0f}",
+            f"{_ms(row['dense_ms'][row['best_dense']], row['best_dense_quartiles_ms'])} ({row['best_dense']})",
+            _ms(row["sparse_ms"], row["sparse_quartiles_ms"]),
+            _ratio(row),
+            "-" if row["target"] is None else f"{row['target']:.2f}x",
+            _holds(row),
+            f"{row['gflops']:.0f} ({row['peak_share']:.0%})",
         ]
         for row in report["rows"]
     ]
-    head = ["layer", "sparsity", "threads", "best dense, ms", "sparse, ms", "faster", "GFLOP/s on kept weights"]
-    peak = f"FMA peak of a core {report['fma_peak_gflops_a_core']:.0f} GFLOP/s"
-    facts = (report["machine"], report["isa"], peak, f"torch {report['torch']}")
-    return markdown(head, rows, measured(report["command"], *facts))
+    head = ["layer", "sparsity", "threads", "best dense, ms", "sparse, ms", "faster", _target(report["isa"]), "holds"]
+    head.append("GFLOP/s on kept weights (of peak)")
+    return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
+
+
+def _across(report: Report, column: str, show: Callable[[Any], str]) -> str:
+    """Ratios: layers down, the values of one field across; beside a ratio that is short of its target, the target."""
+    columns = list(dict.fromkeys(row[column] for row in report["rows"]))
+    lines: dict[tuple[str, int], dict[Any, str]] = {}
+    for row in report["rows"]:
+        short = f", asked {row['target']:.2f}x" if row["holds"] is False else ""
+        lines.setdefault((row["layer"], row["threads"]), {})[row[column]] = _ratio(row) + short
+    rows = [
+        [layer, str(threads), *(cells.get(value, "-") for value in columns)]
+        for (layer, threads), cells in lines.items()
+    ]
+    head = ["layer", "threads", *map(show, columns)]
+    return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
+
+
+def sparsity(report: Report) -> str:
+    """The plot, and the ratios at every sparsity."""
+    if not (ROOT / "docs" / "speedup.svg").exists():
+        raise SystemExit("docs/speedup.svg is not drawn: run python benchmarks/plot_sparsity.py")
+    picture = "![Speed-up over the best dense engine against sparsity](docs/speedup.svg)"
+    return f"{picture}\n\n{_across(report, 'sparsity', '{:.0%}'.format)}"
+
+
+def vectors(report: Report) -> str:
+    """Ratios of vectors of output channels."""
+    return _across(report, "granularity", str)
+
+
+def training(report: Report) -> str:
+    """Forward and backward of layers; then memory and new masks of whole models."""
+
+    def asked(row: Report, at_most: str) -> str:
+        return "" if row["target"] is None else f" (asked: {at_most}; holds: {_holds(row)})"
+
+    def megabytes(size: int) -> str:
+        return f"{size / 1e6:.1f} MB"
+
+    lines = []
+    for row in report["memory"]:
+        held = sum(row[part] for part in ("parameters", "gradients", "optimizer", "support", "plans"))
+        lines.append(
+            f"- Memory of {row['model']} at {row['sparsity']:.0%}: {megabytes(held)}, {row['ratio']:.3f} of the "
+            f"{megabytes(row['masked_dense'])} of masked-dense training{asked(row, f'at most {MEMORY_TARGET}')}; of it "
+            f"support {megabytes(row['support'])}, plans {megabytes(row['plans'])}. "
+            f"Workspace: {megabytes(row['workspace'])}."
+        )
+    for row in report["new_mask"]:
+        plans, step = (_ms(row[f"{part}_ms"], row[f"{part}_quartiles_ms"]) for part in ("plans", "step"))
+        lines.append(
+            f"- A new mask for the whole CycleGAN generator at {row['sparsity']:.0%}, {row['threads']} thread(s): "
+            f"{plans} ms for all plans, against {step} ms for a training step{asked(row, 'less than a step')}."
+        )
+    return f"{against_dense(report)}\n" + "".join(f"{line}\n" for line in lines)
+
+
+def comparison(report: Report) -> str:
+    """Other ways to run sparse weights."""
+
+    def other(row: Report, way: str) -> str:
+        median = row[f"{way}_ms"]
+        if median is None:
+            return "-"
+        return f"{_ms(median, row[f'{way}_quartiles_ms'])} ({median / row['sparse_ms']:.1f}x)"
+
+    rows = [
+        [
+            row["layer"],
+            _ms(row["sparse_ms"], row["sparse_quartiles_ms"]),
+            other(row, "torch_csr"),
+            other(row, "through_memory"),
+        ]
+        for row in report["rows"]
+    ]
+    head = ["layer at 90 %, 1 thread", "sparsegan, ms", "torch.sparse CSR and unfold, ms", "through memory, ms"]
+    return markdown(head, rows, _bench(report))
 
 
 def _demo_facts(report: Report) -> str:
@@ -118,7 +230,11 @@ def equations(report: Report) -> str:
 # name in README.md -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
-    "bench_layers": ("layers", bench_layers),
+    "bench_layers": ("layers", against_dense),
+    "sparsity": ("sparsity", sparsity),
+    "vectors": ("vectors", vectors),
+    "training": ("training", training),
+    "comparison": ("comparison", comparison),
     "demo": ("demo", demo),
     "layers": ("demo", layers),
     "equations": ("equations", equations),

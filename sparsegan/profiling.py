@@ -61,7 +61,14 @@ class ProfileReport:
 def interleaved_ms(
     functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
 ) -> list[float]:
-    """Median milliseconds of each function, run in turns so that a change of the machine's clock meets all alike.
+    """Median milliseconds of each function, timed as :func:`interleaved_times` does."""
+    return [statistics.median(own) for own in interleaved_times(functions, seconds, least, rest)]
+
+
+def interleaved_times(
+    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+) -> list[list[float]]:
+    """Milliseconds of every call of each function, in turns so that a change of the machine's clock meets all alike.
 
     With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function: thread pools of
     other engines, which spin for a while after their work, have let go of the cores by then.
@@ -78,7 +85,7 @@ def interleaved_ms(
             start = time.perf_counter()
             function()
             own.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(own) for own in times]
+    return times
 
 
 def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:

@@ -1,43 +1,117 @@
-"""Time single layers against the best dense engine that is installed: torch, ONNX Runtime, OpenVINO."""
+"""Time single layers and their training against the best dense engine that is installed."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..benchmark import Results
+
+HEAD = (
+    f"{'layer':<43}{'sparsity':>9}{'units':>10}{'threads':>8}{'best dense':>21}{'dense ms':>10}{'sparse ms':>10}"
+    f"{'+-':>6}{'ratio':>7}{'target':>8}       {'GFLOP/s':>8}{'of peak':>8}"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan bench`."""
-    parser.add_argument("what", choices=["layers"], help="layers: one forward of each reference layer")
+    what = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask"
+    parser.add_argument("what", choices=["layers", "training"], help=what)
     parser.add_argument("--threads", default="1", help="thread counts, for example 1,2 (default: 1)")
     parser.add_argument("--sparsity", default="0.9", help="sparsities, for example 0.5,0.9 (default: 0.9)")
+    parser.add_argument("--granularity", default="element", help="for example element,vector:4 (default: element)")
+    parser.add_argument("--layers", default="", metavar="PARTS", help="only layers whose name has one of these parts")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a row (default: 1)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--json", type=Path, help="also write the figures here; goes on with a run that was interrupted"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a row a layer, sparsity and thread count."""
-    from ..benchmark import bench_layers
-    from ..engine import write_json
+    """Print a row a layer, sparsity, granularity and thread count."""
+    from ..benchmark import Results, jobs, time_layer, time_training
 
     threads = _numbers("--threads", arguments.threads, int, 1, 1024)
     sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
-    print(f"{'layer':<44}{'sparsity':>9}{'threads':>8}{'best dense':>22}{'dense ms':>10}{'sparse ms':>10}{'ratio':>7}")
+    if not 0 < arguments.seconds <= 3600:
+        raise ValueError(f"--seconds is {arguments.seconds}; it must be above 0 and at most 3600")
+    todo, left_out = jobs(arguments.layers, sparsities, arguments.granularity.split(","), threads)
+    measure = time_layer if arguments.what == "layers" else time_training
+    results = Results(_command(arguments), arguments.json)
+    print(HEAD)
+    for job in todo:
+        print(_line(results.row(job, partial(measure, job, arguments.seconds))), flush=True)
+    print(*left_out, sep="\n", end="\n" * bool(left_out))
+    more = _whole_models(sparsities, threads, arguments.seconds) if arguments.what == "training" else {}
+    results.finish(**more)
+    _print_facts(results, [*results.rows, *(row for rows in more.values() for row in rows)])
 
-    def row(r: dict[str, Any]) -> None:
-        note = "" if r["kernel"] == "sparse" else "  (auto: dense)"
+
+def _line(r: dict[str, Any]) -> str:
+    """A row of the table; ``+-`` is half the distance of the quartiles, as a share of the sparse time."""
+    first, third = r["sparse_quartiles_ms"]
+    spread = (third - first) / 2 / r["sparse_ms"]
+    asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
+    note = "" if r["kernel"] == "sparse" else "  (auto: dense)"
+    return (
+        f"{r['layer']:<43}{r['sparsity']:>9.0%}{r['granularity']:>10}{r['threads']:>8}{r['best_dense']:>21}"
+        f"{r['dense_ms'][r['best_dense']]:>10.2f}{r['sparse_ms']:>10.2f}{spread:>6.0%}{r['ratio']:>6.1f}x"
+        f"{asked:>8} {verdict:<5} {r['gflops']:>8.0f}{r['peak_share']:>8.0%}{note}"
+    )
+
+
+def _whole_models(sparsities: list[float], threads: list[int], seconds: float) -> dict[str, Any]:
+    """Memory and new masks of whole models, printed and returned."""
+    from ..benchmark import time_new_mask, training_memory
+
+    memory = [row for sparsity in sparsities for row in training_memory(sparsity)]
+    for row in memory:
+        parts = ("parameters", "gradients", "optimizer", "support", "plans", "workspace")
         print(
-            f"{r['layer']:<44}{r['sparsity']:>9.0%}{r['threads']:>8}{r['best_dense']:>22}"
-            f"{r['dense_ms'][r['best_dense']]:>10.2f}{r['sparse_ms']:>10.2f}{r['ratio']:>6.1f}x{note}",
-            flush=True,
+            f"training memory, {row['model']}, {row['sparsity']:.0%}: {row['ratio']:.3f} of masked-dense training's "
+            f"{row['masked_dense'] / 1e6:.1f} MB{_asked(row, '.2f')}; "
+            + ", ".join(f"{part} {row[part] / 1e6:.1f}" for part in parts)
+            + " MB"
         )
+    masks = [time_new_mask(sparsity, count, seconds) for count in threads for sparsity in sparsities]
+    for row in masks:
+        print(
+            f"new mask, CycleGAN generator, {row['sparsity']:.0%}, {row['threads']} thread(s): "
+            f"plans {row['plans_ms']:.1f} ms, a training step {row['step_ms']:.1f} ms: "
+            f"{row['ratio']:.3f}{_asked(row, '.0f')}"
+        )
+    return {"memory": memory, "new_mask": masks}
 
-    report = bench_layers(sparsities, threads, arguments.seconds, row)
-    print(f"{report['machine']}, {report['isa']}, FMA peak {report['fma_peak_gflops_a_core']:.0f} GFLOP/s a core")
+
+def _asked(row: dict[str, Any], digits: str) -> str:
+    if row["target"] is None:
+        return ""
+    return f" (at most {row['target']:{digits}}: {'holds' if row['holds'] else 'short'})"
+
+
+def _print_facts(results: Results, rows: list[dict[str, Any]]) -> None:
+    head = results.head
+    print(f"{head['machine']}, {head['isa']}, FMA peak {head['fma_peak_gflops_a_core']:.0f} GFLOP/s a core")
+    asked = [row["holds"] for row in rows if row["holds"] is not None]
+    print(f"targets: {sum(asked)} of {len(asked)} hold")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line that repeats this run; what is left at its default is left out."""
+    parts = ["sparsegan", "bench", arguments.what, "--threads", arguments.threads, "--sparsity", arguments.sparsity]
+    if arguments.granularity != "element":
+        parts += ["--granularity", arguments.granularity]
+    if arguments.layers:
+        parts += ["--layers", arguments.layers]
+    if arguments.seconds != 1:
+        parts += ["--seconds", f"{arguments.seconds:g}"]
     if arguments.json:
-        command = f"sparsegan bench layers --threads {arguments.threads} --sparsity {arguments.sparsity}"
-        write_json(arguments.json, {"command": f"{command} --json {arguments.json}", **report})
+        parts += ["--json", str(arguments.json)]
+    return shlex.join(parts)
 
 
 def _numbers(name: str, text: str, kind: Any, least: float, most: float) -> list[Any]:

@@ -1,0 +1,76 @@
+"""Rows of one run and the file they go to. A run that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _native
+from ..engine import write_json
+from ..info import cpu_name
+from .cases import Job
+
+Row = dict[str, Any]
+
+
+def facts() -> dict[str, Any]:
+    """What figures depend on: machine, instruction set, torch, and the build of the kernels."""
+    build = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()[:16]
+    return {"machine": cpu_name(), "isa": _native.isa(), "torch": torch.__version__, "build": build}
+
+
+class Results:
+    """The report of one command: facts, and a row a job.
+
+    With a ``path`` the report is written after every row, whole, and says whether it is ``complete``. Rows of an
+    incomplete report at ``path`` are kept when the same command left them, with the same facts; a complete one is taken
+    anew.
+    """
+
+    def __init__(self, command: str, path: Path | None = None) -> None:
+        self.path = path
+        self.head = {"command": command, **facts(), "fma_peak_gflops_a_core": _native.fma_gflops()}
+        self.rows: list[Row] = []
+        self._kept = self._unfinished()
+
+    def _unfinished(self) -> list[Row]:
+        """Rows that an interrupted run of the same command left."""
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            report = json.loads(self.path.read_text(encoding="utf-8"))
+            same = all(report[name] == self.head[name] for name in ("command", "machine", "isa", "torch", "build"))
+            return list(report["rows"]) if same and not report["complete"] else []
+        except (ValueError, KeyError, TypeError):  # not a report of this kind: it is replaced
+            return []
+
+    def row(self, job: Job, measure: Callable[[], Row]) -> Row:
+        """The job's row: the one kept, or the job's name, what ``measure`` returns and its share of the cores' peak."""
+        name = job.name
+        kept = [row for row in self._kept if all(row[key] == value for key, value in name.items())]
+        if kept:
+            row = kept[0]
+        else:
+            row = {**name, **measure()}
+            row["peak_share"] = row["gflops"] / (self.head["fma_peak_gflops_a_core"] * job.threads)
+        self.rows.append(row)
+        self._write(complete=False)
+        return row
+
+    def finish(self, **more: Any) -> None:
+        """The report is complete, with ``more`` beside its rows."""
+        self._write(complete=True, **more)
+
+    def _write(self, complete: bool, **more: Any) -> None:
+        if self.path is not None:
+            write_json(self.path, {**self.head, "complete": complete, "rows": self.rows, **more})
+
+
+def verdict(ratio: float, asked: float | None) -> Row:
+    """What was asked of a ratio, and whether it holds; ``None`` where nothing was."""
+    return {"target": asked, "holds": None if asked is None else ratio >= asked}

@@ -1,0 +1,141 @@
+"""What `sparsegan bench` measures and asks, on layers so small that it takes no time."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparsegan.benchmark
+from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, jobs, target, training
+from sparsegan.benchmark.training import CycleGanGenerator
+from sparsegan.cli import main
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SMALL = (
+    LayerCase(16, 8, 3, 1, 1, 6, 2, target=2),
+    LayerCase(16, 8, 4, 2, 1, 4, 1, target=2, transposed=True),
+    LayerCase(8, 3, 3, 1, 1, 6, 1, target=2),
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers and a generator that run in no time."""
+    for module in (sparsegan.benchmark.cases, training):
+        monkeypatch.setattr(module, "LAYERS", SMALL)
+    for name in ("training_memory", "time_new_mask"):
+        monkeypatch.setattr(sparsegan.benchmark, name, partial(getattr(training, name), width=2))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize(
+    ("layer", "sparsity", "granularity", "expected"),
+    [
+        ("256->256 3x3 @32x32 batch 16", 0.9, "element", 7),
+        ("64->64 3x3 @96x96 batch 1", 0.9, "element", 5.5),
+        ("64->64 3x3 @96x96 batch 1", 0.75, "element", 2.2),
+        ("3->64 7x7 @256x256 batch 1", 0.5, "element", 1),
+        ("256->128 transposed 3x3 s2 @64x64 batch 1", 0.95, "element", 9),
+        ("512->256 transposed 4x4 s2 @4x4 batch 64", 0.95, "element", None),
+        ("256->256 3x3 @64x64 batch 1", 0.9, "vector:8", 8),
+        ("256->256 3x3 @64x64 batch 1", 0.75, "vector:8", None),
+        ("64->64 3x3 @96x96 batch 1", 0.9, "vector:8", None),
+        ("256->256 3x3 @64x64 batch 1", 0.99, "element", None),
+    ],
+)
+def test_targets(layer: str, sparsity: float, granularity: str, expected: float | None) -> None:
+    (case,) = [case for case in LAYERS if str(case) == layer]
+    job = Job(case, sparsity, granularity, 2)
+    assert target(job, "avx512") == expected
+    assert target(job, "avx2") == (None if expected is None else pytest.approx(0.55 * expected))
+    assert target(job, "scalar") is None
+    wide = case.c_in == 256 and case.batch == 16
+    of_training = (4 if wide else 2.5) if sparsity == 0.9 and granularity == "element" else None
+    assert target(job, "avx512", training=True) == of_training
+
+
+@pytest.mark.usefixtures("small")
+def test_what_the_readme_and_the_plot_show_is_in_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import readme
+
+    forward, both = tmp_path / "layers.json", tmp_path / "training.json"
+    quick = ["--seconds", "0.001", "--threads", "1"]
+    assert main(["bench", "layers", *quick, "--sparsity", "0.5,0.9", "--json", str(forward)]) == 0
+    assert main(["bench", "training", *quick, "--json", str(both)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"sparsegan bench layers --threads 1 --sparsity 0.5,0.9 --seconds 0.001 --json {forward}" in forward.read_text()
+    )
+    for report in (json.loads(file.read_text()) for file in (forward, both)):
+        assert report["complete"]
+        assert [row["layer"] for row in report["rows"]] == [str(case) for case in SMALL] * (len(report["rows"]) // 3)
+        for row in report["rows"]:
+            assert row["ratio"] == pytest.approx(min(row["dense_ms"].values()) / row["sparse_ms"])
+            assert 0 < row["peak_share"] < 1
+            assert row["sparse_quartiles_ms"][0] <= row["sparse_ms"] <= row["sparse_quartiles_ms"][1]
+            assert f"{row['ratio']:.1f}x" in printed
+        table = readme.against_dense(report)
+        assert table.count("\n|") == len(report["rows"]) + 1
+    assert {row["model"] for row in report["memory"]} == {"the layers above", "CycleGAN generator"}
+    assert all(0 < row["ratio"] < 1 and row["plans"] > 0 and row["workspace"] > 0 for row in report["memory"])
+    assert readme.training(report).count("\n- ") == 3
+    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # rows of both sparsities, layers down
+
+    pytest.importorskip("matplotlib")
+    import plot_sparsity
+
+    monkeypatch.setattr(plot_sparsity, "SHOWN", tuple(map(str, SMALL)))
+    pictures = [tmp_path / "first.svg", tmp_path / "second.svg"]
+    for picture in pictures:
+        plot_sparsity.draw(json.loads(forward.read_text()), picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert pictures[0].read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_layer_that_vectors_do_not_fit_is_named() -> None:
+    todo, left_out = jobs("", [0.9], ["element", "vector:4"], [1, 2])
+    assert len(todo) == 2 * (3 + 2)
+    assert left_out == ["8->3 3x3 @6x6 batch 1: left out, its 3 output channels are no whole vectors of vector:4"]
+    with pytest.raises(ValueError, match=r"--layers is '9->9'; .*16->8 3x3 @6x6 batch 2"):
+        jobs("9->9", [0.9], ["element"], [1])
+
+
+def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    work = [Job(case, 0.9, "element", 1) for case in SMALL]
+    calls = []
+
+    def measure(job: Job) -> dict[str, Any]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(job)
+        return {"gflops": float(len(calls)), "holds": None}
+
+    def run(command: str) -> list[float]:
+        results = Results(command, file)
+        for job in work:
+            results.row(job, partial(measure, job))
+        results.finish(memory=[])
+        return [row["gflops"] for row in results.rows]
+
+    with pytest.raises(KeyboardInterrupt):
+        run("one")
+    assert not json.loads(file.read_text())["complete"]
+    calls.append(work[0])  # measure goes on
+    assert run("one") == [1, 2, 4]
+    assert run("one") == [5, 6, 7]
+    report = json.loads(file.read_text())
+    file.write_text(json.dumps({**report, "complete": False, "build": "another"}))
+    assert run("one") == [8, 9, 10]  # nothing is kept of other kernels
+
+
+def test_cyclegan_has_the_published_size() -> None:
+    generator = CycleGanGenerator()
+    assert sum(p.numel() for p in generator.parameters()) == 11_378_179
