@@ -66,15 +66,17 @@ def test_what_the_readme_and_the_plot_show_is_in_the_files(
 
     forward, both = tmp_path / "layers.json", tmp_path / "training.json"
     quick = ["--seconds", "0.001", "--threads", "1"]
-    assert main(["bench", "layers", *quick, "--sparsity", "0.5,0.9", "--json", str(forward)]) == 0
+    assert main(["bench", "layers", *quick, "--granularity", "element,vector:4", "--json", str(forward)]) == 0
     assert main(["bench", "training", *quick, "--json", str(both)]) == 0
     printed = capsys.readouterr().out
-    assert (
-        f"sparsegan bench layers --threads 1 --sparsity 0.5,0.9 --seconds 0.001 --json {forward}" in forward.read_text()
-    )
-    for report in (json.loads(file.read_text()) for file in (forward, both)):
+    command = "sparsegan bench layers --threads 1 --sparsity 0.9 --granularity element,vector:4 --seconds 0.001 --json"
+    assert f"{command} {forward}" in forward.read_text()
+    names = [str(case) for case in SMALL]
+    assert f"{names[2]}: left out, its 3 output channels are no whole vectors of vector:4" in printed
+    for file, layers in ((forward, [*names, *names[:2]]), (both, names)):
+        report = json.loads(file.read_text())
         assert report["complete"]
-        assert [row["layer"] for row in report["rows"]] == [str(case) for case in SMALL] * (len(report["rows"]) // 3)
+        assert [row["layer"] for row in report["rows"]] == layers
         for row in report["rows"]:
             assert row["ratio"] == pytest.approx(min(row["dense_ms"].values()) / row["sparse_ms"])
             assert 0 < row["peak_share"] < 1
@@ -85,15 +87,17 @@ def test_what_the_readme_and_the_plot_show_is_in_the_files(
     assert {row["model"] for row in report["memory"]} == {"the layers above", "CycleGAN generator"}
     assert all(0 < row["ratio"] < 1 and row["plans"] > 0 and row["workspace"] > 0 for row in report["memory"])
     assert readme.training(report).count("\n- ") == 3
-    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # rows of both sparsities, layers down
+    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # layers down, granularities across
 
     pytest.importorskip("matplotlib")
     import plot_sparsity
 
     monkeypatch.setattr(plot_sparsity, "SHOWN", tuple(map(str, SMALL)))
+    report = json.loads(forward.read_text())
+    report["rows"] += [{**row, "sparsity": 0.5} for row in report["rows"]]
     pictures = [tmp_path / "first.svg", tmp_path / "second.svg"]
     for picture in pictures:
-        plot_sparsity.draw(json.loads(forward.read_text()), picture)
+        plot_sparsity.draw(report, picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].read_bytes().startswith(b"<?xml")
 
