@@ -149,7 +149,7 @@ class SparseConv(nn.Module):
             self.groups,
             self.kernel_size,
             self.stride,
-            self._padding_before(),
+            self._padding_before() if self.padding_mode == "zeros" else (0, 0),
             self.dilation,
             coarse_vector=1 if self.adjoint else vector,
             fine_vector=vector if self.adjoint else 1,
@@ -339,6 +339,7 @@ class SparseConv(nn.Module):
             self.adjoint,
             [self.out_channels, *y_size],
             self.padding_mode,
+            (0, 0) if self.padding_mode == "zeros" else self._padding_before(),
         )
 
     def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
@@ -497,9 +498,8 @@ class SparseConv2d(SparseConv):
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         size = []
-        for axis in (0, 1):
+        for axis, before in enumerate(self._padding_before()):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            before = self.geometry.padding[axis]
             after = reach - before if self.padding == "same" else before
             self._check_padding(x, axis, max(before, after))
             n = before + x.shape[2 + axis] + after

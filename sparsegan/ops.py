@@ -21,58 +21,81 @@ from . import _native  # noqa: F401  (importing it registers the ops)
 _gather = torch.ops.sparsegan.gather.default
 _wgrad = torch.ops.sparsegan.wgrad.default
 
+#: What may lie around ``x``; an op's number for each is its place.
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
 
 def gather(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
+    support: Tensor,
     plan: Tensor | None,
     adjoint_plan: Tensor | None,
     geometry: list[int],
     adjoint: bool,
     output_size: list[int],
+    padding_mode: str = "zeros",
+    pad_before: tuple[int, int] = (0, 0),
+    negative_slope: float = 1.0,
 ) -> Tensor:
-    """``y[n, o, p] = bias[o] + sum over taps (v * x[n, c, p + shift])``.
+    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``, ``f(z) = z if z > 0 else negative_slope * z``.
 
     Args:
         x: ``[N, source channels, H, W]``; float32, float64 or bfloat16 (accumulated in float32).
-        values: ``[nnz]``, dtype of ``x``.
+        values: ``[units * vector]``, unit by unit, dtype of ``x``.
         bias: ``[target channels]``, dtype of ``x``, or ``None``.
+        support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
         plan, adjoint_plan: int32, from :func:`sparsegan.plan.compile_plan`, fine to coarse and coarse to fine. The one
             that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, or is ``None`` without one.
         geometry: :meth:`sparsegan.plan.Geometry.numbers`.
         adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
         output_size: ``[target channels, H', W']``.
+        padding_mode: what lies around ``x``, one of :data:`PADDING_MODES`; ``"zeros"`` where ``adjoint``.
+        pad_before: rows and columns of it before ``x``, beyond the geometry's padding (always zeros); ``(0, 0)`` for
+            ``"zeros"``. What follows the last element is as much as ``output_size`` asks for.
+        negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
 
     Returns:
         ``[N, target channels, H', W']``, contiguous, dtype of ``x``.
 
     Raises:
         RuntimeError: shapes, dtypes, devices or the plan do not fit each other.
+        ValueError: an unknown ``padding_mode``.
     """
-    return _gather(x, values, bias, plan, adjoint_plan, geometry, adjoint, output_size)
+    mode = _padding_number(padding_mode)
+    taps = (support, plan, adjoint_plan, geometry)
+    return _gather(x, values, bias, *taps, adjoint, output_size, mode, list(pad_before), negative_slope)
 
 
 def wgrad(
     gy: Tensor,
     x: Tensor,
+    support: Tensor,
     plan: Tensor | None,
     adjoint_plan: Tensor | None,
     geometry: list[int],
     adjoint: bool,
-    nnz: int,
+    padding_mode: str = "zeros",
+    pad_before: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """``dv[t] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])`` at the kept positions only.
 
     Args:
         gy: ``[N, target channels, H', W']``.
-        x: ``[N, source channels, H, W]``, dtype of ``gy``.
-        nnz: number of kept weights. The other arguments are those of :func:`gather`.
+        x: ``[N, source channels, H, W]``, dtype of ``gy``. The other arguments are those of :func:`gather`.
 
     Returns:
-        ``[nnz]``, dtype of ``x``.
+        ``[units * vector]``, dtype of ``x``.
     """
-    return _wgrad(gy, x, plan, adjoint_plan, geometry, adjoint, nnz)
+    mode = _padding_number(padding_mode)
+    return _wgrad(gy, x, support, plan, adjoint_plan, geometry, adjoint, mode, list(pad_before))
+
+
+def _padding_number(padding_mode: str) -> int:
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode is {padding_mode!r}; accepted: {', '.join(map(repr, PADDING_MODES))}")
+    return PADDING_MODES.index(padding_mode)
 
 
 @torch.library.register_fake("sparsegan::gather")
@@ -80,11 +103,15 @@ def _(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
+    support: Tensor,
     plan: Tensor | None,
     adjoint_plan: Tensor | None,
     geometry: list[int],
     adjoint: bool,
     output_size: list[int],
+    padding_mode: int = 0,
+    pad_before: Any = (0, 0),
+    negative_slope: float = 1.0,
 ) -> Tensor:
     return torch.empty((x.shape[0], *output_size), dtype=x.dtype, device=x.device)
 
@@ -93,45 +120,86 @@ def _(
 def _(
     gy: Tensor,
     x: Tensor,
+    support: Tensor,
     plan: Tensor | None,
     adjoint_plan: Tensor | None,
     geometry: list[int],
     adjoint: bool,
-    nnz: int,
+    padding_mode: int = 0,
+    pad_before: Any = (0, 0),
 ) -> Tensor:
-    return torch.empty((nnz,), dtype=x.dtype, device=x.device)
+    return torch.empty((support.shape[0] * geometry[-1] * geometry[-2],), dtype=x.dtype, device=x.device)
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _bias, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size = inputs
-    ctx.save_for_backward(x, values, plan, adjoint_plan)
+    x, values, _bias, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size, *padding, ctx.slope = inputs
+    ctx.padding_mode, ctx.pad_before = padding
+    ctx.save_for_backward(x, values, support, plan, adjoint_plan, None if ctx.slope == 1 else output)
 
 
 def _gather_backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-    x, values, plan, adjoint_plan = ctx.saved_tensors
+    x, values, support, plan, adjoint_plan, y = ctx.saved_tensors
     gx = gv = gb = None
+    if y is not None:  # a slope is not below 0: the result has the sum's sign
+        gy = torch.where(y > 0, gy, gy * ctx.slope)
+    taps = (support, plan, adjoint_plan, ctx.geometry)
     if ctx.needs_input_grad[0]:
-        gx = gather(gy, values, None, plan, adjoint_plan, ctx.geometry, not ctx.adjoint, list(x.shape[1:]))
+        gx = _source_gradient(gy, values, taps, ctx, x.shape)
     if ctx.needs_input_grad[1]:
-        gv = wgrad(gy, x, plan, adjoint_plan, ctx.geometry, ctx.adjoint, values.shape[0])
+        gv = _wgrad(gy, x, *taps, ctx.adjoint, ctx.padding_mode, ctx.pad_before)
     if ctx.needs_input_grad[2]:
         gb = gy.sum((0, 2, 3))
-    return gx, gv, gb, None, None, None, None, None
+    return gx, gv, gb, *[None] * 9
 
 
 def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gy, x, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _nnz = inputs
-    ctx.save_for_backward(gy, x, plan, adjoint_plan)
+    gy, x, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, ctx.padding_mode, ctx.pad_before = inputs
+    ctx.save_for_backward(gy, x, support, plan, adjoint_plan)
 
 
 def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
-    gy, x, plan, adjoint_plan = ctx.saved_tensors
+    gy, x, support, plan, adjoint_plan = ctx.saved_tensors
     ggy = gx = None
+    taps = (support, plan, adjoint_plan, ctx.geometry)
     if ctx.needs_input_grad[0]:
-        ggy = gather(x, gv, None, plan, adjoint_plan, ctx.geometry, ctx.adjoint, list(gy.shape[1:]))
+        ggy = _gather(x, gv, None, *taps, ctx.adjoint, list(gy.shape[1:]), ctx.padding_mode, ctx.pad_before)
     if ctx.needs_input_grad[1]:
-        gx = gather(gy, gv, None, plan, adjoint_plan, ctx.geometry, not ctx.adjoint, list(x.shape[1:]))
-    return ggy, gx, None, None, None, None, None
+        gx = _source_gradient(gy, gv, taps, ctx, x.shape)
+    return ggy, gx, *[None] * 7
+
+
+def _source_gradient(gy: Tensor, values: Tensor, taps: tuple[Any, ...], ctx: Any, x_shape: torch.Size) -> Tensor:
+    """Gradient in ``x``: the adjoint gather, over the padded extent; what falls on padding goes to where it came from."""
+    size = list(x_shape[1:])
+    if ctx.padding_mode == 0:
+        return _gather(gy, values, None, *taps, not ctx.adjoint, size)
+    pads = []
+    for axis, before in enumerate(ctx.pad_before):
+        kernel, stride, zeros, dilation = (taps[3][at + axis] for at in (3, 5, 7, 9))
+        need = (gy.shape[2 + axis] - 1) * stride + (kernel - 1) * dilation + 1
+        pads.append((before, max(0, need - zeros - before - size[1 + axis])))
+        size[1 + axis] += sum(pads[-1])
+    gx = _gather(gy, values, None, *taps, not ctx.adjoint, size)
+    for axis, (before, after) in enumerate(pads):
+        gx = _fold_padding(gx, 2 + axis, before, after, PADDING_MODES[ctx.padding_mode])
+    return gx
+
+
+def _fold_padding(g: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:
+    """The adjoint of padding along one dimension: gradients in the padding are added to the elements it repeats."""
+    n = g.shape[dim] - before - after
+    if before == after == 0:
+        return g
+    front, inside, back = g.split([before, n, after], dim)
+    inside = inside.clone()
+    if mode == "replicate":
+        front, back = front.sum(dim, keepdim=True), back.sum(dim, keepdim=True)
+    elif mode == "reflect":
+        front, back = front.flip(dim), back.flip(dim)
+    to_front, to_back = {"replicate": (0, n - 1), "reflect": (1, n - 1 - after), "circular": (n - before, 0)}[mode]
+    inside.narrow(dim, to_front, front.shape[dim]).add_(front)
+    inside.narrow(dim, to_back, back.shape[dim]).add_(back)
+    return inside
 
 
 torch.library.register_autograd("sparsegan::gather", _gather_backward, setup_context=_gather_setup)
@@ -151,6 +219,7 @@ def _gather_flops(
     x_shape: Any,
     values_shape: Any,
     bias_shape: Any,
+    support_shape: Any,
     plan_shape: Any,
     adjoint_plan_shape: Any,
     geometry: list[int],
@@ -167,13 +236,13 @@ def _gather_flops(
 def _wgrad_flops(
     gy_shape: Any,
     x_shape: Any,
+    support_shape: Any,
     plan_shape: Any,
     adjoint_plan_shape: Any,
     geometry: list[int],
     adjoint: bool,
-    nnz: int,
     *args: Any,
     **kwargs: Any,
 ) -> int:
     coarse = x_shape[2:] if adjoint else gy_shape[2:]
-    return 2 * macs(nnz, x_shape[0], *coarse)
+    return 2 * macs(support_shape[0] * geometry[-1] * geometry[-2], x_shape[0], *coarse)

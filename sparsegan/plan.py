@@ -20,7 +20,12 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left)."""
+    """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left).
+
+    A kept unit is ``coarse_vector`` consecutive coarse channels, or ``fine_vector`` consecutive fine ones, at one kernel
+    position; at least one of the two is 1. A support lists units: sorted positions in a tensor of ``unit_shape``. Values
+    are ``[units * vector]``, unit by unit.
+    """
 
     coarse_channels: int
     fine_channels: int
@@ -29,6 +34,19 @@ class Geometry:
     stride: Pair
     padding: Pair
     dilation: Pair
+    coarse_vector: int = 1
+    fine_vector: int = 1
+
+    @property
+    def vector(self) -> int:
+        """Weights a unit."""
+        return self.coarse_vector * self.fine_vector
+
+    @property
+    def unit_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the dense weight, counted in units."""
+        coarse, fine, *kernel = self.weight_shape
+        return (coarse // self.coarse_vector, fine // self.fine_vector, kernel[0], kernel[1])
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -38,7 +56,8 @@ class Geometry:
     def numbers(self) -> list[int]:
         """The flat list that the ops take."""
         pairs = (self.kernel, self.stride, self.padding, self.dilation)
-        return [self.coarse_channels, self.fine_channels, self.groups, *(n for pair in pairs for n in pair)]
+        numbers = [n for pair in pairs for n in pair]
+        return [self.coarse_channels, self.fine_channels, self.groups, *numbers, self.coarse_vector, self.fine_vector]
 
     def for_coarse_size(self, height: int, width: int) -> Geometry:
         """The same relation with the stride that serves a coarse grid of ``height`` x ``width`` best.
@@ -77,7 +96,7 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
     """Compiles a support to the taps that an op runs.
 
     Args:
-        support: int32 ``[nnz]``, strictly increasing positions in the flattened dense weight.
+        support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``.
         geometry: of the layer.
         adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
 
@@ -91,7 +110,7 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
 
 
 def check_support(support: Tensor, size: int) -> None:
-    """Raises ``ValueError`` unless ``support`` is int32 ``[nnz]``, strictly increasing, inside ``[0, size)``."""
+    """Raises ``ValueError`` unless ``support`` is int32 ``[units]``, strictly increasing, inside ``[0, size)``."""
     if support.dtype != torch.int32 or support.dim() != 1:
         raise ValueError(
             f"support has dtype {support.dtype} and {support.dim()} dimensions; it must be torch.int32 with one"

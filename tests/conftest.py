@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -50,6 +50,12 @@ class Problem:
     fine: tuple[int, int]
     sparsity: float
     empty_filter: bool
+    padding_mode: str = "zeros"
+    pad_before: tuple[int, int] = (0, 0)
+
+    @property
+    def padding(self) -> tuple[str, tuple[int, int]]:
+        return (self.padding_mode, self.pad_before)
 
     @property
     def numbers(self) -> list[int]:
@@ -68,7 +74,7 @@ class Problem:
         return (self.images, *((g.coarse_channels, *self.coarse) if coarse else (g.fine_channels, *self.fine)))
 
     def support(self) -> Tensor:
-        keep = torch.rand(self.geometry.weight_shape) >= self.sparsity
+        keep = torch.rand(self.geometry.unit_shape) >= self.sparsity
         if self.empty_filter:
             keep[0] = False
         return keep.flatten().nonzero().flatten().int()
@@ -77,9 +83,24 @@ class Problem:
         return compile_plan(support, self.geometry), compile_plan(support, self.geometry, adjoint=True)
 
 
+SMALL = Problem(Geometry(4, 2, 2, (3, 2), (2, 1), (1, 0), (1, 2)), False, 2, (3, 3), (5, 5), 0.5, True)
+#: The two directions, vectors on either side, and a padding that repeats elements.
+SMALLS = {
+    "fine to coarse": SMALL,
+    "coarse to fine": replace(SMALL, adjoint=True),
+    "wide": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2)),
+    "deep": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2), adjoint=True),
+    "reflect": replace(
+        SMALL, geometry=replace(SMALL.geometry, padding=(0, 0)), fine=(5, 4), padding_mode="reflect", pad_before=(2, 1)
+    ),
+}
+#: Parametrises a test over them.
+small_problems = pytest.mark.parametrize("p", SMALLS.values(), ids=SMALLS)
+
+
 @st.composite
 def problems(draw: st.DrawFn, most: int = 9) -> Problem:
-    """Geometries of every kind: strides, paddings, dilations, groups, odd sizes, empty and full supports."""
+    """Geometries of every kind: strides, paddings, dilations, groups, vectors, odd sizes, empty and full supports."""
     small = st.integers(1, 3)
     pair = st.tuples(small, small)
     groups = draw(st.sampled_from([1, 1, 2, 3]))
@@ -87,7 +108,9 @@ def problems(draw: st.DrawFn, most: int = 9) -> Problem:
     stride, dilation = draw(pair), draw(pair)
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     padding = draw(st.tuples(st.integers(0, reach[0]), st.integers(0, reach[1])))
-    geometry = Geometry(groups * draw(small), groups * draw(small), groups, kernel, stride, padding, dilation)
+    vectors = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (4, 1), (1, 4), (8, 1), (1, 8)]))
+    channels = [groups * draw(small) * vector for vector in vectors]
+    geometry = Geometry(channels[0], channels[1], groups, kernel, stride, padding, dilation, *vectors)
     if draw(st.booleans()):
         fine = tuple(max(draw(st.integers(1, 3 * most)), r + 1 - 2 * p) for r, p in zip(reach, padding, strict=True))
         coarse = tuple((n + 2 * p - r - 1) // s + 1 for n, p, r, s in zip(fine, padding, reach, stride, strict=True))
@@ -97,14 +120,29 @@ def problems(draw: st.DrawFn, most: int = 9) -> Problem:
             max(1, (n - 1) * s - 2 * p + r + 1 + draw(st.integers(0, s - 1)))
             for n, s, p, r in zip(coarse, stride, padding, reach, strict=True)
         )
+    adjoint, mode, before = draw(st.booleans()), "zeros", [0, 0]
+    if not adjoint and draw(st.booleans()):  # `fine` is then what the padding makes of the input
+        mode = draw(st.sampled_from(["reflect", "replicate", "circular"]))
+        geometry = replace(geometry, padding=(0, 0))
+        padded = tuple(
+            (n - 1) * s + r + 1 + draw(st.integers(0, s - 1)) for n, s, r in zip(coarse, stride, reach, strict=True)
+        )
+        size = []
+        for axis, n in enumerate(padded):
+            most = {"reflect": (n - 1) // 3, "circular": n // 3, "replicate": (n - 1) // 2}[mode]
+            before[axis] = draw(st.integers(0, most))
+            size.append(n - before[axis] - draw(st.integers(0, most)))
+        fine = (size[0], size[1])
     return Problem(
         geometry,
-        adjoint=draw(st.booleans()),
+        adjoint=adjoint,
         images=draw(st.sampled_from([1, 2, 3, 17])),
         coarse=(coarse[0], coarse[1]),
         fine=(fine[0], fine[1]),
         sparsity=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
         empty_filter=draw(st.booleans()),
+        padding_mode=mode,
+        pad_before=(before[0], before[1]),
     )
 
 

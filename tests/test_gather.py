@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Problem, assert_close, assert_exact, problems, same
+from conftest import SMALL, Problem, assert_close, assert_exact, problems, same, small_problems
 from hypothesis import given
 from torch import Tensor
 
 from sparsegan import ops, reference
 from sparsegan.plan import Geometry
 
-SMALL = Problem(Geometry(4, 2, 2, (3, 2), (2, 1), (1, 0), (1, 2)), False, 2, (3, 3), (5, 5), 0.5, True)
 
-
-def call(p: Problem, x: Tensor, values: Tensor, bias: Tensor | None, support: Tensor) -> Tensor:
+def call(p: Problem, x: Tensor, values: Tensor, bias: Tensor | None, support: Tensor, slope: float = 1.0) -> Tensor:
     plan, adjoint_plan = p.plans(support)
-    return ops.gather(x, values, bias, plan, adjoint_plan, p.numbers, p.adjoint, list(p.y_shape[1:]))
+    taps = (support, plan, adjoint_plan, p.numbers)
+    return ops.gather(x, values, bias, *taps, p.adjoint, list(p.y_shape[1:]), *p.padding, slope)
 
 
 def twin(p: Problem, x: Tensor, values: Tensor, bias: Tensor | None, support: Tensor) -> Tensor:
-    return reference.gather(x, values, bias, support, p.geometry, p.adjoint, p.y_shape[1:])
+    return reference.gather(x, values, bias, support, p.geometry, p.adjoint, p.y_shape[1:], *p.padding)
 
 
 @given(problems())
 def test_float64(isa: str, p: Problem) -> None:
     support = p.support()
-    x, values = torch.randn(p.x_shape).double(), torch.randn(len(support)).double()
+    x, values = torch.randn(p.x_shape).double(), torch.randn(len(support) * p.geometry.vector).double()
     bias = torch.randn(p.y_shape[1]).double()
     assert_exact(call(p, x, values, bias, support), twin(p, x, values, bias, support))
 
@@ -35,7 +34,7 @@ def test_float64(isa: str, p: Problem) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision(isa: str, dtype: torch.dtype, p: Problem) -> None:
     support = p.support()
-    x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support)).to(dtype)
+    x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support) * p.geometry.vector).to(dtype)
     bias = torch.randn(p.y_shape[1]).to(dtype)
     exact, magnitude = (
         twin(p, f(x.double()), f(values.double()), f(bias.double()), support) for f in (same, torch.abs)
@@ -57,34 +56,50 @@ def test_many_blocks_and_tiles(
     coarse = (size + 2 * padding - kernel) // stride + 1
     p = Problem(g, adjoint, 2, (coarse, coarse), (size, size), 0.8, True)
     support = p.support()
-    x, values = torch.randn(p.x_shape), torch.randn(len(support))
+    x, values = torch.randn(p.x_shape), torch.randn(len(support) * p.geometry.vector)
     exact, magnitude = (twin(p, f(x.double()), f(values.double()), None, support) for f in (same, torch.abs))
     assert_close(call(p, x, values, None, support), exact, twin(p, x, values, None, support), magnitude)
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_derivatives(adjoint: bool) -> None:
-    p = Problem(**{**SMALL.__dict__, "adjoint": adjoint})
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_activation(isa: str, slope: float) -> None:
+    """Applied as torch does, to infinities and NaN too; in partial vectors, phases and wide strides."""
+    for stride in (1, 2, 3):
+        g = Geometry(9, 6, 1, (3, 3), (stride, stride), (1, 1), (1, 1))
+        for adjoint in (False, True):
+            p = Problem(g, adjoint, 2, (7, 11), (6 * stride + 1, 10 * stride + 1), 0.5, True)
+            support = p.support()
+            x, values = torch.randn(p.x_shape), torch.randn(len(support))
+            x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+            plain = call(p, x, values, None, support)
+            active = call(p, x, values, None, support, slope=slope)
+            expected = torch.nn.functional.leaky_relu(plain, slope) if slope else plain.relu()
+            assert torch.equal(active.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@small_problems
+def test_derivatives(p: Problem) -> None:
     support = p.support()
     x = torch.randn(p.x_shape, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(len(support), dtype=torch.float64, requires_grad=True)
+    values = torch.randn(len(support) * p.geometry.vector, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(p.y_shape[1], dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return call(p, x, values, bias, support)
+        return call(p, x, values, bias, support, slope=0.25)
 
     assert torch.autograd.gradcheck(function, (x, values, bias))
     assert torch.autograd.gradgradcheck(function, (x, values, bias))
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_opcheck(adjoint: bool) -> None:
-    p = Problem(**{**SMALL.__dict__, "adjoint": adjoint})
+@small_problems
+def test_opcheck(p: Problem) -> None:
     support = p.support()
     plan, adjoint_plan = p.plans(support)
     x = torch.randn(p.x_shape, requires_grad=True)
-    values, bias = (torch.randn(n, requires_grad=True) for n in (len(support), p.y_shape[1]))
-    args = (x, values, bias, plan, adjoint_plan, p.numbers, p.adjoint, list(p.y_shape[1:]))
+    values, bias = (torch.randn(n, requires_grad=True) for n in (len(support) * p.geometry.vector, p.y_shape[1]))
+    padding = (ops.PADDING_MODES.index(p.padding_mode), list(p.pad_before))
+    taps = (support, plan, adjoint_plan, p.numbers)
+    args = (x, values, bias, *taps, p.adjoint, list(p.y_shape[1:]), *padding, 0.25)
     torch.library.opcheck(torch.ops.sparsegan.gather.default, args)
 
 
@@ -93,7 +108,7 @@ def test_same_bits_for_any_number_of_threads_and_from_several_threads() -> None:
 
     p = Problem(Geometry(48, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1)), False, 3, (20, 20), (20, 20), 0.7, False)
     support = p.support()
-    x, values = torch.randn(p.x_shape), torch.randn(len(support))
+    x, values = torch.randn(p.x_shape), torch.randn(len(support) * p.geometry.vector)
     before = torch.get_num_threads()
     results = []
     try:
@@ -123,13 +138,19 @@ def test_not_contiguous_and_empty_batch() -> None:
         ({"x": torch.randn(2, 2, 5, 5).half()}, "float32, float64 or bfloat16"),
         ({"x": torch.randn(2, 2, 0, 5)}, "at least 1"),
         ({"values": torch.randn(9).double()}, "another dtype"),
-        ({"values": torch.randn(3)}, "numbers where"),
+        ({"values": torch.randn(3)}, "3 elements; a support of 9 units has 9"),
+        ({"support": torch.arange(8, dtype=torch.int32)}, "rows do not rise"),
+        ({"support": torch.arange(9)}, "one-dimensional int32"),
+        ({"padding_mode": "mirror"}, "'mirror'; accepted: 'zeros', 'reflect'"),
+        ({"padding_mode": "reflect", "pad_before": (5, 0)}, "5 elements would be padded by 5"),
+        ({"pad_before": (1, 0)}, "must be \\[0, 0\\] for zeros"),
+        ({"negative_slope": -0.5}, "negative_slope is -0.5"),
         ({"bias": torch.randn(5)}, "bias has 5 elements; it must have 4"),
         ({"plan": None}, "plan is None"),
         ({"plan": torch.zeros(3)}, "one-dimensional int32"),
         ({"geometry": [1, 2, 3]}, "geometry has 3 numbers"),
-        ({"geometry": [4, 2, 2, 3, 2, 0, 1, 1, 0, 1, 2]}, "stride is 0"),
-        ({"geometry": [4, 2, 3, 3, 2, 2, 1, 1, 0, 1, 2]}, "groups is 3"),
+        ({"geometry": [4, 2, 2, 3, 2, 0, 1, 1, 0, 1, 2, 1, 1]}, "stride is 0"),
+        ({"geometry": [4, 2, 3, 3, 2, 2, 1, 1, 0, 1, 2, 1, 1]}, "groups is 3"),
         ({"output_size": [4, 3]}, "output_size has 2 numbers"),
         ({"output_size": [4, 0, 3]}, "at least 1"),
         ({"output_size": [5, 3, 3]}, "5 channels; the geometry says 4"),
@@ -142,6 +163,7 @@ def test_bad_calls_raise_a_sentence(change: dict[str, object], words: str) -> No
         "x": torch.randn(SMALL.x_shape),
         "values": torch.randn(9),
         "bias": None,
+        "support": support,
         "plan": plan,
         "adjoint_plan": adjoint_plan,
         "geometry": SMALL.numbers,

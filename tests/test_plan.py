@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import Problem, problems
@@ -12,6 +14,7 @@ from sparsegan import _native, ops
 from sparsegan.plan import Geometry, compile_plan
 
 GEOMETRY = Geometry(8, 6, 2, (3, 3), (2, 2), (1, 1), (1, 1))
+VECTORS = [replace(GEOMETRY, coarse_vector=4), replace(GEOMETRY, fine_vector=3)]
 
 
 @given(problems())
@@ -20,8 +23,9 @@ def test_every_kept_weight_is_one_tap(p: Problem) -> None:
     for adjoint, plan in enumerate(p.plans(support)):
         nnz = len(support)
         assert plan.numel() == _native.plan_size(p.numbers, bool(adjoint), nnz)
-        order = plan[plan.numel() - nnz :]
-        assert torch.equal(order.sort().values, torch.arange(nnz, dtype=torch.int32))
+        if adjoint:
+            order = plan[plan.numel() - nnz :]
+            assert torch.equal(order.sort().values, torch.arange(nnz, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -37,17 +41,21 @@ def test_bad_support(support: list[int], words: str) -> None:
 def test_a_hostile_plan_raises_or_computes_but_never_reads_outside(data: st.DataObject) -> None:
     """Any number of a plan replaced by any other: the op either refuses it or returns numbers of the right shape."""
     adjoint = data.draw(st.booleans())
-    support = torch.arange(0, 8 * 3 * 9, 3, dtype=torch.int32)
-    plan = compile_plan(support, GEOMETRY, adjoint)
+    geometry = data.draw(st.sampled_from([GEOMETRY, *VECTORS]))
+    support = torch.arange(0, 8 * 3 * 9 // geometry.vector, 3, dtype=torch.int32)
+    plan = compile_plan(support, geometry, adjoint)
     for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, plan.numel() - 1))
-        plan[at] = data.draw(st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(-2, 80)))
+        spoilt = data.draw(st.sampled_from([plan, support]))
+        at = data.draw(st.integers(0, spoilt.numel() - 1))
+        spoilt[at] = data.draw(st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(-2, 80)))
     x = torch.randn(2, 8 if adjoint else 6, 4 if adjoint else 8, 4 if adjoint else 8)
     size = [6, 8, 8] if adjoint else [8, 4, 4]
-    plans = (None, plan) if adjoint else (plan, None)
+    taps = (support, None, plan) if adjoint else (support, plan, None)
+    values = torch.randn(len(support) * geometry.vector)
     try:
-        y = ops.gather(x, torch.randn(len(support)), None, *plans, GEOMETRY.numbers(), adjoint, size)
+        y = ops.gather(x, values, None, *taps, geometry.numbers(), adjoint, size)
         assert y.shape == (2, *size)
+        assert ops.wgrad(y, x, *taps, geometry.numbers(), adjoint).shape == values.shape
     except ValueError as error:
         refused = str(error)
         assert refused.startswith("plan: ")

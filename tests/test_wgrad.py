@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Problem, assert_close, assert_exact, problems, same
+from conftest import SMALL, Problem, assert_close, assert_exact, problems, same, small_problems
 from hypothesis import given
 from torch import Tensor
 
 from sparsegan import ops, reference
 from sparsegan.plan import Geometry
 
-SMALL = Problem(Geometry(4, 2, 2, (3, 2), (2, 1), (1, 0), (1, 2)), False, 2, (3, 3), (5, 5), 0.5, True)
-
 
 def call(p: Problem, gy: Tensor, x: Tensor, support: Tensor) -> Tensor:
     plan, adjoint_plan = p.plans(support)
-    return ops.wgrad(gy, x, plan, adjoint_plan, p.numbers, p.adjoint, len(support))
+    return ops.wgrad(gy, x, support, plan, adjoint_plan, p.numbers, p.adjoint, *p.padding)
 
 
 def twin(p: Problem, gy: Tensor, x: Tensor, support: Tensor) -> Tensor:
-    return reference.wgrad(gy, x, support, p.geometry, p.adjoint)
+    return reference.wgrad(gy, x, support, p.geometry, p.adjoint, *p.padding)
 
 
 @given(problems())
@@ -48,9 +46,8 @@ def test_many_blocks_and_groups(isa: str, adjoint: bool) -> None:
     assert_close(call(p, gy, x, support), exact, twin(p, gy, x, support), magnitude)
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_derivatives(adjoint: bool) -> None:
-    p = Problem(**{**SMALL.__dict__, "adjoint": adjoint})
+@small_problems
+def test_derivatives(p: Problem) -> None:
     support = p.support()
     gy = torch.randn(p.y_shape, dtype=torch.float64, requires_grad=True)
     x = torch.randn(p.x_shape, dtype=torch.float64, requires_grad=True)
@@ -62,13 +59,22 @@ def test_derivatives(adjoint: bool) -> None:
     assert torch.autograd.gradgradcheck(function, (gy, x))
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_opcheck(adjoint: bool) -> None:
-    p = Problem(**{**SMALL.__dict__, "adjoint": adjoint})
+@small_problems
+def test_opcheck(p: Problem) -> None:
     support = p.support()
     plan, adjoint_plan = p.plans(support)
     gy, x = (torch.randn(shape, requires_grad=True) for shape in (p.y_shape, p.x_shape))
-    args = (gy, x, plan, adjoint_plan, p.numbers, p.adjoint, len(support))
+    args = (
+        gy,
+        x,
+        support,
+        plan,
+        adjoint_plan,
+        p.numbers,
+        p.adjoint,
+        ops.PADDING_MODES.index(p.padding_mode),
+        list(p.pad_before),
+    )
     torch.library.opcheck(torch.ops.sparsegan.wgrad.default, args)
 
 
@@ -92,8 +98,6 @@ def test_bad_calls_raise_a_sentence() -> None:
     plan, adjoint_plan = SMALL.plans(support)
     gy, x = torch.randn(SMALL.y_shape), torch.randn(SMALL.x_shape)
     with pytest.raises(RuntimeError, match="gy has 1 images and x 2"):
-        ops.wgrad(gy[:1], x, plan, adjoint_plan, SMALL.numbers, False, 9)
-    with pytest.raises(RuntimeError, match="nnz is -1"):
-        ops.wgrad(gy, x, plan, adjoint_plan, SMALL.numbers, False, -1)
+        ops.wgrad(gy[:1], x, support, plan, adjoint_plan, SMALL.numbers, False)
     with pytest.raises(RuntimeError, match="another dtype"):
-        ops.wgrad(gy.double(), x, plan, adjoint_plan, SMALL.numbers, False, 9)
+        ops.wgrad(gy.double(), x, support, plan, adjoint_plan, SMALL.numbers, False)

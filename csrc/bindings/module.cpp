@@ -25,7 +25,7 @@ using Int32Array = py::array_t<int32_t, py::array::c_style>;
 Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint) {
   const Geometry geometry = Geometry::from_list(numbers);
   const int64_t taps = support.size();
-  sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.weight_size());
+  sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.units());
   Int32Array plan(sparsegan::plan_shape(geometry, adjoint, taps).size());
   {
     py::gil_scoped_release release;

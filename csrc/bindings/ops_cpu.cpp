@@ -3,8 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../cpu/conv.h"
@@ -14,6 +16,7 @@ namespace {
 using sparsegan::ConvCall;
 using sparsegan::DType;
 using sparsegan::Geometry;
+using sparsegan::Padding;
 using sparsegan::PlanView;
 using sparsegan::Team;
 using torch::headeronly::ScalarType;
@@ -41,27 +44,52 @@ void check_tensor(const char* op, const char* name, const Tensor& tensor, const 
                   " has another dtype than the input; they must be the same");
 }
 
+// Throws where torch would refuse to pad: an element reaches further than a reflection or a turn of the image.
+void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
+  STD_TORCH_CHECK(padding_mode >= 0 && padding_mode <= 3, "sparsegan::", op, ": padding_mode is ", padding_mode,
+                  "; it must be 0 (zeros), 1 (reflect), 2 (replicate) or 3 (circular)");
+  if (c.padding == Padding::zeros) {
+    STD_TORCH_CHECK(c.pad_before_h == 0 && c.pad_before_w == 0, "sparsegan::", op, ": pad_before is [", c.pad_before_h,
+                    ", ", c.pad_before_w, "]; it must be [0, 0] for zeros, which the geometry's padding adds");
+    return;
+  }
+  STD_TORCH_CHECK(!c.adjoint, "sparsegan::", op, ": padding_mode is ", padding_mode,
+                  "; from the coarse grid to the fine one it must be 0 (zeros)");
+  const auto check = [&](const sparsegan::Axis& axis, int64_t before, int64_t x, int64_t y) {
+    const int64_t after = (y - 1) * axis.stride + axis.offset(axis.kernel - 1) - before - (x - 1);
+    const int64_t most = c.padding == Padding::reflect ? x - 1 : c.padding == Padding::circular ? x : int64_t{1} << 20;
+    STD_TORCH_CHECK(before >= 0 && before <= most && after <= most, "sparsegan::", op, ": an input of ", x,
+                    " elements would be padded by ", before, " and ", after, "; this padding mode takes 0 to ", most);
+  };
+  check(c.geometry->h, c.pad_before_h, c.x_height, c.y_height);
+  check(c.geometry->w, c.pad_before_w, c.x_width, c.y_width);
+}
+
 // The tensors of a call in the form that the kernels read, kept alive as long as the call.
 struct Call {
   Geometry geometry;
   PlanView view;
-  Tensor plan;
+  Tensor support, plan;
   ConvCall conv;
 
   // x is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
-  Call(const char* op, const Tensor& x, const std::optional<Tensor>& fine_to_coarse,
-       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint, int64_t taps,
-       int64_t y_channels, int64_t y_height, int64_t y_width) {
+  Call(const char* op, const Tensor& x, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
+       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
+       int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
+       const std::vector<int64_t>& pad_before) {
     geometry = Geometry::from_list(numbers);
     const std::optional<Tensor>& chosen = adjoint ? coarse_to_fine : fine_to_coarse;
     STD_TORCH_CHECK(chosen.has_value(), "sparsegan::", op, ": ", adjoint ? "adjoint_plan" : "plan",
                     " is None; this direction needs it (build the layer's plans with gradients enabled)");
+    for (const auto& [name, tensor] : {std::pair{"plan", &*chosen}, std::pair{"support", &units}}) {
+      STD_TORCH_CHECK(tensor->is_cpu() && tensor->dim() == 1 && tensor->scalar_type() == ScalarType::Int,
+                      "sparsegan::", op, ": the ", name, " must be a one-dimensional int32 tensor on the CPU");
+    }
+    support = torch::stable::contiguous(units);
     plan = torch::stable::contiguous(*chosen);
-    STD_TORCH_CHECK(plan.is_cpu() && plan.dim() == 1 && plan.scalar_type() == ScalarType::Int, "sparsegan::", op,
-                    ": the plan must be a one-dimensional int32 tensor on the CPU");
-    view =
-        sparsegan::view_plan(geometry, adjoint, taps, static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
-    const int64_t sources = view.shape.sources, targets = view.shape.targets / (adjoint ? geometry.phases() : 1);
+    view = sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()),
+                                support.numel(), static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
+    const int64_t sources = view.shape.sources, targets = view.shape.target_channels();
     STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1),
                     " channels; the geometry says ", sources);
     STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels,
@@ -70,6 +98,12 @@ struct Call {
                     ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
                     " and the output ", y_height, " x ", y_width);
     conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
+    STD_TORCH_CHECK(pad_before.size() == 2, "sparsegan::", op, ": pad_before has ", pad_before.size(),
+                    " numbers; it must be [rows, columns]");
+    conv.padding = static_cast<Padding>(padding_mode);
+    conv.pad_before_h = pad_before[0];
+    conv.pad_before_w = pad_before[1];
+    check_padding(op, conv, padding_mode);
   }
 };
 
@@ -82,16 +116,22 @@ Team torch_team() {
           }};
 }
 
-Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
               const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
-              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size) {
+              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
+              std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("gather", x);
   check_tensor("gather", "x", x, x, 4);
   check_tensor("gather", "values", values, x, 1);
   STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
                   " numbers; it must be [channels, height, width]");
-  const Call call("gather", x, plan, adjoint_plan, geometry, adjoint, values.numel(), output_size[0], output_size[1],
-                  output_size[2]);
+  STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::gather: negative_slope is ", negative_slope,
+                  "; it must be from 0 (ReLU) to 1 (no activation)");
+  const Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
+                  output_size[2], padding_mode, pad_before);
+  STD_TORCH_CHECK(values.numel() == support.numel() * call.geometry.vector(), "sparsegan::gather: values has ",
+                  values.numel(), " elements; a support of ", support.numel(), " units has ",
+                  support.numel() * call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   std::optional<Tensor> bias_c;
   if (bias.has_value()) {
@@ -102,21 +142,22 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
   }
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
   sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
-                    bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
+                    bias_c ? bias_c->const_data_ptr() : nullptr, negative_slope, y.mutable_data_ptr(), torch_team());
   return y;
 }
 
-Tensor wgrad(const Tensor& gy, const Tensor& x, const std::optional<Tensor>& plan,
-             const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint, int64_t nnz) {
+Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,
+             const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint,
+             int64_t padding_mode, std::vector<int64_t> pad_before) {
   dtype_of("wgrad", x);
   check_tensor("wgrad", "x", x, x, 4);
   check_tensor("wgrad", "gy", gy, x, 4);
   STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0),
                   "; they must be the same");
-  STD_TORCH_CHECK(nnz >= 0, "sparsegan::wgrad: nnz is ", nnz, "; it must be at least 0");
-  const Call call("wgrad", x, plan, adjoint_plan, geometry, adjoint, nnz, gy.size(1), gy.size(2), gy.size(3));
+  const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
+                  padding_mode, pad_before);
   const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);
-  Tensor dv = torch::stable::new_empty(x, {nnz});
+  Tensor dv = torch::stable::new_empty(x, {support.numel() * call.geometry.vector()});
   sparsegan::wgrad(call.conv, gy_c.const_data_ptr(), x_c.const_data_ptr(), dv.mutable_data_ptr(), torch_team());
   return dv;
 }

@@ -71,21 +71,62 @@ class Layout {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Which of kWidths serves units of `width` target channels.
+int width_index(int64_t width) { return width % 4 == 0 ? 2 : width % 2 == 0 ? 1 : 0; }
+
 // What the choice of a tiling depends on.
 struct Problem {
+  const Geometry* geometry;
+  PlanShape shape;
   int64_t images, height, width;  // outputs of one target plane
   int64_t reach_h, reach_w;       // halo: how far the taps' shifts spread
-  int64_t sources, targets;       // planes
-  int64_t taps, segments;
-  int64_t lanes, accumulators, max_rows;
+  int64_t lanes, accumulators, max_rows, element;
   bool register_tiles;  // gather keeps outputs in registers, wgrad does not
   bool fold;            // images are rows
 
-  std::array<int64_t, 14> key() const {
-    return {images, height,   width, reach_h,      reach_w,  sources,        targets,
-            taps,   segments, lanes, accumulators, max_rows, register_tiles, fold};
+  using Key = std::array<int64_t, 23>;
+  Key key() const {
+    const Geometry& g = *geometry;
+    return {images,
+            height,
+            width,
+            reach_h,
+            reach_w,
+            lanes,
+            accumulators,
+            max_rows,
+            element,
+            fold,
+            register_tiles,
+            shape.adjoint,
+            shape.taps,
+            shape.sources,
+            shape.targets,
+            g.h.kernel,
+            g.h.stride,
+            g.h.padding,
+            g.h.dilation * (int64_t{1} << 21) + g.w.dilation,
+            g.w.kernel,
+            g.w.stride,
+            g.w.padding,
+            g.coarse_vector * 64 + g.fine_vector - 1};
   }
 };
+
+// Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) of rows x cols
+// outputs in the first-level cache, within a span.
+int64_t joined_blocks(const Problem& p, int64_t rows, int64_t cols) {
+  constexpr int64_t kWindowBytes = 40 * 1024;
+  const Geometry& g = *p.geometry;
+  const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
+                                : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
+  const int64_t bytes = window * p.lanes * p.element * p.shape.block_channels;
+  return std::clamp<int64_t>(kWindowBytes / bytes, 1, p.shape.span_blocks);
+}
+
+int64_t joined_blocks(const Problem& p, const Tiling& t) {
+  return joined_blocks(p, t.rows, p.register_tiles ? t.cols : t.tile_w);
+}
 
 // Cycles of a gather's parts on one core: a least-squares fit (no part below zero) to 110 timings on AVX2 of 22 layers
 // at 30 to 97 % sparsity. 47 % of them are predicted within 10 %, 80 % within 20 %, 91 % within 35 %; the layers with
@@ -96,17 +137,23 @@ constexpr double kFma = 0.93, kTap = 0.11, kSegment = 56, kPack = 18, kUnpack = 
 constexpr double kWgradFma = 0.62, kWgradTap = 14;
 
 double tiling_cycles(const Problem& p, const Tiling& t) {
+  const PlanShape& shape = p.shape;
   const double outputs = double(t.tile_h) * double(t.tile_w);
-  const double pack = double(p.sources) * double(t.tile_h + p.reach_h) * double(t.tile_w + p.reach_w);
-  const double taps = double(p.taps), targets = double(p.targets);
+  const double pack =
+      double(shape.sources * shape.source_phases) * double(t.tile_h + p.reach_h) * double(t.tile_w + p.reach_w);
+  const double planes = double(shape.targets * shape.width), taps = double(shape.taps * shape.depth);
+  const double segments_most = double(ceil_div(shape.blocks, joined_blocks(p, t)) * shape.targets);
+  const double segments = std::min(segments_most, double(shape.taps + shape.targets));
   if (!p.register_tiles) {
-    const double strips = double(ceil_div(t.tile_h * t.tile_w, 64));
-    return double(t.groups) * (taps * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + targets * outputs));
+    const double strips = double(ceil_div(t.tile_h, t.rows));
+    const double sums = taps * double(shape.width);
+    return double(t.groups) * (sums * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + planes * outputs));
   }
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
-  const double segments = std::min(double(p.segments), taps + targets);
-  const double work = taps * (kTap * register_tiles + kFma * outputs) + segments * kSegment * register_tiles;
-  return double(t.groups) * (work + kPack * pack + kUnpack * targets * outputs) + kValue * taps;
+  const double parts = double(shape.width) / double(kWidths[width_index(shape.width)]);
+  const double work = taps * (kTap * register_tiles * parts + kFma * outputs * double(shape.width)) +
+                      segments * parts * kSegment * register_tiles;
+  return double(t.groups) * (work + kPack * pack + kUnpack * planes * outputs) + kValue * taps;
 }
 
 // Every way to cut n outputs into equal tiles of at most `most`.
@@ -121,23 +168,25 @@ std::vector<int64_t> tile_sizes(int64_t n, int64_t most) {
 }
 
 Tiling choose_tiling(const Problem& p) {
-  thread_local std::map<std::array<int64_t, 14>, Tiling> seen;
+  thread_local std::map<Problem::Key, Tiling> seen;
   const auto key = p.key();
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
   // And twice the halo: larger tiles share more of it, smaller ones stay in the cache.
-  constexpr int64_t kMostTile = 16;
+  constexpr int64_t kMostTile = 16, kStripVectors = 64;
+  const int64_t accumulators = p.accumulators / kWidths[width_index(p.shape.width)];
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
   for (const int64_t tile_h : tile_sizes(p.height, kMostTile + 2 * p.reach_h)) {
     for (const int64_t width : tile_sizes(p.width, kMostTile + 2 * p.reach_w)) {
-      for (int64_t cols = 1; cols <= (p.register_tiles ? kMaxCols : 1); ++cols) {
+      for (int64_t cols = 1; cols <= (p.register_tiles ? std::min(kMaxCols, accumulators) : 1); ++cols) {
         Tiling t;
         t.images = p.images;
         t.cols = cols;
         t.tile_h = tile_h;
         t.tile_w = ceil_div(width, cols) * cols;
-        const int64_t most_rows = std::min({p.max_rows, p.accumulators / cols, tile_h});
+        const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, accumulators / cols, tile_h})
+                                                   : std::clamp<int64_t>(kStripVectors / t.tile_w, 1, tile_h);
         t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips rather than a thin last one
         t.tiles_h = ceil_div(p.height, t.tile_h);
         t.tiles_w = ceil_div(p.width, t.tile_w);
@@ -160,11 +209,11 @@ Tiling choose_tiling(const Problem& p) {
 
 struct Setup {
   const Kernels& k;
-  int dtype, panel_type;
-  int64_t element;  // bytes of a panel element
+  int dtype, panel_type, width;  // rows of the kernel tables
+  int64_t element;               // bytes of a panel element
   Tiling tiling;
+  int64_t joined;  // blocks run as one
   Frame x, y;
-  int64_t phases;  // targets a target channel
   std::vector<int32_t> offsets;
 
   int64_t x_plane() const { return x.plane_size(tiling.lanes) * element; }
@@ -180,24 +229,22 @@ bool fold_images(int64_t height, const Axis& h, int64_t images) {
 
 Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const Geometry& g = *c.geometry;
-  const PlanShape& shape = c.plan->shape;
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const int panel_type = c.dtype == DType::float64 ? 1 : 0;
   const int64_t height = ceil_div(c.y_height, phases_h), width = ceil_div(c.y_width, phases_w);
-  const bool fold = fold_images(height, g.h, c.images);
+  const bool fold = c.padding == Padding::zeros && fold_images(height, g.h, c.images);
   Problem p;
+  p.geometry = &g;
+  p.shape = c.plan->shape;
   p.images = fold ? 1 : c.images;
   p.height = fold ? c.images : height;
   p.width = width;
   p.reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0);
   p.reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
-  p.sources = shape.sources * shape.source_phases;
-  p.targets = shape.targets;
-  p.taps = shape.taps;
-  p.segments = shape.segments();
   p.lanes = k.lanes[panel_type];
   p.accumulators = k.accumulators;
   p.max_rows = k.max_rows;
+  p.element = panel_type == 1 ? 8 : 4;
   p.register_tiles = register_tiles;
   p.fold = fold;
   return p;
@@ -213,8 +260,6 @@ Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, 
   f.width = width;
   f.channel_stride = height * width;
   f.image_stride = channels * f.channel_stride;
-  f.row_stride = fold ? f.image_stride : phases_h * width;
-  f.phase_stride = width;
   f.images_as_rows = fold ? images : 0;
   f.size = images * f.image_stride;
   return f;
@@ -228,11 +273,23 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   const Problem problem = problem_of(c, k, register_tiles);
   const Tiling t = choose_tiling(problem);
 
-  Setup s{k, static_cast<int>(c.dtype), panel_type, panel_type == 1 ? 8 : 4, t, {}, {}, c.adjoint ? g.phases() : 1, {}};
+  Setup s{k,
+          static_cast<int>(c.dtype),
+          panel_type,
+          width_index(shape.width),
+          problem.element,
+          t,
+          joined_blocks(problem, t),
+          {},
+          {},
+          {}};
   const int64_t x_h = c.adjoint ? 1 : g.h.stride, x_w = c.adjoint ? 1 : g.w.stride;
   const int64_t y_h = c.adjoint ? g.h.stride : 1, y_w = c.adjoint ? g.w.stride : 1;
   s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, problem.fold);
-  s.y = frame_of(c.images, shape.targets / s.phases, c.y_height, c.y_width, y_h, y_w, problem.fold);
+  s.y = frame_of(c.images, shape.target_channels(), c.y_height, c.y_width, y_h, y_w, problem.fold);
+  s.x.padding = c.padding;
+  s.x.before_h = c.pad_before_h;
+  s.x.before_w = c.pad_before_w;
   s.x.first_h = c.adjoint ? -g.h.shift(g.h.kernel - 1) : g.h.shift(0);
   s.x.first_w = c.adjoint ? -g.w.shift(g.w.kernel - 1) : g.w.shift(0);
   s.x.rows = t.tile_h + problem.reach_h;
@@ -240,23 +297,24 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   s.y.rows = t.tile_h;
   s.y.cols = t.tile_w;
 
-  const double block =
-      double(s.x.rows) * double(s.x.cols) * double(t.lanes) * double(shape.block_channels * shape.source_phases);
-  if (block > std::numeric_limits<int32_t>::max()) {
+  const int64_t channels = std::min(shape.span_channels(), shape.sources);
+  const double span = double(s.x.rows) * double(s.x.cols) * double(t.lanes) * double(channels * shape.source_phases);
+  if (span > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("geometry: the kernel spreads over " + std::to_string(problem.reach_h) + " x " +
                                 std::to_string(problem.reach_w) +
-                                " elements, more than the kernels' 2147483647 elements a block can hold");
+                                " elements, more than the kernels' 2147483647 panel elements can hold");
   }
-  s.offsets.resize(static_cast<size_t>(shape.block_channels * g.positions()));
+  s.offsets.resize(static_cast<size_t>(channels * g.positions()));
   const int64_t plane = s.x.plane_size(t.lanes);
   const int64_t sign = c.adjoint ? -1 : 1;
-  for (int64_t channel = 0, code = 0; channel < shape.block_channels; ++channel) {
-    for (int64_t i = 0; i < g.h.kernel; ++i) {
-      for (int64_t j = 0; j < g.w.kernel; ++j, ++code) {
-        const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
-        const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
-        s.offsets[code] =
-            static_cast<int32_t>((channel * shape.source_phases + phase) * plane + (row * s.x.cols + col) * t.lanes);
+  for (int64_t i = 0, position = 0; i < g.h.kernel; ++i) {
+    for (int64_t j = 0; j < g.w.kernel; ++j, ++position) {
+      const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
+      const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
+      const int64_t at = phase * plane + (row * s.x.cols + col) * t.lanes;
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        s.offsets[channel * g.positions() + position] =
+            static_cast<int32_t>(channel * shape.source_phases * plane + at);
       }
     }
   }
@@ -264,23 +322,16 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
 }
 
 // Cuts the targets into `parts` ranges of about equal work; the phases of a channel stay together.
-std::vector<int64_t> balance(const PlanView& plan, int64_t phases, int64_t parts) {
-  const int64_t targets = plan.shape.targets;
+std::vector<int64_t> balance(const PlanView& plan, int64_t parts) {
+  const PlanShape& shape = plan.shape;
   std::vector<int64_t> cuts{0};
-  if (parts > 1) {
-    std::vector<int64_t> work(targets / phases, 2 * phases);
-    for (int64_t b = 0; b < plan.shape.blocks; ++b) {
-      const int32_t* rows = plan.rows + b * targets;
-      for (int64_t c = 0; c < targets / phases; ++c) work[c] += rows[(c + 1) * phases] - rows[c * phases];
-    }
-    const int64_t total = plan.shape.taps + 2 * targets;
-    int64_t sum = 0;
-    for (int64_t c = 0; c < targets / phases; ++c) {
-      if (sum >= total * static_cast<int64_t>(cuts.size()) / parts) cuts.push_back(c * phases);
-      sum += work[c];
-    }
+  const int64_t total = shape.taps + 2 * shape.targets;
+  for (int64_t target = 0; target < shape.targets; target += shape.target_phases) {
+    const int64_t before = plan.rows[target * shape.blocks] + 2 * target;
+    if (before >= total * static_cast<int64_t>(cuts.size()) / parts) cuts.push_back(target);
   }
-  while (static_cast<int64_t>(cuts.size()) <= parts) cuts.push_back(targets);
+  cuts.resize(static_cast<size_t>(parts) + 1, shape.targets);
+  cuts.back() = shape.targets;
   return cuts;
 }
 
@@ -290,18 +341,114 @@ void split(const Team& team, int64_t parts, int64_t count, const std::function<v
   team.run(parts, [&](int64_t i) { body(count * i / parts, count * (i + 1) / parts); });
 }
 
-// Source planes of block b start here.
-const char* block_at(const Setup& s, const PlanView& plan, const char* x_panel, int64_t b) {
-  return x_panel + b * plan.shape.block_channels * plan.shape.source_phases * s.x_plane();
+// ---------------------------------------------------------------- taps
+
+// A call's taps in the order in which the kernels read them.
+struct Taps {
+  const uint16_t* codes = nullptr;
+  const char* values = nullptr;  // gather only
+};
+
+// What of them is not there already lies in the workspace.
+struct TapLayout {
+  bool codes, values;
+  int64_t codes_at, values_at;
+
+  TapLayout(const Setup& s, const PlanView& plan, bool with_values, Layout& layout)
+      : codes(!plan.codes || plan.shape.depth > 1), values(with_values && (plan.order || s.dtype == 2)) {
+    codes_at = layout.add(codes ? plan.shape.taps * plan.shape.depth * 2 : 0);
+    values_at = layout.add(values ? plan.shape.taps * plan.shape.depth * plan.shape.width * s.element : 0);
+  }
+};
+
+// The units' codes of targets [first, last), to out[unit]; false where one is none of the span's.
+bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t last, uint16_t* out) {
+  const PlanShape& shape = plan.shape;
+  const int64_t positions = shape.positions, depth = shape.depth;
+  const int64_t group_sources = plan.group_sources, group_targets = plan.group_targets;
+  bool good = true;
+  for (int64_t target = first; target < last; ++target) {
+    const int32_t* const rows = plan.rows + target * shape.blocks;
+    for (int64_t b = 0; b < shape.blocks; b += shape.span_blocks) {
+      const int64_t end_block = std::min(b + shape.span_blocks, shape.blocks);
+      const int64_t begin = rows[b], end = rows[end_block];
+      const int64_t limit =
+          (std::min(end_block * shape.block_channels, shape.sources) - b * shape.block_channels) / depth * positions;
+      // A support's number of unit 0 of the span at position 0, were it in the target's group.
+      const int64_t base =
+          (target * group_sources - target / group_targets * group_sources + b * shape.block_channels / depth) *
+          positions;
+      if (begin < end)
+        good &= k.codes(plan.support + begin, end - begin, static_cast<int32_t>(base), out + begin) < limit;
+    }
+  }
+  return good;
 }
 
-TapRange block_taps(const Setup& s, const PlanView& plan, int64_t b, int64_t first, int64_t last) {
-  return {plan.rows + b * plan.shape.targets, plan.codes, s.offsets.data(), first, last};
+// Each unit's code as those of its `depth` channels; from the back, since they may lie in one array.
+void deepen_codes(const PlanShape& shape, bool by_unit, const uint16_t* units, uint16_t* out) {
+  for (int64_t t = shape.taps - 1; t >= 0; --t) {
+    int64_t code = units[t];
+    if (by_unit) code = code / shape.positions * shape.depth * shape.positions + code % shape.positions;
+    for (int64_t k = shape.depth - 1; k >= 0; --k) {
+      out[t * shape.depth + k] = static_cast<uint16_t>(code + k * shape.positions);
+    }
+  }
+}
+
+// Fine -> coarse the codes come from the support, coarse -> fine the values from their order: both are checked here.
+Taps resolve(const Setup& s, const PlanView& plan, const TapLayout& layout, char* base, const void* values,
+             const Team& team) {
+  const PlanShape& shape = plan.shape;
+  const int64_t vector = shape.depth * shape.width;
+  const int64_t threads = shape.taps < 1 << 15 ? 1 : std::max<int64_t>(1, team.threads);
+  std::atomic<bool> good{true};
+  Taps taps{plan.codes, static_cast<const char*>(values)};
+  auto* const codes = reinterpret_cast<uint16_t*>(base + layout.codes_at);
+  if (!plan.codes) {
+    split(team, threads, shape.targets, [&](int64_t first, int64_t last) {
+      if (!write_codes(s.k, plan, first, last, codes)) good = false;
+    });
+    taps.codes = codes;
+  }
+  if (!good) bad_plan("its rows give a kept unit to a target that is not its own");
+  if (shape.depth > 1) {
+    deepen_codes(shape, !plan.codes, taps.codes, codes);
+    taps.codes = codes;
+  }
+  if (layout.values) {
+    char* const out = base + layout.values_at;
+    split(team, threads, shape.taps, [&](int64_t first, int64_t last) {
+      if (!s.k.order_values[s.dtype](plan.order, first, last, shape.taps, vector, values, out)) good = false;
+    });
+    taps.values = out;
+  }
+  if (!good) bad_plan("a tap names a value that is not there");
+  return taps;
+}
+
+// Source blocks of a plan that are run as one: body(range, first plane of its span in an x panel of `planes` bytes).
+template <class Body>
+void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
+                   int64_t last, const Body& body) {
+  const PlanShape& shape = plan.shape;
+  TapRange range{nullptr,    shape.blocks,     0,     shape.depth, shape.width, shape.target_phases,
+                 taps.codes, s.offsets.data(), first, last};
+  for (int64_t span = 0; span < shape.blocks; span += shape.span_blocks) {
+    const int64_t span_end = std::min(span + shape.span_blocks, shape.blocks);
+    const char* const x = x_panel + span * shape.block_channels * shape.source_phases * s.x_plane();
+    for (int64_t b = span; b < span_end; b += s.joined) {
+      range.rows = plan.rows + b;
+      range.joined = std::min(s.joined, span_end - b);
+      body(range, x, b == 0);
+    }
+  }
 }
 
 }  // namespace
 
-void gather(const ConvCall& c, const void* x, const void* values, const void* bias, void* y, const Team& team) {
+void gather(const ConvCall& c, const void* x, const void* values, const void* bias, double negative_slope, void* y,
+            const Team& team) {
   if (c.images == 0) return;
   const Setup s = prepare(c, true);
   const PlanView& plan = *c.plan;
@@ -311,30 +458,23 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   const int64_t panels = by_group ? std::min(threads, groups) : 1;
 
   Layout layout;
-  const int64_t values_at = layout.add(plan.shape.taps * s.element);
+  const TapLayout tap_layout(s, plan, true, layout);
   const int64_t init_at = layout.add(s.y.channels * s.element);
   const int64_t x_bytes = s.x.planes() * s.x_plane(), y_bytes = s.y.planes() * s.y_plane();
   const int64_t x_at = layout.add(panels * x_bytes), y_at = layout.add(panels * y_bytes);
   char* const base = workspace.reserve(layout.size());
-  char* const tap_values = base + values_at;
   char* const init = base + init_at;
-
-  split(team, plan.shape.taps < 1 << 15 ? 1 : threads, plan.shape.taps,
-        [&](int64_t first, int64_t last) { s.k.order_values[s.dtype](plan.order, first, last, values, tap_values); });
+  const Taps taps = resolve(s, plan, tap_layout, base, values, team);
   std::memset(init, 0, static_cast<size_t>(s.y.channels * s.element));
-  if (bias) {
-    std::vector<int32_t> identity(s.y.channels);
-    for (int64_t i = 0; i < s.y.channels; ++i) identity[i] = static_cast<int32_t>(i);
-    s.k.order_values[s.dtype](identity.data(), 0, s.y.channels, bias, init);
-  }
+  if (bias) s.k.order_values[s.dtype](nullptr, 0, s.y.channels, s.y.channels, 1, bias, init);
 
   // Strips of rows outermost: a strip of all targets stays in the second-level cache while the source blocks add to it.
   const auto compute = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
-      for (int64_t b = 0; b < plan.shape.blocks; ++b) {
-        s.k.gather[s.panel_type](block_taps(s, plan, b, first, last), s.tiling, row, tap_values,
-                                 block_at(s, plan, x_panel, b), s.x.cols, y_panel, b == 0 ? init : nullptr, s.phases);
-      }
+      for_each_join(s, plan, taps, x_panel, first, last, [&](const TapRange& range, const char* span, bool start) {
+        s.k.gather[s.panel_type][s.width](range, s.tiling, row, taps.values, span, s.x.cols, y_panel,
+                                          start ? init : nullptr);
+      });
     }
   };
   if (by_group) {
@@ -344,29 +484,31 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
       for (int64_t g = groups * worker / panels; g < groups * (worker + 1) / panels; ++g) {
         s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.channels, x, x_panel);
         compute(x_panel, y_panel, 0, plan.shape.targets);
-        s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, y);
+        s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, negative_slope, y);
       }
     };
     if (panels == 1) return work(0);
     return team.run(panels, work);
   }
-  const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
+  const std::vector<int64_t> cuts = balance(plan, threads);
+  const auto channel = [&](int64_t target) { return target / plan.shape.target_phases * plan.shape.width; };
   for (int64_t g = 0; g < groups; ++g) {
     split(team, threads, s.x.channels,
           [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
     team.run(threads, [&](int64_t i) {
       compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
-      s.k.unpack[s.dtype](s.y, s.tiling, g, cuts[i] / s.phases, cuts[i + 1] / s.phases, base + y_at, y);
+      s.k.unpack[s.dtype](s.y, s.tiling, g, channel(cuts[i]), channel(cuts[i + 1]), base + y_at, negative_slope, y);
     });
   }
 }
 
 void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Team& team) {
   const PlanView& plan = *c.plan;
-  const int64_t taps = plan.shape.taps, threads = std::max<int64_t>(1, team.threads);
+  const int64_t vector = c.geometry->vector(), nnz = plan.shape.taps * vector;
+  const int64_t threads = std::max<int64_t>(1, team.threads);
   const int64_t value_bytes = c.dtype == DType::float64 ? 8 : c.dtype == DType::float32 ? 4 : 2;
-  if (taps == 0) return;
-  std::memset(dv, 0, static_cast<size_t>(taps * value_bytes));
+  if (nnz == 0) return;
+  std::memset(dv, 0, static_cast<size_t>(nnz * value_bytes));
   if (c.images == 0) return;
   const Setup s = prepare(c, false);
 
@@ -375,14 +517,17 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   const int64_t x_bytes = s.x.planes() * s.x_plane(), y_bytes = s.y.planes() * s.y_plane();
   constexpr int64_t kPanelBytes = 4 << 20;
   const int64_t batch = std::clamp<int64_t>(kPanelBytes / (x_bytes + y_bytes), 1, s.tiling.groups);
+  const bool in_place = !plan.order && value_bytes == s.element;  // the taps' order and type are the values' own
   Layout layout;
+  const TapLayout tap_layout(s, plan, false, layout);
   const int64_t x_at = layout.add(batch * x_bytes), y_at = layout.add(batch * y_bytes),
-                sums_at = layout.add(taps * s.element);
+                sums_at = layout.add(in_place ? 0 : nnz * s.element);
   char* const base = workspace.reserve(layout.size());
-  char* const sums = base + sums_at;
-  std::memset(sums, 0, static_cast<size_t>(taps * s.element));
+  char* const sums = in_place ? static_cast<char*>(dv) : base + sums_at;
+  const Taps taps = resolve(s, plan, tap_layout, base, nullptr, team);
+  if (!in_place) std::memset(sums, 0, static_cast<size_t>(nnz * s.element));
 
-  const std::vector<int64_t> cuts = balance(plan, s.phases, threads);
+  const std::vector<int64_t> cuts = balance(plan, threads);
   for (int64_t g0 = 0; g0 < s.tiling.groups; g0 += batch) {
     const int64_t n = std::min(batch, s.tiling.groups - g0);
     split(team, threads, n * (s.x.channels + s.y.channels), [&](int64_t first, int64_t last) {
@@ -400,11 +545,12 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
       pack_range(s.y, first - x_channels, last - x_channels, gy, y_at, y_bytes);
     });
     const auto work = [&](int64_t i) {
-      for (int64_t b = 0; b < plan.shape.blocks; ++b) {
-        for (int64_t j = 0; j < n; ++j) {
-          s.k.wgrad[s.panel_type](block_taps(s, plan, b, cuts[i], cuts[i + 1]), s.tiling, base + y_at + j * y_bytes,
-                                  block_at(s, plan, base + x_at + j * x_bytes, b), s.x.cols, sums);
-        }
+      for (int64_t j = 0; j < n; ++j) {
+        for_each_join(s, plan, taps, base + x_at + j * x_bytes, cuts[i], cuts[i + 1],
+                      [&](const TapRange& range, const char* span, bool) {
+                        s.k.wgrad[s.panel_type][s.width](range, s.tiling, base + y_at + j * y_bytes, span, s.x.cols,
+                                                         sums);
+                      });
       }
     };
     if (threads == 1) {
@@ -413,7 +559,9 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
       team.run(threads, work);
     }
   }
-  s.k.scatter_values[s.dtype](plan.order, 0, taps, sums, dv);
+  if (!in_place && !s.k.scatter_values[s.dtype](plan.order, 0, plan.shape.taps, plan.shape.taps, vector, sums, dv)) {
+    bad_plan("a tap names a value that is not there");
+  }
 }
 
 double gather_cycles(const ConvCall& c) {

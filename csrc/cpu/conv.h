@@ -26,12 +26,16 @@ struct ConvCall {
   DType dtype = DType::float32;
   int64_t images = 0;
   int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
+  Padding padding = Padding::zeros;            // around x
+  int64_t pad_before_h = 0, pad_before_w = 0;  // of it before x, beyond the geometry's zeros
 };
 
-// y = bias + gather(x, values); every element of y is written. bias [target channels] may be null.
-void gather(const ConvCall& call, const void* x, const void* values, const void* bias, void* y, const Team& team);
+// y = bias + gather(x, values), what is not above 0 then multiplied by negative_slope; every element of y is written.
+// bias [target channels] may be null.
+void gather(const ConvCall& call, const void* x, const void* values, const void* bias, double negative_slope, void* y,
+            const Team& team);
 
-// dv[v] = sum of gy * x over the positions where value v joins them; every element of dv is written.
+// dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps * vector] is written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
 
 // Cycles a vector FMA pipe would need for this gather, from the same model that chooses the tiling: what `auto`

@@ -42,6 +42,11 @@ float fma(int64_t iterations) {
 
 namespace isa = SPARSEGAN_ISA;
 
+#define SPARSEGAN_WIDTHS(kernel, T, L, ...)                                              \
+  {isa::kernel<T, L, __VA_ARGS__ kWidths[0]>, isa::kernel<T, L, __VA_ARGS__ kWidths[1]>, \
+   isa::kernel<T, L, __VA_ARGS__ kWidths[2]>}
+#define SPARSEGAN_TILES isa::row.accumulators, isa::row.max_rows,
+
 extern const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA);
 const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = {
     SPARSEGAN_STRING(SPARSEGAN_ISA),
@@ -52,11 +57,12 @@ const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = {
      isa::pack<isa::bf16, float, isa::row.lanes_f32>},
     {isa::unpack<float, float, isa::row.lanes_f32>, isa::unpack<double, double, isa::row.lanes_f64>,
      isa::unpack<isa::bf16, float, isa::row.lanes_f32>},
+    isa::codes,
     {isa::order_values<float, float>, isa::order_values<double, double>, isa::order_values<isa::bf16, float>},
     {isa::scatter_values<float, float>, isa::scatter_values<double, double>, isa::scatter_values<isa::bf16, float>},
-    {isa::gather<float, isa::row.lanes_f32, isa::row.accumulators, isa::row.max_rows>,
-     isa::gather<double, isa::row.lanes_f64, isa::row.accumulators, isa::row.max_rows>},
-    {isa::wgrad<float, isa::row.lanes_f32>, isa::wgrad<double, isa::row.lanes_f64>},
+    {SPARSEGAN_WIDTHS(gather, float, isa::row.lanes_f32, SPARSEGAN_TILES),
+     SPARSEGAN_WIDTHS(gather, double, isa::row.lanes_f64, SPARSEGAN_TILES)},
+    {SPARSEGAN_WIDTHS(wgrad, float, isa::row.lanes_f32, ), SPARSEGAN_WIDTHS(wgrad, double, isa::row.lanes_f64, )},
     isa::fma,
 };
 

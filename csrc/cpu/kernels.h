@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+// Never a call, and so never linked in another ISA's form.
+#define SPARSEGAN_INLINE inline __attribute__((always_inline))
+
 namespace sparsegan {
 
 // How a batch is cut into tiles, and tiles into groups of one tile a vector lane.
@@ -12,42 +15,46 @@ struct Tiling {
   int64_t tile_h = 1, tile_w = 1;    // outputs a tile
   int64_t tiles_h = 1, tiles_w = 1;  // tiles an image
   int64_t lanes = 1, groups = 0;
-  int64_t rows = 1, cols = 1;  // outputs a register tile
+  int64_t rows = 1, cols = 1;  // outputs a register tile (gather), rows a strip (wgrad)
 
   int64_t tiles() const { return images * tiles_h * tiles_w; }
 };
 
+// What lies around a tensor.
+enum class Padding { zeros = 0, reflect = 1, replicate = 2, circular = 3 };
+
 // How one tensor maps to panel planes [plane][row][col][lane]; plane = channel * phases + phase. Element (row, col) of
-// a phase's grid is `row * row_stride + col * phases_w` elements from where the phase starts.
+// a phase's grid is element (row * phases_h + phase_h - before_h, col * phases_w + phase_w - before_w) of the channel.
 struct Frame {
   int64_t channels = 0;
   int64_t phases_h = 1, phases_w = 1;
-  int64_t height = 0, width = 0;  // elements of the tensor along each axis, all phases together
-  int64_t image_stride = 0, channel_stride = 0, row_stride = 0,
-          phase_stride = 0;  // phase_stride: from one row phase to the next
+  int64_t height = 0, width = 0;  // of a channel, all phases together
+  int64_t image_stride = 0, channel_stride = 0;
   int64_t images_as_rows =
       0;  // where not 0: the rows of a phase's grid are this many images, see fold_images in conv.cpp
   int64_t first_h = 0,
           first_w = 0;  // panel row and column 0, relative to the tile's own first element: <= 0 with a halo before
   int64_t rows = 1, cols = 1;  // panel rows and columns a plane: tile and halo
   int64_t size = 0;            // elements of the whole tensor
+  Padding padding = Padding::zeros;
+  int64_t before_h = 0, before_w = 0;  // rows and columns of padding that the grid begins with
 
   int64_t planes() const { return channels * phases_h * phases_w; }
   int64_t plane_size(int64_t lanes) const { return rows * cols * lanes; }
-  // Rows and columns of a phase's grid.
-  int64_t grid_rows(int64_t phase) const {
-    if (images_as_rows) return phase < height ? images_as_rows : 0;
-    return (height - phase + phases_h - 1) / phases_h;
-  }
-  int64_t grid_cols(int64_t phase) const { return (width - phase + phases_w - 1) / phases_w; }
 };
 
-// The taps of one source block for a range of targets; see plan.h.
+// The taps of some source blocks for a range of targets; see plan.h. Where a unit is `depth` source channels deep, each
+// of these is a tap of its own here.
 struct TapRange {
-  const int32_t* rows;  // of this block: rows[target] .. rows[target + 1]
+  const int32_t* rows;           // of the first of these blocks
+  int64_t blocks, joined;        // blocks of the plan, and how many of them these are
+  int64_t depth, width, phases;  // source channels a unit; target channels a unit; phases of a target channel
   const uint16_t* codes;
-  const int32_t* offsets;  // code -> elements from the block's first plane
+  const int32_t* offsets;  // code -> elements from the span's first plane
   int64_t first, last;     // targets
+
+  SPARSEGAN_INLINE int64_t begin(int64_t target) const { return rows[target * blocks] * depth; }
+  SPARSEGAN_INLINE int64_t end(int64_t target) const { return rows[target * blocks + joined] * depth; }
 };
 
 // dtype index of a tensor: 0 float32, 1 float64, 2 bfloat16. Panels and values are float64 for 1, else float32.
@@ -55,6 +62,9 @@ constexpr int kTensorTypes = 3;
 constexpr int kPanelTypes = 2;
 // The widest register tile, in output columns.
 constexpr int64_t kMaxCols = 8;
+// Target channels a register tile: index i is kWidths[i]. A unit is cut into the widest that divides it.
+constexpr int kWidths[] = {1, 2, 4};
+constexpr int kWidthCount = 3;
 
 struct Kernels {
   const char* isa;
@@ -62,24 +72,31 @@ struct Kernels {
   int64_t accumulators;  // vectors of outputs that a register tile may hold
   int64_t max_rows;      // the tallest register tile
 
-  // tensor -> all panel planes of channels [first, last) of a group; zero outside the tensor. Panel type follows tensor
-  // type.
+  // tensor -> all panel planes of channels [first, last) of a group. Panel type follows tensor type.
   void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
                              const void* tensor, void* panel);
-  // panel planes of channels [first, last) of a group -> tensor, where the tensor has elements.
+  // panel planes of channels [first, last) of a group -> tensor, where the tensor has elements; what is not above 0 is
+  // multiplied by negative_slope on the way.
   void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
-                               const void* panel, void* tensor);
-  // values in tap order, widened to the panel's type: out[t] = values[order[t]], t in [first, last).
-  void (*order_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, const void* values, void* out);
-  // its inverse for gradients: out[order[t]] = sums[t], narrowed to the tensor's type.
-  void (*scatter_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, const void* sums, void* out);
+                               const void* panel, double negative_slope, void* tensor);
+
+  // out[i] = support[i] - base, and the largest of these as unsigned numbers.
+  uint32_t (*codes)(const int32_t* support, int64_t count, int32_t base, uint16_t* out);
+  // Values of a unit (`vector` each) to the panel's type and the taps' order: out[t] = values[order[t]], t in [first,
+  // last); order null keeps it. False when an index is not below `units`: what is there is then left out.
+  bool (*order_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, int64_t units, int64_t vector,
+                                     const void* values, void* out);
+  // Its inverse for gradients: out[order[t]] = sums[t], narrowed to the tensor's type.
+  bool (*scatter_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, int64_t units, int64_t vector,
+                                       const void* sums, void* out);
 
   // y[target] += sum over taps (value * x[offset + position]) for one strip of `tiling.rows` output rows from `row` on;
-  // starts from init[target / phases] where init is not null.
-  void (*gather[kPanelTypes])(const TapRange&, const Tiling&, int64_t row, const void* values, const void* x,
-                              int64_t x_cols, void* y, const void* init, int64_t phases);
+  // starts from init[target channel] where init is not null.
+  void (*gather[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, int64_t row, const void* values,
+                                           const void* x, int64_t x_cols, void* y, const void* init);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
-  void (*wgrad[kPanelTypes])(const TapRange&, const Tiling&, const void* gy, const void* x, int64_t x_cols, void* dv);
+  void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const void* gy, const void* x, int64_t x_cols,
+                                          void* dv);
 
   // Runs accumulators * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
   float (*fma)(int64_t iterations);

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace sparsegan::SPARSEGAN_ISA {
 
 template <class T, int L>
@@ -17,8 +19,6 @@ struct VecOf {
 };
 template <class T, int L>
 using Vec = typename VecOf<T, L>::type;
-
-#define SPARSEGAN_INLINE inline __attribute__((always_inline))
 
 template <class T, int L>
 SPARSEGAN_INLINE Vec<T, L> load(const T* p) {
@@ -65,10 +65,32 @@ SPARSEGAN_INLINE T sum(Vec<T, L> v) {
   return v[0];
 }
 
-// Transposes L x L in registers: log2(L) rounds exchange the off-diagonal blocks of halving size.
-template <class T, int L, int Block = L / 2>
-SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
+// Lane k of the result is the sum of v[k]'s lanes, for the first N of them; N rows are folded onto each other at once,
+// which takes a third of the shuffles of N separate sums.
+template <class T, int L, int N, int Block = N / 2>
+SPARSEGAN_INLINE Vec<T, L> sum_each(Vec<T, L> (&v)[N]) {
   if constexpr (Block > 0) {
+    const auto low = lanes<T, L>([](int i) { return (i & Block) ? L + i - Block : i; });
+    const auto high = lanes<T, L>([](int i) { return (i & Block) ? L + i : i + Block; });
+#pragma GCC unroll 16
+    for (int i = 0; i < Block; ++i) {
+      v[i] = __builtin_shuffle(v[i], v[i + Block], low) + __builtin_shuffle(v[i], v[i + Block], high);
+    }
+    return sum_each<T, L, N, Block / 2>(v);
+  } else {
+    Vec<T, L> total = v[0];
+#pragma GCC unroll 4
+    for (int half = L / 2; half >= N; half /= 2) {
+      total += __builtin_shuffle(total, lanes<T, L>([half](int i) { return (i + half) % L; }));
+    }
+    return total;
+  }
+}
+
+// Exchanges the off-diagonal blocks of pairs of rows, from L / 2 lanes down to `Least`.
+template <class T, int L, int Least, int Block = L / 2>
+SPARSEGAN_INLINE void exchange_blocks(Vec<T, L> (&rows)[L]) {
+  if constexpr (Block >= Least) {
     const auto low = lanes<T, L>([](int i) { return (i & Block) ? L + i - Block : i; });
     const auto high = lanes<T, L>([](int i) { return (i & Block) ? L + i : i + Block; });
 #pragma GCC unroll 16
@@ -79,8 +101,39 @@ SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
         rows[i | Block] = __builtin_shuffle(a, b, high);
       }
     }
-    transpose<T, L, Block / 2>(rows);
+    exchange_blocks<T, L, Least, Block / 2>(rows);
   }
+}
+
+// One round of interleaving inside each 16-byte piece: as many rounds as a piece has bits of lane number transpose it.
+template <class T, int L, int Piece, int Rounds>
+SPARSEGAN_INLINE void interleave_pieces(Vec<T, L> (&rows)[L]) {
+  if constexpr (Rounds > 1) {
+    const auto low = lanes<T, L>([](int i) { return i / Piece * Piece + i % Piece / 2 + i % 2 * L; });
+    const auto high = lanes<T, L>([](int i) { return i / Piece * Piece + Piece / 2 + i % Piece / 2 + i % 2 * L; });
+    Vec<T, L> next[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int block = i / Piece * Piece, k = i % Piece;
+      if (k < Piece / 2) {
+        const Vec<T, L> a = rows[block + k], b = rows[block + k + Piece / 2];
+        next[block + 2 * k] = __builtin_shuffle(a, b, low);
+        next[block + 2 * k + 1] = __builtin_shuffle(a, b, high);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = next[i];
+    interleave_pieces<T, L, Piece, Rounds / 2>(rows);
+  }
+}
+
+// Transposes L x L in registers with one instruction a row and round: 16-byte pieces by interleaving, which is one
+// instruction there, then whole pieces exchanged.
+template <class T, int L>
+SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
+  constexpr int kPiece = 16 / sizeof(T) < L ? 16 / sizeof(T) : L;
+  interleave_pieces<T, L, kPiece, kPiece>(rows);
+  exchange_blocks<T, L, kPiece>(rows);
 }
 
 // bfloat16 is the upper half of a float32; rounding is to nearest even, NaN stays NaN.

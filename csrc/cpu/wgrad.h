@@ -1,8 +1,8 @@
-// wgrad: dv[tap] += sum over positions and lanes of gy[o, p] * x[c, p + shift], at kept weights only.
+// wgrad: dv[tap] += sum over positions and lanes of gy[o, p] * x[c, p + shift], at kept units only.
 //
-// Several taps of one target run together, each with an accumulator of its own, so that one load of gy serves all of
-// them and an FMA needs little more than one load. Rows are cut into strips that keep x's window in the first-level
-// cache.
+// Several taps of one target run together, each with sums of its own, so that one load of gy serves all of them (and
+// one load of x all W channels of a unit) and an FMA needs little more than one load. Rows are cut into strips that
+// keep x's window in the first-level cache.
 #pragma once
 
 #include "kernels.h"
@@ -10,47 +10,65 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-template <class T, int L, int Taps>
-SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int32_t tap, const T* gy, const T* x, int64_t x_row,
-                                 int64_t rows, int64_t cols, T* dv) {
+template <class T, int L, int W, int Taps>
+SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int64_t tap, const T* gy, int64_t gy_plane, const T* x,
+                                 int64_t x_row, int64_t rows, int64_t cols, T* dv) {
   const T* in[Taps];
-  Vec<T, L> acc[Taps];
-  for (int k = 0; k < Taps; ++k) {
-    in[k] = x + range.offsets[range.codes[tap + k]];
-    acc[k] = Vec<T, L>{};
-  }
+  Vec<T, L> acc[W * Taps] = {};
+  for (int k = 0; k < Taps; ++k) in[k] = x + range.offsets[range.codes[tap + k]];
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = row * x_row;
     for (int64_t col = 0; col < cols; ++col) {
-      const Vec<T, L> g = load<T, L>(gy + col * L);
+      Vec<T, L> g[W];
+#pragma GCC unroll 4
+      for (int w = 0; w < W; ++w) g[w] = load<T, L>(gy + w * gy_plane + col * L);
 #pragma GCC unroll 16
-      for (int k = 0; k < Taps; ++k) acc[k] += g * load<T, L>(in[k] + at + col * L);
+      for (int k = 0; k < Taps; ++k) {
+        const Vec<T, L> a = load<T, L>(in[k] + at + col * L);
+#pragma GCC unroll 4
+        for (int w = 0; w < W; ++w) acc[k * W + w] += g[w] * a;
+      }
     }
     gy += cols * L;
   }
-  for (int k = 0; k < Taps; ++k) dv[tap + k] += sum<T, L>(acc[k]);
+  constexpr int N = W * Taps, kTogether = N >= 8 && L >= 8 ? 8 : N >= 4 && L >= 4 ? 4 : 1;
+  for (int first = 0; first < N; first += kTogether) {
+    Vec<T, L> some[kTogether];
+    for (int i = 0; i < kTogether; ++i) some[i] = acc[first + i];
+    const Vec<T, L> total = sum_each<T, L, kTogether>(some);
+    for (int i = 0; i < kTogether; ++i) dv[(tap + (first + i) / W) * range.width + (first + i) % W] += total[i];
+  }
 }
 
-template <class T, int L>
+template <class T, int L, int W>
 void wgrad(const TapRange& range, const Tiling& t, const void* gy_panel, const void* x_panel, int64_t x_cols,
            void* dv_) {
-  constexpr int64_t kStripVectors = 64;
+  constexpr int kTaps = 8 / W;  // a load of gy each target channel, a load of x each tap, W * kTaps FMAs
   const int64_t x_row = x_cols * L, gy_row = t.tile_w * L, gy_plane = t.tile_h * gy_row;
-  const int64_t strip = t.tile_w >= kStripVectors ? 1 : kStripVectors / t.tile_w;
-  T* dv = static_cast<T*>(dv_);
-  for (int64_t row = 0; row < t.tile_h; row += strip) {
-    const int64_t rows = t.tile_h - row < strip ? t.tile_h - row : strip;
+  for (int64_t row = 0; row < t.tile_h; row += t.rows) {
+    const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
     const T* x = static_cast<const T*>(x_panel) + row * x_row;
     for (int64_t target = range.first; target < range.last; ++target) {
-      const T* gy = static_cast<const T*>(gy_panel) + target * gy_plane + row * gy_row;
-      int32_t tap = range.rows[target];
-      const int32_t end = range.rows[target + 1];
-      for (; tap + 8 <= end; tap += 8) wgrad_taps<T, L, 8>(range, tap, gy, x, x_row, rows, t.tile_w, dv);
-      if (tap + 4 <= end) {
-        wgrad_taps<T, L, 4>(range, tap, gy, x, x_row, rows, t.tile_w, dv);
-        tap += 4;
+      const int64_t channel = target / range.phases * range.width, phase = target % range.phases;
+      const int64_t begin = range.begin(target), end = range.end(target);
+      for (int64_t part = 0; part < range.width; part += W) {
+        const T* gy =
+            static_cast<const T*>(gy_panel) + ((channel + part) * range.phases + phase) * gy_plane + row * gy_row;
+        T* const dv = static_cast<T*>(dv_) + part;
+        int64_t tap = begin;
+        for (; tap + kTaps <= end; tap += kTaps) {
+          wgrad_taps<T, L, W, kTaps>(range, tap, gy, range.phases * gy_plane, x, x_row, rows, t.tile_w, dv);
+        }
+        if constexpr (kTaps > 4) {
+          if (tap + 4 <= end) {
+            wgrad_taps<T, L, W, 4>(range, tap, gy, range.phases * gy_plane, x, x_row, rows, t.tile_w, dv);
+            tap += 4;
+          }
+        }
+        for (; tap < end; ++tap) {
+          wgrad_taps<T, L, W, 1>(range, tap, gy, range.phases * gy_plane, x, x_row, rows, t.tile_w, dv);
+        }
       }
-      for (; tap < end; ++tap) wgrad_taps<T, L, 1>(range, tap, gy, x, x_row, rows, t.tile_w, dv);
     }
   }
 }

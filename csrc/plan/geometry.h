@@ -24,6 +24,8 @@ struct Axis {
     return a >= 0 ? a / stride : -((-a + stride - 1) / stride);
   }
   int64_t phase(int64_t i) const { return offset(i) - shift(i) * stride; }
+  // Source elements that a tile of `tile` targets reads along this axis, the source's phases together.
+  int64_t window(bool adjoint, int64_t tile) const;
 };
 
 struct Geometry {
@@ -31,6 +33,9 @@ struct Geometry {
   int64_t fine_channels = 0;
   int64_t groups = 1;
   Axis h, w;
+  // A kept unit is so many consecutive coarse channels, or fine ones, at one kernel position; at least one is 1.
+  int64_t coarse_vector = 1;
+  int64_t fine_vector = 1;
 
   int64_t phases() const { return h.stride * w.stride; }
   int64_t positions() const { return h.kernel * w.kernel; }
@@ -38,8 +43,12 @@ struct Geometry {
   int64_t coarse_channels_per_group() const { return coarse_channels / groups; }
   // Elements of the dense weight [coarse_channels, fine_channels / groups, kernel_h, kernel_w].
   int64_t weight_size() const { return coarse_channels * fine_channels_per_group() * positions(); }
+  int64_t vector() const { return coarse_vector * fine_vector; }
+  // Units that a support chooses from: the dense weight [coarse units, fine units a group, kernel_h, kernel_w].
+  int64_t units() const { return weight_size() / vector(); }
 
-  // From the flat list the ops carry: {coarse, fine, groups, kernel h w, stride h w, padding h w, dilation h w}.
+  // From the flat list the ops carry: {coarse, fine, groups, kernel h w, stride h w, padding h w, dilation h w,
+  // coarse vector, fine vector}.
   // Throws std::invalid_argument with a sentence when a number is out of range.
   static Geometry from_list(const std::vector<int64_t>& list);
 };

@@ -1,16 +1,20 @@
-// The plan compiler: support + geometry -> taps grouped by source block, target channel and phase.
+// The plan compiler: support + geometry -> taps grouped by target channel, phase and source block.
 //
 // A plan drives one gather: target plane <- source planes. Read forward it goes fine -> coarse (a convolution), its
 // adjoint goes coarse -> fine (a transposed convolution, or a convolution's input gradient). Phases sit on the fine
 // side: fine source channels are `phases` planes each, fine target channels are `phases` separate targets.
 //
-// In memory a plan is one int32 array, so that it can travel as a plain tensor:
-//     rows   [blocks * targets + 1]   first tap of (source block, target), block-major
-//     codes  [taps] as uint16, two an int32   channel within the block * positions + kernel position
-//     order  [taps]                   index into the values (support order) of each tap
-// Codes are relative to the block so that a table of block_channels * positions offsets, made once a call for the shape
-// at hand, turns a code into an address; checking the codes against that table's size is all it takes to make a plan
-// memory-safe.
+// A tap is one kept unit seen from its target. In memory a plan is one int32 array, so that it can travel as a plain
+// tensor:
+//     rows   [targets * blocks + 1]   first tap of (target, source block)
+// and, coarse -> fine only,
+//     codes  [taps] as uint16, two an int32   source channel within the span * positions + kernel position
+//     order  [taps]                   index into the support of each tap
+// Fine -> coarse the support itself is in the order of the taps and holds what a code says: nothing is stored a tap.
+//
+// A block is the finest cut of the source channels; a call joins as many as suit its tiles. A span is a run of blocks
+// that 16 bits can number. Codes do not depend on the shape at hand: a table of offsets, made once a call, turns them
+// into addresses, and checking them against that table's size is all it takes to make a plan memory-safe.
 #pragma once
 
 #include <cstdint>
@@ -21,33 +25,47 @@
 namespace sparsegan {
 
 struct PlanShape {
+  bool adjoint = false;
+  int64_t positions = 1;
   int64_t sources = 0;         // source channels
   int64_t source_phases = 1;   // planes a source channel
-  int64_t targets = 0;         // target planes: channels * phases
+  int64_t depth = 1;           // source channels a unit
+  int64_t targets = 0;         // target units * target_phases
+  int64_t target_phases = 1;   // planes a target channel
+  int64_t width = 1;           // target channels a unit
   int64_t block_channels = 1;  // source channels a block
   int64_t blocks = 0;
+  int64_t span_blocks = 1;  // blocks a span
   int64_t taps = 0;
 
-  int64_t segments() const { return blocks * targets; }
-  int64_t size() const { return segments() + 1 + (taps + 1) / 2 + taps; }
+  int64_t target_channels() const { return targets / target_phases * width; }
+  int64_t span_channels() const { return span_blocks * block_channels; }
+  int64_t spans() const { return (blocks + span_blocks - 1) / span_blocks; }
+  int64_t segments() const { return targets * blocks; }
+  int64_t size() const { return segments() + 1 + (adjoint ? (taps + 1) / 2 + taps : 0); }
 };
 
-// The shape of a plan for `taps` kept weights, the same whatever their positions.
+// The shape of a plan for `taps` kept units, the same whatever their positions.
 PlanShape plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 
-// Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for
-// geometry.weight_size().
+// Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for geometry.units().
 void compile_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out);
 
 // A plan as the kernels read it: pointers into the array.
 struct PlanView {
   PlanShape shape;
+  const int32_t* support = nullptr;
   const int32_t* rows = nullptr;
-  const uint16_t* codes = nullptr;
-  const int32_t* order = nullptr;
+  const uint16_t* codes = nullptr;               // null fine -> coarse
+  const int32_t* order = nullptr;                // null fine -> coarse
+  int64_t group_sources = 1, group_targets = 1;  // source and target units a group
 };
 
-// Checks every number of an untrusted array that the kernels will use as an index; throws std::invalid_argument.
-PlanView view_plan(const Geometry& geometry, bool adjoint, int64_t taps, const int32_t* data, int64_t size);
+// Checks an untrusted array's rows and codes; throws std::invalid_argument. The support and the order are checked where
+// they are read (conv.cpp).
+PlanView view_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
+                   int64_t size);
+
+[[noreturn]] void bad_plan(const char* what);
 
 }  // namespace sparsegan
