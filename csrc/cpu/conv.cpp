@@ -1,8 +1,11 @@
 #include "conv.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -30,9 +33,12 @@ class Workspace {
   char* reserve(int64_t bytes) {
     if (bytes > capacity_) {
       release();
-      const int64_t rounded = (bytes + 4095) / 4096 * 4096;
-      data_ = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(rounded)));
+      // Large ones on huge pages where the system gives them: planes lie far apart.
+      constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
+      const int64_t page = bytes >= kHugePage ? kHugePage : kPage, rounded = (bytes + page - 1) / page * page;
+      data_ = static_cast<char*>(std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded)));
       if (!data_) throw std::bad_alloc();
+      if (page == kHugePage) madvise(data_, static_cast<size_t>(rounded), MADV_HUGEPAGE);
       capacity_ = rounded;
       workspace_total += capacity_;
     }
@@ -72,7 +78,11 @@ class Layout {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Which of kWidths serves units of `width` target channels.
-int width_index(int64_t width) { return width % 4 == 0 ? 2 : width % 2 == 0 ? 1 : 0; }
+int width_index(const Kernels& k, int64_t width) {
+  int index = kWidthCount - 1;
+  while (k.max_tile[index] == 0 || width % kWidths[index] != 0) --index;
+  return index;
+}
 
 // What the choice of a tiling depends on.
 struct Problem {
@@ -80,7 +90,8 @@ struct Problem {
   PlanShape shape;
   int64_t images, height, width;  // outputs of one target plane
   int64_t reach_h, reach_w;       // halo: how far the taps' shifts spread
-  int64_t lanes, accumulators, max_rows, element;
+  int64_t lanes, max_tile, max_rows, element;
+  int width_index;      // of kWidths
   bool register_tiles;  // gather keeps outputs in registers, wgrad does not
   bool fold;            // images are rows
 
@@ -93,7 +104,7 @@ struct Problem {
             reach_h,
             reach_w,
             lanes,
-            accumulators,
+            max_tile,
             max_rows,
             element,
             fold,
@@ -113,10 +124,13 @@ struct Problem {
   }
 };
 
+// Outputs of a register tile that are summed to together: a part of the second-level cache.
+static const int64_t kOutputBytes = std::getenv("SG_OUT") ? std::atoi(std::getenv("SG_OUT")) * 1024 : 160 * 1024;
+
 // Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) of rows x cols
 // outputs in the first-level cache, within a span.
 int64_t joined_blocks(const Problem& p, int64_t rows, int64_t cols) {
-  constexpr int64_t kWindowBytes = 40 * 1024;
+  static const int64_t kWindowBytes = std::getenv("SG_WIN") ? std::atoi(std::getenv("SG_WIN")) * 1024 : 40 * 1024;
   const Geometry& g = *p.geometry;
   const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
                                 : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
@@ -150,7 +164,7 @@ double tiling_cycles(const Problem& p, const Tiling& t) {
     return double(t.groups) * (sums * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + planes * outputs));
   }
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
-  const double parts = double(shape.width) / double(kWidths[width_index(shape.width)]);
+  const double parts = double(shape.width) / double(kWidths[p.width_index]);
   const double work = taps * (kTap * register_tiles * parts + kFma * outputs * double(shape.width)) +
                       segments * parts * kSegment * register_tiles;
   return double(t.groups) * (work + kPack * pack + kUnpack * planes * outputs) + kValue * taps;
@@ -173,19 +187,33 @@ Tiling choose_tiling(const Problem& p) {
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
   // And twice the halo: larger tiles share more of it, smaller ones stay in the cache.
+  if (const char* e = std::getenv("SG_TILE"); e && p.register_tiles) {
+    Tiling t;
+    long h, w, r, c;
+    std::sscanf(e, "%ld,%ld,%ld,%ld", &h, &w, &r, &c);
+    t.images = p.images;
+    t.tile_h = h;
+    t.tile_w = w;
+    t.rows = r;
+    t.cols = c;
+    t.tiles_h = ceil_div(p.height, t.tile_h);
+    t.tiles_w = ceil_div(p.width, t.tile_w);
+    t.lanes = p.lanes;
+    t.groups = ceil_div(t.tiles(), p.lanes);
+    return t;
+  }
   constexpr int64_t kMostTile = 16, kStripVectors = 64;
-  const int64_t accumulators = p.accumulators / kWidths[width_index(p.shape.width)];
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
   for (const int64_t tile_h : tile_sizes(p.height, kMostTile + 2 * p.reach_h)) {
     for (const int64_t width : tile_sizes(p.width, kMostTile + 2 * p.reach_w)) {
-      for (int64_t cols = 1; cols <= (p.register_tiles ? std::min(kMaxCols, accumulators) : 1); ++cols) {
+      for (int64_t cols = 1; cols <= (p.register_tiles ? std::min(kMaxCols, p.max_tile) : 1); ++cols) {
         Tiling t;
         t.images = p.images;
         t.cols = cols;
         t.tile_h = tile_h;
         t.tile_w = ceil_div(width, cols) * cols;
-        const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, accumulators / cols, tile_h})
+        const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, p.max_tile / cols, tile_h})
                                                    : std::clamp<int64_t>(kStripVectors / t.tile_w, 1, tile_h);
         t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips rather than a thin last one
         t.tiles_h = ceil_div(p.height, t.tile_h);
@@ -202,6 +230,10 @@ Tiling choose_tiling(const Problem& p) {
   }
   if (seen.size() >= 256) seen.clear();
   seen.emplace(key, best);
+  if (std::getenv("SG_SHOW"))
+    std::printf("tile %ld,%ld,%ld,%ld groups %ld joined %ld bc %ld blocks %ld model %.2f Mc\n", best.tile_h,
+                best.tile_w, best.rows, best.cols, best.groups, joined_blocks(p, best), p.shape.block_channels,
+                p.shape.blocks, best_cycles / 1e6);
   return best;
 }
 
@@ -214,10 +246,9 @@ struct Setup {
   Tiling tiling;
   int64_t joined;  // blocks run as one
   Frame x, y;
-  std::vector<int32_t> offsets;
 
-  int64_t x_plane() const { return x.plane_size(tiling.lanes) * element; }
-  int64_t y_plane() const { return y.plane_size(tiling.lanes) * element; }
+  int64_t x_plane() const { return x.plane * element; }
+  int64_t y_plane() const { return y.plane * element; }
 };
 
 // Where outputs are one row high and every tap reads row 0 (a generator's first layer: 1x1 inputs, every kernel
@@ -242,7 +273,8 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   p.reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0);
   p.reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
   p.lanes = k.lanes[panel_type];
-  p.accumulators = k.accumulators;
+  p.width_index = width_index(k, p.shape.width);
+  p.max_tile = k.max_tile[p.width_index];
   p.max_rows = k.max_rows;
   p.element = panel_type == 1 ? 8 : 4;
   p.register_tiles = register_tiles;
@@ -265,6 +297,14 @@ Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, 
   return f;
 }
 
+// Elements from one plane to the next: planes of which a part is used at a time lie an odd number of cache lines apart,
+// or the parts would compete for a few of the cache's sets.
+int64_t plane_stride(int64_t elements, int64_t bytes) {
+  constexpr int64_t kLine = 64, kSmall = 16;
+  const int64_t lines = ceil_div(elements * bytes, kLine);
+  return lines <= kSmall ? elements : (lines | 1) * kLine / bytes;
+}
+
 Setup prepare(const ConvCall& c, bool register_tiles) {
   const Geometry& g = *c.geometry;
   const PlanShape& shape = c.plan->shape;
@@ -273,16 +313,9 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   const Problem problem = problem_of(c, k, register_tiles);
   const Tiling t = choose_tiling(problem);
 
-  Setup s{k,
-          static_cast<int>(c.dtype),
-          panel_type,
-          width_index(shape.width),
-          problem.element,
-          t,
-          joined_blocks(problem, t),
-          {},
-          {},
-          {}};
+  Setup s{
+      k, static_cast<int>(c.dtype), panel_type, problem.width_index, problem.element, t, joined_blocks(problem, t), {},
+      {}};
   const int64_t x_h = c.adjoint ? 1 : g.h.stride, x_w = c.adjoint ? 1 : g.w.stride;
   const int64_t y_h = c.adjoint ? g.h.stride : 1, y_w = c.adjoint ? g.w.stride : 1;
   s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, problem.fold);
@@ -296,29 +329,35 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
   s.x.cols = t.tile_w + problem.reach_w;
   s.y.rows = t.tile_h;
   s.y.cols = t.tile_w;
+  s.x.plane = plane_stride(s.x.rows * s.x.cols * t.lanes, s.element);
+  s.y.plane = plane_stride(s.y.rows * s.y.cols * t.lanes, s.element);
 
   const int64_t channels = std::min(shape.span_channels(), shape.sources);
-  const double span = double(s.x.rows) * double(s.x.cols) * double(t.lanes) * double(channels * shape.source_phases);
+  const double span = double(s.x.plane) * double(channels * shape.source_phases);
   if (span > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("geometry: the kernel spreads over " + std::to_string(problem.reach_h) + " x " +
                                 std::to_string(problem.reach_w) +
                                 " elements, more than the kernels' 2147483647 panel elements can hold");
   }
-  s.offsets.resize(static_cast<size_t>(channels * g.positions()));
-  const int64_t plane = s.x.plane_size(t.lanes);
+  return s;
+}
+
+// The table that turns a code into panel elements from the span's first plane.
+void write_offsets(const ConvCall& c, const Setup& s, int32_t* out) {
+  const Geometry& g = *c.geometry;
+  const PlanShape& shape = c.plan->shape;
+  const int64_t channels = std::min(shape.span_channels(), shape.sources);
   const int64_t sign = c.adjoint ? -1 : 1;
   for (int64_t i = 0, position = 0; i < g.h.kernel; ++i) {
     for (int64_t j = 0; j < g.w.kernel; ++j, ++position) {
       const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
       const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
-      const int64_t at = phase * plane + (row * s.x.cols + col) * t.lanes;
+      const int64_t at = phase * s.x.plane + (row * s.x.cols + col) * s.tiling.lanes;
       for (int64_t channel = 0; channel < channels; ++channel) {
-        s.offsets[channel * g.positions() + position] =
-            static_cast<int32_t>(channel * shape.source_phases * plane + at);
+        out[channel * g.positions() + position] = static_cast<int32_t>(channel * shape.source_phases * s.x.plane + at);
       }
     }
   }
-  return s;
 }
 
 // Cuts the targets into `parts` ranges of about equal work; the phases of a channel stay together.
@@ -347,17 +386,20 @@ void split(const Team& team, int64_t parts, int64_t count, const std::function<v
 struct Taps {
   const uint16_t* codes = nullptr;
   const char* values = nullptr;  // gather only
+  const int32_t* offsets = nullptr;
 };
 
 // What of them is not there already lies in the workspace.
 struct TapLayout {
   bool codes, values;
-  int64_t codes_at, values_at;
+  int64_t codes_at, values_at, offsets_at;
 
   TapLayout(const Setup& s, const PlanView& plan, bool with_values, Layout& layout)
       : codes(!plan.codes || plan.shape.depth > 1), values(with_values && (plan.order || s.dtype == 2)) {
-    codes_at = layout.add(codes ? plan.shape.taps * plan.shape.depth * 2 : 0);
+    constexpr int64_t kCodes = int64_t{1} << 16, kReadAhead = 2;
+    codes_at = layout.add(codes ? (plan.shape.taps * plan.shape.depth + kReadAhead) * 2 : 0);
     values_at = layout.add(values ? plan.shape.taps * plan.shape.depth * plan.shape.width * s.element : 0);
+    offsets_at = layout.add(kCodes * 4);
   }
 };
 
@@ -397,13 +439,15 @@ void deepen_codes(const PlanShape& shape, bool by_unit, const uint16_t* units, u
 }
 
 // Fine -> coarse the codes come from the support, coarse -> fine the values from their order: both are checked here.
-Taps resolve(const Setup& s, const PlanView& plan, const TapLayout& layout, char* base, const void* values,
-             const Team& team) {
+Taps resolve(const ConvCall& c, const Setup& s, const PlanView& plan, const TapLayout& layout, char* base,
+             const void* values, const Team& team) {
   const PlanShape& shape = plan.shape;
   const int64_t vector = shape.depth * shape.width;
   const int64_t threads = shape.taps < 1 << 15 ? 1 : std::max<int64_t>(1, team.threads);
   std::atomic<bool> good{true};
-  Taps taps{plan.codes, static_cast<const char*>(values)};
+  auto* const offsets = reinterpret_cast<int32_t*>(base + layout.offsets_at);
+  write_offsets(c, s, offsets);
+  Taps taps{plan.codes, static_cast<const char*>(values), offsets};
   auto* const codes = reinterpret_cast<uint16_t*>(base + layout.codes_at);
   if (!plan.codes) {
     split(team, threads, shape.targets, [&](int64_t first, int64_t last) {
@@ -432,8 +476,8 @@ template <class Body>
 void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
                    int64_t last, const Body& body) {
   const PlanShape& shape = plan.shape;
-  TapRange range{nullptr,    shape.blocks,     0,     shape.depth, shape.width, shape.target_phases,
-                 taps.codes, s.offsets.data(), first, last};
+  TapRange range{nullptr,    shape.blocks, 0,     shape.depth, shape.width, shape.target_phases,
+                 taps.codes, taps.offsets, first, last};
   for (int64_t span = 0; span < shape.blocks; span += shape.span_blocks) {
     const int64_t span_end = std::min(span + shape.span_blocks, shape.blocks);
     const char* const x = x_panel + span * shape.block_channels * shape.source_phases * s.x_plane();
@@ -464,17 +508,24 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   const int64_t x_at = layout.add(panels * x_bytes), y_at = layout.add(panels * y_bytes);
   char* const base = workspace.reserve(layout.size());
   char* const init = base + init_at;
-  const Taps taps = resolve(s, plan, tap_layout, base, values, team);
+  const Taps taps = resolve(c, s, plan, tap_layout, base, values, team);
   std::memset(init, 0, static_cast<size_t>(s.y.channels * s.element));
   if (bias) s.k.order_values[s.dtype](nullptr, 0, s.y.channels, s.y.channels, 1, bias, init);
 
-  // Strips of rows outermost: a strip of all targets stays in the second-level cache while the source blocks add to it.
+  // A register tile's outputs of some targets stay in the second-level cache while the source blocks add to them.
+  const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
+  const int64_t targets = std::max<int64_t>(1, kOutputBytes / tile_bytes);
   const auto compute = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
-      for_each_join(s, plan, taps, x_panel, first, last, [&](const TapRange& range, const char* span, bool start) {
-        s.k.gather[s.panel_type][s.width](range, s.tiling, row, taps.values, span, s.x.cols, y_panel,
-                                          start ? init : nullptr);
-      });
+      for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
+        for (int64_t some = first; some < last; some += targets) {
+          for_each_join(s, plan, taps, x_panel, some, std::min(some + targets, last),
+                        [&](const TapRange& range, const char* span, bool start) {
+                          s.k.gather[s.panel_type][s.width](range, s.tiling, s.x, s.y, row, col, taps.values, span,
+                                                            y_panel, start ? init : nullptr);
+                        });
+        }
+      }
     }
   };
   if (by_group) {
@@ -524,7 +575,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
                 sums_at = layout.add(in_place ? 0 : nnz * s.element);
   char* const base = workspace.reserve(layout.size());
   char* const sums = in_place ? static_cast<char*>(dv) : base + sums_at;
-  const Taps taps = resolve(s, plan, tap_layout, base, nullptr, team);
+  const Taps taps = resolve(c, s, plan, tap_layout, base, nullptr, team);
   if (!in_place) std::memset(sums, 0, static_cast<size_t>(nnz * s.element));
 
   const std::vector<int64_t> cuts = balance(plan, threads);
@@ -548,7 +599,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
       for (int64_t j = 0; j < n; ++j) {
         for_each_join(s, plan, taps, base + x_at + j * x_bytes, cuts[i], cuts[i + 1],
                       [&](const TapRange& range, const char* span, bool) {
-                        s.k.wgrad[s.panel_type][s.width](range, s.tiling, base + y_at + j * y_bytes, span, s.x.cols,
+                        s.k.wgrad[s.panel_type][s.width](range, s.tiling, s.x, s.y, base + y_at + j * y_bytes, span,
                                                          sums);
                       });
       }

@@ -23,12 +23,13 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
   for (int64_t target = taps.first; target < taps.last; ++target) {
     const int64_t begin = taps.begin(target), end = taps.end(target);
     if (begin == end && !init) continue;
-    const int64_t channel = target / taps.phases * width, phase = target % taps.phases;
+    // A division only where it is needed: for single channels the target is the plane.
+    const int64_t channel = taps.phases == 1 ? target * width : target / taps.phases * width;
+    const int64_t first_plane = width == 1 ? target : channel * taps.phases + target % taps.phases;
     for (int64_t part = 0; part < width; part += W) {
       Vec<T, L> sums[S][W][R][Q] = {};
       const T* const weights = values + part;
-      const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap) __attribute__((always_inline)) {
-        const T* in = x + offsets[codes[tap]];
+      const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap, const T* in) __attribute__((always_inline)) {
         Vec<T, L> v[W];
 #pragma GCC unroll 4
         for (int w = 0; w < W; ++w) v[w] = broadcast<T, L>(weights[tap * width + w]);
@@ -48,13 +49,22 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
       if constexpr (S > 1) {
         for (; tap + S <= end; tap += S) {
 #pragma GCC unroll 4
-          for (int s = 0; s < S; ++s) add(sums[s], tap + s);
+          for (int s = 0; s < S; ++s) add(sums[s], tap + s, x + offsets[codes[tap + s]]);
+        }
+        for (; tap < end; ++tap) add(sums[0], tap, x + offsets[codes[tap]]);
+      } else if (begin < end) {
+        // Addresses two taps ahead, or the FMAs would wait for two loads that lead to theirs.
+        int64_t here = offsets[codes[tap]], next = offsets[codes[tap + 1]];
+        for (; tap < end; ++tap) {
+          const T* const in = x + here;
+          here = next;
+          next = offsets[codes[tap + 2]];
+          add(sums[0], tap, in);
         }
       }
-      for (; tap < end; ++tap) add(sums[0], tap);
       // A block's sum is added to the sums before it: rounding grows with the root of the block, not of all taps.
       for (int w = 0; w < W; ++w) {
-        T* const out = y + ((channel + part + w) * taps.phases + phase) * y_plane;
+        T* const out = y + (first_plane + (part + w) * taps.phases) * y_plane;
         const Vec<T, L> start = broadcast<T, L>(init ? init[channel + part + w] : T(0));
         for (int r = 0; r < R; ++r) {
           for (int q = 0; q < Q; ++q) {
@@ -72,8 +82,8 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
 template <class T>
 using GatherTile = void (*)(const TapRange&, const T*, const T*, int64_t, T*, int64_t, int64_t, const T*);
 
-// at[R - 1][Q - 1]; null where W * R * Q sums do not fit.
-template <class T, int L, int Accumulators, int MaxRows, int W>
+// at[R - 1][Q - 1]; null where R * Q is more than MaxTile.
+template <class T, int L, int W, int MaxTile, int MaxRows>
 struct GatherTiles {
   GatherTile<T> at[MaxRows][kMaxCols] = {};
 
@@ -81,7 +91,7 @@ struct GatherTiles {
 
   template <int R, int Q>
   constexpr void fill() {
-    if constexpr (W * R * Q <= Accumulators) at[R - 1][Q - 1] = gather_tile<T, L, W, R, Q>;
+    if constexpr (R * Q <= MaxTile) at[R - 1][Q - 1] = gather_tile<T, L, W, R, Q>;
     if constexpr (Q < kMaxCols) {
       fill<R, Q + 1>();
     } else if constexpr (R < MaxRows) {
@@ -90,17 +100,15 @@ struct GatherTiles {
   }
 };
 
-template <class T, int L, int Accumulators, int MaxRows, int W>
-void gather(const TapRange& taps, const Tiling& t, int64_t row, const void* values, const void* x, int64_t x_cols,
-            void* y, const void* init) {
-  static constexpr GatherTiles<T, L, Accumulators, MaxRows, W> tiles;
-  const int64_t x_row = x_cols * L, y_row = t.tile_w * L, y_plane = t.tile_h * y_row;
+template <class T, int L, int W, int MaxTile, int MaxRows>
+void gather(const TapRange& taps, const Tiling& t, const Frame& x_frame, const Frame& y_frame, int64_t row, int64_t col,
+            const void* values, const void* x, void* y, const void* init) {
+  static constexpr GatherTiles<T, L, W, MaxTile, MaxRows> tiles;
+  const int64_t x_row = x_frame.cols * L, y_row = y_frame.cols * L;
   const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
-  for (int64_t col = 0; col < t.tile_w; col += t.cols) {  // the driver makes tile_w a multiple of cols
-    tiles.at[rows - 1][t.cols - 1](
-        taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L, x_row,
-        static_cast<T*>(y) + row * y_row + col * L, y_row, y_plane, static_cast<const T*>(init));
-  }
+  tiles.at[rows - 1][t.cols - 1](taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L,
+                                 x_row, static_cast<T*>(y) + row * y_row + col * L, y_row, y_frame.plane,
+                                 static_cast<const T*>(init));
 }
 
 }  // namespace sparsegan::SPARSEGAN_ISA

@@ -35,12 +35,12 @@ struct Frame {
   int64_t first_h = 0,
           first_w = 0;  // panel row and column 0, relative to the tile's own first element: <= 0 with a halo before
   int64_t rows = 1, cols = 1;  // panel rows and columns a plane: tile and halo
+  int64_t plane = 1;           // panel elements from one plane to the next
   int64_t size = 0;            // elements of the whole tensor
   Padding padding = Padding::zeros;
   int64_t before_h = 0, before_w = 0;  // rows and columns of padding that the grid begins with
 
   int64_t planes() const { return channels * phases_h * phases_w; }
-  int64_t plane_size(int64_t lanes) const { return rows * cols * lanes; }
 };
 
 // The taps of some source blocks for a range of targets; see plan.h. Where a unit is `depth` source channels deep, each
@@ -49,9 +49,9 @@ struct TapRange {
   const int32_t* rows;           // of the first of these blocks
   int64_t blocks, joined;        // blocks of the plan, and how many of them these are
   int64_t depth, width, phases;  // source channels a unit; target channels a unit; phases of a target channel
-  const uint16_t* codes;
-  const int32_t* offsets;  // code -> elements from the span's first plane
-  int64_t first, last;     // targets
+  const uint16_t* codes;         // two more may be read than there are taps
+  const int32_t* offsets;        // code -> elements from the span's first plane; may be read at any 16 bits
+  int64_t first, last;           // targets
 
   SPARSEGAN_INLINE int64_t begin(int64_t target) const { return rows[target * blocks] * depth; }
   SPARSEGAN_INLINE int64_t end(int64_t target) const { return rows[target * blocks + joined] * depth; }
@@ -62,15 +62,18 @@ constexpr int kTensorTypes = 3;
 constexpr int kPanelTypes = 2;
 // The widest register tile, in output columns.
 constexpr int64_t kMaxCols = 8;
-// Target channels a register tile: index i is kWidths[i]. A unit is cut into the widest that divides it.
+// Target channels a register tile: index i is kWidths[i]. A unit is cut into the widest that divides it and is there.
 constexpr int kWidths[] = {1, 2, 4};
 constexpr int kWidthCount = 3;
+
+// Chains of `fma`: as many as hide an FMA's latency.
+constexpr int kFmaChains = 12;
 
 struct Kernels {
   const char* isa;
   int64_t lanes[kPanelTypes];
-  int64_t accumulators;  // vectors of outputs that a register tile may hold
-  int64_t max_rows;      // the tallest register tile
+  int64_t max_tile[kWidthCount];  // vectors of outputs a target channel that a register tile may hold; 0: no such width
+  int64_t max_rows;               // the tallest register tile
 
   // tensor -> all panel planes of channels [first, last) of a group. Panel type follows tensor type.
   void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
@@ -90,15 +93,16 @@ struct Kernels {
   bool (*scatter_values[kTensorTypes])(const int32_t* order, int64_t first, int64_t last, int64_t units, int64_t vector,
                                        const void* sums, void* out);
 
-  // y[target] += sum over taps (value * x[offset + position]) for one strip of `tiling.rows` output rows from `row` on;
-  // starts from init[target channel] where init is not null.
-  void (*gather[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, int64_t row, const void* values,
-                                           const void* x, int64_t x_cols, void* y, const void* init);
+  // y[target] += sum over taps (value * x[offset + position]) for the register tile of outputs at (row, col); starts
+  // from init[target channel] where init is not null.
+  void (*gather[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
+                                           int64_t row, int64_t col, const void* values, const void* x, void* y,
+                                           const void* init);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
-  void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const void* gy, const void* x, int64_t x_cols,
-                                          void* dv);
+  void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
+                                          const void* gy, const void* x, void* dv);
 
-  // Runs accumulators * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
+  // Runs kFmaChains * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
   float (*fma)(int64_t iterations);
 };
 

@@ -79,7 +79,7 @@ double fma_gflops() {
     volatile float result = k.fma(kIterations);
     (void)result;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2e-9 * double(kIterations) * double(k.accumulators * k.lanes[0]) / seconds);
+    best = std::max(best, 2e-9 * double(kIterations) * double(kFmaChains * k.lanes[0]) / seconds);
   }
   return best;
 }
