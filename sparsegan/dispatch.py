@@ -47,7 +47,7 @@ def check_kernel(kernel: str) -> str:
 def choose(
     geometry: Geometry,
     adjoint: bool,
-    nnz: int,
+    units: int,
     images: int,
     x_size: tuple[int, int],
     y_size: tuple[int, int],
@@ -56,11 +56,12 @@ def choose(
     """Models one forward of both kernels on one core.
 
     Args:
-        geometry, adjoint, nnz: the layer's.
+        geometry, adjoint: the layer's.
+        units: kept units, the length of its support.
         images: batch size.
         x_size, y_size: (height, width) of input and output.
     """
-    if nnz == 0 or images == 0:
+    if units == 0 or images == 0 or 0 in x_size or 0 in y_size:
         return Choice("sparse", "nothing to multiply")
     coarse = x_size if adjoint else y_size
     lanes = _native.lanes(float64)
@@ -69,8 +70,8 @@ def choose(
     padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
     dense = padded * weights * images * coarse[0] * coarse[1] / (2 * lanes * DENSE_EFFICIENCY)
     dense *= DENSE_TRANSPOSED if adjoint else 1
-    dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE + nnz * SCATTER_CYCLES
-    sparse = _native.gather_cycles(geometry.numbers(), adjoint, nnz, images, list(x_size), list(y_size), float64)
+    dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE + units * geometry.vector * SCATTER_CYCLES
+    sparse = _native.gather_cycles(geometry.numbers(), adjoint, units, images, list(x_size), list(y_size), float64)
     kernel = "sparse" if sparse <= dense else "dense"
     return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, dense {dense / 1e6:.2f}")
 

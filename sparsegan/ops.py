@@ -39,7 +39,7 @@ def gather(
     pad_before: tuple[int, int] = (0, 0),
     negative_slope: float = 1.0,
 ) -> Tensor:
-    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``, ``f(z) = z if z > 0 else negative_slope * z``.
+    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z) = z``, or ``negative_slope * z`` below 0.
 
     Args:
         x: ``[N, source channels, H, W]``; float32, float64 or bfloat16 (accumulated in float32).
@@ -169,7 +169,7 @@ def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
 
 
 def _source_gradient(gy: Tensor, values: Tensor, taps: tuple[Any, ...], ctx: Any, x_shape: torch.Size) -> Tensor:
-    """Gradient in ``x``: the adjoint gather, over the padded extent; what falls on padding goes to where it came from."""
+    """Gradient in ``x``: the adjoint gather over the padded extent, its padding led back to where it came from."""
     size = list(x_shape[1:])
     if ctx.padding_mode == 0:
         return _gather(gy, values, None, *taps, not ctx.adjoint, size)

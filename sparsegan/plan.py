@@ -22,9 +22,9 @@ Pair = tuple[int, int]
 class Geometry:
     """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left).
 
-    A kept unit is ``coarse_vector`` consecutive coarse channels, or ``fine_vector`` consecutive fine ones, at one kernel
-    position; at least one of the two is 1. A support lists units: sorted positions in a tensor of ``unit_shape``. Values
-    are ``[units * vector]``, unit by unit.
+    A kept unit is ``coarse_vector`` consecutive coarse channels, or ``fine_vector`` consecutive fine ones, at one
+    kernel position; at least one of the two is 1. A support lists units: sorted positions in a tensor of
+    ``unit_shape``. Values are ``[units * vector]``, unit by unit.
     """
 
     coarse_channels: int

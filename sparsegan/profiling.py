@@ -103,7 +103,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
     def visit(name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
         if not isinstance(module, SparseConv) or x.dim() != 4:
             return
-        choice = module.choose(tuple(_padded(module, x)), (y.shape[2], y.shape[3]))
+        choice = module.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
         dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)
         x = x.contiguous()
         x_last = x.contiguous(memory_format=torch.channels_last)
@@ -142,14 +142,6 @@ def tune(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:
         assert isinstance(layer, SparseConv)
         layer.kernel = row.faster
     return report
-
-
-def _padded(module: SparseConv, x: Tensor) -> tuple[int, ...]:
-    """Shape of the input after the padding that is not zeros."""
-    if module.padding_mode == "zeros":
-        return tuple(x.shape)
-    left, right, top, bottom = module._reversed_padding_repeated_twice
-    return (x.shape[0], x.shape[1], x.shape[2] + top + bottom, x.shape[3] + left + right)
 
 
 def _describe(module: SparseConv, x: Tensor) -> str:

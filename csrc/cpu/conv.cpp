@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -125,12 +124,12 @@ struct Problem {
 };
 
 // Outputs of a register tile that are summed to together: a part of the second-level cache.
-static const int64_t kOutputBytes = std::getenv("SG_OUT") ? std::atoi(std::getenv("SG_OUT")) * 1024 : 160 * 1024;
+constexpr int64_t kOutputBytes = 160 * 1024;
 
 // Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) of rows x cols
 // outputs in the first-level cache, within a span.
 int64_t joined_blocks(const Problem& p, int64_t rows, int64_t cols) {
-  static const int64_t kWindowBytes = std::getenv("SG_WIN") ? std::atoi(std::getenv("SG_WIN")) * 1024 : 40 * 1024;
+  constexpr int64_t kWindowBytes = 40 * 1024;
   const Geometry& g = *p.geometry;
   const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
                                 : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
@@ -142,32 +141,44 @@ int64_t joined_blocks(const Problem& p, const Tiling& t) {
   return joined_blocks(p, t.rows, p.register_tiles ? t.cols : t.tile_w);
 }
 
-// Cycles of a gather's parts on one core: a least-squares fit (no part below zero) to 110 timings on AVX2 of 22 layers
-// at 30 to 97 % sparsity. 47 % of them are predicted within 10 %, 80 % within 20 %, 91 % within 35 %; the layers with
-// 1x1 inputs come out too fast, by up to three times. A vector FMA's share of cache misses is in kFma, a mispredicted
-// loop exit in kSegment, reading a value and checking its code in kValue.
-constexpr double kFma = 0.93, kTap = 0.11, kSegment = 56, kPack = 18, kUnpack = 25, kValue = 7.6;
+// Cycles of a gather's parts on one core: a least-squares fit (no part below zero) to 1,174 timings on AVX2, random
+// tilings of 13 layers at 60 and 90 % sparsity: half of them are predicted within 10 %, 79 % within 20 %, 95 % within
+// 35 %. A vector FMA's share of cache misses is in kFma, a mispredicted loop exit in kSegment.
+constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // a vector FMA; a tap and a row of a register tile
+constexpr double kSegment = 49, kSegmentOutput = 0.43;     // a target and joined blocks, and each vector of outputs
+constexpr double kPack = 11.7, kUnpack = 12.3;             // a vector
+constexpr double kCode = 1.7, kOrder = 7.1;                // a tap, fine -> coarse and coarse -> fine, once a call
 // wgrad: two taps' FMAs share a load less well, and each tap's lanes are summed once a strip.
-constexpr double kWgradFma = 0.62, kWgradTap = 14;
+constexpr double kWgradFma = 0.62, kWgradTap = 8;
+
+// Vectors that pack or unpack handle for a plane row of `cols` columns, phases together.
+double row_vectors(const Problem& p, int64_t cols, int64_t phases) {
+  constexpr int64_t kFew = 2;  // see panel.h
+  const int64_t rest = cols * phases % p.lanes;
+  const int64_t last = rest == 0 ? 0 : rest <= kFew ? 4 * rest : p.lanes;
+  return double(cols * phases - rest + last) / double(phases);
+}
 
 double tiling_cycles(const Problem& p, const Tiling& t) {
   const PlanShape& shape = p.shape;
+  const Geometry& g = *p.geometry;
   const double outputs = double(t.tile_h) * double(t.tile_w);
-  const double pack =
-      double(shape.sources * shape.source_phases) * double(t.tile_h + p.reach_h) * double(t.tile_w + p.reach_w);
-  const double planes = double(shape.targets * shape.width), taps = double(shape.taps * shape.depth);
-  const double segments_most = double(ceil_div(shape.blocks, joined_blocks(p, t)) * shape.targets);
-  const double segments = std::min(segments_most, double(shape.taps + shape.targets));
+  const double pack = double(shape.sources * shape.source_phases) * double(t.tile_h + p.reach_h) *
+                      row_vectors(p, t.tile_w + p.reach_w, shape.adjoint ? 1 : g.w.stride);
+  const double unpack =
+      double(shape.targets * shape.width) * double(t.tile_h) * row_vectors(p, t.tile_w, shape.adjoint ? g.w.stride : 1);
+  const double taps = double(shape.taps * shape.depth), groups = double(t.groups);
   if (!p.register_tiles) {
-    const double strips = double(ceil_div(t.tile_h, t.rows));
-    const double sums = taps * double(shape.width);
-    return double(t.groups) * (sums * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + planes * outputs));
+    const double strips = double(ceil_div(t.tile_h, t.rows)), sums = taps * double(shape.width);
+    return groups * (sums * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + unpack));
   }
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
-  const double parts = double(shape.width) / double(kWidths[p.width_index]);
-  const double work = taps * (kTap * register_tiles * parts + kFma * outputs * double(shape.width)) +
-                      segments * parts * kSegment * register_tiles;
-  return double(t.groups) * (work + kPack * pack + kUnpack * planes * outputs) + kValue * taps;
+  const double parts = double(shape.width / kWidths[p.width_index]), width = double(kWidths[p.width_index]);
+  const double blocks = double(ceil_div(shape.blocks, joined_blocks(p, t)));
+  const double segments = std::min(blocks * double(shape.targets), double(shape.taps + shape.targets)) * parts;
+  const double work = taps * parts * (kFma * outputs * width + (kTap + kTapRow * double(t.rows)) * register_tiles) +
+                      segments * (kSegment * register_tiles + kSegmentOutput * outputs * width);
+  return groups * (work + kPack * pack + kUnpack * unpack) + (shape.adjoint ? kOrder : kCode) * taps;
 }
 
 // Every way to cut n outputs into equal tiles of at most `most`.
@@ -187,21 +198,6 @@ Tiling choose_tiling(const Problem& p) {
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
   // And twice the halo: larger tiles share more of it, smaller ones stay in the cache.
-  if (const char* e = std::getenv("SG_TILE"); e && p.register_tiles) {
-    Tiling t;
-    long h, w, r, c;
-    std::sscanf(e, "%ld,%ld,%ld,%ld", &h, &w, &r, &c);
-    t.images = p.images;
-    t.tile_h = h;
-    t.tile_w = w;
-    t.rows = r;
-    t.cols = c;
-    t.tiles_h = ceil_div(p.height, t.tile_h);
-    t.tiles_w = ceil_div(p.width, t.tile_w);
-    t.lanes = p.lanes;
-    t.groups = ceil_div(t.tiles(), p.lanes);
-    return t;
-  }
   constexpr int64_t kMostTile = 16, kStripVectors = 64;
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
@@ -230,10 +226,6 @@ Tiling choose_tiling(const Problem& p) {
   }
   if (seen.size() >= 256) seen.clear();
   seen.emplace(key, best);
-  if (std::getenv("SG_SHOW"))
-    std::printf("tile %ld,%ld,%ld,%ld groups %ld joined %ld bc %ld blocks %ld model %.2f Mc\n", best.tile_h,
-                best.tile_w, best.rows, best.cols, best.groups, joined_blocks(p, best), p.shape.block_channels,
-                p.shape.blocks, best_cycles / 1e6);
   return best;
 }
 

@@ -302,23 +302,34 @@ inline uint32_t codes(const int32_t* support, int64_t count, int32_t base, uint1
   return most;
 }
 
-template <class IO, class T>
-bool order_values(const int32_t* order, int64_t first, int64_t last, int64_t units, int64_t vector, const void* values,
-                  void* out) {
-  constexpr int64_t kAhead = 24;
-  bool good = true;
-  T* to = static_cast<T*>(out) + first * vector;
-  for (int64_t t = first; t < last; ++t, to += vector) {
-    if (order && t + kAhead < last) __builtin_prefetch(static_cast<const IO*>(values) + order[t + kAhead] * vector);
-    const int64_t unit = order ? order[t] : t;
-    if (static_cast<uint64_t>(unit) >= static_cast<uint64_t>(units)) {
-      good = false;
-      continue;
-    }
-    const IO* const from = static_cast<const IO*>(values) + unit * vector;
-    for (int64_t k = 0; k < vector; ++k) to[k] = widen(from[k]);
+template <class IO, class T, bool Single>
+SPARSEGAN_INLINE bool order_units(const int32_t* order, int64_t count, int64_t units, int64_t vector, const IO* values,
+                                  T* out) {
+  constexpr int64_t kAhead = 32;
+  if constexpr (Single) vector = 1;
+  uint32_t bad = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    __builtin_prefetch(values + order[t + kAhead < count ? t + kAhead : t] * vector);
+    const uint32_t unit = static_cast<uint32_t>(order[t]);
+    const bool good = unit < static_cast<uint64_t>(units);
+    bad |= !good;
+    const IO* const from = values + (good ? unit : 0) * vector;
+    for (int64_t k = 0; k < vector; ++k) out[t * vector + k] = widen(from[k]);
   }
-  return good;
+  return !bad;
+}
+
+template <class IO, class T>
+bool order_values(const int32_t* order, int64_t first, int64_t last, int64_t units, int64_t vector, const void* values_,
+                  void* out_) {
+  const IO* const values = static_cast<const IO*>(values_);
+  T* const out = static_cast<T*>(out_) + first * vector;
+  if (!order) {
+    for (int64_t i = 0; i < (last - first) * vector; ++i) out[i] = widen(values[first * vector + i]);
+    return true;
+  }
+  return vector == 1 ? order_units<IO, T, true>(order + first, last - first, units, vector, values, out)
+                     : order_units<IO, T, false>(order + first, last - first, units, vector, values, out);
 }
 
 template <class IO, class T>

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <cstdlib>
 
 namespace sparsegan {
 namespace {
@@ -14,7 +13,7 @@ constexpr int64_t kCodes = int64_t{1} << 16;
 // tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the fastest
 // on AVX2 with 32 KiB of first-level cache.
 int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64_t depth) {
-  static const int64_t kWindowBytes = std::getenv("SG_PWIN") ? std::atoi(std::getenv("SG_PWIN")) * 1024 : 40 * 1024;
+  constexpr int64_t kWindowBytes = 40 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
   const int64_t bytes = g.h.window(adjoint, kTileRows) * g.w.window(adjoint, kTileCols) * kVectorBytes;
   const int64_t most = std::min<int64_t>(source_units, kCodes / (g.positions() * depth));
