@@ -31,6 +31,10 @@ class Random {
   explicit Random(uint64_t seed) : engine_(seed) {}
   int64_t from(int64_t first, int64_t last) { return first + static_cast<int64_t>(engine_() % (last - first + 1)); }
   double real() { return static_cast<double>(engine_() >> 11) * 0x1p-52 - 1; }  // in [-1, 1)
+  template <class T, size_t N>
+  T one_of(const T (&choices)[N]) {
+    return choices[from(0, N - 1)];
+  }
 
  private:
   std::mt19937_64 engine_;
@@ -42,14 +46,20 @@ struct Case {
   DType dtype = DType::float32;
   int64_t threads = 1, images = 1;
   int64_t coarse_h = 1, coarse_w = 1, fine_h = 1, fine_w = 1;
+  Padding padding = Padding::zeros;            // around the fine side
+  int64_t pad_before_h = 0, pad_before_w = 0;  // of it, where it is not zeros
+  double negative_slope = 1;
   std::vector<int32_t> support;
 
+  int64_t units() const { return static_cast<int64_t>(support.size()); }
+  int64_t values() const { return units() * geometry.vector(); }
   int64_t coarse_size() const { return images * geometry.coarse_channels * coarse_h * coarse_w; }
   int64_t fine_size() const { return images * geometry.fine_channels * fine_h * fine_w; }
   int64_t target_channels() const { return adjoint ? geometry.fine_channels : geometry.coarse_channels; }
 
   std::string text() const {
     const char* const names[] = {"float32", "float64", "bfloat16"};
+    const char* const paddings[] = {"zeros", "reflect", "replicate", "circular"};
     const Axis &h = geometry.h, &w = geometry.w;
     std::string line = std::string(names[static_cast<int>(dtype)]) + (adjoint ? " coarse to fine" : " fine to coarse");
     const auto add = [&](const char* name, std::initializer_list<int64_t> numbers) {
@@ -64,36 +74,51 @@ struct Case {
     add("stride", {h.stride, w.stride});
     add("padding", {h.padding, w.padding});
     add("dilation", {h.dilation, w.dilation});
-    add("values", {static_cast<int64_t>(support.size())});
+    add(paddings[static_cast<int>(padding)], {pad_before_h, pad_before_w});
+    add("vectors", {geometry.coarse_vector, geometry.fine_vector});
+    add("units", {units()});
     add("bias", {bias});
+    line += ", slope " + std::to_string(negative_slope);
     add("threads", {threads});
     return line;
   }
 };
 
-// A fine size that a convolution turns into `coarse`, or a transposed convolution makes of it; below 1 if there is
-// none.
-int64_t fine_size(Random& random, const Axis& axis, int64_t coarse) {
-  return (coarse - 1) * axis.stride + axis.offset(axis.kernel - 1) - axis.padding + 1 + random.from(0, axis.stride - 1);
-}
-
 Axis draw_axis(Random& random, int64_t most_kernel) {
   Axis axis;
   axis.kernel = random.from(1, most_kernel);
-  axis.stride = random.from(1, 4);
+  axis.stride = random.from(1, 5);
   axis.dilation = random.from(1, 3);
   axis.padding = random.from(0, axis.dilation * (axis.kernel - 1) + 1);
   return axis;
 }
 
-enum Kind { kAny, kManyImages, kLargeImages, kManyChannels, kSeparating, kKinds };
+// A fine size that a convolution turns into `coarse`, or a transposed convolution makes of it; below 1 if there is
+// none that torch would pad so far. Padding other than zeros moves from the axis, which then has none, to `before`.
+int64_t draw_fine_size(Random& random, Axis& axis, int64_t coarse, Padding padding, int64_t& before) {
+  const int64_t reach = axis.dilation * (axis.kernel - 1), needed = (coarse - 1) * axis.stride + reach + 1;
+  const int64_t unused = random.from(0, axis.stride - 1);
+  if (padding == Padding::zeros) return needed - 2 * axis.padding + unused;
+  before = axis.padding;
+  axis.padding = 0;
+  const int64_t after = random.from(0, reach + 1), fine = needed - before - after + unused;
+  const int64_t most = padding == Padding::reflect ? fine - 1 : padding == Padding::circular ? fine : reach + 1;
+  return std::max(before, after) <= most ? fine : 0;
+}
 
-Case draw(Random& random, Kind kind) {
-  Case c;
+// From `first` to `last` channels, rounded up to whole vectors.
+int64_t draw_channels(Random& random, int64_t vector, int64_t first, int64_t last) {
+  return (random.from(first, last) + vector - 1) / vector * vector;
+}
+
+enum Kind { kAny, kManyImages, kLargeImages, kManyChannels, kManySpans, kSeparating, kKinds };
+
+// Everything but the support into `c`, which has its direction, padding and vectors; false where no such sizes exist.
+bool draw_sizes(Random& random, Kind kind, Case& c) {
   Geometry& g = c.geometry;
   g.groups = random.from(1, 3);
-  g.fine_channels = g.groups * random.from(1, 4);
-  g.coarse_channels = g.groups * random.from(1, 4);
+  g.fine_channels = g.groups * g.fine_vector * random.from(1, 4);
+  g.coarse_channels = g.groups * g.coarse_vector * random.from(1, 4);
   g.h = draw_axis(random, 5);
   g.w = draw_axis(random, 5);
   c.images = random.from(1, 3);
@@ -107,43 +132,62 @@ Case draw(Random& random, Kind kind) {
     c.coarse_h = random.from(1, 40);
     c.coarse_w = random.from(20, 70);
   } else if (kind == kManyChannels) {  // several source blocks
-    g.fine_channels = g.groups * random.from(30, 90);
-    g.coarse_channels = g.groups * random.from(30, 90);
-    (random.from(0, 1) ? g.fine_channels : g.coarse_channels) = g.groups;
+    const bool fine = random.from(0, 1);
+    g.fine_channels = g.groups * (fine ? draw_channels(random, g.fine_vector, 30, 90) : g.fine_vector);
+    g.coarse_channels = g.groups * (fine ? g.coarse_vector : draw_channels(random, g.coarse_vector, 30, 90));
     c.coarse_h = random.from(1, 5);
     c.coarse_w = random.from(1, 5);
-  } else if (kind == kSeparating) {  // 1x1 inputs of a generator: every kernel position its own phase, no padding
-    for (Axis* axis : {&g.h, &g.w}) *axis = {random.from(1, 4), 4, 0, 1};
+  } else if (kind == kManySpans) {  // source channels x kernel positions beyond the 16 bits of a code
+    for (Axis* axis : {&g.h, &g.w}) *axis = {random.from(4, 5), random.from(1, 5), random.from(1, 2), 1};
+    const int64_t channels = (1 << 16) / g.positions() + random.from(1, 1000);
+    (c.adjoint ? g.fine_channels : g.coarse_channels) = g.groups * (c.adjoint ? g.fine_vector : g.coarse_vector);
+    (c.adjoint ? g.coarse_channels : g.fine_channels) =
+        g.groups * draw_channels(random, c.adjoint ? g.coarse_vector : g.fine_vector, channels / g.groups + 1,
+                                 channels / g.groups + 1);
+    c.images = 1;
+    c.coarse_h = random.from(1, 2);
+    c.coarse_w = random.from(1, 2);
+  } else if (kind == kSeparating) {  // 1x1 inputs of a generator: every kernel position its own phase, no zeros
+    for (Axis* axis : {&g.h, &g.w}) {
+      *axis = {random.from(1, 4), 4, 0, 1};
+      if (c.padding != Padding::zeros) axis->padding = random.from(0, 1);
+    }
     c.images = random.from(1, 40);
     c.coarse_h = 1;
     c.coarse_w = random.from(0, 2) ? 1 : random.from(1, 5);
   }
-  c.fine_h = fine_size(random, g.h, c.coarse_h);
-  c.fine_w = fine_size(random, g.w, c.coarse_w);
-
+  c.fine_h = draw_fine_size(random, g.h, c.coarse_h, c.padding, c.pad_before_h);
+  c.fine_w = draw_fine_size(random, g.w, c.coarse_w, c.padding, c.pad_before_w);
   c.bias = random.from(0, 1);
+  c.negative_slope = random.one_of({1.0, 0.0, 0.2});
   c.threads = random.from(0, 1) ? 1 : random.from(2, 5);
-  // Of eight supports one is empty and one is full.
-  const int64_t density = random.from(0, 7), keep = density == 0 ? 0 : density == 1 ? 100 : random.from(5, 50);
-  for (int64_t position = 0; position < g.weight_size(); ++position) {
-    if (random.from(0, 99) < keep) c.support.push_back(static_cast<int32_t>(position));
-  }
-  return c;
+  return c.fine_h >= 1 && c.fine_w >= 1;
 }
 
-// Draws until the sizes exist and the call is small: at most `most` products.
+void draw_support(Random& random, Case& c) {
+  // Of eight supports one is empty and one is full.
+  const int64_t density = random.from(0, 7), keep = density == 0 ? 0 : density == 1 ? 100 : random.from(5, 50);
+  c.support.clear();
+  for (int64_t unit = 0; unit < c.geometry.units(); ++unit) {
+    if (random.from(0, 99) < keep) c.support.push_back(static_cast<int32_t>(unit));
+  }
+}
+
+// Draws until the sizes exist and the call is small: at most `most` products. What would make a draw rarely small is
+// settled before.
 Case draw_case(Random& random, int64_t number) {
   constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
+  Case c;
+  c.dtype = static_cast<DType>(number % 3);
+  c.adjoint = number / 3 % 2 == 1;
+  const auto kind = static_cast<Kind>(number / 6 % kKinds);
+  if (!c.adjoint) c.padding = static_cast<Padding>(number / (6 * kKinds) % 4);
+  // Half the units are wide, half deep, as seen from this direction's target.
+  (random.from(0, 1) ? c.geometry.coarse_vector : c.geometry.fine_vector) = random.one_of({1, 2, 3, 4, 8});
   for (;;) {
-    Case c = draw(random, static_cast<Kind>(number / 6 % kKinds));
-    const auto taps = static_cast<int64_t>(c.support.size());
-    if (c.fine_h < 1 || c.fine_w < 1 || c.coarse_size() > kMostElements || c.fine_size() > kMostElements ||
-        taps * c.images * c.coarse_h * c.coarse_w > kMostProducts) {
-      continue;
-    }
-    c.dtype = static_cast<DType>(number % 3);
-    c.adjoint = number / 3 % 2 == 1;
-    return c;
+    if (!draw_sizes(random, kind, c) || c.coarse_size() > kMostElements || c.fine_size() > kMostElements) continue;
+    draw_support(random, c);
+    if (c.values() * c.images * c.coarse_h * c.coarse_w <= kMostProducts) return c;
   }
 }
 
@@ -185,34 +229,50 @@ class Tensor {
 // ---------------------------------------------------------------- reference
 
 struct Sum {
-  double value = 0, magnitude = 0;
-  void add(double term) {
-    value += term;
-    magnitude += std::abs(term);
+  long double value = 0;  // what it rounds is to be less than a double's own rounding
+  double magnitude = 0;
+  void add(double a, double b) {
+    value += static_cast<long double>(a) * b;
+    magnitude += std::abs(a * b);
   }
+  // No steeper than 1: the error of a sum does not grow.
+  void activate(double negative_slope) { value = value > 0 ? value : negative_slope * value; }
 };
+
+// The element that stands at index i of n elements and their padding; -1 is a zero.
+int64_t padded_index(int64_t i, int64_t n, Padding padding) {
+  if (padding == Padding::circular) return (i + n) % n;
+  if (padding == Padding::replicate) return std::min(std::max<int64_t>(i, 0), n - 1);
+  if (padding == Padding::reflect) return n - 1 - std::abs(n - 1 - std::abs(i));
+  return i < 0 || i >= n ? -1 : i;
+}
 
 // body(value, coarse element, fine element) for every product of a call.
 template <class Body>
 void for_each_product(const Case& c, const Body& body) {
   const Geometry& g = c.geometry;
-  for (int64_t v = 0; v < static_cast<int64_t>(c.support.size()); ++v) {
-    // The dense weight is [coarse_channels, fine_channels / groups, kernel_h, kernel_w].
-    int64_t rest = c.support[v];
+  const int64_t fine_units = g.fine_channels / g.groups / g.fine_vector;  // of a group
+  for (int64_t v = 0; v < c.values(); ++v) {
+    // The support counts in [coarse units, fine units of a group, kernel_h, kernel_w]; a unit's values lie together.
+    int64_t rest = c.support[v / g.vector()];
     const int64_t j = rest % g.w.kernel;
     rest /= g.w.kernel;
     const int64_t i = rest % g.h.kernel;
     rest /= g.h.kernel;
-    const int64_t in_group = rest % (g.fine_channels / g.groups), coarse = rest / (g.fine_channels / g.groups);
+    const int64_t in_unit = v % g.vector();
+    const int64_t in_group = rest % fine_units * g.fine_vector + in_unit % g.fine_vector;
+    const int64_t coarse = rest / fine_units * g.coarse_vector + in_unit % g.coarse_vector;
     const int64_t group = coarse / (g.coarse_channels / g.groups);
     const int64_t fine = group * (g.fine_channels / g.groups) + in_group;
     for (int64_t n = 0; n < c.images; ++n) {
       for (int64_t p = 0; p < c.coarse_h; ++p) {
-        const int64_t a = p * g.h.stride + i * g.h.dilation - g.h.padding;
-        if (a < 0 || a >= c.fine_h) continue;
+        const int64_t row = p * g.h.stride + i * g.h.dilation - g.h.padding - c.pad_before_h;
+        const int64_t a = padded_index(row, c.fine_h, c.padding);
+        if (a < 0) continue;
         for (int64_t q = 0; q < c.coarse_w; ++q) {
-          const int64_t b = q * g.w.stride + j * g.w.dilation - g.w.padding;
-          if (b < 0 || b >= c.fine_w) continue;
+          const int64_t col = q * g.w.stride + j * g.w.dilation - g.w.padding - c.pad_before_w;
+          const int64_t b = padded_index(col, c.fine_w, c.padding);
+          if (b < 0) continue;
           body(v, ((n * g.coarse_channels + coarse) * c.coarse_h + p) * c.coarse_w + q,
                ((n * g.fine_channels + fine) * c.fine_h + a) * c.fine_w + b);
         }
@@ -229,8 +289,8 @@ double largest_error(const Tensor<T>& got, const std::vector<Sum>& expected) {
   double largest = 0;
   for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
     const Sum& sum = expected[i];
-    const double difference = std::abs(got[i] - sum.value);
-    const double unit = sum_rounding * sum.magnitude + rounding * std::abs(sum.value);
+    const auto difference = static_cast<double>(std::abs(got[i] - sum.value));
+    const auto unit = sum_rounding * sum.magnitude + rounding * static_cast<double>(std::abs(sum.value));
     const double error = difference == 0 ? 0 : difference / unit;
     if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
   }
@@ -246,10 +306,10 @@ struct Errors {
 template <class T>
 Errors run(const Case& c, Random& random) {
   const Geometry& g = c.geometry;
-  const auto taps = static_cast<int64_t>(c.support.size());
-  std::vector<int32_t> numbers(plan_shape(g, c.adjoint, taps).size());
-  compile_plan(g, c.adjoint, c.support.data(), taps, numbers.data());
-  const PlanView plan = view_plan(g, c.adjoint, taps, numbers.data(), static_cast<int64_t>(numbers.size()));
+  std::vector<int32_t> numbers(plan_shape(g, c.adjoint, c.units()).size());
+  compile_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data());
+  const PlanView plan =
+      view_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), static_cast<int64_t>(numbers.size()));
   const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
   const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
   ConvCall call{&g, c.adjoint, &plan, c.dtype, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w};
@@ -257,31 +317,35 @@ Errors run(const Case& c, Random& random) {
     std::swap(call.x_height, call.y_height);
     std::swap(call.x_width, call.y_width);
   }
+  call.padding = c.padding;
+  call.pad_before_h = c.pad_before_h;
+  call.pad_before_w = c.pad_before_w;
   // The work is cut as for `threads` threads; one does it all.
   const Team team{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
                     for (int64_t i = 0; i < count; ++i) body(i);
                   }};
 
-  Tensor<T> x(x_size, random), gy(y_size, random), values(taps, random), bias(c.target_channels(), random);
-  Tensor<T> y(y_size), dv(taps);
-  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
+  Tensor<T> x(x_size, random), gy(y_size, random), values(c.values(), random), bias(c.target_channels(), random);
+  Tensor<T> y(y_size), dv(c.values());
+  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, c.negative_slope, y.data(), team);
   wgrad(call, gy.data(), x.data(), dv.data(), team);
 
-  std::vector<Sum> y_expected(y_size), dv_expected(taps);
+  std::vector<Sum> y_expected(y_size), dv_expected(c.values());
   if (c.bias) {
     const int64_t plane = call.y_height * call.y_width;
-    for (int64_t i = 0; i < y_size; ++i) y_expected[i].add(bias[i / plane % c.target_channels()]);
+    for (int64_t i = 0; i < y_size; ++i) y_expected[i].add(1, bias[i / plane % c.target_channels()]);
   }
   for_each_product(c, [&](int64_t v, int64_t coarse, int64_t fine) {
     const int64_t to = c.adjoint ? fine : coarse, from = c.adjoint ? coarse : fine;
-    y_expected[to].add(values[v] * x[from]);
-    dv_expected[v].add(gy[to] * x[from]);
+    y_expected[to].add(values[v], x[from]);
+    dv_expected[v].add(gy[to], x[from]);
   });
+  for (Sum& sum : y_expected) sum.activate(c.negative_slope);
   return {largest_error(y, y_expected), largest_error(dv, dv_expected)};
 }
 
 bool check_isa(const std::string& isa, int64_t cases) {
-  constexpr double kMostError = 4;  // the reference rounds as well
+  constexpr double kMostError = 4;  // the roundings of a long sum add up
   set_isa(isa);
   Random random(1);
   double largest = 0;
