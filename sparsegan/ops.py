@@ -39,7 +39,7 @@ def gather(
     pad_before: tuple[int, int] = (0, 0),
     negative_slope: float = 1.0,
 ) -> Tensor:
-    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z) = z``, or ``negative_slope * z`` below 0.
+    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z)`` is ``negative_slope * z`` below 0.
 
     Args:
         x: ``[N, source channels, H, W]``; float32, float64 or bfloat16 (accumulated in float32).

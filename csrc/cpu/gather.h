@@ -37,7 +37,7 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
           for (int q = 0; q < Q; ++q) {
-            const Vec<T, L> a = load<T, L>(in + q * L);
+            const Vec<T, L> a = W == 1 ? load<T, L>(in + q * L) : load_once<T, L>(in + q * L);
 #pragma GCC unroll 4
             for (int w = 0; w < W; ++w) acc[w][r][q] += v[w] * a;
           }

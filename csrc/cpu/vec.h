@@ -25,6 +25,13 @@ SPARSEGAN_INLINE Vec<T, L> load(const T* p) {
   return *reinterpret_cast<const Vec<T, L>*>(p);
 }
 
+// Loaded once and kept in a register, where the compiler would make it a memory operand of each instruction that uses
+// it.
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> load_once(const T* p) {
+  return *reinterpret_cast<const volatile Vec<T, L>*>(p);
+}
+
 template <class T, int L>
 SPARSEGAN_INLINE void store(T* p, Vec<T, L> v) {
   *reinterpret_cast<Vec<T, L>*>(p) = v;

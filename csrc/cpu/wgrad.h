@@ -21,10 +21,10 @@ SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int64_t tap, const T* gy
     for (int64_t col = 0; col < cols; ++col) {
       Vec<T, L> g[W];
 #pragma GCC unroll 4
-      for (int w = 0; w < W; ++w) g[w] = load<T, L>(gy + w * gy_plane + col * L);
+      for (int w = 0; w < W; ++w) g[w] = load_once<T, L>(gy + w * gy_plane + col * L);
 #pragma GCC unroll 16
       for (int k = 0; k < Taps; ++k) {
-        const Vec<T, L> a = load<T, L>(in[k] + at + col * L);
+        const Vec<T, L> a = W == 1 ? load<T, L>(in[k] + at + col * L) : load_once<T, L>(in[k] + at + col * L);
 #pragma GCC unroll 4
         for (int w = 0; w < W; ++w) acc[k * W + w] += g[w] * a;
       }
