@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the AVX-512 kernels on a machine without AVX-512: under bochs, which emulates a processor that has it.
 #
-#     tests/native/emulate.sh CHECK_KERNELS [CASES]      the static check_kernels; default 300 cases, 2 to 3 minutes
+#     tests/native/emulate.sh CHECK_KERNELS [CASES]      the static check_kernels; default 300 cases, 1.5 to 2 minutes
 #
 # A Debian kernel boots with check_kernels as its only process; what that prints arrives over a serial line. When it
 # ends, the kernel panics, which tells the exit code and resets the machine: bochs stops. Its files are in
