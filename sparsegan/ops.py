@@ -52,8 +52,8 @@ def gather(
         adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
         output_size: ``[target channels, H', W']``.
         padding_mode: what lies around ``x``, one of :data:`PADDING_MODES`; ``"zeros"`` where ``adjoint``.
-        pad_before: rows and columns of it before ``x``, beyond the geometry's padding (always zeros); ``(0, 0)`` for
-            ``"zeros"``. What follows the last element is as much as ``output_size`` asks for.
+        pad_before: rows and columns of it before ``x``, where the geometry's padding is 0; ``(0, 0)`` for ``"zeros"``.
+            What follows the last element is as much as ``output_size`` asks for.
         negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
 
     Returns:

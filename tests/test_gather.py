@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import SMALL, Problem, assert_close, assert_exact, problems, same, small_problems
@@ -142,7 +144,8 @@ def test_not_contiguous_and_empty_batch() -> None:
         ({"support": torch.arange(8, dtype=torch.int32)}, "rows do not rise"),
         ({"support": torch.arange(9)}, "one-dimensional int32"),
         ({"padding_mode": "mirror"}, "'mirror'; accepted: 'zeros', 'reflect'"),
-        ({"padding_mode": "reflect", "pad_before": (5, 0)}, "5 elements would be padded by 5"),
+        ({"padding_mode": "reflect", "geometry": UNPADDED, "pad_before": (5, 0)}, "5 elements would be padded by 5"),
+        ({"padding_mode": "reflect"}, "the geometry's padding is 1; it must be 0"),
         ({"pad_before": (1, 0)}, "must be \\[0, 0\\] for zeros"),
         ({"negative_slope": -0.5}, "negative_slope is -0.5"),
         ({"bias": torch.randn(5)}, "bias has 5 elements; it must have 4"),

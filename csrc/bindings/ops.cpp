@@ -7,7 +7,7 @@
 //   `adjoint` says which of the two this op runs; the other is there for its gradient (without it, no gradient).
 // geometry: {coarse channels, fine channels, groups, kernel h w, stride h w, padding h w, dilation h w, coarse vector,
 // fine vector}. padding_mode: 0 zeros, 1 reflect, 2 replicate, 3 circular: what lies around x; pad_before: rows and
-// columns of it before x, beyond the geometry's padding, which is always zeros.
+// columns of it before x (the geometry's padding is zeros and goes with mode 0 only).
 // negative_slope: what is not above 0 in the sum is multiplied by it; 1 leaves it, 0 is ReLU.
 STABLE_TORCH_LIBRARY(sparsegan, m) {
   m.def(

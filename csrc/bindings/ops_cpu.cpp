@@ -56,6 +56,8 @@ void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
   STD_TORCH_CHECK(!c.adjoint, "sparsegan::", op, ": padding_mode is ", padding_mode,
                   "; from the coarse grid to the fine one it must be 0 (zeros)");
   const auto check = [&](const sparsegan::Axis& axis, int64_t before, int64_t x, int64_t y) {
+    STD_TORCH_CHECK(axis.padding == 0, "sparsegan::", op, ": the geometry's padding is ", axis.padding,
+                    "; it must be 0 with padding_mode ", padding_mode, ", whose padding pad_before gives");
     const int64_t after = (y - 1) * axis.stride + axis.offset(axis.kernel - 1) - before - (x - 1);
     const int64_t most = c.padding == Padding::reflect ? x - 1 : c.padding == Padding::circular ? x : int64_t{1} << 20;
     STD_TORCH_CHECK(before >= 0 && before <= most && after <= most, "sparsegan::", op, ": an input of ", x,

@@ -123,13 +123,16 @@ struct Problem {
   }
 };
 
+// Register tiles of up to so many vectors can read values through the taps' order.
+constexpr int64_t kMostIndirect = 6;
+
 // Outputs of a register tile that are summed to together: a part of the second-level cache.
 constexpr int64_t kOutputBytes = 160 * 1024;
 
 // Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) of rows x cols
-// outputs in the first-level cache, within a span.
+// outputs near the core, within a span.
 int64_t joined_blocks(const Problem& p, int64_t rows, int64_t cols) {
-  constexpr int64_t kWindowBytes = 40 * 1024;
+  constexpr int64_t kWindowBytes = 60 * 1024;
   const Geometry& g = *p.geometry;
   const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
                                 : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
@@ -239,6 +242,11 @@ struct Setup {
   int64_t joined;  // blocks run as one
   Frame x, y;
 
+  // A small map: each tap serves one small register tile, and is not worth a copy. See gather.h.
+  bool reads_taps_once(const PlanShape& shape) const {
+    return tiling.groups == 1 && tiling.tile_h == tiling.rows && tiling.tile_w == tiling.cols && shape.depth == 1 &&
+           kWidths[width] * tiling.rows * tiling.cols <= kMostIndirect && shape.width == 1;
+  }
   int64_t x_plane() const { return x.plane * element; }
   int64_t y_plane() const { return y.plane * element; }
 };
@@ -379,6 +387,7 @@ struct Taps {
   const uint16_t* codes = nullptr;
   const char* values = nullptr;  // gather only
   const int32_t* offsets = nullptr;
+  const int32_t* order = nullptr;  // of the values; null where they are in the taps' order
 };
 
 // What of them is not there already lies in the workspace.
@@ -387,7 +396,8 @@ struct TapLayout {
   int64_t codes_at, values_at, offsets_at;
 
   TapLayout(const Setup& s, const PlanView& plan, bool with_values, Layout& layout)
-      : codes(!plan.codes || plan.shape.depth > 1), values(with_values && (plan.order || s.dtype == 2)) {
+      : codes(!plan.codes || plan.shape.depth > 1),
+        values(with_values && (s.dtype == 2 || (plan.order && !s.reads_taps_once(plan.shape)))) {
     constexpr int64_t kCodes = int64_t{1} << 16, kReadAhead = 2;
     codes_at = layout.add(codes ? (plan.shape.taps * plan.shape.depth + kReadAhead) * 2 : 0);
     values_at = layout.add(values ? plan.shape.taps * plan.shape.depth * plan.shape.width * s.element : 0);
@@ -459,6 +469,12 @@ Taps resolve(const ConvCall& c, const Setup& s, const PlanView& plan, const TapL
     });
     taps.values = out;
   }
+  if (plan.order && values && !layout.values) {
+    uint32_t most = 0;
+    for (int64_t t = 0; t < shape.taps; ++t) most = std::max(most, static_cast<uint32_t>(plan.order[t]));
+    if (shape.taps > 0 && most >= shape.taps) good = false;
+    taps.order = plan.order;
+  }
   if (!good) bad_plan("a tap names a value that is not there");
   return taps;
 }
@@ -468,8 +484,8 @@ template <class Body>
 void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
                    int64_t last, const Body& body) {
   const PlanShape& shape = plan.shape;
-  TapRange range{nullptr,    shape.blocks, 0,     shape.depth, shape.width, shape.target_phases,
-                 taps.codes, taps.offsets, first, last};
+  TapRange range{nullptr,    shape.blocks, 0,          shape.depth, shape.width, shape.target_phases,
+                 taps.codes, taps.offsets, taps.order, first,       last};
   for (int64_t span = 0; span < shape.blocks; span += shape.span_blocks) {
     const int64_t span_end = std::min(span + shape.span_blocks, shape.blocks);
     const char* const x = x_panel + span * shape.block_channels * shape.source_phases * s.x_plane();

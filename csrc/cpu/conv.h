@@ -27,7 +27,7 @@ struct ConvCall {
   int64_t images = 0;
   int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
   Padding padding = Padding::zeros;            // around x
-  int64_t pad_before_h = 0, pad_before_w = 0;  // of it before x, beyond the geometry's zeros
+  int64_t pad_before_h = 0, pad_before_w = 0;  // of it before x; the geometry's padding is then 0
 };
 
 // y = bias + gather(x, values), what is not above 0 then multiplied by negative_slope; every element of y is written.

@@ -31,6 +31,9 @@ void gather_tile(const TapRange& taps, const T* values, const T* x, int64_t x_ro
       const T* const weights = values + part;
       const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap, const T* in) __attribute__((always_inline)) {
         Vec<T, L> v[W];
+        if constexpr (S > 1) {
+          if (taps.order) tap = taps.order[tap];
+        }
 #pragma GCC unroll 4
         for (int w = 0; w < W; ++w) v[w] = broadcast<T, L>(weights[tap * width + w]);
 #pragma GCC unroll 16

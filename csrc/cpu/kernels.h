@@ -51,6 +51,7 @@ struct TapRange {
   int64_t depth, width, phases;  // source channels a unit; target channels a unit; phases of a target channel
   const uint16_t* codes;         // two more may be read than there are taps
   const int32_t* offsets;        // code -> elements from the span's first plane; may be read at any 16 bits
+  const int32_t* order;          // index of each tap's values; null where they are in the taps' order
   int64_t first, last;           // targets
 
   SPARSEGAN_INLINE int64_t begin(int64_t target) const { return rows[target * blocks] * depth; }

@@ -51,8 +51,8 @@ SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t gro
   return used;
 }
 
-// Rows that are tabled at once, and channels that share a table of columns.
-constexpr int64_t kTableRows = 32, kTableChannels = 4;
+// Rows that are tabled at once, and plane rows that share a table of columns: few enough to stay near the core.
+constexpr int64_t kTableRows = 32, kColumnRows = 64;
 // Up to so many elements of a lane are faster one by one than as a vector.
 constexpr int64_t kFewElements = 2;
 
@@ -145,8 +145,9 @@ template <class IO, class T, int L>
 SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row,
                                 int64_t rows, int64_t first, int64_t last, const IO* x, T* panel) {
   const RowTable<L> table(f, tile, used, phase, row, rows);
-  for (int64_t c0 = first; c0 < last; c0 += kTableChannels) {
-    const int64_t c1 = smaller(c0 + kTableChannels, last);
+  const int64_t channels = larger(4, kColumnRows / rows);
+  for (int64_t c0 = first; c0 < last; c0 += channels) {
+    const int64_t c1 = smaller(c0 + channels, last);
     for (int64_t col = 0; col < f.cols * f.phases_w; col += L) {
       const Columns<T, L> columns(f, tile, used, col);
       for (int64_t c = c0; c < c1; ++c) {
@@ -244,8 +245,9 @@ template <class IO, class T, int L>
 SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row,
                                   int64_t rows, int64_t first, int64_t last, const T* panel, T slope, IO* y) {
   const RowTable<L> table(f, tile, used, phase, row, rows);
-  for (int64_t c0 = first; c0 < last; c0 += kTableChannels) {
-    const int64_t c1 = smaller(c0 + kTableChannels, last);
+  const int64_t channels = larger(4, kColumnRows / rows);
+  for (int64_t c0 = first; c0 < last; c0 += channels) {
+    const int64_t c1 = smaller(c0 + channels, last);
     for (int64_t col = 0; col < f.cols * f.phases_w; col += L) {
       const Columns<T, L> columns(f, tile, used, col);
       const bool full = columns.whole && columns.count == L;
