@@ -14,6 +14,9 @@ from sparsegan import ops, reference
 from sparsegan.plan import Geometry
 
 
+UNPADDED = replace(SMALL.geometry, padding=(0, 0)).numbers()
+
+
 def call(p: Problem, x: Tensor, values: Tensor, bias: Tensor | None, support: Tensor, slope: float = 1.0) -> Tensor:
     plan, adjoint_plan = p.plans(support)
     taps = (support, plan, adjoint_plan, p.numbers)

@@ -132,7 +132,7 @@ constexpr int64_t kOutputBytes = 160 * 1024;
 // Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) of rows x cols
 // outputs near the core, within a span.
 int64_t joined_blocks(const Problem& p, int64_t rows, int64_t cols) {
-  constexpr int64_t kWindowBytes = 60 * 1024;
+  constexpr int64_t kWindowBytes = 48 * 1024;
   const Geometry& g = *p.geometry;
   const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
                                 : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
