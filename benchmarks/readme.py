@@ -1,7 +1,9 @@
-"""Fills the tables of README.md from benchmarks/results/*.json: between `<!-- table: NAME -->` and `<!-- end -->`.
+"""Fills the tables of README.md and docs/roofline.md from benchmarks/results/*.json.
 
-python benchmarks/readme.py           rewrite README.md
-python benchmarks/readme.py --check   only say whether that would change it
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+
+python benchmarks/readme.py           rewrite them
+python benchmarks/readme.py --check   only say whether that would change them
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "roofline.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
@@ -32,7 +35,7 @@ def markdown(head: list[str], rows: list[list[str]], below: str) -> str:
 
 def measured(command: str, *facts: str) -> str:
     """How a report's figures came to be."""
-    return f"Measured by `{command}` ({', '.join(facts)})."
+    return f"Measured by `{command}`{' (' + ', '.join(facts) + ')' if facts else ''}."
 
 
 def checkpoint(report: Report) -> str:
@@ -227,7 +230,46 @@ def equations(report: Report) -> str:
     return f"{text} {measured(report['command'])}\n"
 
 
-# name in README.md -> file under results/, how to show it
+def ceilings(report: Report) -> str:
+    """The limits of one core that the roofline page counts with."""
+    top = report["ceilings"]
+    rows = [
+        ["FMAs between registers", f"{top['fma']:.0f} GFLOP/s"],
+        ["FMAs with one operand from the first-level cache", f"{top['fma_from_cache']:.0f} GFLOP/s"],
+        *(
+            [f"the gather kernel's inner loop alone, {taps} taps a target and block", f"{gflops:.0f} GFLOP/s"]
+            for taps, gflops in top["gather_tile"].items()
+        ),
+        ["copying memory, read and written together", f"{top['stream_gbytes']:.1f} GB/s"],
+    ]
+    facts = (report["machine"], report["isa"], "one thread", f"torch {report['torch']}")
+    return markdown(["limit", "measured"], rows, measured(report["command"], *facts))
+
+
+def roofline(report: Report) -> str:
+    """Three layers: counted, at the ceilings, reached."""
+    rows = []
+    for row in report["rows"]:
+        taps = row["whole_ms"] - row["without_taps_ms"]
+        rows.append(
+            [
+                row["layer"],
+                f"{row['gflop']:.3f}",
+                f"{row['tensor_bytes'] / 1e6:.1f} + {row['weight_bytes'] / 1e6:.1f}",
+                f"{row['at_fma_peak_ms']:.2f}",
+                f"{row['at_fma_from_cache_ms']:.2f}",
+                f"{row['at_stream_ms']:.2f}",
+                f"{row['whole_ms']:.2f}",
+                f"{row['without_taps_ms']:.2f}",
+                f"{taps:.2f} ({row['gflop'] / taps * 1e3:.0f} GFLOP/s)",
+            ]
+        )
+    head = ["layer at 90 %", "GFLOP", "MB of tensors + weights", "ms at the FMA peak", "ms at FMAs from cache"]
+    head += ["ms to copy the tensors", "ms measured", "of it without taps", "of it taps"]
+    return markdown(head, rows, measured(report["command"], report["machine"], report["isa"], "one thread"))
+
+
+# name in a page -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "bench_layers": ("layers", against_dense),
@@ -235,6 +277,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "vectors": ("vectors", vectors),
     "training": ("training", training),
     "comparison": ("comparison", comparison),
+    "ceilings": ("roofline", ceilings),
+    "roofline": ("roofline", roofline),
     "demo": ("demo", demo),
     "layers": ("demo", layers),
     "equations": ("equations", equations),
@@ -242,7 +286,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def filled(text: str) -> str:
-    """README text with every table made anew."""
+    """A page's text with every table made anew."""
 
     def table(block: re.Match[str]) -> str:
         name, show = TABLES[block[2]]
@@ -257,13 +301,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is not up to date")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = filled(old)
-    if options.check and new != old:
-        sys.exit("README.md does not show benchmarks/results: run python benchmarks/readme.py")
-    if new != old:
-        readme.write_text(new)
+    for page in PAGES:
+        old = page.read_text()
+        new = filled(old)
+        if options.check and new != old:
+            sys.exit(f"{page.name} does not show benchmarks/results: run python benchmarks/readme.py")
+        if new != old:
+            page.write_text(new)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class SparseConv(nn.Module):
     support: Tensor
     bias: nn.Parameter | None
     _buffer: Tensor | None
+    _buffer_values: Tensor | None
 
     # ------------------------------------------------------------------ construction
 
@@ -359,10 +360,14 @@ class SparseConv(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._scatter(values)
         if self._buffer is None or self._buffer.dtype != values.dtype:
+            self._buffer_values = None
             with torch.inference_mode(False):  # usable in both modes
                 self._buffer = torch.zeros(self.weight_shape, dtype=values.dtype, device=values.device)
-        # Written every time: nothing tells reliably whether values have changed (`values.data.mul_()` does not).
-        self._buffer.view(-1).index_copy_(0, self.positions(), values)
+        # Compared every time: nothing else tells reliably whether values have changed (`values.data.mul_()` does not).
+        if self._buffer_values is None or not torch.equal(values, self._buffer_values):
+            with torch.inference_mode(False):
+                self._buffer_values = values.detach().clone()
+            self._buffer.view(-1).index_copy_(0, self.positions(), values)
         return self._buffer
 
     def _scatter(self, values: Tensor) -> Tensor:
@@ -375,7 +380,7 @@ class SparseConv(nn.Module):
         """Everything that is derived from the support, the values and their place."""
         self._plans: dict[tuple[bool, bool, bool], Tensor] = {}
         self._choices: dict[Any, dispatch.Choice] = {}
-        self._buffer = None
+        self._buffer = self._buffer_values = None
 
     def plan_bytes(self) -> int:
         """Bytes of the plans that this layer holds now."""
@@ -387,7 +392,7 @@ class SparseConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_plans={}, _choices={}, _buffer=None)
+        state.update(_plans={}, _choices={}, _buffer=None, _buffer_values=None)
         return state
 
     def _load_from_state_dict(

@@ -108,12 +108,18 @@ def test_opcheck(p: Problem) -> None:
     torch.library.opcheck(torch.ops.sparsegan.gather.default, args)
 
 
-def test_same_bits_for_any_number_of_threads_and_from_several_threads() -> None:
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("vectors", [(1, 1), (8, 1), (1, 8)])
+@pytest.mark.parametrize(("images", "size"), [(3, 20), (1, 4)])
+def test_same_bits_for_any_number_of_threads_and_from_several_threads(
+    isa: str, adjoint: bool, vectors: tuple[int, int], images: int, size: int
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    p = Problem(Geometry(48, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1)), False, 3, (20, 20), (20, 20), 0.7, False)
+    g = Geometry(48, 32, 1, (4, 4), (2, 2), (1, 1), (1, 1), *vectors)
+    p = Problem(g, adjoint, images, (size, size), (2 * size, 2 * size), 0.7, False)
     support = p.support()
-    x, values = torch.randn(p.x_shape), torch.randn(len(support) * p.geometry.vector)
+    x, values = torch.randn(p.x_shape), torch.randn(len(support) * g.vector)
     before = torch.get_num_threads()
     results = []
     try:

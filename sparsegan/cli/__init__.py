@@ -16,7 +16,7 @@ COMMANDS = {
     "generate": "make images with a dense or compressed generator",
     "evaluate": "Fréchet and kernel distance of a generator from its data",
     "profile": "each layer of a compressed generator: MACs, kernel, time",
-    "bench": "single layers, sparse against the best dense engine installed",
+    "bench": "single layers, forward or trained, against the best dense engine installed",
 }
 
 
