@@ -13,7 +13,6 @@ from torch import Tensor
 from sparsegan import ops, reference
 from sparsegan.plan import Geometry
 
-
 UNPADDED = replace(SMALL.geometry, padding=(0, 0)).numbers()
 
 

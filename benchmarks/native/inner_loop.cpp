@@ -60,7 +60,8 @@ extern "C" double fma_from_cache_gflops() {
 extern "C" double gather_tile_gflops(int taps) {
   constexpr int kTargets = 256, kChannels = 8, kRows = 5, kCols = 6, kR = 3, kQ = 4;
   std::mt19937 random(1);
-  std::vector<int32_t> offsets(size_t{1} << 16), rows{0};
+  std::vector<int32_t> offsets(size_t{1} << 16);
+  std::vector<int32_t> rows(1, 0);
   for (int code = 0; code < kChannels * 9; ++code) {
     offsets[code] = (code / 9 * kRows * kCols + code % 9 / 3 * kCols + code % 3) * kLanes;
   }
