@@ -71,9 +71,11 @@ def choose(
     dense = padded * weights * images * coarse[0] * coarse[1] / (2 * lanes * DENSE_EFFICIENCY)
     dense *= DENSE_TRANSPOSED if adjoint else 1
     dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE + units * geometry.vector * SCATTER_CYCLES
-    sparse = _native.gather_cycles(geometry.numbers(), adjoint, units, images, list(x_size), list(y_size), float64)
+    parts = _native.gather_cycles(geometry.numbers(), adjoint, units, images, list(x_size), list(y_size), float64)
+    sparse, most = sum(parts.values()), max(parts, key=lambda part: parts[part])
     kernel = "sparse" if sparse <= dense else "dense"
-    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, dense {dense / 1e6:.2f}")
+    where = f"{parts[most] / sparse:.0%} {most}"
+    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
 
 
 def choose_by_sparsity(sparsity: float) -> Choice:

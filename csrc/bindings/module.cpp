@@ -38,14 +38,22 @@ int64_t plan_size(const std::vector<int64_t>& numbers, bool adjoint, int64_t tap
   return sparsegan::plan_shape(Geometry::from_list(numbers), adjoint, taps).size();
 }
 
-double gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images,
-                     const std::vector<int64_t>& x_size, const std::vector<int64_t>& y_size, bool float64) {
+py::dict gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images,
+                       const std::vector<int64_t>& x_size, const std::vector<int64_t>& y_size, bool float64) {
   const Geometry geometry = Geometry::from_list(numbers);
   sparsegan::PlanView plan;
   plan.shape = sparsegan::plan_shape(geometry, adjoint, taps);
   const sparsegan::DType dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
-  return sparsegan::gather_cycles(
+  const sparsegan::Cycles cycles = sparsegan::gather_cycles(
       {&geometry, adjoint, &plan, dtype, images, x_size.at(0), x_size.at(1), y_size.at(0), y_size.at(1)});
+  py::dict parts;
+  parts["multiplying"] = cycles.multiply;
+  parts["reading taps"] = cycles.taps;
+  parts["changing targets"] = cycles.targets;
+  parts["packing"] = cycles.pack;
+  parts["unpacking"] = cycles.unpack;
+  parts["ordering values"] = cycles.order;
+  return parts;
 }
 
 }  // namespace
@@ -68,6 +76,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("plan_size", &plan_size, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), "Length of that plan.");
   m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"),
         py::arg("x_size"), py::arg("y_size"), py::arg("float64"),
-        "Modelled cycles of one gather on one core; see csrc/cpu/conv.h.");
+        "Modelled cycles of one gather on one core, by what they go to; see csrc/cpu/conv.h.");
   sparsegan::bind_codec(m);
 }

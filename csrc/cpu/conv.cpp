@@ -123,8 +123,13 @@ struct Problem {
   }
 };
 
-// Register tiles of up to so many vectors can read values through the taps' order.
-constexpr int64_t kMostIndirect = 6;
+// A small map: each tap serves one register tile, small enough to read values through the taps' order (gather.h), and
+// is not worth a copy.
+bool reads_taps_once(const Tiling& t, const PlanShape& shape) {
+  constexpr int64_t kMostIndirect = 6;
+  return t.groups == 1 && t.tile_h == t.rows && t.tile_w == t.cols && t.rows * t.cols <= kMostIndirect &&
+         shape.depth == 1 && shape.width == 1;
+}
 
 // Outputs of a register tile that are summed to together: a part of the second-level cache.
 constexpr int64_t kOutputBytes = 160 * 1024;
@@ -162,7 +167,7 @@ double row_vectors(const Problem& p, int64_t cols, int64_t phases) {
   return double(cols * phases - rest + last) / double(phases);
 }
 
-double tiling_cycles(const Problem& p, const Tiling& t) {
+Cycles tiling_cycles(const Problem& p, const Tiling& t) {
   const PlanShape& shape = p.shape;
   const Geometry& g = *p.geometry;
   const double outputs = double(t.tile_h) * double(t.tile_w);
@@ -171,17 +176,25 @@ double tiling_cycles(const Problem& p, const Tiling& t) {
   const double unpack =
       double(shape.targets * shape.width) * double(t.tile_h) * row_vectors(p, t.tile_w, shape.adjoint ? g.w.stride : 1);
   const double taps = double(shape.taps * shape.depth), groups = double(t.groups);
+  Cycles cycles;
+  cycles.pack = groups * kPack * pack;
   if (!p.register_tiles) {
     const double strips = double(ceil_div(t.tile_h, t.rows)), sums = taps * double(shape.width);
-    return groups * (sums * (kWgradFma * outputs + kWgradTap * strips) + kPack * (pack + unpack));
+    cycles.multiply = groups * sums * kWgradFma * outputs;
+    cycles.taps = groups * sums * kWgradTap * strips;
+    cycles.pack += groups * kPack * unpack;  // of gy
+    return cycles;
   }
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
   const double parts = double(shape.width / kWidths[p.width_index]), width = double(kWidths[p.width_index]);
   const double blocks = double(ceil_div(shape.blocks, joined_blocks(p, t)));
   const double segments = std::min(blocks * double(shape.targets), double(shape.taps + shape.targets)) * parts;
-  const double work = taps * parts * (kFma * outputs * width + (kTap + kTapRow * double(t.rows)) * register_tiles) +
-                      segments * (kSegment * register_tiles + kSegmentOutput * outputs * width);
-  return groups * (work + kPack * pack + kUnpack * unpack) + (shape.adjoint ? kOrder : kCode) * taps;
+  cycles.multiply = groups * taps * parts * kFma * outputs * width;
+  cycles.taps = groups * taps * parts * (kTap + kTapRow * double(t.rows)) * register_tiles;
+  cycles.targets = groups * segments * (kSegment * register_tiles + kSegmentOutput * outputs * width);
+  cycles.unpack = groups * kUnpack * unpack;
+  cycles.order = (shape.adjoint && !reads_taps_once(t, shape) ? kOrder : kCode) * taps;
+  return cycles;
 }
 
 // Every way to cut n outputs into equal tiles of at most `most`.
@@ -219,7 +232,7 @@ Tiling choose_tiling(const Problem& p) {
         t.tiles_w = ceil_div(p.width, t.tile_w);
         t.lanes = p.lanes;
         t.groups = ceil_div(t.tiles(), p.lanes);
-        const double cycles = tiling_cycles(p, t);
+        const double cycles = tiling_cycles(p, t).total();
         if (cycles < best_cycles) {
           best_cycles = cycles;
           best = t;
@@ -242,11 +255,6 @@ struct Setup {
   int64_t joined;  // blocks run as one
   Frame x, y;
 
-  // A small map: each tap serves one small register tile, and is not worth a copy. See gather.h.
-  bool reads_taps_once(const PlanShape& shape) const {
-    return tiling.groups == 1 && tiling.tile_h == tiling.rows && tiling.tile_w == tiling.cols && shape.depth == 1 &&
-           kWidths[width] * tiling.rows * tiling.cols <= kMostIndirect && shape.width == 1;
-  }
   int64_t x_plane() const { return x.plane * element; }
   int64_t y_plane() const { return y.plane * element; }
 };
@@ -397,7 +405,7 @@ struct TapLayout {
 
   TapLayout(const Setup& s, const PlanView& plan, bool with_values, Layout& layout)
       : codes(!plan.codes || plan.shape.depth > 1),
-        values(with_values && (s.dtype == 2 || (plan.order && !s.reads_taps_once(plan.shape)))) {
+        values(with_values && (s.dtype == 2 || (plan.order && !reads_taps_once(s.tiling, plan.shape)))) {
     constexpr int64_t kCodes = int64_t{1} << 16, kReadAhead = 2;
     codes_at = layout.add(codes ? (plan.shape.taps * plan.shape.depth + kReadAhead) * 2 : 0);
     values_at = layout.add(values ? plan.shape.taps * plan.shape.depth * plan.shape.width * s.element : 0);
@@ -623,7 +631,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   }
 }
 
-double gather_cycles(const ConvCall& c) {
+Cycles gather_cycles(const ConvCall& c) {
   const Problem problem = problem_of(c, kernels(), true);
   return tiling_cycles(problem, choose_tiling(problem));
 }

@@ -38,9 +38,17 @@ void gather(const ConvCall& call, const void* x, const void* values, const void*
 // dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps * vector] is written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
 
-// Cycles a vector FMA pipe would need for this gather, from the same model that chooses the tiling: what `auto`
-// compares.
-double gather_cycles(const ConvCall& call);
+// Modelled cycles of a call on one core, by what they go to. The total chooses the tiling and is what `auto` compares.
+struct Cycles {
+  double multiply = 0;  // FMAs, their operands from the first-level cache
+  double taps = 0;      // a tap's code, offset and value, once a register tile
+  double targets = 0;   // a target's loop exit and outputs, once a joined block and register tile
+  double pack = 0, unpack = 0;
+  double order = 0;  // codes or values brought into the taps' order
+
+  double total() const { return multiply + taps + targets + pack + unpack + order; }
+};
+Cycles gather_cycles(const ConvCall& call);
 
 // Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.
 int64_t workspace_bytes();

@@ -58,5 +58,6 @@ def time_layer(job: Job, seconds: float) -> dict[str, Any]:
         **row,
         **verdict(row["ratio"], target(job, _native.isa())),
         "kernel": choice.kernel,
+        "why": choice.why,
         "gflops": 2e-6 * multiplications(layer, x, y) / row["sparse_ms"],
     }

@@ -57,6 +57,8 @@ def _line(r: dict[str, Any]) -> str:
     spread = (third - first) / 2 / r["sparse_ms"]
     asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
     note = "" if r["kernel"] == "sparse" else "  (auto: dense)"
+    if verdict == "short" and "why" in r:  # what it spends its time on, by the model that chose its tiling
+        note += f"  {r['why']}"
     return (
         f"{r['layer']:<43}{r['sparsity']:>9.0%}{r['granularity']:>10}{r['threads']:>8}{r['best_dense']:>21}"
         f"{r['dense_ms'][r['best_dense']]:>10.2f}{r['sparse_ms']:>10.2f}{spread:>6.0%}{r['ratio']:>6.1f}x"
