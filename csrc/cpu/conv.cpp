@@ -161,9 +161,8 @@ constexpr double kWgradFma = 0.62, kWgradTap = 8;
 
 // Vectors that pack or unpack handle for a plane row of `cols` columns, phases together.
 double row_vectors(const Problem& p, int64_t cols, int64_t phases) {
-  constexpr int64_t kFew = 2;  // see panel.h
   const int64_t rest = cols * phases % p.lanes;
-  const int64_t last = rest == 0 ? 0 : rest <= kFew ? 4 * rest : p.lanes;
+  const int64_t last = rest == 0 ? 0 : rest <= kFewElements ? 4 * rest : p.lanes;
   return double(cols * phases - rest + last) / double(phases);
 }
 

@@ -61,6 +61,8 @@ struct TapRange {
 // dtype index of a tensor: 0 float32, 1 float64, 2 bfloat16. Panels and values are float64 for 1, else float32.
 constexpr int kTensorTypes = 3;
 constexpr int kPanelTypes = 2;
+// Pack takes up to so many elements of a lane one by one: faster than a vector hardly filled.
+constexpr int64_t kFewElements = 2;
 // The widest register tile, in output columns.
 constexpr int64_t kMaxCols = 8;
 // Target channels a register tile: index i is kWidths[i]. A unit is cut into the widest that divides it and is there.

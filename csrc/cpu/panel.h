@@ -53,8 +53,6 @@ SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t gro
 
 // Rows that are tabled at once, and plane rows that share a table of columns: few enough to stay near the core.
 constexpr int64_t kTableRows = 32, kColumnRows = 64;
-// Up to so many elements of a lane are faster one by one than as a vector.
-constexpr int64_t kFewElements = 2;
 
 // Where some panel rows of a row phase start in channel 0, a lane each.
 template <int L>
