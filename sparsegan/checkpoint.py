@@ -7,8 +7,8 @@ tensor                    dtype and shape                  content
 ========================  ===============================  ==========================================================
 ``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
 ``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
-                                                           layer's granularity, Golomb-Rice coded
-                                                           (``csrc/plan/support.h``)
+                                                           layer's granularity (weights with ``"2:4"``), Golomb-Rice
+                                                           coded (``csrc/plan/support.h``)
 ========================  ===============================  ==========================================================
 
 Every other entry of the model's ``state_dict`` is stored as it is, tied tensors once. The one metadata entry
@@ -32,7 +32,7 @@ from torch import nn
 
 from . import _native
 from .engine.files import write_whole
-from .granularity import check_channels, vector_length
+from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
 
@@ -73,16 +73,18 @@ def save(model: nn.Module, path: str | os.PathLike[str], values: str = "float32"
     for name, layer in state.layers.items():
         assert isinstance(layer, _SPARSE)
         kept = _rounded(name, layer.values.detach().cpu(), values)
-        support = layer.support.detach().cpu().contiguous().numpy()
-        code = _native.encode_support(support, math.prod(layer.geometry.unit_shape))
-        tensors[_join(name, "values")] = kept
-        tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
-        layers[name] = {
+        description = {
             **_geometry(layer),
             "granularity": layer.granularity,
             "nnz": kept.numel(),
             "dtype": values,
         }
+        split = _split(description)
+        units = units_of_support(layer.support.detach().cpu().contiguous(), *split)
+        code = _native.encode_support(units.numpy(), math.prod(layer.weight_shape) // unit_size(*split))
+        tensors[_join(name, "values")] = kept
+        tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
+        layers[name] = description
     meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
     meta["sha256"] = _digest(meta, tensors)
     data = safetensors.torch.save(tensors, {FORMAT: _canonical(meta)})
@@ -203,13 +205,15 @@ class _File:
     def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Support (int32 [units], sorted, unique, in range) and values ([nnz]) of layer ``name``."""
         layer = self.layers[name]
-        vector = vector_length(layer["granularity"])
+        split, count = _split(layer), math.prod(layer["weight_shape"])
+        size = unit_size(*split)
         code = self.tensors[_join(name, "support")].numpy().tobytes()
         try:
-            support = _native.decode_support(code, math.prod(layer["weight_shape"]) // vector, layer["nnz"] // vector)
+            units = _native.decode_support(code, count // size, layer["nnz"] // size)
+            support = support_of_units(torch.from_numpy(units), *split)
         except ValueError as error:
             raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
-        return torch.from_numpy(support), self.tensors[_join(name, "values")]
+        return support, self.tensors[_join(name, "values")]
 
     def _metadata(self, entries: dict[str, str]) -> dict[str, Any]:
         if set(entries) != {FORMAT}:
@@ -244,13 +248,16 @@ class _File:
             fail(f"weight_shape is {shape!r}; it must be 4 positive integers")
         if type(nnz) is not int or not 0 <= nnz <= math.prod(shape):
             fail(f"nnz is {nnz!r}; it must be an integer from 0 to the weight's {math.prod(shape)}")
+        groups = layer["groups"]
+        if type(groups) is not int or groups < 1 or shape[0] % groups:
+            fail(f"groups is {groups!r}; it must be a positive integer that divides {shape[0]}")
         try:
-            vector = vector_length(layer["granularity"])
-            check_channels(layer["granularity"], shape[1 if layer["transposed"] is True else 0])
+            check_shape(*_split(layer))
+            size = unit_size(*_split(layer))
         except ValueError as error:
             fail(str(error))
-        if nnz % vector:
-            fail(f"nnz is {nnz}, which is no multiple of {vector} (granularity {layer['granularity']!r})")
+        if nnz % size:
+            fail(f"nnz is {nnz}, which is no multiple of {size} (granularity {layer['granularity']!r})")
         if not isinstance(dtype, str) or dtype not in _VALUE_DTYPES:
             fail(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
         for part, wanted in (("values", _VALUE_DTYPES[dtype]), ("support", torch.uint8)):
@@ -308,9 +315,12 @@ def _sparse_twin(
     """A sparse layer in place of ``layer``, which stays as it is; the two share the bias."""
     kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
     weight = layer.weight
-    nothing = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    granularity = file.layers[name]["granularity"]
+    mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    if vector_length(granularity) == 1:  # vectors come with set_support
+        mask.view(-1)[support.to(weight.device).long()] = True
     try:
-        twin = kind.from_dense(layer, mask=nothing, granularity=file.layers[name]["granularity"])
+        twin = kind.from_dense(layer, mask=mask, granularity=granularity)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.path} has a bad layer {_shown(name)}: {error}") from error
     twin.set_support(support.to(weight.device), values.to(weight))
@@ -318,6 +328,11 @@ def _sparse_twin(
     twin.bias = layer.bias
     _move_hooks(layer, twin)
     return twin
+
+
+def _split(layer: dict[str, Any]) -> tuple[list[int], str, bool, int]:
+    """How a described layer's weight is cut into units: the arguments of sparsegan.granularity's functions."""
+    return layer["weight_shape"], layer["granularity"], layer["transposed"] is True, layer["groups"]
 
 
 def _geometry(layer: nn.Module) -> dict[str, Any]:

@@ -1,8 +1,28 @@
-"""What is kept or dropped as one, and which of it to keep."""
+"""What is kept or dropped as one, and which of it to keep.
+
+==============  =======================================================================================================
+granularity     unit
+==============  =======================================================================================================
+``"element"``   0-D: one weight.
+``"vector:V"``  1-D: V consecutive output channels at one input channel and kernel position, V from 2 to 64.
+``"kernel"``    2-D: all weights between one output and one input channel.
+``"filter"``    3-D: all weights of one output channel. ``sparsegan.remove_filters`` makes smaller layers of them.
+``"2:4"``       Four consecutive weights along the reduction dimension of the matrix ``[out_channels, in_channels /
+                groups * kernel_h * kernel_w]``, of which two stay: torch's and NVIDIA's semi-structured pattern. Its
+                sparsity is 0.5, always.
+==============  =======================================================================================================
+
+Vectors have kernels of their own; the other three run on those for single weights: their support lists weights.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,45 +30,180 @@ from torch import Tensor
 #: Most output channels of one vector.
 MAX_VECTOR = 64
 
+Setting = TypeVar("Setting")
+
+
+def _filters(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """``[out, in / groups, ...]`` of a dense weight; of a transposed one's ``[in, out / groups, ...]`` and back too."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else weight
+
+
+def _vectors(length: int) -> Callable[[Tensor, bool, int], Tensor]:
+    def split(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+        dim = int(transposed)
+        return weight.unflatten(dim, (-1, length)).movedim(dim + 1, -1)
+
+    return split
+
+
+def _out_channels(shape: Sequence[int], transposed: bool, groups: int) -> int:
+    return shape[1] * groups if transposed else shape[0]
+
+
+@dataclass(frozen=True)
+class Units:
+    """A granularity's units.
+
+    `name`: what one is called. `rule`: what a mask must do. `split(weight, transposed, groups)`: the dense weight seen
+    unit by unit, ``[*unit shape, size]``. `size(shape, out_channels)`: weights kept or dropped as one. `listed`: a
+    support lists these as they are; else it lists their weights. `vector`: output channels of one entry of a support.
+    `stay`: how many weights of each unit stay; ``None`` where a unit stays or goes as a whole.
+    """
+
+    name: str
+    rule: str
+    split: Callable[[Tensor, bool, int], Tensor]
+    size: Callable[[Sequence[int], int], int]
+    listed: bool = False
+    vector: int = 1
+    stay: int | None = None
+
+    @property
+    def sparsity(self) -> float | None:
+        """The only sparsity there is, where there is only one."""
+        return None if self.stay is None else 1 - self.stay / 4
+
+
+_UNITS = {
+    "element": Units(
+        "weight",
+        "each is kept or dropped",
+        lambda weight, transposed, groups: weight.unsqueeze(-1),
+        lambda shape, out_channels: 1,
+        listed=True,
+    ),
+    "kernel": Units(
+        "kernel",
+        "all weights between one output and one input channel must be kept or dropped as one",
+        lambda weight, transposed, groups: weight.flatten(2),
+        lambda shape, out_channels: math.prod(shape[2:]),
+    ),
+    "filter": Units(
+        "filter",
+        "all weights of one output channel must be kept or dropped as one",
+        lambda weight, transposed, groups: _filters(weight, transposed, groups).flatten(1),
+        lambda shape, out_channels: math.prod(shape) // out_channels,
+    ),
+    "2:4": Units(
+        "quadruple",
+        "two of each 4 consecutive weights of an output channel must be kept",
+        lambda weight, transposed, groups: _filters(weight, transposed, groups).flatten(1).unflatten(1, (-1, 4)),
+        lambda shape, out_channels: 1,
+        stay=2,
+    ),
+}
+
+
+def units_of(granularity: str) -> Units:
+    """A granularity's units. Raises ``ValueError`` when this version does not have it."""
+    if isinstance(granularity, str):
+        if granularity in _UNITS:
+            return _UNITS[granularity]
+        match = re.fullmatch(r"vector:([1-9][0-9]?)", granularity)
+        if match is not None and 2 <= (length := int(match[1])) <= MAX_VECTOR:
+            rule = f"each {length} consecutive output channels must be kept or dropped as one"
+            return Units("vector", rule, _vectors(length), lambda shape, out_channels: length, True, length)
+    names = "', '".join(name for name in _UNITS if name != "element")
+    raise ValueError(
+        f"granularity is {granularity!r}; accepted: 'element', 'vector:V' with V from 2 to {MAX_VECTOR}, '{names}'"
+    )
+
 
 def vector_length(granularity: str) -> int:
-    """Weights a unit: 1 for ``"element"`` (0-D), V for ``"vector:V"`` (1-D: V consecutive output channels).
-
-    Raises ``ValueError`` when this version does not have the granularity.
-    """
-    if granularity == "element":
-        return 1
-    match = re.fullmatch(r"vector:([1-9][0-9]?)", granularity) if isinstance(granularity, str) else None
-    if match is None or not 2 <= int(match[1]) <= MAX_VECTOR:
-        raise ValueError(
-            f"granularity is {granularity!r}; accepted: 'element', and 'vector:V' with V from 2 to {MAX_VECTOR}"
-        )
-    return int(match[1])
+    """Output channels of one entry of a support: V for ``"vector:V"``, else 1. Raises as ``units_of`` does."""
+    return units_of(granularity).vector
 
 
 def check_granularity(granularity: str) -> str:
     """Returns it; raises ``ValueError`` when this version does not have it."""
-    vector_length(granularity)
+    units_of(granularity)
     return granularity
 
 
 def check_channels(granularity: str, out_channels: int, groups: int = 1) -> None:
     """Raises ``ValueError`` unless the output channels of each group are whole vectors."""
-    vector, channels = vector_length(granularity), out_channels // groups
-    if channels % vector:
-        where = f"{channels} output channel{'s' if channels != 1 else ''}"
-        where += f" in each of its {groups} groups" if groups > 1 else ""
+    size, channels = units_of(granularity).vector, out_channels // groups
+    what = f"{channels} output channel{'s' if channels != 1 else ''}"
+    _check_multiple(granularity, channels, size, what + (f" in each of its {groups} groups" if groups > 1 else ""))
+
+
+def check_shape(shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> None:
+    """Raises ``ValueError`` unless a dense weight of ``shape`` is whole units."""
+    out_channels = _out_channels(shape, transposed, groups)
+    check_channels(granularity, out_channels, groups)
+    if granularity == "2:4":
+        row = math.prod(shape) // out_channels
+        _check_multiple(granularity, row, 4, f"{row} weights an output channel")
+
+
+def _check_multiple(granularity: str, number: int, of: int, what: str) -> None:
+    if number % of:
         raise ValueError(
-            f"granularity is {granularity!r} and the layer has {where}, which is no multiple of {vector}; "
+            f"granularity is {granularity!r} and the layer has {what}, which is no multiple of {of}; "
             "leave the layer dense with exclude=, or use another granularity"
         )
 
 
-def check_sparsity(sparsity: float) -> float:
-    """Returns it; raises ``ValueError`` outside [0, 1)."""
+def check_sparsity(sparsity: float, granularity: str = "element") -> float:
+    """Returns it; raises ``ValueError`` outside [0, 1), and where the granularity has one of its own."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must be at least 0 and below 1")
+    only = units_of(granularity).sparsity
+    if only is not None and sparsity != only:
+        raise ValueError(f"sparsity is {sparsity}; with granularity {granularity!r} it must be {only}")
     return sparsity
+
+
+def by_layer(names: Iterable[str], settings: Setting | Mapping[str, Setting], argument: str) -> dict[str, Setting]:
+    """Each layer's granularity, sparsity, ...: the setting itself, or that of the first pattern that matches its name.
+
+    Raises ``ValueError``, with the argument's name, where a layer matches no pattern, and for a pattern other than
+    ``"*"`` that no layer takes.
+    """
+    if not isinstance(settings, Mapping):
+        return dict.fromkeys(names, settings)
+    taken = {}
+    for name in names:
+        pattern = next((pattern for pattern in settings if fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            raise ValueError(
+                f"{argument} has no pattern that matches layer {name}; it has {', '.join(map(repr, settings))}. "
+                "'*' matches the rest, and exclude= leaves a layer dense"
+            )
+        taken[name] = pattern
+    if unused := set(settings) - {"*", *taken.values()}:
+        raise ValueError(
+            f"{argument} has {sorted(unused)}, which no layer takes; a layer takes the first pattern that matches it"
+        )
+    return {name: settings[pattern] for name, pattern in taken.items()}
+
+
+def parse_granularity(text: str) -> str | dict[str, str]:
+    """A command line's granularity: ``"filter"``, or by layer as in ``"model.1*=filter,head=2:4,element"``.
+
+    What has no pattern holds for the layers that match none. Raises ``ValueError`` for a granularity that is none, and
+    for a pattern that is there twice.
+    """
+    settings: dict[str, str] = {}
+    for part in text.split(","):
+        pattern, equals, granularity = part.rpartition("=")
+        pattern = pattern if equals else "*"
+        if pattern in settings:
+            raise ValueError(f"granularity {text!r} has the pattern {pattern!r} twice")
+        settings[pattern] = check_granularity(granularity)
+    if "*" in settings:  # whatever its place, it is for the rest
+        settings["*"] = settings.pop("*")
+    return settings["*"] if list(settings) == ["*"] else settings
 
 
 def kept(size: int, sparsity: float) -> int:
@@ -72,25 +227,33 @@ def largest(scores: Tensor, keep: int) -> Tensor:
     return chosen.view(scores.shape)
 
 
-def as_units(weight: Tensor, granularity: str, transposed: bool = False) -> Tensor:
-    """A dense weight (or mask) seen unit by unit.
+def as_units(weight: Tensor, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
+    """A dense weight (or mask, or anything of its shape) seen unit by unit.
 
     Args:
-        weight: of the dense weight's shape: output channels are dimension 0, or dimension 1 when ``transposed``.
+        weight: ``[out, in / groups, ...]``, or ``[in, out / groups, ...]`` when ``transposed``; any for ``"element"``.
 
     Returns:
-        A view ``[*unit shape, V]``. The unit shape is the weight's with its output channels divided by V.
+        ``[*unit shape, size]``. For elements and vectors the unit shape is the weight's with its output channels
+        divided by V, so that flat positions in it are what a support lists.
 
     Raises:
-        ValueError: the output channels are not whole vectors.
+        ValueError: the weight is not whole units.
     """
-    dim, vector = int(transposed), vector_length(granularity)
-    check_channels(granularity, weight.shape[dim])
-    return weight.unflatten(dim, (weight.shape[dim] // vector, vector)).movedim(dim + 1, -1)
+    if granularity != "element":
+        check_shape(weight.shape, granularity, transposed, groups)
+    return units_of(granularity).split(weight, transposed, groups)
+
+
+def unit_size(shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> int:
+    """How many weights of a dense weight of ``shape`` are kept or dropped as one; 1 for ``"2:4"``."""
+    return units_of(granularity).size(
+        shape, 1 if granularity == "element" else _out_channels(shape, transposed, groups)
+    )
 
 
 def magnitudes(units: Tensor) -> Tensor:
-    """What pruning ranks units by: the L2 norm of each, ``[..., V]`` to ``[...]``.
+    """What pruning ranks units by: the L2 norm of each, ``[..., size]`` to ``[...]``.
 
     In float64, where no square of a float32 overflows or vanishes; of one weight a unit, its magnitude as it is.
     """
@@ -99,21 +262,108 @@ def magnitudes(units: Tensor) -> Tensor:
     return torch.linalg.vector_norm(units, dim=-1, dtype=torch.float64)
 
 
-def magnitude_mask(weight: Tensor, sparsity: float, granularity: str = "element", transposed: bool = False) -> Tensor:
+def mask_of(keep: Tensor, shape: torch.Size, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
+    """The mask, bool of a dense weight's ``shape``, of the units to keep: bool ``[*unit shape]`` or, weight by weight
+    inside each unit, ``[*unit shape, size]``."""
+    mask = torch.zeros(shape, dtype=torch.bool, device=keep.device)
+    where = as_units(torch.arange(mask.numel(), device=keep.device).view(shape), granularity, transposed, groups)
+    mask.view(-1)[where[keep].flatten()] = True
+    return mask
+
+
+def keep_largest(weight: Tensor, keep: int, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
+    """The mask of the ``keep`` units of largest norm; with ``"2:4"``, of the two largest weights of each quadruple."""
+    units, stay = as_units(weight.detach(), granularity, transposed, groups), units_of(granularity).stay
+    if stay is None:
+        chosen = largest(magnitudes(units), keep)
+    else:
+        if bool(units.isnan().any()):
+            raise ValueError("the weights to prune contain NaN; magnitude has no order there")
+        order = units.abs().sort(dim=-1, descending=True, stable=True).indices
+        chosen = torch.zeros_like(units, dtype=torch.bool).scatter_(-1, order[..., :stay], True)
+    return mask_of(chosen, weight.shape, granularity, transposed, groups)
+
+
+def magnitude_mask(
+    weight: Tensor, sparsity: float, granularity: str = "element", transposed: bool = False, groups: int = 1
+) -> Tensor:
     """The mask that keeps the units of largest L2 norm (single weights: of largest magnitude).
 
     Args:
         weight: the dense weight; for ``"element"`` of any shape.
-        sparsity: share of units to drop, in [0, 1).
+        sparsity: share of units to drop, in [0, 1); for ``"2:4"`` 0.5.
         granularity: what is kept or dropped as one.
         transposed: the weight is a ``ConvTranspose2d``'s, whose output channels are dimension 1.
+        groups: of the layer; matters to a transposed one's filters.
 
     Returns:
         bool, shape of ``weight``: True where kept.
 
     Raises:
-        ValueError: an argument is out of range, the output channels are not whole vectors, or a weight is NaN.
+        ValueError: an argument is out of range, the weight is not whole units, or a weight is NaN.
     """
-    scores = magnitudes(as_units(weight.detach(), granularity, transposed))
-    keep = largest(scores, kept(scores.numel(), sparsity))
-    return keep.repeat_interleave(vector_length(granularity), int(transposed))
+    check_sparsity(sparsity, granularity)
+    units = weight.numel() // unit_size(weight.shape, granularity, transposed, groups)
+    return keep_largest(weight, kept(units, sparsity), granularity, transposed, groups)
+
+
+def nonzero_mask(weight: Tensor, granularity: str = "element", transposed: bool = False, groups: int = 1) -> Tensor:
+    """The mask, bool of the weight's shape, of the units with a nonzero weight: a pruning tool's result as it is.
+
+    With ``"2:4"`` a quadruple with fewer than two nonzeros keeps zeros beside them. Raises ``ValueError`` where one has
+    more.
+    """
+    units, stay = as_units(weight.detach() != 0, granularity, transposed, groups), units_of(granularity).stay
+    if stay is None:
+        return mask_of(units.any(-1), weight.shape, granularity, transposed, groups)
+    if more := int((units.sum(-1) > stay).sum()):
+        raise ValueError(
+            f"the weight has {more} of {units[..., 0].numel()} quadruples with more than {stay} nonzeros, which "
+            f"granularity {granularity!r} does not allow; give sparsity=0.5 to drop the smallest"
+        )
+    return keep_largest(weight, 0, granularity, transposed, groups)
+
+
+def check_mask(mask: Tensor, granularity: str, transposed: bool = False, groups: int = 1) -> None:
+    """Raises ``ValueError`` unless a mask, bool of the weight's shape, keeps whole units or what the pattern asks."""
+    units, kind = as_units(mask, granularity, transposed, groups), units_of(granularity)
+    wrong = units.sum(-1) != kind.stay if kind.stay is not None else units.any(-1) != units.all(-1)
+    if cut := int(wrong.sum()):
+        raise ValueError(
+            f"mask cuts {cut} of {wrong.numel()} {kind.name}s; with granularity {granularity!r} {kind.rule}"
+        )
+
+
+def support_of(mask: Tensor, granularity: str, transposed: bool = False) -> Tensor:
+    """int32: the support, positions of kept vectors or weights, of a mask that ``check_mask`` takes."""
+    entries = _vectors(vector_length(granularity))(mask, transposed, 1)[..., 0]
+    return entries.flatten().nonzero().flatten().int()
+
+
+def units_of_support(
+    support: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1
+) -> Tensor:
+    """int32, sorted: which units a support keeps, where those are whole; else the weights that it lists."""
+    kind = units_of(granularity)
+    if kind.listed or kind.stay is not None:
+        return support
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=support.device)
+    mask[support.long()] = True
+    keep = as_units(mask.view(*shape), granularity, transposed, groups)[..., 0]
+    return keep.flatten().nonzero().flatten().int()
+
+
+def support_of_units(
+    units: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1
+) -> Tensor:
+    """What ``units_of_support`` takes apart. Raises ``ValueError`` where listed weights cut a pattern."""
+    kind = units_of(granularity)
+    if kind.listed:
+        return units
+    if kind.stay is not None:
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool)
+        mask[units.long()] = True
+        check_mask(mask.view(*shape), granularity, transposed, groups)
+        return units
+    weights = as_units(torch.arange(math.prod(shape)).view(*shape), granularity, transposed, groups)
+    return weights.flatten(0, -2)[units.long()].flatten().sort().values.int()

@@ -1,9 +1,9 @@
 """Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
 
 A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[units]``,
-sorted flat positions of what is kept, counted in units of the granularity) and ``bias``. Training runs on these:
-gradients and optimizer state have size nnz. With granularity ``"element"`` a unit is one weight; with ``"vector:V"`` it
-is V consecutive output channels at one input channel and kernel position, and ``values`` holds V weights for each unit.
+sorted flat positions of what is kept) and ``bias``. Training runs on these: gradients and optimizer state have size
+nnz. A support lists single weights; with granularity ``"vector:V"`` it lists vectors, V consecutive output channels at
+one input channel and kernel position, and ``values`` holds V weights for each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import dispatch, ops
-from .granularity import as_units, check_channels, check_sparsity, kept, largest, magnitudes, vector_length
+from .granularity import (
+    as_units,
+    check_mask,
+    check_shape,
+    check_sparsity,
+    keep_largest,
+    magnitude_mask,
+    nonzero_mask,
+    support_of,
+    unit_size,
+    units_of,
+    vector_length,
+)
 from .plan import Geometry, Pair, check_support
 
 #: What a layer has in common with its torch.nn twin, under the same names.
@@ -71,7 +83,8 @@ class SparseConv(nn.Module):
         Args:
             module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``; one pruned with ``torch.nn.utils.prune`` too.
             sparsity: share of units to drop, smallest L2 norm first, in [0, 1).
-            granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels.
+            granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
+                ``"2:4"``; see ``sparsegan.granularity``.
             mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units with a
                 nonzero weight are kept: any pruning tool's result is taken as it is.
 
@@ -96,7 +109,7 @@ class SparseConv(nn.Module):
         for name in SETTINGS:
             setattr(self, name, getattr(dense, name))
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
-        check_channels(granularity, self.out_channels, self.groups)
+        check_shape(weight.shape, granularity, self.transposed, self.groups)
         self.granularity = granularity
         self.kernel = "auto"
         self.training = dense.training
@@ -104,17 +117,14 @@ class SparseConv(nn.Module):
         self._support_is_initial = False
 
         self._prepare_geometries()
-        units = as_units(weight.detach(), granularity, self.transposed)
-        if mask is not None:
-            if sparsity is not None:
-                raise ValueError("sparsity and mask are both given; give one of them")
-            keep = self._kept_units(mask)
+        if mask is None:
+            how = (granularity, self.transposed, self.groups)
+            mask = nonzero_mask(weight, *how) if sparsity is None else magnitude_mask(weight, sparsity, *how)
         elif sparsity is not None:
-            scores = magnitudes(units)
-            keep = largest(scores, kept(scores.numel(), sparsity))
+            raise ValueError("sparsity and mask are both given; give one of them")
         else:
-            keep = (units != 0).any(-1)
-        self.register_buffer("support", keep.to(weight.device).flatten().nonzero().flatten().int())
+            self._check_mask(mask)
+        self.register_buffer("support", support_of(mask.to(weight.device), granularity, self.transposed))
         values = weight.detach().flatten()[self.positions()]
         self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         bias = dense.bias
@@ -123,22 +133,15 @@ class SparseConv(nn.Module):
         )
         self._clear_caches()
 
-    def _kept_units(self, mask: Tensor) -> Tensor:
-        """bool ``[unit shape]`` of a mask that a caller gave; raises where it is none, or cuts a vector."""
+    def _check_mask(self, mask: Tensor) -> None:
+        """Raises where a mask that a caller gave is none, or cuts a unit."""
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(
                 f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool"
             )
         if tuple(mask.shape) != self.weight_shape:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; it must have the weight's shape {self.weight_shape}")
-        units = as_units(mask, self.granularity, self.transposed)
-        keep = units.all(-1)
-        if cut := int((units.any(-1) != keep).sum()):
-            raise ValueError(
-                f"mask cuts {cut} of {keep.numel()} vectors; with granularity {self.granularity!r} each "
-                f"{units.shape[-1]} consecutive output channels must be kept or dropped as one"
-            )
-        return keep
+        check_mask(mask, self.granularity, self.transposed, self.groups)
 
     def _prepare_geometries(self) -> None:
         """The ops' view of the layer, and the variants for a coarse grid that is one element high or wide."""
@@ -180,6 +183,11 @@ class SparseConv(nn.Module):
         return self.geometry.weight_shape
 
     @property
+    def unit_size(self) -> int:
+        """How many weights are kept or dropped as one; 1 for ``"2:4"``."""
+        return unit_size(self.weight_shape, self.granularity, self.transposed, self.groups)
+
+    @property
     def nnz(self) -> int:
         """Number of kept weights."""
         return self.values.shape[0]
@@ -191,13 +199,19 @@ class SparseConv(nn.Module):
 
     def mask(self) -> Tensor:
         """bool, shape of the dense weight: True where kept."""
-        flat = torch.zeros(math.prod(self.weight_shape), dtype=torch.bool, device=self.support.device)
-        flat[self.positions()] = True
+        return self._mask_of(self.support)
+
+    def _mask_of(self, support: Tensor) -> Tensor:
+        flat = torch.zeros(math.prod(self.weight_shape), dtype=torch.bool, device=support.device)
+        flat[self._positions_of(support)] = True
         return flat.view(self.weight_shape)
 
     def positions(self) -> Tensor:
         """int64 ``[nnz]``: where in the flattened dense weight each of ``values`` belongs."""
-        vector, units = self.geometry.vector, self.support.long()
+        return self._positions_of(self.support)
+
+    def _positions_of(self, support: Tensor) -> Tensor:
+        vector, units = self.geometry.vector, support.long()
         if vector == 1:
             return units
         # A row of `inner` units is V rows of weights: channels of a unit are `inner` apart.
@@ -205,6 +219,20 @@ class SparseConv(nn.Module):
         first = units + (units // inner) * (inner * (vector - 1))
         channels = torch.arange(0, inner * vector, inner, device=units.device)
         return (first.unsqueeze(1) + channels).flatten()
+
+    def unit_rows(self) -> Tensor:
+        """int64 ``[kept units, weights of a unit]``: where in ``values`` the weights of each kept unit are.
+
+        With ``"2:4"``, whose units stay in part, a row is one weight.
+        """
+        kind = units_of(self.granularity)
+        if kind.listed or kind.stay is not None:
+            return torch.arange(self.nnz, device=self.support.device).view(-1, self.geometry.vector)
+        mask = self.mask()
+        weights = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+        units = as_units(weights, self.granularity, self.transposed, self.groups).flatten(0, -2)
+        # Units are whole: the first weight of one tells whether it is kept.
+        return (mask.flatten().cumsum(0) - 1)[units[mask.flatten()[units[:, 0]]]]
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
@@ -239,8 +267,8 @@ class SparseConv(nn.Module):
         """Replaces the kept positions and their weights. ``values`` stays the same Parameter object.
 
         Args:
-            support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape`` (with
-                granularity ``"element"``: in the flattened dense weight).
+            support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape`` (for
+                single weights: in the flattened dense weight); whole units of the granularity.
             values: ``[units * V]``, unit by unit, converted to the layer's dtype and device.
 
         Raises:
@@ -253,6 +281,8 @@ class SparseConv(nn.Module):
                 f"values has shape {tuple(values.shape)}; it must be ({nnz},), {self.geometry.vector} for each of the "
                 f"support's {support.shape[0]} positions (granularity {self.granularity!r})"
             )
+        if not units_of(self.granularity).listed:
+            check_mask(self._mask_of(support), self.granularity, self.transposed, self.groups)
         new = values.detach().to(self.values).clone()
         # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may still
         # hold with the old shape.
@@ -439,11 +469,12 @@ class SparseConv(nn.Module):
     def _load_dense_weight(self, weight: Tensor) -> None:
         if tuple(weight.shape) != self.weight_shape:
             raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {self.weight_shape}")
-        units = as_units(weight.detach(), self.granularity, self.transposed)
         support = self.support.to(weight.device)
         if self._support_is_initial:
-            support = largest(magnitudes(units), support.shape[0]).flatten().nonzero().flatten().int()
-        self.set_support(support, units.flatten(0, -2)[support.long()].flatten())
+            how = (self.granularity, self.transposed, self.groups)
+            kept_units = self.nnz // self.unit_size
+            support = support_of(keep_largest(weight, kept_units, *how), self.granularity, self.transposed)
+        self.set_support(support, weight.detach().flatten()[self._positions_of(support)])
 
 
 class SparseConv2d(SparseConv):
@@ -453,8 +484,9 @@ class SparseConv2d(SparseConv):
         sparsity: share of units to drop, in [0, 1): the layer is initialised as torch's and pruned by magnitude.
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
             With neither, all weights are kept.
-        granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels; V is
-            from 2 to 64 and divides ``out_channels / groups``.
+        granularity: what is dropped as one: ``"element"``, ``"vector:V"`` (V from 2 to 64 divides ``out_channels /
+            groups``), ``"kernel"``, ``"filter"`` or ``"2:4"`` (with ``sparsity=0.5`` or a mask); see
+            ``sparsegan.granularity``.
 
     Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
     """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from .granularity import check_granularity, check_sparsity, kept, largest, magnitudes
+from .granularity import by_layer, check_granularity, check_sparsity, kept, largest, magnitudes, units_of
 from .nn import SPARSE_CLASSES, SparseConv, plain_weight
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,16 +34,37 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
             yield name, module
 
 
+def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of every convolution, dense or sparse, that no name or pattern of ``exclude`` matches.
+
+    Raises ``ValueError`` for an ``exclude`` that matches nothing.
+    """
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    unused = set(patterns)
+    for name, module in model.named_modules():
+        matching = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
+        unused -= matching
+        if not matching and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | SparseConv):
+            yield name, module
+    if unused:
+        raise ValueError(f"exclude has {sorted(unused)}, which no module's name matches")
+
+
 def sparsify(
-    model: Model, sparsity: float | None = None, granularity: str = "element", exclude: Iterable[str] = ()
+    model: Model,
+    sparsity: float | Mapping[str, float] | None = None,
+    granularity: str | Mapping[str, str] = "element",
+    exclude: Iterable[str] = (),
 ) -> Model:
     """Makes every ``Conv2d`` and ``ConvTranspose2d`` of a model sparse, in place.
 
     Args:
         model: any module; a bare layer too (then the sparse layer is returned).
-        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1). ``None`` keeps each layer's
-            nonzeros as they are.
-        granularity: what is dropped as one: ``"element"``, or ``"vector:V"`` for V consecutive output channels.
+        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1); or by layer,
+            ``{pattern: share}``, where a layer takes the first pattern that matches its name. ``None`` keeps each
+            layer's nonzeros as they are.
+        granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"`` (see
+            ``sparsegan.granularity``); or by layer, ``{pattern: granularity}``.
         exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
 
     Returns:
@@ -52,21 +73,19 @@ def sparsify(
         dense, with a warning.
 
     Raises:
-        ValueError: an argument is out of range, an ``exclude`` matches nothing, two layers share one weight, a weight
-            is computed by a parametrization, or a layer's output channels are not whole vectors (the text names the
-            layer). The model is unchanged then.
+        ValueError: an argument is out of range, a pattern matches nothing, a layer matches none, two layers share one
+            weight, a weight is computed by a parametrization, or a layer is not whole units (the text names the layer).
+            The model is unchanged then.
     """
-    check_granularity(granularity)
-    if sparsity is not None:
-        check_sparsity(sparsity)
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    unused = set(patterns)
+    for value in granularity.values() if isinstance(granularity, Mapping) else [granularity]:
+        check_granularity(value)
+    layers = dict(prunable_layers(model, exclude))
+    granularities = by_layer(layers, granularity, "granularity")
+    sparsities = _checked(layers, sparsity) if sparsity is not None else dict.fromkeys(layers)
     owners: dict[int, str] = {}
     replacements: dict[nn.Module, nn.Module] = {}
-    for name, module in model.named_modules():
-        matching = {p for p in patterns if fnmatchcase(name, p)}
-        unused -= matching
-        if matching or not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    for name, module in layers.items():
+        if isinstance(module, SparseConv):
             continue
         weight = plain_weight(module)
         if type(module) not in SPARSE_CLASSES:  # its forward may be its own
@@ -77,17 +96,12 @@ def sparsify(
             raise ValueError(f"{name} and {owners[id(weight)]} share one weight; exclude both, or give each its own")
         owners[id(weight)] = name
         try:
-            sparse = SPARSE_CLASSES[type(module)].from_dense(module, sparsity, granularity)
+            sparse = SPARSE_CLASSES[type(module)].from_dense(module, sparsities[name], granularities[name])
         except ValueError as error:
             raise ValueError(f"{name or type(module).__name__}: {error}") from error
         _move_hooks(module, sparse)
         replacements[module] = sparse
-    if unused:
-        raise ValueError(f"exclude has {sorted(unused)}, which no module's name matches")
-    already = [layer for name, layer in sparse_layers(model) if not any(fnmatchcase(name, p) for p in patterns)]
-    if sparsity is not None:
-        for layer in already:
-            shrink_layer(layer, sparsity)
+    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items() if isinstance(layer, SparseConv)})
     return _replace(model, replacements)
 
 
@@ -118,35 +132,65 @@ def _replace(model: Model, replacements: dict[nn.Module, nn.Module]) -> Model:
     return cast(Model, replacements.get(model, model))
 
 
-def shrink(model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
+def shrink(
+    model: nn.Module, sparsity: float | Mapping[str, float], optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Drops the smallest units of every sparse layer until it is as sparse as asked; nothing is ever revived.
 
     Args:
         model: its sparse layers are changed in place; a layer that is at least so sparse already stays as it is.
-        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1).
+        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1); or by layer, as in ``sparsify``.
         optimizer: its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
             surviving values. The Parameter objects stay, so its parameter groups stay valid.
+
+    Raises:
+        ValueError: an argument is out of range, or more than 0.5 for a layer of granularity ``"2:4"``. The model is
+            unchanged then.
     """
-    check_sparsity(sparsity)
-    for _name, layer in sparse_layers(model):
-        shrink_layer(layer, sparsity, optimizer)
+    layers = dict(sparse_layers(model))
+    sparsities = _checked(layers, sparsity)
+    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer)
 
 
-def shrink_layer(layer: SparseConv, sparsity: float, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """:func:`shrink` for one layer."""
+def _checked(names: Iterable[str], sparsity: float | Mapping[str, float]) -> dict[str, float]:
+    for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+        check_sparsity(value)
+    return by_layer(names, sparsity, "sparsity")
+
+
+def _shrink(
+    layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    survivors = {}
+    for name, (layer, sparsity) in layers.items():  # all of them before the first change: one may be refused
+        try:
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity)
+        except ValueError as error:
+            raise ValueError(f"{name or type(layer).__name__}: {error}") from error
+    for layer, weights in survivors.items():
+        if weights is not None:
+            _cut(layer, weights, optimizer)
+
+
+def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
+    """int64, sorted: which of a layer's values stay at a sparsity; None where all do."""
+    if (only := units_of(layer.granularity).sparsity) is not None:
+        if sparsity > only:
+            raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
+        return None
+    rows = layer.unit_rows()
+    keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
+    if keep >= len(rows):
+        return None
+    return rows[largest(magnitudes(layer.values.detach()[rows]), keep)].flatten().sort().values
+
+
+def _cut(layer: SparseConv, survivors: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
     values, vector = layer.values, layer.geometry.vector
-    keep = kept(math.prod(layer.geometry.unit_shape), sparsity)
-    if keep >= layer.support.shape[0]:
-        return
-    survivors = largest(magnitudes(values.detach().view(-1, vector)), keep).nonzero().flatten()
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor.view(-1, vector)[survivors].flatten()
-
     grad, state = values.grad, optimizer.state.get(values, {}) if optimizer is not None else {}
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.shape == values.shape:
-            state[name] = cut(tensor)
-    layer.set_support(layer.support[survivors], cut(values.detach()))
+            state[name] = tensor[survivors]
+    layer.set_support(layer.support[survivors[::vector] // vector], values.detach()[survivors])
     if grad is not None:
-        values.grad = cut(grad)
+        values.grad = grad[survivors]

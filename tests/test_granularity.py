@@ -1,0 +1,271 @@
+"""Kernels, filters and 2:4: the same units everywhere, in layers, pruning and files; and granularities by layer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import assert_exact
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import sparsegan as sg
+from sparsegan import _native, checkpoint
+from sparsegan.granularity import kept, parse_granularity
+
+Layer = nn.Conv2d | nn.ConvTranspose2d
+
+
+def units(layer: Layer, granularity: str) -> list[Tensor]:
+    """Flat positions in the weight of each unit, channel by channel."""
+    index = torch.arange(layer.weight.numel()).view(layer.weight.shape)
+    found = []
+    for channel in range(layer.out_channels):
+        per_group = layer.out_channels // layer.groups
+        if isinstance(layer, nn.ConvTranspose2d):
+            group, rows = channel // per_group, layer.in_channels // layer.groups
+            weights = index[group * rows : (group + 1) * rows, channel % per_group]
+        else:
+            weights = index[channel]
+        size = {"filter": weights.numel(), "kernel": weights[0].numel(), "2:4": 4}[granularity]
+        found += weights.flatten().split(size)
+    return found
+
+
+@st.composite
+def layers(draw: st.DrawFn, granularity: str) -> Layer:
+    small = st.integers(1, 3)
+    groups, kernel = draw(st.sampled_from([1, 1, 2])), (draw(small), draw(small))
+    c_in, c_out = groups * draw(small) * (4 if granularity == "2:4" else 1), groups * draw(small)
+    cls = draw(st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]))
+    return cls(c_in, c_out, kernel, draw(small), groups=groups, bias=draw(st.booleans()), dtype=torch.float64)
+
+
+problems = st.sampled_from(["kernel", "filter", "2:4"]).flatmap(lambda g: st.tuples(layers(g), st.just(g)))
+
+
+def sparse(dense: nn.Module, granularity: str, **how: Any) -> Any:
+    cls = sg.SparseConvTranspose2d if isinstance(dense, nn.ConvTranspose2d) else sg.SparseConv2d
+    return cls.from_dense(dense, granularity=granularity, **how)
+
+
+@given(problems, st.sampled_from([0.0, 0.3, 0.5, 0.9]))
+@settings(max_examples=80)
+def test_what_is_kept_and_what_is_computed(problem: tuple[Layer, str], sparsity: float) -> None:
+    dense, granularity = problem
+    pattern = granularity == "2:4"
+    layer = sparse(dense, granularity, sparsity=0.5 if pattern else sparsity)
+    mask, weight = layer.mask().flatten(), dense.weight.detach().flatten()
+    every = units(dense, granularity)
+    assert sorted(torch.cat(every).tolist()) == list(range(weight.numel()))
+    if pattern:
+        for unit in every:
+            chosen = weight[unit].abs()[mask[unit]]
+            assert len(chosen) == 2
+            assert chosen.min() >= weight[unit].abs()[~mask[unit]].max()
+    else:
+        keep = [bool(mask[unit].all()) for unit in every]
+        assert keep == [bool(mask[unit].any()) for unit in every]
+        assert sum(keep) == kept(len(every), sparsity)
+        norms = torch.stack([weight[unit].norm() for unit in every])
+        if 0 < sum(keep) < len(every):
+            assert norms[torch.tensor(keep)].min() >= norms[~torch.tensor(keep)].max()
+    assert layer.nnz == int(mask.sum()) == layer.support.shape[0]
+    assert repr(granularity) in repr(layer)
+    assert torch.equal(layer.dense_weight().flatten(), weight * mask)
+
+    layer.kernel = "sparse"
+    x = torch.randn(2, dense.in_channels, 4, 5, dtype=torch.float64, requires_grad=True)
+    twin = layer.to_dense()
+    y, expected = layer(x), twin(x)
+    assert_exact(y, expected)
+    y.square().sum().backward()
+    ours, x.grad = x.grad, None
+    expected.square().sum().backward()
+    assert_exact(ours, x.grad)
+    assert_exact(layer.values.grad, twin.weight.grad.flatten()[layer.positions()])
+    report = sg.count_macs(layer, x.detach())
+    assert report.executed * weight.numel() == report.dense * layer.nnz
+
+    for again in (sparse(dense, granularity, mask=layer.mask()), sparse(twin, granularity)):
+        assert torch.equal(again.support, layer.support)
+    other = type(dense)(
+        dense.in_channels, dense.out_channels, dense.kernel_size, groups=dense.groups, bias=dense.bias is not None
+    )
+    fresh = sparse(other, granularity, sparsity=0.5)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh.mask(), layer.mask())
+
+
+@given(problems)
+@settings(max_examples=40)
+def test_a_unit_is_never_cut(problem: tuple[Layer, str]) -> None:
+    dense, granularity = problem
+    layer = sparse(dense, granularity, sparsity=0.5)
+    every, mask = units(dense, granularity), layer.mask()
+    assume(len(every[0]) > 1)
+    mask.view(-1)[every[0][0]] ^= True
+    noun = {"2:4": "quadruple"}.get(granularity, granularity)
+    with pytest.raises(ValueError, match=f"mask cuts 1 of {len(every)} {noun}s; with granularity '{granularity}'"):
+        sparse(dense, granularity, mask=mask)
+    support, before = mask.flatten().nonzero().flatten().int(), layer.values.clone()
+    with pytest.raises(ValueError, match=f"mask cuts 1 of {len(every)} {noun}s"):
+        layer.set_support(support, torch.ones(len(support)))
+    assert torch.equal(layer.values, before)
+
+
+@given(problems, st.sampled_from([torch.optim.Adam, torch.optim.SGD]))
+@settings(max_examples=40)
+def test_shrinking_keeps_units_whole(problem: tuple[Layer, str], optimizer_class: Any) -> None:
+    dense, granularity = problem
+    layer = sparse(dense, granularity, sparsity=0.5)
+    optimizer = optimizer_class(
+        layer.parameters(), lr=0.1, **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {})
+    )
+    layer(torch.randn(2, dense.in_channels, 4, 5, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    if granularity == "2:4":
+        support = layer.support.clone()
+        sg.shrink(layer, 0.4, optimizer)
+        assert torch.equal(layer.support, support)
+        with pytest.raises(ValueError, match=r"sparsity is 0\.9; with granularity '2:4' it is 0\.5, always"):
+            sg.shrink(layer, 0.9, optimizer)
+        return
+    state = {k: v for k, v in optimizer.state[layer.values].items() if torch.is_tensor(v) and v.dim() == 1}
+    scattered = {k: torch.zeros(dense.weight.numel(), dtype=v.dtype) for k, v in state.items()}
+    for key, value in state.items():
+        scattered[key][layer.positions()] = value
+    weight, before = layer.dense_weight().detach().flatten(), layer.mask().flatten()
+    sg.shrink(layer, 0.8, optimizer)
+    mask, every = layer.mask().flatten(), units(dense, granularity)
+    survivors = [bool(mask[unit].all()) for unit in every]
+    assert survivors == [bool(mask[unit].any()) for unit in every]
+    assert sum(survivors) == kept(len(every), 0.8)
+    assert not bool((mask & ~before).any())
+    gone = [weight[unit].norm() for unit, stays in zip(every, survivors, strict=True) if not stays and before[unit[0]]]
+    if gone and any(survivors):
+        assert min(weight[unit].norm() for unit, s in zip(every, survivors, strict=True) if s) >= max(gone)
+    assert torch.equal(layer.dense_weight().flatten(), weight * mask)
+    for key, value in scattered.items():
+        assert torch.equal(optimizer.state[layer.values][key], value[layer.positions()])
+
+
+@given(problems, st.booleans())
+@settings(max_examples=30)
+def test_files(tmp_path: Path, problem: tuple[Layer, str], into_sparse: bool) -> None:
+    dense, granularity = problem
+    model, path = nn.Sequential(sparse(dense, granularity, sparsity=0.5)), tmp_path / "g.safetensors"
+    sg.save(model, path, values="float64")
+    target = nn.Sequential(copy.deepcopy(dense))
+    if into_sparse:
+        sg.sparsify(target, 0.5, granularity)
+    nn.init.constant_(next(target.parameters()), float("nan"))
+    sg.load(target, path)
+    assert target[0].granularity == granularity
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, target.state_dict()[name])
+
+
+def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
+    def code(positions: list[int], size: int) -> Tensor:
+        return torch.tensor(bytearray(_native.encode_support(torch.tensor(positions).int().numpy(), size))).byte()
+
+    path = tmp_path / "g"
+    edits = {
+        "nnz is 7, which is no multiple of 4": ("kernel", {"nnz": 7}, None),
+        "nnz is 7, which is no multiple of 16": ("filter", {"nnz": 7}, None),
+        "bad support for layer 0: .*past the end": ("filter", {}, code([0, 9], 10)),
+        "bad support for layer 0: mask cuts 2 of 8 quadruples": ("2:4", {}, code([0, 1, 2, *range(4, 29, 2)], 32)),
+        "8 weights an output channel|groups 2 for layer 0": ("2:4", {"groups": 2}, None),
+        "groups is 3; it must be a positive integer that divides 4": ("filter", {"groups": 3}, None),
+        "groups is True": ("filter", {"groups": True}, None),
+    }
+    for words, (granularity, fields, support) in edits.items():
+        sg.save(sg.sparsify(nn.Sequential(nn.ConvTranspose2d(4, 2, 2)), 0.5, granularity), path)
+        file = checkpoint._File(path)
+        meta, tensors = copy.deepcopy(file.meta), dict(file.tensors)
+        meta["layers"]["0"].update(fields)
+        if "nnz" in fields:
+            tensors["0.values"] = torch.ones(fields["nnz"])
+        if support is not None:
+            tensors["0.support"] = support
+        if granularity == "filter" and support is not None:
+            meta["layers"]["0"]["nnz"], tensors["0.values"] = 32, torch.ones(32)
+        meta["sha256"] = checkpoint._digest(meta, tensors)
+        path.write_bytes(safetensors.torch.save(tensors, {checkpoint.FORMAT: checkpoint._canonical(meta)}))
+        target = nn.Sequential(nn.ConvTranspose2d(4, 2, 2))
+        before = target[0].weight.detach().clone()
+        with pytest.raises(sg.CheckpointError, match=words):
+            sg.load(target, path)
+        assert torch.equal(target[0].weight, before)
+
+
+def test_two_of_four_is_half_sparse_and_nothing_else() -> None:
+    conv = nn.Conv2d(4, 4, 3)
+    for sparsity in (0.0, 0.4, 0.9):
+        with pytest.raises(ValueError, match=f"sparsity is {sparsity}; with granularity '2:4' it must be 0.5"):
+            sparse(conv, "2:4", sparsity=sparsity)
+    with pytest.raises(ValueError, match=r"36 of 36 quadruples with more than 2 nonzeros, .* sparsity=0.5"):
+        sparse(conv, "2:4")
+    with pytest.raises(
+        ValueError, match=r"1: granularity is '2:4' and the layer has 27 weights an output channel, .* 4; "
+    ):
+        sg.sparsify(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 3)), 0.5, "2:4")
+    conv.weight.data.view(-1)[:4] = torch.tensor([0.0, 0, 0, 3])
+    layer = sparse(sparse(conv, "2:4", sparsity=0.5).to_dense(), "2:4")  # one nonzero keeps the first zero beside it
+    assert layer.mask().flatten()[:4].tolist() == [True, False, False, True]
+    initial = sg.SparseConv2d(4, 4, 3, sparsity=0.5, granularity="2:4")
+    initial.load_state_dict(conv.state_dict())
+    assert torch.equal(initial.mask(), sparse(conv, "2:4", sparsity=0.5).mask())
+    conv.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="contain NaN"):
+        sparse(conv, "2:4", sparsity=0.5)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.Sequential(nn.ConvTranspose2d(8, 8, 4, 2), nn.Conv2d(8, 4, 3)))
+
+
+def test_granularity_and_sparsity_by_layer() -> None:
+    net = sg.sparsify(network(), {"1.*": 0.5, "*": 0.25}, parse_granularity("1.0=filter,kernel,1.1=2:4"))
+    found = {name: (layer.granularity, round(layer.sparsity, 2)) for name, layer in sg.sparse_layers(net)}
+    assert found == {"0": ("kernel", 0.25), "1.0": ("filter", 0.5), "1.1": ("2:4", 0.5)}
+    sg.shrink(net, {"1.0": 0.75, "*": 0.5})
+    sg.sparsify(net, {"0": 0.75, "*": 0.5})  # layers that are sparse already
+    assert [round(layer.sparsity, 2) for _, layer in sg.sparse_layers(net)] == [0.75, 0.75, 0.5]
+    before = [layer.nnz for _, layer in sg.sparse_layers(net)]
+    with pytest.raises(ValueError, match=r"1\.1: sparsity is 0\.9; with granularity '2:4'"):
+        sg.shrink(net, 0.9)
+    assert [layer.nnz for _, layer in sg.sparse_layers(net)] == before
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; it has '1\*'"),
+        ({"granularity": {"*": "element", "0": "filter"}}, r"granularity has \['0'\], which no layer takes"),
+        ({"granularity": {"*": "element", "7": "atom"}}, "granularity is 'atom'"),
+        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has \['9'\], which no layer takes"),
+        ({"sparsity": {"0": 0.5, "1*": 1.0}}, "sparsity is 1.0; it must be"),
+        ({"sparsity": {"0": 0.5}}, "sparsity has no pattern that matches layer 1.0"),
+    ],
+)
+def test_settings_by_layer_that_do_not_fit(how: dict, words: str) -> None:
+    net = network()
+    with pytest.raises(ValueError, match=words):
+        sg.sparsify(net, **{"sparsity": 0.5, **how})
+    assert not list(sg.sparse_layers(net))
+
+
+def test_the_command_lines_granularity() -> None:
+    assert parse_granularity("vector:8") == "vector:8"
+    assert parse_granularity("element,model.1*=filter") == {"model.1*": "filter", "*": "element"}
+    assert parse_granularity("a=2:4,b=kernel") == {"a": "2:4", "b": "kernel"}
+    for text, words in (("a=filter,a=kernel", "the pattern 'a' twice"), ("a=", "granularity is ''"), ("", "is ''")):
+        with pytest.raises(ValueError, match=words):
+            parse_granularity(text)
