@@ -1,0 +1,352 @@
+// gather: y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift])).
+//
+// gather_tiled    a bundle's taps run on row segments in registers; x staged in shared memory, double-buffered
+// gather_small    small maps: lanes hold pixels and taps, each weight is read once
+// add_parts       sums the parts of calls with too few blocks to fill the device
+#include "conv.h"
+#include "launch.h"
+#include "window.h"
+
+namespace sparsegan::cuda {
+namespace {
+
+template <class T>
+struct Output {
+  const T* bias;  // null: zeros
+  float negative_slope;
+  T* y;
+
+  __device__ float initial(int channel) const { return bias == nullptr ? 0 : to_float(bias[channel]); }
+  __device__ float activated(float sum) const { return sum > 0 ? sum : sum * negative_slope; }
+};
+
+struct alignas(8) Tap {
+  unsigned code;
+  float value;
+};
+
+// A warp's taps in order, 32 at a time through its slice of shared memory. Codes are read two rounds ahead, values one.
+template <class T>
+class Taps {
+ public:
+  __device__ Taps(const Plan& plan, const T* values, Tap* slice, int lane, int begin, int end)
+      : plan_(plan), values_(values), slice_(slice), lane_(lane), begin_(begin), ready_(begin), end_(end) {
+    read(begin);
+    value_ = value();
+    code_ = next_code_;
+    read(begin + 32);
+  }
+
+  // The tap `t`; every lane asks for the taps from begin to end in turn.
+  __device__ __forceinline__ Tap get(int t) {
+    if (t == ready_) turn();
+    return slice_[(t - begin_) % 32];
+  }
+
+ private:
+  __device__ __forceinline__ void read(int from) {
+    const int t = from + lane_;
+    next_code_ = t < end_ ? plan_.codes[t] : 0;
+    next_order_ = t < end_ ? plan_.order[t] : 0;
+  }
+  __device__ __forceinline__ float value() const {
+    return plan_.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), plan_.taps - 1u)]);
+  }
+  __device__ __forceinline__ void turn() {
+    __syncwarp();
+    slice_[lane_] = {code_, value_};
+    __syncwarp();
+    ready_ += 32;
+    value_ = value();
+    code_ = next_code_;
+    read(ready_ + 32);
+  }
+
+  const Plan& plan_;
+  const T* values_;
+  Tap* slice_;
+  int lane_, begin_, ready_, end_;
+  unsigned code_, next_code_;
+  int next_order_;
+  float value_;
+};
+
+template <class T>
+__device__ __forceinline__ T* at(T* tensor, const Row& row) {
+  return tensor + row.at;
+}
+
+// Writes N neighbouring columns of a row, as many as it has.
+template <class T, int N>
+__device__ __forceinline__ void write(const Tiling& t, T* row, int column, const float (&numbers)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    if (t.y.fours) {
+      if (column + i < t.y.width) {
+        store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
+      }
+    } else {
+#pragma unroll
+      for (int j = i; j < i + 4; ++j) {
+        if (column + j < t.y.width) row[column + j] = from_float<T>(numbers[j]);
+      }
+    }
+  }
+}
+
+// Writes a thread's sums, `finish(sum, channel)` made of them.
+template <class T, int Strip, class Finish>
+__device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
+                                             const Lane& lane, const float (&sums)[kSlots][Strip], T* y,
+                                             const Finish& finish) {
+  if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot += 2) {
+      const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
+      if (!row.there) continue;
+      float both[2 * Strip];
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) {
+        both[2 * i] = finish(sums[slot][i], row.channel);
+        both[2 * i + 1] = finish(sums[slot + 1][i], row.channel);
+      }
+      write(t, y + row.at, row.column, both);
+    }
+    return;
+  }
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
+    if (!row.there) continue;
+    float strip[Strip];
+#pragma unroll
+    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], row.channel);
+    if (t.phases_w == 1) {
+      write(t, y + row.at, row.column, strip);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) {
+        const int column = row.column + i * t.phases_w;
+        if (column < t.y.width) y[row.at + column] = from_float<T>(strip[i]);
+      }
+    }
+  }
+}
+
+// Grid: tiles x blocks of bundles, then parts of the slabs. A part's sums go to `parts` where there are several.
+template <class T, int Strip, int Step>
+__global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, const T* __restrict__ x,
+                                                            const T* __restrict__ values, const Output<T> output,
+                                                            float* __restrict__ parts) {
+  const int warp = threadIdx.x / 32;
+  const int blocks = t.groups * t.bundle_blocks, tile = blockIdx.x / blocks;
+  const Bundle bundle = Bundle::of(t, blockIdx.x - tile * blocks, warp);
+  const Origin origin = Origin::of<Strip>(t, tile);
+  const Lane lane = Lane::of(t, threadIdx.x % 32);
+  const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.y + 1) / t.parts);
+  int slab = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
+
+  auto* const slices = reinterpret_cast<Tap*>(dynamic_shared());
+  T* staged = reinterpret_cast<T*>(slices + kThreads);
+  T* spare = staged + t.stage_slabs * t.slab_size;
+  int tap = bundle.tap(t, slab);
+  Taps<T> taps(t.plan, values, slices + warp * 32, threadIdx.x % 32, tap, max(tap, bundle.tap(t, slabs_end)));
+
+  float sums[kSlots][Strip] = {};
+  Segment<T, Strip, Step> segment;
+  stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
+  while (slab < slabs_end) {
+    const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
+    wait_copies();
+    __syncthreads();  // this stage is there, and nobody reads the other any more
+    if (next < slabs_end) {
+      stage<T, Strip, Step>(t, x, spare, origin, bundle.group, next, min(t.stage_slabs, slabs_end - next));
+    }
+    unsigned row = ~0u;
+    for (; tap < end; ++tap) {
+      const Tap now = taps.get(tap);
+      if (row_of(now.code) != row) {
+        row = row_of(now.code);
+        segment.load(t, staged, lane, row, slab);
+      }
+      dispatch(now.code, [&](auto k) {
+#pragma unroll
+        for (int i = 0; i < Strip; ++i) sums[k.slot][i] = fmaf(now.value, segment(i, k.column), sums[k.slot][i]);
+      });
+    }
+    T* const used = staged;
+    staged = spare, spare = used;
+    slab = next;
+  }
+
+  if (t.parts == 1) {
+    write_strips(t, bundle, origin, lane, sums, output.y,
+                 [&](float sum, int channel) { return output.activated(sum + output.initial(channel)); });
+  } else {
+    float* const part = parts + blockIdx.y * (static_cast<int64_t>(t.images) * t.y.channels * t.y.plane());
+    write_strips(t, bundle, origin, lane, sums, part, [](float sum, int) { return sum; });
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(256) void add_parts(const float* __restrict__ parts, int count, int64_t size,
+                                                 int64_t plane, int channels, const Output<T> output) {
+  for (int64_t i = blockIdx.x * int64_t{256} + threadIdx.x; i < size; i += gridDim.x * int64_t{256}) {
+    float sum = output.initial(static_cast<int>(i / plane % channels));
+    for (int p = 0; p < count; ++p) sum += parts[p * size + i];
+    output.y[i] = from_float<T>(output.activated(sum));
+  }
+}
+
+// A tap as gather_small runs it, from the lane that read it.
+struct alignas(16) Read {
+  int row, column, offset;  // of x, from where the target's pixel points
+  float value;
+};
+
+template <class T>
+__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned unit, float value) {
+  const int positions = t.kernel_h * t.kernel_w, channels = adjoint ? t.y.channels : t.x.channels;
+  const int pair = static_cast<int>(unit / positions), position = static_cast<int>(unit % positions);
+  const int i = position / t.kernel_w, j = position - i * t.kernel_w;
+  const int fine = channels / t.groups, coarse = pair / fine;
+  int row = i * t.dilation_h - t.padding_h, column = j * t.dilation_w - t.padding_w, channel;
+  if (adjoint) {  // a phase's offsets are the phase plus multiples of the stride
+    row = -((row - ((row % t.stride_h) + t.stride_h) % t.stride_h) / t.stride_h);
+    column = -((column - ((column % t.stride_w) + t.stride_w) % t.stride_w) / t.stride_w);
+    channel = min(coarse, t.x.channels - 1);
+  } else {
+    channel = min(coarse / (t.y.channels / t.groups), t.groups - 1) * fine + pair % fine;
+  }
+  return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
+}
+
+// Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
+template <class T, int Pixels>
+__global__ __launch_bounds__(kThreads) void gather_small(const Tiling t, const bool adjoint, const T* __restrict__ x,
+                                                         const T* __restrict__ values, const Output<T> output) {
+  constexpr int kNowhere = -(1 << 30);
+  __shared__ Read slices[kThreads];
+  __shared__ float sums_of_ways[kWarps][Pixels][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int target = blockIdx.x * (kWarps / t.ways) + warp / t.ways, way = warp % t.ways;
+  const int targets = t.groups * t.group_targets, phases = t.phases_h * t.phases_w;
+  const int pixel_lanes = 1 << t.log_pixels, tap_lane = lane >> t.log_pixels;
+  const int channel = target / phases, phase = target - channel * phases, phase_h = phase / t.phases_w;
+
+  int rows[Pixels], columns[Pixels];
+  const T* pixels[Pixels];
+  int64_t outputs[Pixels];
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    const int pixel = ((blockIdx.y * Pixels + m) << t.log_pixels) + lane % pixel_lanes;
+    const int image = pixel / (t.rows * t.columns), in_image = pixel - image * (t.rows * t.columns);
+    const int row = in_image / t.columns, column = in_image - row * t.columns;
+    const int y_row = row * t.phases_h + phase_h, y_column = column * t.phases_w + phase - phase_h * t.phases_w;
+    const bool there = target < targets && image < t.images && y_row < t.y.height && y_column < t.y.width;
+    rows[m] = there ? row * (adjoint ? 1 : t.stride_h) : kNowhere;
+    columns[m] = column * (adjoint ? 1 : t.stride_w);
+    pixels[m] = x + static_cast<int64_t>(image) * t.x.channels * t.x.plane() +
+                static_cast<int64_t>(rows[m]) * t.x.width + columns[m];
+    outputs[m] =
+        there ? ((static_cast<int64_t>(image) * t.y.channels + channel) * t.y.height + y_row) * t.y.width + y_column
+              : -1;
+  }
+
+  int begin = 0, end = 0;
+  if (target < targets) {
+    begin = min(max(t.plan.starts[target], 0), t.plan.taps);
+    end = min(max(t.plan.starts[target + 1], begin), t.plan.taps);
+    const int each = (end - begin + t.ways - 1) / t.ways;
+    begin = min(begin + way * each, end);
+    end = min(begin + each, end);
+  }
+  float sums[Pixels] = {};
+  Read* const slice = slices + warp * 32;
+  const auto read = [&](int from) -> Read {
+    const int tap = from + lane;
+    if (tap >= end) return {kNowhere, 0, 0, 0};
+    const unsigned place = t.plan.places == nullptr ? tap : t.plan.places[tap];
+    return read_unit<T>(t, adjoint, t.plan.units[tap], to_float(values[min(place, t.plan.taps - 1u)]));
+  };
+  Read next = read(begin);
+  for (int from = begin; from < end; from += 32) {
+    __syncwarp();
+    slice[lane] = next;
+    __syncwarp();
+    next = read(from + 32);
+    const int count = min(32, end - from);
+    for (int k = tap_lane; k < count; k += 32 >> t.log_pixels) {
+      const Read tap = slice[k];
+#pragma unroll
+      for (int m = 0; m < Pixels; ++m) {
+        const bool there = static_cast<unsigned>(rows[m] + tap.row) < static_cast<unsigned>(t.x.height) &&
+                           static_cast<unsigned>(columns[m] + tap.column) < static_cast<unsigned>(t.x.width);
+        sums[m] = fmaf(tap.value, there ? to_float(pixels[m][tap.offset]) : 0, sums[m]);
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    for (int lanes = pixel_lanes; lanes < 32; lanes *= 2) sums[m] += __shfl_xor_sync(~0u, sums[m], lanes);
+  }
+  if (t.ways > 1) {
+#pragma unroll
+    for (int m = 0; m < Pixels; ++m) sums_of_ways[warp][m][lane] = sums[m];
+    __syncthreads();
+    if (way > 0) return;
+#pragma unroll
+    for (int m = 0; m < Pixels; ++m) {
+      for (int w = 1; w < t.ways; ++w) sums[m] += sums_of_ways[warp + w][m][lane];
+    }
+  }
+  if (tap_lane > 0) return;
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    if (outputs[m] >= 0) output.y[outputs[m]] = from_float<T>(output.activated(sums[m] + output.initial(channel)));
+  }
+}
+
+template <class T>
+void run(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
+         float* workspace, cudaStream_t stream) {
+  Tiling t = gather_tiling(c);
+  const auto fours = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0; };
+  t.x.fours &= fours(x);
+  t.y.fours &= fours(y);
+  const Output<T> output{static_cast<const T*>(bias), negative_slope, static_cast<T*>(y)};
+  const auto* const from = static_cast<const T*>(x);
+  const auto* const v = static_cast<const T*>(values);
+  if (t.small) {
+    const int targets = t.groups * t.group_targets, a_block = kWarps / t.ways;
+    const int pixels = t.images * t.rows * t.columns, chunk = t.lane_pixels << t.log_pixels;
+    const dim3 grid((targets + a_block - 1) / a_block, (pixels + chunk - 1) / chunk);
+    const auto kernel = t.lane_pixels == 1   ? gather_small<T, 1>
+                        : t.lane_pixels == 2 ? gather_small<T, 2>
+                                             : gather_small<T, 4>;
+    launch(kernel, grid, kThreads, 0, stream, t, c.adjoint, from, v, output);
+    return;
+  }
+  const auto kernel = t.strip == 8 ? (t.column_step == 1 ? gather_tiled<T, 8, 1> : gather_tiled<T, 8, 2>)
+                                   : (t.column_step == 1 ? gather_tiled<T, 4, 1> : gather_tiled<T, 4, 2>);
+  const size_t shared = kThreads * sizeof(Tap) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  launch(kernel, dim3(t.tiles * t.groups * t.bundle_blocks, t.parts), kThreads, shared, stream, t, from, v, output,
+         workspace);
+  if (t.parts == 1) return;
+  const int64_t size = int64_t{t.images} * t.y.channels * t.y.plane();
+  const int64_t blocks = min((size + 255) / 256, 8 * c.multiprocessors);
+  launch(add_parts<T>, dim3(static_cast<unsigned>(blocks)), 256, 0, stream, static_cast<const float*>(workspace),
+         t.parts, size, t.y.plane(), t.y.channels, output);
+}
+
+}  // namespace
+
+void gather(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
+            float* workspace, cudaStream_t stream) {
+  if (c.images == 0) return;
+  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
+  op(c, x, values, bias, negative_slope, y, workspace, stream);
+}
+
+}  // namespace sparsegan::cuda

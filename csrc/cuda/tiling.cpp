@@ -1,0 +1,217 @@
+#include "tiling.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace sparsegan::cuda {
+namespace {
+
+// Both copies of what is staged: four blocks a multiprocessor (what registers allow), below the 48 KiB that need no
+// asking.
+constexpr int64_t kGatherStageBytes = 38 * 1024;
+constexpr int64_t kWgradStageBytes = 24 * 1024;  // beside the lanes' sums of 32 taps a warp
+constexpr int64_t kMaxStageSlabs = 16;
+constexpr int64_t kMaxParts = 8;
+constexpr int64_t kMaxWgradParts = 64;
+constexpr int64_t kBlocks = 4;  // a multiprocessor runs at a time
+
+int64_t up(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+int log_up(int64_t n) {
+  int log = 0;
+  while ((int64_t{1} << log) < n) ++log;
+  return log;
+}
+
+int narrow(const char* what, int64_t value) {
+  if (value < 0 || value >= (int64_t{1} << 31)) {
+    throw std::invalid_argument(std::string(what) + " is " + std::to_string(value) +
+                                "; the CUDA kernels take at most 2147483647");
+  }
+  return static_cast<int>(value);
+}
+
+int64_t element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// Whatever does not depend on how lanes are laid out.
+Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
+  const Geometry& g = c.geometry;
+  Tiling t;
+  t.images = narrow("the number of images", c.images);
+  t.groups = static_cast<int>(shape.groups);
+  t.group_sources = static_cast<int>(shape.group_sources);
+  t.group_targets = narrow("target channels x phases", shape.group_targets);
+  narrow("targets", shape.targets());
+  t.group_bundles = static_cast<int>(shape.group_bundles());
+  t.slabs = static_cast<int>(shape.slabs());
+  t.phases_h = c.adjoint ? static_cast<int>(g.h.stride) : 1;
+  t.phases_w = c.adjoint ? static_cast<int>(g.w.stride) : 1;
+  t.rows = static_cast<int>(up(c.y_height, t.phases_h));
+  t.columns = static_cast<int>(up(c.y_width, t.phases_w));
+  t.bundle_blocks = static_cast<int>(up(t.group_bundles, kWarps));
+
+  const auto planes = [](const char* image, int64_t channels, int64_t height, int64_t width) {
+    narrow("the height of an image", height);
+    narrow("the width of an image", width);
+    narrow(image, channels * height * width);
+    return Planes{static_cast<int>(channels), static_cast<int>(height), static_cast<int>(width), width % 4 == 0};
+  };
+  const int64_t coarse = g.coarse_channels, fine = g.fine_channels;
+  t.x = planes("the elements of an input image", c.adjoint ? coarse : fine, c.x_height, c.x_width);
+  t.y = planes("the elements of an output image", c.adjoint ? fine : coarse, c.y_height, c.y_width);
+
+  const int32_t* const plan = c.plan;
+  t.plan.bands = plan;
+  t.plan.first = plan + shape.first_at();
+  t.plan.codes = reinterpret_cast<const unsigned*>(plan + shape.codes_at());
+  t.plan.order = plan + shape.order_at();
+  t.plan.starts = plan + shape.starts_at();
+  t.plan.units = c.adjoint ? plan + shape.units_at() : c.support;
+  t.plan.places = c.adjoint ? plan + shape.places_at() : nullptr;
+  t.plan.taps = narrow("the number of taps", c.taps);
+
+  t.row_bands = static_cast<int>(shape.rows.count());
+  t.column_bands = static_cast<int>(shape.columns.count());
+  t.row_step = static_cast<int>(shape.rows.step);
+  t.row_spread = static_cast<int>(shape.rows.spread);
+  t.column_step = static_cast<int>(shape.columns.step);
+  t.column_spread = static_cast<int>(shape.columns.spread);
+  t.x.fours &= t.column_spread == 1;
+
+  t.kernel_h = static_cast<int>(g.h.kernel), t.kernel_w = static_cast<int>(g.w.kernel);
+  t.stride_h = static_cast<int>(g.h.stride), t.stride_w = static_cast<int>(g.w.stride);
+  t.padding_h = static_cast<int>(g.h.padding), t.padding_w = static_cast<int>(g.w.padding);
+  t.dilation_h = static_cast<int>(g.h.dilation), t.dilation_w = static_cast<int>(g.w.dilation);
+  return t;
+}
+
+// Lays lanes out; false where a slab would not fit into `stage_bytes` / 2.
+bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int strip, int log_w,
+             int log_h) {
+  const int64_t lanes_w = 1 << log_w, lanes_h = 1 << log_h, lanes_n = 32 >> (log_w + log_h);
+  t.strip = strip, t.log_w = log_w, t.log_h = log_h;
+  t.tiles_w = static_cast<int>(up(t.columns, lanes_w * strip));
+  t.tiles_h = static_cast<int>(up(t.rows, lanes_h));
+  const int64_t tiles = t.tiles_w * up(t.images, lanes_n) * t.tiles_h;
+
+  const int64_t stride = strip * shape.columns.step / kFour;  // fours from strip to strip
+  const int64_t segment = up((strip - 1) * shape.columns.step + shape.columns.reach, kFour);
+  t.segment_fours = static_cast<int>(segment);
+  t.stride_fours = static_cast<int>(lanes_w + (segment - 1) / stride);
+  t.row_fours = static_cast<int>(stride * (lanes_w - 1) + segment);
+  t.slab_rows = static_cast<int>((lanes_h - 1) * shape.rows.step + shape.rows.reach);
+
+  // The lanes that shared memory serves at a time (128 bytes) must find their fours in different banks. Neighbours in a
+  // row do; rows and images follow on where a pitch leaves as many fours, modulo the 128 bytes, as lanes are before
+  // them.
+  const int64_t fours = 128 / (kFour * element);
+  const auto pitch = [&](int64_t least, int64_t step, int64_t lanes) {
+    for (int64_t p = least; lanes < fours && p < least + fours; ++p) {
+      if (p * step % fours == lanes) return p;
+    }
+    return least;
+  };
+  const int64_t row_pitch = pitch(stride * t.stride_fours, shape.rows.step, lanes_w);
+  const int64_t image_pitch = pitch(row_pitch * t.slab_rows, 1, lanes_w * lanes_h);
+  const int64_t slab = image_pitch * lanes_n * kFour;
+  if (tiles >= (int64_t{1} << 31) || 2 * slab * element > stage_bytes) return false;
+  t.tiles = static_cast<int>(tiles);
+  t.row_pitch = static_cast<int>(row_pitch * kFour);
+  t.image_pitch = static_cast<int>(image_pitch * kFour);
+  t.slab_size = static_cast<int>(slab);
+  t.stage_slabs = static_cast<int>(
+      std::clamp<int64_t>(stage_bytes / (2 * slab * element), 1, std::min<int64_t>(kMaxStageSlabs, t.slabs)));
+  t.row_limit = (t.stage_slabs - 1) * t.slab_size + (static_cast<int>(shape.rows.reach) - 1) * t.row_pitch;
+  t.by_fours = Divider(t.row_fours);
+  t.by_rows = Divider(t.slab_rows);
+  return true;
+}
+
+// Instructions of a warp for one slab of one tile, all its targets: a tap is `strip` FMAs and about as much around them
+// as eight; a row of a slab is loaded once if it has a tap; staging is shared by the block's warps.
+double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t tap_extra) {
+  const double taps = static_cast<double>(shape.taps) / (static_cast<double>(shape.bundles()) * shape.slabs());
+  const double rows = std::min<double>(taps, shape.rows.reach);
+  const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
+  return taps * (t.strip + 8 + tap_extra) + rows * (8 + 3 * t.segment_fours) + up(items, kThreads) * 12.0;
+}
+
+// The layout of lanes that costs least, and its cost.
+double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t tap_extra) {
+  Tiling best;
+  double least = 0;
+  for (const int strip : {8, 4}) {
+    for (int log_w = 3; log_w >= 0; --log_w) {
+      for (int log_h = 5 - log_w; log_h >= 0; --log_h) {
+        if (!lay_out(t, shape, element, stage_bytes, strip, log_w, log_h)) continue;
+        const double cost = t.tiles * (t.slabs * slab_cost(t, shape, tap_extra) + 2.0 * kSlots * strip);
+        if (best.tiles == 0 || cost < least) best = t, least = cost;
+      }
+    }
+  }
+  if (best.tiles == 0) throw std::invalid_argument("the output has too many tiles for a CUDA grid");
+  t = best;
+  return least * static_cast<double>(shape.bundles());
+}
+
+int64_t blocks(const Tiling& t) {
+  const int64_t blocks = int64_t{t.tiles} * t.groups * t.bundle_blocks;
+  narrow("the number of blocks", blocks);
+  return blocks;
+}
+
+}  // namespace
+
+Tiling gather_tiling(const ConvCall& c) {
+  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  Tiling t = start(c, shape);
+  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kGatherStageBytes, 0);
+  const int64_t stages = up(t.slabs, t.stage_slabs);
+  t.parts = static_cast<int>(
+      std::clamp<int64_t>(2 * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1, std::min(stages, kMaxParts)));
+
+  // One target a warp, lanes over pixels and taps: no lane idles on a small map, and each weight is read once.
+  const int64_t pixels = int64_t{t.images} * t.rows * t.columns;
+  if (pixels == 0 || pixels > 4096) return t;
+  const int log_pixels = std::min(5, log_up(pixels));
+  const int lane_pixels = static_cast<int>(std::min<int64_t>(4, int64_t{1} << log_up(up(pixels, 32))));
+  const int64_t chunks = up(pixels, int64_t{lane_pixels} << log_pixels);
+  const double tap = 3 + (2 + 7.0 * lane_pixels) / (32 >> log_pixels);
+  const double one_by_one = static_cast<double>(chunks) * (static_cast<double>(c.taps) * tap + 60.0 * shape.targets());
+  if (one_by_one >= tiled) return t;
+  t.small = true;
+  t.parts = 1;
+  t.log_pixels = log_pixels;
+  t.lane_pixels = lane_pixels;
+  // Several warps a target where each still has a few rounds of 32 taps.
+  while (t.ways < kWarps && c.taps >= 128 * t.ways * shape.targets()) t.ways *= 2;
+  return t;
+}
+
+Tiling wgrad_tiling(const ConvCall& c) {
+  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  Tiling t = start(c, shape);
+  choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 8);
+  const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
+  t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
+  t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
+
+  // A tap a thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. As instructions a
+  // tap.
+  const double pixels = static_cast<double>(c.images) * (c.adjoint ? c.x_height * c.x_width : c.y_height * c.y_width);
+  t.small = pixels < t.tiles * (t.strip + 16.0);
+  return t;
+}
+
+int64_t gather_workspace(const ConvCall& c) {
+  const Tiling t = gather_tiling(c);
+  return t.parts == 1 ? 0 : t.parts * int64_t{t.images} * t.y.channels * t.y.plane();
+}
+
+int64_t wgrad_workspace(const ConvCall& c) {
+  const Tiling t = wgrad_tiling(c);
+  return t.small ? 0 : t.parts * int64_t{t.plan.taps};
+}
+
+}  // namespace sparsegan::cuda

@@ -1,0 +1,89 @@
+// How a call is cut: which kernel, what a warp's lanes hold, what is staged, how many blocks share a sum.
+//
+// A target is a plane of `rows` x `columns` (the coarse grid, or one phase of the fine one). A thread holds a *strip*,
+// so many neighbouring columns, of a bundle's eight targets. A warp's 32 strips lie side by side, then below each
+// other, then in further images: a *tile*. The warps of a block hold the same tile of different bundles, so that each
+// staged element serves them all.
+#pragma once
+
+#include <cstdint>
+
+#include "conv.h"
+
+namespace sparsegan::cuda {
+
+inline constexpr int kWarps = 4;  // a block
+inline constexpr int kThreads = 32 * kWarps;
+inline constexpr int kSlots = static_cast<int>(kBundle);
+inline constexpr int kReach = static_cast<int>(kWindow);
+
+// A division by a number known at the launch only, for operands whose product is below 2^32.
+struct Divider {
+  unsigned divisor = 1, inverse = 0;
+  Divider() = default;
+  explicit Divider(int64_t d)
+      : divisor(static_cast<unsigned>(d)), inverse(static_cast<unsigned>(((uint64_t{1} << 32) + d - 1) / d)) {}
+  __host__ __device__ int divide(int n) const {
+    return divisor == 1 ? n : static_cast<int>((static_cast<uint64_t>(static_cast<unsigned>(n)) * inverse) >> 32);
+  }
+};
+
+// A plan's arrays on the device.
+struct Plan {
+  const int* bands = nullptr;  // start and phase of the row bands, then of the column bands
+  const int* first = nullptr;
+  const unsigned* codes = nullptr;
+  const int* order = nullptr;
+  const int* starts = nullptr;
+  const int* units = nullptr;   // in the order of starts
+  const int* places = nullptr;  // null: the identity
+  int taps = 0;
+};
+
+// A tensor that targets or sources lie in.
+struct Planes {
+  int channels = 0, height = 0, width = 0;
+  bool fours = false;  // four neighbouring columns may be accessed at once
+  __host__ __device__ int64_t plane() const { return static_cast<int64_t>(height) * width; }
+};
+
+struct Tiling {
+  Plan plan;
+  Planes x, y;
+  int images = 0;
+  int groups = 1, group_sources = 0, group_targets = 0, group_bundles = 0;
+  int phases_h = 1, phases_w = 1;  // targets a channel
+  int rows = 0, columns = 0;       // of a target
+
+  // Tiled kernels
+  int strip = 8;             // 8 or 4 columns
+  int log_w = 0, log_h = 0;  // lanes along columns and rows; the others along images
+  int tiles_w = 0, tiles_h = 0, tiles = 0;
+  int bundle_blocks = 0;  // blocks a group: kWarps bundles each
+  int slabs = 0;          // of a bundle
+  int row_bands = 1, column_bands = 1;
+  int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
+  // One slab in shared memory: for each of the tile's images `slab_rows` rows, each of fours of columns. Strip l reads
+  // fours kStride * l + m, m = 0, 1, ...: four k lies at place (k % kStride) * stride_fours + k / kStride, so that
+  // neighbouring lanes read neighbouring fours, which no two banks' worth share.
+  int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
+  int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
+  int row_limit = 0;                                  // elements: where the last slab's last row starts
+  Divider by_fours, by_rows;
+  int stage_slabs = 0;  // slabs staged at a time
+  int parts = 1;        // gather: cuts of the slabs; wgrad: cuts of the tiles, whose sums are added up afterwards
+  int slices = 1;       // wgrad: cuts of the slabs
+
+  // Kernels for small maps
+  bool small = false;
+  int log_pixels = 0;   // gather: lanes that hold different pixels; the others hold different taps
+  int lane_pixels = 1;  // gather: pixels a lane
+  int ways = 1;         // gather: warps a target
+  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1,
+      dilation_w = 1;
+};
+
+Tiling gather_tiling(const ConvCall& call);
+Tiling wgrad_tiling(const ConvCall& call);
+
+}  // namespace sparsegan::cuda

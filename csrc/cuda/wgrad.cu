@@ -1,0 +1,226 @@
+// wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
+//
+// wgrad_tiled    gy of a bundle in registers, x as in gather; a tap is a dot product, its lanes' sums added by one lane
+// add_tiles      sums the parts, in order, and brings them into the order of the support
+// wgrad_small    small maps: a tap a thread
+#include "conv.h"
+#include "launch.h"
+#include "window.h"
+
+namespace sparsegan::cuda {
+namespace {
+
+// Lane t adds up tap t of 32: rows of 33, so that both the writing along a row and the reading down a column meet every
+// bank once.
+constexpr int kPitch = 33;
+
+// N neighbouring columns of a row, zeros after its end.
+template <class T, int N>
+__device__ __forceinline__ void read(const Tiling& t, const T* row, int column, float (&numbers)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    float four[4] = {};
+    if (t.y.fours) {
+      if (column + i < t.y.width) load_four(row + column + i, four);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (column + i + j < t.y.width) four[j] = to_float(row[column + i + j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) numbers[i + j] = four[j];
+  }
+}
+
+// A thread's strips of gy: the elements that gather would write.
+template <class T, int Strip>
+__device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
+                                            const Lane& lane, const T* gy, float (&strips)[kSlots][Strip]) {
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+#pragma unroll
+    for (int i = 0; i < Strip; ++i) strips[slot][i] = 0;
+  }
+  if (t.phases_w == 2) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot += 2) {
+      const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
+      if (!row.there) continue;
+      float both[2 * Strip];
+      read(t, gy + row.at, row.column, both);
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) strips[slot][i] = both[2 * i], strips[slot + 1][i] = both[2 * i + 1];
+    }
+    return;
+  }
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
+    if (!row.there) continue;
+    if (t.phases_w == 1) {
+      read(t, gy + row.at, row.column, strips[slot]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) {
+        const int column = row.column + i * t.phases_w;
+        if (column < t.y.width) strips[slot][i] = to_float(gy[row.at + column]);
+      }
+    }
+  }
+}
+
+// Grid: blocks of bundles, then parts of the tiles, then slices of the slabs. parts: [parts, taps].
+template <class T, int Strip, int Step>
+__global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const T* __restrict__ gy,
+                                                           const T* __restrict__ x, float* __restrict__ parts) {
+  const int warp = threadIdx.x / 32, me = threadIdx.x % 32;
+  const Bundle bundle = Bundle::of(t, blockIdx.x, warp);
+  const Lane lane = Lane::of(t, me);
+  const int slabs_begin = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.z / t.slices);
+  const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.z + 1) / t.slices);
+  const int first_tile = static_cast<int>(static_cast<int64_t>(t.tiles) * blockIdx.y / t.parts);
+  const int tiles_end = static_cast<int>(static_cast<int64_t>(t.tiles) * (blockIdx.y + 1) / t.parts);
+  float* const part = parts + static_cast<int64_t>(blockIdx.y) * t.plan.taps;
+
+  auto* const dots = reinterpret_cast<float*>(dynamic_shared()) + warp * 32 * kPitch;
+  T* staged = reinterpret_cast<T*>(reinterpret_cast<float*>(dynamic_shared()) + kThreads * kPitch);
+  T* spare = staged + t.stage_slabs * t.slab_size;
+
+  float strips[kSlots][Strip];
+  Segment<T, Strip, Step> segment;
+  int tile = first_tile, slab = slabs_begin, tap = 0;
+  Origin origin = Origin::of<Strip>(t, tile);
+  stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
+  while (tile < tiles_end) {
+    const int end_slab = min(slab + t.stage_slabs, slabs_end);
+    const bool turn = end_slab == slabs_end;
+    const int next_tile = turn ? tile + 1 : tile, next_slab = turn ? slabs_begin : end_slab;
+    const Origin next_origin = Origin::of<Strip>(t, next_tile);
+    wait_copies();
+    __syncthreads();  // this stage is there, and nobody reads the other any more
+    if (next_tile < tiles_end) {
+      stage<T, Strip, Step>(t, x, spare, next_origin, bundle.group, next_slab,
+                            min(t.stage_slabs, slabs_end - next_slab));
+    }
+    if (slab == slabs_begin) {
+      read_strips<T, Strip>(t, bundle, origin, lane, gy, strips);
+      tap = bundle.tap(t, slab);
+    }
+    const int end = bundle.tap(t, end_slab);
+    unsigned row = ~0u;
+    while (tap < end) {
+      const int count = min(32, end - tap);
+      const unsigned codes = me < count ? t.plan.codes[tap + me] : 0;
+      for (int k = 0; k < count; ++k) {
+        const unsigned code = __shfl_sync(~0u, codes, k);
+        if (row_of(code) != row) {
+          row = row_of(code);
+          segment.load(t, staged, lane, row, slab);
+        }
+        float dot = 0;
+        dispatch(code, [&](auto which) {
+          float even = 0, odd = 0;  // two chains: a sum waits for the one before it
+#pragma unroll
+          for (int i = 0; i < Strip; i += 2) {
+            even = fmaf(strips[which.slot][i], segment(i, which.column), even);
+            odd = fmaf(strips[which.slot][i + 1], segment(i + 1, which.column), odd);
+          }
+          dot = even + odd;
+        });
+        dots[k * kPitch + me] = dot;
+      }
+      __syncwarp();
+      if (me < count) {
+        float sum = tile == first_tile ? 0 : part[tap + me];
+        for (int i = 0; i < 32; ++i) sum += dots[me * kPitch + i];
+        part[tap + me] = sum;
+      }
+      __syncwarp();
+      tap += count;
+    }
+    T* const used = staged;
+    staged = spare, spare = used;
+    tile = next_tile, slab = next_slab, origin = next_origin;
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(256) void add_tiles(const float* __restrict__ parts, int count, const Plan plan,
+                                                 T* __restrict__ dv) {
+  const int tap = blockIdx.x * 256 + threadIdx.x;
+  if (tap >= plan.taps) return;
+  float sum = 0;
+  for (int p = 0; p < count; ++p) sum += parts[static_cast<int64_t>(p) * plan.taps + tap];
+  dv[min(static_cast<unsigned>(plan.order[tap]), plan.taps - 1u)] = from_float<T>(sum);
+}
+
+// A thread a kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
+template <class T>
+__global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const int* __restrict__ support,
+                                                        const T* __restrict__ coarse, const Planes coarse_planes,
+                                                        const T* __restrict__ fine, const Planes fine_planes,
+                                                        T* __restrict__ dv) {
+  const int tap = blockIdx.x * kThreads + threadIdx.x;
+  if (tap >= t.plan.taps) return;
+  const unsigned unit = support[tap], positions = t.kernel_h * t.kernel_w;
+  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
+  const int fine_channels = fine_planes.channels / t.groups, coarse_channels = coarse_planes.channels / t.groups;
+  const int pair = static_cast<int>(unit / positions);
+  const int coarse_channel = min(pair / fine_channels, coarse_planes.channels - 1);
+  const int fine_channel = coarse_channel / coarse_channels * fine_channels + pair % fine_channels;
+  const int first_row = i * t.dilation_h - t.padding_h;
+  const int first_column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
+  float sum = 0;
+  for (int n = 0; n < t.images; ++n) {
+    const T* from =
+        coarse + (static_cast<int64_t>(n) * coarse_planes.channels + coarse_channel) * coarse_planes.plane();
+    const T* plane = fine + (static_cast<int64_t>(n) * fine_planes.channels + fine_channel) * fine_planes.plane();
+    float of_image = 0;
+    for (int row = 0; row < coarse_planes.height; ++row, from += coarse_planes.width) {
+      const unsigned fine_row = row * t.stride_h + first_row;
+      if (fine_row >= static_cast<unsigned>(fine_planes.height)) continue;
+      const T* const fine_at = plane + static_cast<int64_t>(fine_row) * fine_planes.width;
+      for (int column = 0; column < coarse_planes.width; ++column) {
+        const unsigned fine_column = column * t.stride_w + first_column;
+        if (fine_column >= static_cast<unsigned>(fine_planes.width)) continue;
+        of_image = fmaf(to_float(from[column]), to_float(fine_at[fine_column]), of_image);
+      }
+    }
+    sum += of_image;
+  }
+  dv[tap] = from_float<T>(sum);
+}
+
+template <class T>
+void run(const ConvCall& c, const void* gy, const void* x, void* dv, float* workspace, cudaStream_t stream) {
+  Tiling t = wgrad_tiling(c);
+  const auto fours = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0; };
+  t.x.fours &= fours(x);
+  t.y.fours &= fours(gy);
+  const auto* const g = static_cast<const T*>(gy);
+  const auto* const from = static_cast<const T*>(x);
+  auto* const to = static_cast<T*>(dv);
+  if (t.small) {
+    const unsigned blocks = (t.plan.taps - 1u) / kThreads + 1;
+    launch(wgrad_small<T>, blocks, kThreads, 0, stream, t, c.support, c.adjoint ? from : g, c.adjoint ? t.x : t.y,
+           c.adjoint ? g : from, c.adjoint ? t.y : t.x, to);
+    return;
+  }
+  const auto kernel = t.strip == 8 ? (t.column_step == 1 ? wgrad_tiled<T, 8, 1> : wgrad_tiled<T, 8, 2>)
+                                   : (t.column_step == 1 ? wgrad_tiled<T, 4, 1> : wgrad_tiled<T, 4, 2>);
+  const size_t shared = kThreads * kPitch * sizeof(float) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  launch(kernel, dim3(t.groups * t.bundle_blocks, t.parts, t.slices), kThreads, shared, stream, t, g, from, workspace);
+  const unsigned blocks = (t.plan.taps - 1u) / 256 + 1;
+  launch(add_tiles<T>, blocks, 256, 0, stream, static_cast<const float*>(workspace), t.parts, t.plan, to);
+}
+
+}  // namespace
+
+void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, float* workspace, cudaStream_t stream) {
+  if (c.taps == 0) return;
+  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
+  op(c, gy, x, dv, workspace, stream);
+}
+
+}  // namespace sparsegan::cuda

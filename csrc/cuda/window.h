@@ -1,0 +1,186 @@
+// What the tiled kernels share: where a block and its lanes are, staging slabs, reading segments, and a strip's
+// elements in its tensor. Strip: columns a thread holds. Step: source columns from one of them to the next.
+#pragma once
+
+#include "async.h"
+#include "number.h"
+#include "tiling.h"
+
+namespace sparsegan::cuda {
+
+// Body(kCase) for a warp-uniform `which` from 0 to 63, with the case as a compile-time number: one jump through a
+// table.
+template <int kCase>
+struct Case {
+  static constexpr int slot = kCase / kReach, column = kCase % kReach;
+};
+#define SPARSEGAN_CASE(k) \
+  case k:                 \
+    body(Case<k>());      \
+    break;
+#define SPARSEGAN_CASES(k) \
+  SPARSEGAN_CASE(k)        \
+  SPARSEGAN_CASE(k + 1)    \
+  SPARSEGAN_CASE(k + 2)    \
+  SPARSEGAN_CASE(k + 3)    \
+  SPARSEGAN_CASE(k + 4)    \
+  SPARSEGAN_CASE(k + 5)    \
+  SPARSEGAN_CASE(k + 6)    \
+  SPARSEGAN_CASE(k + 7)
+template <class Body>
+__device__ __forceinline__ void dispatch(unsigned code, const Body& body) {
+  static_assert(kSlots * kReach == 64);
+  switch (code % 64) {
+    SPARSEGAN_CASES(0)
+    SPARSEGAN_CASES(8)
+    SPARSEGAN_CASES(16)
+    SPARSEGAN_CASES(24)
+    SPARSEGAN_CASES(32)
+    SPARSEGAN_CASES(40)
+    SPARSEGAN_CASES(48)
+    SPARSEGAN_CASES(56)
+  }
+}
+#undef SPARSEGAN_CASES
+#undef SPARSEGAN_CASE
+
+// A tap's source row within the stage, and what it does there: see device_plan.h.
+__device__ __forceinline__ unsigned row_of(unsigned code) { return code / (kSlots * kReach); }
+
+// Where a tile starts.
+struct Origin {
+  int image, row, column;  // of the targets
+
+  template <int Strip>
+  __device__ static Origin of(const Tiling& t, int tile) {
+    const int across = tile / t.tiles_w, n = across / t.tiles_h;
+    return {n << (5 - t.log_w - t.log_h), (across - n * t.tiles_h) << t.log_h,
+            ((tile - across * t.tiles_w) << t.log_w) * Strip};
+  }
+};
+
+// Where a lane's strip is in its tile.
+struct Lane {
+  int image, row, strip;
+
+  __device__ static Lane of(const Tiling& t, int lane) {
+    return {lane >> (t.log_w + t.log_h), (lane >> t.log_w) & ((1 << t.log_h) - 1), lane & ((1 << t.log_w) - 1)};
+  }
+};
+
+// The group and bundle of a warp; some warps of a group's last block have none.
+struct Bundle {
+  int group, index;  // index: within the group
+  bool there;
+
+  __device__ static Bundle of(const Tiling& t, int block, int warp) {
+    const int group = block / t.bundle_blocks;
+    const int index = (block - group * t.bundle_blocks) * kWarps + warp;
+    return {group, index, index < t.group_bundles};
+  }
+  __device__ const int* first(const Tiling& t) const {
+    return t.plan.first + (static_cast<int64_t>(group) * t.group_bundles + index) * t.slabs;
+  }
+  // The first tap of a slab, whatever the plan says a valid one.
+  __device__ int tap(const Tiling& t, int slab) const { return there ? min(max(first(t)[slab], 0), t.plan.taps) : 0; }
+};
+
+// Copies `count` slabs from `slab` on to shared memory, zeros where they leave the images; the block's threads
+// together.
+template <class T, int Strip, int Step>
+__device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, const Origin& origin, int group, int slab,
+                                      int count) {
+  constexpr int kStride = Strip * Step / 4;
+  const int bands = t.row_bands * t.column_bands;
+  const int channel = slab / bands, first_band = slab - channel * bands;
+  const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
+  for (int item = threadIdx.x; item < items; item += kThreads) {
+    const int line = t.by_fours.divide(item), four = item - line * t.row_fours;
+    const int image = t.by_rows.divide(line), line_row = line - image * t.slab_rows;
+    T* to = shared + image * t.image_pitch + line_row * t.row_pitch +
+            4 * (four % kStride * t.stride_fours + four / kStride);
+    const bool image_there = origin.image + image < t.images;
+    const T* plane =
+        x +
+        (static_cast<int64_t>(origin.image + image) * t.x.channels + group * t.group_sources + channel) * t.x.plane();
+    int band = first_band;
+    for (int s = 0; s < count; ++s, to += t.slab_size) {
+      const int row_band = band / t.column_bands;
+      const int* const row_of_band = t.plan.bands + 2 * row_band;
+      const int* const column_of_band = t.plan.bands + 2 * (t.row_bands + band - row_band * t.column_bands);
+      // Unsigned: what a bad plan says may wrap around, and below the size is within the tensor.
+      const unsigned row =
+          static_cast<unsigned>(origin.row * t.row_step + line_row + row_of_band[0]) * t.row_spread + row_of_band[1];
+      unsigned column = static_cast<unsigned>(origin.column * Step + 4 * four + column_of_band[0]) * t.column_spread +
+                        column_of_band[1];
+      const bool there = image_there && row < static_cast<unsigned>(t.x.height);
+      const T* const from = plane + static_cast<int64_t>(row) * t.x.width;
+      const unsigned width = t.x.width;
+      if (t.x.fours) {
+        column &= ~3u;
+        const bool valid = there && column < width;
+        copy_async<4 * sizeof(T)>(to, valid ? from + column : x, valid);
+      } else {
+        for (int i = 0; i < 4; ++i, column += t.column_spread) {
+          const bool valid = there && column < width;
+          if constexpr (sizeof(T) == 4) {
+            copy_async<4>(to + i, valid ? from + column : x, valid);
+          } else {  // below what cp.async copies
+            to[i] = valid ? from[column] : from_float<T>(0);
+          }
+        }
+      }
+      if (++band == bands) {
+        band = 0;
+        plane += t.x.plane();
+      }
+    }
+  }
+}
+
+// The source columns that a strip's taps on one row read, in registers.
+template <class T, int Strip, int Step>
+class Segment {
+ public:
+  // `shared` is the stage's first slab, `lane` the lane's place in it.
+  __device__ __forceinline__ void load(const Tiling& t, const T* shared, const Lane& lane, unsigned row, int slab) {
+    const unsigned offset = (row / kReach - slab) * t.slab_size + row % kReach * t.row_pitch;
+    const T* const from = shared + min(offset, static_cast<unsigned>(t.row_limit)) +  // whatever the plan says
+                          lane.image * t.image_pitch + lane.row * t.row_step * t.row_pitch + 4 * lane.strip;
+#pragma unroll
+    for (int m = 0; m < kFours; ++m) {
+      if (m < t.segment_fours) load_four(from + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
+    }
+  }
+  // Element for the strip's column `i` and a tap's column `column`; both compile-time numbers once unrolled.
+  __device__ __forceinline__ float operator()(int i, int column) const {
+    return fours_[(i * Step + column) / 4][(i * Step + column) % 4];
+  }
+
+ private:
+  static constexpr int kStride = Strip * Step / 4;
+  static constexpr int kFours = ((Strip - 1) * Step + kReach + 3) / 4;
+  float fours_[kFours][4] = {};
+};
+
+// The elements of a tensor that a strip of some slot stands for: `phases_w` columns apart.
+struct Row {
+  int64_t at;  // of the row's first element in the tensor
+  int channel;
+  int column;
+  bool there;
+
+  template <int Strip>
+  __device__ static Row of(const Tiling& t, const Bundle& bundle, const Origin& origin, const Lane& lane, int slot) {
+    const int target = bundle.index * kSlots + slot, phases = t.phases_h * t.phases_w;
+    const int channel_in_group = target / phases, phase = target - channel_in_group * phases;
+    const int phase_h = phase / t.phases_w;
+    const int channel = bundle.group * (t.group_targets / phases) + channel_in_group;
+    const int image = origin.image + lane.image, row = (origin.row + lane.row) * t.phases_h + phase_h;
+    return {((static_cast<int64_t>(image) * t.y.channels + channel) * t.y.height + row) * t.y.width, channel,
+            (origin.column + lane.strip * Strip) * t.phases_w + phase - phase_h * t.phases_w,
+            bundle.there && target < t.group_targets && image < t.images && row < t.y.height};
+  }
+};
+
+}  // namespace sparsegan::cuda

@@ -1,0 +1,140 @@
+#include "device_plan.h"
+
+#include <algorithm>
+#include <compare>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sparsegan {
+
+Bands Bands::of(const Axis& axis, bool adjoint, int64_t align) {
+  constexpr int64_t kMaxReach = int64_t{1} << 28;
+  const bool by_phase = !adjoint && axis.stride > 2;
+  Bands bands;
+  bands.step = adjoint || by_phase ? 1 : axis.stride;
+  bands.spread = by_phase ? axis.stride : 1;
+  struct Read {
+    int64_t phase, offset, kernel_index;
+    auto operator<=>(const Read&) const = default;
+  };
+  std::vector<Read> reads;
+  for (int64_t i = 0; i < axis.kernel; ++i) {
+    reads.push_back(by_phase ? Read{axis.phase(i), axis.shift(i), i}
+                             : Read{0, adjoint ? -axis.shift(i) : axis.offset(i), i});
+    if (std::abs(reads.back().offset) > kMaxReach) {
+      throw std::invalid_argument("geometry: kernel index " + std::to_string(i) + " reads " +
+                                  std::to_string(reads.back().offset) +
+                                  " elements away; the CUDA kernels take at most " + std::to_string(kMaxReach));
+    }
+  }
+  std::sort(reads.begin(), reads.end());
+  bands.band.resize(reads.size());
+  bands.place.resize(reads.size());
+  for (const auto& [phase, offset, i] : reads) {
+    if (bands.starts.empty() || bands.phases.back() != phase || offset - bands.starts.back() >= kWindow) {
+      bands.starts.push_back(offset - ((offset % align) + align) % align);
+      bands.phases.push_back(phase);
+    }
+    bands.band[i] = bands.count() - 1;
+    bands.place[i] = offset - bands.starts.back();
+    bands.reach = std::max(bands.reach, bands.place[i] + 1);
+  }
+  return bands;
+}
+
+DevicePlanShape device_plan_shape(const Geometry& g, bool adjoint, int64_t taps) {
+  if (g.vector() != 1) {
+    throw std::invalid_argument("geometry: a kept unit has " + std::to_string(g.vector()) +
+                                " weights; the CUDA kernels take single elements, vectors go to the Triton kernels");
+  }
+  DevicePlanShape shape;
+  shape.adjoint = adjoint;
+  shape.taps = taps;
+  shape.groups = g.groups;
+  shape.target_phases = adjoint ? g.phases() : 1;
+  shape.group_sources = adjoint ? g.coarse_channels_per_group() : g.fine_channels_per_group();
+  shape.group_targets = (adjoint ? g.fine_channels_per_group() : g.coarse_channels_per_group()) * shape.target_phases;
+  shape.rows = Bands::of(g.h, adjoint, 1);
+  shape.columns = Bands::of(g.w, adjoint, kFour);
+  if (shape.slabs() > kMaxSlabs) {
+    throw std::invalid_argument("geometry: " + std::to_string(shape.group_sources) + " source channels a group x " +
+                                std::to_string(shape.bands()) + " bands of the kernel; the CUDA kernels take at most " +
+                                std::to_string(kMaxSlabs));
+  }
+  if (shape.size() >= (int64_t{1} << 31)) {
+    throw std::invalid_argument("plan: it would have " + std::to_string(shape.size()) +
+                                " numbers; at most 2147483647 are possible");
+  }
+  return shape;
+}
+
+void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out) {
+  const DevicePlanShape shape = device_plan_shape(g, adjoint, taps);
+  const int64_t slabs = shape.slabs();
+  int32_t* at = out;
+  for (const Bands* bands : {&shape.rows, &shape.columns}) {
+    for (int64_t b = 0; b < bands->count(); ++b) {
+      *at++ = static_cast<int32_t>(bands->starts[b]);
+      *at++ = static_cast<int32_t>(bands->phases[b]);
+    }
+  }
+  int32_t* const first = out + shape.first_at();
+  int32_t* const starts = out + shape.starts_at();
+  std::fill(first, first + shape.bundles() * slabs + 1, 0);
+  std::fill(starts, starts + shape.targets() + 1, 0);
+
+  struct Tap {
+    int64_t target, segment;  // segment: bundle * slabs + slab
+    uint32_t code;
+  };
+  const int64_t fine_channels = g.fine_channels_per_group(), coarse_channels = g.coarse_channels_per_group();
+  const auto read = [&](int32_t unit) {
+    const int64_t i = unit % g.positions() / g.w.kernel, j = unit % g.w.kernel;
+    const int64_t pair = unit / g.positions(), fine = pair % fine_channels;
+    const int64_t coarse = pair / fine_channels, group = coarse / coarse_channels;
+    const int64_t phase = adjoint ? g.h.phase(i) * g.w.stride + g.w.phase(j) : 0;
+    const int64_t source = adjoint ? coarse % coarse_channels : fine;
+    const int64_t target = adjoint ? fine * shape.target_phases + phase : coarse % coarse_channels;
+    const int64_t slab = source * shape.bands() + shape.rows.band[i] * shape.columns.count() + shape.columns.band[j];
+    Tap tap;
+    tap.target = group * shape.group_targets + target;
+    tap.segment = (group * shape.group_bundles() + target / kBundle) * slabs + slab;
+    tap.code = static_cast<uint32_t>(((slab * kWindow + shape.rows.place[i]) * kBundle + target % kBundle) * kWindow +
+                                     shape.columns.place[j]);
+    return tap;
+  };
+
+  for (int64_t v = 0; v < taps; ++v) {
+    const Tap tap = read(support[v]);
+    ++first[tap.segment + 1];
+    ++starts[tap.target + 1];
+  }
+  for (int64_t s = 0; s < shape.bundles() * slabs; ++s) first[s + 1] += first[s];
+  for (int64_t t = 0; t < shape.targets(); ++t) starts[t + 1] += starts[t];
+
+  // A counting sort by segment, then each segment, a few taps, by code.
+  std::vector<std::pair<uint32_t, int32_t>> sorted(static_cast<size_t>(taps));
+  std::vector<int32_t> next(first, first + shape.bundles() * slabs);
+  for (int64_t v = 0; v < taps; ++v) {
+    const Tap tap = read(support[v]);
+    sorted[next[tap.segment]++] = {tap.code, static_cast<int32_t>(v)};
+  }
+  for (int64_t s = 0; s < shape.bundles() * slabs; ++s) {
+    std::sort(sorted.begin() + first[s], sorted.begin() + first[s + 1]);
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    out[shape.codes_at() + t] = static_cast<int32_t>(sorted[t].first);
+    out[shape.order_at() + t] = sorted[t].second;
+  }
+  if (!adjoint) return;
+  next.assign(starts, starts + shape.targets());
+  for (int64_t v = 0; v < taps; ++v) {
+    const int32_t slot = next[read(support[v]).target]++;
+    out[shape.units_at() + slot] = support[v];
+    out[shape.places_at() + slot] = static_cast<int32_t>(v);
+  }
+}
+
+}  // namespace sparsegan
