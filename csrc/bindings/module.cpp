@@ -8,6 +8,7 @@
 
 #include "../cpu/conv.h"
 #include "../cpu/registry.h"
+#include "../plan/device_plan.h"
 #include "../plan/plan.h"
 #include "../plan/support.h"
 
@@ -22,20 +23,23 @@ namespace {
 using sparsegan::Geometry;
 using Int32Array = py::array_t<int32_t, py::array::c_style>;
 
+// `shape` and `compile` are those of plan.h, or of device_plan.h.
+template <auto shape, auto compile>
 Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint) {
   const Geometry geometry = Geometry::from_list(numbers);
   const int64_t taps = support.size();
   sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.units());
-  Int32Array plan(sparsegan::plan_shape(geometry, adjoint, taps).size());
+  Int32Array plan(shape(geometry, adjoint, taps).size());
   {
     py::gil_scoped_release release;
-    sparsegan::compile_plan(geometry, adjoint, support.data(), taps, plan.mutable_data());
+    compile(geometry, adjoint, support.data(), taps, plan.mutable_data());
   }
   return plan;
 }
 
+template <auto shape>
 int64_t plan_size(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps) {
-  return sparsegan::plan_shape(Geometry::from_list(numbers), adjoint, taps).size();
+  return shape(Geometry::from_list(numbers), adjoint, taps).size();
 }
 
 py::dict gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_t taps, int64_t images,
@@ -71,9 +75,16 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_isa", &sparsegan::set_isa, py::arg("name"), "Forces an ISA level by name; an empty name picks the best.");
   m.def("fma_gflops", &sparsegan::fma_gflops, "float32 GFLOP/s of one core on FMAs between registers.");
   m.def("workspace_bytes", &sparsegan::workspace_bytes, "Bytes of scratch memory held by all threads.");
-  m.def("compile_plan", &compile_plan, py::arg("support"), py::arg("geometry"), py::arg("adjoint"),
-        "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");
-  m.def("plan_size", &plan_size, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), "Length of that plan.");
+  using sparsegan::device_plan_shape, sparsegan::plan_shape;
+  m.def("compile_plan", &compile_plan<plan_shape, sparsegan::compile_plan>, py::arg("support"), py::arg("geometry"),
+        py::arg("adjoint"), "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");
+  m.def("plan_size", &plan_size<plan_shape>, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"),
+        "Length of that plan.");
+  m.def("compile_device_plan", &compile_plan<device_plan_shape, sparsegan::compile_device_plan>, py::arg("support"),
+        py::arg("geometry"), py::arg("adjoint"),
+        "The same for the CUDA kernels, single elements only; see csrc/plan/device_plan.h for the layout.");
+  m.def("device_plan_size", &plan_size<device_plan_shape>, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"),
+        "Length of that plan.");
   m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"),
         py::arg("x_size"), py::arg("y_size"), py::arg("float64"),
         "Modelled cycles of one gather on one core, by what they go to; see csrc/cpu/conv.h.");
