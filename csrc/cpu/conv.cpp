@@ -387,6 +387,20 @@ void split(const Team& team, int64_t parts, int64_t count, const std::function<v
   team.run(parts, [&](int64_t i) { body(count * i / parts, count * (i + 1) / parts); });
 }
 
+// Pieces of work that a thread takes at a time: another process on a core then delays one piece, not all of its share.
+constexpr int64_t kPieces = 4;
+
+// body(i, worker) for every i of [0, count), each taken by the first of `workers` threads that is free.
+template <class Body>
+void share(const Team& team, int64_t workers, int64_t count, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t worker) {
+    for (int64_t i = next++; i < count; i = next++) body(i, worker);
+  };
+  if (workers == 1) return work(0);
+  team.run(workers, work);
+}
+
 // ---------------------------------------------------------------- taps
 
 // A call's taps in the order in which the kernels read them.
@@ -544,24 +558,23 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     }
   };
   if (by_group) {
-    const auto work = [&](int64_t worker) {
+    return share(team, panels, groups, [&](int64_t g, int64_t worker) {
       char* const x_panel = base + x_at + worker * x_bytes;
       char* const y_panel = base + y_at + worker * y_bytes;
-      for (int64_t g = groups * worker / panels; g < groups * (worker + 1) / panels; ++g) {
-        s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.channels, x, x_panel);
-        compute(x_panel, y_panel, 0, plan.shape.targets);
-        s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, negative_slope, y);
-      }
-    };
-    if (panels == 1) return work(0);
-    return team.run(panels, work);
+      s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.channels, x, x_panel);
+      compute(x_panel, y_panel, 0, plan.shape.targets);
+      s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, negative_slope, y);
+    });
   }
-  const std::vector<int64_t> cuts = balance(plan, threads);
+  const int64_t pieces = kPieces * threads;
+  const std::vector<int64_t> cuts = balance(plan, pieces);
   const auto channel = [&](int64_t target) { return target / plan.shape.target_phases * plan.shape.width; };
   for (int64_t g = 0; g < groups; ++g) {
-    split(team, threads, s.x.channels,
-          [&](int64_t first, int64_t last) { s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at); });
-    team.run(threads, [&](int64_t i) {
+    share(team, threads, pieces, [&](int64_t i, int64_t) {
+      const int64_t first = s.x.channels * i / pieces, last = s.x.channels * (i + 1) / pieces;
+      s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at);
+    });
+    share(team, threads, pieces, [&](int64_t i, int64_t) {
       compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
       s.k.unpack[s.dtype](s.y, s.tiling, g, channel(cuts[i]), channel(cuts[i + 1]), base + y_at, negative_slope, y);
     });
@@ -593,10 +606,13 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   const Taps taps = resolve(c, s, plan, tap_layout, base, nullptr, team);
   if (!in_place) std::memset(sums, 0, static_cast<size_t>(nnz * s.element));
 
-  const std::vector<int64_t> cuts = balance(plan, threads);
+  const int64_t pieces = threads == 1 ? 1 : kPieces * threads;
+  const std::vector<int64_t> cuts = balance(plan, pieces);
   for (int64_t g0 = 0; g0 < s.tiling.groups; g0 += batch) {
     const int64_t n = std::min(batch, s.tiling.groups - g0);
-    split(team, threads, n * (s.x.channels + s.y.channels), [&](int64_t first, int64_t last) {
+    const int64_t channels = n * (s.x.channels + s.y.channels);
+    share(team, threads, pieces, [&](int64_t piece, int64_t) {
+      const int64_t first = channels * piece / pieces, last = channels * (piece + 1) / pieces;
       // Channel numbers run over the x panels of the batch, then over its gy panels.
       const auto pack_range = [&](const Frame& frame, int64_t from, int64_t to, const void* tensor, int64_t at,
                                   int64_t bytes) {
@@ -610,20 +626,15 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
       pack_range(s.x, first, std::min(last, x_channels), x, x_at, x_bytes);
       pack_range(s.y, first - x_channels, last - x_channels, gy, y_at, y_bytes);
     });
-    const auto work = [&](int64_t i) {
+    share(team, threads, pieces, [&](int64_t piece, int64_t) {
       for (int64_t j = 0; j < n; ++j) {
-        for_each_join(s, plan, taps, base + x_at + j * x_bytes, cuts[i], cuts[i + 1],
+        for_each_join(s, plan, taps, base + x_at + j * x_bytes, cuts[piece], cuts[piece + 1],
                       [&](const TapRange& range, const char* span, bool) {
                         s.k.wgrad[s.panel_type][s.width](range, s.tiling, s.x, s.y, base + y_at + j * y_bytes, span,
                                                          sums);
                       });
       }
-    };
-    if (threads == 1) {
-      work(0);
-    } else {
-      team.run(threads, work);
-    }
+    });
   }
   if (!in_place && !s.k.scatter_values[s.dtype](plan.order, 0, plan.shape.taps, plan.shape.taps, vector, sums, dv)) {
     bad_plan("a tap names a value that is not there");
