@@ -1,24 +1,31 @@
 """``auto``: which kernel runs a layer, and why.
 
 Two ways exist to run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
-the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster.
-The model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``), so that the same model and input choose the
-same kernel on every run; :func:`sparsegan.tune` measures instead and pins the result on each layer.
+the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster,
+so that the same model and input choose the same kernel on every run; :func:`sparsegan.tune` measures instead and pins
+the result on each layer.
+
+On a CPU the model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``) and was fitted to measured times.
+On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``); until a result file of
+``sparsegan bench gpu`` exists its constants are arithmetic, not measurements.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
+
+import torch
 
 from . import _native
 from .plan import Geometry
 
 KERNELS = ("auto", "sparse", "dense")
 
-#: Share of the FMA peak that torch's dense convolution reaches on layers with room to spread.
-DENSE_EFFICIENCY = 0.85
-#: Output channels that it computes together: fewer cost as much as these.
+#: Share of the FMA peak that a dense convolution reaches on layers with room to spread.
+DENSE_EFFICIENCY = {"cpu": 0.85, "cuda": 0.6}
+#: Output channels that a CPU's dense convolution computes together: fewer cost as much as these.
 DENSE_CHANNELS = 16
 #: Time of its transposed convolution against a convolution of as many multiplications.
 DENSE_TRANSPOSED = 1.2
@@ -37,6 +44,30 @@ class Choice(NamedTuple):
     why: str
 
 
+class Call(NamedTuple):
+    """One forward of a layer: its geometry and direction, kept units, batch size, (height, width) of input and output,
+    and the tensors' dtype and device."""
+
+    geometry: Geometry
+    adjoint: bool
+    units: int
+    images: int
+    x_size: tuple[int, int]
+    y_size: tuple[int, int]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def sites(self) -> int:
+        """Elements of the coarse grid: each weight meets every one of them once."""
+        return self.images * math.prod(self.x_size if self.adjoint else self.y_size)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.geometry.fine_channels if self.adjoint else self.geometry.coarse_channels
+
+
 def check_kernel(kernel: str) -> str:
     """Returns it; raises ``ValueError`` when it is not one of :data:`KERNELS`."""
     if kernel not in KERNELS:
@@ -44,41 +75,93 @@ def check_kernel(kernel: str) -> str:
     return kernel
 
 
-def choose(
-    geometry: Geometry,
-    adjoint: bool,
-    units: int,
-    images: int,
-    x_size: tuple[int, int],
-    y_size: tuple[int, int],
-    float64: bool = False,
-) -> Choice:
-    """Models one forward of both kernels on one core.
-
-    Args:
-        geometry, adjoint: the layer's.
-        units: kept units, the length of its support.
-        images: batch size.
-        x_size, y_size: (height, width) of input and output.
-    """
-    if units == 0 or images == 0 or 0 in x_size or 0 in y_size:
+def choose(call: Call) -> Choice:
+    """Models one forward by both kernels."""
+    if call.units == 0 or call.images == 0 or 0 in call.x_size or 0 in call.y_size:
         return Choice("sparse", "nothing to multiply")
-    coarse = x_size if adjoint else y_size
-    lanes = _native.lanes(float64)
-    weights = math.prod(geometry.weight_shape)
-    outputs = (geometry.fine_channels if adjoint else geometry.coarse_channels) // geometry.groups
-    padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
-    dense = padded * weights * images * coarse[0] * coarse[1] / (2 * lanes * DENSE_EFFICIENCY)
-    dense *= DENSE_TRANSPOSED if adjoint else 1
-    dense += weights * (8 if float64 else 4) / WEIGHT_BYTES_PER_CYCLE + units * geometry.vector * SCATTER_CYCLES
-    parts = _native.gather_cycles(geometry.numbers(), adjoint, units, images, list(x_size), list(y_size), float64)
-    sparse, most = sum(parts.values()), max(parts, key=lambda part: parts[part])
-    kernel = "sparse" if sparse <= dense else "dense"
-    where = f"{parts[most] / sparse:.0%} {most}"
-    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
+    return _choose_on_gpu(call) if call.device.type == "cuda" else _choose_on_cpu(call)
 
 
 def choose_by_sparsity(sparsity: float) -> Choice:
     """The rule while tracing, where shapes may be symbols."""
     kernel = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
     return Choice(kernel, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
+
+
+def _choose_on_cpu(call: Call) -> Choice:
+    """By cycles of one core."""
+    geometry, float64 = call.geometry, call.dtype == torch.float64
+    weights, outputs = math.prod(geometry.weight_shape), call.outputs // geometry.groups
+    padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
+    dense = padded * weights * call.sites / (2 * _native.lanes(float64) * DENSE_EFFICIENCY["cpu"])
+    dense *= DENSE_TRANSPOSED if call.adjoint else 1
+    dense += weights * call.dtype.itemsize / WEIGHT_BYTES_PER_CYCLE + call.units * geometry.vector * SCATTER_CYCLES
+    sizes = (list(call.x_size), list(call.y_size))
+    parts = _native.gather_cycles(geometry.numbers(), call.adjoint, call.units, call.images, *sizes, float64)
+    sparse, most = sum(parts.values()), max(parts, key=lambda part: parts[part])
+    kernel = "sparse" if sparse <= dense else "dense"
+    where = f"{parts[most] / sparse:.0%} {most}"
+    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
+
+
+class Gpu(NamedTuple):
+    """What the model knows of a GPU: multiprocessors, clocks and bytes a second, FMAs a clock of one multiprocessor."""
+
+    multiprocessors: int
+    hertz: float
+    bytes_second: float
+    fp32: int
+    tf32: int
+    half: int
+
+
+#: compute capability -> clock, memory, FMAs a clock: A100 and H100 (SXM), by their data sheets. Others take the last
+#: row that is not above them.
+GPUS = {
+    (8, 0): (1.41e9, 1.94e12, 64, 512, 1024),
+    (9, 0): (1.755e9, 3.35e12, 128, 1024, 2048),
+}
+#: Elements of the input that one multiprocessor brings to its FMAs in a clock (32 words of shared memory or
+#: first-level cache), and the share of it that is reached.
+LOADS, LOAD_EFFICIENCY = 32, 0.6
+#: FMAs that one element serves in the element kernel, with groups of eight targets at 90 %: csrc/cuda/NOTES.md.
+ELEMENT_REUSE = 2.0
+#: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
+LAUNCH, DENSE_LAUNCHES = 3e-6, 3
+#: Bytes a kept unit has in a plan for a GPU.
+PLAN_BYTES = 8
+
+
+@cache
+def gpu(device: torch.device) -> Gpu:
+    """What the model knows of a device."""
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    row = max((c for c in GPUS if c <= capability), default=min(GPUS))
+    return Gpu(properties.multi_processor_count, *GPUS[row])
+
+
+def _choose_on_gpu(call: Call) -> Choice:
+    """By seconds of the whole device."""
+    g, geometry, size = gpu(call.device), call.geometry, call.dtype.itemsize
+    tensor_rate = g.half if size == 2 else g.tf32 if torch.backends.cudnn.allow_tf32 else g.fp32
+    clocks = g.multiprocessors * g.hertz
+    weights, nnz = math.prod(geometry.weight_shape), call.units * geometry.vector
+    sources = geometry.coarse_channels if call.adjoint else geometry.fine_channels
+    moved = size * call.images * (sources * math.prod(call.x_size) + call.outputs * math.prod(call.y_size))
+    dense = max(
+        weights * call.sites / (clocks * tensor_rate * DENSE_EFFICIENCY["cuda"]),
+        (3 * weights * size + nnz * (size + 8) + moved) / g.bytes_second,
+    )
+    if geometry.vector == 1:
+        parts = {"multiplying": nnz * call.sites / (clocks * g.fp32 * LOAD_EFFICIENCY)}
+        parts["loading the input"] = nnz * call.sites / (clocks * LOADS * LOAD_EFFICIENCY * ELEMENT_REUSE)
+    else:
+        padded = max(16, geometry.vector) * call.units
+        parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * DENSE_EFFICIENCY["cuda"])}
+        parts["loading the input"] = call.units * call.sites / (clocks * LOADS * LOAD_EFFICIENCY)
+    parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.bytes_second
+    most = max(parts, key=lambda part: parts[part])
+    sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
+    kernel = "sparse" if sparse <= dense else "dense"
+    return Choice(kernel, f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}")

@@ -309,20 +309,25 @@ class SparseConv(nn.Module):
 
     # ------------------------------------------------------------------ forward
 
-    def choose(self, x_shape: tuple[int, ...], y_size: tuple[int, int]) -> dispatch.Choice:
-        """Which kernel runs for an input ``[N, C, H, W]`` and an output size (height, width), and why."""
+    def choose(
+        self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype | None = None
+    ) -> dispatch.Choice:
+        """Which kernel runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
+
+        ``dtype``: of the tensors where it is not the layer's own (autocast).
+        """
         if self.kernel != "auto":
             return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
         if torch.compiler.is_compiling():
             return dispatch.choose_by_sparsity(self.sparsity)
-        key = (x_shape, y_size, self.values.dtype)
+        dtype = dtype or self.values.dtype
+        key = (x_shape, y_size, dtype, torch.backends.cudnn.allow_tf32)
         if key not in self._choices:
             coarse = x_shape[2:] if self.adjoint else y_size
             geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
-            size = (x_shape[2], x_shape[3])
-            float64 = self.values.dtype == torch.float64
-            units = self.support.shape[0]
-            self._choices[key] = dispatch.choose(geometry, self.adjoint, units, x_shape[0], size, y_size, float64)
+            size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+            call = dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
+            self._choices[key] = dispatch.choose(call)
         return self._choices[key]
 
     def _check_input(self, x: Tensor) -> None:
@@ -343,7 +348,7 @@ class SparseConv(nn.Module):
             bias = None if bias is None else bias.to(dtype)
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
-        if self.choose(tuple(x.shape), y_size).kernel == "dense":
+        if self.choose(tuple(x.shape), y_size, x.dtype).kernel == "dense":
             weight, padding = self._weight_for_call(values), self.padding
             if self.transposed:
                 assert isinstance(padding, tuple)
@@ -386,8 +391,11 @@ class SparseConv(nn.Module):
         return plan
 
     def _weight_for_call(self, values: Tensor) -> Tensor:
-        """The dense weight for one call: in a kept buffer where no gradient is taken, else a tensor of the graph."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """The dense weight for one call: in a kept buffer where no gradient is taken, else a tensor of the graph.
+
+        On a GPU always the latter: to compare would wait for the device.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or values.is_cuda:
             return self._scatter(values)
         if self._buffer is None or self._buffer.dtype != values.dtype:
             self._buffer_values = None
