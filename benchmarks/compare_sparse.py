@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsegan.benchmark import LAYERS, Job, Results
+from sparsegan import _native
+from sparsegan.benchmark import LAYERS, Job, Results, facts
 from sparsegan.benchmark.engines import timed
 from sparsegan.benchmark.layers import both_layers, check_same, multiplications
 
@@ -121,10 +122,10 @@ def main() -> None:
     command = f"cmake --build {BUILD} --target through_memory && python benchmarks/compare_sparse.py"
     command += f" --seconds {options.seconds:g}" if options.seconds != 1 else ""
     command += f" --json {options.json}" if options.json else ""
-    results = Results(command, options.json)
+    results = Results(command, options.json, facts(), {"fma_peak_gflops_a_core": _native.fma_gflops()})
     print(f"{'layer':<43}{'sparse ms':>10}{'torch.sparse ms':>24}{'through memory ms':>24}")
     for job in (Job(case, 0.9, "element", 1) for case in LAYERS):
-        row = results.row(job, partial(compare, job, options.seconds))
+        row = results.row(job.name, partial(compare, job, options.seconds))
         own, others = row["sparse_ms"], (row["torch_csr_ms"], row["through_memory_ms"])
         cells = "".join(f"{'-' if ms is None else f'{ms:.2f} ({ms / own:.1f}x)':>24}" for ms in others)
         print(f"{row['layer']:<43}{own:>10.2f}{cells}", flush=True)

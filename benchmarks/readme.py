@@ -4,6 +4,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 python benchmarks/readme.py           rewrite them
 python benchmarks/readme.py --check   only say whether that would change them
+python benchmarks/readme.py --table gpu   print one table
 """
 
 from __future__ import annotations
@@ -269,6 +270,36 @@ def roofline(report: Report) -> str:
     return markdown(head, rows, measured(report["command"], report["machine"], report["isa"], "one thread"))
 
 
+def gpu(report: Report) -> str:
+    """Layers on a GPU: a row each."""
+    if not report["complete"]:
+        raise SystemExit(f"a result file is of an interrupted run; go on with it: {report['command']}")
+
+    def ratio(row: Report, precision: str) -> str:
+        asked = row["targets"].get(precision)
+        return f"{row['ratios'][precision]:.2f}x" + ("" if asked is None else f" (asked {asked:g}x)")
+
+    rows = [
+        [
+            row["layer"],
+            f"{row['sparsity']:.0%} {row['granularity']} {row['precision']}",
+            row["pass"],
+            _ms(row["sparse_ms"] * 1e3, [q * 1e3 for q in row["sparse_quartiles_ms"]]),
+            *(ratio(row, precision) for precision in ("fp32", "tf32", "bf16")),
+            _holds(row),
+            "sparse" if row["kernel"] == "sparse" else f"dense, {row['auto_ms'] * 1e3:.0f} µs",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["layer", "weights", "pass", "sparse, µs", "against dense FP32", "TF32", "bf16", "holds", "`auto` takes"]
+    facts = [report["machine"], f"copy {report['copy_tbytes_s']:.2f} TB/s"]
+    facts += [
+        f"matrix product {name} {report[f'matrix_tflops_{name}']:.0f} TFLOP/s" for name in ("fp32", "tf32", "bf16")
+    ]
+    facts += [f"torch {report['torch']}", f"CUDA {report['cuda']}", f"Triton {report['triton']}"]
+    return markdown(head, rows, f"{_how_many(report['rows'])}{measured(report['command'], *facts)}")
+
+
 # name in a page -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
@@ -282,25 +313,30 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo", demo),
     "layers": ("demo", layers),
     "equations": ("equations", equations),
+    "gpu": ("gpu", gpu),
 }
+
+
+def table(name: str) -> str:
+    """One table, from its file."""
+    stem, show = TABLES[name]
+    file = ROOT / "benchmarks" / "results" / f"{stem}.json"
+    return show(json.loads(file.read_text())) if file.exists() else "Not measured yet.\n"
 
 
 def filled(text: str) -> str:
     """A page's text with every table made anew."""
-
-    def table(block: re.Match[str]) -> str:
-        name, show = TABLES[block[2]]
-        file = ROOT / "benchmarks" / "results" / f"{name}.json"
-        text = show(json.loads(file.read_text())) if file.exists() else "Not measured yet.\n"
-        return f"{block[1]}{text}{block[3]}"
-
-    return BLOCK.sub(table, text)
+    return BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}{block[3]}", text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is not up to date")
+    parser.add_argument("--table", choices=list(TABLES), help="change nothing; print this table")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+        return
     for page in PAGES:
         old = page.read_text()
         new = filled(old)

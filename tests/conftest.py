@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from sparsegan import _native
 from sparsegan.plan import Geometry, compile_plan
+
+#: What is in tests/gpu/ needs a GPU: benchmarks/gpu.sh runs it.
+collect_ignore = [] if torch.cuda.is_available() or "SPARSEGAN_TEST_DEVICE" in os.environ else ["gpu"]
 
 settings.register_profile(
     "sparsegan",

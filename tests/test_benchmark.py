@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import sparsegan.benchmark
-from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, jobs, target, training
+from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, facts, jobs, target, training
 from sparsegan.benchmark.training import CycleGanGenerator
 from sparsegan.cli import main
 
@@ -123,9 +123,9 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: P
         return {"gflops": float(len(calls)), "holds": None}
 
     def run(command: str) -> list[float]:
-        results = Results(command, file)
+        results = Results(command, file, facts(), {})
         for job in work:
-            results.row(job, partial(measure, job))
+            results.row(job.name, partial(measure, job))
         results.finish(memory=[])
         return [row["gflops"] for row in results.rows]
 

@@ -5,12 +5,13 @@ engines   every dense engine that is installed, and how two calls are timed in t
 results   rows of one run and the file they go to
 layers    one forward of each layer                 ``sparsegan bench layers``
 training  forward and backward, memory, a new mask   ``sparsegan bench training``
+gpu       both on an NVIDIA GPU                      ``sparsegan bench gpu``
 """
 
 from .cases import LAYERS, Job, LayerCase, jobs, target
 from .engines import dense_engines
 from .layers import time_layer
-from .results import Results
+from .results import Results, facts
 from .training import CycleGanGenerator, time_new_mask, time_training, training_memory
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LayerCase",
     "Results",
     "dense_engines",
+    "facts",
     "jobs",
     "target",
     "time_layer",

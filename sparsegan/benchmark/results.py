@@ -13,7 +13,6 @@ import torch
 from .. import _native
 from ..engine import write_json
 from ..info import cpu_name
-from .cases import Job
 
 Row = dict[str, Any]
 
@@ -27,14 +26,19 @@ def facts() -> dict[str, Any]:
 class Results:
     """The report of one command: facts, and a row a job.
 
-    With a ``path`` the report is written after every row, whole, and says whether it is ``complete``. Rows of an
-    incomplete report at ``path`` are kept when the same command left them, with the same facts; a complete one is taken
-    anew.
+    Args:
+        command: what repeats it.
+        path: the report is written there after every row, whole, and says whether it is ``complete``. Rows of an
+            incomplete report are kept when the same command left them, with the same facts; a complete one is taken
+            anew.
+        same: facts that figures depend on.
+        ceilings: what the machine could do at most, measured in this run.
     """
 
-    def __init__(self, command: str, path: Path | None = None) -> None:
+    def __init__(self, command: str, path: Path | None, same: Row, ceilings: Row) -> None:
         self.path = path
-        self.head = {"command": command, **facts(), "fma_peak_gflops_a_core": _native.fma_gflops()}
+        self._same = {"command": command, **same}
+        self.head = {**self._same, **ceilings}
         self.rows: list[Row] = []
         self._kept = self._unfinished()
 
@@ -44,20 +48,15 @@ class Results:
             return []
         try:
             report = json.loads(self.path.read_text(encoding="utf-8"))
-            same = all(report[name] == self.head[name] for name in ("command", "machine", "isa", "torch", "build"))
+            same = all(report[name] == value for name, value in self._same.items())
             return list(report["rows"]) if same and not report["complete"] else []
         except (ValueError, KeyError, TypeError):  # not a report of this kind: it is replaced
             return []
 
-    def row(self, job: Job, measure: Callable[[], Row]) -> Row:
-        """The job's row: the one kept, or the job's name, what ``measure`` returns and its share of the cores' peak."""
-        name = job.name
-        kept = [row for row in self._kept if all(row[key] == value for key, value in name.items())]
-        if kept:
-            row = kept[0]
-        else:
-            row = {**name, **measure()}
-            row["peak_share"] = row["gflops"] / (self.head["fma_peak_gflops_a_core"] * job.threads)
+    def row(self, name: Row, measure: Callable[[], Row]) -> Row:
+        """The row that ``name`` tells from every other one: the one kept, or the name and what ``measure`` returns."""
+        kept = [row for row in self._kept if all(row.get(key) == value for key, value in name.items())]
+        row = kept[0] if kept else {**name, **measure()}
         self.rows.append(row)
         self._write(complete=False)
         return row

@@ -1,4 +1,4 @@
-"""Time single layers and their training against the best dense engine that is installed."""
+"""Time single layers and their training against the best dense engine that is installed, or a GPU's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,24 @@ HEAD = (
     f"{'+-':>6}{'ratio':>7}{'target':>8}       {'GFLOP/s':>8}{'of peak':>8}"
 )
 
+#: Options that not every kind of benchmark takes.
+DEFAULTS = {"threads": "1", "sparsity": "0.9", "granularity": "element", "batch": "1,16,64"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan bench`."""
-    what = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask"
-    parser.add_argument("what", choices=["layers", "training"], help=what)
-    parser.add_argument("--threads", default="1", help="thread counts, for example 1,2 (default: 1)")
-    parser.add_argument("--sparsity", default="0.9", help="sparsities, for example 0.5,0.9 (default: 0.9)")
-    parser.add_argument("--granularity", default="element", help="for example element,vector:4 (default: element)")
+    what = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask; "
+    what += "gpu: both on an NVIDIA GPU, at 90 %% and where something is asked, in every granularity"
+    parser.add_argument("what", choices=["layers", "training", "gpu"], help=what)
+    parser.add_argument("--threads", default=DEFAULTS["threads"], help="thread counts, such as 1,2 (default: 1)")
+    parser.add_argument(
+        "--sparsity", default=DEFAULTS["sparsity"], help="sparsities, such as 0.5,0.9 (default: 0.9)"
+    )
+    parser.add_argument(
+        "--granularity", default=DEFAULTS["granularity"], help="for example element,vector:4 (default: element)"
+    )
     parser.add_argument("--layers", default="", metavar="PARTS", help="only layers whose name has one of these parts")
+    parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a row (default: 1)")
     parser.add_argument(
         "--json", type=Path, help="also write the figures here; goes on with a run that was interrupted"
@@ -33,18 +42,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a row a layer, sparsity, granularity and thread count."""
-    from ..benchmark import Results, jobs, time_layer, time_training
+    if not 0 < arguments.seconds <= 3600:
+        raise ValueError(f"--seconds is {arguments.seconds}; it must be above 0 and at most 3600")
+    others = {"gpu": DEFAULTS.keys() - {"batch"}}.get(arguments.what, {"batch"})
+    for name in sorted(others):
+        if getattr(arguments, name) != DEFAULTS[name]:
+            raise ValueError(f"--{name} is {getattr(arguments, name)!r}; `bench {arguments.what}` does not take it")
+    (_gpu if arguments.what == "gpu" else _cpu)(arguments)
+
+
+def _cpu(arguments: argparse.Namespace) -> None:
+    from .. import _native
+    from ..benchmark import Job, Results, facts, jobs, time_layer, time_training
 
     threads = _numbers("--threads", arguments.threads, int, 1, 1024)
     sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
-    if not 0 < arguments.seconds <= 3600:
-        raise ValueError(f"--seconds is {arguments.seconds}; it must be above 0 and at most 3600")
     todo, left_out = jobs(arguments.layers, sparsities, arguments.granularity.split(","), threads)
     measure = time_layer if arguments.what == "layers" else time_training
-    results = Results(_command(arguments), arguments.json)
+    peak = _native.fma_gflops()
+    results = Results(_command(arguments), arguments.json, facts(), {"fma_peak_gflops_a_core": peak})
+
+    def measured(job: Job) -> dict[str, Any]:
+        row = measure(job, arguments.seconds)
+        return {**row, "peak_share": row["gflops"] / (peak * job.threads)}
+
     print(HEAD)
     for job in todo:
-        print(_line(results.row(job, partial(measure, job, arguments.seconds))), flush=True)
+        print(_line(results.row(job.name, partial(measured, job))), flush=True)
     print(*left_out, sep="\n", end="\n" * bool(left_out))
     more = _whole_models(sparsities, threads, arguments.seconds) if arguments.what == "training" else {}
     results.finish(**more)
@@ -102,11 +126,37 @@ def _print_facts(results: Results, rows: list[dict[str, Any]]) -> None:
     print(f"targets: {sum(asked)} of {len(asked)} hold")
 
 
+def _gpu(arguments: argparse.Namespace) -> None:
+    from ..benchmark import Results
+    from ..benchmark.gpu import gpu_ceilings, gpu_facts, gpu_jobs, time_gpu
+
+    same = gpu_facts()
+    todo = gpu_jobs(arguments.layers, tuple(_numbers("--batch", arguments.batch, int, 1, 4096)))
+    results = Results(_command(arguments), arguments.json, same, gpu_ceilings())
+    print(f"{'layer':<44}{'units':>10}{'pass':>9}{'':>6}{'sparse ms':>10}{'auto ms':>9}   times as fast as dense at")
+    for job in todo:
+        row = results.row(job.name, partial(time_gpu, job, arguments.seconds))
+        targets = "".join(f", {name} asked {least:g}x" for name, least in row["targets"].items())
+        verdict = {True: " holds", False: " short", None: ""}[row["holds"]]
+        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratios"].items())
+        print(
+            f"{row['layer']:<44}{row['granularity']:>10}{row['pass']:>9}{row['precision']:>6}{row['sparse_ms']:>10.4f}"
+            f"{row['auto_ms']:>9.4f}   {ratios}{targets}{verdict}",
+            flush=True,
+        )
+    results.finish()
+    asked = [row["holds"] for row in results.rows if row["holds"] is not None]
+    print(f"targets: {sum(asked)} of {len(asked)} hold")
+
+
 def _command(arguments: argparse.Namespace) -> str:
     """The command line that repeats this run; what is left at its default is left out."""
-    parts = ["sparsegan", "bench", arguments.what, "--threads", arguments.threads, "--sparsity", arguments.sparsity]
-    if arguments.granularity != "element":
-        parts += ["--granularity", arguments.granularity]
+    parts = ["sparsegan", "bench", arguments.what]
+    if arguments.what != "gpu":
+        parts += ["--threads", arguments.threads, "--sparsity", arguments.sparsity]
+    for name in ("granularity", "batch"):
+        if getattr(arguments, name) != DEFAULTS[name]:
+            parts += [f"--{name}", getattr(arguments, name)]
     if arguments.layers:
         parts += ["--layers", arguments.layers]
     if arguments.seconds != 1:
