@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what += "gpu: both on an NVIDIA GPU, at 90 %% and where something is asked, in every granularity"
     parser.add_argument("what", choices=["layers", "training", "gpu"], help=what)
     parser.add_argument("--threads", default=DEFAULTS["threads"], help="thread counts, such as 1,2 (default: 1)")
-    parser.add_argument(
-        "--sparsity", default=DEFAULTS["sparsity"], help="sparsities, such as 0.5,0.9 (default: 0.9)"
-    )
+    parser.add_argument("--sparsity", default=DEFAULTS["sparsity"], help="sparsities, such as 0.5,0.9 (default: 0.9)")
     parser.add_argument(
         "--granularity", default=DEFAULTS["granularity"], help="for example element,vector:4 (default: element)"
     )
