@@ -207,8 +207,8 @@ def parse_granularity(text: str) -> str | dict[str, str]:
 
 
 def kept(size: int, sparsity: float) -> int:
-    """How many of ``size`` units stay at a sparsity: what is dropped is rounded to the nearest."""
-    return size - round(size * check_sparsity(sparsity))
+    """How many of ``size`` units stay at a sparsity: what is dropped is rounded to the nearest, and one stays."""
+    return max(size - round(size * check_sparsity(sparsity)), min(size, 1))
 
 
 def largest(scores: Tensor, keep: int) -> Tensor:
@@ -262,11 +262,11 @@ def magnitudes(units: Tensor) -> Tensor:
     return torch.linalg.vector_norm(units, dim=-1, dtype=torch.float64)
 
 
-def mask_of(keep: Tensor, shape: torch.Size, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
+def mask_of(keep: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
     """The mask, bool of a dense weight's ``shape``, of the units to keep: bool ``[*unit shape]`` or, weight by weight
     inside each unit, ``[*unit shape, size]``."""
-    mask = torch.zeros(shape, dtype=torch.bool, device=keep.device)
-    where = as_units(torch.arange(mask.numel(), device=keep.device).view(shape), granularity, transposed, groups)
+    mask = torch.zeros(tuple(shape), dtype=torch.bool, device=keep.device)
+    where = as_units(torch.arange(mask.numel(), device=keep.device).view(mask.shape), granularity, transposed, groups)
     mask.view(-1)[where[keep].flatten()] = True
     return mask
 

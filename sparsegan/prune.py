@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from .allocation import prunable_layers, shares
 from .granularity import by_layer, check_granularity, check_sparsity, kept, largest, magnitudes, units_of
 from .nn import SPARSE_CLASSES, SparseConv, plain_weight
 
@@ -34,27 +33,12 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
             yield name, module
 
 
-def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every convolution, dense or sparse, that no name or pattern of ``exclude`` matches.
-
-    Raises ``ValueError`` for an ``exclude`` that matches nothing.
-    """
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    unused = set(patterns)
-    for name, module in model.named_modules():
-        matching = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
-        unused -= matching
-        if not matching and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | SparseConv):
-            yield name, module
-    if unused:
-        raise ValueError(f"exclude has {sorted(unused)}, which no module's name matches")
-
-
 def sparsify(
     model: Model,
     sparsity: float | Mapping[str, float] | None = None,
     granularity: str | Mapping[str, str] = "element",
     exclude: Iterable[str] = (),
+    allocation: str = "uniform",
 ) -> Model:
     """Makes every ``Conv2d`` and ``ConvTranspose2d`` of a model sparse, in place.
 
@@ -66,6 +50,8 @@ def sparsify(
         granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"`` (see
             ``sparsegan.granularity``); or by layer, ``{pattern: granularity}``.
         exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
+        allocation: how a sparsity is shared out among the layers, ``"uniform"``, ``"global"`` or
+            ``"global-normalized"``; see ``sparsegan.allocation``, which measures layers too.
 
     Returns:
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
@@ -81,17 +67,17 @@ def sparsify(
         check_granularity(value)
     layers = dict(prunable_layers(model, exclude))
     granularities = by_layer(layers, granularity, "granularity")
-    sparsities = _checked(layers, sparsity) if sparsity is not None else dict.fromkeys(layers)
+    sparsities: Mapping[str, float | None] = dict.fromkeys(layers)
+    if sparsity is not None:
+        sparsities = shares(layers, sparsity, granularity, allocation)
+    elif allocation != "uniform":
+        raise ValueError(f"allocation is {allocation!r} and sparsity is None; give a sparsity to allocate")
     owners: dict[int, str] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in layers.items():
         if isinstance(module, SparseConv):
             continue
         weight = plain_weight(module)
-        if type(module) not in SPARSE_CLASSES:  # its forward may be its own
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            warnings.warn(f"{name} is a {kind}, not torch.nn's own layer: it stays dense", stacklevel=2)
-            continue
         if id(weight) in owners:
             raise ValueError(f"{name} and {owners[id(weight)]} share one weight; exclude both, or give each its own")
         owners[id(weight)] = name
@@ -148,14 +134,10 @@ def shrink(
             unchanged then.
     """
     layers = dict(sparse_layers(model))
-    sparsities = _checked(layers, sparsity)
-    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer)
-
-
-def _checked(names: Iterable[str], sparsity: float | Mapping[str, float]) -> dict[str, float]:
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
-    return by_layer(names, sparsity, "sparsity")
+    sparsities = by_layer(layers, sparsity, "sparsity")
+    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer)
 
 
 def _shrink(

@@ -14,7 +14,7 @@ class Schedule(Protocol):
         """Length of the run; 0 for pruning without training."""
 
     def sparsity(self, step: int) -> float:
-        """Sparsity in [0, 1) that holds during step number `step` (from 0)."""
+        """Sparsity in [0, 1) that holds during step number `step` (from 0); at `steps`, the one that it ends at."""
 
 
 def _check_sparsity(name: str, value: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsegan.allocation import allocate
 from sparsegan.compress import (
     RECIPES,
     Compressor,
@@ -349,6 +350,42 @@ def test_a_granularity_that_does_not_fit_leaves_no_run_behind(tmp_path: Path) ->
             *small_gan(width=4), dcgan.objective, OneShot(1), granularity="vector:4", run_dir=tmp_path / "a", **SMALL
         )
     assert not (tmp_path / "a").exists()
+
+
+def test_layers_take_the_schedule_each_to_its_own_target() -> None:
+    networks = small_gan(width=4)
+    granularity = {"main.0": "2:4", "main.3": "filter", "*": "element"}
+    targets = allocate(networks[0], 0.6, granularity, allocation="global")
+    for allocation in ("global", targets):
+        compressor = Compressor(
+            *networks,
+            dcgan.objective,
+            GradualPruning(8, 0.6, initial=0.3, every=1),
+            granularity=granularity,
+            allocation=allocation,
+            **SMALL,
+        )
+        layers = dict(sparse_layers(compressor.task.student))
+        assert layers["main.0"].sparsity == 0.5  # at once
+        for name, layer in layers.items():
+            assert name == "main.0" or layer.sparsity == pytest.approx(targets[name] / 2, abs=1 / 8)
+        result = compressor.fit(Batches(images(), 4))
+        assert [row["sparsity"] for row in result.history[-4:]] == [0.6] * 4
+        for name, layer in sparse_layers(result.generator):
+            assert layer.sparsity == pytest.approx(targets[name], abs=1e-12), name
+    for allocation, words in (
+        ("uniform", "main.0: sparsity is 0.6; with granularity '2:4' it must be 0.5"),
+        ({**targets, "main.6": 0.0, "main.9": 0.0}, r"a sparsity of 0\.\d+; the target is 0.6"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Compressor(
+                *networks,
+                dcgan.objective,
+                OneShot(1, 0.6),
+                granularity=granularity,
+                allocation=allocation,
+                **SMALL,
+            )
 
 
 def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..allocation import Targets
 from ..engine import Run, endless, run_loop
 from ..gans.objective import Objective
 from ..nn import SparseConv
@@ -42,7 +43,11 @@ class Compressor:
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
     `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options) or `PlainLoss()`.
-    `granularity`, `exclude`: as in `sparsegan.sparsify`.
+    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
+    along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
+    `allocation`: how the schedule's last sparsity is shared out among the layers of `generator`: "uniform", "global",
+    "global-normalized", or sparsities by layer, as `sparsegan.allocation.sensitivity` finds them. A layer is always as
+    far on its way as the schedule is on its own.
     `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (and in evaluation
     mode: a fixed function of an image).
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
@@ -66,8 +71,9 @@ class Compressor:
         schedule: Schedule,
         *,
         loss: GeneratorLoss | None = None,
-        granularity: str = "element",
+        granularity: str | Mapping[str, str] = "element",
         exclude: tuple[str, ...] = (),
+        allocation: str | Mapping[str, float] = "uniform",
         discriminator_mode: str = "updated",
         feature_layers: tuple[str, ...] = (),
         stored_statistics: bool = False,
@@ -100,6 +106,7 @@ class Compressor:
             "loss": {"kind": type(loss).__name__, **_fields(loss)},
             "granularity": granularity,
             "exclude": exclude,
+            "allocation": allocation,
             "discriminator_mode": discriminator_mode,
             "feature_layers": feature_layers,
             "stored_statistics": stored_statistics,
@@ -112,7 +119,8 @@ class Compressor:
             "seed": seed,
             **(config or {}),
         }
-        sparse = sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
+        targets = Targets.of(generator, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
+        sparse = sparsify(copy.deepcopy(generator), targets.at(schedule.sparsity(0)), granularity, exclude)
         student = sparse.requires_grad_(True).train()
         if stored_statistics:
             for norm in _batch_norms(student):
@@ -130,6 +138,7 @@ class Compressor:
             generator_every,
             _feature_layers(judge, feature_layers) if loss.matches_features else [],
             decay,
+            targets,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -192,6 +201,7 @@ class CompressionTask:
         generator_every: int = 1,
         feature_layers: Sequence[nn.Module] = (),
         decay: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         self.original = original
         self.student = student
@@ -204,13 +214,14 @@ class CompressionTask:
         self.generator_every = generator_every
         self.feature_layers = feature_layers
         self.decay = decay
+        self.targets = targets
         self._sparsity = schedule.sparsity(0)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
         wanted = self.schedule.sparsity(step)
         if wanted > self._sparsity:
-            shrink(self.student, wanted, self.optimizer)
+            shrink(self.student, self.targets.at(wanted) if self.targets is not None else wanted, self.optimizer)
             self._sparsity = wanted
         figures = {"sparsity": self._sparsity}
         if self.decay:
