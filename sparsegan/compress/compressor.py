@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..allocation import Targets
 from ..engine import Run, endless, run_loop
-from ..gans.objective import Objective
+from ..engine.adversarial import decayed, set_rates
+from ..gans.objective import ImagePool, Objective, detached, images_in
 from ..nn import SparseConv
 from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
@@ -168,17 +169,28 @@ class Compressor:
             if original is None:
                 raise ValueError("contrast needs a loss that looks at the original generator; PlainLoss() does not")
             batches = list(islice(endless(loader, self.seed), 16))
-            match_contrast(student, original, lambda net: self._images(net, batches))
+            self._match_contrast(student, original, batches)
         return Result(student, history, self.task.optimizer)
 
-    def _images(self, generator: nn.Module, batches: list[Any]) -> Tensor:
-        """Images for `batches`, from the same noise at every call."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            images = [self.task.objective.generate(generator, batch) for batch in batches]
-        if not all(isinstance(image, Tensor) for image in images):
-            raise ValueError("contrast needs an objective whose generate gives one tensor of images")
-        return torch.cat(images)
+    def _match_contrast(self, student: nn.Module, original: nn.Module, batches: list[Any]) -> None:
+        """Each kind of image on its own: one that is named as a part of the generator comes out of that part."""
+
+        def images(net: nn.Module) -> dict[str, Tensor]:
+            """For `batches`, from the same noise at every call."""
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(self.seed)
+                made = [images_in(self.task.objective.generate(net, batch)) for batch in batches]
+            return {name: torch.cat([one[name] for one in made]) for name in made[0]}
+
+        def match(name: str) -> None:
+            ours, theirs = (dict(net.named_children()).get(name, net) for net in (student, original))
+            match_contrast(ours, theirs, lambda part: images(student if part is ours else original)[name])
+
+        names = list(images(original))
+        if not names:
+            raise ValueError("contrast needs an objective whose generate gives images [N, C, H, W]")
+        for name in names:
+            match(name)
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -215,6 +227,7 @@ class CompressionTask:
         self.feature_layers = feature_layers
         self.decay = decay
         self.targets = targets
+        self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
@@ -225,29 +238,26 @@ class CompressionTask:
             self._sparsity = wanted
         figures = {"sparsity": self._sparsity}
         if self.decay:
-            self._set_rates(min(1.0, 2 * (1 - step / self.schedule.steps)))
+            for optimizer in (self.optimizer, self.discriminator_optimizer):
+                set_rates(optimizer, decayed(step, self.schedule.steps))
 
+        generator_steps = step % self.generator_every == 0
         before = torch.get_rng_state()
-        fake = self.objective.generate(self.student, batch)
+        with nullcontext() if generator_steps else torch.no_grad():
+            fake = self.objective.generate(self.student, batch)
         if self.discriminator_optimizer is not None:
             self.discriminator.requires_grad_(True)
-            terms = self.objective.discriminator_terms(self.student, self.discriminator, _detached(fake), batch)
+            past = self.pool(detached(fake))
+            terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
             self.discriminator_optimizer.zero_grad()
             self.objective.total(terms).backward()
             self.discriminator_optimizer.step()
             figures |= {name: term.item() for name, term in terms.items()}
-        if step % self.generator_every == 0:
+        if generator_steps:
             self.discriminator.requires_grad_(False)
             with _judging_once(self.discriminator):
                 figures |= self._generator_step(fake, batch, before)
         return figures
-
-    def _set_rates(self, share: float) -> None:
-        """Both optimizers' learning rates, as a share of what they started with."""
-        for optimizer in (self.optimizer, self.discriminator_optimizer):
-            for group in optimizer.param_groups if optimizer is not None else ():
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = share * group["initial_lr"]
 
     def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
         middle = torch.get_rng_state()
@@ -289,11 +299,12 @@ class CompressionTask:
         for hook in hooks:
             hook.remove()
         if self.loss.matches_discriminator_terms:
-            scores.discriminator = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
         return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """The compressed generator, the discriminator, both optimizers, the loss's averages, the sparsity reached."""
+        """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
         judge = self.discriminator_optimizer
         return {
             "sparsity": self._sparsity,
@@ -302,6 +313,7 @@ class CompressionTask:
             "optimizer": self.optimizer.state_dict(),
             "discriminator_optimizer": judge.state_dict() if judge is not None else {},
             "loss": self.loss.state_dict(),
+            "pool": self.pool.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -315,17 +327,7 @@ class CompressionTask:
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.loss.load_state_dict(state["loss"])
-
-
-def _detached(fake: Any) -> Any:
-    """`fake` without its graph, inside tuples, lists and dicts too."""
-    if isinstance(fake, Tensor):
-        return fake.detach()
-    if isinstance(fake, dict):
-        return {key: _detached(value) for key, value in fake.items()}
-    if isinstance(fake, list | tuple):
-        return type(fake)(_detached(value) for value in fake)
-    return fake
+        self.pool.load_state_dict(state.get("pool", {}))
 
 
 _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)

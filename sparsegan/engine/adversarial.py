@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..gans.objective import Objective
+from ..gans.objective import ImagePool, Objective, detached
+
+
+def decayed(step: int, steps: int) -> float:
+    """A learning rate's share at `step` of `steps`: 1, then falling linearly to 0 over the second half."""
+    return min(1.0, 2 * (1 - step / steps))
+
+
+def set_rates(optimizer: Optimizer | None, share: float) -> None:
+    """Set each learning rate of `optimizer` to a share of what it was at first."""
+    for group in optimizer.param_groups if optimizer is not None else ():
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = share * group["initial_lr"]
 
 
 class AdversarialTask:
     """Train `generator` and `discriminator` by their own losses, as the GAN's author would.
 
-    Every step: fakes from one draw of noise; the discriminator steps on the detached fakes; then the generator steps
-    on the same fakes, judged by the updated discriminator.
+    Every step: fakes from one draw of noise; the discriminator steps on the detached fakes, or on what its pool of past
+    ones gives for them (`objective.pool`); then the generator steps on the same fakes, judged by the updated
+    discriminator.
+
+    `generator_optimizer`: None leaves the generator as it is, in evaluation mode, and trains the discriminator alone.
+    `generator_every`: discriminator steps a generator step, n_critic. `decay`: the run's steps, over whose second half
+    both rates fall linearly to 0; None for constant rates.
     """
 
     def __init__(
@@ -22,45 +41,65 @@ class AdversarialTask:
         generator: nn.Module,
         discriminator: nn.Module,
         objective: Objective,
-        generator_optimizer: Optimizer,
+        generator_optimizer: Optimizer | None,
         discriminator_optimizer: Optimizer,
+        generator_every: int = 1,
+        decay: int | None = None,
     ) -> None:
-        self.generator = generator.train()
+        if generator_every < 1:
+            raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
+        self.generator = generator.train(generator_optimizer is not None)
         self.discriminator = discriminator.train()
         self.objective = objective
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
+        self.generator_every = generator_every
+        self.decay = decay
+        self.pool = ImagePool(objective.pool)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
-        """One update of each network; returns every term's value."""
-        fake = self.objective.generate(self.generator, batch)
+        """One update of the discriminator and, every `generator_every` steps, of the generator; every term's value."""
+        if self.decay is not None:
+            for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
+                set_rates(optimizer, decayed(step, self.decay))
+        generator_steps = self.generator_optimizer is not None and step % self.generator_every == 0
+        with nullcontext() if generator_steps else torch.no_grad():
+            fake = self.objective.generate(self.generator, batch)
 
         self.discriminator.requires_grad_(True)
-        terms = self.objective.discriminator_terms(self.generator, self.discriminator, fake.detach(), batch)
+        past = self.pool(detached(fake))
+        terms = self.objective.discriminator_terms(self.generator, self.discriminator, past, batch)
         self.discriminator_optimizer.zero_grad()
         self.objective.total(terms).backward()
         self.discriminator_optimizer.step()
         figures = {name: term.item() for name, term in terms.items()}
+        if not generator_steps:
+            return figures
 
         self.discriminator.requires_grad_(False)  # the generator's step needs no gradient of D's weights
         terms = self.objective.generator_terms(self.generator, self.discriminator, fake, batch)
+        assert self.generator_optimizer is not None
         self.generator_optimizer.zero_grad()
         self.objective.total(terms).backward()
         self.generator_optimizer.step()
         return figures | {name: term.item() for name, term in terms.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both networks (buffers too) and both optimizers."""
+        """Both networks (buffers too), both optimizers and the pool."""
+        optimizer = self.generator_optimizer
         return {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "generator_optimizer": optimizer.state_dict() if optimizer is not None else {},
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "pool": self.pool.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        if self.generator_optimizer is not None:
+            self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.pool.load_state_dict(state.get("pool", {}))

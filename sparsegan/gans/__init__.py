@@ -1,6 +1,22 @@
 """Reference GANs, one file each: networks, and losses as named terms."""
 
-from . import dcgan
-from .objective import Objective
+from . import cyclegan, dcgan, pix2pix, srgan, stargan
+from .objective import ImagePool, Objective, View
+from .reference import Reference, Training
 
-__all__ = ["Objective", "dcgan"]
+#: name -> reference GAN
+GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan)}
+
+__all__ = [
+    "GANS",
+    "ImagePool",
+    "Objective",
+    "Reference",
+    "Training",
+    "View",
+    "cyclegan",
+    "dcgan",
+    "pix2pix",
+    "srgan",
+    "stargan",
+]

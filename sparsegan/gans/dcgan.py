@@ -9,19 +9,14 @@ probability that x is real, and z ~ N(0, 1):
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .objective import Objective, Terms
-
-
-def _check(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+from .objective import Objective, Terms, View
+from .parts import State, check, cross_entropy, initialise, size_of
+from .reference import Reference, Training
 
 
 class Generator(nn.Module):
@@ -29,7 +24,7 @@ class Generator(nn.Module):
 
     def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3) -> None:
         super().__init__()
-        _check(nz=nz, ngf=ngf, nc=nc)
+        check(nz=nz, ngf=ngf, nc=nc)
         self.nz = nz
         widths = (8 * ngf, 4 * ngf, 2 * ngf, ngf)
         layers: list[nn.Module] = []
@@ -39,7 +34,7 @@ class Generator(nn.Module):
             layers += [nn.BatchNorm2d(width), nn.ReLU(True)]
             before, stride, padding = width, 2, 1
         self.main = nn.Sequential(*layers, nn.ConvTranspose2d(before, nc, 4, 2, 1, bias=False), nn.Tanh())
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, noise: Tensor) -> Tensor:  # [N, nz, 1, 1] -> [N, nc, 64, 64]
         return self.main(noise)
@@ -50,30 +45,16 @@ class Discriminator(nn.Module):
 
     def __init__(self, nc: int = 3, ndf: int = 64) -> None:
         super().__init__()
-        _check(nc=nc, ndf=ndf)
+        check(nc=nc, ndf=ndf)
         layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
         for width in (ndf, 2 * ndf, 4 * ndf):
             layers.append(nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False))
             layers += [nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2, inplace=True)]
         self.main = nn.Sequential(*layers, nn.Conv2d(8 * ndf, 1, 4, 1, 0, bias=False), nn.Sigmoid())
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:  # [N, nc, 64, 64] -> [N]
         return self.main(images).flatten()
-
-
-def _initialise(module: nn.Module) -> None:
-    """The paper's section 3: convolutions N(0, 0.02), batch-norm scales N(1, 0.02)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
-
-
-def _cross_entropy(probability: Tensor, target: float) -> Tensor:
-    """-mean log p for target 1, -mean log(1 - p) for target 0; PyTorch floors each log at -100."""
-    return F.binary_cross_entropy(probability, torch.full_like(probability, target))
 
 
 def generate(generator: nn.Module, images: Tensor) -> Tensor:
@@ -85,12 +66,53 @@ def generate(generator: nn.Module, images: Tensor) -> Tensor:
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
     """{"gen": -mean log D(fake)}."""
-    return {"gen": _cross_entropy(discriminator(fake), 1.0)}
+    return {"gen": cross_entropy(discriminator(fake), 1.0)}
 
 
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
     """{"dis": -mean log D(images) - mean log(1 - D(fake))}."""
-    return {"dis": _cross_entropy(discriminator(images), 1.0) + _cross_entropy(discriminator(fake), 0.0)}
+    return {"dis": cross_entropy(discriminator(images), 1.0) + cross_entropy(discriminator(fake), 0.0)}
 
 
-objective = Objective(generator_terms, discriminator_terms, generate)
+def views(fake: Tensor, images: Tensor) -> dict[str, View]:
+    """Samples beside real images."""
+    return {"samples": View(None, fake, images)}
+
+
+objective = Objective(generator_terms, discriminator_terms, generate, views=views)
+
+
+def build(
+    *, nz: int, width: int, channels: int, discriminator_width: int | None = None
+) -> tuple[Generator, Discriminator]:
+    """Untrained networks. `width`: ngf; `discriminator_width`: ndf, the same by default."""
+    ndf = width if discriminator_width is None else discriminator_width
+    return Generator(nz, width, channels), Discriminator(channels, ndf)
+
+
+def generator_sizes(state: State) -> list[dict[str, Any]]:
+    """`build`'s arguments, as a generator's state_dict says."""
+    return [
+        {
+            "nz": size_of(state, "main.0.weight", 0, 100),
+            "width": size_of(state, "main.12.weight", 0, 64),
+            "channels": size_of(state, "main.12.weight", 1, 3),
+        }
+    ]
+
+
+def discriminator_sizes(state: State) -> dict[str, Any]:
+    """`build`'s arguments, as a discriminator's state_dict says."""
+    return {"discriminator_width": size_of(state, "main.0.weight", 0, 64)}
+
+
+reference = Reference(
+    name="dcgan",
+    text="images from noise, 64x64",
+    build=build,
+    objective=lambda network: objective,
+    generator_sizes=generator_sizes,
+    discriminator_sizes=discriminator_sizes,
+    network={"nz": 100, "width": 32, "channels": 1},
+    training=Training(data="mnist", size=64, batch=32, steps=2496, lr=1e-3, discriminator_lr=2e-4),
+)

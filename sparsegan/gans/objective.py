@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Terms = dict[str, Tensor]
 TermsFunction = Callable[[nn.Module, nn.Module, Any, Any], Terms]
+
+
+class View(NamedTuple):
+    """Images to look at and to measure, float [N, C, H, W] in [-1, 1].
+
+    `source`: what `fake` was made from, if it is an image. `real`: images of the kind that `fake` should be; `paired`
+    when image by image.
+    """
+
+    source: Tensor | None
+    fake: Tensor
+    real: Tensor | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,10 +33,14 @@ class Objective:
     `generator_terms(generator, discriminator, fake, batch) -> {"gen": t, ...}`: what the generator minimises.
     `discriminator_terms(generator, discriminator, fake, batch) -> {"dis": t, ...}`: what the discriminator minimises.
         It must not detach `fake`: whoever trains the discriminator hands in a detached one.
-    `generate(generator, batch) -> fake`: one image a sample of the batch; draws its noise from torch's generator.
+    `generate(generator, batch) -> fake`: one image a sample of the batch; draws its noise from torch's generator. A
+        tensor, or a dict or tuple that holds tensors.
     `weights`: a term's weight; 1 where a term is not named.
+    `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
+    `pool`: the discriminator trains on fakes drawn from the last so many (`ImagePool`); 0 for the newest only.
+    `views(fake, batch) -> {"name": View, ...}`: what a person looks at, and what a distance is measured on.
 
-    `batch` is whatever the loader gives. Random numbers drawn inside the three functions (noise, a gradient penalty's
+    `batch` is whatever the loader gives. Random numbers drawn inside the functions (noise, a gradient penalty's
     interpolation) come out the same for two generators under comparison: the caller rewinds torch's generator.
     """
 
@@ -30,6 +48,11 @@ class Objective:
     discriminator_terms: TermsFunction
     generate: Callable[[nn.Module, Any], Any]
     weights: Mapping[str, float] = field(default_factory=dict)
+    real_terms: tuple[str, ...] = ()
+    pool: int = 0
+    views: Callable[[Any, Any], dict[str, View]] = field(
+        default=lambda fake, batch: {name: View(None, images) for name, images in images_in(fake).items()}
+    )
 
     def weight(self, term: str) -> float:
         """The weight of a term, 1 where none was given."""
@@ -40,3 +63,74 @@ class Objective:
         if not terms:
             raise ValueError("there are no terms; a terms function must return at least one named scalar")
         return sum((self.weight(name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0)
+
+
+def detached(fake: Any) -> Any:
+    """`fake` without its graph, inside tuples, lists and dicts too."""
+    return _mapped(fake, lambda name, tensor: tensor.detach())
+
+
+def images_in(fake: Any) -> dict[str, Tensor]:
+    """The images [N, C, H, W] of a `fake` by name: a dict's keys, a tuple's positions, "images" for a bare tensor."""
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, tensor: Tensor) -> Tensor:
+        if tensor.dim() == 4:
+            found[name] = tensor
+        return tensor
+
+    _mapped(fake, note)
+    return found
+
+
+def _mapped(fake: Any, function: Callable[[str, Tensor], Tensor], name: str = "images") -> Any:
+    if isinstance(fake, Tensor):
+        return function(name, fake)
+    if isinstance(fake, dict):
+        return {key: _mapped(value, function, str(key)) for key, value in fake.items()}
+    if isinstance(fake, list | tuple):
+        make = getattr(type(fake), "_make", type(fake))  # a named tuple takes its fields one by one
+        return make(_mapped(value, function, str(index)) for index, value in enumerate(fake))
+    return fake
+
+
+class ImagePool:
+    """Past fakes for the discriminator (Shrivastava et al., arXiv 1612.07828, section 2.3): it forgets more slowly.
+
+    Until `size` images of a kind are kept, a new one is kept and given back. After that, with even chances, it is
+    given back, or takes the place of a random kept one that is given back instead. Draws from torch's generator.
+    `size` 0 keeps nothing.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 0:
+            raise ValueError(f"size is {size}; it must be at least 0")
+        self.size = size
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, fake: Any) -> Any:
+        """`fake` (detached) with its images [N, C, H, W] drawn from the pool."""
+        return _mapped(fake, self._draw) if self.size else fake
+
+    def _draw(self, name: str, images: Tensor) -> Tensor:
+        if images.dim() != 4:
+            return images
+        kept = self._kept.get(name, images[:0])
+        room = self.size - len(kept)
+        kept = torch.cat([kept, images[:room]]) if room > 0 else kept
+        given = images.clone()
+        for index in range(max(room, 0), len(images)):
+            if torch.rand(()).item() < 0.5:
+                old = int(torch.randint(self.size, ()))
+                given[index] = kept[old]
+                kept[old] = images[index]
+        self._kept[name] = kept
+        return given
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The kept images [K, C, H, W] by name."""
+        return dict(self._kept)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self._kept = dict(state)

@@ -1,0 +1,238 @@
+"""CycleGAN (Zhu, Park, Isola and Efros, arXiv 1703.10593): two ResNet generators, two PatchGAN discriminators.
+
+Layer names and shapes are those of the public pytorch-CycleGAN-and-pix2pix, so its checkpoints load key for key. With
+G: A -> B, F: B -> A, D_B and D_A scores for each patch of an image of that domain, and unpaired images a and b:
+
+    Dis   = 1/2 (mean (D_B(b) - 1)^2 + mean D_B(G(a))^2) + 1/2 (mean (D_A(a) - 1)^2 + mean D_A(F(b))^2)
+    Gen   = mean (D_B(G(a)) - 1)^2 + mean (D_A(F(b)) - 1)^2
+    Cycle = mean |F(G(a)) - a| + mean |G(F(b)) - b|
+    Idt   = mean |G(b) - b| + mean |F(a) - a|                 where A and B have the same number of channels
+    what G and F minimise: Gen + 10 Cycle + 5 Idt
+
+In its own step D sees G(a) and F(b) drawn from the last 50 (`Objective.pool`).
+
+One direction alone (the public pretrained models come so) has Gen, Idt and Dis of that direction, and no Cycle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from .objective import Objective, Terms, View
+from .parts import State, check, count_up, initialise, least_squares, norm_layer, size_of
+from .pix2pix import NLayerDiscriminator, Pair, discriminator_sizes, translator, unet_sizes
+from .reference import Reference, Training
+
+
+class ResnetBlock(nn.Module):
+    """x -> x + two 3x3 convolutions of x, with reflected borders; [N, width, S, S] -> the same."""
+
+    def __init__(self, width: int, norm: str, dropout: bool) -> None:
+        super().__init__()
+        bias = norm == "instance"
+        layers: list[nn.Module] = [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias)]
+        layers += [norm_layer(norm, width), nn.ReLU(True)]
+        if dropout:
+            layers.append(nn.Dropout(0.5))
+        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias), norm_layer(norm, width)]
+        self.conv_block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class ResnetGenerator(nn.Module):
+    """Images [N, in_channels, S, S] -> images [N, out_channels, S, S] in [-1, 1], S a multiple of 4.
+
+    Two halvings, `blocks` residual blocks (6 and 9 in the public resnet_6blocks and resnet_9blocks), two doublings.
+    `ngf`: channels at full size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        ngf: int = 64,
+        blocks: int = 9,
+        norm: str = "instance",
+        dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        check(in_channels=in_channels, out_channels=out_channels, ngf=ngf, blocks=blocks)
+        bias = norm == "instance"
+
+        def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
+            return [convolution, norm_layer(norm, width), nn.ReLU(True)]
+
+        layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(in_channels, ngf, 7, bias=bias), ngf)]
+        for width in (2 * ngf, 4 * ngf):
+            layers += normed(nn.Conv2d(width // 2, width, 3, 2, 1, bias=bias), width)
+        layers += [ResnetBlock(4 * ngf, norm, dropout) for _ in range(blocks)]
+        for width in (2 * ngf, ngf):
+            layers += normed(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1, bias=bias), width)
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, out_channels, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+        self.apply(initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+class Generators(nn.Module):
+    """Both directions: `a_to_b` (the public netG_A) and `b_to_a` (netG_B)."""
+
+    def __init__(self, a_to_b: nn.Module, b_to_a: nn.Module) -> None:
+        super().__init__()
+        self.a_to_b, self.b_to_a = a_to_b, b_to_a
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        """{"a_to_b": G(a), "b_to_a": F(b)}."""
+        return {"a_to_b": self.a_to_b(a), "b_to_a": self.b_to_a(b)}
+
+
+class Discriminators(nn.Module):
+    """Both judges: `b` of B's images (the public netD_A, trained beside netG_A), `a` of A's (netD_B)."""
+
+    def __init__(self, b: nn.Module, a: nn.Module) -> None:
+        super().__init__()
+        self.b, self.a = b, a
+
+    def forward(self, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """(D_B(b), D_A(a))."""
+        return self.b(b), self.a(a)
+
+
+Fakes = dict[str, Tensor]
+
+
+def generate(generator: nn.Module, batch: Pair) -> Fakes:
+    """{"a_to_b": G(a), "b_to_a": F(b)} for `batch` = (a, b)."""
+    return generator(*batch)
+
+
+def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
+    """{"gen", "cycle", "idt"}, each the sum of both directions."""
+    both = cast(Generators, generator)
+    a, b = batch
+    on_b, on_a = discriminator(fake["a_to_b"], fake["b_to_a"])
+    back_a, back_b = both.b_to_a(fake["a_to_b"]), both.a_to_b(fake["b_to_a"])
+    terms = {
+        "gen": least_squares(on_b, 1.0) + least_squares(on_a, 1.0),
+        "cycle": _distance(back_a, a) + _distance(back_b, b),
+    }
+    if a.shape[1] == b.shape[1]:
+        terms["idt"] = _distance(both.a_to_b(b), b) + _distance(both.b_to_a(a), a)
+    return terms
+
+
+def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
+    """{"dis"}, the sum of both judges'."""
+    a, b = batch
+    real = discriminator(b, a)
+    made = discriminator(fake["a_to_b"], fake["b_to_a"])
+    return {"dis": 0.5 * (_judged(real[0], made[0]) + _judged(real[1], made[1]))}
+
+
+def views(fake: Fakes, batch: Pair) -> dict[str, View]:
+    """Each direction: what came of the input, beside images of the other domain."""
+    a, b = batch
+    return {"a_to_b": View(a, fake["a_to_b"], b), "b_to_a": View(b, fake["b_to_a"], a)}
+
+
+WEIGHTS = {"cycle": 10.0, "idt": 5.0}
+objective = Objective(generator_terms, discriminator_terms, generate, WEIGHTS, pool=50, views=views)
+
+
+# One direction alone
+
+
+def _one_way_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+    a, b = batch
+    terms = {"gen": least_squares(discriminator(fake), 1.0)}
+    if a.shape[1] == b.shape[1]:
+        terms["idt"] = _distance(generator(b), b)
+    return terms
+
+
+one_way = Objective(
+    _one_way_terms,
+    lambda generator, discriminator, fake, batch: {"dis": 0.5 * _judged(discriminator(batch[1]), discriminator(fake))},
+    lambda generator, batch: generator(batch[0]),
+    WEIGHTS,
+    pool=50,
+    views=lambda fake, batch: {"a_to_b": View(batch[0], fake, batch[1])},
+)
+
+
+def _distance(image: Tensor, wanted: Tensor) -> Tensor:
+    return (image - wanted).abs().mean()
+
+
+def _judged(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    return least_squares(on_real, 1.0) + least_squares(on_fake, 0.0)
+
+
+def build(
+    *,
+    width: int,
+    in_channels: int = 3,
+    out_channels: int = 3,
+    generator: str = "resnet",
+    downs: int = 8,
+    blocks: int = 9,
+    norm: str = "instance",
+    dropout: bool = False,
+    one_way: bool = False,
+    discriminator_width: int | None = None,
+    discriminator_layers: int = 3,
+) -> tuple[nn.Module, nn.Module]:
+    """Untrained networks, of both directions or of one way only (A to B). `width`: ngf; `discriminator_width`: ndf."""
+    ndf = width if discriminator_width is None else discriminator_width
+
+    def direction(source: int, target: int) -> tuple[nn.Module, nn.Module]:
+        return (
+            translator(generator, source, target, width, downs, blocks, norm, dropout),
+            NLayerDiscriminator(target, ndf, discriminator_layers, norm),
+        )
+
+    g, judge_b = direction(in_channels, out_channels)
+    if one_way:
+        return g, judge_b
+    f, judge_a = direction(out_channels, in_channels)
+    return Generators(g, f), Discriminators(judge_b, judge_a)
+
+
+def resnet_sizes(state: State) -> dict[str, Any]:
+    """Sizes of a ResNet with this state_dict."""
+    plain, dropped = (count_up(state, f"model.{{}}.conv_block.{at}.weight", start=10) for at in (5, 6))
+    blocks = max(plain, dropped, 1)
+    return {
+        "generator": "resnet",
+        "width": size_of(state, "model.1.weight", 0, 64),
+        "in_channels": size_of(state, "model.1.weight", 1, 3),
+        "out_channels": size_of(state, f"model.{10 + blocks + 7}.weight", 0, 3),
+        "blocks": blocks,
+        "norm": "instance" if "model.1.bias" in state else "batch",
+        "dropout": dropped > plain,  # a dropout layer moves the second convolution from 5 to 6
+    }
+
+
+def generator_sizes(state: State) -> list[dict[str, Any]]:
+    """`build`'s arguments, as the state_dict of both directions ("a_to_b." before each name) or of one says."""
+    first = "a_to_b."
+    a_to_b = {key.removeprefix(first): value for key, value in state.items() if key.startswith(first)}
+    return [sizes(a_to_b or state) | {"one_way": not a_to_b} for sizes in (resnet_sizes, unet_sizes)]
+
+
+reference = Reference(
+    name="cyclegan",
+    text="images of one domain from another's, without pairs",
+    build=build,
+    objective=lambda network: one_way if network.get("one_way") else objective,
+    generator_sizes=generator_sizes,
+    discriminator_sizes=lambda state: discriminator_sizes(state, "b." if "b.model.0.weight" in state else ""),
+    network={"width": 32, "blocks": 6, "in_channels": 3, "out_channels": 3},
+    training=Training(data="emoji", size=64, batch=4, steps=6000, lr=2e-4, discriminator_lr=2e-4, decay=True),
+)

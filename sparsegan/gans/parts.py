@@ -1,0 +1,80 @@
+"""What several reference GANs are made of: checks, norms, initialisation, adversarial losses, sizes from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+NORMS = ("batch", "instance")
+
+
+def check(**counts: Any) -> None:
+    """Raise ValueError unless every argument is an integer of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be an integer, at least 1")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def norm_layer(norm: str, channels: int) -> nn.Module:
+    """For norm "batch": affine, running statistics. For "instance": neither; the convolution before it has a bias."""
+    check_choice("norm", norm, NORMS)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions N(0, 0.02), batch-norm scales N(1, 0.02), biases 0 (DCGAN's section 3; pix2pix and CycleGAN too)."""
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return  # only its shapes are wanted
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+# Adversarial losses: how far scores are from `target`, 1 (real) or 0 (fake). A scalar, the mean over all scores.
+
+
+def cross_entropy(probability: Tensor, target: float) -> Tensor:
+    """-mean log p for target 1, -mean log(1 - p) for target 0; PyTorch floors each log at -100."""
+    return F.binary_cross_entropy(probability, torch.full_like(probability, target))
+
+
+def logit_cross_entropy(logit: Tensor, target: float) -> Tensor:
+    """`cross_entropy` of sigmoid(logit), without its overflow."""
+    return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
+
+
+def least_squares(score: Tensor, target: float) -> Tensor:
+    """mean (score - target)^2 (Mao et al., LSGAN, arXiv 1611.04076)."""
+    return (score - target).square().mean()
+
+
+# Sizes of a network, read from the shapes in its state_dict
+
+
+def size_of(state: State, key: str, axis: int, default: int) -> int:
+    """`state[key].shape[axis]`, or `default` where there is no such thing."""
+    tensor = state.get(key)
+    return tensor.shape[axis] if tensor is not None and tensor.dim() > axis else default
+
+
+def count_up(state: State, key: str, start: int = 0, step: int = 1) -> int:
+    """How many of `key.format(start)`, `key.format(start + step)`, ... are there before the first that is not."""
+    count = 0
+    while key.format(start + step * count) in state:
+        count += 1
+    return count

@@ -1,0 +1,255 @@
+"""StarGAN (Choi et al., arXiv 1711.09020): one generator for all domains, a critic with a class head.
+
+Layer names and shapes are those of the public yunjey/stargan, so its checkpoints load key for key. With x a real image
+of domain c, c' the target domain, G(x, c') the translation, D the critic's patch scores, P its class probabilities,
+and x^ = e x + (1 - e) G(x, c'), e ~ U[0, 1] an image:
+
+    Dis      = mean D(G(x, c')) - mean D(x)
+    GP       = mean (|grad D(x^)|_2 - 1)^2                       (Gulrajani et al., arXiv 1704.00028)
+    Cla_real = -mean log P(c | x)
+    what D minimises: Dis + 10 GP + Cla_real
+    Gen = -mean D(G(x, c'))
+    Cla = -mean log P(c' | G(x, c'))
+    Rec = mean |x - G(G(x, c'), c)|
+    what G minimises: Gen + Cla + 10 Rec
+
+Labels are domains, int64 [N] (cross-entropy), or attributes 0 or 1, float [N, domains] (binary cross-entropy, summed
+over attributes): the two cases of the public code. Targets are the batch's labels in another order.
+
+D is piecewise linear in x (convolutions and leaky ReLUs), so GP is piecewise constant in x^: through it G gets no
+gradient, almost everywhere. In equation 8 GP counts for the loss's value only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .objective import Objective, Terms, View
+from .parts import State, check, count_up, size_of
+from .reference import Reference, Training
+
+Batch = tuple[Tensor, Tensor]
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Affine, and with running statistics because the public checkpoints hold them: they are kept and never used.
+
+    The public code never calls eval(), so each image is normalised by its own statistics there, and here in either
+    mode.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+class ResidualBlock(nn.Module):
+    """x -> x + two 3x3 convolutions of x; [N, width, S, S] -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            InstanceNorm2d(width),
+            nn.ReLU(True),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            InstanceNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.main(x)
+
+
+class Generator(nn.Module):
+    """Images [N, channels, S, S] and domains [N, domains] -> images [N, channels, S, S] in [-1, 1], S a multiple of 4.
+
+    `conv_dim`: channels at full size. `repeat_num`: residual blocks. A domain is a row of 0 and 1.
+    """
+
+    def __init__(self, conv_dim: int = 64, domains: int = 5, repeat_num: int = 6, channels: int = 3) -> None:
+        super().__init__()
+        check(conv_dim=conv_dim, domains=domains, repeat_num=repeat_num, channels=channels)
+        self.domains = domains
+
+        def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
+            return [convolution, InstanceNorm2d(width), nn.ReLU(True)]
+
+        layers = normed(nn.Conv2d(channels + domains, conv_dim, 7, 1, 3, bias=False), conv_dim)
+        for width in (2 * conv_dim, 4 * conv_dim):
+            layers += normed(nn.Conv2d(width // 2, width, 4, 2, 1, bias=False), width)
+        layers += [ResidualBlock(4 * conv_dim) for _ in range(repeat_num)]
+        for width in (2 * conv_dim, conv_dim):
+            layers += normed(nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), width)
+        layers += [nn.Conv2d(conv_dim, channels, 7, 1, 3, bias=False), nn.Tanh()]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        if isinstance(labels, Tensor) and labels.shape[1:] != (self.domains,):  # no tensor while torch.fx traces
+            raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be [N, {self.domains}]")
+        planes = labels.to(images.dtype)[:, :, None, None].expand(-1, -1, images.shape[2], images.shape[3])
+        return self.main(torch.cat([images, planes], 1))
+
+
+class Discriminator(nn.Module):
+    """Images [N, channels, S, S], S = image_size -> scores [N, 1, S', S'] and class logits [N, domains].
+
+    S' = S / 2**repeat_num. `conv_dim`: channels after the first layer. `repeat_num`: halvings.
+    """
+
+    def __init__(
+        self, image_size: int = 128, conv_dim: int = 64, domains: int = 5, repeat_num: int = 6, channels: int = 3
+    ) -> None:
+        super().__init__()
+        check(image_size=image_size, conv_dim=conv_dim, domains=domains, repeat_num=repeat_num, channels=channels)
+        if image_size % 2**repeat_num:
+            raise ValueError(f"image_size is {image_size}; it must be a multiple of 2**repeat_num, {2**repeat_num}")
+        layers: list[nn.Module] = []
+        before, width = channels, conv_dim
+        for _ in range(repeat_num):
+            layers += [nn.Conv2d(before, width, 4, 2, 1), nn.LeakyReLU(0.01)]
+            before, width = width, 2 * width
+        self.main = nn.Sequential(*layers)
+        self.conv1 = nn.Conv2d(before, 1, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(before, domains, image_size // 2**repeat_num, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.main(images)
+        return self.conv1(hidden), self.conv2(hidden).flatten(1)
+
+
+def as_rows(labels: Tensor, domains: int) -> Tensor:
+    """Labels int64 [N] or float [N, domains] -> float rows [N, domains]."""
+    if labels.dim() == 1:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < domains:
+            bad = int(labels.min() if labels.min() < 0 else labels.max())
+            raise ValueError(f"labels has domain {bad}; this generator knows domains 0 to {domains - 1}")
+        return F.one_hot(labels, domains).float()
+    return labels.float()
+
+
+def generate(generator: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """{"images": G(x, c'), "labels": c'} for `batch` = (x, c), c' being c in a random order."""
+    images, labels = batch
+    target = labels[torch.randperm(len(labels))]
+    return {"images": _translate(generator, images, target), "labels": target}
+
+
+def _translate(generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return generator(images, as_rows(labels, cast(Generator, generator).domains).to(images))
+
+
+def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
+    """{"gen", "cla", "rec"}."""
+    images, labels = batch
+    score, logits = discriminator(fake["images"])
+    back = _translate(generator, fake["images"], labels)
+    return {"gen": -score.mean(), "cla": _classified(logits, fake["labels"]), "rec": (images - back).abs().mean()}
+
+
+def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
+    """{"dis", "gp", "cla_real"}."""
+    images, labels = batch
+    on_real, logits = discriminator(images)
+    on_fake, _ = discriminator(fake["images"])
+    return {
+        "dis": on_fake.mean() - on_real.mean(),
+        "gp": gradient_penalty(discriminator, images, fake["images"]),
+        "cla_real": _classified(logits, labels),
+    }
+
+
+def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images; differentiable in D and `fake`."""
+    share = torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
+    between = share * real + (1 - share) * fake
+    if not between.requires_grad:
+        between.requires_grad_(True)
+    score, _ = discriminator(between)
+    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _classified(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.dim() == 1:
+        return F.cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="sum") / len(logits)
+
+
+def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
+    """The translation beside its input; a distance compares it with all domains together."""
+    return {"translation": View(batch[0], fake["images"], batch[0])}
+
+
+WEIGHTS = {"rec": 10.0, "gp": 10.0}
+objective = Objective(generator_terms, discriminator_terms, generate, WEIGHTS, real_terms=("cla_real",), views=views)
+
+
+def build(
+    *,
+    width: int,
+    domains: int,
+    blocks: int = 6,
+    image_size: int = 128,
+    channels: int = 3,
+    discriminator_width: int | None = None,
+    discriminator_layers: int = 6,
+) -> tuple[Generator, Discriminator]:
+    """Untrained networks. `width`, `discriminator_width`: the two conv_dim; `blocks`, `discriminator_layers`: the two
+    repeat_num; `domains`: c_dim.
+    """
+    conv_dim = width if discriminator_width is None else discriminator_width
+    return (
+        Generator(width, domains, blocks, channels),
+        Discriminator(image_size, conv_dim, domains, discriminator_layers, channels),
+    )
+
+
+def generator_sizes(state: State) -> list[dict[str, Any]]:
+    """`build`'s arguments, as a generator's state_dict says. The image's size is not in it: 128, as published."""
+    blocks = max(count_up(state, "main.{}.main.0.weight", start=9), 1)
+    channels = size_of(state, f"main.{9 + blocks + 6}.weight", 0, 3)
+    return [
+        {
+            "width": size_of(state, "main.0.weight", 0, 64),
+            "domains": size_of(state, "main.0.weight", 1, channels + 5) - channels,
+            "blocks": blocks,
+            "channels": channels,
+        }
+    ]
+
+
+def discriminator_sizes(state: State) -> dict[str, Any]:
+    """`build`'s arguments, as a discriminator's state_dict says."""
+    layers = max(count_up(state, "main.{}.weight", step=2), 1)
+    return {
+        "discriminator_width": size_of(state, "main.0.weight", 0, 64),
+        "discriminator_layers": layers,
+        "image_size": size_of(state, "conv2.weight", 2, 2) * 2**layers,
+    }
+
+
+reference = Reference(
+    name="stargan",
+    text="one generator between several domains",
+    build=build,
+    objective=lambda network: objective,
+    generator_sizes=generator_sizes,
+    discriminator_sizes=discriminator_sizes,
+    network={"width": 32, "domains": 4, "blocks": 4, "image_size": 64, "discriminator_layers": 5},
+    training=Training(
+        data="emoji-styles",
+        size=64,
+        batch=8,
+        steps=10000,
+        lr=1e-4,
+        discriminator_lr=1e-4,
+        generator_every=5,
+        decay=True,
+    ),
+)
