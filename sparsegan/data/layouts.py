@@ -1,0 +1,409 @@
+"""Users' own data, in the layouts that the reference repositories use.
+
+    image folder      any files that pillow reads, in any depth; train/ and test/ (or val/) inside it are the splits
+    idx files         NAME-images-idx3-ubyte(.gz), labels beside it; a folder's train-* and t10k-* are the splits
+    pairs             images of input and target side by side, or trainA/ trainB/ (testA/ testB/) of the same names
+    two sides         trainA/ trainB/ testA/ testB/, unpaired
+    domain folders    one folder a domain, directly or inside train/ and test/
+    attribute file    an image folder, and a file as CelebA's list_attr_celeba.txt: count, names, then a line an image
+
+Where a layout has no split of its own, a tenth is held out: the items whose name's SHA-256 says so (`held_out`), the
+same ones on every machine. Hidden files, and files whose ending belongs to no image format, are not images;
+everything else must be readable. Images with transparency are laid on white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import idx
+from .samples import FACTOR, Crops, Images, Pairs, Samples, Single, Unpaired
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+HELD_OUT = 0.1
+SPLITS = ("train", "test", "all")
+
+
+def unit(name: str) -> float:
+    """A number in [0, 1) that follows from `name` alone, by its SHA-256."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def held_out(base: str, share: float = HELD_OUT) -> bool:
+    """Whether the item `base` belongs to the test split, a `share` of all names."""
+    return unit(base) < share
+
+
+# images
+
+
+@cache
+def _endings() -> frozenset[str]:
+    from PIL import Image
+
+    Image.init()
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file in `folder`, in any depth, sorted. Raises when the folder is missing or holds none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; a folder with images is expected")
+    try:
+        endings = _endings()
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("images are read by pillow, which is not installed; pip install pillow") from None
+    inside = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    files = sorted(path for path in inside if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    if not files:
+        raise ValueError(f"{folder} holds no images; png, jpg, webp and what else pillow reads are accepted")
+    return files
+
+
+def decode(file: Path, channels: int = 3) -> Pillow.Image:
+    """Read one image file, turned as its EXIF says, as RGB (or grey, for 1 channel), transparency laid on white.
+
+    Raises ValueError naming the file when pillow cannot read it.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            if image.mode[0] in "IF":
+                raise ValueError(f"it has pixels of type {image.mode}; 8 bits a channel are accepted")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB" if channels == 3 else "L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
+
+
+def to_tensor(image: Pillow.Image) -> Tensor:
+    """An RGB or grey image -> uint8 [C, H, W]."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _square(size: int, channels: int, file: Path) -> Tensor:
+    """The middle square, resized: dcgan, stargan."""
+    from PIL import Image, ImageOps
+
+    return to_tensor(ImageOps.fit(decode(file, channels), (size, size), Image.Resampling.BILINEAR))
+
+
+def _squeezed(size: int, channels: int, file: Path) -> Tensor:
+    """The whole image made square: cyclegan, pix2pix."""
+    from PIL import Image
+
+    return to_tensor(decode(file, channels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _side_by_side(size: int, channels: int, swap: bool, file: Path) -> Tensor:
+    """Left and right half, each made square, one after the other in the channels: [2C, size, size]."""
+    from PIL import Image
+
+    image = decode(file, channels)
+    width, height = image.size
+    if width % 2:
+        raise ValueError(f"{file} is {width} wide; input and target side by side make an even width")
+    halves = [image.crop((left, 0, left + width // 2, height)) for left in (0, width // 2)]
+    resized = [to_tensor(half.resize((size, size), Image.Resampling.BICUBIC)) for half in halves]
+    return torch.cat(resized[::-1] if swap else resized)
+
+
+def _two_files(size: int, channels: int, files: tuple[Path, Path]) -> Tensor:
+    return torch.cat([_squeezed(size, channels, file) for file in files])
+
+
+def _photograph(channels: int, file: Path) -> Tensor:
+    return to_tensor(decode(file, channels))
+
+
+class _OnDisk(Sequence[Tensor]):
+    """Images decoded each time they are asked for."""
+
+    def __init__(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> None:
+        self.items = items
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read(self.items[index])
+
+
+def _images(items: Sequence[Any], read: Callable[[Any], Tensor], limit: int) -> Images:
+    """All images of one shape decoded to uint8 [N, C, H, W], or read from disk when that is above `limit` bytes."""
+    first = read(items[0])
+    if first.numel() * len(items) > limit:
+        return _OnDisk(items, read)
+    images = torch.empty(len(items), *first.shape, dtype=torch.uint8)
+    for index, item in enumerate(items):
+        images[index] = read(item)
+    return images
+
+
+# splits
+
+
+def _folders(root: Path, split: str, suffix: str = "") -> list[Path]:
+    """The folders that hold `split`, or none when `root` is not split: train and test (or val), each with `suffix`."""
+    train, *tests = (root / f"{name}{suffix}" for name in ("train", "test", "val"))
+    test = next((folder for folder in tests if folder.is_dir()), tests[0])
+    if not train.is_dir() and not test.is_dir():
+        return []
+    wanted = {"train": [train], "test": [test], "all": [train, test]}[split]
+    for folder in wanted:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is missing; {root} must hold {train.name} and {test.name}")
+    return wanted
+
+
+def _by_name(root: Path, files: Iterable[Path], split: str) -> list[Path]:
+    """The files of a folder without splits that belong to `split`."""
+    chosen = [file for file in files if split == "all" or held_out(file.stem) == (split == "test")]
+    if not chosen:
+        raise ValueError(f"{root} holds too few images for a {split} split; split='all', or folders train and test")
+    return chosen
+
+
+def _files(root: Path, split: str) -> list[Path]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; a folder with images is expected")
+    parts = _folders(root, split)
+    if parts:
+        return [file for part in parts for file in image_files(part)]
+    return _by_name(root, image_files(root), split)
+
+
+def _names(root: Path, files: Iterable[Path]) -> list[str]:
+    return [file.relative_to(root).as_posix() for file in files]
+
+
+# one function a layout
+
+
+def image_folder(task: str, root: Path, size: int, split: str, channels: int, limit: int, **more: Any) -> Samples:
+    """dcgan: an image a sample, the middle square of each."""
+    files = _files(root, split)
+    return Single(task, _images(files, partial(_square, size, channels), limit), _names(root, files), size, **more)
+
+
+def pairs(root: Path, size: int, split: str, load: int, swap: bool, channels: int, limit: int, **more: Any) -> Samples:
+    """pix2pix: side by side, or the same names in trainA and trainB; `swap` makes the right or B side the input."""
+    sides = [_folders(root, split, suffix) for suffix in "AB"]
+    if not any(sides):
+        files = _files(root, split)
+        images = _images(files, partial(_side_by_side, load, channels, swap), limit)
+        return Pairs("pix2pix", images, _names(root, files), size, **more)
+    items: list[tuple[Path, Path]] = []
+    for a, b in zip(*_both(root, sides), strict=True):
+        in_a, in_b = (
+            {file.relative_to(side).with_suffix("").as_posix(): file for file in image_files(side)} for side in (a, b)
+        )
+        alone = sorted(in_a.keys() ^ in_b.keys())
+        if alone:
+            raise ValueError(f"{a} and {b} must hold the same names; {_some(alone)} is in only one of them")
+        items += [(file, in_b[name]) for name, file in in_a.items()]
+    names = _names(root, (a for a, _ in items))
+    items = [(b, a) for a, b in items] if swap else items
+    return Pairs("pix2pix", _images(items, partial(_two_files, load, channels), limit), names, size, **more)
+
+
+def two_sides(
+    root: Path, size: int, split: str, load: int, swap: bool, channels: int, limit: int, **more: Any
+) -> Samples:
+    """cyclegan: trainA and trainB, testA and testB."""
+    sides = _both(root, [_folders(root, split, suffix) for suffix in "AB"])
+    a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if swap else sides))
+    read = partial(_squeezed, load, channels)
+    longer = a if len(a) >= len(b) else b
+    return Unpaired(
+        "cyclegan", _images(a, read, limit), _names(root, longer), size, other=_images(b, read, limit), **more
+    )
+
+
+def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
+    if not all(sides):
+        raise FileNotFoundError(f"{root} must hold trainA and trainB (testA and testB for the test split)")
+    return sides
+
+
+def domain_folders(
+    root: Path, size: int, split: str, domains: Sequence[str], channels: int, limit: int, **more: Any
+) -> Samples:
+    """stargan: one folder a domain; `domains` chooses some and their order, by default all, sorted."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
+    parts = _folders(root, split)
+    files: list[Path] = []
+    labels: list[int] = []
+    for part in parts or [root]:
+        there = sorted(folder.name for folder in part.iterdir() if folder.is_dir() and folder.name[0] != ".")
+        if len(there) < 2:
+            raise ValueError(f"{part} holds {len(there)} folders; each domain is one, and there must be at least 2")
+        domains = list(domains) or there
+        unknown = sorted(set(domains) - set(there))
+        if unknown:
+            raise ValueError(f"{part} has no domain {_some(unknown)}; it has {', '.join(there)}")
+        for label, domain in enumerate(domains):
+            inside = image_files(part / domain)
+            inside = inside if parts else _by_name(part / domain, inside, split)
+            files += inside
+            labels += [label] * len(inside)
+    images = _images(files, partial(_square, size, channels), limit)
+    names = _names(root, files)
+    return Single("stargan", images, names, size, labels=torch.tensor(labels), domains=domains, **more)
+
+
+def attribute_file(
+    root: Path, size: int, split: str, file: Path, chosen: Sequence[str], channels: int, limit: int, **more: Any
+) -> Samples:
+    """stargan: labels float32 [N, K] of 0 and 1, one of each of the `chosen` attributes (by default all)."""
+    values, names = read_attributes(file)
+    unknown = sorted(set(chosen) - set(names))
+    if unknown:
+        raise ValueError(f"{file} has no attribute {_some(unknown)}; it has {', '.join(names)}")
+    files = {path.relative_to(root).as_posix(): path for path in image_files(root)}
+    alone = sorted(files.keys() ^ values.keys())
+    if alone:
+        where = f"{root} and not in {file}" if alone[0] in files else f"{file} and not in {root}"
+        raise ValueError(f"{alone[0]} is in {where} ({len(alone)} such in all); each image needs its line")
+    domains = list(chosen) or names
+    columns = [names.index(name) for name in domains]
+    kept = _by_name(root, (files[name] for name in values), split)
+    labels = torch.tensor([[float(values[name][c]) for c in columns] for name in _names(root, kept)])
+    images = _images(kept, partial(_square, size, channels), limit)
+    return Single("stargan", images, _names(root, kept), size, labels=labels, domains=domains, **more)
+
+
+def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
+    """Read a file as list_attr_celeba.txt: (file name -> 0 or 1 an attribute, the attributes' names).
+
+    Its lines: how many images; the names; then an image's file name and 1 or -1 (or 0) for each attribute.
+    Raises ValueError naming the line.
+    """
+    try:
+        count, head, *lines = file.read_text(encoding="utf-8").splitlines()
+        expected, names = int(count), head.split()
+    except (ValueError, UnicodeDecodeError):
+        raise ValueError(
+            f"{file} is no attribute file: a count, a line of names, and a line an image make one"
+        ) from None
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{file}, line 2: the attributes' names must be there, each once")
+    values: dict[str, list[int]] = {}
+    for number, line in enumerate(lines, 3):
+        if not line.strip():
+            continue
+        name, *given = line.split()
+        if len(given) != len(names) or not set(given) <= {"1", "-1", "0"}:
+            raise ValueError(
+                f"{file}, line {number}: a file name and {len(names)} numbers, each 1, -1 or 0, are expected"
+            )
+        if name in values:
+            raise ValueError(f"{file}, line {number}: {name} is there a second time")
+        values[name] = [int(v == "1") for v in given]
+    if len(values) != expected or not values:
+        raise ValueError(f"{file} says that it has {expected} images, and has {len(values)}")
+    return values, names
+
+
+def photographs(root: Path, size: int, split: str, channels: int, limit: int, **more: Any) -> Samples:
+    """srgan: crops of `size`, a multiple of 4, from images of any size that is at least that."""
+    from PIL import Image
+
+    if size % FACTOR:
+        raise ValueError(f"size is {size}; for srgan it must be a multiple of {FACTOR}")
+    files = _files(root, split)
+    cells: list[tuple[int, int, int]] = []
+    total = 0
+    for index, file in enumerate(files):
+        try:
+            with Image.open(file) as opened:
+                width, height = opened.size
+                if opened.getexif().get(0x0112, 1) >= 5:  # lies on its side
+                    width, height = height, width
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
+        if min(width, height) < size:
+            raise ValueError(f"{file} is {width}x{height}; crops of {size} need at least {size}x{size}")
+        total += channels * width * height
+        cells += [(index, y, x) for y in range(0, height - size + 1, size) for x in range(0, width - size + 1, size)]
+    read = partial(_photograph, channels)
+    images: Images = _OnDisk(files, read) if total > limit else [read(file) for file in files]
+    names = _names(root, files)
+    return Crops(
+        "srgan", images, [f"{names[i]} at {y},{x}" for i, y, x in cells], size, cells=torch.tensor(cells), **more
+    )
+
+
+def idx_files(task: str, source: Path, size: int, split: str, limit: int, **more: Any) -> Samples:
+    """dcgan: grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
+    from .mnist import resized
+
+    if source.is_dir():
+        found = {part: _idx(source, part) for part in ("train", "t10k")}
+        wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[split]
+        missing = [part for part in wanted if part not in found or found[part] is None]
+        if missing:
+            raise FileNotFoundError(f"{source} holds no {missing[0]}-images-idx3-ubyte, with or without .gz")
+        files = [file for part in wanted if (file := found[part]) is not None]
+    else:
+        files = [source]
+    pixels, labels, names = [], [], []
+    for file in files:
+        images = idx.read(file)
+        if images.dim() != 3:
+            raise ValueError(f"{file} has the shape {tuple(images.shape)}; images are [N, height, width]")
+        keep = torch.arange(len(images))
+        if not source.is_dir() and split != "all":
+            keep = torch.tensor([i for i in range(len(images)) if held_out(f"{file.name}/{i}") == (split == "test")])
+        bytes_needed = len(keep) * size * size
+        if bytes_needed > limit:
+            raise ValueError(
+                f"{file} at {size}x{size} takes {bytes_needed >> 20} MiB, above the limit, {limit >> 20} MiB"
+            )
+        parts = (resized(part, size).add(1).mul(127.5).round().to(torch.uint8) for part in images[keep].split(1000))
+        pixels.append(torch.cat(list(parts)))
+        beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
+        if beside != file and beside.is_file():
+            label = idx.read(beside)
+            if label.shape != (len(images),):
+                raise ValueError(f"{beside} has the shape {tuple(label.shape)} and {file} {len(images)} images")
+            labels.append(label[keep].long())
+        names += [f"{file.name}/{i}" for i in keep.tolist()]
+    all_labels = torch.cat(labels) if len(labels) == len(files) else None
+    return Single(task, torch.cat(pixels), names, size, labels=all_labels, **more)
+
+
+def _idx(folder: Path, part: str) -> Path | None:
+    files = (folder / f"{part}-images-idx3-ubyte{ending}" for ending in ("", ".gz"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def is_idx(source: Path) -> bool:
+    """Whether `source` is an idx file or a folder of them."""
+    if source.is_dir():
+        return any(_idx(source, part) for part in ("train", "t10k"))
+    return source.is_file() and "idx" in source.name
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -1,0 +1,231 @@
+"""Samples of the five tasks, and the batches that a training loop takes from them.
+
+What a batch is, all images float32 in [-1, 1]:
+
+    dcgan     images [n, C, S, S]
+    pix2pix   (input, target), each [n, C, S, S]
+    cyclegan  (a, b), each [n, C, S, S], unpaired; an epoch goes once through the longer side
+    stargan   (images [n, C, S, S], labels int64 [n]); from an attribute file labels are float32 [n, K] of 0 and 1
+    srgan     (low [n, C, S/4, S/4], high [n, C, S, S]), low by bicubic reduction, rounded to 8 bits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+#: Images uint8 [C, H, W] (or float, already in [-1, 1]): a tensor [N, C, H, W], a list, or files decoded when asked.
+Images = Sequence[Tensor] | Tensor
+
+FACTOR = 4  # of srgan
+
+
+class Samples:
+    """The samples of one task.
+
+    `task`: dcgan, pix2pix, cyclegan, stargan or srgan. `size`: S above. `names`: a name a sample. `domains`: stargan's.
+    `images`: what the samples are cut from. `workers`: processes that decode what is not in memory.
+    """
+
+    def __init__(self, task: str, images: Images, names: Sequence[str], size: int, *, flip: bool, workers: int) -> None:
+        self.task = task
+        self.images = images
+        self.names = list(names)
+        self.size = size
+        self.flip = flip
+        self.workers = workers
+        self.domains: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image that a generator makes."""
+        return self.images[0].shape[0]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return isinstance(self.images, Tensor | list)
+
+    def batches(self, batch_size: int) -> Batches:
+        """Shuffled whole batches, re-iterable, with a length; see `Batches`."""
+        return Batches(self, batch_size, self.workers)
+
+    def in_order(self, batch_size: int) -> Iterator[Any]:
+        """Every sample once, in the order of `names`, without augmentation; the last batch may be smaller."""
+        for chosen in self.order(shuffled=False).split(batch_size):
+            yield self.batch(chosen, None)
+
+    def target(self, batch: Any) -> Tensor:
+        """The real images of a batch that a generator's images are compared with: b of cyclegan, high of srgan."""
+        return batch if self.task == "dcgan" else batch[0 if self.task == "stargan" else 1]
+
+    def order(self, shuffled: bool = True) -> Tensor:
+        """What the samples of an epoch are, in turn: int64 [N, ...], drawn from torch's generator."""
+        return torch.randperm(len(self)) if shuffled else torch.arange(len(self))
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Any:
+        """The batch of some rows of `order`; `draws` gives the augmentation's random numbers, None means none."""
+        raise NotImplementedError
+
+    def _cut(self, images: Images, chosen: Tensor, draws: torch.Generator | None) -> Tensor:
+        """Windows of `size`: at a random place and mirrored half the time; without `draws` the middle, as it is."""
+        random = torch.full((len(chosen), 3), 0.5) if draws is None else torch.rand(len(chosen), 3, generator=draws)
+        cut = []
+        for index, (down, right, mirror) in zip(chosen.tolist(), random.tolist(), strict=True):
+            image = images[index]
+            top, left = (int(u * (n - self.size + 1)) for u, n in zip((down, right), image.shape[1:], strict=True))
+            image = image[:, top : top + self.size, left : left + self.size]
+            cut.append(image.flip(2) if self.flip and mirror < 0.5 else image)
+        return torch.stack(cut)
+
+
+class Single(Samples):
+    """One image a sample, with or without a label: dcgan, stargan.
+
+    `labels`: int64 [N] or float32 [N, K], given by stargan's batches; dcgan's keep them out of its batches.
+    """
+
+    def __init__(self, *arguments: Any, labels: Tensor | None = None, domains: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.labels = labels
+        self.domains = list(domains)
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Any:
+        images = _scaled(self._cut(self.images, chosen, draws))
+        if self.task != "stargan" or self.labels is None:
+            return images
+        return images, self.labels[chosen]
+
+
+class Pairs(Samples):
+    """Input and target of pix2pix, stored one after the other in the channels, so that both are cut alike."""
+
+    @property
+    def channels(self) -> int:
+        return self.images[0].shape[0] // 2
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        both = _scaled(self._cut(self.images, chosen, draws))
+        given, target = both.chunk(2, 1)
+        return given.contiguous(), target.contiguous()
+
+
+class Unpaired(Samples):
+    """The two sides of cyclegan; the shorter one is gone through again, in a new order, until the longer one ends."""
+
+    def __init__(self, task: str, images: Images, names: Sequence[str], *arguments: Any, other: Images, **more: Any):
+        super().__init__(task, images, names, *arguments, **more)
+        self.other = other
+
+    @property
+    def in_memory(self) -> bool:
+        return super().in_memory and isinstance(self.other, Tensor)
+
+    def __len__(self) -> int:
+        return max(len(self.images), len(self.other))
+
+    def order(self, shuffled: bool = True) -> Tensor:
+        sides = []
+        for count in (len(self.images), len(self.other)):
+            rounds = -(-len(self) // count)
+            perms = [torch.randperm(count) if shuffled else torch.arange(count) for _ in range(rounds)]
+            sides.append(torch.cat(perms)[: len(self)])
+        return torch.stack(sides, 1)
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        a, b = (self._cut(images, chosen[:, i], draws) for i, images in enumerate((self.images, self.other)))
+        return _scaled(a), _scaled(b)
+
+
+class Crops(Samples):
+    """Crops of photographs, for srgan. A photograph counts as many samples as whole windows fit into it.
+
+    In training a sample is a window anywhere in its photograph; `in_order` gives the windows of the grid.
+    `cells`: int64 [N, 3], photograph, top and left of each grid window.
+    """
+
+    def __init__(self, *arguments: Any, cells: Tensor, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.cells = cells
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        cells = self.cells[chosen]
+        if draws is not None:
+            high = self._cut(self.images, cells[:, 0], draws)
+        else:
+            s = self.size
+            high = torch.stack([self.images[i][:, y : y + s, x : x + s] for i, y, x in cells.tolist()])
+        low = F.interpolate(high.float(), scale_factor=1 / FACTOR, mode="bicubic", antialias=True)
+        return _scaled(low.round().clamp(0, 255).to(torch.uint8)), _scaled(high)
+
+
+class _Plain(Samples):
+    """A tensor [N, ...] as it is."""
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Tensor:
+        assert isinstance(self.images, Tensor)
+        return self.images[chosen]
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Bytes to float32 in [-1, 1]; floats are there already."""
+    return images if images.is_floating_point() else images.float() / 127.5 - 1
+
+
+class Batches:
+    """Shuffled whole batches of `samples` (or of a tensor [N, ...]), a new order each time it is iterated.
+
+    Everything random about an epoch, order and augmentation, follows from what is drawn from torch's generator when
+    it is opened, so batches come out the same whether an epoch is read at once, resumed, or read by `workers`.
+    `workers`: processes that make batches ahead of time; 0 makes each one when it is asked for.
+    The last, smaller batch of an epoch is left out. Raises ValueError when there are fewer samples than one batch.
+    """
+
+    def __init__(self, samples: Samples | Tensor, batch_size: int, workers: int = 0) -> None:
+        if isinstance(samples, Tensor):
+            samples = _Plain("plain", samples, range(len(samples)), 0, flip=False, workers=0)  # type: ignore[arg-type]
+        if not 1 <= batch_size <= len(samples):
+            raise ValueError(f"batch_size is {batch_size}; it must be from 1 to the number of images, {len(samples)}")
+        self.samples = samples
+        self.batch_size = batch_size
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.samples) // self.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.samples.order()[: len(self) * self.batch_size]
+        epoch = _Epoch(self.samples, order.split(self.batch_size), int(torch.randint(2**62, ())))
+        made: Any = map(epoch.__getitem__, range(len(epoch)))
+        if self.workers:
+            made = DataLoader(epoch, None, num_workers=self.workers, generator=torch.Generator())
+        for batch in made:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _Epoch(Dataset[Any]):
+    """The batches of one epoch by number."""
+
+    def __init__(self, samples: Samples, order: Sequence[Tensor], seed: int) -> None:
+        self.samples = samples
+        self.order = order
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.samples.batch(self.order[index], torch.Generator().manual_seed(self.seed + index))
+        except (ValueError, OSError) as error:  # a worker's exception would arrive as a page of tracebacks
+            return error
