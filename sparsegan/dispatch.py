@@ -12,16 +12,24 @@ On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from . import _native
+from . import _native, ops
 from .plan import Geometry
 
 KERNELS = ("auto", "sparse", "dense")
+#: What the sparse kernels of each kind of device multiply.
+DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
+#: The oldest GPUs that the kernels are built for.
+LEAST_CAPABILITY = (8, 0)
 
 #: Share of the FMA peak that a dense convolution reaches on layers with room to spread.
 DENSE_EFFICIENCY = {"cpu": 0.85, "cuda": 0.6}
@@ -79,7 +87,24 @@ def choose(call: Call) -> Choice:
     """Models one forward by both kernels."""
     if call.units == 0 or call.images == 0 or 0 in call.x_size or 0 in call.y_size:
         return Choice("sparse", "nothing to multiply")
+    if missing := why_not_sparse(call):
+        return Choice("dense", missing)
     return _choose_on_gpu(call) if call.device.type == "cuda" else _choose_on_cpu(call)
+
+
+def why_not_sparse(call: Call) -> str | None:
+    """What the sparse kernels lack for a call, or ``None``."""
+    kind, accepted = call.device.type, DTYPES.get(call.device.type, ())
+    if call.dtype not in accepted:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
+        return f"the sparse kernels of a {kind} device take {names or 'nothing'}, not {call.dtype}"
+    if kind == "cpu":
+        return None
+    if (capability := torch.cuda.get_device_capability(call.device)) < LEAST_CAPABILITY:
+        return f"the GPU has compute capability {capability}; the kernels are built for {LEAST_CAPABILITY} and later"
+    if call.geometry.vector == 1:
+        return None if ops.cuda_library() else "the CUDA kernels were not built: nvcc was not there"
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
 def choose_by_sparsity(sparsity: float) -> Choice:
@@ -164,4 +189,20 @@ def _choose_on_gpu(call: Call) -> Choice:
     most = max(parts, key=lambda part: parts[part])
     sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
     kernel = "sparse" if sparse <= dense else "dense"
-    return Choice(kernel, f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}")
+    why = f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}"
+    if kernel == "sparse" and geometry.vector > 1 and not vector_gradient_pays(nnz / weights):
+        why += "; the gradient in the input runs dense"
+    return Choice(kernel, why)
+
+
+#: Target channels of a block of the Triton kernel for the gradient in the input, which multiplies whatever any of them
+#: keeps, and the share of cuDNN's rate at which it does so.
+GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.5
+
+
+def vector_gradient_pays(density: float) -> bool:
+    """Whether the gradient in the input of a vector layer on a GPU is faster sparse: kernels/NOTES.md.
+
+    ``density``: share of weights that are kept, at random places.
+    """
+    return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY

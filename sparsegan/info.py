@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from . import _native
+from . import _native, ops
+from .kernels import tuned
 
 
 def info() -> dict[str, Any]:
     """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
-    triton = importlib.util.find_spec("triton") is not None
+    triton, library = importlib.util.find_spec("triton") is not None, ops.cuda_library()
     return {
         "sparsegan": importlib.metadata.version("sparsegan"),
         "python": platform.python_version(),
@@ -27,9 +28,10 @@ def info() -> dict[str, Any]:
         "cpu isa in use": _native.isa(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "cuda kernels": "none built",
+        "cuda kernels": library.name if library else "not built: nvcc was not there, or SPARSEGAN_CUDA=0",
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "triton": f"{importlib.metadata.version('triton')}, no kernel built" if triton else "not installed",
+        "triton": importlib.metadata.version("triton") if triton else "not installed",
+        "triton block sizes": tuned.SOURCE,
     }
 
 

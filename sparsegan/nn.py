@@ -361,8 +361,12 @@ class SparseConv(nn.Module):
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
         forward_plan = self._plan(variant, self.adjoint)
-        # The other direction serves the gradient in x; a layer that only runs forward never builds it.
-        backward_plan = self._plan(variant, not self.adjoint) if torch.is_grad_enabled() and x.requires_grad else None
+        # The other direction serves the gradient in x; a layer that only runs forward never builds it, and one that
+        # would be slower for it than dense does not either: the op then takes that gradient dense.
+        needed = torch.is_grad_enabled() and x.requires_grad
+        if needed and x.is_cuda and self.geometry.vector > 1:
+            needed = dispatch.vector_gradient_pays(1 - self.sparsity)
+        backward_plan = self._plan(variant, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
         return ops.gather(
             x,

@@ -1,7 +1,9 @@
 """The torch ops ``sparsegan::gather`` and ``sparsegan::wgrad``: shapes, gradients, autocast and FLOPs.
 
-Their CPU code is in ``csrc/``; ``sparsegan/reference.py`` has plain-PyTorch twins. The two are closed under
-differentiation: with ``y = gather(x, v)`` bilinear in ``x`` and ``v``,
+Their code for CPUs and, single elements, for NVIDIA GPUs is in ``csrc/``; vectors on a GPU are the Triton ops of
+``kernels/ops.py``, with the same arguments: :func:`gather` and :func:`wgrad` here choose by device and geometry.
+``sparsegan/reference.py`` has plain-PyTorch twins. The two are closed under differentiation: with ``y = gather(x, v)``
+bilinear in ``x`` and ``v``,
 
     dL/dx = gather over the adjoint plan (gy, v)        dL/dv = wgrad(gy, x)
 
@@ -10,13 +12,24 @@ and ``wgrad`` is bilinear in ``gy`` and ``x`` with both gradients gathers again.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _native  # noqa: F401  (importing it registers the ops)
+
+
+def cuda_library() -> Path | None:
+    """The shared object of the CUDA kernels, where they were built."""
+    return next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None)
+
+
+if torch.version.cuda is not None and (_library := cuda_library()) is not None:
+    torch.ops.load_library(_library)
 
 _gather = torch.ops.sparsegan.gather.default
 _wgrad = torch.ops.sparsegan.wgrad.default
@@ -63,9 +76,13 @@ def gather(
         RuntimeError: shapes, dtypes, devices or the plan do not fit each other.
         ValueError: an unknown ``padding_mode``.
     """
-    mode = _padding_number(padding_mode)
+    mode, before = _padding_number(padding_mode), list(pad_before)
     taps = (support, plan, adjoint_plan, geometry)
-    return _gather(x, values, bias, *taps, adjoint, output_size, mode, list(pad_before), negative_slope)
+    if x.is_cuda:
+        x, mode, before = _padded(x, geometry, output_size[1:], mode, before), 0, [0, 0]
+        if _is_vector(geometry):
+            return _vector_ops().vector_gather(x, values, bias, *taps, adjoint, output_size, negative_slope)
+    return _gather(x, values, bias, *taps, adjoint, output_size, mode, before, negative_slope)
 
 
 def wgrad(
@@ -88,8 +105,47 @@ def wgrad(
     Returns:
         ``[units * vector]``, dtype of ``x``.
     """
-    mode = _padding_number(padding_mode)
-    return _wgrad(gy, x, support, plan, adjoint_plan, geometry, adjoint, mode, list(pad_before))
+    mode, before = _padding_number(padding_mode), list(pad_before)
+    taps = (support, plan, adjoint_plan, geometry)
+    if x.is_cuda:
+        x, mode, before = _padded(x, geometry, list(gy.shape[2:]), mode, before), 0, [0, 0]
+        if _is_vector(geometry):
+            return _vector_ops().vector_wgrad(gy, x, *taps, adjoint)
+    return _wgrad(gy, x, *taps, adjoint, mode, before)
+
+
+def _is_vector(geometry: list[int]) -> bool:
+    return geometry[-1] * geometry[-2] > 1
+
+
+def _vector_ops() -> Any:
+    """The Triton ops, loaded when the first call needs them."""
+    try:
+        from .kernels import ops as vector_ops
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"vectors on a GPU run on Triton, and it is not here ({error}): install triton, or set the layer's kernel "
+            "to 'dense'"
+        ) from error
+    return vector_ops
+
+
+def _padded(x: Tensor, geometry: list[int], output_size: list[int], mode: int, before: list[int]) -> Tensor:
+    """``x`` with its padding around it: the GPU kernels know zeros only."""
+    if mode == 0:
+        return x
+    pads = _pads(geometry, x.shape[2:], output_size, before)
+    return F.pad(x, (*pads[1], *pads[0]), PADDING_MODES[mode])
+
+
+def _pads(geometry: list[int], x_size: Any, output_size: Any, before: Any) -> list[tuple[int, int]]:
+    """(before, after) of rows and of columns, in a mode other than zeros: after is what the output size asks for."""
+    pads = []
+    for axis in (0, 1):
+        kernel, stride, zeros, dilation = (geometry[at + axis] for at in (3, 5, 7, 9))
+        need = (output_size[axis] - 1) * stride + (kernel - 1) * dilation + 1
+        pads.append((before[axis], max(0, need - zeros - before[axis] - x_size[axis])))
+    return pads
 
 
 def _padding_number(padding_mode: str) -> int:
@@ -173,12 +229,8 @@ def _source_gradient(gy: Tensor, values: Tensor, taps: tuple[Any, ...], ctx: Any
     size = list(x_shape[1:])
     if ctx.padding_mode == 0:
         return _gather(gy, values, None, *taps, not ctx.adjoint, size)
-    pads = []
-    for axis, before in enumerate(ctx.pad_before):
-        kernel, stride, zeros, dilation = (taps[3][at + axis] for at in (3, 5, 7, 9))
-        need = (gy.shape[2 + axis] - 1) * stride + (kernel - 1) * dilation + 1
-        pads.append((before, max(0, need - zeros - before - size[1 + axis])))
-        size[1 + axis] += sum(pads[-1])
+    pads = _pads(taps[3], x_shape[2:], gy.shape[2:], ctx.pad_before)
+    size[1:] = [n + sum(pad) for n, pad in zip(size[1:], pads, strict=True)]
     gx = _gather(gy, values, None, *taps, not ctx.adjoint, size)
     for axis, (before, after) in enumerate(pads):
         gx = _fold_padding(gx, 2 + axis, before, after, PADDING_MODES[ctx.padding_mode])

@@ -83,17 +83,31 @@ def _separating_stride(kernel: int, dilation: int) -> int:
 
 @torch.library.custom_op("sparsegan::plan", mutates_args=())
 def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    compiled = _native.compile_plan(support.cpu().numpy(), geometry, adjoint)
-    return torch.from_numpy(compiled).to(support.device)
+    if support.is_cuda and _is_vector(geometry):
+        from .kernels import plan as vectors
+
+        return vectors.compile_plan(support, vectors.geometry_of(geometry), adjoint)
+    compile_native = _native.compile_device_plan if support.is_cuda else _native.compile_plan
+    return torch.from_numpy(compile_native(support.cpu().numpy(), geometry, adjoint)).to(support.device)
 
 
 @_plan.register_fake
 def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    return support.new_empty(_native.plan_size(geometry, adjoint, support.shape[0]))
+    units = support.shape[0]
+    if support.is_cuda and _is_vector(geometry):
+        from .kernels import plan as vectors
+
+        return support.new_empty(vectors.plan_size(vectors.geometry_of(geometry), adjoint, units))
+    size = _native.device_plan_size if support.is_cuda else _native.plan_size
+    return support.new_empty(size(geometry, adjoint, units))
+
+
+def _is_vector(geometry: list[int]) -> bool:
+    return geometry[-1] * geometry[-2] > 1
 
 
 def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
-    """Compiles a support to the taps that an op runs.
+    """Compiles a support to the taps that an op runs, in the order that the kernels of its device read.
 
     Args:
         support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``.
@@ -101,7 +115,8 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
         adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
 
     Returns:
-        int32, one dimension, on the support's device; ``csrc/plan/plan.h`` has its layout.
+        int32, one dimension, on the support's device. Its layout: ``csrc/plan/plan.h``; on a GPU
+        ``csrc/plan/device_plan.h`` for elements and ``kernels/plan.py`` for vectors.
 
     Raises:
         ValueError: a position is out of range, out of order or there twice, or the geometry has an impossible number.
