@@ -1,0 +1,241 @@
+"""The torch ops ``sparsegan::vector_gather`` and ``sparsegan::vector_wgrad``: units of vectors on tensor cores.
+
+They compute what ``sparsegan::gather`` and ``sparsegan::wgrad`` do (``sparsegan/reference.py`` says it in PyTorch),
+around x zeros only, with the plans of ``kernels/plan.py``, and are closed under differentiation in the same way. The
+gradient in x of a wide gather is a deep one, which at random supports loses to dense (``kernels/NOTES.md``): where no plan
+for it is given, it runs dense, through the weight with zeros in place.
+
+On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.library import triton_op, wrap_triton
+
+from .. import reference
+from .gather import gather_kernel
+from .plan import Direction, geometry_of
+from .tiling import gather_launch, wgrad_launch
+from .wgrad import wgrad_kernel
+
+
+@triton_op("sparsegan::vector_gather", mutates_args=())
+def vector_gather(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    support: Tensor,
+    plan: Tensor | None,
+    adjoint_plan: Tensor | None,
+    geometry: list[int],
+    adjoint: bool,
+    output_size: list[int],
+    negative_slope: float = 1.0,
+) -> Tensor:
+    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z)`` is ``negative_slope * z`` below 0.
+
+    Args:
+        x: ``[N, source channels, H, W]``, zeros around it; float32 (multiplied in TF32 where
+            ``torch.backends.cudnn.allow_tf32``), float16 or bfloat16, always summed in float32.
+        values: ``[units * vector]``, unit by unit, dtype of ``x``.
+        bias: ``[target channels]``, dtype of ``x``, or ``None``.
+        support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
+        plan, adjoint_plan: int32, from :func:`sparsegan.kernels.plan.compile_plan`, fine to coarse and coarse to fine.
+            The one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, which is computed
+            dense where it is ``None``.
+        geometry: :meth:`sparsegan.plan.Geometry.numbers`.
+        adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
+        output_size: ``[target channels, H', W']``.
+        negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
+
+    Returns:
+        ``[N, target channels, H', W']``, contiguous, dtype of ``x``.
+
+    Raises:
+        ValueError: shapes, dtypes or a plan's size do not fit each other. A plan's contents are not checked, for that
+            would wait for the device; nothing outside the tensors is read or written, whatever they are.
+    """
+    d = Direction(geometry_of(geometry), adjoint)
+    size = (output_size[1], output_size[2])
+    _check_images("x", x, d.sources)
+    if output_size[0] != d.targets:
+        raise ValueError(f"output_size has {output_size[0]} channels; the geometry writes {d.targets}")
+    _check_vector("values", values, support.shape[0] * d.geometry.vector, x)
+    if bias is not None:
+        _check_vector("bias", bias, d.targets, x)
+    taps = _check_plan(d, support, adjoint_plan if adjoint else plan)
+    _check_size("output_size", d.targets * size[0] * size[1])
+    x, y = x.contiguous(), x.new_empty(x.shape[0], d.targets, *size)
+    launch = gather_launch(
+        d, support.shape[0], x.shape[0], x.shape[2:], size, x.dtype, bias is not None, negative_slope
+    )
+    if launch.programs > 0 and _runs(x):
+        kernel = _interpreted(gather_kernel) if x.device.type == "cpu" else wrap_triton(gather_kernel)
+        tensors = (x, values.contiguous(), values if bias is None else bias.contiguous(), y, taps)
+        with _device(x):
+            kernel[launch.programs,](*tensors, *launch.numbers, **launch.constants)
+    return y
+
+
+@triton_op("sparsegan::vector_wgrad", mutates_args=())
+def vector_wgrad(
+    gy: Tensor,
+    x: Tensor,
+    support: Tensor,
+    plan: Tensor | None,
+    adjoint_plan: Tensor | None,
+    geometry: list[int],
+    adjoint: bool,
+) -> Tensor:
+    """``dv[t] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])`` at the kept positions only.
+
+    Args:
+        gy: ``[N, target channels, H', W']``, dtype of ``x``.
+        x: ``[N, source channels, H, W]``. The other arguments are those of :func:`vector_gather`; of the two plans the
+            one whose gather is wide is needed, whichever ``adjoint`` is.
+
+    Returns:
+        ``[units * vector]``, dtype of ``x``; the same bits at each run.
+
+    Raises:
+        ValueError: as :func:`vector_gather`.
+    """
+    d = Direction(geometry_of(geometry), adjoint)
+    _check_images("gy", gy, d.targets)
+    _check_images("x", x, d.sources)
+    if gy.shape[0] != x.shape[0]:
+        raise ValueError(f"gy has {gy.shape[0]} images and x {x.shape[0]}; they must be as many")
+    if gy.dtype != x.dtype or gy.device != x.device:
+        raise ValueError(f"gy is {gy.dtype} on {gy.device} and x {x.dtype} on {x.device}; they must be alike")
+    if d.depth > 1:  # The sum is the same with sources and targets in each other's place, and then it is wide.
+        d, gy, x = Direction(d.geometry, not adjoint), x, gy
+    taps = _check_plan(d, support, adjoint_plan if d.adjoint else plan)
+    units = support.shape[0]
+    gy, x = gy.contiguous(), x.contiguous()
+    launch = wgrad_launch(d, units, x.shape[0], x.shape[2:], gy.shape[2:], x.dtype)
+    shares = x.new_empty(launch.numbers[-1], units * d.width, dtype=torch.float32)
+    if units > 0 and _runs(x):
+        kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
+        with _device(x):
+            kernel[launch.programs,](gy, x, shares, taps, *launch.numbers, **launch.constants)
+    return shares.sum(0).to(x.dtype)
+
+
+# ---------------------------------------------------------------------- how a kernel is run
+
+
+@functools.cache
+def _interpreted(kernel: Any) -> Any:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return InterpretedFunction(kernel.fn)
+
+
+def _runs(x: Tensor) -> bool:
+    """Whether a launch means something: not for the interpreter while the op is only traced."""
+    return x.device.type != "cpu" or not isinstance(x, (FakeTensor, FunctionalTensor))
+
+
+def _device(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device; while an op is traced there may be none."""
+    traced = isinstance(x, (FakeTensor, FunctionalTensor))
+    return torch.cuda.device(x.device) if x.is_cuda and not traced else nullcontext()
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _check_images(name: str, x: Tensor, channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {channels}, height, width]")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} has dtype {x.dtype}; accepted: torch.float32, torch.float16, torch.bfloat16")
+    _check_size(name, x.shape[1] * x.shape[2] * x.shape[3])
+
+
+def _check_size(name: str, elements: int) -> None:
+    if elements >= 2**31:
+        raise ValueError(f"{name} has {elements} elements an image; at most 2147483647 are possible")
+
+
+def _check_vector(name: str, vector: Tensor, size: int, x: Tensor) -> None:
+    if tuple(vector.shape) != (size,):
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; it must be ({size},)")
+    if vector.dtype != x.dtype or vector.device != x.device:
+        raise ValueError(f"{name} is {vector.dtype} on {vector.device}; x is {x.dtype} on {x.device}")
+
+
+def _check_plan(d: Direction, support: Tensor, plan: Tensor | None) -> Tensor:
+    name, size = "adjoint_plan" if d.adjoint else "plan", d.plan_size(support.shape[0])
+    if plan is None:
+        raise ValueError(f"{name} is None; this call needs it")
+    if plan.dtype != torch.int32 or tuple(plan.shape) != (size,) or plan.device != support.device:
+        raise ValueError(
+            f"{name} is {plan.dtype} {tuple(plan.shape)} on {plan.device}; it must be torch.int32 ({size},) on "
+            f"{support.device}, from sparsegan.kernels.plan for the same support and geometry"
+        )
+    if support.shape[0] * d.geometry.vector >= 2**31:
+        raise ValueError(f"support has {support.shape[0]} units; at most 2147483647 values are possible")
+    return plan.contiguous()
+
+
+# ---------------------------------------------------------------------- gradients
+
+_gather = torch.ops.sparsegan.vector_gather.default
+_wgrad = torch.ops.sparsegan.vector_wgrad.default
+
+
+def _gather_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: Any) -> Tensor:
+    """A gather over the plan of its direction, or dense where there is none."""
+    support, plan, adjoint_plan, geometry = taps
+    if (adjoint_plan if adjoint else plan) is None:
+        return reference.gather(x, values, None, support, geometry_of(geometry), adjoint, tuple(size))
+    return _gather(x, values, None, support, plan, adjoint_plan, geometry, adjoint, list(size))
+
+
+def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _bias, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size, ctx.slope = inputs
+    ctx.save_for_backward(x, values, support, plan, adjoint_plan, None if ctx.slope == 1 else output)
+
+
+def _gather_backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+    x, values, support, plan, adjoint_plan, y = ctx.saved_tensors
+    gx = gv = gb = None
+    if y is not None:  # a slope is not below 0: the result has the sum's sign
+        gy = torch.where(y > 0, gy, gy * ctx.slope)
+    taps = (support, plan, adjoint_plan, ctx.geometry)
+    if ctx.needs_input_grad[0]:
+        gx = _gather_or_dense(gy, values, taps, not ctx.adjoint, x.shape[1:])
+    if ctx.needs_input_grad[1]:
+        gv = _wgrad(gy, x, *taps, ctx.adjoint)
+    if ctx.needs_input_grad[2]:
+        gb = gy.sum((0, 2, 3))
+    return gx, gv, gb, *[None] * 7
+
+
+def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gy, x, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint = inputs
+    ctx.save_for_backward(gy, x, support, plan, adjoint_plan)
+
+
+def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
+    gy, x, *taps = ctx.saved_tensors
+    taps = (*taps, ctx.geometry)
+    ggy = gx = None
+    if ctx.needs_input_grad[0]:
+        ggy = _gather_or_dense(x, gv, taps, ctx.adjoint, gy.shape[1:])
+    if ctx.needs_input_grad[1]:
+        gx = _gather_or_dense(gy, gv, taps, not ctx.adjoint, x.shape[1:])
+    return ggy, gx, *[None] * 5
+
+
+vector_gather.register_autograd(_gather_backward, setup_context=_gather_setup)
+vector_wgrad.register_autograd(_wgrad_backward, setup_context=_wgrad_setup)

@@ -1,0 +1,194 @@
+"""How target positions are cut into tiles, and what a launch of a kernel takes. Plain numbers: nothing here runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .plan import Direction
+from .tuned import Blocks, blocks
+
+#: Programs that a wgrad is cut into at least: a few for each multiprocessor of a large GPU.
+PROGRAMS = 1024
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Columns of a phase in tiles of ``width``, of which a program writes ``columns``.
+
+    ``deferred``: x is read from aligned columns, ``lead`` after the tile's first, and the sums are shifted.
+    """
+
+    deferred: bool
+    width: int
+    columns: int
+    lead: int
+    tiles: int
+    align: int
+
+    @property
+    def cost(self) -> int:
+        """Columns that are computed."""
+        return self.tiles * self.width
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: number of programs, the arguments that follow the tensors, the compile-time constants."""
+
+    programs: int
+    numbers: list[Any]
+    constants: dict[str, Any]
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest that is not below ``n``."""
+    power = 1
+    while power < n:
+        power *= 2
+    return power
+
+
+def phase_size(d: Direction, target_size: Size) -> Size:
+    """Rows and columns of a target's largest phase."""
+    return cdiv(target_size[0], d.target_step[0]), cdiv(target_size[1], d.target_step[1])
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How a float32 product runs: as cuDNN's convolutions do."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def plain_tiling(width: int, most: int) -> Tiling:
+    """Tiles of 8 to ``most`` positions that cover ``width`` columns with the least waste."""
+    least = min(8, most, power_of_2(width))
+    widths = [2**i for i in range(most.bit_length()) if 2**i >= least]
+    options = [Tiling(False, n, n, 0, max(1, cdiv(width, n)), 1) for n in widths]
+    return min(options, key=lambda t: (t.cost, -t.width))
+
+
+def deferred_tiling(d: Direction, source_width: int, width: int, most: int, align: int) -> Tiling | None:
+    """Tiles that read x unshifted, or ``None`` where the kernel reaches over too many columns."""
+    shifts = d.shifts(1)[0]
+    lead = min(shifts) // align * align
+    whole = max(width, min(source_width, width + max(shifts)))
+    options = []
+    for i in range(align.bit_length() - 1, most.bit_length()):
+        tile = 2**i
+        columns = (tile - max(shifts) + lead) // align * align
+        if tile >= whole:  # all columns in one tile: nothing is read twice
+            options.append(Tiling(True, tile, tile, 0, 1, align))
+        elif columns > 0:
+            options.append(Tiling(True, tile, columns, lead, cdiv(width, columns), align))
+    return min(options, key=lambda t: (t.cost, -t.width), default=None)
+
+
+def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsize: int) -> Tiling:
+    """Deferred where rows of x allow loads of 8 bytes or more and not twice the columns are computed."""
+    plain = plain_tiling(width, most)
+    align = math.gcd(source_width, 16 // itemsize)
+    if d.source_step[1] > 1 or align * itemsize < 8:
+        return plain
+    deferred = deferred_tiling(d, source_width, width, most, align)
+    return deferred if deferred is not None and deferred.cost <= 2 * plain.cost else plain
+
+
+def _choose_blocks(
+    op: str, d: Direction, images: int, size: Size, dtype: torch.dtype, units: int, given: Blocks | None
+) -> Blocks:
+    positions = images * size[0] * size[1]
+    channels = max(16, power_of_2(d.block))
+    most = given or blocks(op, channels, dtype.itemsize, positions, units // (d.blocks * d.phases))
+    return most._replace(positions=min(most.positions, max(16, power_of_2(images * size[0]) * power_of_2(size[1]))))
+
+
+def _constants(d: Direction, dtype: torch.dtype, cut: Blocks) -> dict[str, Any]:
+    return {
+        "SOURCE_STEP_H": d.source_step[0],
+        "SOURCE_STEP_W": d.source_step[1],
+        "TARGET_STEP_H": d.target_step[0],
+        "TARGET_STEP_W": d.target_step[1],
+        "KERNEL_W": d.geometry.kernel[1],
+        "WIDTH": d.width,
+        "PRECISION": precision(dtype),
+        "BLOCK_P": cut.positions,
+        "BLOCK_O": max(16, power_of_2(d.block)),
+        "BLOCK_K": cut.taps,
+        "num_warps": cut.warps,
+        "num_stages": cut.stages,
+    }
+
+
+def gather_launch(
+    d: Direction,
+    units: int,
+    images: int,
+    source_size: Size,
+    target_size: Size,
+    dtype: torch.dtype,
+    has_bias: bool,
+    negative_slope: float,
+    given: Blocks | None = None,
+) -> Launch:
+    """A launch of ``gather_kernel``; ``given`` instead of the tuned blocks."""
+    rows, width = phase_size(d, target_size)
+    cut = _choose_blocks("gather", d, images, (rows, width), dtype, units, given)
+    tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
+    all_blocks = d.blocks * d.phases
+    programs = all_blocks * tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
+    numbers = [
+        *(units, images, d.sources, source_size[0], source_size[1] // tiling.align),
+        *(d.targets, *target_size, all_blocks, rows),
+        *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align, negative_slope),
+    ]
+    constants = _constants(d, dtype, cut) | {
+        "DEPTH": d.depth,
+        "LANES": d.lanes,
+        "ALIGN": tiling.align,
+        "DEFERRED": tiling.deferred,
+        "HAS_BIAS": has_bias,
+        "ACTIVATES": negative_slope != 1,
+        "TILE_W": tiling.width,
+    }
+    return Launch(programs, numbers, constants)
+
+
+def wgrad_splits(d: Direction, tiles: int) -> int:
+    """Shares that the positions are cut into."""
+    return max(1, min(tiles, cdiv(PROGRAMS, d.groups)))
+
+
+def wgrad_launch(
+    d: Direction,
+    units: int,
+    images: int,
+    source_size: Size,
+    target_size: Size,
+    dtype: torch.dtype,
+    given: Blocks | None = None,
+) -> Launch:
+    """A launch of ``wgrad_kernel`` for a wide direction; the last number is that of the shares."""
+    rows, width = phase_size(d, target_size)
+    read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.shifts(1)[0])))
+    cut = _choose_blocks("wgrad", d, images, (rows, read), dtype, units, given)
+    align = math.gcd(source_size[1], 16 // dtype.itemsize)
+    tiling = plain_tiling(read, cut.positions)
+    tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
+    splits = wgrad_splits(d, tiles)
+    all_blocks = d.blocks * d.phases
+    numbers = [
+        *(units, images, d.sources, source_size[0], source_size[1] // align),
+        *(d.targets, *target_size, all_blocks, rows),
+        *(tiling.tiles, tiles, splits),
+    ]
+    constants = _constants(d, dtype, cut) | {"ALIGN": align, "TILE_W": tiling.width}
+    return Launch(d.groups * splits, numbers, constants)

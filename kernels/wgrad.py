@@ -1,0 +1,101 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The gradient of a wide gather in its values, at the kept positions only.
+
+    dv[t, o] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])
+
+A program owns the taps of one block of target channels, phase and kernel column (``kernels/plan.py``) and every
+``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one of gy
+[positions, channels] and writes its float32 share of the sum; the caller adds the shares, always in the same order. A
+deep gather's gradient is the wide one of the other direction, x and gy in each other's place.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wgrad_kernel(
+    gy,
+    x,
+    shares,  # float32 [splits, units * WIDTH]
+    plan,
+    units,
+    images,
+    sources,  # channels
+    source_height,
+    source_width,  # in units of ALIGN
+    targets,  # channels
+    target_height,
+    target_width,
+    blocks,  # of target channels, once a phase
+    phase_height,  # rows of a phase
+    column_tiles,
+    tiles,
+    splits,
+    SOURCE_STEP_H: tl.constexpr,
+    SOURCE_STEP_W: tl.constexpr,
+    TARGET_STEP_H: tl.constexpr,
+    TARGET_STEP_W: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    WIDTH: tl.constexpr,  # target channels a unit
+    ALIGN: tl.constexpr,  # elements: rows of x begin at multiples of it
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # positions of a tile
+    TILE_W: tl.constexpr,  # columns of a tile
+    BLOCK_O: tl.constexpr,  # channels of a block, and what fills a tensor core's tile
+    BLOCK_K: tl.constexpr,
+):
+    # Groups that read the same positions run next to each other.
+    group, split = tl.program_id(0) % (blocks * KERNEL_W), tl.program_id(0) // (blocks * KERNEL_W)
+    block, j = group // KERNEL_W, group % KERNEL_W
+    phase = block % (TARGET_STEP_H * TARGET_STEP_W)
+    width = source_width * ALIGN
+
+    lane = tl.arange(0, BLOCK_P)
+    o = tl.arange(0, BLOCK_O)
+    first_channel = block // (TARGET_STEP_H * TARGET_STEP_W) * WIDTH
+    live_channel = (o < WIDTH) & (first_channel + o < targets)
+    first_of_group = plan + 2 * KERNEL_W
+    channel_of = first_of_group + blocks * KERNEL_W + 1
+    row_of = channel_of + units
+    unit_of = row_of + units
+
+    shift, source_phase = tl.load(plan + 2 * j), tl.load(plan + 2 * j + 1)
+    first = tl.load(first_of_group + group)
+    end = tl.minimum(tl.load(first_of_group + group + 1), units)
+    for first_tap in range(first, end, BLOCK_K):
+        tap = first_tap + tl.arange(0, BLOCK_K)
+        live = tap < end
+        channel, source_row = tl.load(channel_of + tap, live, 0), tl.load(row_of + tap, live, 0)
+        live &= (channel >= 0) & (channel < sources)  # whatever a plan says, nothing outside is read
+        offset = channel * source_height * width + source_row * width
+        total = tl.full((BLOCK_K, BLOCK_O), 0.0, tl.float32)
+        for tile in range(split, tiles, splits):
+            row = tile // column_tiles * (BLOCK_P // TILE_W) + lane // TILE_W
+            n, h = row // phase_height, row % phase_height
+            # Tiles follow the columns of x, whose rows are aligned; gy is read shifted.
+            w = tile % column_tiles * TILE_W + lane % TILE_W
+            source_col = w if SOURCE_STEP_W == 1 else w * SOURCE_STEP_W + source_phase
+            h_read = source_row[:, None] + (h * SOURCE_STEP_H)[None, :]
+            inside = live[:, None] & ((n < images) & (source_col < width))[None, :]
+            inside &= (h_read >= 0) & (h_read < source_height)
+            image = x + n.to(tl.int64) * sources * source_height * width + (h * SOURCE_STEP_H) * width + source_col
+            x_tile = tl.load(image[None, :] + offset[:, None], inside, 0.0)
+
+            out_row = h * TARGET_STEP_H + phase // TARGET_STEP_W
+            out_col = (w - shift) * TARGET_STEP_W + phase % TARGET_STEP_W
+            there = (n < images) & (out_row < target_height) & (w >= shift) & (out_col < target_width)
+            plane = gy + (n.to(tl.int64) * targets + first_channel) * target_height * target_width
+            column = plane + out_row * target_width + out_col
+            gy_tile = tl.load(
+                column[:, None] + (o * target_height * target_width)[None, :],
+                there[:, None] & live_channel[None, :],
+                0.0,
+            )
+            total = tl.dot(x_tile, gy_tile, total, input_precision=PRECISION)
+        unit = tl.load(unit_of + tap, live, -1)
+        write = ((unit >= 0) & (unit < units))[:, None] & (o < WIDTH)[None, :]
+        share = shares + split.to(tl.int64) * units * WIDTH
+        tl.store(share + unit[:, None] * WIDTH + o[None, :], total, write)
