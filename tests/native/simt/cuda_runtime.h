@@ -23,8 +23,10 @@
 #define gridDim simt::grid_size()
 constexpr int warpSize = 32;
 
-struct dim3 : simt::Index {
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : Index{x, y, z} {}
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  operator simt::Index() const { return {x, y, z}; }
 };
 
 // ---------------------------------------------------------------- vectors

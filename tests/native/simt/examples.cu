@@ -1,141 +1,140 @@
-// Kernels for the executor's own tests: correct ones, and the same with a mistake that it must report.
-#include <cuda_runtime.h>
-
+// Kernels for the executor's own tests: two that are right, and the same with a mistake that it must report.
+#include <exception>
 #include <string>
-#include <vector>
+
+#include "../../../csrc/cuda/async.h"
+#include "../../../csrc/cuda/launch.h"
 
 namespace examples {
+
+using namespace sparsegan::cuda;
 
 enum class Mistake {
   none,
   no_barrier,         // none between writing a tile and reading it
-  no_second_barrier,  // none between reading a tile and writing it again
+  no_second_barrier,  // none between reading a tile and writing the next
   shared_bounds,      // one element past the end of shared memory
   global_bounds,      // one element past the end of a buffer
   array_bounds,       // one element past the end of a thread's own array
   write_input,
   unwritten,              // a shared element that nobody writes
-  other_block,            // two blocks write the same element
+  other_block,            // two blocks write the same elements
   exited,                 // a thread leaves before a barrier
   other_barrier,          // threads at two barriers
   missing_lane,           // a lane of the mask is not at the shuffle
   no_warp_barrier,        // a shuffle orders no memory
-  no_wait,                // shared memory read before its copy has been waited for
-  no_barrier_after_wait,  // the wait is the copying thread's only
-  misaligned,             // four floats from an odd address
+  no_wait,                // a copy read before it has been waited for
+  no_barrier_after_wait,  // a wait is for the thread's own copies
+  misaligned,             // four floats at an odd address
   too_much_shared,        // more than a launch gets unasked
 };
 
-constexpr int tile = 32, rows = 8;
+constexpr int kTile = 32, kRows = 8, kPitch = kTile + 1;
 
-// y = x transposed, `tiles` tiles in each direction.
+// y [n, n] = x [n, n] transposed. A block makes a column of tiles.
 template <Mistake mistake>
-__global__ void __launch_bounds__(tile* rows) transpose(const float* x, float* y, int n) {
-  __shared__ float staged[tile][tile + 1];
-  const int column = threadIdx.x, first = threadIdx.y;
-  for (int tile_row = 0; tile_row < n; tile_row += tile) {
-    for (int r = first; r < tile; r += rows)
+__global__ void __launch_bounds__(kTile* kRows) transpose(const float* __restrict__ x, float* __restrict__ y, int n) {
+  auto* staged = reinterpret_cast<float*>(dynamic_shared());  // [kTile, kPitch]
+  const int column = threadIdx.x, first = threadIdx.y, block = mistake == Mistake::other_block ? 0 : blockIdx.x;
+  for (int top = 0; top < n; top += kTile) {
+    for (int r = first; r < kTile; r += kRows)
       if (mistake != Mistake::unwritten || r != 5 || column != 7)
-        staged[r][column] = x[(tile_row + r) * n + blockIdx.x * tile + column];
+        staged[r * kPitch + column] = x[(top + r) * n + blockIdx.x * kTile + column];
     if (mistake == Mistake::exited && first == 3 && column == 9) return;
-    if (mistake == Mistake::other_barrier && first == 0) {
+    if (mistake == Mistake::other_barrier && first == 0)
       __syncthreads();
-    } else if (mistake != Mistake::no_barrier) {
+    else if (mistake != Mistake::no_barrier)
       __syncthreads();
-    }
-    const int past = mistake == Mistake::global_bounds && tile_row + tile == n ? 1 : 0;
-    const unsigned block = mistake == Mistake::other_block ? 0 : blockIdx.x;
-    for (int r = first; r < tile; r += rows) y[(block * tile + r) * n + tile_row + column + past] = staged[column][r];
+    for (int r = first; r < kTile; r += kRows) y[(block * kTile + r) * n + top + column] = staged[column * kPitch + r];
     if (mistake != Mistake::no_second_barrier) __syncthreads();
-    if (mistake == Mistake::write_input) const_cast<float*>(x)[0] = 0;
+  }
+  if (mistake == Mistake::global_bounds && first == 0 && column == 0) y[0] = x[n * n];
+  if (mistake == Mistake::write_input) const_cast<float*>(x)[column] = 0;
+}
+
+constexpr int kThreads = 128, kEach = 4, kWarps = kThreads / 32;
+
+// y [blocks] = the sums of the blocks' parts of x [n], n a multiple of kEach.
+template <Mistake mistake>
+__global__ void __launch_bounds__(kThreads) sum(const float* __restrict__ x, float* __restrict__ y, int n) {
+  auto* staged = reinterpret_cast<float*>(dynamic_shared());  // [kThreads, kEach]
+  float* sums = staged + kThreads * kEach;                    // [kWarps]
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int at = (blockIdx.x * kThreads + thread) * kEach;
+  copy_async<16>(staged + thread * kEach, x + at, at < n);
+  if (mistake != Mistake::no_wait) wait_copies();
+  if (mistake != Mistake::no_barrier_after_wait) __syncthreads();
+  const float* others = staged + (kThreads - 1 - thread) * kEach;
+  const float4 four = *reinterpret_cast<const float4*>(others + (mistake == Mistake::misaligned));
+  const float own[kEach] = {four.x, four.y, four.z, four.w};
+  float total = 0;
+  for (int i = 0; i < (mistake == Mistake::array_bounds ? min(n, kEach + 1) : kEach); ++i) total += own[i];
+  if (mistake != Mistake::missing_lane || lane != 13)
+    for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_down_sync(~0U, total, lanes);
+  if (lane == 0) sums[warp + (mistake == Mistake::shared_bounds)] = total;
+  if (mistake == Mistake::no_warp_barrier)
+    total = __shfl_sync(~0U, total, 0);
+  else
+    __syncwarp();
+  if (lane == 1) sums[warp] *= 2;
+  __syncthreads();
+  if (thread < kWarps) {
+    total = sums[thread];
+    for (int lanes = 1; lanes < kWarps; lanes *= 2) total += __shfl_xor_sync((1U << kWarps) - 1, total, lanes);
+    if (thread == 0) y[blockIdx.x] = total / 2;
   }
 }
 
-// y[block] = the sum of the block's part of x, staged by cp.async, summed by shuffles.
-template <Mistake mistake>
-__global__ void __launch_bounds__(128) sum(const float* x, float* y, int n) {
-  float* staged = static_cast<float*>(simt::dynamic_shared());  // [128 * 4]
-  float* warps = staged + 128 * 4;                              // [4]
-  const int thread = threadIdx.x, lane = thread % 32;
-  const int at = (blockIdx.x * 128 + thread) * 4;
-  const int valid = max(0, min(16, (n - at) * 4));
-  simt::copy_async(staged + thread * 4, x + (valid > 0 ? at : 0), 16, valid);
-  simt::commit_group();
-  simt::commit_group();  // an empty one, for wait_group to leave out
-  simt::wait_group(mistake == Mistake::no_wait ? 2 : 1);
-  if (mistake != Mistake::no_barrier_after_wait) __syncthreads();
-  float own[4];
-  const float4 four = *reinterpret_cast<const float4*>(staged + (127 - thread) * 4 + (mistake == Mistake::misaligned));
-  own[0] = four.x, own[1] = four.y, own[2] = four.z, own[3] = four.w;
-  float total = 0;
-  for (int i = 0; i < 4 + (mistake == Mistake::array_bounds && n > 0); ++i) total += own[i];
-  if (mistake != Mistake::missing_lane || lane != 13)
-    for (int step = 16; step > 0; step /= 2) total += __shfl_down_sync(~0U, total, step);
-  if (lane == 0) warps[thread / 32 + (mistake == Mistake::shared_bounds)] = total;
-  // Within a warp: lane 1 takes from lane 0.
-  if (mistake == Mistake::no_warp_barrier)
-    __shfl_sync(~0U, total, 0);
-  else
-    __syncwarp();
-  if (lane == 1) warps[thread / 32] += 0;
-  __syncthreads();
-  if (thread == 0) y[blockIdx.x] = warps[0] + warps[1] + warps[2] + warps[3];
-}
-
-template <Mistake mistake>
-void run_transpose(const float* x, float* y, int n) {
-  simt::launch(transpose<mistake>, dim3(n / tile), dim3(tile, rows), 0, x, y, n);
-}
-
-template <Mistake mistake>
-void run_sum(const float* x, float* y, int n) {
-  const size_t shared = mistake == Mistake::too_much_shared ? 48 * 1024 + 4 : (128 * 4 + 4) * sizeof(float);
-  simt::launch(sum<mistake>, dim3((n + 511) / 512), dim3(128), shared, x, y, n);
-}
-
 struct Example {
+  void (*kernel)(const float*, float*, int);
+  Mistake mistake;
   const char* name;
-  void (*run)(const float*, float*, int);
 };
-constexpr Example table[] = {
-    {"transpose", run_transpose<Mistake::none>},
-    {"sum", run_sum<Mistake::none>},
-    {"no barrier", run_transpose<Mistake::no_barrier>},
-    {"no second barrier", run_transpose<Mistake::no_second_barrier>},
-    {"global bounds", run_transpose<Mistake::global_bounds>},
-    {"write input", run_transpose<Mistake::write_input>},
-    {"unwritten", run_transpose<Mistake::unwritten>},
-    {"other block", run_transpose<Mistake::other_block>},
-    {"exited", run_transpose<Mistake::exited>},
-    {"other barrier", run_transpose<Mistake::other_barrier>},
-    {"shared bounds", run_sum<Mistake::shared_bounds>},
-    {"array bounds", run_sum<Mistake::array_bounds>},
-    {"missing lane", run_sum<Mistake::missing_lane>},
-    {"no warp barrier", run_sum<Mistake::no_warp_barrier>},
-    {"no wait", run_sum<Mistake::no_wait>},
-    {"no barrier after wait", run_sum<Mistake::no_barrier_after_wait>},
-    {"misaligned", run_sum<Mistake::misaligned>},
-    {"too much shared", run_sum<Mistake::too_much_shared>},
+#define TRANSPOSE(mistake) {transpose<Mistake::mistake>, Mistake::mistake, "transpose " #mistake}
+#define SUM(mistake) {sum<Mistake::mistake>, Mistake::mistake, "sum " #mistake}
+constexpr Example examples[] = {
+    TRANSPOSE(none),
+    TRANSPOSE(no_barrier),
+    TRANSPOSE(no_second_barrier),
+    TRANSPOSE(unwritten),
+    TRANSPOSE(global_bounds),
+    TRANSPOSE(write_input),
+    TRANSPOSE(exited),
+    TRANSPOSE(other_block),
+    TRANSPOSE(other_barrier),
+    SUM(none),
+    SUM(shared_bounds),
+    SUM(array_bounds),
+    SUM(missing_lane),
+    SUM(no_warp_barrier),
+    SUM(no_wait),
+    SUM(misaligned),
+    SUM(no_barrier_after_wait),
+    SUM(too_much_shared),
 };
 
 }  // namespace examples
 
-// Runs an example on `count` numbers (a square for the transpose): null, or the error.
-extern "C" const char* simt_example(const char* name, const float* x, float* y, int count, int results, uint64_t seed) {
-  simt::begin(seed);
-  const auto* in = static_cast<const float*>(simt::add_buffer("x", simt::Access::input, x, count * sizeof(float)));
-  auto* out = static_cast<float*>(simt::add_buffer("y", simt::Access::output, nullptr, results * sizeof(float)));
-  const bool square = count == results;
-  int n = count;
-  if (square)
-    for (n = 1; n * n < count; ++n) {
-    }
-  for (const examples::Example& example : examples::table)
-    if (std::string(example.name) == name) {
-      example.run(in, out, n);
-      simt::read_buffer(out, y);
-      return simt::error();
-    }
-  simt::fail("no example %s", name);
+// Runs an example: transpose x [n, n], y [n, n]; sum x [n], y [blocks]. Null, or the error.
+extern "C" const char* simt_example(const char* name, const float* x, float* y, int n, int64_t seed) try {
+  using namespace examples;
+  simt::begin(static_cast<uint64_t>(seed));
+  for (const Example& example : examples::examples) {
+    if (std::string(example.name) != name) continue;
+    const bool square = std::string(name).starts_with("transpose");
+    const int blocks = square ? n / kTile : (n + kThreads * kEach - 1) / (kThreads * kEach);
+    const size_t bytes = sizeof(float) * n * (square ? n : 1);
+    const auto* in = static_cast<const float*>(simt::add_buffer("x", simt::Access::input, x, bytes));
+    auto* out = static_cast<float*>(
+        simt::add_buffer("y", simt::Access::output, nullptr, square ? bytes : sizeof(float) * blocks));
+    size_t shared = sizeof(float) * (square ? kTile * kPitch : kThreads * kEach + kWarps);
+    if (example.mistake == Mistake::too_much_shared) shared = 48 * 1024 + 16;
+    launch(example.kernel, dim3(blocks), square ? dim3(kTile, kRows) : dim3(kThreads), shared, nullptr, in, out, n);
+    simt::read_buffer(out, y);
+    return simt::error();
+  }
+  simt::fail("no example is called %s", name);
+  return simt::error();
+} catch (const std::exception&) {
   return simt::error();
 }

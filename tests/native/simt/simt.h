@@ -33,7 +33,8 @@ struct Index {
 enum class Access { input, output };
 
 // Starts anew: no buffers, no error. `seed` draws the order of blocks and of threads; 0 is their natural order.
-void begin(uint64_t seed);
+// `bounds_only`: neither races nor unwritten bytes are errors.
+void begin(uint64_t seed, bool bounds_only = false);
 // Device memory of `bytes` bytes that starts `offset` bytes after a multiple of 256: a copy of the host's (input), or
 // unwritten (output). `name` is what errors call it.
 void* add_buffer(const char* name, Access access, const void* host, size_t bytes, size_t offset = 0);

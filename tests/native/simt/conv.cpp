@@ -1,0 +1,86 @@
+// The ops of csrc/cuda/ on the host, for tests/test_simt.py: buffers from numpy arrays, the device plan, a call.
+#include "../../../csrc/cuda/conv.h"
+
+#include <exception>
+#include <random>
+#include <vector>
+
+namespace {
+
+using simt::Access;
+using sparsegan::cuda::ConvCall;
+
+constexpr int geometry_numbers = 13;
+constexpr size_t dtype_bytes[] = {4, 2, 2};
+
+}  // namespace
+
+extern "C" {
+
+// One call, as Python fills it in.
+struct SimtCall {
+  int64_t geometry[geometry_numbers];
+  int64_t adjoint, dtype, taps, images, x_channels, x_height, x_width, y_channels, y_height, y_width;
+  int64_t multiprocessors;
+  int64_t seed;    // of the order of blocks and threads; 0: the natural one
+  int64_t offset;  // elements from a multiple of 256 bytes to the start of each tensor
+  int64_t damage;  // not 0: the seed of nonsense in the plan and the support, and only bounds are checked
+};
+
+// y from x, or, with `gy`, dv from x: null, or the error.
+const char* simt_conv(const SimtCall* call, const int32_t* support, const void* x, const void* values, const void* bias,
+                      float negative_slope, void* y, const void* gy, void* dv) try {
+  simt::begin(static_cast<uint64_t>(call->seed), call->damage != 0);
+  ConvCall c;
+  c.geometry = sparsegan::Geometry::from_list({call->geometry, call->geometry + geometry_numbers});
+  c.adjoint = call->adjoint != 0;
+  c.dtype = static_cast<sparsegan::cuda::DType>(call->dtype);
+  c.taps = call->taps;
+  c.images = call->images;
+  c.x_height = call->x_height, c.x_width = call->x_width;
+  c.y_height = call->y_height, c.y_width = call->y_width;
+  c.multiprocessors = call->multiprocessors;
+
+  std::vector<int32_t> kept(support, support + c.taps);
+  std::vector<int32_t> plan(sparsegan::device_plan_shape(c.geometry, c.adjoint, c.taps).size());
+  sparsegan::compile_device_plan(c.geometry, c.adjoint, support, c.taps, plan.data());
+  if (call->damage != 0) {
+    std::mt19937 random(static_cast<unsigned>(call->damage));
+    for (std::vector<int32_t>* numbers : {&kept, &plan})
+      for (int32_t& number : *numbers)
+        if (random() % 4 == 0) number = static_cast<int32_t>(random()) >> random() % 32;
+  }
+
+  const size_t element = dtype_bytes[call->dtype], offset = element * call->offset;
+  const size_t x_bytes = element * c.images * call->x_channels * c.x_height * c.x_width;
+  const size_t y_bytes = element * c.images * call->y_channels * c.y_height * c.y_width;
+  const size_t tap_bytes = element * c.taps;
+  const auto input = [](const char* name, const void* host, size_t bytes, size_t at) {
+    return simt::add_buffer(name, Access::input, host, bytes, at);
+  };
+  const auto output = [](const char* name, size_t bytes, size_t at) {
+    return simt::add_buffer(name, Access::output, nullptr, bytes, at);
+  };
+  c.support = static_cast<int32_t*>(input("support", kept.data(), kept.size() * sizeof(int32_t), 0));
+  c.plan = static_cast<int32_t*>(input("plan", plan.data(), plan.size() * sizeof(int32_t), 0));
+  const void* device_x = input("x", x, x_bytes, offset);
+  if (gy == nullptr) {
+    const void* device_values = input("values", values, tap_bytes, offset);
+    const void* device_bias = bias == nullptr ? nullptr : input("bias", bias, element * call->y_channels, offset);
+    auto* workspace = static_cast<float*>(output("workspace", sizeof(float) * gather_workspace(c), 0));
+    void* device_y = output("y", y_bytes, offset);
+    gather(c, device_x, device_values, device_bias, negative_slope, device_y, workspace, nullptr);
+    simt::read_buffer(device_y, y);
+  } else {
+    const void* device_gy = input("gy", gy, y_bytes, offset);
+    auto* workspace = static_cast<float*>(output("workspace", sizeof(float) * wgrad_workspace(c), 0));
+    void* device_dv = output("dv", tap_bytes, offset);
+    wgrad(c, device_gy, device_x, device_dv, workspace, nullptr);
+    simt::read_buffer(device_dv, dv);
+  }
+  return simt::error();
+} catch (const std::exception& e) {
+  simt::fail("%s", e.what());
+  return simt::error();
+}
+}
