@@ -356,39 +356,48 @@ def idx_files(task: str, source: Path, size: int, split: str, limit: int, **more
     """dcgan: grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
     from .mnist import resized
 
+    files = [source]
     if source.is_dir():
-        found = {part: _idx(source, part) for part in ("train", "t10k")}
         wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[split]
-        missing = [part for part in wanted if part not in found or found[part] is None]
-        if missing:
-            raise FileNotFoundError(f"{source} holds no {missing[0]}-images-idx3-ubyte, with or without .gz")
-        files = [file for part in wanted if (file := found[part]) is not None]
-    else:
-        files = [source]
-    pixels, labels, names = [], [], []
+        found = [_idx(source, part) for part in wanted]
+        files = [file for file in found if file is not None]
+        if len(files) < len(wanted):
+            missing = wanted[found.index(None)]
+            raise FileNotFoundError(f"{source} holds no {missing}-images-idx3-ubyte, with or without .gz")
+    pixels: list[Tensor] = []
+    labels: list[Tensor] = []
+    names: list[str] = []
     for file in files:
-        images = idx.read(file)
-        if images.dim() != 3:
-            raise ValueError(f"{file} has the shape {tuple(images.shape)}; images are [N, height, width]")
-        keep = torch.arange(len(images))
+        images, label = _images_and_labels(file)
+        chosen = list(range(len(images)))
         if not source.is_dir() and split != "all":
-            keep = torch.tensor([i for i in range(len(images)) if held_out(f"{file.name}/{i}") == (split == "test")])
-        bytes_needed = len(keep) * size * size
-        if bytes_needed > limit:
-            raise ValueError(
-                f"{file} at {size}x{size} takes {bytes_needed >> 20} MiB, above the limit, {limit >> 20} MiB"
-            )
-        parts = (resized(part, size).add(1).mul(127.5).round().to(torch.uint8) for part in images[keep].split(1000))
-        pixels.append(torch.cat(list(parts)))
-        beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
-        if beside != file and beside.is_file():
-            label = idx.read(beside)
-            if label.shape != (len(images),):
-                raise ValueError(f"{beside} has the shape {tuple(label.shape)} and {file} {len(images)} images")
-            labels.append(label[keep].long())
-        names += [f"{file.name}/{i}" for i in keep.tolist()]
+            chosen = [i for i in chosen if held_out(f"{file.name}/{i}") == (split == "test")]
+            if not chosen:
+                raise ValueError(f"{file} holds too few images for a {split} split; split='all' takes all")
+        names += [f"{file.name}/{i}" for i in chosen]
+        if len(names) * size**2 > limit:
+            takes = f"{len(names) * size**2 >> 20} MiB or more at {size}x{size}"
+            raise ValueError(f"{file} takes {takes}; the limit is {limit >> 20} MiB")
+        for part in images[chosen].split(1000):
+            pixels.append(resized(part, size).add(1).mul(127.5).round().to(torch.uint8))
+        if label is not None:
+            labels.append(label[chosen])
     all_labels = torch.cat(labels) if len(labels) == len(files) else None
     return Single(task, torch.cat(pixels), names, size, labels=all_labels, **more)
+
+
+def _images_and_labels(file: Path) -> tuple[Tensor, Tensor | None]:
+    """Images uint8 [N, H, W] of an idx file, and labels int64 [N] of the one beside it, if there is one."""
+    images = idx.read(file)
+    if images.dim() != 3:
+        raise ValueError(f"{file} has the shape {tuple(images.shape)}; images are [N, height, width]")
+    beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
+    if beside == file or not beside.is_file():
+        return images, None
+    labels = idx.read(beside)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{beside} has the shape {tuple(labels.shape)}, and {file} holds {len(images)} images")
+    return images, labels.long()
 
 
 def _idx(folder: Path, part: str) -> Path | None:
