@@ -87,13 +87,13 @@ def test_correct_examples(simt: ctypes.CDLL, seed: int) -> None:
 
 
 THREAD = r"thread \(\d+, \d, 0\)"
-SHARED = r"4 bytes at shared memory \+ \d+ bytes, which"
+STAGED = r"4 bytes at .*::staged \+ \d+ bytes, which"
 FOUR = r"reads 16 bytes at shared memory \+ \d+ bytes, which"
 #: Where threads may come in any order, one of two things goes wrong first.
 MISTAKES = {
-    "transpose no_barrier": rf"reads {SHARED} (nobody has written|{THREAD} writes with no barrier between)",
-    "transpose no_second_barrier": rf"(reads {SHARED} {THREAD} writes|writes {SHARED} {THREAD} reads) with no barrier",
-    "transpose unwritten": r"thread \(5, 7, 0\): reads 4 bytes at shared memory \+ 688 bytes, which nobody has written",
+    "transpose no_barrier": rf"reads {STAGED} (nobody has written|{THREAD} writes with no barrier between)",
+    "transpose no_second_barrier": rf"(reads {STAGED} {THREAD} writes|writes {STAGED} {THREAD} reads) with no barrier",
+    "transpose unwritten": r"thread \(5, 7, 0\): reads 4 bytes at .*::staged \+ 688 bytes, which nobody has written",
     "transpose global_bounds": r"thread \(0, 0, 0\): reads 4 bytes at x \+ 16384 bytes, which has 16384",
     "transpose write_input": rf"{THREAD}: writes 4 bytes at x \+ \d+ bytes, an input",
     "transpose other_block": rf"{THREAD}: writes 4 bytes at y \+ \d+ bytes, which another block writes",
@@ -102,7 +102,7 @@ MISTAKES = {
     "sum shared_bounds": r"thread \(96, 0, 0\): writes 4 bytes at shared memory \+ 2064 bytes, which has 2064",
     "sum array_bounds": r"index 4 is outside its array",
     "sum missing_lane": rf"waits at __shfl_down_sync \(\S+, mask 0xffffffff\), while {THREAD} waits at __syncwarp",
-    "sum no_warp_barrier": rf"(reads|writes) {SHARED} {THREAD} (reads|writes) with no barrier between",
+    "sum no_warp_barrier": rf"(reads|writes) 4 bytes at shared memory \+ 20\d\d bytes, which {THREAD} \w+ with no barrier",
     "sum no_wait": rf"{FOUR} ({THREAD} copies there|nobody has written)",
     "sum no_barrier_after_wait": rf"{FOUR} (nobody has written|{THREAD} (writes with no barrier|copies there))",
     "sum misaligned": r"an access at 0x[0-9a-f]+4, not a multiple of its type's alignment",

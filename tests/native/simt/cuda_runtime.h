@@ -6,8 +6,7 @@
 
 #include "simt.h"
 
-// `inline`: the compiler tells the executor about shared variables of functions that other files could see.
-#define __global__ inline
+#define __global__
 #define __device__
 #define __host__
 #define __constant__ const

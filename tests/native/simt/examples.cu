@@ -29,23 +29,23 @@ enum class Mistake {
   too_much_shared,        // more than a launch gets unasked
 };
 
-constexpr int kTile = 32, kRows = 8, kPitch = kTile + 1;
+constexpr int kTile = 32, kRows = 8;
 
 // y [n, n] = x [n, n] transposed. A block makes a column of tiles.
 template <Mistake mistake>
 __global__ void __launch_bounds__(kTile* kRows) transpose(const float* __restrict__ x, float* __restrict__ y, int n) {
-  auto* staged = reinterpret_cast<float*>(dynamic_shared());  // [kTile, kPitch]
+  __shared__ float staged[kTile][kTile + 1];
   const int column = threadIdx.x, first = threadIdx.y, block = mistake == Mistake::other_block ? 0 : blockIdx.x;
   for (int top = 0; top < n; top += kTile) {
     for (int r = first; r < kTile; r += kRows)
       if (mistake != Mistake::unwritten || r != 5 || column != 7)
-        staged[r * kPitch + column] = x[(top + r) * n + blockIdx.x * kTile + column];
+        staged[r][column] = x[(top + r) * n + blockIdx.x * kTile + column];
     if (mistake == Mistake::exited && first == 3 && column == 9) return;
     if (mistake == Mistake::other_barrier && first == 0)
       __syncthreads();
     else if (mistake != Mistake::no_barrier)
       __syncthreads();
-    for (int r = first; r < kTile; r += kRows) y[(block * kTile + r) * n + top + column] = staged[column * kPitch + r];
+    for (int r = first; r < kTile; r += kRows) y[(block * kTile + r) * n + top + column] = staged[column][r];
     if (mistake != Mistake::no_second_barrier) __syncthreads();
   }
   if (mistake == Mistake::global_bounds && first == 0 && column == 0) y[0] = x[n * n];
@@ -122,12 +122,12 @@ extern "C" const char* simt_example(const char* name, const float* x, float* y, 
   for (const Example& example : examples::examples) {
     if (std::string(example.name) != name) continue;
     const bool square = std::string(name).starts_with("transpose");
-    const int blocks = square ? n / kTile : (n + kThreads * kEach - 1) / (kThreads * kEach);
+    const int blocks = square ? n / kTile : (n + kThreads * kEach - 1) / (kThreads * kEach + kWarps);
     const size_t bytes = sizeof(float) * n * (square ? n : 1);
     const auto* in = static_cast<const float*>(simt::add_buffer("x", simt::Access::input, x, bytes));
     auto* out = static_cast<float*>(
         simt::add_buffer("y", simt::Access::output, nullptr, square ? bytes : sizeof(float) * blocks));
-    size_t shared = sizeof(float) * (square ? kTile * kPitch : kThreads * kEach + kWarps);
+    size_t shared = sizeof(float) * (square ? 0 : kThreads * kEach + kWarps);
     if (example.mistake == Mistake::too_much_shared) shared = 48 * 1024 + 16;
     launch(example.kernel, dim3(blocks), square ? dim3(kTile, kRows) : dim3(kThreads), shared, nullptr, in, out, n);
     simt::read_buffer(out, y);

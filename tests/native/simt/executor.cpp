@@ -10,6 +10,8 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <random>
 #include <string>
@@ -82,12 +84,19 @@ struct Fiber {
   int groups = 0;  // of copies, committed
 };
 
+struct Symbol {
+  uintptr_t start;
+  size_t bytes;
+  std::string name;
+};
+
 struct Executor {
   char* arena = nullptr;
   Region regions[slots];
   int used_slots = 1;
   Region statics;                              // the module's variables: `__shared__` ones, for a kernel
   uintptr_t module_start = 0, module_end = 0;  // the module, constants included
+  std::vector<Symbol> symbols;                 // its variables and functions, by address
   std::map<const void*, size_t> allowed_shared;
 
   Fiber fibers[max_threads];
@@ -125,17 +134,24 @@ __attribute__((format(printf, 1, 2))) std::string text(const char* form, ...) {
   return result;
 }
 
-// The symbol at or before an address, "?" if the dynamic linker knows none.
-std::string symbol(const void* address) {
-  Dl_info info;
-  if (dladdr(address, &info) == 0 || info.dli_sname == nullptr) return "?";
-  char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr);
-  std::string name = readable != nullptr ? readable : info.dli_sname;
-  free(readable);
-  return name;
+std::string readable(const char* name) {
+  char* demangled = abi::__cxa_demangle(name, nullptr, nullptr, nullptr);
+  std::string result = demangled != nullptr ? demangled : name;
+  free(demangled);
+  return result;
 }
 
-std::string kernel_name(const void* kernel) { return "kernel " + symbol(kernel); }
+// The last symbol that starts at or before an address.
+const Symbol* symbol_before(uintptr_t address) {
+  auto after = std::upper_bound(ex.symbols.begin(), ex.symbols.end(), address,
+                                [](uintptr_t a, const Symbol& s) { return a < s.start; });
+  return after == ex.symbols.begin() ? nullptr : &*--after;
+}
+
+std::string kernel_name(const void* kernel) {
+  const Symbol* symbol = symbol_before(reinterpret_cast<uintptr_t>(kernel));
+  return "kernel " + (symbol != nullptr ? readable(symbol->name.c_str()) : "?");
+}
 
 // A place that addr2line can look up.
 std::string place(const void* address) {
@@ -224,15 +240,12 @@ Racer stamp(Cell& c, Stamp forgotten) {
 
 // ---------------------------------------------------------------- the check of one access
 
+// Of a variable, or else a region.
 std::string location(const Region& r, uintptr_t address) {
-  const auto offset = static_cast<ptrdiff_t>(address - r.start);
-  if (&r == &ex.statics) {
-    Dl_info info;
-    const auto* pointer = reinterpret_cast<const char*>(address);
-    if (dladdr(pointer, &info) != 0 && info.dli_saddr != nullptr)
-      return text("%s + %td bytes", symbol(pointer).c_str(), pointer - static_cast<const char*>(info.dli_saddr));
-  }
-  return text("%s %c %td bytes", r.name, offset < 0 ? '-' : '+', offset < 0 ? -offset : offset);
+  const Symbol* variable = &r == &ex.statics ? symbol_before(address) : nullptr;
+  const std::string name = variable != nullptr ? readable(variable->name.c_str()) : r.name;
+  const auto offset = static_cast<ptrdiff_t>(address - (variable != nullptr ? variable->start : r.start));
+  return text("%s %c %td bytes", name.c_str(), offset < 0 ? '-' : '+', offset < 0 ? -offset : offset);
 }
 
 Region* find(uintptr_t address) {
@@ -244,8 +257,12 @@ Region* find(uintptr_t address) {
 [[noreturn]] __attribute__((noinline)) void out_of_bounds(bool write, uintptr_t address, size_t bytes, const Region* r,
                                                           const void* pc) {
   const char* does = write ? "writes" : "reads";
-  if (r != nullptr)
-    stop(text("%s %zu bytes at %s, which has %zu", does, bytes, location(*r, address).c_str(), r->bytes), pc);
+  if (r != nullptr) {
+    const Symbol* variable = r == &ex.statics ? symbol_before(address) : nullptr;
+    stop(text("%s %zu bytes at %s, which has %zu", does, bytes, location(*r, address).c_str(),
+              variable != nullptr ? variable->bytes : r->bytes),
+         pc);
+  }
   stop(text("%s %zu bytes at %#zx, which is in no buffer, shared memory or its stack", does, bytes, address), pc);
 }
 
@@ -268,6 +285,11 @@ void check(uintptr_t address, size_t bytes, const void* pc) {
       if (r == nullptr && address - ex.module_start < ex.module_end - ex.module_start) return;
     }
     out_of_bounds(write, address, bytes, r, pc);
+  }
+  if (r == &ex.statics) {
+    const Symbol* variable = symbol_before(address);
+    if (variable == nullptr || address + bytes > variable->start + variable->bytes)
+      out_of_bounds(write, address, bytes, r, pc);
   }
   if (r->read_only) {
     if (write) stop(text("writes %zu bytes at %s, an input", bytes, location(*r, address).c_str()), pc);
@@ -455,11 +477,33 @@ int find_module(dl_phdr_info* info, size_t, void*) {
   return 1;
 }
 
+// The module's symbols from its file: the dynamic linker does not know the local ones.
+void read_symbols() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&read_symbols), &info) == 0) return;
+  std::ifstream file(info.dli_fname, std::ios::binary);
+  const std::string bytes(std::istreambuf_iterator<char>(file), {});
+  const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(bytes.data());
+  const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(bytes.data() + header->e_shoff);
+  for (int i = 0; i < header->e_shnum; ++i) {
+    const ElfW(Shdr) & section = sections[i];
+    if (section.sh_type != SHT_SYMTAB) continue;
+    const char* names = bytes.data() + sections[section.sh_link].sh_offset;
+    const auto* symbols = reinterpret_cast<const ElfW(Sym)*>(bytes.data() + section.sh_offset);
+    for (size_t k = 0; k < section.sh_size / sizeof(ElfW(Sym)); ++k)
+      if (symbols[k].st_shndx != SHN_UNDEF && symbols[k].st_size > 0)
+        ex.symbols.push_back({reinterpret_cast<uintptr_t>(info.dli_fbase) + symbols[k].st_value, symbols[k].st_size,
+                              names + symbols[k].st_name});
+  }
+  std::sort(ex.symbols.begin(), ex.symbols.end(), [](const Symbol& a, const Symbol& b) { return a.start < b.start; });
+}
+
 void set_up() {
   ex.arena = reinterpret_cast<char*>(map(slots * slot_bytes, PROT_NONE));
   open_slot(shared_slot, "shared memory", max_shared, 0);
   ex.regions[shared_slot].shared = true;
   dl_iterate_phdr(find_module, nullptr);
+  read_symbols();
   // Below each stack a page that nothing may touch.
   const uintptr_t stacks = map(max_threads * (stack_bytes + page), PROT_NONE);
   for (unsigned id = 0; id < max_threads; ++id) {
