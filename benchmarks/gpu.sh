@@ -44,6 +44,7 @@ tune() {
   cp kernels/tuned* "$OUT"/
 }
 bench() { # resumable: a stopped run goes on where it was
+  "$PYTHON" benchmarks/cuda_graph.py --json benchmarks/results/cuda_graph.json
   "$PYTHON" -m sparsegan bench gpu --seconds 0.1 --json benchmarks/results/gpu.json
 }
 table() {
@@ -78,7 +79,7 @@ for stage in "${chosen[@]}"; do
   echo "== $stage: ${STAGES[$stage]}"
   status=0
   timeout "$LIMIT" bash -euo pipefail -c "$(declare -f "$stage"); $stage" 2>&1 | tee "$OUT/$stage.log" || status=$?
-  cp -f benchmarks/results/gpu.json "$OUT"/ 2>/dev/null || true
+  cp -f benchmarks/results/{gpu,cuda_graph}.json "$OUT"/ 2>/dev/null || true
   ((status == 0)) || {
     echo "gpu.sh: $stage stopped with status $status (124: out of time; call it again)" >&2
     exit "$status"
