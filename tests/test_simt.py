@@ -12,11 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Problem, assert_close, problems, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+
+from sparsegan import reference
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
@@ -102,7 +109,7 @@ MISTAKES = {
     "sum shared_bounds": r"thread \(96, 0, 0\): writes 4 bytes at shared memory \+ 2064 bytes, which has 2064",
     "sum array_bounds": r"index 4 is outside its array",
     "sum missing_lane": rf"waits at __shfl_down_sync \(\S+, mask 0xffffffff\), while {THREAD} waits at __syncwarp",
-    "sum no_warp_barrier": rf"(reads|writes) 4 bytes at shared memory \+ 20\d\d bytes, which {THREAD} \w+ with no barrier",
+    "sum no_warp_barrier": rf"(reads|writes) 4 bytes at shared memory \+ 20\d\d bytes, which {THREAD} \w+ with no",
     "sum no_wait": rf"{FOUR} ({THREAD} copies there|nobody has written)",
     "sum no_barrier_after_wait": rf"{FOUR} (nobody has written|{THREAD} (writes with no barrier|copies there))",
     "sum misaligned": r"an access at 0x[0-9a-f]+4, not a multiple of its type's alignment",
@@ -120,3 +127,116 @@ def test_planted_mistakes(simt: ctypes.CDLL, name: str) -> None:
         if name != "sum too_much_shared":  # not a matter of one thread
             assert re.search(rf"block \([01], 0, 0\), {THREAD}: ", error), error
             assert re.search(r"examples\.cu:\d+", error), error
+
+
+# ---------------------------------------------------------------- the kernels
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+class Call(ctypes.Structure):
+    """SimtCall of tests/native/simt/conv.cpp."""
+
+    _fields_ = (
+        ("geometry", ctypes.c_int64 * 13),
+        *((name, ctypes.c_int64) for name in ("adjoint", "dtype", "taps", "images")),
+        *((f"{tensor}_{size}", ctypes.c_int64) for tensor in "xy" for size in ("channels", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("multiprocessors", "seed", "offset", "damage")),
+    )
+
+
+def call(p: Problem, dtype: torch.dtype, taps: int, seed: int, offset: int, damage: int) -> Call:
+    c = Call((ctypes.c_int64 * 13)(*p.numbers), p.adjoint, DTYPES.index(dtype), taps, *p.x_shape, *p.y_shape[1:])
+    c.multiprocessors, c.seed, c.offset, c.damage = 4, seed, offset, damage
+    return c
+
+
+def gather(
+    simt: ctypes.CDLL,
+    p: Problem,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    support: Tensor,
+    slope: float = 1,
+    seed: int = 0,
+    offset: int = 0,
+    damage: int = 0,
+) -> Tensor:
+    y = x.new_empty(p.y_shape)
+    c = call(p, x.dtype, len(support), seed, offset, damage)
+    tensors = [pointer(t) for t in (support, x, values, bias)]
+    error = simt.simt_conv(ctypes.byref(c), *tensors, ctypes.c_float(slope), pointer(y), None, None)
+    assert not error, explained(error)
+    return y
+
+
+def wgrad(
+    simt: ctypes.CDLL,
+    p: Problem,
+    gy: Tensor,
+    x: Tensor,
+    support: Tensor,
+    seed: int = 0,
+    offset: int = 0,
+    damage: int = 0,
+) -> Tensor:
+    dv = x.new_empty(len(support))
+    c = call(p, x.dtype, len(support), seed, offset, damage)
+    error = simt.simt_conv(
+        ctypes.byref(c), pointer(support), pointer(x), None, None, ctypes.c_float(), None, pointer(gy), pointer(dv)
+    )
+    assert not error, explained(error)
+    return dv
+
+
+def check_gather(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, seed: int, offset: int) -> None:
+    support = p.support()
+    x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support)).to(dtype)
+    b = torch.randn(p.y_shape[1]).to(dtype) if bias else None
+
+    def twin(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
+        return reference.gather(x, values, b, support, p.geometry, p.adjoint, p.y_shape[1:])
+
+    exact, magnitude = (
+        twin(f(x.double()), f(values.double()), None if b is None else f(b.double())) for f in (same, torch.abs)
+    )
+    assert_close(gather(simt, p, x, values, b, support, 1, seed, offset), exact, twin(x, values, b), magnitude)
+
+
+def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, seed: int, offset: int) -> None:
+    support = p.support()
+    gy, x = torch.randn(p.y_shape).to(dtype), torch.randn(p.x_shape).to(dtype)
+
+    def twin(gy: Tensor, x: Tensor) -> Tensor:
+        return reference.wgrad(gy, x, support, p.geometry, p.adjoint)
+
+    exact, magnitude = (twin(f(gy.double()), f(x.double())) for f in (same, torch.abs))
+    assert_close(wgrad(simt, p, gy, x, support, seed, offset), exact, twin(gy, x), magnitude)
+
+
+def plain(p: Problem) -> Problem:
+    """Made one that the CUDA kernels take: single elements, zeros around; few images where each is much work."""
+    geometry = replace(p.geometry, coarse_vector=1, fine_vector=1)
+    multiplications = prod(geometry.weight_shape) * p.coarse[0] * p.coarse[1]
+    images = max(1, min(p.images, 300_000 // multiplications))
+    return replace(p, geometry=geometry, images=images, padding_mode="zeros", pad_before=(0, 0))
+
+
+PLAIN = problems().map(plain)
+#: The order of blocks and threads, and where tensors start: on 16 bytes, or one element further.
+CIRCUMSTANCES = {"seed": st.integers(0, 3), "offset": st.integers(0, 1)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=25)
+@given(p=PLAIN, bias=st.booleans(), **CIRCUMSTANCES)
+def test_gather(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, bias: bool, seed: int, offset: int) -> None:
+    check_gather(simt, p, dtype, bias, seed, offset)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=25)
+@given(p=PLAIN, **CIRCUMSTANCES)
+def test_wgrad(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, seed: int, offset: int) -> None:
+    check_wgrad(simt, p, dtype, seed, offset)
