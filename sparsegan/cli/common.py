@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..gans import store
+from .. import data
+from ..data.registry import SETS
+from ..gans import GANS, Objective, store
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -57,14 +62,122 @@ def write_png(path: Path, picture: Tensor) -> None:
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
+# Data
+
+
+def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """--data and what chooses from it."""
+    names = ", ".join(SETS)
+    parser.add_argument(
+        "--data", help=f"a file or folder in a layout of the task, or a set of sparsegan data: {names} ({default})"
+    )
+    parser.add_argument("--size", type=int, help=f"height and width of the images, in pixels ({default})")
+    parser.add_argument("--direction", choices=["AtoB", "BtoA"], default="AtoB", help="of pairs (default: AtoB)")
+    parser.add_argument("--attributes", type=Path, help="stargan's attribute file; without it, a folder a domain")
+    parser.add_argument("--domains", nargs="+", default=[], help="stargan's attributes or folders (default: all)")
+    parser.add_argument(
+        "--channels", type=int, choices=[1, 3], help="of an image (default: as the data or network has)"
+    )
+
+
+def load_data(arguments: argparse.Namespace, task: str, size: int, channels: int | None, split: str) -> data.Samples:
+    """The samples that the options of `add_data_options` name. An unconditional GAN learns from all of them."""
+    return data.load(
+        task,
+        arguments.data,
+        size,
+        "all" if task == "dcgan" else split,
+        direction=arguments.direction,
+        attributes=arguments.attributes,
+        domains=arguments.domains,
+        channels=arguments.channels or channels or 3,
+    )
+
+
+def test_data(arguments: argparse.Namespace, task: str, size: int, channels: int | None) -> tuple[data.Samples, str]:
+    """(samples that were not trained on, "test"); all of them and "train" where the layout holds none out."""
+    try:
+        samples = load_data(arguments, task, size, channels, "test")
+    except (FileNotFoundError, ValueError):
+        return load_data(arguments, task, size, channels, "train"), "train"
+    return samples, "train" if task == "dcgan" else "test"
+
+
+# Trained GANs
+
+
+def add_gan_options(parser: argparse.ArgumentParser) -> None:
+    """A folder that this package wrote, or files of the public repositories, or a Python function."""
+    parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN, as train writes it")
+    parser.add_argument("--task", choices=list(GANS), help="the GAN, where a file fits several (default: recognised)")
+    parser.add_argument(
+        "--generator",
+        nargs="+",
+        metavar="FILE",
+        help="instead of the folder: a state_dict (.pth, .pt, .safetensors) of a public repository, CycleGAN's netG_A "
+        "and netG_B for both directions; or package.module:build, a function that gives (generator, discriminator, "
+        "objective)",
+    )
+    parser.add_argument("--discriminator", nargs="+", metavar="FILE", help="its state_dict; CycleGAN's netD_A, netD_B")
+
+
+def load_gan(arguments: argparse.Namespace, **sizes: Any) -> tuple[store.Gan, bool]:
+    """The GAN of `add_gan_options`, and whether its discriminator is a trained one.
+
+    `sizes`: of a network, where its files do not tell; None means not given.
+    """
+    if (arguments.folder is None) == (arguments.generator is None):
+        raise ValueError("give a folder that train wrote, or --generator")
+    if arguments.folder is not None:
+        if arguments.discriminator or arguments.task:
+            raise ValueError("--task and --discriminator go with --generator; a folder holds both networks")
+        return store.load(arguments.folder), True
+    if len(arguments.generator) == 1 and ":" in arguments.generator[0]:
+        return load_entry(arguments.generator[0]), True
+    if arguments.task is not None:
+        known = store.sizes_of(arguments.task)
+        sizes = {name: value for name, value in sizes.items() if name in known}
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    return store.load_public(arguments.generator, arguments.discriminator, arguments.task, **sizes)
+
+
+def load_entry(entry: str) -> store.Gan:
+    """What a function `package.module:build` gives: (generator, discriminator, objective)."""
+    name, _, function = entry.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m has it
+    try:
+        build = getattr(importlib.import_module(name), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--generator is {entry}; it must be package.module:function ({error})") from None
+    made = build()
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise ValueError(f"{entry} gave {made!r:.80}; it must give (generator, discriminator, objective)")
+    generator, discriminator, objective = made
+    for value, wanted in ((generator, nn.Module), (discriminator, nn.Module), (objective, Objective)):
+        if not isinstance(value, wanted):
+            kind = type(value).__name__
+            raise ValueError(f"{entry} gave a {kind} where a {wanted.__name__} is needed")
+    return store.Gan(generator, discriminator, objective, {"network": {"gan": None, "entry": entry}})
+
+
 def load_generator(folder: Path) -> Any:
     """The generator of a folder that train (dense) or compress (compressed) wrote, ready for evaluation."""
+    return load_trained(folder).generator
+
+
+def load_trained(folder: Path) -> store.Gan:
+    """The GAN of a folder that train or compress wrote; a compressed one's discriminator is an untrained one."""
     config = store.read_config(folder)
     if not config.get("compressed"):
-        return store.load(folder).generator
+        return store.load(folder)
     from ..checkpoint import load
 
-    return load(store.build(config).generator, folder / "generator.safetensors").eval()
+    network = config.get("network")
+    entry = network.get("entry") if isinstance(network, Mapping) else None
+    gan = load_entry(entry) if entry else store.build(config)
+    generator = load(gan.generator, folder / "generator.safetensors").eval()
+    return store.Gan(generator, gan.discriminator, gan.objective, config)
 
 
 def find_checkpoints() -> Path:

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
 from .. import data, metrics
 from ..engine import Run, run_loop, write_json
 from ..engine.adversarial import AdversarialTask
-from ..gans import store
-from .common import add_run_options, grid, set_threads, write_png
+from ..gans import GANS, store
+from .common import add_data_options, add_run_options, load_data, set_threads, test_data, write_png
+from .pictures import comparison, some
+
+#: option -> field of a GAN's `Training`; None on the command line is that field's value
+OPTIONS = ("data", "size", "steps", "batch", "lr", "discriminator_lr", "generator_every", "decay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
-    parser.add_argument("what", choices=["dcgan", "digits"], help="a GAN, or the digit classifier")
-    parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="data set (default: mnist)")
+    tasks = "; ".join(f"{name} ({reference.text})" for name, reference in GANS.items())
+    parser.add_argument("what", choices=[*GANS, "digits"], help=f"{tasks}; digits, the digit classifier")
+    default = "default: the task's, for two CPU cores"
+    add_data_options(parser, default)
+    parser.add_argument("--steps", type=int, help=f"optimisation steps ({default})")
+    parser.add_argument("--batch", type=int, help=f"images a step ({default})")
+    parser.add_argument("--width", type=int, help=f"ngf and ndf, the networks' widths ({default})")
     parser.add_argument(
-        "--steps", type=int, default=2496, help="optimisation steps (default: 2496, 16 epochs of mnist)"
+        "--network",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other sizes of the networks, such as blocks=9 norm=batch dropout=false",
     )
-    parser.add_argument("--batch", type=int, default=32, help="images a step (default: 32)")
-    parser.add_argument("--width", type=int, default=32, help="ngf and ndf, the networks' widths (default: 32)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="the generator's learning rate, Adam (default: 1e-3)")
+    parser.add_argument("--lr", type=float, help=f"the generator's learning rate, Adam ({default})")
+    parser.add_argument("--discriminator-lr", type=float, help=f"the discriminator's ({default})")
+    parser.add_argument("--generator-every", type=int, help=f"discriminator steps a generator step ({default})")
     parser.add_argument(
-        "--discriminator-lr",
-        type=float,
-        default=2e-4,
-        help="the discriminator's; when it learns as fast as the generator it wins at once (default: 2e-4)",
+        "--decay",
+        action=argparse.BooleanOptionalAction,
+        help=f"let both rates fall to 0 over the second half of the run ({default})",
     )
     parser.add_argument("--half", action="store_true", help="write the convolutions' weights in float16")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the digit classifier (default: 12)")
@@ -46,42 +59,93 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _gan(arguments: argparse.Namespace) -> None:
-    images, _ = data.load(arguments.data)
-    network = {"gan": arguments.what, "nz": 100, "width": arguments.width, "channels": images.shape[1]}
-    settings = ("data", "steps", "batch", "width", "lr", "discriminator_lr", "seed")
-    options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in settings)
-    command = f"sparsegan train {arguments.what} {options}" + (" --half" if arguments.half else "")
-    config = {"command": command, "network": network} | {name: getattr(arguments, name) for name in settings}
+    task, reference = arguments.what, GANS[arguments.what]
+    for name in OPTIONS:
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, getattr(reference.training, name))
+    if task == "dcgan" and arguments.size != 64:
+        raise ValueError(f"--size is {arguments.size}; dcgan's networks are made for 64")
+    samples = load_data(arguments, task, arguments.size, None, "train")
+    network = _network(arguments, samples)
+    settings = {name: getattr(arguments, name) for name in OPTIONS}
+    config = {"command": _command(arguments, settings), "network": network, **settings, "seed": arguments.seed}
+    if samples.domains:
+        config["domains"] = samples.domains
     run = Run(arguments.out, config, resume=arguments.resume, keep=arguments.keep)
 
     torch.manual_seed(arguments.seed)
     gan = store.build(config)
-    betas = (0.5, 0.999)
-    task = AdversarialTask(
+    betas = reference.training.betas
+    training = AdversarialTask(
         gan.generator,
         gan.discriminator,
         gan.objective,
         torch.optim.Adam(gan.generator.parameters(), arguments.lr, betas),
         torch.optim.Adam(gan.discriminator.parameters(), arguments.discriminator_lr, betas),
+        arguments.generator_every,
+        arguments.steps if arguments.decay else None,
     )
     run_loop(
-        task,
-        data.Batches(images, arguments.batch),
+        training,
+        samples.batches(arguments.batch),
         arguments.steps,
         run=run,
         checkpoint_every=arguments.checkpoint_every,
         seed=arguments.seed,
-        title=f"{arguments.what} on {arguments.data}",
+        title=f"{task} on {arguments.data}",
         quiet=arguments.quiet,
     )
     store.save(run.path, gan.generator, gan.discriminator, arguments.half)
-    with torch.no_grad():
-        write_png(run.path / "samples.png", grid(gan.generator.eval()(store.noise(gan.generator, 64, arguments.seed))))
-    print(f"wrote {run.path / 'generator.safetensors'}, discriminator.safetensors and samples.png")
+    unseen, split = test_data(arguments, task, arguments.size, samples.channels)
+    batch = some(unseen, 64 if task == "dcgan" else 16)
+    picture = comparison({"": gan.generator.eval()}, gan.objective, batch, arguments.seed, samples.domains)
+    write_png(run.path / "samples.png", picture)
+    print(f"wrote {run.path / 'generator.safetensors'}, discriminator.safetensors and samples.png ({split} data)")
+
+
+def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, Any]:
+    """The network's sizes: the task's defaults, what the data decide, what was asked for."""
+    task = arguments.what
+    known = store.sizes_of(task)
+    found = {
+        "channels": samples.channels,
+        "in_channels": samples.channels,
+        "out_channels": samples.channels,
+        "domains": len(samples.domains),
+        "image_size": arguments.size,
+    }
+    network = {"gan": task} | GANS[task].network | {name: value for name, value in found.items() if name in known}
+    if arguments.width is not None:
+        network["width"] = arguments.width
+    for setting in arguments.network:
+        name, equals, text = setting.partition("=")
+        if name not in known or not equals:
+            raise ValueError(f"--network has {setting!r}; it must be NAME=VALUE, with a name of {', '.join(known)}")
+        network[name] = {"true": True, "false": False}.get(text, int(text) if text.isdecimal() else text)
+    return network
+
+
+def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """The command that repeats the run."""
+    words = ["sparsegan train", arguments.what]
+    for name, value in {**settings, "width": arguments.width, "seed": arguments.seed}.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words.append(f"--{option} {value}")
+    for name in ("network", "domains"):
+        if value := getattr(arguments, name):
+            words.append(f"--{name} {' '.join(value)}")
+    for name, default in (("direction", "AtoB"), ("attributes", None), ("channels", None)):
+        if (value := getattr(arguments, name)) != default:
+            words.append(f"--{name} {value}")
+    return " ".join(words) + (" --half" if arguments.half else "")
 
 
 def _digits(arguments: argparse.Namespace) -> None:
-    images, labels = data.load(arguments.data)
+    name = arguments.data or "mnist"
+    images, labels = data.load(name)
     held_out = 1000
     model, accuracy = metrics.train_digit_classifier(
         images,
@@ -92,7 +156,7 @@ def _digits(arguments: argparse.Namespace) -> None:
         progress=None if arguments.quiet else lambda epoch, loss: print(f"epoch {epoch + 1}: loss {loss:.4f}"),
     )
     metrics.save_digit_classifier(model, arguments.out / "classifier.safetensors")
-    config = {"command": "train", "network": "digit classifier", "data": arguments.data, "epochs": arguments.epochs}
+    config = {"command": "train", "network": "digit classifier", "data": name, "epochs": arguments.epochs}
     config |= {"seed": arguments.seed, "held_out": held_out, "held_out_accuracy": accuracy}
     write_json(arguments.out / "config.json", config)
     print(f"accuracy on {held_out} held-out digits: {accuracy:.3f}; wrote {arguments.out / 'classifier.safetensors'}")

@@ -38,7 +38,8 @@ class Objective:
     `weights`: a term's weight; 1 where a term is not named.
     `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
     `pool`: the discriminator trains on fakes drawn from the last so many (`ImagePool`); 0 for the newest only.
-    `views(fake, batch) -> {"name": View, ...}`: what a person looks at, and what a distance is measured on.
+    `views(fake, batch) -> {"name": View, ...}`: what a distance is measured on.
+    `gallery(generator, batch) -> {"name": View, ...}`: what a person looks at; by default the views of `generate`.
 
     `batch` is whatever the loader gives. Random numbers drawn inside the functions (noise, a gradient penalty's
     interpolation) come out the same for two generators under comparison: the caller rewinds torch's generator.
@@ -53,6 +54,14 @@ class Objective:
     views: Callable[[Any, Any], dict[str, View]] = field(
         default=lambda fake, batch: {name: View(None, images) for name, images in images_in(fake).items()}
     )
+    gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
+
+    def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
+        """The gallery, without a graph."""
+        with torch.no_grad():
+            if self.gallery is not None:
+                return self.gallery(generator, batch)
+            return self.views(self.generate(generator, batch), batch)
 
     def weight(self, term: str) -> float:
         """The weight of a term, 1 where none was given."""

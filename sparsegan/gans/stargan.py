@@ -186,8 +186,29 @@ def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
     return {"translation": View(batch[0], fake["images"], batch[0])}
 
 
-WEIGHTS = {"rec": 10.0, "gp": 10.0}
-objective = Objective(generator_terms, discriminator_terms, generate, WEIGHTS, real_terms=("cla_real",), views=views)
+def gallery(generator: nn.Module, batch: Batch) -> dict[str, View]:
+    """The images in every domain; or, of attributes, with each one turned around."""
+    images, labels = batch
+    made = {}
+    for domain in range(cast(Generator, generator).domains):
+        if labels.dim() == 1:
+            target = torch.full_like(labels, domain)
+        else:
+            target = labels.clone()
+            target[:, domain] = 1 - target[:, domain]
+        made[f"to {domain}"] = View(images, _translate(generator, images, target))
+    return made
+
+
+objective = Objective(
+    generator_terms,
+    discriminator_terms,
+    generate,
+    weights={"rec": 10.0, "gp": 10.0},
+    real_terms=("cla_real",),
+    views=views,
+    gallery=gallery,
+)
 
 
 def build(

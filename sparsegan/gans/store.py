@@ -43,7 +43,7 @@ def reference_of(config: Mapping[str, Any]) -> Reference:
     if not isinstance(network, dict) or network.get("gan") not in GANS:
         raise ValueError(f'the configuration\'s "network" is {network!r}; its "gan" must be one of {names}')
     reference = GANS[network["gan"]]
-    known = inspect.signature(reference.build).parameters
+    known = sizes_of(reference.name)
     needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
     for name in network:
         if name != "gan" and name not in known:
@@ -52,6 +52,11 @@ def reference_of(config: Mapping[str, Any]) -> Reference:
         if name not in network:
             raise ValueError(f'the configuration\'s "network" has no {name!r}; it needs {", ".join(needed)}')
     return reference
+
+
+def sizes_of(gan: str) -> Mapping[str, inspect.Parameter]:
+    """What decides a reference GAN's networks: the arguments of its `build`."""
+    return inspect.signature(GANS[gan].build).parameters
 
 
 def build(config: dict[str, Any]) -> Gan:
@@ -218,7 +223,7 @@ def recognise(
     candidates = [
         (rank, {"gan": name, **network, **sizes})
         for name, reference in GANS.items()
-        if gan == name or (gan is None and set(sizes) <= set(inspect.signature(reference.build).parameters))
+        if gan == name or (gan is None and set(sizes) <= set(sizes_of(name)))
         for rank, network in enumerate(reference.generator_sizes(generator))
     ]
     candidates.sort(key=lambda candidate: candidate[0])  # the ordinary generator of each GAN first

@@ -1,0 +1,91 @@
+"""Pictures of what generators make: one strip a sample, from its input to its target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import Samples
+from ..gans.objective import Objective
+
+GAP, HEAD = 2, 13  # pixels between cells; of a line of text
+LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor
+
+
+def some(samples: Samples, count: int) -> Any:
+    """A batch of `count` samples spread evenly over all of them, without augmentation."""
+    order = samples.order(shuffled=False)
+    chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).long()
+    return samples.batch(order[chosen], None)
+
+
+def comparison(
+    generators: Mapping[str, nn.Module],
+    objective: Objective,
+    batch: Any,
+    seed: int = 0,
+    domains: Sequence[str] = (),
+) -> Tensor:
+    """A picture uint8 [H, W, 3]: for each sample of `batch` its input, each generator's image of it, its target.
+
+    `generators` by the name over their column. All of them draw the same noise, from `seed`. Strips of fewer than eight
+    cells lie beside each other. `domains`: names for StarGAN's numbers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        galleries = {}
+        for name, generator in generators.items():
+            torch.manual_seed(seed)
+            galleries[name] = objective.look(generator, batch)
+    columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, whose, images
+    for kind, view in next(iter(galleries.values())).items():
+        if view.source is not None and not any(images is view.source for _, _, images in columns):
+            columns.append(("", "input", view.source))
+        columns += [(kind, name, gallery[kind].fake) for name, gallery in galleries.items()]
+        if view.paired and view.real is not None:
+            columns.append(("", "target", view.real))
+    side = max(max(images.shape[2:]) for _, _, images in columns)
+    side *= -(-LEAST // side)
+    cells = torch.stack([_cells(images, side) for _, _, images in columns], 1)  # [N, columns, side, side, 3]
+    beside = max(1, 8 // len(columns))
+    names = {f"to {index}": f"to {domain}" for index, domain in enumerate(domains)}
+    columns = [(names.get(kind, kind), name, images) for kind, name, images in columns]
+    heads = [(kind, name if len(generators) > 1 or name in ("input", "target") else "") for kind, name, _ in columns]
+    return _laid_out(cells, heads, beside)
+
+
+def _cells(images: Tensor, side: int) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] -> uint8 [N, side, side, 3], enlarged by a whole factor, on grey."""
+    factor = max(1, side // max(images.shape[2:]))
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round()
+    pixels = F.interpolate(pixels, scale_factor=factor, mode="nearest") if factor > 1 else pixels
+    right, below = side - pixels.shape[3], side - pixels.shape[2]
+    pixels = F.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2), value=64)
+    return pixels.expand(-1, 3, -1, -1).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _laid_out(cells: Tensor, heads: list[tuple[str, str]], beside: int) -> Tensor:
+    from PIL import Image, ImageDraw
+
+    count, columns, side = cells.shape[:3]
+    rows, step = -(-count // beside), side + GAP
+    top = GAP + HEAD * (any(kind for kind, _ in heads) + any(name for _, name in heads))
+    width = beside * (columns * step + 3 * GAP)
+    picture = torch.full((top + rows * step, width, 3), 32, dtype=torch.uint8)
+    for index in range(count):
+        y, strip = top + index // beside * step, index % beside * (columns * step + 3 * GAP)
+        for column in range(columns):
+            x = strip + GAP + column * step
+            picture[y : y + side, x : x + side] = cells[index, column]
+    image = Image.fromarray(picture.numpy())
+    draw = ImageDraw.Draw(image)
+    for strip in range(min(beside, count)):
+        for column, (kind, name) in enumerate(heads):
+            x = strip * (columns * step + 3 * GAP) + GAP + column * step
+            if kind and (column == 0 or heads[column - 1][0] != kind):
+                draw.text((x, 0), kind, fill=(230, 230, 230))
+            draw.text((x, top - GAP - HEAD if name else 0), name, fill=(170, 170, 170))
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(picture.shape)
