@@ -22,6 +22,7 @@ from sparsegan.compress.compressor import CompressionTask
 from sparsegan.engine.adversarial import AdversarialTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
+from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.prune import sparse_layers, sparsify
 from sparsegan.schedule import GradualPruning, OneShot
 
@@ -464,6 +465,23 @@ def test_the_gradient_penalty_gives_a_generator_of_a_piecewise_linear_critic_not
     assert torch.autograd.grad(judged["gp"], first, retain_graph=True)[0].abs().max() == 0
     weights = list(gan.discriminator.parameters())
     assert torch.autograd.grad(judged["gp"], weights[0])[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_is_torchs_in_either_layout(layout: torch.memory_format, affine: bool) -> None:
+    ours = InstanceNorm2d(3, affine=affine).double()
+    theirs = torch.nn.InstanceNorm2d(3, affine=affine).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64).to(memory_format=layout)
+    outputs = []
+    for norm in (ours, theirs):
+        given = x.clone().requires_grad_()
+        y = norm(given)
+        (slope,) = torch.autograd.grad((y**3).sum(), given, create_graph=True)
+        outputs.append((y, slope, torch.autograd.grad((slope**2).sum(), given)[0]))
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert outputs[0][0].is_contiguous(memory_format=layout)
 
 
 def test_stargan_normalises_each_image_alone_in_either_mode() -> None:

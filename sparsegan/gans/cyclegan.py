@@ -234,5 +234,5 @@ reference = Reference(
     generator_sizes=generator_sizes,
     discriminator_sizes=lambda state: discriminator_sizes(state, "b." if "b.model.0.weight" in state else ""),
     network={"width": 32, "blocks": 6, "in_channels": 3, "out_channels": 3},
-    training=Training(data="emoji", size=64, batch=4, steps=6000, lr=2e-4, discriminator_lr=2e-4, decay=True),
+    training=Training(data="emoji", size=64, batch=1, steps=8000, lr=2e-4, discriminator_lr=2e-4, decay=True),
 )

@@ -26,10 +26,27 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's, but each image is normalised by its own statistics in evaluation too, and channels_last stays as it is.
+
+    StarGAN's public checkpoints hold running statistics, and its public code never calls eval(): kept, and not used.
+    torch's instance norm copies a channels_last tensor to NCHW and what follows copies it back; its batch norm of one
+    image is the same sums without that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        parts = [
+            F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps) for one in x.split(1)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def norm_layer(norm: str, channels: int) -> nn.Module:
     """For norm "batch": affine, running statistics. For "instance": neither; the convolution before it has a bias."""
     check_choice("norm", norm, NORMS)
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels)
+    return nn.BatchNorm2d(channels) if norm == "batch" else InstanceNorm2d(channels)
 
 
 def initialise(module: nn.Module) -> None:

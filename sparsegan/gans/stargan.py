@@ -29,24 +29,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .objective import Objective, Terms, View
-from .parts import State, check, count_up, size_of
+from .parts import InstanceNorm2d, State, check, count_up, size_of
 from .reference import Reference, Training
 
 Batch = tuple[Tensor, Tensor]
 
 
-class InstanceNorm2d(nn.InstanceNorm2d):
-    """Affine, and with running statistics because the public checkpoints hold them: they are kept and never used.
-
-    The public code never calls eval(), so each image is normalised by its own statistics there, and here in either
-    mode.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True, track_running_stats=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+def norm_layer(width: int) -> nn.Module:
+    """Affine, with the running statistics that the public checkpoints hold."""
+    return InstanceNorm2d(width, affine=True, track_running_stats=True)
 
 
 class ResidualBlock(nn.Module):
@@ -56,10 +47,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(width, width, 3, 1, 1, bias=False),
-            InstanceNorm2d(width),
+            norm_layer(width),
             nn.ReLU(True),
             nn.Conv2d(width, width, 3, 1, 1, bias=False),
-            InstanceNorm2d(width),
+            norm_layer(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +69,7 @@ class Generator(nn.Module):
         self.domains = domains
 
         def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
-            return [convolution, InstanceNorm2d(width), nn.ReLU(True)]
+            return [convolution, norm_layer(width), nn.ReLU(True)]
 
         layers = normed(nn.Conv2d(channels + domains, conv_dim, 7, 1, 3, bias=False), conv_dim)
         for width in (2 * conv_dim, 4 * conv_dim):
@@ -267,7 +258,7 @@ reference = Reference(
         data="emoji-styles",
         size=64,
         batch=8,
-        steps=10000,
+        steps=8000,
         lr=1e-4,
         discriminator_lr=1e-4,
         generator_every=5,
