@@ -76,8 +76,8 @@ def gather_kernel(
     total = tl.full((BLOCK_P, BLOCK_O), 0.0, tl.float32)
     for j in range(KERNEL_W):
         shift, source_phase = tl.load(plan + 2 * j), tl.load(plan + 2 * j + 1)
-        first = tl.load(first_of_group + block * KERNEL_W + j)
-        end = tl.minimum(tl.load(first_of_group + block * KERNEL_W + j + 1), units)
+        first, end = tl.load(first_of_group + block * KERNEL_W + j), tl.load(first_of_group + block * KERNEL_W + j + 1)
+        first, end = tl.minimum(tl.maximum(first, 0), units), tl.minimum(end, units)
         # All taps of a kernel column shift columns alike. Deferred, x is read unshifted, from where its rows are
         # aligned, and the sum is shifted instead: once a column, not once a tap.
         if DEFERRED:

@@ -2,8 +2,8 @@
 
 They compute what ``sparsegan::gather`` and ``sparsegan::wgrad`` do (``sparsegan/reference.py`` says it in PyTorch),
 around x zeros only, with the plans of ``kernels/plan.py``, and are closed under differentiation in the same way. The
-gradient in x of a wide gather is a deep one, which at random supports loses to dense (``kernels/NOTES.md``): where no plan
-for it is given, it runs dense, through the weight with zeros in place.
+gradient in x of a wide gather is a deep one, which at random supports loses to dense (``kernels/NOTES.md``): where no
+plan for it is given, it runs dense, through the weight with zeros in place.
 
 On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests alone.
 """
@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import triton_op, wrap_triton
 
-from .. import reference
+from sparsegan import reference
+
 from .gather import gather_kernel
 from .plan import Direction, geometry_of
 from .tiling import gather_launch, wgrad_launch
@@ -74,8 +75,9 @@ def vector_gather(
     taps = _check_plan(d, support, adjoint_plan if adjoint else plan)
     _check_size("output_size", d.targets * size[0] * size[1])
     x, y = x.contiguous(), x.new_empty(x.shape[0], d.targets, *size)
+    source_size = (x.shape[2], x.shape[3])
     launch = gather_launch(
-        d, support.shape[0], x.shape[0], x.shape[2:], size, x.dtype, bias is not None, negative_slope
+        d, support.shape[0], x.shape[0], source_size, size, x.dtype, bias is not None, negative_slope
     )
     if launch.programs > 0 and _runs(x):
         kernel = _interpreted(gather_kernel) if x.device.type == "cpu" else wrap_triton(gather_kernel)
@@ -120,7 +122,8 @@ def vector_wgrad(
     taps = _check_plan(d, support, adjoint_plan if d.adjoint else plan)
     units = support.shape[0]
     gy, x = gy.contiguous(), x.contiguous()
-    launch = wgrad_launch(d, units, x.shape[0], x.shape[2:], gy.shape[2:], x.dtype)
+    source_size, target_size = (x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3])
+    launch = wgrad_launch(d, units, x.shape[0], source_size, target_size, x.dtype)
     shares = x.new_empty(launch.numbers[-1], units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
         kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)

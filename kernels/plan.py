@@ -2,7 +2,7 @@
 
 A gather reads sources and writes targets. Its *width* is how many target channels a unit has, its *depth* how many
 source channels: a vector on the target side makes a gather **wide** (width V, depth 1), one on the source side **deep**
-(width 1, depth V). A program writes one block of target channels: a unit's, or ``DEEP_BLOCK`` channels of a deep gather.
+(width 1, depth V). A program writes one block of target channels: a unit's, or ``DEEP_BLOCK`` of a deep gather's.
 
 A plan is one int32 tensor. Its size follows from the geometry and the number of units alone, so nothing here waits for
 the device:
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..plan import Geometry
+from sparsegan.plan import Geometry
 
 #: Target channels of a deep gather's block: the least that fills a tensor core's tile.
 DEEP_BLOCK = 16
@@ -122,11 +122,25 @@ def plan_size(geometry: Geometry, adjoint: bool, units: int) -> int:
     return Direction(geometry, adjoint).plan_size(units)
 
 
-@torch.library.custom_op("sparsegan::vector_plan", mutates_args=())
-def _vector_plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    d = Direction(geometry_of(geometry), adjoint)
-    g, units, device = d.geometry, support.shape[0], support.device
-    kh, kw = g.kernel
+def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
+    """Compiles a support for the Triton kernels, without waiting for the device that it lies on.
+
+    Args:
+        support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``; not checked
+            here, for that would wait: :func:`sparsegan.plan.check_support` does.
+        geometry: of the layer; one of its vectors is above 1.
+        adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
+
+    Returns:
+        int32 ``[plan_size(geometry, adjoint, units)]``, on the support's device.
+
+    Raises:
+        ValueError: the plan would have more numbers than int32 can count.
+    """
+    d, g, device = Direction(geometry, adjoint), geometry, support.device
+    (kh, kw), units = g.kernel, support.shape[0]
+    if d.plan_size(units) >= 2**31:
+        raise ValueError(f"plan: it would have {d.plan_size(units)} numbers; at most 2147483647 are possible")
 
     def table(numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
@@ -160,29 +174,3 @@ def _vector_plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     row = torch.zeros_like(tap).scatter_(0, slot, rows[i])
     unit = tap.new_full((units * d.lanes,), -1).scatter_(0, slot * d.lanes + lane, order)
     return torch.cat([columns, first, channel, row, unit]).int()
-
-
-@_vector_plan.register_fake
-def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    return support.new_empty(plan_size(geometry_of(geometry), adjoint, support.shape[0]))
-
-
-def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
-    """Compiles a support for the Triton kernels, without waiting for the device that it lies on.
-
-    Args:
-        support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``; not checked
-            here, for that would wait: :func:`sparsegan.plan.check_support` does.
-        geometry: of the layer; one of its vectors is above 1.
-        adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
-
-    Returns:
-        int32 ``[plan_size(geometry, adjoint, units)]``, on the support's device.
-
-    Raises:
-        ValueError: the plan would have more numbers than int32 can count.
-    """
-    size = plan_size(geometry, adjoint, support.shape[0])
-    if size >= 2**31:
-        raise ValueError(f"plan: it would have {size} numbers; at most 2147483647 are possible")
-    return torch.ops.sparsegan.vector_plan(support, geometry.numbers(), adjoint)

@@ -20,12 +20,20 @@ SOURCE = "not measured yet"
 Key = tuple[str, int, int, int, int]
 TUNED: dict[Key, Blocks] = {}
 
-#: By op and bytes an element, where nothing is tuned.
+#: By op, bytes an element and channels a block, where nothing is tuned.
 DEFAULTS = {
-    ("gather", 2): Blocks(128, 32, 4, 3),
-    ("gather", 4): Blocks(128, 16, 4, 3),
-    ("wgrad", 2): Blocks(64, 64, 4, 3),
-    ("wgrad", 4): Blocks(32, 64, 4, 3),
+    ("gather", 2, 16): Blocks(128, 32, 4, 3),
+    ("gather", 2, 32): Blocks(128, 32, 4, 3),
+    ("gather", 2, 64): Blocks(128, 32, 8, 3),
+    ("gather", 4, 16): Blocks(128, 16, 4, 3),
+    ("gather", 4, 32): Blocks(128, 16, 4, 3),
+    ("gather", 4, 64): Blocks(128, 16, 8, 3),
+    ("wgrad", 2, 16): Blocks(64, 64, 4, 3),
+    ("wgrad", 2, 32): Blocks(64, 64, 4, 3),
+    ("wgrad", 2, 64): Blocks(64, 64, 4, 3),
+    ("wgrad", 4, 16): Blocks(32, 64, 4, 3),
+    ("wgrad", 4, 32): Blocks(32, 64, 4, 3),
+    ("wgrad", 4, 64): Blocks(32, 64, 4, 3),
 }
 
 
@@ -36,7 +44,7 @@ def key(op: str, channels: int, itemsize: int, positions: int, taps: int) -> Key
 
 def blocks(op: str, channels: int, itemsize: int, positions: int, taps: int) -> Blocks:
     """The tuned choice for a call, or the default."""
-    return TUNED.get(key(op, channels, itemsize, positions, taps), DEFAULTS[op, itemsize])
+    return TUNED.get(key(op, channels, itemsize, positions, taps), DEFAULTS[op, itemsize, channels])
 
 
 def _power_of_4(n: int) -> int:

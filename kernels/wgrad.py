@@ -63,8 +63,8 @@ def wgrad_kernel(
     unit_of = row_of + units
 
     shift, source_phase = tl.load(plan + 2 * j), tl.load(plan + 2 * j + 1)
-    first = tl.load(first_of_group + group)
-    end = tl.minimum(tl.load(first_of_group + group + 1), units)
+    first, end = tl.load(first_of_group + group), tl.load(first_of_group + group + 1)
+    first, end = tl.minimum(tl.maximum(first, 0), units), tl.minimum(end, units)
     for first_tap in range(first, end, BLOCK_K):
         tap = first_tap + tl.arange(0, BLOCK_K)
         live = tap < end
