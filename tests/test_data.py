@@ -260,6 +260,7 @@ def test_a_corrupt_image_met_by_a_worker_is_named(tmp_path: Path) -> None:
         (("dcgan", "nowhere"), "nowhere does not exist; a folder, or one of mnist"),
         (("dcgan",), "source is missing; a folder, or one of mnist"),
         (("pix2pix", "openmoji"), "sparsegan data openmoji --size 64 makes it"),
+        (("pix2pix", "emoji"), "emoji is a data set of cyclegan, not of pix2pix"),
     ],
 )
 def test_wrong_arguments_are_sentences(

@@ -32,9 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
         _list(arguments.given)
         return
     chosen = registry.SETS[arguments.name]
-    size = chosen.size if arguments.size is None else arguments.size
-    out = arguments.out or registry.default_folder(arguments.name, size)
-    facts = registry.prepare(arguments.name, out, given=arguments.given, size=size, quiet=arguments.quiet)
+    out = arguments.out or registry.default_folder(arguments.name, arguments.size or chosen.size)
+    facts = registry.prepare(arguments.name, out, given=arguments.given, size=arguments.size, quiet=arguments.quiet)
     print(f"{out}: {facts['what']}")
     print("  " + ", ".join(f"{name} {count}" for name, count in facts["counts"].items()))
     print(f"  split: {facts['split']}")

@@ -49,6 +49,7 @@ def load(
     load_size: int | None = None,
     limit: int = 2 << 30,
     workers: int = 2,
+    quiet: bool = True,
 ) -> Samples: ...
 def load(
     task: str,
@@ -64,6 +65,7 @@ def load(
     load_size: int | None = None,
     limit: int = 2 << 30,
     workers: int = 2,
+    quiet: bool = True,
 ) -> Any:
     """The samples of a task, as bytes in memory.
 
@@ -77,6 +79,7 @@ def load(
     `augment`: random windows and mirroring; None: as `TASKS` says when training, never in the test split.
     `load_size`: the size that windows are cut from; None: as `TASKS` says, `size` when nothing is augmented.
     `limit`: bytes that decoded images may take; above it `workers` processes decode them anew each epoch.
+    `quiet`: no progress bar while images are read.
 
     Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
     """
@@ -99,30 +102,25 @@ def load(
     load_size = (round(size * scale) if augment else size) if load_size is None else load_size
     if load_size < size or (load_size != size and task not in ("pix2pix", "cyclegan")):
         raise ValueError(f"load_size is {load_size}; it must be at least size, {size}, and is pix2pix's and cyclegan's")
-    more: dict[str, Any] = {"flip": flip and augment, "workers": 0, "limit": limit, "channels": channels}
-
+    how = layouts.Reading(
+        size, split, load_size, direction == "BtoA", channels, limit, flip and augment, workers, quiet
+    )
     if source == "mnist" and task == "dcgan":
         return _digits(size, split)
-    root = registry.folder(source, size) if source in registry.SETS else Path(source)
+    root = registry.folder(task, source, size) if source in registry.SETS else Path(source)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")
-    if task == "dcgan" and layouts.is_idx(root):
-        more.pop("channels")
-        return layouts.idx_files(task, root, size, split, **more)
     if task == "dcgan":
-        samples = layouts.image_folder(task, root, size, split, **more)
-    elif task == "pix2pix":
-        samples = layouts.pairs(root, size, split, load_size, direction == "BtoA", **more)
-    elif task == "cyclegan":
-        samples = layouts.two_sides(root, size, split, load_size, direction == "BtoA", **more)
-    elif task == "stargan" and attributes is not None:
-        samples = layouts.attribute_file(root, size, split, Path(attributes), domains, **more)
-    elif task == "stargan":
-        samples = layouts.domain_folders(root, size, split, domains, **more)
-    else:
-        samples = layouts.photographs(root, size, split, **more)
-    samples.workers = 0 if samples.in_memory else workers
-    return samples
+        return layouts.idx_files(root, how) if layouts.is_idx(root) else layouts.image_folder(root, how)
+    if task == "pix2pix":
+        return layouts.pairs(root, how)
+    if task == "cyclegan":
+        return layouts.two_sides(root, how)
+    if task == "srgan":
+        return layouts.photographs(root, how)
+    if attributes is not None:
+        return layouts.attribute_file(root, how, Path(attributes), domains)
+    return layouts.domain_folders(root, how, domains)
 
 
 def _digits(size: int, split: str) -> Samples:
@@ -131,7 +129,7 @@ def _digits(size: int, split: str) -> Samples:
     if split != "all":
         chosen = [i for i, name in enumerate(names) if layouts.held_out(name) == (split == "test")]
         images, labels, names = images[chosen], labels[chosen], [names[i] for i in chosen]
-    return Single("dcgan", images, names, size, labels=labels, flip=False, workers=0)
+    return Single("dcgan", images, names, size, labels=labels)
 
 
 def _accept(name: str, value: object, accepted: tuple[object, ...]) -> None:

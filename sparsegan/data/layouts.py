@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,42 @@ def unit(name: str) -> float:
 def held_out(base: str, share: float = HELD_OUT) -> bool:
     """Whether the item `base` belongs to the test split, a `share` of all names."""
     return unit(base) < share
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a layout is read; the fields are arguments of `data.load`. `swap`: the direction is BtoA."""
+
+    size: int
+    split: str
+    load_size: int
+    swap: bool
+    channels: int
+    limit: int
+    flip: bool
+    workers: int
+    quiet: bool
+
+    def images(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> Images:
+        """All images, of one shape, decoded to uint8 [N, C, H, W], or read from disk when that is above the limit."""
+        first = read(items[0])
+        if first.numel() * len(items) > self.limit:
+            return _OnDisk(items, read)
+        images = torch.empty(len(items), *first.shape, dtype=torch.uint8)
+        for index, item in enumerate(self.track(items)):
+            images[index] = read(item)
+        return images
+
+    def track(self, items: Sequence[Any]) -> Iterable[Any]:
+        """The items, under a progress bar unless quiet."""
+        from rich.progress import track
+
+        return track(items, "reading images", disable=self.quiet, transient=True)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What `Samples` needs to know of it."""
+        return {"flip": self.flip, "workers": self.workers}
 
 
 # images
@@ -146,17 +183,6 @@ class _OnDisk(Sequence[Tensor]):
         return self.read(self.items[index])
 
 
-def _images(items: Sequence[Any], read: Callable[[Any], Tensor], limit: int) -> Images:
-    """All images of one shape decoded to uint8 [N, C, H, W], or read from disk when that is above `limit` bytes."""
-    first = read(items[0])
-    if first.numel() * len(items) > limit:
-        return _OnDisk(items, read)
-    images = torch.empty(len(items), *first.shape, dtype=torch.uint8)
-    for index, item in enumerate(items):
-        images[index] = read(item)
-    return images
-
-
 # splits
 
 
@@ -197,19 +223,20 @@ def _names(root: Path, files: Iterable[Path]) -> list[str]:
 # one function a layout
 
 
-def image_folder(task: str, root: Path, size: int, split: str, channels: int, limit: int, **more: Any) -> Samples:
+def image_folder(root: Path, how: Reading) -> Samples:
     """dcgan: an image a sample, the middle square of each."""
-    files = _files(root, split)
-    return Single(task, _images(files, partial(_square, size, channels), limit), _names(root, files), size, **more)
+    files = _files(root, how.split)
+    images = how.images(files, partial(_square, how.size, how.channels))
+    return Single("dcgan", images, _names(root, files), how.size, **how.training)
 
 
-def pairs(root: Path, size: int, split: str, load: int, swap: bool, channels: int, limit: int, **more: Any) -> Samples:
-    """pix2pix: side by side, or the same names in trainA and trainB; `swap` makes the right or B side the input."""
-    sides = [_folders(root, split, suffix) for suffix in "AB"]
+def pairs(root: Path, how: Reading) -> Samples:
+    """pix2pix: side by side, or the same names in trainA and trainB; `how.swap` makes the right or B side the input."""
+    sides = [_folders(root, how.split, suffix) for suffix in "AB"]
     if not any(sides):
-        files = _files(root, split)
-        images = _images(files, partial(_side_by_side, load, channels, swap), limit)
-        return Pairs("pix2pix", images, _names(root, files), size, **more)
+        files = _files(root, how.split)
+        images = how.images(files, partial(_side_by_side, how.load_size, how.channels, how.swap))
+        return Pairs("pix2pix", images, _names(root, files), how.size, **how.training)
     items: list[tuple[Path, Path]] = []
     for a, b in zip(*_both(root, sides), strict=True):
         in_a, in_b = (
@@ -220,21 +247,18 @@ def pairs(root: Path, size: int, split: str, load: int, swap: bool, channels: in
             raise ValueError(f"{a} and {b} must hold the same names; {_some(alone)} is in only one of them")
         items += [(file, in_b[name]) for name, file in in_a.items()]
     names = _names(root, (a for a, _ in items))
-    items = [(b, a) for a, b in items] if swap else items
-    return Pairs("pix2pix", _images(items, partial(_two_files, load, channels), limit), names, size, **more)
+    items = [(b, a) for a, b in items] if how.swap else items
+    images = how.images(items, partial(_two_files, how.load_size, how.channels))
+    return Pairs("pix2pix", images, names, how.size, **how.training)
 
 
-def two_sides(
-    root: Path, size: int, split: str, load: int, swap: bool, channels: int, limit: int, **more: Any
-) -> Samples:
+def two_sides(root: Path, how: Reading) -> Samples:
     """cyclegan: trainA and trainB, testA and testB."""
-    sides = _both(root, [_folders(root, split, suffix) for suffix in "AB"])
-    a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if swap else sides))
-    read = partial(_squeezed, load, channels)
-    longer = a if len(a) >= len(b) else b
-    return Unpaired(
-        "cyclegan", _images(a, read, limit), _names(root, longer), size, other=_images(b, read, limit), **more
-    )
+    sides = _both(root, [_folders(root, how.split, suffix) for suffix in "AB"])
+    a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if how.swap else sides))
+    read = partial(_squeezed, how.load_size, how.channels)
+    names = _names(root, a if len(a) >= len(b) else b)
+    return Unpaired("cyclegan", how.images(a, read), names, how.size, other=how.images(b, read), **how.training)
 
 
 def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
@@ -243,13 +267,11 @@ def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
     return sides
 
 
-def domain_folders(
-    root: Path, size: int, split: str, domains: Sequence[str], channels: int, limit: int, **more: Any
-) -> Samples:
+def domain_folders(root: Path, how: Reading, domains: Sequence[str] = ()) -> Samples:
     """stargan: one folder a domain; `domains` chooses some and their order, by default all, sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
-    parts = _folders(root, split)
+    parts = _folders(root, how.split)
     files: list[Path] = []
     labels: list[int] = []
     for part in parts or [root]:
@@ -262,17 +284,15 @@ def domain_folders(
             raise ValueError(f"{part} has no domain {_some(unknown)}; it has {', '.join(there)}")
         for label, domain in enumerate(domains):
             inside = image_files(part / domain)
-            inside = inside if parts else _by_name(part / domain, inside, split)
+            inside = inside if parts else _by_name(part / domain, inside, how.split)
             files += inside
             labels += [label] * len(inside)
-    images = _images(files, partial(_square, size, channels), limit)
+    images = how.images(files, partial(_square, how.size, how.channels))
     names = _names(root, files)
-    return Single("stargan", images, names, size, labels=torch.tensor(labels), domains=domains, **more)
+    return Single("stargan", images, names, how.size, labels=torch.tensor(labels), domains=domains, **how.training)
 
 
-def attribute_file(
-    root: Path, size: int, split: str, file: Path, chosen: Sequence[str], channels: int, limit: int, **more: Any
-) -> Samples:
+def attribute_file(root: Path, how: Reading, file: Path, chosen: Sequence[str] = ()) -> Samples:
     """stargan: labels float32 [N, K] of 0 and 1, one of each of the `chosen` attributes (by default all)."""
     values, names = read_attributes(file)
     unknown = sorted(set(chosen) - set(names))
@@ -285,10 +305,11 @@ def attribute_file(
         raise ValueError(f"{alone[0]} is in {where} ({len(alone)} such in all); each image needs its line")
     domains = list(chosen) or names
     columns = [names.index(name) for name in domains]
-    kept = _by_name(root, (files[name] for name in values), split)
-    labels = torch.tensor([[float(values[name][c]) for c in columns] for name in _names(root, kept)])
-    images = _images(kept, partial(_square, size, channels), limit)
-    return Single("stargan", images, _names(root, kept), size, labels=labels, domains=domains, **more)
+    kept = _by_name(root, (files[name] for name in values), how.split)
+    kept_names = _names(root, kept)
+    labels = torch.tensor([[float(values[name][c]) for c in columns] for name in kept_names])
+    images = how.images(kept, partial(_square, how.size, how.channels))
+    return Single("stargan", images, kept_names, how.size, labels=labels, domains=domains, **how.training)
 
 
 def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
@@ -323,42 +344,46 @@ def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
     return values, names
 
 
-def photographs(root: Path, size: int, split: str, channels: int, limit: int, **more: Any) -> Samples:
-    """srgan: crops of `size`, a multiple of 4, from images of any size that is at least that."""
-    from PIL import Image
-
+def photographs(root: Path, how: Reading) -> Samples:
+    """srgan: crops of `how.size`, a multiple of 4, from images of any size that is at least that."""
+    size = how.size
     if size % FACTOR:
         raise ValueError(f"size is {size}; for srgan it must be a multiple of {FACTOR}")
-    files = _files(root, split)
+    files = _files(root, how.split)
     cells: list[tuple[int, int, int]] = []
     total = 0
     for index, file in enumerate(files):
-        try:
-            with Image.open(file) as opened:
-                width, height = opened.size
-                if opened.getexif().get(0x0112, 1) >= 5:  # lies on its side
-                    width, height = height, width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
+        width, height = _dimensions(file)
         if min(width, height) < size:
             raise ValueError(f"{file} is {width}x{height}; crops of {size} need at least {size}x{size}")
-        total += channels * width * height
+        total += how.channels * width * height
         cells += [(index, y, x) for y in range(0, height - size + 1, size) for x in range(0, width - size + 1, size)]
-    read = partial(_photograph, channels)
-    images: Images = _OnDisk(files, read) if total > limit else [read(file) for file in files]
-    names = _names(root, files)
-    return Crops(
-        "srgan", images, [f"{names[i]} at {y},{x}" for i, y, x in cells], size, cells=torch.tensor(cells), **more
-    )
+    read = partial(_photograph, how.channels)
+    images: Images = _OnDisk(files, read) if total > how.limit else [read(file) for file in how.track(files)]
+    files_names = _names(root, files)
+    names = [f"{files_names[i]} at {y},{x}" for i, y, x in cells]
+    return Crops("srgan", images, names, size, cells=torch.tensor(cells), **how.training)
 
 
-def idx_files(task: str, source: Path, size: int, split: str, limit: int, **more: Any) -> Samples:
+def _dimensions(file: Path) -> tuple[int, int]:
+    """Width and height of an image, from its head."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            lies = opened.getexif().get(0x0112, 1) >= 5  # turned by a quarter
+            return opened.size[::-1] if lies else opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
+
+
+def idx_files(source: Path, how: Reading) -> Samples:
     """dcgan: grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
     from .mnist import resized
 
     files = [source]
     if source.is_dir():
-        wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[split]
+        wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[how.split]
         found = [_idx(source, part) for part in wanted]
         files = [file for file in found if file is not None]
         if len(files) < len(wanted):
@@ -370,20 +395,21 @@ def idx_files(task: str, source: Path, size: int, split: str, limit: int, **more
     for file in files:
         images, label = _images_and_labels(file)
         chosen = list(range(len(images)))
-        if not source.is_dir() and split != "all":
-            chosen = [i for i in chosen if held_out(f"{file.name}/{i}") == (split == "test")]
+        if not source.is_dir() and how.split != "all":
+            chosen = [i for i in chosen if held_out(f"{file.name}/{i}") == (how.split == "test")]
             if not chosen:
-                raise ValueError(f"{file} holds too few images for a {split} split; split='all' takes all")
+                raise ValueError(f"{file} holds too few images for a {how.split} split; split='all' takes all")
         names += [f"{file.name}/{i}" for i in chosen]
-        if len(names) * size**2 > limit:
-            takes = f"{len(names) * size**2 >> 20} MiB or more at {size}x{size}"
-            raise ValueError(f"{file} takes {takes}; the limit is {limit >> 20} MiB")
+        total = len(names) * how.size**2
+        if total > how.limit:
+            size = f"{how.size}x{how.size}"
+            raise ValueError(f"{file} takes {total >> 20} MiB or more at {size}; the limit is {how.limit >> 20} MiB")
         for part in images[chosen].split(1000):
-            pixels.append(resized(part, size).add(1).mul(127.5).round().to(torch.uint8))
+            pixels.append(resized(part, how.size).add(1).mul(127.5).round().to(torch.uint8))
         if label is not None:
             labels.append(label[chosen])
     all_labels = torch.cat(labels) if len(labels) == len(files) else None
-    return Single(task, torch.cat(pixels), names, size, labels=all_labels, **more)
+    return Single("dcgan", torch.cat(pixels), names, how.size, labels=all_labels, **how.training)
 
 
 def _images_and_labels(file: Path) -> tuple[Tensor, Tensor | None]:

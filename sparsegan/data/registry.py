@@ -93,22 +93,30 @@ class Set:
     write: Callable[[dict[str, Path], Path, int, Progress], None]
     split: str = SPLIT_RULE
 
+    @property
+    def sized(self) -> bool:
+        """Whether the images are made in the size that they are trained in: crops are cut from larger ones."""
+        return self.size > 0 and self.task != "srgan"
+
 
 Progress = Callable[[Iterable[Any], str], Iterator[Any]]
 
 
-def folder(name: str | Path, size: int) -> Path:
-    """Where `sparsegan data NAME` writes a set, and where `load` looks for it. Raises when it was not prepared."""
-    path = default_folder(str(name), size)
+def folder(task: str, name: str | Path, size: int) -> Path:
+    """Where `sparsegan data NAME` writes a set, for `load`. Raises when it is another task's, or was not prepared."""
+    name = str(name)
+    if SETS[name].task != task:
+        raise ValueError(f"{name} is a data set of {SETS[name].task}, not of {task}; a folder is read as any layout")
+    path = default_folder(name, size)
     if not path.is_dir():
-        option = f" --size {size}" if SETS[str(name)].size else ""
+        option = f" --size {size}" if SETS[name].sized else ""
         raise FileNotFoundError(f"{path} is missing; sparsegan data {name}{option} makes it")
     return path
 
 
 def default_folder(name: str, size: int) -> Path:
     """The folder of a set under the working directory."""
-    return Path("runs", "data", f"{name}-{size}" if SETS[name].size else name)
+    return Path("runs", "data", f"{name}-{size}" if SETS[name].sized else name)
 
 
 def prepare(
@@ -122,8 +130,9 @@ def prepare(
     if name not in SETS:
         raise ValueError(f"data set {name!r} is not known; it must be one of {', '.join(SETS)}")
     chosen = SETS[name]
-    size = chosen.size if size is None else size
-    if size and not (chosen.size and 16 <= size <= 4096):
+    if size is None:
+        size = chosen.size
+    elif not (chosen.size and 16 <= size <= 4096):
         accepted = "from 16 to 4096" if chosen.size else "left out: these images keep their size"
         raise ValueError(f"size is {size}; for {name} it must be {accepted}")
     out = default_folder(name, size) if out is None else out

@@ -11,7 +11,7 @@ What a batch is, all images float32 in [-1, 1]:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,13 +29,16 @@ class Samples:
     """The samples of one task.
 
     `task`: dcgan, pix2pix, cyclegan, stargan or srgan. `size`: S above. `names`: a name a sample. `domains`: stargan's.
-    `images`: what the samples are cut from. `workers`: processes that decode what is not in memory.
+    `images`: what the samples are cut from. `flip`: half of them are mirrored in training.
+    `workers`: processes that decode what is not in memory.
     """
 
-    def __init__(self, task: str, images: Images, names: Sequence[str], size: int, *, flip: bool, workers: int) -> None:
+    def __init__(
+        self, task: str, images: Images, names: Iterable[Any], size: int, *, flip: bool = False, workers: int = 0
+    ) -> None:
         self.task = task
         self.images = images
-        self.names = list(names)
+        self.names = [str(name) for name in names]
         self.size = size
         self.flip = flip
         self.workers = workers
@@ -56,7 +59,7 @@ class Samples:
 
     def batches(self, batch_size: int) -> Batches:
         """Shuffled whole batches, re-iterable, with a length; see `Batches`."""
-        return Batches(self, batch_size, self.workers)
+        return Batches(self, batch_size, 0 if self.in_memory else self.workers)
 
     def in_order(self, batch_size: int) -> Iterator[Any]:
         """Every sample once, in the order of `names`, without augmentation; the last batch may be smaller."""
@@ -121,7 +124,7 @@ class Pairs(Samples):
 class Unpaired(Samples):
     """The two sides of cyclegan; the shorter one is gone through again, in a new order, until the longer one ends."""
 
-    def __init__(self, task: str, images: Images, names: Sequence[str], *arguments: Any, other: Images, **more: Any):
+    def __init__(self, task: str, images: Images, names: Iterable[Any], *arguments: Any, other: Images, **more: Any):
         super().__init__(task, images, names, *arguments, **more)
         self.other = other
 
@@ -185,47 +188,58 @@ class Batches:
 
     Everything random about an epoch, order and augmentation, follows from what is drawn from torch's generator when
     it is opened, so batches come out the same whether an epoch is read at once, resumed, or read by `workers`.
-    `workers`: processes that make batches ahead of time; 0 makes each one when it is asked for.
+    `workers`: processes that make batches ahead of time; 0 makes each one when it is asked for. With workers only one
+    epoch is open at a time.
     The last, smaller batch of an epoch is left out. Raises ValueError when there are fewer samples than one batch.
     """
 
     def __init__(self, samples: Samples | Tensor, batch_size: int, workers: int = 0) -> None:
         if isinstance(samples, Tensor):
-            samples = _Plain("plain", samples, range(len(samples)), 0, flip=False, workers=0)  # type: ignore[arg-type]
+            samples = _Plain("plain", samples, range(len(samples)), 0)
         if not 1 <= batch_size <= len(samples):
             raise ValueError(f"batch_size is {batch_size}; it must be from 1 to the number of images, {len(samples)}")
         self.samples = samples
         self.batch_size = batch_size
-        self.workers = workers
+        self._made = _Made(samples)
+        self._plan: list[tuple[Tensor, int]] = []  # of the open epoch: rows of the order and a seed, a batch
+        self._loader: Iterable[Any] | None = None
+        if workers:
+            self._loader = DataLoader(
+                self._made, None, sampler=self._plan, num_workers=workers, persistent_workers=True, generator=_own()
+            )
 
     def __len__(self) -> int:
         return len(self.samples) // self.batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        order = self.samples.order()[: len(self) * self.batch_size]
-        epoch = _Epoch(self.samples, order.split(self.batch_size), int(torch.randint(2**62, ())))
-        made: Any = map(epoch.__getitem__, range(len(epoch)))
-        if self.workers:
-            made = DataLoader(epoch, None, num_workers=self.workers, generator=torch.Generator())
+        order = self.samples.order()[: len(self) * self.batch_size].split(self.batch_size)
+        seed = int(torch.randint(2**62, ()))
+        plan = [(chosen, seed + index) for index, chosen in enumerate(order)]
+        if self._loader is None:
+            made: Iterable[Any] = map(self._made.__getitem__, plan)
+        else:
+            self._plan[:] = plan
+            made = self._loader
         for batch in made:
             if isinstance(batch, Exception):
                 raise batch
             yield batch
 
 
-class _Epoch(Dataset[Any]):
-    """The batches of one epoch by number."""
+def _own() -> torch.Generator:
+    """A generator that keeps the loader from drawing on torch's own."""
+    return torch.Generator().manual_seed(0)
 
-    def __init__(self, samples: Samples, order: Sequence[Tensor], seed: int) -> None:
+
+class _Made(Dataset[Any]):
+    """The batches that a plan describes. An error is given back: a worker would make pages of traceback of it."""
+
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self.order = order
-        self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, planned: tuple[Tensor, int]) -> Any:
+        chosen, seed = planned
         try:
-            return self.samples.batch(self.order[index], torch.Generator().manual_seed(self.seed + index))
-        except (ValueError, OSError) as error:  # a worker's exception would arrive as a page of tracebacks
+            return self.samples.batch(chosen, torch.Generator().manual_seed(seed))
+        except (ValueError, OSError) as error:
             return error
