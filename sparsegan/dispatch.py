@@ -12,14 +12,13 @@ On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from . import _native, ops
+from . import _native, kernels, ops
 from .plan import Geometry
 
 KERNELS = ("auto", "sparse", "dense")
@@ -95,6 +94,9 @@ def choose(call: Call) -> Choice:
 def why_not_sparse(call: Call) -> str | None:
     """What the sparse kernels lack for a call, or ``None``."""
     kind, accepted = call.device.type, DTYPES.get(call.device.type, ())
+    if kind == "cuda" and call.geometry.vector > 1:
+        missing = kernels.why_not(call.geometry, call.dtype, call.device)
+        return missing and f"the vector kernels cannot run it: {missing}"
     if call.dtype not in accepted:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
         return f"the sparse kernels of a {kind} device take {names or 'nothing'}, not {call.dtype}"
@@ -102,9 +104,7 @@ def why_not_sparse(call: Call) -> str | None:
         return None
     if (capability := torch.cuda.get_device_capability(call.device)) < LEAST_CAPABILITY:
         return f"the GPU has compute capability {capability}; the kernels are built for {LEAST_CAPABILITY} and later"
-    if call.geometry.vector == 1:
-        return None if ops.cuda_library() else "the CUDA kernels were not built: nvcc was not there"
-    return None if importlib.util.find_spec("triton") else "triton is not installed"
+    return None if ops.cuda_library() else "the CUDA kernels were not built: nvcc was not there"
 
 
 def choose_by_sparsity(sparsity: float) -> Choice:
@@ -151,6 +151,8 @@ GPUS = {
 LOADS, LOAD_EFFICIENCY = 32, 0.6
 #: FMAs that one element serves in the element kernel, with groups of eight targets at 90 %: csrc/cuda/NOTES.md.
 ELEMENT_REUSE = 2.0
+#: Share of the matrix rate that the vector kernels reach: their tiles are a unit wide, a quarter of cuDNN's.
+VECTOR_EFFICIENCY = 0.3
 #: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
 LAUNCH, DENSE_LAUNCHES = 3e-6, 3
 #: Bytes a kept unit has in a plan for a GPU.
@@ -183,7 +185,7 @@ def _choose_on_gpu(call: Call) -> Choice:
         parts["loading the input"] = nnz * call.sites / (clocks * LOADS * LOAD_EFFICIENCY * ELEMENT_REUSE)
     else:
         padded = max(16, geometry.vector) * call.units
-        parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * DENSE_EFFICIENCY["cuda"])}
+        parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}
         parts["loading the input"] = call.units * call.sites / (clocks * LOADS * LOAD_EFFICIENCY)
     parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.bytes_second
     most = max(parts, key=lambda part: parts[part])

@@ -1,0 +1,123 @@
+"""``auto``: what it says for a CPU and, on a made-up H100, for a GPU; GPU layers are traced without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import sparsegan as sg
+from sparsegan import dispatch, kernels, ops
+from sparsegan.dispatch import Call
+from sparsegan.plan import Geometry
+
+CUDA = torch.device("cuda", 0)
+RESIDUAL = Geometry(256, 256, 1, (3, 3), (1, 1), (1, 1), (1, 1))
+WEIGHTS = 256 * 256 * 9
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one were there, with everything built for it."""
+    monkeypatch.setattr(dispatch, "gpu", lambda device: dispatch.Gpu(132, *dispatch.GPUS[9, 0]))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(ops, "cuda_library", lambda: Path("_cuda.so"))
+
+
+def call(density: float, vector: int = 1, **changes: Any) -> Call:
+    geometry = Geometry(256, 256, 1, (3, 3), (1, 1), (1, 1), (1, 1), coarse_vector=vector)
+    base = Call(geometry, False, round(WEIGHTS * density) // vector, 16, (64, 64), (64, 64), torch.bfloat16, CUDA)
+    return base._replace(**changes)
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+    ("one", "kernel", "words"),
+    [
+        (call(0.1, 64), "sparse", "the gradient in the input runs dense"),
+        (call(0.01, 64), "sparse", "model: sparse"),
+        (call(0.9, 64), "dense", "model: sparse"),
+        (call(0.1), "dense", "loading the input"),
+        (call(0.1, dtype=torch.float64), "dense", "take float32, float16, bfloat16, not torch.float64"),
+        (call(0.1, 64, dtype=torch.float64), "dense", "torch.float64"),
+        (call(0.0), "sparse", "nothing to multiply"),
+        (call(0.1, device=torch.device("cpu"), dtype=torch.float16), "dense", "take float32, float64, bfloat16"),
+        (call(0.05, device=torch.device("cpu"), dtype=torch.float32), "sparse", "Mcycles"),
+    ],
+)
+def test_choices(one: Call, kernel: str, words: str) -> None:
+    choice = dispatch.choose(one)
+    assert choice.kernel == kernel
+    assert words in choice.why
+    assert dispatch.choose(one) == choice
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_float32_element_layer_turns_on_whether_dense_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_chosen = []
+    for tf32 in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        kernels_chosen.append(dispatch.choose(call(0.15, dtype=torch.float32)).kernel)
+    assert kernels_chosen == ["sparse", "dense"]
+
+
+@pytest.mark.usefixtures("h100")
+def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "cuda_library", lambda: None)
+    assert "were not built" in dispatch.choose(call(0.1)).why
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    for vector in (1, 64):
+        choice = dispatch.choose(call(0.1, vector))
+        assert choice.kernel == "dense"
+        assert "compute capability" in choice.why
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    assert "Triton is not installed" in dispatch.choose(call(0.1, 64)).why
+
+
+LAYERS = {
+    "3x3": nn.Conv2d(16, 32, 3, padding=1),
+    "reflect s2": nn.Conv2d(16, 32, 4, 2, 1, padding_mode="reflect"),
+    "transposed": nn.ConvTranspose2d(16, 32, 4, 2, 1),
+    "transposed 1x1": nn.ConvTranspose2d(16, 32, 4),
+}
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("granularity", ["element", "vector:16"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kernel", ["sparse", "auto", "dense"])
+def test_gpu_layers_trace(name: str, granularity: str, kernel: str) -> None:
+    """Plans and ops have their shapes on a device that only exists as shapes, and nothing waits for it.
+
+    Without gradients: a torch that was built for CPUs aborts when autograd meets such a device.
+    """
+    pytest.importorskip("triton")
+    real = sg.sparsify(LAYERS[name], 0.9, granularity)
+    size = 1 if "1x1" in name else 8
+    expected = real(torch.randn(2, 16, size, size)).shape
+    calls: list[str] = []
+
+    class Note(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer = type(real).__new__(type(real))
+        layer.__dict__.update(real.__getstate__())
+        layer._parameters = {
+            name: nn.Parameter(torch.empty(p.shape, device="cuda")) for name, p in real._parameters.items()
+        }
+        layer._buffers = {"support": torch.empty(real.support.shape, dtype=torch.int32, device="cuda")}
+        layer.kernel = kernel
+        with Note(), torch.no_grad():
+            y = layer(torch.empty(2, 16, size, size, device="cuda"))
+    assert (y.shape, y.device.type) == (expected, "cuda")
+    op = "sparsegan.gather" if granularity == "element" else "sparsegan.vector_gather"
+    if kernel != "auto":
+        assert any(op in one for one in calls) == (kernel == "sparse")
+    assert not any("_local_scalar_dense" in one or "aten.equal" in one for one in calls)
