@@ -1,44 +1,88 @@
-"""Compress a trained GAN's generator: prune it while it is fine-tuned, and write it compressed."""
+"""Compress a trained GAN's generator: prune it while it is fine-tuned, and write it compressed, with report.html.
+
+The GAN is a folder that train wrote, or --generator and --discriminator: files of the public repositories, recognised
+by their names and shapes, or a Python function. Without a discriminator a fresh one is trained first, on the dense
+generator's frozen images against the real ones (--warm-up).
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from .. import data
 from ..checkpoint import save
 from ..compress import RECIPES, SelfSupervisedLoss, baseline
-from ..gans import store
-from .common import add_run_options, grid, set_threads, write_png
+from ..data import Samples
+from ..engine import Run, run_loop, write_text
+from ..engine.adversarial import AdversarialTask
+from ..gans import GANS, Objective, Training, store
+from ..granularity import parse_granularity
+from ..info import info
+from ..macs import count_macs
+from ..nn import SparseConv
+from ..profiling import profile
+from .common import (
+    add_data_options,
+    add_gan_options,
+    add_run_options,
+    load_data,
+    load_gan,
+    set_threads,
+    test_data,
+    write_png,
+)
+from .pictures import comparison, some
+from .report import facts_table, layer_table, page, picture_uri, table, term_curves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan compress`."""
     recipes = "; ".join(f"{name} ({recipe.text})" for name, recipe in RECIPES.items())
-    parser.add_argument("folder", type=Path, help="a trained GAN, as train writes it")
-    parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="data set (default: mnist)")
+    add_gan_options(parser)
+    add_data_options(parser, "default: what it was trained on, or the task's")
     parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument(
         "--granularity",
         default="element",
-        help="what is dropped as one: element, or vector:V for V output channels (default: element)",
+        help="what is dropped as one: element, vector:V for V output channels, kernel, filter or 2:4; by layer as in "
+        "'model.1*=filter,element' (default: element)",
+    )
+    parser.add_argument(
+        "--allocation",
+        default="uniform",
+        choices=["uniform", "global"],
+        help="every layer the same sparsity, or one threshold for all (default: uniform)",
     )
     parser.add_argument(
         "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
     )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (default: 64)")
-    parser.add_argument("--lr", type=float, default=2e-4, help="the generator's learning rate, Adam (default: 2e-4)")
-    parser.add_argument("--discriminator-lr", type=float, default=2e-4, help="the discriminator's (default: 2e-4)")
+    parser.add_argument("--batch", type=int, help="images a step (default: the task's)")
+    rate = "default: the task's discriminator's"
+    parser.add_argument("--lr", type=float, help=f"the generator's learning rate, Adam ({rate})")
+    parser.add_argument("--discriminator-lr", type=float, help=f"the discriminator's ({rate})")
+    parser.add_argument(
+        "--generator-every", type=int, help="discriminator steps a generator step (default: the task's)"
+    )
     parser.add_argument("--decay", action="store_true", help="let both rates fall to 0 over the second half of the run")
     parser.add_argument("--lambda", type=float, default=0.5, dest="lam", help="of equation 9 (default: 0.5)")
     parser.add_argument(
         "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
     )
     parser.add_argument("--one-sided", action="store_true", help="no gradient where the compressed generator is better")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        metavar="STEPS",
+        help="steps that train a fresh discriminator first (default: 300 without a trained one, else none)",
+    )
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)")
     parser.add_argument(
         "--values", default="float32", choices=["float32", "float16", "bfloat16"], help="in the file (default: float32)"
@@ -47,33 +91,187 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write generator.safetensors (compressed) and samples.png into the run directory."""
+    """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
     set_threads(arguments.threads)
-    gan = store.load(arguments.folder)
+    gan, trained_discriminator = load_gan(arguments)
+    task, training = _defaults(arguments, gan)
+    network = gan.config["network"]
+    channels = network.get("channels", network.get("in_channels"))
+    samples = load_data(arguments, task, arguments.size, channels, "train")
+    _check_fit(network, samples, arguments.size, trained_discriminator)
+    loader = samples.batches(arguments.batch)
+
+    discriminator = gan.discriminator
+    if arguments.warm_up is None:
+        arguments.warm_up = 0 if trained_discriminator else 300
+    if arguments.warm_up > 0:
+        torch.manual_seed(arguments.seed)
+        discriminator = _fresh_discriminator(network, arguments.size)
+        _warm_up(arguments, gan, discriminator, training, loader)
+
+    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains")
     compressor = baseline(
         arguments.recipe,
         gan.generator,
-        gan.discriminator,
+        discriminator,
         gan.objective,
         steps=arguments.steps,
         sparsity=arguments.sparsity,
-        fresh=lambda: store.build(gan.config).discriminator,
+        fresh=lambda: _fresh_discriminator(network, arguments.size),
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
-        granularity=arguments.granularity,
+        granularity=parse_granularity(arguments.granularity),
+        allocation=arguments.allocation,
         exclude=tuple(arguments.exclude),
+        generator_every=arguments.generator_every,
         generator_lr=arguments.lr,
         discriminator_lr=arguments.discriminator_lr,
+        betas=training.betas,
         decay=arguments.decay,
         run_dir=arguments.out,
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,
-        config={"command": "compress", "compressed": True, "network": gan.config["network"]}
-        | {name: getattr(arguments, name) for name in ("data", "recipe", "batch")},
+        config={"command": "compress", "compressed": True, "network": network}
+        | {name: getattr(arguments, name) for name in named},
         seed=arguments.seed,
         quiet=arguments.quiet,
     )
-    generator = compressor.fit(data.Batches(data.load(arguments.data)[0], arguments.batch)).generator
-    save(generator, arguments.out / "generator.safetensors", values=arguments.values)
+    result = compressor.fit(loader)
+    save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
+
+    unseen, split = test_data(arguments, task, arguments.size, channels)
+    generators = {"dense": gan.generator, "compressed": result.generator}
+    batch = some(unseen, 32 if task == "dcgan" else 16)
+    picture = comparison(generators, gan.objective, batch, arguments.seed, samples.domains)
+    write_png(arguments.out / "samples.png", picture)
+    _report(arguments, task, generators, gan.objective, some(unseen, 4), picture, split, result.history)
+    print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html")
+
+
+def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Training]:
+    """The task whose batches are read, and its training; options that were not given are filled in."""
+    network = gan.config["network"]
+    task = network["gan"] or arguments.task
+    if task is None:
+        raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
+    training = GANS[task].training
+    if arguments.data is None:
+        arguments.data = gan.config.get("data", training.data)
+    if arguments.size is None:
+        arguments.size = network.get("image_size") or gan.config.get("size", training.size)
+    for name, value in (
+        ("batch", training.batch),
+        ("generator_every", training.generator_every),
+        ("lr", training.discriminator_lr),
+        ("discriminator_lr", training.discriminator_lr),
+    ):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return task, training
+
+
+def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
+    """Raise ValueError where a network was made for other data than these."""
+    known = network.get("domains")
+    if known is not None and len(samples.domains) != known:
+        raise ValueError(f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}")
+    made_for = network.get("image_size", size)
+    if trained_discriminator and made_for != size:
+        raise ValueError(f"--size is {size}; the discriminator was made for {made_for}")
+
+
+def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
+    if network["gan"] is None:
+        raise ValueError("a fresh discriminator is known for the reference GANs only, not for a Python function's")
+    sized = {"image_size": size} if "image_size" in store.sizes_of(network["gan"]) else {}
+    return store.build({"network": network | sized}).discriminator
+
+
+def _warm_up(
+    arguments: argparse.Namespace, gan: store.Gan, discriminator: nn.Module, training: Training, loader: Any
+) -> None:
+    """Train `discriminator` on the dense generator's images; resumable, in OUT/discriminator."""
+    task = AdversarialTask(
+        gan.generator,
+        discriminator,
+        gan.objective,
+        None,
+        torch.optim.Adam(discriminator.parameters(), arguments.discriminator_lr, training.betas),
+    )
+    named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed")
+    run_loop(
+        task,
+        loader,
+        arguments.warm_up,
+        run=Run(
+            arguments.out / "discriminator",
+            {"network": gan.config["network"]} | {name: getattr(arguments, name) for name in named},
+            resume=arguments.resume,
+        ),
+        checkpoint_every=arguments.checkpoint_every,
+        seed=arguments.seed,
+        title="a fresh discriminator",
+        quiet=arguments.quiet,
+    )
+
+
+def _report(
+    arguments: argparse.Namespace,
+    task: str,
+    generators: dict[str, nn.Module],
+    objective: Objective,
+    batch: Any,
+    picture: Tensor,
+    split: str,
+    history: list[dict[str, float]],
+) -> None:
+    """report.html: what it cost and saved, the pictures, the curves, the layers."""
+    inputs = _inputs(generators["compressed"], objective, batch)
+    one = tuple(x[:1] for x in inputs)
+    lines = []
+    for name, generator in generators.items():
+        weights, kept = (sum(numbers) for numbers in zip(*_weights(generator), strict=True))
+        size = (
+            (arguments.out / "generator.safetensors").stat().st_size
+            if name == "compressed"
+            else sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
+        )
+        macs = count_macs(generator, one).executed / 1e6
+        lines.append([name, f"{1 - kept / weights:.1%}", f"{kept:,}", f"{macs:,.1f} M", f"{size / 1e6:.2f} MB"])
+    layers = [asdict(row) for row in profile(generators["compressed"], inputs, seconds=0.05).rows]
+    settings = ("data", "size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch", "lr")
+    facts = {name: getattr(arguments, name) for name in (*settings, "discriminator_lr", "warm_up", "seed")}
+    curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
+    body = f"""<div class="wide">{table(["generator", "sparsity", "weights", "MACs an image", "file"], lines)}</div>
+<p>Sparsity and weights of the convolutions; the dense file as float32 tensors.</p>
+<h2>Dense and compressed, from the same inputs ({split} data)</h2>
+<img alt="samples" src="{picture_uri(picture)}">
+<h2>Terms over the fine-tuning</h2>
+{curves}
+<p>Solid: of the compressed generator; dotted: of the original, by the same discriminator. Smoothed over 10 steps.</p>
+<h2>Layers of the compressed generator (batch of {len(inputs[0])}, forward)</h2>
+<div class="wide">{layer_table(layers)}</div>
+<h2>Settings</h2>
+{facts_table(facts)}
+<h2>Machine</h2>
+{facts_table({**info(), "threads": torch.get_num_threads()})}"""
+    title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
+    write_text(arguments.out / "report.html", page(title, body))
+
+
+def _inputs(generator: nn.Module, objective: Objective, batch: Any) -> tuple[Tensor, ...]:
+    """What `generate` calls the generator with."""
+    seen: list[tuple[Tensor, ...]] = []
+    hook = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     with torch.no_grad():
-        write_png(arguments.out / "samples.png", grid(generator(store.noise(gan.generator, 64, arguments.seed))))
-    print(f"wrote {arguments.out / 'generator.safetensors'} and samples.png")
+        objective.generate(generator, batch)
+    hook.remove()
+    return seen[0]
+
+
+def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:
+    """(weights, kept ones) of every convolution."""
+    for module in generator.modules():
+        if isinstance(module, SparseConv):
+            yield math.prod(module.weight_shape), module.nnz
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            yield module.weight.numel(), module.weight.numel()

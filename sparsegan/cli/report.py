@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -96,10 +97,64 @@ def show_table(results: dict[str, Any]) -> None:
 def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[str, list[dict[str, float]]]) -> str:
     """The HTML text. `samples`: images [N, C, H, W] in [-1, 1] of each generator from the same noise."""
     head, lines = columns(results)
-    layers = results["layers"]
-    layer_head = ["layer", "geometry", "kept weights", "sparsity", "MACs dense", "executed"]
-    layer_head += ["kernel", "why", "dense ms", "sparse ms"]
-    layer_lines = [
+    figures = "".join(
+        f"<figure><img src='{_picture(images)}' alt='samples'><figcaption>{html.escape(title)}</figcaption></figure>"
+        for title, images in samples.items()
+    )
+    sparsity = results["settings"]["sparsity"]
+    body = f"""<div class="wide">{table(head, lines)}</div>
+<p>{html.escape(note(results))}</p>
+<h2>Samples from the same noise</h2>
+<div class="grids">{figures}</div>
+<h2>Losses and sparsity over the fine-tuning</h2>
+<img class="plot" alt="curves" src="{_curves(histories)}">
+<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images (smoothed over 10
+steps); dotted, the original generator's score by the same discriminator. The self-supervised generator is held to the
+original image by image and trains no discriminator.</p>
+<h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
+<div class="wide">{layer_table(results["layers"])}</div>
+<h2>Machine</h2>
+{facts_table(results["machine"])}"""
+    return page(f"A DCGAN's generator at {sparsity:.0%} element sparsity, on real digits", body)
+
+
+def page(title: str, body: str) -> str:
+    """An HTML page that needs no other file. `body`: HTML; `title`: text."""
+    title = html.escape(title)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>sparsegan: {title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr.method td {{ font-weight: 600; }}
+.facts th, .facts td {{ text-align: left; }}
+.grids {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
+figure {{ margin: 0; }} figure img {{ width: 100%; }} figcaption {{ font-size: 13px; color: #555; }}
+img.plot {{ width: 100%; }}
+.wide {{ overflow-x: auto; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values as an HTML table."""
+    rows = ((html.escape(str(name)), html.escape(str(value))) for name, value in facts.items())
+    return (
+        f'<table class="facts">{"".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)}</table>'
+    )
+
+
+def layer_table(layers: list[dict[str, Any]]) -> str:
+    """`profiling.LayerProfile` rows, as dicts, as an HTML table."""
+    head = ["layer", "geometry", "kept weights", "sparsity", "MACs dense", "executed"]
+    head += ["kernel", "why", "dense ms", "sparse ms"]
+    lines = [
         [
             layer["name"],
             layer["geometry"],
@@ -114,47 +169,11 @@ def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[
         ]
         for layer in layers
     ]
-    figures = "".join(
-        f"<figure><img src='{_picture(images)}' alt='samples'><figcaption>{html.escape(title)}</figcaption></figure>"
-        for title, images in samples.items()
-    )
-    facts = ((html.escape(str(name)), html.escape(str(value))) for name, value in results["machine"].items())
-    machine = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
-    sparsity = results["settings"]["sparsity"]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>sparsegan: a DCGAN at {sparsity:.0%} sparsity</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }}
-h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
-th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
-tr.method td {{ font-weight: 600; }}
-.facts th, .facts td {{ text-align: left; }}
-.grids {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
-figure {{ margin: 0; }} figure img {{ width: 100%; }} figcaption {{ font-size: 13px; color: #555; }}
-img.plot {{ width: 100%; }}
-.wide {{ overflow-x: auto; }}
-</style></head><body>
-<h1>A DCGAN's generator at {sparsity:.0%} element sparsity, on real digits</h1>
-<div class="wide">{_table(head, lines)}</div>
-<p>{html.escape(note(results))}</p>
-<h2>Samples from the same noise</h2>
-<div class="grids">{figures}</div>
-<h2>Losses and sparsity over the fine-tuning</h2>
-<img class="plot" alt="curves" src="{_curves(histories)}">
-<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images (smoothed over 10
-steps); dotted, the original generator's score by the same discriminator. The self-supervised generator is held to the
-original image by image and trains no discriminator.</p>
-<h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
-<div class="wide">{_table(layer_head, layer_lines)}</div>
-<h2>Machine</h2>
-<table class="facts">{machine}</table>
-</body></html>
-"""
+    return table(head, lines)
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """An HTML table; the row of the method is bold."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr{' class=method' if line[0] == 'self-supervised' else ''}>"
@@ -170,9 +189,14 @@ def _data_uri(png: bytes) -> str:
 
 
 def _picture(images: Tensor) -> str:
+    return picture_uri(grid(images, columns=10))
+
+
+def picture_uri(picture: Tensor) -> str:
+    """A picture uint8 [H, W, 1 or 3] as a data: address."""
     from PIL import Image
 
-    array = grid(images, columns=10).numpy()
+    array = picture.numpy()
     stream = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, format="PNG")
     return _data_uri(stream.getvalue())
@@ -202,6 +226,33 @@ def _curves(histories: dict[str, list[dict[str, float]]]) -> str:
     right.set_xlabel("step")
     right.set_ylim(0, 1)
     left.legend(fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return _data_uri(stream.getvalue())
+
+
+def term_curves(history: list[dict[str, float]]) -> str:
+    """A plot a term of a compression: the compressed generator's, dotted the original's; and the sparsity."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    skipped = ("step", "loss", "sparsity")
+    names = {key.removesuffix("_original").removesuffix("_compressed") for row in history for key in row}
+    terms = sorted(names.difference(skipped))
+    figure = Figure(figsize=(12, 3.0 * -(-(len(terms) + 1) // 3)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(-(-(len(terms) + 1) // 3), 3, squeeze=False).flat)
+    for panel, term in zip(axes, terms, strict=False):
+        compressed = f"{term}_compressed" if any(f"{term}_compressed" in row for row in history) else term
+        for key, style in ((compressed, "-"), (f"{term}_original", ":")):
+            panel.plot(*_smooth(history, key), linestyle=style, color="#1b6ca8")
+        panel.set_title(term)
+    panel = axes[len(terms)]
+    panel.plot([row["step"] for row in history], [row["sparsity"] for row in history], color="#1b6ca8")
+    panel.set_title("sparsity")
+    panel.set_ylim(0, 1)
+    for unused in axes[len(terms) + 1 :]:
+        unused.set_axis_off()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return _data_uri(stream.getvalue())
