@@ -20,8 +20,8 @@ struct Output {
   __device__ float activated(float sum) const { return sum > 0 ? sum : sum * negative_slope; }
 };
 
-struct alignas(8) Tap {
-  unsigned code;
+struct alignas(16) Tap {
+  TapStep step;
   float value;
 };
 
@@ -29,52 +29,45 @@ struct alignas(8) Tap {
 template <class T>
 class Taps {
  public:
-  __device__ Taps(const Plan& plan, const T* values, Tap* slice, int lane, int begin, int end)
-      : plan_(plan), values_(values), slice_(slice), lane_(lane), begin_(begin), ready_(begin), end_(end) {
-    read(begin);
+  // `slab`: the first that the block stages.
+  __device__ Taps(const Tiling& tiling, const T* values, Tap* slice, int slab, int begin, int end)
+      : t_(tiling), values_(values), slice_(slice), slab_(slab), end_(end), next_(begin + threadIdx.x % 32) {
+    read();
     value_ = value();
     code_ = next_code_;
-    read(begin + 32);
+    read();
   }
 
-  // The tap `t`; every lane asks for the taps from begin to end in turn.
-  __device__ __forceinline__ Tap get(int t) {
-    if (t == ready_) turn();
-    return slice_[(t - begin_) % 32];
+  // The next 32 taps, as many as there are.
+  __device__ __forceinline__ const Tap* turn() {
+    const TapStep step = TapStep::of(t_, code_, slab_);
+    __syncwarp();
+    slice_[threadIdx.x % 32] = {step, value_};
+    __syncwarp();
+    value_ = value();
+    code_ = next_code_;
+    read();
+    return slice_;
   }
 
  private:
-  __device__ __forceinline__ void read(int from) {
-    const int t = from + lane_;
-    next_code_ = t < end_ ? plan_.codes[t] : 0;
-    next_order_ = t < end_ ? plan_.order[t] : 0;
+  __device__ __forceinline__ void read() {
+    next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
+    next_order_ = next_ < end_ ? t_.plan.order[next_] : 0;
+    next_ += 32;
   }
   __device__ __forceinline__ float value() const {
-    return plan_.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), plan_.taps - 1u)]);
-  }
-  __device__ __forceinline__ void turn() {
-    __syncwarp();
-    slice_[lane_] = {code_, value_};
-    __syncwarp();
-    ready_ += 32;
-    value_ = value();
-    code_ = next_code_;
-    read(ready_ + 32);
+    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), t_.plan.taps - 1u)]);
   }
 
-  const Plan& plan_;
+  const Tiling& t_;
   const T* values_;
   Tap* slice_;
-  int lane_, begin_, ready_, end_;
+  int slab_, end_, next_;
   unsigned code_, next_code_;
   int next_order_;
   float value_;
 };
-
-template <class T>
-__device__ __forceinline__ T* at(T* tensor, const Row& row) {
-  return tensor + row.at;
-}
 
 // Writes N neighbouring columns of a row, as many as it has.
 template <class T, int N>
@@ -150,10 +143,12 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
   T* staged = reinterpret_cast<T*>(slices + kThreads);
   T* spare = staged + t.stage_slabs * t.slab_size;
   int tap = bundle.tap(t, slab);
-  Taps<T> taps(t.plan, values, slices + warp * 32, threadIdx.x % 32, tap, max(tap, bundle.tap(t, slabs_end)));
+  Taps<T> taps(t, values, slices + warp * 32, slab, tap, max(tap, bundle.tap(t, slabs_end)));
 
   float sums[kSlots][Strip] = {};
-  Segment<T, Strip, Step> segment;
+  const int strip = lane.offset(t);
+  const Tap* next_tap = nullptr;
+  int ready = tap;  // taps up to here are in the slice
   stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
   while (slab < slabs_end) {
     const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
@@ -162,17 +157,23 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
     if (next < slabs_end) {
       stage<T, Strip, Step>(t, x, spare, origin, bundle.group, next, min(t.stage_slabs, slabs_end - next));
     }
-    unsigned row = ~0u;
-    for (; tap < end; ++tap) {
-      const Tap now = taps.get(tap);
-      if (row_of(now.code) != row) {
-        row = row_of(now.code);
-        segment.load(t, staged, lane, row, slab);
+    Segment<T, Strip, Step> segment;
+    while (tap < end) {
+      if (tap == ready) {
+        next_tap = taps.turn();
+        ready += 32;
       }
-      dispatch(now.code, [&](auto k) {
+      const int count = min(end, ready) - tap;
+      const Tap* const stop = next_tap + count;
+      do {
+        const Tap now = *next_tap;
+        if (now.step.row >= 0) segment.load(t, staged + strip + now.step.row);
+        dispatch(now.step.which, [&](auto k) {
 #pragma unroll
-        for (int i = 0; i < Strip; ++i) sums[k.slot][i] = fmaf(now.value, segment(i, k.column), sums[k.slot][i]);
-      });
+          for (int i = 0; i < Strip; ++i) sums[k.slot][i] = fmaf(now.value, segment(i, k.column), sums[k.slot][i]);
+        });
+      } while (++next_tap != stop);
+      tap += count;
     }
     T* const used = staged;
     staged = spare, spare = used;
@@ -204,27 +205,26 @@ struct alignas(16) Read {
   float value;
 };
 
-template <class T>
 __device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned unit, float value) {
-  const int positions = t.kernel_h * t.kernel_w, channels = adjoint ? t.y.channels : t.x.channels;
-  const int pair = static_cast<int>(unit / positions), position = static_cast<int>(unit % positions);
-  const int i = position / t.kernel_w, j = position - i * t.kernel_w;
-  const int fine = channels / t.groups, coarse = pair / fine;
-  int row = i * t.dilation_h - t.padding_h, column = j * t.dilation_w - t.padding_w, channel;
+  const unsigned positions = t.kernel_h * t.kernel_w, pair = unit / positions;
+  const unsigned fine = (adjoint ? t.y.channels : t.x.channels) / t.groups, coarse = pair / fine;
+  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
+  int row = i * t.dilation_h - t.padding_h, column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
+  unsigned channel = coarse;
   if (adjoint) {  // a phase's offsets are the phase plus multiples of the stride
-    row = -((row - ((row % t.stride_h) + t.stride_h) % t.stride_h) / t.stride_h);
-    column = -((column - ((column % t.stride_w) + t.stride_w) % t.stride_w) / t.stride_w);
-    channel = min(coarse, t.x.channels - 1);
+    row = -((row - (row % t.stride_h + t.stride_h) % t.stride_h) / t.stride_h);
+    column = -((column - (column % t.stride_w + t.stride_w) % t.stride_w) / t.stride_w);
   } else {
-    channel = min(coarse / (t.y.channels / t.groups), t.groups - 1) * fine + pair % fine;
+    channel = coarse / (t.y.channels / t.groups) * fine + pair % fine;
   }
+  channel = min(channel, t.x.channels - 1u);  // whatever the plan says
   return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
 }
 
 // Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
 template <class T, int Pixels>
-__global__ __launch_bounds__(kThreads) void gather_small(const Tiling t, const bool adjoint, const T* __restrict__ x,
-                                                         const T* __restrict__ values, const Output<T> output) {
+__global__ __launch_bounds__(kThreads, 6) void gather_small(const Tiling t, const bool adjoint, const T* __restrict__ x,
+                                                            const T* __restrict__ values, const Output<T> output) {
   constexpr int kNowhere = -(1 << 30);
   __shared__ Read slices[kThreads];
   __shared__ float sums_of_ways[kWarps][Pixels][32];
@@ -267,7 +267,7 @@ __global__ __launch_bounds__(kThreads) void gather_small(const Tiling t, const b
     const int tap = from + lane;
     if (tap >= end) return {kNowhere, 0, 0, 0};
     const unsigned place = t.plan.places == nullptr ? tap : t.plan.places[tap];
-    return read_unit<T>(t, adjoint, t.plan.units[tap], to_float(values[min(place, t.plan.taps - 1u)]));
+    return read_unit(t, adjoint, t.plan.units[tap], to_float(values[min(place, t.plan.taps - 1u)]));
   };
   Read next = read(begin);
   for (int from = begin; from < end; from += 32) {

@@ -49,6 +49,8 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.phases_w = c.adjoint ? static_cast<int>(g.w.stride) : 1;
   t.rows = static_cast<int>(up(c.y_height, t.phases_h));
   t.columns = static_cast<int>(up(c.y_width, t.phases_w));
+  narrow("the input rows that the output reaches over", (t.rows + 32) * g.h.stride);
+  narrow("the input columns that the output reaches over", (t.columns + 64) * g.w.stride);
   t.bundle_blocks = static_cast<int>(up(t.group_bundles, kWarps));
 
   const auto planes = [](const char* image, int64_t channels, int64_t height, int64_t width) {
@@ -125,6 +127,7 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   t.row_limit = (t.stage_slabs - 1) * t.slab_size + (static_cast<int>(shape.rows.reach) - 1) * t.row_pitch;
   t.by_fours = Divider(t.row_fours);
   t.by_rows = Divider(t.slab_rows);
+  t.by_stage = Divider(t.stage_slabs);
   return true;
 }
 

@@ -69,7 +69,7 @@ struct Tiling {
   int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
   int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
   int row_limit = 0;                                  // elements: where the last slab's last row starts
-  Divider by_fours, by_rows;
+  Divider by_fours, by_rows, by_stage;
   int stage_slabs = 0;  // slabs staged at a time
   int parts = 1;        // gather: cuts of the slabs; wgrad: cuts of the tiles, whose sums are added up afterwards
   int slices = 1;       // wgrad: cuts of the slabs

@@ -83,12 +83,14 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
   const int tiles_end = static_cast<int>(static_cast<int64_t>(t.tiles) * (blockIdx.y + 1) / t.parts);
   float* const part = parts + static_cast<int64_t>(blockIdx.y) * t.plan.taps;
 
-  auto* const dots = reinterpret_cast<float*>(dynamic_shared()) + warp * 32 * kPitch;
-  T* staged = reinterpret_cast<T*>(reinterpret_cast<float*>(dynamic_shared()) + kThreads * kPitch);
+  auto* const slice = reinterpret_cast<TapStep*>(dynamic_shared()) + warp * 32;
+  auto* const dots =
+      reinterpret_cast<float*>(reinterpret_cast<TapStep*>(dynamic_shared()) + kThreads) + warp * 32 * kPitch;
+  T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * (sizeof(TapStep) + kPitch * sizeof(float)));
   T* spare = staged + t.stage_slabs * t.slab_size;
 
   float strips[kSlots][Strip];
-  Segment<T, Strip, Step> segment;
+  const int strip = lane.offset(t);
   int tile = first_tile, slab = slabs_begin, tap = 0;
   Origin origin = Origin::of<Strip>(t, tile);
   stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
@@ -108,18 +110,16 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
       tap = bundle.tap(t, slab);
     }
     const int end = bundle.tap(t, end_slab);
-    unsigned row = ~0u;
+    Segment<T, Strip, Step> segment;
     while (tap < end) {
       const int count = min(32, end - tap);
-      const unsigned codes = me < count ? t.plan.codes[tap + me] : 0;
+      slice[me] = TapStep::of(t, me < count ? t.plan.codes[tap + me] : 0, slabs_begin);
+      __syncwarp();
       for (int k = 0; k < count; ++k) {
-        const unsigned code = __shfl_sync(~0u, codes, k);
-        if (row_of(code) != row) {
-          row = row_of(code);
-          segment.load(t, staged, lane, row, slab);
-        }
+        const TapStep now = slice[k];
+        if (now.row >= 0) segment.load(t, staged + strip + now.row);
         float dot = 0;
-        dispatch(code, [&](auto which) {
+        dispatch(now.which, [&](auto which) {
           float even = 0, odd = 0;  // two chains: a sum waits for the one before it
 #pragma unroll
           for (int i = 0; i < Strip; i += 2) {
@@ -163,12 +163,11 @@ __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const in
                                                         T* __restrict__ dv) {
   const int tap = blockIdx.x * kThreads + threadIdx.x;
   if (tap >= t.plan.taps) return;
-  const unsigned unit = support[tap], positions = t.kernel_h * t.kernel_w;
+  const unsigned unit = support[tap], positions = t.kernel_h * t.kernel_w, pair = unit / positions;
   const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
-  const int fine_channels = fine_planes.channels / t.groups, coarse_channels = coarse_planes.channels / t.groups;
-  const int pair = static_cast<int>(unit / positions);
-  const int coarse_channel = min(pair / fine_channels, coarse_planes.channels - 1);
-  const int fine_channel = coarse_channel / coarse_channels * fine_channels + pair % fine_channels;
+  const unsigned fine_channels = fine_planes.channels / t.groups;
+  const int coarse_channel = min(pair / fine_channels, coarse_planes.channels - 1u);  // whatever the support says
+  const int fine_channel = coarse_channel / (coarse_planes.channels / t.groups) * fine_channels + pair % fine_channels;
   const int first_row = i * t.dilation_h - t.padding_h;
   const int first_column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
   float sum = 0;
@@ -209,7 +208,8 @@ void run(const ConvCall& c, const void* gy, const void* x, void* dv, float* work
   }
   const auto kernel = t.strip == 8 ? (t.column_step == 1 ? wgrad_tiled<T, 8, 1> : wgrad_tiled<T, 8, 2>)
                                    : (t.column_step == 1 ? wgrad_tiled<T, 4, 1> : wgrad_tiled<T, 4, 2>);
-  const size_t shared = kThreads * kPitch * sizeof(float) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  const size_t shared =
+      kThreads * (sizeof(TapStep) + kPitch * sizeof(float)) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
   launch(kernel, dim3(t.groups * t.bundle_blocks, t.parts, t.slices), kThreads, shared, stream, t, g, from, workspace);
   const unsigned blocks = (t.plan.taps - 1u) / 256 + 1;
   launch(add_tiles<T>, blocks, 256, 0, stream, static_cast<const float*>(workspace), t.parts, t.plan, to);

@@ -28,9 +28,9 @@ struct Case {
   SPARSEGAN_CASE(k + 6)    \
   SPARSEGAN_CASE(k + 7)
 template <class Body>
-__device__ __forceinline__ void dispatch(unsigned code, const Body& body) {
+__device__ __forceinline__ void dispatch(unsigned which, const Body& body) {
   static_assert(kSlots * kReach == 64);
-  switch (code % 64) {
+  switch (which) {
     SPARSEGAN_CASES(0)
     SPARSEGAN_CASES(8)
     SPARSEGAN_CASES(16)
@@ -39,13 +39,30 @@ __device__ __forceinline__ void dispatch(unsigned code, const Body& body) {
     SPARSEGAN_CASES(40)
     SPARSEGAN_CASES(48)
     SPARSEGAN_CASES(56)
+    default:
+      break;
   }
 }
 #undef SPARSEGAN_CASES
 #undef SPARSEGAN_CASE
 
-// A tap's source row within the stage, and what it does there: see device_plan.h.
-__device__ __forceinline__ unsigned row_of(unsigned code) { return code / (kSlots * kReach); }
+// A tap as a warp's lanes prepare it for all of them to run.
+struct TapStep {
+  int row;         // elements from the stage's start to its source row; below 0: the row of the tap before
+  unsigned which;  // slot and column
+
+  // Of the tap that `code` stands for, whatever it is within the stage; `slab` is the first that the block stages.
+  // Every lane calls this, taps in the order of lanes.
+  __device__ __forceinline__ static TapStep of(const Tiling& t, unsigned code, int slab) {
+    constexpr unsigned kCases = kSlots * kReach;
+    const unsigned before = __shfl_up_sync(~0u, code, 1);
+    if (threadIdx.x % 32 > 0 && before / kCases == code / kCases) return {-1, code % kCases};
+    const int staged = static_cast<int>(code / (kCases * kReach)) - slab;
+    const int in_stage = staged - t.by_stage.divide(staged) * t.stage_slabs;
+    const unsigned offset = in_stage * t.slab_size + code / kCases % kReach * t.row_pitch;
+    return {static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))), code % kCases};
+  }
+};
 
 // Where a tile starts.
 struct Origin {
@@ -65,6 +82,10 @@ struct Lane {
 
   __device__ static Lane of(const Tiling& t, int lane) {
     return {lane >> (t.log_w + t.log_h), (lane >> t.log_w) & ((1 << t.log_h) - 1), lane & ((1 << t.log_w) - 1)};
+  }
+  // Elements from a slab's start to where the strip's first segment starts.
+  __device__ int offset(const Tiling& t) const {
+    return image * t.image_pitch + row * t.row_step * t.row_pitch + 4 * strip;
   }
 };
 
@@ -104,6 +125,7 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
         x +
         (static_cast<int64_t>(origin.image + image) * t.x.channels + group * t.group_sources + channel) * t.x.plane();
     int band = first_band;
+#pragma unroll 1
     for (int s = 0; s < count; ++s, to += t.slab_size) {
       const int row_band = band / t.column_bands;
       const int* const row_of_band = t.plan.bands + 2 * row_band;
@@ -142,14 +164,14 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
 template <class T, int Strip, int Step>
 class Segment {
  public:
-  // `shared` is the stage's first slab, `lane` the lane's place in it.
-  __device__ __forceinline__ void load(const Tiling& t, const T* shared, const Lane& lane, unsigned row, int slab) {
-    const unsigned offset = (row / kReach - slab) * t.slab_size + row % kReach * t.row_pitch;
-    const T* const from = shared + min(offset, static_cast<unsigned>(t.row_limit)) +  // whatever the plan says
-                          lane.image * t.image_pitch + lane.row * t.row_step * t.row_pitch + 4 * lane.strip;
+  // `row`: where the lane's strip starts in it.
+  __device__ __forceinline__ void load(const Tiling& t, const T* row) {
 #pragma unroll
     for (int m = 0; m < kFours; ++m) {
-      if (m < t.segment_fours) load_four(from + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
+      // A tap's column is one of eight: the last two fours may lie behind what taps read.
+      if (m < kFours - 2 || m < t.segment_fours) {
+        load_four(row + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
+      }
     }
   }
   // Element for the strip's column `i` and a tap's column `column`; both compile-time numbers once unrolled.

@@ -23,10 +23,10 @@ Bands Bands::of(const Axis& axis, bool adjoint, int64_t align) {
   for (int64_t i = 0; i < axis.kernel; ++i) {
     reads.push_back(by_phase ? Read{axis.phase(i), axis.shift(i), i}
                              : Read{0, adjoint ? -axis.shift(i) : axis.offset(i), i});
-    if (std::abs(reads.back().offset) > kMaxReach) {
-      throw std::invalid_argument("geometry: kernel index " + std::to_string(i) + " reads " +
-                                  std::to_string(reads.back().offset) +
-                                  " elements away; the CUDA kernels take at most " + std::to_string(kMaxReach));
+    if (std::abs(axis.offset(i)) > kMaxReach) {
+      throw std::invalid_argument("geometry: kernel index " + std::to_string(i) + " lies " +
+                                  std::to_string(axis.offset(i)) + " elements off; the CUDA kernels take at most " +
+                                  std::to_string(kMaxReach));
     }
   }
   std::sort(reads.begin(), reads.end());
