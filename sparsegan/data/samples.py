@@ -66,10 +66,6 @@ class Samples:
         for chosen in self.order(shuffled=False).split(batch_size):
             yield self.batch(chosen, None)
 
-    def target(self, batch: Any) -> Tensor:
-        """The real images of a batch that a generator's images are compared with: b of cyclegan, high of srgan."""
-        return batch if self.task == "dcgan" else batch[0 if self.task == "stargan" else 1]
-
     def order(self, shuffled: bool = True) -> Tensor:
         """What the samples of an epoch are, in turn: int64 [N, ...], drawn from torch's generator."""
         return torch.randperm(len(self)) if shuffled else torch.arange(len(self))
