@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
-from ..engine import Run, endless, run_loop
+from ..engine import Run, endless, ranks, run_loop
 from ..engine.adversarial import decayed, set_rates
 from ..gans.objective import ImagePool, Objective, detached, images_in
 from ..nn import SparseConv
@@ -24,7 +24,7 @@ from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
 
-DISCRIMINATOR_MODES = ("updated", "frozen")
+DISCRIMINATOR_MODES = ("updated", "frozen", "none")
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,25 @@ class Result:
 
 
 class Compressor:
-    """Compress a copy of `generator`; the networks handed in stay as they are.
+    """Compress a copy of `generator`, or of `student`; the networks handed in stay as they are.
 
     Every step: prune to the schedule's sparsity (a layer's smallest units go, none comes back); make fakes; let the
     discriminator's copy take a step of its ordinary loss on them; let the generator take a step of `loss`.
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
-    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options) or `PlainLoss()`.
+    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
+    `PlainLoss()`.
+    `student`: what is compressed and trained instead of a copy of `generator`, which the loss still compares with.
     `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
     along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
     `allocation`: how the schedule's last sparsity is shared out among the layers of `generator`: "uniform", "global",
     "global-normalized", or sparsities by layer, as `sparsegan.allocation.sensitivity` finds them. A layer is always as
     far on its way as the schedule is on its own.
-    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes) or "frozen" (and in evaluation
-    mode: a fixed function of an image).
+    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
+    mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
+    `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
+    `original_as_real`: an updated discriminator also minimises the generator terms of `generator`'s fakes: it learns to
+    take those for real, and so to tell the two generators apart.
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
     `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
     image then has no noise from the rest of the batch.
@@ -61,6 +66,9 @@ class Compressor:
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
+
+    In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
+    `engine.ranks`. Rank 0 writes.
     Raises ValueError for values out of range.
     """
 
@@ -72,10 +80,13 @@ class Compressor:
         schedule: Schedule,
         *,
         loss: GeneratorLoss | None = None,
+        student: nn.Module | None = None,
         granularity: str | Mapping[str, str] = "element",
         exclude: tuple[str, ...] = (),
         allocation: str | Mapping[str, float] = "uniform",
         discriminator_mode: str = "updated",
+        prune_discriminator: bool = False,
+        original_as_real: bool = False,
         feature_layers: tuple[str, ...] = (),
         stored_statistics: bool = False,
         contrast: bool = False,
@@ -95,13 +106,21 @@ class Compressor:
         quiet: bool = False,
     ) -> None:
         if discriminator_mode not in DISCRIMINATOR_MODES:
-            raise ValueError(f'discriminator_mode is {discriminator_mode!r}; it must be "updated" or "frozen"')
+            modes = ", ".join(map(repr, DISCRIMINATOR_MODES))
+            raise ValueError(f"discriminator_mode is {discriminator_mode!r}; it must be one of {modes}")
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
         self.schedule, self.contrast = schedule, contrast
         self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
         self.title, self.quiet = title, quiet
         loss = SelfSupervisedLoss() if loss is None else loss
+        if discriminator_mode == "none" and loss.uses_terms:
+            raise ValueError(f'discriminator_mode is "none", and {type(loss).__name__} needs a discriminator\'s terms')
+        for name, asked in (("prune_discriminator", prune_discriminator), ("original_as_real", original_as_real)):
+            if asked and discriminator_mode != "updated":
+                raise ValueError(
+                    f'{name} is set and discriminator_mode is {discriminator_mode!r}; it must be "updated"'
+                )
         settings = {
             "schedule": {"kind": type(schedule).__name__, **_fields(schedule)},
             "loss": {"kind": type(loss).__name__, **_fields(loss)},
@@ -109,6 +128,8 @@ class Compressor:
             "exclude": exclude,
             "allocation": allocation,
             "discriminator_mode": discriminator_mode,
+            "prune_discriminator": prune_discriminator,
+            "original_as_real": original_as_real,
             "feature_layers": feature_layers,
             "stored_statistics": stored_statistics,
             "contrast": contrast,
@@ -120,15 +141,19 @@ class Compressor:
             "seed": seed,
             **(config or {}),
         }
-        targets = Targets.of(generator, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
-        sparse = sparsify(copy.deepcopy(generator), targets.at(schedule.sparsity(0)), granularity, exclude)
+        start = generator if student is None else student
+        targets = Targets.of(start, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
+        sparse = sparsify(copy.deepcopy(start), targets.at(schedule.sparsity(0)), granularity, exclude)
         student = sparse.requires_grad_(True).train()
         if stored_statistics:
             for norm in _batch_norms(student):
                 norm.eval()
         judge = copy.deepcopy(discriminator).train(discriminator_mode == "updated")
+        if prune_discriminator:
+            judge = sparsify(judge, schedule.sparsity(0))
+        compared = loss.matches or original_as_real
         self.task = CompressionTask(
-            copy.deepcopy(generator).requires_grad_(False).eval() if loss.matches else None,
+            copy.deepcopy(generator).requires_grad_(False).eval() if compared else None,
             student,
             judge,
             objective,
@@ -140,6 +165,8 @@ class Compressor:
             _feature_layers(judge, feature_layers) if loss.matches_features else [],
             decay,
             targets,
+            prune_discriminator,
+            original_as_real,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -150,6 +177,10 @@ class Compressor:
         Raises engine.Diverged when a term is not finite or too large, ValueError for an empty loader or for a
         discriminator term that gives the generator no gradient.
         """
+        with ranks.divided(self.task.student, self.task.original, self.task.discriminator):
+            return self._fit(loader)
+
+    def _fit(self, loader: Iterable[Any]) -> Result:
         history: list[dict[str, float]] = []
         if self.schedule.steps > 0:
             history = run_loop(
@@ -161,7 +192,7 @@ class Compressor:
                 seed=self.seed,
                 limit=self.limit,
                 title=self.title,
-                quiet=self.quiet,
+                quiet=self.quiet or ranks.rank() > 0,
             )
         student = self.task.student.eval()
         if self.contrast and self.schedule.steps > 0:
@@ -214,6 +245,8 @@ class CompressionTask:
         feature_layers: Sequence[nn.Module] = (),
         decay: bool = False,
         targets: Targets | None = None,
+        prune_discriminator: bool = False,
+        original_as_real: bool = False,
     ) -> None:
         self.original = original
         self.student = student
@@ -227,6 +260,8 @@ class CompressionTask:
         self.feature_layers = feature_layers
         self.decay = decay
         self.targets = targets
+        self.prune_discriminator = prune_discriminator
+        self.original_as_real = original_as_real
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
 
@@ -235,6 +270,8 @@ class CompressionTask:
         wanted = self.schedule.sparsity(step)
         if wanted > self._sparsity:
             shrink(self.student, self.targets.at(wanted) if self.targets is not None else wanted, self.optimizer)
+            if self.prune_discriminator:
+                shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
         figures = {"sparsity": self._sparsity}
         if self.decay:
@@ -244,32 +281,55 @@ class CompressionTask:
         generator_steps = step % self.generator_every == 0
         before = torch.get_rng_state()
         with nullcontext() if generator_steps else torch.no_grad():
-            fake = self.objective.generate(self.student, batch)
+            fake, activations = self._generate(self.student, batch)
+        theirs = None
+        if self.original is not None and (generator_steps or self.original_as_real):
+            theirs = self._generate_again(self.original, batch, before)
         if self.discriminator_optimizer is not None:
             self.discriminator.requires_grad_(True)
             past = self.pool(detached(fake))
             terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
+            loss = self.objective.total(terms)
+            if self.original_as_real and self.original is not None and theirs is not None:
+                real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
+                loss = loss + self.objective.total(real)
             self.discriminator_optimizer.zero_grad()
-            self.objective.total(terms).backward()
+            loss.backward()
+            ranks.sum_gradients(self.discriminator_optimizer)
             self.discriminator_optimizer.step()
             figures |= {name: term.item() for name, term in terms.items()}
         if generator_steps:
             self.discriminator.requires_grad_(False)
             with _judging_once(self.discriminator):
-                figures |= self._generator_step(fake, batch, before)
+                figures |= self._generator_step((fake, activations), theirs, batch)
         return figures
 
-    def _generator_step(self, fake: Any, batch: Any, before: Tensor) -> dict[str, float]:
+    def _generate(self, generator: nn.Module, batch: Any) -> tuple[Any, list[Tensor]]:
+        """A fake, and the activations on its way where the loss matches those."""
+        found: list[Tensor] = []
+        layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
+        with _outputs(layers, found):
+            return self.objective.generate(generator, batch), found
+
+    def _generate_again(self, generator: nn.Module, batch: Any, before: Tensor) -> tuple[Any, list[Tensor]]:
+        """:meth:`_generate` without a graph, from the noise that was drawn at the random state `before`."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        with torch.no_grad():
+            made = self._generate(generator, batch)
+        torch.set_rng_state(now)
+        return made
+
+    def _generator_step(
+        self, ours: tuple[Any, list[Tensor]], theirs: tuple[Any, list[Tensor]] | None, batch: Any
+    ) -> dict[str, float]:
         middle = torch.get_rng_state()
-        compressed = self._scores(self.student, fake, batch)
+        compressed = self._scores(self.student, *ours, batch)
         original: Scores | None = None
-        if self.original is not None:
+        if self.original is not None and self.loss.matches and theirs is not None:
             after = torch.get_rng_state()
-            torch.set_rng_state(before)  # the same noise
-            with torch.no_grad():
-                same = self.objective.generate(self.original, batch)
             torch.set_rng_state(middle)  # the same penalty coefficient
-            original = self._scores(self.original, same, batch)
+            original = self._scores(self.original, *theirs, batch)
             torch.set_rng_state(after)
         for name, term in compressed.discriminator.items():
             if not term.requires_grad:
@@ -280,6 +340,7 @@ class CompressionTask:
         loss = self.loss(self.objective, compressed, original)
         self.optimizer.zero_grad()
         loss.backward()
+        ranks.sum_gradients(self.optimizer)
         self.optimizer.step()
         figures = {name: term.item() for name, term in compressed.generator.items()}
         figures |= {f"{name}_compressed": term.item() for name, term in compressed.discriminator.items()}
@@ -288,16 +349,12 @@ class CompressionTask:
             figures |= {f"{name}_original": term.item() for name, term in both.items()}
         return figures | {"loss": loss.item()}
 
-    def _scores(self, generator: nn.Module, fake: Any, batch: Any) -> Scores:
-        """What the loss needs: generator terms, and discriminator terms and features where it matches them."""
-        features: list[Tensor] = []
-        hooks = [
-            layer.register_forward_hook(lambda module, inputs, output: features.append(output))
-            for layer in self.feature_layers
-        ]
-        scores = Scores(self.objective.generator_terms(generator, self.discriminator, fake, batch), features=features)
-        for hook in hooks:
-            hook.remove()
+    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any) -> Scores:
+        """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
+        scores = Scores({}, images=images_in(fake), intermediate=activations)
+        if self.loss.uses_terms:
+            with _outputs(self.feature_layers, scores.features):
+                scores.generator = self.objective.generator_terms(generator, self.discriminator, fake, batch)
         if self.loss.matches_discriminator_terms:
             terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
             scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
@@ -319,8 +376,9 @@ class CompressionTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._sparsity = state["sparsity"]
-        for name, layer in sparse_layers(self.student):  # the saved support is smaller than the one it started with
-            layer.set_support(state["student"][f"{name}.support"], state["student"][f"{name}.values"])
+        for part, network in (("student", self.student), ("discriminator", self.discriminator)):
+            for name, layer in sparse_layers(network):  # the saved support is smaller than the one it started with
+                layer.set_support(state[part][f"{name}.support"], state[part][f"{name}.values"])
         self.student.load_state_dict(state["student"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -333,15 +391,34 @@ class CompressionTask:
 _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 
 
+def _activations(network: nn.Module, role: str) -> list[nn.Module]:
+    found = [module for module in network.modules() if isinstance(module, _ACTIVATIONS)]
+    if not found:
+        hint = "; name its layers in feature_layers" if role == "discriminator" else ""
+        raise ValueError(f"the {role} has no activation modules to match{hint}")
+    return found
+
+
+@contextmanager
+def _outputs(layers: Sequence[nn.Module], found: list[Tensor]) -> Iterator[None]:
+    """Within it, what the layers put out is appended to `found`, in the order of their calls."""
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: found.append(ranks.joined(output)))
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _feature_layers(discriminator: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     modules = dict(discriminator.named_modules())
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(f"feature_layers has {unknown[0]!r}; the discriminator has no module of that name")
-    chosen = [modules[name] for name in names] or [m for m in modules.values() if isinstance(m, _ACTIVATIONS)]
-    if not chosen:
-        raise ValueError("the discriminator has no activation modules to match; name its layers in feature_layers")
-    return chosen
+    return [modules[name] for name in names] or _activations(discriminator, "discriminator")
 
 
 @contextmanager

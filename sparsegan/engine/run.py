@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import ranks
 from .files import write_json, write_text, write_whole
 
 
@@ -26,6 +27,9 @@ class Run:
     `keep`: how many of the newest checkpoints stay on disk.
     Raises FileExistsError when the folder holds a run and `resume` is false, ValueError when it holds another
     configuration.
+
+    Of several processes (`ranks`) each makes one; rank 0 writes, the others only read, and how many there are may
+    change from one run to the next.
     """
 
     def __init__(self, path: str | Path, config: dict[str, Any], resume: bool = False, keep: int = 2) -> None:
@@ -33,6 +37,10 @@ class Run:
             raise ValueError(f"keep is {keep}; it must be at least 1")
         self.path = Path(path)
         self.keep = keep
+        self._writes = ranks.rank() == 0
+        if not self._writes:
+            ranks.wait()  # for rank 0 to have made it
+            resume = True
         config = json.loads(json.dumps(config))  # what reading it back will give: tuples become lists
         file = self.path / "config.json"
         if file.exists():
@@ -45,6 +53,8 @@ class Run:
                 raise ValueError(f"{self.path} cannot be resumed with other settings: {what}")
         else:
             write_json(file, config)
+        if self._writes:
+            ranks.wait()
 
     # checkpoints
 
@@ -57,6 +67,8 @@ class Run:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` (tensors and plain Python values only), then drop the oldest ones."""
         path = self.path / "checkpoints" / f"step-{step:07d}.pt"
+        if not self._writes:
+            return path
         write_whole(path, lambda temporary: torch.save({"step": step, **state}, temporary))
         for old in self.checkpoints()[: -self.keep]:
             old.unlink()
@@ -88,10 +100,13 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps at and after `step`, so that a resumed run writes them again."""
         kept = [row for row in self.metrics() if row["step"] < step]
-        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._writes:
+            write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; `row` has a "step"."""
+        if not self._writes:
+            return
         with open(self.metrics_file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()

@@ -1,0 +1,199 @@
+"""One run on several processes (``torchrun``), each with its share of every batch, as if it were one.
+
+Every rank sees the whole batch and draws the same random numbers. What is divided is the networks' work: a network's
+call takes the rank's part of its inputs, and its outputs are put together again, so that whatever a loss does with
+them (ratios of means, image pools, gradient penalties) is the same on every rank and the same as in one process. The
+two steps are each other's adjoint, at every order of differentiation:
+
+    part    forward: the rank's rows of a tensor            backward: join
+    join    forward: every rank's rows, one after the other  backward: part
+
+Each rank then holds the gradient of its rows' share, and `sum_gradients` adds the shares up. Batch norms take their
+statistics over all ranks. With one process, or without ``torch.distributed``, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def count() -> int:
+    """Processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes files."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+@contextmanager
+def from_environment() -> Iterator[None]:
+    """Within it this process is one of the run's, where `torchrun` started it; NCCL on GPUs, Gloo without."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Until every rank is here."""
+    if count() > 1:
+        dist.barrier()
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor) -> Tensor:
+        if whole.shape[0] % count():
+            raise ValueError(f"a batch of {whole.shape[0]} does not divide among {count()} processes")
+        return whole.chunk(count())[rank()].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Join.apply(gradients[0])
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Part.apply(gradients[0])
+
+
+class _Sum(torch.autograd.Function):
+    """Over the ranks; the gradient too, for every rank's result depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.apply(gradients[0])
+
+
+def joined(value: Any) -> Any:
+    """Tensors of the rank's part, inside tuples too, as those of the whole batch."""
+    return _mapped(value, _Join) if count() > 1 else value
+
+
+def _mapped(value: Any, function: type[torch.autograd.Function]) -> Any:
+    if isinstance(value, Tensor):
+        return function.apply(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    return value
+
+
+class _BatchNormOverRanks(nn.BatchNorm2d):
+    """A batch norm with the statistics of the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.running_mean is not None:
+            return super().forward(x)
+        size = count() * x.numel() // x.shape[1]
+        mean = _Sum.apply(x.sum((0, 2, 3))) / size
+        centred = x - mean.view(-1, 1, 1)
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / size
+        if self.training and self.running_mean is not None:
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+                self.running_var.lerp_(variance.to(self.running_var) * size / max(size - 1, 1), momentum)
+        y = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        return y if self.weight is None else y * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
+    """An instance norm's running statistics are means over the batch."""
+    if norm.training:
+        for statistic in norm.buffers():
+            if statistic.is_floating_point():
+                dist.all_reduce(statistic)
+                statistic /= count()
+
+
+class _Outermost:
+    """Hooks of one network: the call that comes from outside is divided, whichever of its modules is called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.depth = 0
+        self.hooks: list[Any] = []
+        for module in network.modules():
+            self.hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self.hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def _enter(self, module: nn.Module, inputs: Any, named: Any) -> Any:
+        self.depth += 1
+        return (_mapped(inputs, _Part), _mapped(named, _Part)) if self.depth == 1 else None
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        self.depth -= 1
+        return _mapped(output, _Join) if self.depth == 0 and output is not None else None
+
+
+@contextmanager
+def divided(*networks: nn.Module | None) -> Iterator[None]:
+    """Within it, each call of a network is divided among the ranks. Raises ValueError where a batch does not divide."""
+    if count() == 1:
+        yield
+        return
+    hooks: list[Any] = []
+    norms: list[nn.Module] = []
+    for network in networks:
+        if network is None:
+            continue
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                norms.append(module)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise TypeError(f"{type(module).__name__} cannot take its statistics over several processes")
+            elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+                hooks.append(module.register_forward_hook(_average_statistics))
+        hooks += _Outermost(network).hooks
+    for norm in norms:
+        norm.__class__ = _BatchNormOverRanks
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm in norms:
+            norm.__class__ = nn.BatchNorm2d
+
+
+def sum_gradients(optimizer: Optimizer) -> None:
+    """Every rank's share of the gradients, added up in place."""
+    if count() > 1:
+        for parameter in _parameters(optimizer):
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -1,0 +1,122 @@
+"""Two processes give what one process gives: losses, supports and weights, for every kind of GAN and after a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_gans
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from sparsegan.compress import Compressor, SelfSupervisedLoss
+from sparsegan.engine import ranks
+from sparsegan.prune import sparse_layers
+from sparsegan.schedule import GradualPruning
+
+Figures = list[dict[str, float]]
+
+
+def compress(name: str, folder: Path, steps: int = 6, stop: int | None = None) -> tuple[Figures, dict[str, Tensor]]:
+    """A run of ``steps``, or its beginning; its figures, and the generator's state."""
+    gan = test_gans.tiny(name, torch.float64)
+    loss = SelfSupervisedLoss(features=0.5 if name == "dcgan" else 0.0)
+    options: dict[str, Any] = {"loss": loss, "quiet": True, "generator_lr": 1e-3, "checkpoint_every": 3, "resume": True}
+    schedule = GradualPruning(steps, 0.6, every=1)
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run_dir=folder, **options)
+    batches = list(test_gans.batches(name, 3, torch.float64))
+    if stop is not None:
+        forward = compressor.task.step
+
+        def until(step: int, batch: Any) -> dict[str, float]:
+            if step == stop:
+                raise KeyboardInterrupt
+            return forward(step, batch)
+
+        compressor.task.step = until  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            compressor.fit(batches)
+        return [], {}
+    result = compressor.fit(batches)
+    assert not any(hook for module in result.generator.modules() for hook in module._forward_pre_hooks.values())
+    return result.history, dict(result.generator.state_dict())
+
+
+def process(rank: int, count: int, name: str, folder: Path, stop: int | None) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{count}-{stop}", rank=rank, world_size=count)
+    history, state = compress(name, folder / "run", stop=stop)
+    torch.save((history, state), folder / f"rank-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def on_two(name: str, folder: Path, stop: int | None = None) -> list[tuple[Figures, dict[str, Tensor]]]:
+    folder.mkdir(exist_ok=True)
+    mp.start_processes(process, args=(2, name, folder, stop), nprocs=2, start_method="fork")
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same(one: tuple[Figures, dict[str, Tensor]], other: tuple[Figures, dict[str, Tensor]]) -> None:
+    for ours, theirs in zip(one[0], other[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
+    assert one[1].keys() == other[1].keys()
+    for key, value in one[1].items():
+        if value.is_floating_point():
+            # A bias before an instance norm has a gradient of rounding alone, which Adam makes steps of.
+            torch.testing.assert_close(value, other[1][key], rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(value, other[1][key]), key
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cyclegan", "stargan"])
+def test_two_processes_are_one(name: str, tmp_path: Path) -> None:
+    alone = compress(name, tmp_path / "alone")
+    two = on_two(name, tmp_path / "two")
+    for rank in two:
+        assert_same(rank, alone)
+    assert all(torch.equal(two[0][1][key], two[1][1][key]) for key in two[0][1])  # not only within rounding
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    alone = compress("stargan", tmp_path / "alone")
+    compress("stargan", tmp_path / "run", stop=4)
+    assert_same(on_two("stargan", tmp_path)[0], alone)
+    other = tmp_path / "other"
+    on_two("stargan", other, stop=4)
+    assert_same(compress("stargan", other / "run"), alone)
+
+
+def test_alone_nothing_is_touched() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    with ranks.divided(network):
+        assert type(network[1]) is nn.BatchNorm2d
+        assert not network._forward_hooks
+    assert (ranks.count(), ranks.rank()) == (1, 0)
+
+
+def uneven(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network = nn.Conv2d(1, 1, 1)
+    with ranks.divided(network), pytest.raises(ValueError, match="a batch of 3 does not divide among 2 processes"):
+        network(torch.zeros(3, 1, 2, 2))
+    dist.destroy_process_group()
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    mp.start_processes(uneven, args=(tmp_path,), nprocs=2, start_method="fork")
+
+
+def test_the_compressed_layers_are_sparse() -> None:
+    """What the comparisons above are about: the supports in these states."""
+    gan = test_gans.tiny("dcgan")
+    schedule = GradualPruning(2, 0.6, every=1)
+    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, quiet=True).fit(
+        list(test_gans.batches("dcgan", 1))
+    )
+    assert list(sparse_layers(result.generator))
+    assert any(key.endswith("support") for key in result.generator.state_dict())
