@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     parsed = parser.parse_args(given)
+    from ..engine import ranks
+
     try:
-        parsed.run(parsed)
+        with ranks.from_environment():
+            parsed.run(parsed)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
         print(f"sparsegan {parsed.command}: {error}", file=sys.stderr)
         return 1
