@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import sparsegan.cli
 from sparsegan import data
 from sparsegan.cli import main
-from sparsegan.gans import store
+from sparsegan.gans import Objective, store
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_compress_generate_profile_one_after_the_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib")
     dense, small, picture = tmp_path / "dense", tmp_path / "small", tmp_path / "made.png"
     common = ["--batch", "8", "--steps", "4", "--quiet", "--out"]
     assert main(["train", "dcgan", "--width", "2", *common, str(dense)]) == 0
@@ -47,6 +50,126 @@ def test_train_compress_generate_profile_one_after_the_other(
     noise = store.noise(loaded, 2, 0)
     assert loaded(noise).shape == (2, 1, 64, 64)
     assert (small / "generator.safetensors").stat().st_size < 0.5 * (dense / "generator.safetensors").stat().st_size
+
+
+def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(len(str(folder)))
+    for index in range(count):
+        pixels = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).resize((width, height)).save(folder / f"{index}.png")
+
+
+def write_data(task: str, root: Path) -> None:
+    """Training and test images in a layout of the task."""
+    for split in ("train", "test"):
+        if task == "cyclegan":
+            write_images(root / f"{split}A", 3)
+            write_images(root / f"{split}B", 2)
+        elif task == "stargan":
+            for domain in ("old", "young"):
+                write_images(root / split / domain, 2)
+        else:
+            write_images(root / split, 3, width=64 if task == "pix2pix" else 32)
+
+
+TASKS = {
+    "pix2pix": ["--network", "downs=5", "discriminator_layers=2"],
+    "cyclegan": ["--network", "blocks=1", "discriminator_layers=2"],
+    "stargan": ["--network", "blocks=1", "discriminator_layers=3"],
+    "srgan": ["--network", "blocks=1"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_from_training_over_public_files_to_pictures_and_scores(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("torchmetrics")
+    source, dense, small = tmp_path / "data", tmp_path / "dense", tmp_path / "small"
+    write_data(task, source)
+    common = ["--data", str(source), "--size", "32", "--batch", "2", "--steps", "2", "--quiet", "--out"]
+    assert main(["train", task, "--width", "2", *TASKS[task], *common, str(dense)]) == 0
+    assert Image.open(dense / "samples.png").mode == "RGB"
+    config = json.loads((dense / "config.json").read_text())
+    assert f"train {task} --data" in config["command"]
+    assert "--size 32" in config["command"]
+
+    # The same networks as files of the public repositories, with and without a discriminator
+    files: dict[str, list[str]] = {"generator": [], "discriminator": []}
+    trained = store.load(dense)
+    for side, network in (("generator", trained.generator), ("discriminator", trained.discriminator)):
+        for index, part in enumerate(network.children() if task == "cyclegan" else [network]):
+            files[side].append(str(tmp_path / f"{side}{index}.pth"))
+            torch.save({"module." + key: value for key, value in part.state_dict().items()}, files[side][-1])
+    arguments = ["compress", "--generator", *files["generator"], "--sparsity", "0.8"]
+    judged = ["--discriminator", *files["discriminator"]] if task != "stargan" else ["--warm-up", "2"]
+    features = ["--features", "test_cli:features"]
+    assert main([*arguments, *judged, *features, *common, str(small)]) == 0
+    assert (small / "discriminator").is_dir() == (task == "stargan")
+    page = (small / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "FID (test_cli:features" in page
+    assert Image.open(small / "samples.png").mode == "RGB"
+    written = store.read_config(small)
+    assert written["network"]["gan"] == task
+    assert written["compressed"]
+
+    capsys.readouterr()
+    made, inputs = tmp_path / "made", tmp_path / "inputs"
+    write_images(inputs / "deep", 1)
+    assert main(["generate", str(small), "--images", str(inputs), "--quiet", "--out", str(made)]) == 0
+    folders = {"cyclegan": ["a_to_b", "b_to_a"], "stargan": ["old", "young"]}.get(task, ["."])
+    size = 128 if task == "srgan" else 32
+    assert sorted(path.relative_to(made) for path in made.rglob("*.png")) == [Path(f, "deep", "0.png") for f in folders]
+    assert all(Image.open(path).size == (size, size) for path in made.rglob("*.png"))
+    assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
+    assert "the inputs would be written over" in capsys.readouterr().err
+
+    assert main(["evaluate", str(small), "--data", str(source), *features, "--quiet", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores.pop("split") == "test"
+    assert all(score["fid"] is not None and score["images"] >= 2 for score in scores.values())
+    assert all((score["psnr"] is not None) == (task in ("pix2pix", "srgan")) for score in scores.values())
+
+
+def features() -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: images.mean((2, 3))
+
+
+def build() -> tuple[torch.nn.Module, torch.nn.Module, Objective]:
+    """A GAN of one's own, which colours grey images."""
+    torch.manual_seed(0)
+    generator = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1))
+    judge = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 2), torch.nn.LeakyReLU(), torch.nn.Conv2d(4, 1, 4))
+    return (
+        generator,
+        judge,
+        Objective(
+            lambda g, d, fake, batch: {"gen": -d(fake).mean()},
+            lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).clamp(max=1).mean()},
+            lambda g, batch: g(batch.mean(1, keepdim=True).expand(-1, 3, -1, -1)),
+        ),
+    )
+
+
+def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    write_images(tmp_path / "data", 12, 64, 64)
+    out = tmp_path / "out"
+    command = ["compress", "--generator", "test_cli:build", "--data", str(tmp_path / "data"), "--batch", "4"]
+    command += ["--steps", "2", "--sparsity", "0.5", "--quiet", "--out", str(out)]
+    assert main(command) == 1
+    assert "--task is missing; it says how --data is read" in capsys.readouterr().err
+    assert main([*command, "--task", "dcgan"]) == 0
+    assert "data:image/png" in (out / "report.html").read_text()
+    from sparsegan.cli.common import load_generator
+
+    assert load_generator(out)[0].sparsity == pytest.approx(0.5, abs=0.01)
+    for entry, why in (("test_cli:nothing", "must be package.module:function"), ("test_cli:features", "it must give")):
+        assert main(["compress", "--generator", entry, "--task", "dcgan", "--out", str(tmp_path / "x")]) == 1
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few_digits")
@@ -91,6 +214,8 @@ def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
 
 
 def test_errors_are_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress"]) == 1
+    assert capsys.readouterr().err == "sparsegan compress: give a folder that train wrote, or --generator\n"
     assert main(["generate", str(tmp_path)]) == 1
     assert capsys.readouterr().err == (
         f"sparsegan generate: {tmp_path} holds no config.json; it must be a folder that train or compress wrote\n"

@@ -108,7 +108,7 @@ def test_data(arguments: argparse.Namespace, task: str, size: int, channels: int
 
 def add_gan_options(parser: argparse.ArgumentParser) -> None:
     """A folder that this package wrote, or files of the public repositories, or a Python function."""
-    parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN, as train writes it")
+    parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN: a folder that train or compress wrote")
     parser.add_argument("--task", choices=list(GANS), help="the GAN, where a file fits several (default: recognised)")
     parser.add_argument(
         "--generator",
@@ -121,11 +121,8 @@ def add_gan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--discriminator", nargs="+", metavar="FILE", help="its state_dict; CycleGAN's netD_A, netD_B")
 
 
-def load_gan(arguments: argparse.Namespace, **sizes: Any) -> tuple[store.Gan, bool]:
-    """The GAN of `add_gan_options`, and whether its discriminator is a trained one.
-
-    `sizes`: of a network, where its files do not tell; None means not given.
-    """
+def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
+    """The dense GAN of `add_gan_options`, and whether its discriminator is a trained one."""
     if (arguments.folder is None) == (arguments.generator is None):
         raise ValueError("give a folder that train wrote, or --generator")
     if arguments.folder is not None:
@@ -133,12 +130,19 @@ def load_gan(arguments: argparse.Namespace, **sizes: Any) -> tuple[store.Gan, bo
             raise ValueError("--task and --discriminator go with --generator; a folder holds both networks")
         return store.load(arguments.folder), True
     if len(arguments.generator) == 1 and ":" in arguments.generator[0]:
+        if arguments.discriminator:
+            raise ValueError("--discriminator goes with files; a Python function gives its own")
         return load_entry(arguments.generator[0]), True
-    if arguments.task is not None:
-        known = store.sizes_of(arguments.task)
-        sizes = {name: value for name, value in sizes.items() if name in known}
-    sizes = {name: value for name, value in sizes.items() if value is not None}
-    return store.load_public(arguments.generator, arguments.discriminator, arguments.task, **sizes)
+    return store.load_public(arguments.generator, arguments.discriminator, arguments.task)
+
+
+def load_any(arguments: argparse.Namespace) -> store.Gan:
+    """The GAN of `add_gan_options`, dense or compressed, its generator ready for evaluation."""
+    if arguments.folder is not None and arguments.generator is None:
+        return load_trained(arguments.folder)
+    gan = load_gan(arguments)[0]
+    gan.generator.eval()
+    return gan
 
 
 def load_entry(entry: str) -> store.Gan:

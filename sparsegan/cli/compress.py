@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from ..checkpoint import save
 from ..compress import RECIPES, SelfSupervisedLoss, baseline
 from ..data import Samples
-from ..engine import Run, run_loop, write_text
+from ..engine import Run, ranks, run_loop, write_text
 from ..engine.adversarial import AdversarialTask
 from ..gans import GANS, Objective, Training, store
 from ..granularity import parse_granularity
 from ..info import info
 from ..macs import count_macs
+from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
 from .common import (
@@ -83,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="steps that train a fresh discriminator first (default: 300 without a trained one, else none)",
     )
+    parser.add_argument(
+        "--features", help="score both generators in the report, in the features of this network (see evaluate)"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)")
     parser.add_argument(
         "--values", default="float32", choices=["float32", "float16", "bfloat16"], help="in the file (default: float32)"
@@ -131,11 +135,14 @@ def run(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,
         config={"command": "compress", "compressed": True, "network": network}
-        | {name: getattr(arguments, name) for name in named},
+        | {name: getattr(arguments, name) for name in named}
+        | ({"domain_names": samples.domains} if samples.domains else {}),
         seed=arguments.seed,
         quiet=arguments.quiet,
     )
     result = compressor.fit(loader)
+    if ranks.rank() > 0:  # the first of several processes writes
+        return
     save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
 
     unseen, split = test_data(arguments, task, arguments.size, channels)
@@ -143,7 +150,13 @@ def run(arguments: argparse.Namespace) -> None:
     batch = some(unseen, 32 if task == "dcgan" else 16)
     picture = comparison(generators, gan.objective, batch, arguments.seed, samples.domains)
     write_png(arguments.out / "samples.png", picture)
-    _report(arguments, task, generators, gan.objective, some(unseen, 4), picture, split, result.history)
+    scores: dict[str, dict[str, float]] = {name: {} for name in generators}
+    if arguments.features:
+        evaluator = TaskEvaluator(unseen, gan.objective, load_features(arguments.features), quiet=arguments.quiet)
+        for name, generator in generators.items():
+            for view, score in evaluator.scores(generator).items():
+                scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
+    _report(arguments, task, generators, gan.objective, some(unseen, 4), scores, picture, split, result.history)
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html")
 
 
@@ -173,7 +186,9 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
     """Raise ValueError where a network was made for other data than these."""
     known = network.get("domains")
     if known is not None and len(samples.domains) != known:
-        raise ValueError(f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}")
+        raise ValueError(
+            f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}"
+        )
     made_for = network.get("image_size", size)
     if trained_discriminator and made_for != size:
         raise ValueError(f"--size is {size}; the discriminator was made for {made_for}")
@@ -182,8 +197,10 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
 def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
     if network["gan"] is None:
         raise ValueError("a fresh discriminator is known for the reference GANs only, not for a Python function's")
-    sized = {"image_size": size} if "image_size" in store.sizes_of(network["gan"]) else {}
-    return store.build({"network": network | sized}).discriminator
+    if "image_size" in store.sizes_of(network["gan"]):
+        halvings = (size & -size).bit_length() - 1  # as often as the size allows, at most the public network's 6
+        network = {"discriminator_layers": min(6, halvings), **network, "image_size": size}
+    return store.build({"network": network}).discriminator
 
 
 def _warm_up(
@@ -220,6 +237,7 @@ def _report(
     generators: dict[str, nn.Module],
     objective: Objective,
     batch: Any,
+    scores: dict[str, dict[str, float]],
     picture: Tensor,
     split: str,
     history: list[dict[str, float]],
@@ -237,11 +255,13 @@ def _report(
         )
         macs = count_macs(generator, one).executed / 1e6
         lines.append([name, f"{1 - kept / weights:.1%}", f"{kept:,}", f"{macs:,.1f} M", f"{size / 1e6:.2f} MB"])
+        lines[-1] += [f"{value:.4g}" for value in scores[name].values()]
     layers = [asdict(row) for row in profile(generators["compressed"], inputs, seconds=0.05).rows]
     settings = ("data", "size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch", "lr")
     facts = {name: getattr(arguments, name) for name in (*settings, "discriminator_lr", "warm_up", "seed")}
     curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
-    body = f"""<div class="wide">{table(["generator", "sparsity", "weights", "MACs an image", "file"], lines)}</div>
+    head = ["generator", "sparsity", "weights", "MACs an image", "file", *scores["dense"]]
+    body = f"""<div class="wide">{table(head, lines)}</div>
 <p>Sparsity and weights of the convolutions; the dense file as float32 tensors.</p>
 <h2>Dense and compressed, from the same inputs ({split} data)</h2>
 <img alt="samples" src="{picture_uri(picture)}">

@@ -1,39 +1,74 @@
-"""Fréchet and kernel distance of a dense or compressed generator from its data set."""
+"""Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
-from .. import data, metrics
-from ..gans import store
-from .common import add_threads, load_generator, set_threads
+import torch
+
+from .. import metrics
+from ..gans import GANS, store
+from .common import add_data_options, add_gan_options, add_threads, find_checkpoints, load_any, set_threads, test_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan evaluate`."""
-    parser.add_argument("folder", type=Path, help="a folder that train or compress wrote")
-    parser.add_argument("--data", default="mnist", choices=sorted(data.DATASETS), help="real images (default: mnist)")
+    add_gan_options(parser)
+    add_data_options(parser, "default: what it was trained on, or the task's")
     parser.add_argument(
-        "--classifier",
-        type=Path,
-        default=Path("checkpoints/digit-classifier/classifier.safetensors"),
-        help="the digit classifier whose features are compared (default: the one of this repository)",
+        "--features",
+        help="the network whose features are compared: efficientnet-lite0, a digit classifier's .safetensors, a "
+        "TorchScript file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist this "
+        "repository's digit classifier)",
     )
-    parser.add_argument("--samples", type=int, default=2500, help="generated images a seed (default: 2500)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="sample seeds (default: 0 1 2)")
+    parser.add_argument("--samples", type=int, default=2500, help="dcgan's images a seed (default: 2500)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan's sample seeds (default: 0 1 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of what the others draw (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the distances, mean and spread over the seeds."""
+    """Print the scores; dcgan's as mean and spread over the seeds."""
     set_threads(arguments.threads)
-    generator = load_generator(arguments.folder)
-    classifier = metrics.load_digit_classifier(arguments.classifier)
-    evaluator = metrics.Evaluator(data.load(arguments.data)[0], classifier.features, "digit classifier")
+    gan = load_any(arguments)
+    network = gan.config["network"]
+    task = network["gan"] or arguments.task
+    if task is None:
+        raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
+    arguments.data = arguments.data or gan.config.get("data", GANS[task].training.data)
+    size = arguments.size or network.get("image_size") or gan.config.get("size", GANS[task].training.size)
+    samples, split = test_data(arguments, task, size, network.get("channels", network.get("in_channels")))
+    features = _features(arguments.features, task, arguments.data)
+    if network["gan"] == "dcgan":
+        _from_noise(arguments, gan.generator, samples, features)
+        return
+    evaluator = metrics.TaskEvaluator(samples, gan.objective, features, seed=arguments.seed, quiet=arguments.quiet)
+    scores = evaluator.scores(gan.generator)
+    if arguments.json:
+        print(json.dumps({"split": split, **{name: asdict(score) for name, score in scores.items()}}))
+        return
+    for name, score in scores.items():
+        for label, value in score.labelled().items():
+            print(f"{name}: {label} {value:.4g}")
+    print(f"{split} data")
+
+
+def _features(which: str | None, task: str, source: str) -> metrics.Features | None:
+    if which is None and task == "dcgan" and source == "mnist":
+        return metrics.load_features(find_checkpoints() / "digit-classifier" / "classifier.safetensors")
+    return None if which == "none" else metrics.load_features(which or "efficientnet-lite0")
+
+
+def _from_noise(arguments: argparse.Namespace, generator: Any, samples: Any, features: metrics.Features | None) -> None:
+    if features is None:
+        raise ValueError("--features is none; dcgan's images have no targets, so only distances score them")
+    real = torch.cat(list(samples.in_order(250)))
+    evaluator = metrics.Evaluator(real, features, features.network)
     result = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples, arguments.seeds)
     if arguments.json:
         print(json.dumps(asdict(result)))

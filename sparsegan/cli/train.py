@@ -70,7 +70,7 @@ def _gan(arguments: argparse.Namespace) -> None:
     settings = {name: getattr(arguments, name) for name in OPTIONS}
     config = {"command": _command(arguments, settings), "network": network, **settings, "seed": arguments.seed}
     if samples.domains:
-        config["domains"] = samples.domains
+        config["domain_names"] = samples.domains
     run = Run(arguments.out, config, resume=arguments.resume, keep=arguments.keep)
 
     torch.manual_seed(arguments.seed)
