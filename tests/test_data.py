@@ -224,10 +224,12 @@ def test_transparency_is_white_and_exif_turns(tmp_path: Path) -> None:
         ("pix2pix", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 wide; .* even width"),
         ("pix2pix", lambda r: (pictures(r / "trainA", 3), pictures(r / "trainB", 4)), "names; '003' is in only"),
         ("pix2pix", lambda r: pictures(r / "trainA", 3), "must hold trainA and trainB"),
+        ("pix2pix", lambda r: (pictures(r / "trainB", 1), pictures(r / "trainA", 1), picture(r / "trainA/000.jpg")), "same name"),
         ("cyclegan", lambda r: pictures(r, 3), "must hold trainA and trainB"),
         ("cyclegan", lambda r: (pictures(r / "trainA", 3), (r / "trainB").mkdir()), "trainB holds no images"),
         ("stargan", lambda r: pictures(r / "one", 3), "holds 1 folders; each domain is one, and there must"),
         ("stargan", lambda r: (pictures(r / "a", 3), (r / "b").mkdir()), "b holds no images"),
+        ("stargan", lambda r: [pictures(r / d, 1) for d in ("train/a", "train/b", "test/a", "test/c")], "not the same"),
         ("srgan", lambda r: pictures(r, 2, 40, 12), r"000\.png is 40x12; crops of 16 need at least 16x16"),
     ],
 )  # fmt: skip
@@ -278,6 +280,8 @@ def test_options_of_other_tasks_are_refused(tmp_path: Path) -> None:
     domain_folders(tmp_path)
     with pytest.raises(ValueError, match="has no domain 'red'; it has black, grey, white"):
         data.load("stargan", tmp_path, 16, domains=["red", "black"])
+    with pytest.raises(ValueError, match=r"domains is \['grey', 'grey'\]; each name must be there once"):
+        data.load("stargan", tmp_path, 16, domains=["grey", "grey"])
     chosen = data.load("stargan", tmp_path, 20, domains=["white", "black"])
     assert chosen.domains == ["white", "black"]
     assert {name.split("/")[1] for name in chosen.names[:3]} == {"white"}
@@ -455,23 +459,23 @@ def test_the_list_and_missing_packages_name_the_install_command(
         data.load("dcgan", "mnist")
 
 
-def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path) -> None:
+def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The npm packages' folders with a few pictures each: no base item in both splits, nor on both training sides."""
     names = ["1f469-200d-1f33e", "1f468-200d-1f33e", "1f93d-1f3fb", "1f44c", "1f7e0", "0023-fe0f-20e3"]
     names += [f"1f9{i:02x}" for i in range(40)]
     for style in ("google", "twitter"):
         for i, name in enumerate(names):
             picture(tmp_path / f"emoji-datasource-{style}" / "img" / style / "64" / f"{name}.png", 64, 64, seed=i)
-    facts = registry.prepare("emoji", tmp_path / "out", given=tmp_path, size=16)
-    bases = {
-        part: {emoji.base_item(file.stem) for file in (tmp_path / "out" / part).iterdir()} for part in facts["counts"]
-    }
+    monkeypatch.chdir(tmp_path)
+    facts = registry.prepare("emoji", given=tmp_path, size=16)
+    out = tmp_path / "runs" / "data" / "emoji-16"
+    bases = {part: {emoji.base_item(file.stem) for file in (out / part).iterdir()} for part in facts["counts"]}
     assert bases["testA"] == bases["testB"]
     assert bases["testA"].isdisjoint(bases["trainA"] | bases["trainB"])
     assert bases["trainA"].isdisjoint(bases["trainB"])
     assert set.union(*bases.values()) == {emoji.base_item(name) for name in names}
     assert [package["version"] for package in facts["packages"]] == ["unknown", "unknown"]
-    assert len(data.load("cyclegan", tmp_path / "out", 16, "test")) == facts["counts"]["testA"]
+    assert len(data.load("cyclegan", "emoji", 16, "test")) == facts["counts"]["testA"]
     (tmp_path / "emoji-datasource-google" / "img" / "google" / "64" / "1f44c.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1f44c\.png is not an image"):
         registry.prepare("emoji", tmp_path / "again", given=tmp_path)

