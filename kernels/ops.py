@@ -11,6 +11,7 @@ On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,7 +25,7 @@ from sparsegan import reference
 
 from .gather import gather_kernel
 from .plan import Direction, geometry_of
-from .tiling import gather_launch, wgrad_launch
+from .tiling import Launch, gather_launch, wgrad_launch
 from .wgrad import wgrad_kernel
 
 
@@ -75,9 +76,9 @@ def vector_gather(
     taps = _check_plan(d, support, adjoint_plan if adjoint else plan)
     _check_size("output_size", d.targets * size[0] * size[1])
     x, y = x.contiguous(), x.new_empty(x.shape[0], d.targets, *size)
-    source_size = (x.shape[2], x.shape[3])
-    launch = gather_launch(
-        d, support.shape[0], x.shape[0], source_size, size, x.dtype, bias is not None, negative_slope
+    sizes = ((x.shape[2], x.shape[3]), size)
+    launch = _launch(
+        gather_launch, d, support.shape[0], x.shape[0], *sizes, x.dtype, _precision(x), bias is not None, negative_slope
     )
     if launch.programs > 0 and _runs(x):
         kernel = _interpreted(gather_kernel) if x.device.type == "cpu" else wrap_triton(gather_kernel)
@@ -122,8 +123,8 @@ def vector_wgrad(
     taps = _check_plan(d, support, adjoint_plan if d.adjoint else plan)
     units = support.shape[0]
     gy, x = gy.contiguous(), x.contiguous()
-    source_size, target_size = (x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3])
-    launch = wgrad_launch(d, units, x.shape[0], source_size, target_size, x.dtype)
+    sizes = ((x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3]))
+    launch = _launch(wgrad_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x))
     shares = x.new_empty(launch.numbers[-1], units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
         kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
@@ -133,6 +134,22 @@ def vector_wgrad(
 
 
 # ---------------------------------------------------------------------- how a kernel is run
+
+
+_kept_launch = functools.lru_cache(maxsize=4096)(lambda make, *arguments: make(*arguments))
+
+
+def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
+    """Launches are kept: to work one out takes longer than to start it."""
+    try:
+        return _kept_launch(make, *arguments)
+    except TypeError:  # a symbol for a size has no hash
+        return make(*arguments)
+
+
+def _precision(x: Tensor) -> str:
+    """How a float32 product runs: as cuDNN's convolutions do."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 @functools.cache

@@ -63,11 +63,6 @@ def phase_size(d: Direction, target_size: Size) -> Size:
     return cdiv(target_size[0], d.target_step[0]), cdiv(target_size[1], d.target_step[1])
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How a float32 product runs: as cuDNN's convolutions do."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
-
-
 def plain_tiling(width: int, most: int) -> Tiling:
     """Tiles of 8 to ``most`` positions that cover ``width`` columns with the least waste."""
     least = min(8, most, power_of_2(width))
@@ -111,7 +106,7 @@ def _choose_blocks(
     return most._replace(positions=min(most.positions, max(16, power_of_2(images * size[0]) * power_of_2(size[1]))))
 
 
-def _constants(d: Direction, dtype: torch.dtype, cut: Blocks) -> dict[str, Any]:
+def _constants(d: Direction, precision: str, cut: Blocks) -> dict[str, Any]:
     return {
         "SOURCE_STEP_H": d.source_step[0],
         "SOURCE_STEP_W": d.source_step[1],
@@ -119,7 +114,7 @@ def _constants(d: Direction, dtype: torch.dtype, cut: Blocks) -> dict[str, Any]:
         "TARGET_STEP_W": d.target_step[1],
         "KERNEL_W": d.geometry.kernel[1],
         "WIDTH": d.width,
-        "PRECISION": precision(dtype),
+        "PRECISION": precision,
         "BLOCK_P": cut.positions,
         "BLOCK_O": max(16, power_of_2(d.block)),
         "BLOCK_K": cut.taps,
@@ -135,11 +130,12 @@ def gather_launch(
     source_size: Size,
     target_size: Size,
     dtype: torch.dtype,
+    precision: str,
     has_bias: bool,
     negative_slope: float,
     given: Blocks | None = None,
 ) -> Launch:
-    """A launch of ``gather_kernel``; ``given`` instead of the tuned blocks."""
+    """A launch of ``gather_kernel``; ``precision``: ``tl.dot``'s; ``given`` instead of the tuned blocks."""
     rows, width = phase_size(d, target_size)
     cut = _choose_blocks("gather", d, images, (rows, width), dtype, units, given)
     tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
@@ -150,7 +146,7 @@ def gather_launch(
         *(d.targets, *target_size, all_blocks, rows),
         *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align, negative_slope),
     ]
-    constants = _constants(d, dtype, cut) | {
+    constants = _constants(d, precision, cut) | {
         "DEPTH": d.depth,
         "LANES": d.lanes,
         "ALIGN": tiling.align,
@@ -174,6 +170,7 @@ def wgrad_launch(
     source_size: Size,
     target_size: Size,
     dtype: torch.dtype,
+    precision: str,
     given: Blocks | None = None,
 ) -> Launch:
     """A launch of ``wgrad_kernel`` for a wide direction; the last number is that of the shares."""
@@ -190,5 +187,5 @@ def wgrad_launch(
         *(d.targets, *target_size, all_blocks, rows),
         *(tiling.tiles, tiles, splits),
     ]
-    constants = _constants(d, dtype, cut) | {"ALIGN": align, "TILE_W": tiling.width}
+    constants = _constants(d, precision, cut) | {"ALIGN": align, "TILE_W": tiling.width}
     return Launch(d.groups * splits, numbers, constants)

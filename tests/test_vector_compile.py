@@ -76,11 +76,6 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
     return int(registers[0]), sum(map(int, spills))
 
 
-@pytest.fixture(autouse=True)
-def tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-
-
 def conv(vector: int, stride: int = 1) -> Direction:
     return Direction(Geometry(256, 256, 1, (3, 3), (stride, stride), (1, 1), (1, 1), vector, 1), False)
 
@@ -96,9 +91,9 @@ def compile_case(op: str, d: Direction, dtype: torch.dtype, capability: int) -> 
     sizes = ((32, 32), fine) if d.adjoint else (fine, (32, 32))
     units = torch.Size(g.unit_shape).numel() // 10
     if op == "gather":
-        launch = gather_launch(d, units, 16, *sizes, dtype, False, 1.0)
+        launch = gather_launch(d, units, 16, *sizes, dtype, "tf32", False, 1.0)
         return compile_kernel(gather_kernel, [*[dtype] * 4, torch.int32], launch, capability)
-    launch = wgrad_launch(d, units, 16, *sizes, dtype)
+    launch = wgrad_launch(d, units, 16, *sizes, dtype, "tf32")
     return compile_kernel(wgrad_kernel, [dtype, dtype, torch.float32, torch.int32], launch, capability)
 
 
