@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,3 +76,36 @@ class OneShot:
     def sparsity(self, step: int) -> float:
         """The target, whatever the step."""
         return self.target
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Prune and train in turns: `rounds` prunings at equal intervals, each by as much, up to `target`.
+
+        s(t) = target (1 + floor(t rounds / span)) / rounds,    span = ramp * steps, at most target
+
+    Read as expectation and maximization: a pruning assigns each weight to what is kept or dropped, the steps up to the
+    next one train the kept weights at that assignment. What is dropped stays dropped.
+    `steps`: the whole run. `ramp`: the part of it over which the rounds are spread. Raises ValueError for values out of
+    range.
+    """
+
+    steps: int
+    target: float = 0.9
+    rounds: int = 4
+    ramp: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_sparsity("target", self.target)
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"ramp is {self.ramp}; it must be above 0 and at most 1")
+        for name in ("steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def sparsity(self, step: int) -> float:
+        """Sparsity in [0, 1) that holds during step number `step` (from 0)."""
+        if step < 0:
+            raise ValueError(f"step is {step}; it must be at least 0")
+        done = 1 + math.floor(step * self.rounds / (self.ramp * self.steps))
+        return self.target if done >= self.rounds else self.target * done / self.rounds

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import masked
@@ -13,20 +16,24 @@ from torch import Tensor, nn
 from sparsegan.allocation import allocate
 from sparsegan.compress import (
     RECIPES,
+    ROWS,
     Compressor,
+    DistillationLoss,
     PlainLoss,
     SelfSupervisedLoss,
     baseline,
     match_contrast,
+    of_size,
     recalibrate_batch_norm,
 )
+from sparsegan.compress.baselines import kept_parameters
 from sparsegan.compress.compressor import CompressionTask
 from sparsegan.compress.loss import Scores
 from sparsegan.data import Batches
 from sparsegan.engine import Diverged
 from sparsegan.gans import Objective, dcgan
 from sparsegan.prune import sparse_layers, sparsify
-from sparsegan.schedule import GradualPruning, OneShot
+from sparsegan.schedule import GradualPruning, OneShot, Rounds
 
 SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}
 
@@ -308,6 +315,7 @@ class MaskedTask(CompressionTask):
         {"granularity": "vector:2", "exclude": ("main.12",)},
         {"loss": SelfSupervisedLoss(denominator="running")},
         {"loss": SelfSupervisedLoss(features=1.0), "discriminator_mode": "frozen"},
+        {"loss": DistillationLoss(own=1, intermediate=1), "prune_discriminator": True, "original_as_real": True},
     ],
 )
 def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: dict) -> None:
@@ -401,22 +409,259 @@ def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> No
         compressor.fit(Batches(images(), 4))
 
 
-@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # six steps from nowhere
+#: Rows of the paper's table: how the generator starts, the discriminator, pruning, what is minimised.
+TABLE = {
+    "b": ("dense", "pretrained updated", "gradual", {"matched"}),
+    "c": ("small", "random updated", "none", {"own"}),
+    "c2": ("small", "pretrained updated", "none", {"own"}),
+    "d": ("dense", "pretrained updated", "one-shot", {"own"}),
+    "e": ("dense", "random updated", "gradual", {"own"}),
+    "f": ("fresh", "random updated", "gradual", {"own"}),
+    "g": ("dense", "none", "one-shot", {"l1"}),
+    "h": ("dense", "pretrained updated", "gradual", {"own", "l1"}),
+    "i": ("dense", "pretrained frozen", "one-shot", {"own", "l1"}),
+    "j": ("fresh", "random updated told", "gradual", {"own", "l1"}),
+    "k": ("dense", "random updated", "gradual", {"own", "mse"}),
+    "l": ("dense", "pretrained frozen", "gradual", {"intermediate"}),
+    "m": ("dense", "pretrained updated pruned", "rounds", {"own", "l1"}),
+    "n": ("dense", "pretrained updated pruned", "gradual", {"own", "l1"}),
+}
+
+
+def makers() -> dict:
+    return {
+        "fresh": lambda: dcgan.Discriminator(1, 2),
+        "fresh_generator": lambda: dcgan.Generator(8, 3, 1),
+        "small": lambda parameters: of_size(lambda width: dcgan.Generator(8, width, 1), parameters, 3),
+    }
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
+    start, judging, pruning, minimised = TABLE[row]
+    generator, judge = small_gan()
+    compressor = baseline(ROWS[row], generator, judge, dcgan.objective, steps=8, sparsity=0.8, **makers(), **SMALL)
+    task = compressor.task
+    student, dense = task.student.state_dict(), generator.state_dict()
+    assert torch.equal(student["main.1.weight"], dense["main.1.weight"]) == (start == "dense")
+    weights = sum(parameter.numel() for parameter in task.student.parameters())
+    if start == "small":
+        assert not list(sparse_layers(task.student))
+        assert weights < 0.5 * sum(parameter.numel() for parameter in generator.parameters())
+    else:
+        assert len(list(sparse_layers(task.student))) == 5
+
+    kinds = {"gradual": GradualPruning, "rounds": Rounds, "one-shot": OneShot, "none": OneShot}
+    assert type(task.schedule) is kinds[pruning]
+    assert task.schedule.sparsity(7) == (0 if pruning == "none" else 0.8)
+    first = {"gradual": 0.05, "rounds": 0.2, "one-shot": 0.8, "none": 0.0}[pruning]
+    assert task.schedule.sparsity(0) == pytest.approx(first)
+
+    words = judging.split()
+    assert (task.discriminator_optimizer is not None) == ("updated" in words)
+    assert bool(list(sparse_layers(task.discriminator))) == task.prune_discriminator == ("pruned" in words)
+    assert task.original_as_real == ("told" in words)
+    if "pruned" not in words and judging != "none":
+        same = torch.equal(task.discriminator.main[0].weight, judge.main[0].weight)
+        assert same == ("pretrained" in words)
+
+    loss = task.loss
+    found = {"matched"} if isinstance(loss, SelfSupervisedLoss) else set()
+    if isinstance(loss, PlainLoss):
+        found = {"own"}
+    if isinstance(loss, DistillationLoss):
+        parts = {"own": loss.own, loss.distance: loss.outputs, "intermediate": loss.intermediate}
+        found = {name for name, weight in parts.items() if weight > 0}
+    assert found == minimised
+    assert (task.original is not None) == bool(minimised - {"own"})
+
+
+def test_recipes_differ_in_what_their_rows_say_and_nothing_else() -> None:
+    def differences(one: str, other: str) -> set[str]:
+        a, b = (asdict(RECIPES[ROWS.get(name, name)]) for name in (one, other))
+        return {key for key in a if a[key] != b[key]} - {"text", "row"}
+
+    method = "self-supervised"
+    for one, other, fields in (
+        (method, f"{method}-frozen", {"discriminator_mode"}),
+        (method, f"{method}-fresh", {"fresh_discriminator"}),
+        (method, f"{method}-attached", {"stop_gradient"}),
+        (method, f"{method}-no-discriminator-gradient", {"discriminator_gradient"}),
+        (f"{method}-frozen", f"{method}-features", {"features"}),
+        (method, "gan-loss", {"matched", "own"}),
+        ("c", "c2", {"fresh_discriminator"}),
+        ("c", "f", {"start", "pruning"}),
+        ("d", "gan-loss", {"pruning"}),
+        ("d", "one-shot", {"fine_tune"}),
+        ("e", "gan-loss", {"fresh_discriminator"}),
+        ("e", "f", {"start"}),
+        ("e", "k", {"outputs"}),
+        ("g", "i", {"own", "discriminator_mode"}),
+        ("h", "d", {"pruning", "outputs"}),
+        ("h", "i", {"pruning", "discriminator_mode"}),
+        ("h", "k", {"outputs", "fresh_discriminator"}),
+        ("h", "n", {"prune_discriminator"}),
+        ("j", "f", {"outputs", "original_as_real"}),
+        ("l", f"{method}-frozen", {"matched", "intermediate"}),
+        ("m", "n", {"pruning"}),
+    ):
+        assert differences(one, other) == fields, (one, other)
+    assert all(differences(one, other) for one, other in combinations(RECIPES, 2))
+    assert set(ROWS) == set(TABLE)
+    for name, recipe in RECIPES.items():
+        assert name == ROWS.get(recipe.row, name)
+        assert recipe.text.startswith(f"{recipe.row}: " if recipe.row else recipe.text[0])
+
+
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # three steps from nowhere
 def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
     generator, judge = small_gan()
+    before = copy.deepcopy([network.state_dict() for network in (generator, judge)])
     for name, recipe in RECIPES.items():
-        fresh = (lambda: dcgan.Discriminator(1, 2)) if recipe.fresh_discriminator else None
         compressor = baseline(
-            name, generator, judge, dcgan.objective, steps=6, sparsity=0.8, every=1, fresh=fresh, **SMALL
+            name, generator, judge, dcgan.objective, steps=3, sparsity=0.8, every=1, **makers(), **SMALL
         )
         result = compressor.fit(Batches(images(), 4))
-        assert len(result.history) == (6 if recipe.fine_tune else 0)
-        for _, layer in sparse_layers(result.generator):
-            assert layer.sparsity == pytest.approx(0.8, abs=1 / 48)
+        assert len(result.history) == (3 if recipe.fine_tune else 0)
+        for row in result.history:
+            assert math.isfinite(row["loss"])
+            assert ("gen" in row) == (recipe.own or recipe.matched)
+            assert ("dis" in row) == (recipe.discriminator_mode == "updated")
+        assert len(list(sparse_layers(result.generator))) == (0 if recipe.pruning == "none" else 5)
+        pruned = [*sparse_layers(result.generator), *sparse_layers(compressor.task.discriminator)]
+        for _, layer in pruned:
+            assert layer.sparsity == pytest.approx(0.8, abs=1 / 32)
+        if recipe.fine_tune:
+            moved = dict(compressor.task.student.named_parameters())["main.1.weight"]
+            assert not torch.equal(moved, generator.main[1].weight)
+    for network, state in zip((generator, judge), before, strict=True):
+        assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
     with pytest.raises(ValueError, match="'magic' is not known; it must be one of self-supervised"):
         baseline("magic", generator, judge, dcgan.objective, steps=1)
-    with pytest.raises(ValueError, match="needs fresh="):
-        baseline("gan-loss-fresh", generator, judge, dcgan.objective, steps=1)
+    for name, argument in (("gan-loss-fresh", "fresh"), ("gan-loss-scratch", "fresh_gen"), ("small-dense", "small")):
+        given = {key: make for key, make in makers().items() if not key.startswith(argument)}
+        with pytest.raises(ValueError, match=f"needs {argument}"):
+            baseline(name, generator, judge, dcgan.objective, steps=1, **given)
+
+
+def test_a_small_dense_network_has_as_many_parameters() -> None:
+    generator, _ = small_gan(width=8)
+    wanted = kept_parameters(generator, 0.75)
+    assert wanted == sum(parameter.numel() for parameter in sparsify(copy.deepcopy(generator), 0.75).parameters())
+    sizes = [sum(p.numel() for p in dcgan.Generator(8, width, 1).parameters()) for width in range(1, 9)]
+    best = min(range(8), key=lambda index: abs(sizes[index] - wanted))
+    found = of_size(lambda width: dcgan.Generator(8, width, 1), wanted, 8)
+    assert sum(parameter.numel() for parameter in found.parameters()) == sizes[best]
+    assert of_size(lambda width: dcgan.Generator(8, width, 1), 1, 8).main[9].out_channels == 1
+    with pytest.raises(ValueError, match="parameters is 0 and widest is 8"):
+        of_size(lambda width: nn.Conv2d(1, width, 1), 0, 8)
+
+
+def test_distillation_by_hand() -> None:
+    (ours, theirs), objective = torch.randn(2, 3, 1, 4, 4), Objective(*[lambda *_: {}] * 3)
+    ours.requires_grad_()
+    inner = [torch.randn(2, 3, 2, 2) for _ in range(4)]
+    compressed = Scores({"gen": torch.tensor(2.0)}, images={"x": ours}, intermediate=inner[:2])
+    original = Scores({}, images={"x": theirs}, intermediate=inner[2:])
+    gap = ours - theirs
+    between = sum((a - b).square().mean() for a, b in zip(inner[:2], inner[2:], strict=True)) / 2
+    for loss, value in (
+        (DistillationLoss(), gap.abs().mean()),
+        (DistillationLoss(own=3, outputs=10, distance="mse"), 6 + 10 * gap.square().mean()),
+        (DistillationLoss(outputs=0, intermediate=1), between),
+    ):
+        torch.testing.assert_close(loss(objective, compressed, original), value)
+    (slope,) = torch.autograd.grad(DistillationLoss()(objective, compressed, original), ours)
+    torch.testing.assert_close(slope, gap.sign() / gap.numel())
+    with pytest.raises(
+        ValueError, match=r"images of the compressed generator have shape \(3, 1, 4, 4\), of the ori.* None"
+    ):
+        DistillationLoss()(objective, compressed, Scores({}))
+    with pytest.raises(ValueError, match="gave no activations"):
+        DistillationLoss(intermediate=1)(
+            objective, Scores({}, images={"x": ours}), original.__class__({}, images={"x": theirs})
+        )
+    for bad, why in (({"distance": "l3"}, "'l1', 'mse'"), ({"own": -1}, "own is -1"), ({"outputs": 0}, "both 0")):
+        with pytest.raises(ValueError, match=why):
+            DistillationLoss(**bad)
+
+
+def test_without_its_gradient_l_dc_is_only_a_number() -> None:
+    values = {}
+    for name, loss in (
+        ("both", SelfSupervisedLoss()),
+        ("detached", SelfSupervisedLoss(discriminator_gradient=False)),
+        ("none", SelfSupervisedLoss(lam=0)),
+    ):
+        (compressed, ours), (original, _) = terms(2.0, 0.5, -3.0, 0.1), terms(1.0, 0.8, -2.0, 0.4)
+        value = loss(weighted(), compressed, original)
+        gradients = torch.autograd.grad(value, ours, allow_unused=True)
+        values[name] = (value.item(), [None if one is None else one.item() for one in gradients])
+    assert values["both"][0] == values["detached"][0] > values["none"][0]
+    assert values["detached"][1] == values["none"][1] != values["both"][1]
+
+
+def test_the_discriminator_learns_to_tell_the_original_from_the_student() -> None:
+    """Its gradient is that of Dis for the student's images plus Gen for the original's."""
+    generator, judge = small_gan(torch.float64)
+    batch = images(torch.float64)[:4]
+    compressor = baseline(
+        "adversarial-distillation",
+        generator,
+        judge,
+        dcgan.objective,
+        steps=4,
+        every=1,
+        **{
+            **makers(),
+            "fresh": lambda: dcgan.Discriminator(1, 2).double(),
+            "fresh_generator": lambda: dcgan.Generator(8, 3, 1).double(),
+        },
+        **SMALL,
+    )
+    task = compressor.task
+    copied, student = copy.deepcopy(task.discriminator), copy.deepcopy(task.student)
+    torch.manual_seed(3)
+    fake = dcgan.generate(student, batch).detach()
+    torch.manual_seed(3)
+    told = dcgan.generate(task.original, batch).detach()
+    wanted = torch.optim.SGD(copied.parameters(), lr=0.1)
+    terms = dcgan.discriminator_terms(student, copied, fake, batch)["dis"]
+    (terms + dcgan.generator_terms(student, copied, told, batch)["gen"]).backward()
+    wanted.step()
+    task.discriminator_optimizer = torch.optim.SGD(task.discriminator.parameters(), lr=0.1)
+    torch.manual_seed(3)
+    task.step(0, batch)
+    for name, parameter in task.discriminator.named_parameters():
+        torch.testing.assert_close(parameter, dict(copied.named_parameters())[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_discriminator_that_no_loss_needs_is_never_asked() -> None:
+    class Refusing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError
+
+    generator, judge = small_gan()
+    for row in ("g", "l"):
+        baseline(ROWS[row], generator, Refusing(), dcgan.objective, steps=2, **SMALL).fit(Batches(images(), 4))
+    for options, words in (
+        ({"discriminator_mode": "none"}, "SelfSupervisedLoss needs a discriminator's terms"),
+        ({"discriminator_mode": "frozen", "prune_discriminator": True}, "prune_discriminator is set"),
+        ({"discriminator_mode": "frozen", "original_as_real": True}, "original_as_real is set"),
+        ({"discriminator_mode": "on"}, "it must be one of 'updated', 'frozen', 'none'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Compressor(generator, judge, dcgan.objective, OneShot(1), **options)
+
+
+def test_rounds_prune_and_train_in_turns() -> None:
+    schedule = Rounds(steps=80, target=0.8, rounds=4)
+    assert [schedule.sparsity(step) for step in (0, 9, 10, 19, 20, 30, 79, 80)] == pytest.approx(
+        [0.2, 0.2, 0.4, 0.4, 0.6, 0.8, 0.8, 0.8]
+    )
+    for bad in ({"rounds": 0}, {"target": 1.0}, {"ramp": 2}, {"steps": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
+            Rounds(**{"steps": 8, **bad})
 
 
 def test_recalibration_makes_running_statistics_those_of_the_pruned_network() -> None:

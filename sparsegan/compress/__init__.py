@@ -1,12 +1,14 @@
 """Self-supervised GAN compression: the losses, the loop, and the recipes it is compared with."""
 
-from .baselines import RECIPES, Recipe, baseline
+from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
 from .compressor import Compressor, Result, match_contrast, recalibrate_batch_norm
-from .loss import GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 __all__ = [
     "RECIPES",
+    "ROWS",
     "Compressor",
+    "DistillationLoss",
     "GeneratorLoss",
     "PlainLoss",
     "Recipe",
@@ -14,5 +16,6 @@ __all__ = [
     "SelfSupervisedLoss",
     "baseline",
     "match_contrast",
+    "of_size",
     "recalibrate_batch_norm",
 ]

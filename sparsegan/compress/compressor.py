@@ -283,7 +283,7 @@ class CompressionTask:
         with nullcontext() if generator_steps else torch.no_grad():
             fake, activations = self._generate(self.student, batch)
         theirs = None
-        if self.original is not None and (generator_steps or self.original_as_real):
+        if self.original is not None and self.original_as_real:
             theirs = self._generate_again(self.original, batch, before)
         if self.discriminator_optimizer is not None:
             self.discriminator.requires_grad_(True)
@@ -301,7 +301,7 @@ class CompressionTask:
         if generator_steps:
             self.discriminator.requires_grad_(False)
             with _judging_once(self.discriminator):
-                figures |= self._generator_step((fake, activations), theirs, batch)
+                figures |= self._generator_step((fake, activations), theirs, batch, before)
         return figures
 
     def _generate(self, generator: nn.Module, batch: Any) -> tuple[Any, list[Tensor]]:
@@ -321,13 +321,14 @@ class CompressionTask:
         return made
 
     def _generator_step(
-        self, ours: tuple[Any, list[Tensor]], theirs: tuple[Any, list[Tensor]] | None, batch: Any
+        self, ours: tuple[Any, list[Tensor]], theirs: tuple[Any, list[Tensor]] | None, batch: Any, before: Tensor
     ) -> dict[str, float]:
         middle = torch.get_rng_state()
         compressed = self._scores(self.student, *ours, batch)
         original: Scores | None = None
-        if self.original is not None and self.loss.matches and theirs is not None:
+        if self.original is not None and self.loss.matches:
             after = torch.get_rng_state()
+            theirs = theirs or self._generate_again(self.original, batch, before)
             torch.set_rng_state(middle)  # the same penalty coefficient
             original = self._scores(self.original, *theirs, batch)
             torch.set_rng_state(after)
@@ -392,7 +393,7 @@ _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.Si
 
 
 def _activations(network: nn.Module, role: str) -> list[nn.Module]:
-    found = [module for module in network.modules() if isinstance(module, _ACTIVATIONS)]
+    found: list[nn.Module] = [module for module in network.modules() if isinstance(module, _ACTIVATIONS)]
     if not found:
         hint = "; name its layers in feature_layers" if role == "discriminator" else ""
         raise ValueError(f"the {role} has no activation modules to match{hint}")

@@ -1,4 +1,5 @@
-"""What the compressed generator minimises: equations 7-9 of self-supervised GAN compression, or the GAN's own loss.
+"""What the compressed generator minimises: equations 7-9 of self-supervised GAN compression, or what they are compared
+with: the GAN's own loss, distances to the original's images and activations.
 
 Chong Yu and Jeff Pool, "Self-Supervised Generative Adversarial Compression", NeurIPS 2020 (arXiv 2007.01491). One
 discriminator judges the original generator G_O and the compressed one G_C; G_C is trained until both score the same.
@@ -31,6 +32,8 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
   inside the discriminator's loss, and L_DC then gives G_C no gradient. The caller hands in undetached images, and a
   discriminator term that does not depend on them is an error, not a silence.
 - Sharing. Both generators see the same batch, noise and penalty coefficient; the caller rewinds the random generator.
+- L_DC's gradient. Whether the discriminator terms should move G_C at all: `discriminator_gradient=False` leaves L_DC in
+  the loss as a number only, which is what the trap above does unseen.
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
   is frozen (`Compressor(discriminator_mode=...)`).
 
@@ -43,14 +46,28 @@ output of D's k-th activation, |.| its mean absolute value over batch and elemen
     L   = terms (L_GC + lambda L_DC) + features L_F
 
 `features` is 0 in the published method. There is still no pixel distance and no real image in L_F.
+
+**Distillation, which the method is compared with.** With x_O and x_C the two generators' images from the same noise or
+input, Gen the GAN's own weighted generator loss of x_C, h_k the output of a generator's k-th activation, K of them:
+
+    L = own Gen + outputs d(x_C, x_O) + intermediate 1/K sum over k  mean (h_k(G_C) - h_k(G_O))^2
+    d = mean |x_C - x_O|  ("l1")   or   mean (x_C - x_O)^2  ("mse")
+
+outputs alone is distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) of images; with Gen and "mse" the joint loss
+of Aguinaldo et al., "Compressing GANs using Knowledge Distillation" (arXiv 1902.00159); intermediate that of Koratana
+et al., "LIT: Learned Intermediate Representation Training" (arXiv 1810.01937), with the difference that every layer of
+G_C reads what G_C made, not the original's activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import zip_longest
+from typing import ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..gans.objective import Objective, Terms
@@ -58,15 +75,24 @@ from ..gans.objective import Objective, Terms
 
 @dataclass
 class Scores:
-    """What one discriminator says of one generator's images: both kinds of terms, and its activations in order."""
+    """What one discriminator says of one generator's images: both kinds of terms, and its activations in order.
+
+    And, where a loss asks for them, the `images` by name and the generator's own activations, `intermediate`.
+    """
 
     generator: Terms
     discriminator: Terms = field(default_factory=dict)
     features: list[Tensor] = field(default_factory=list)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    intermediate: list[Tensor] = field(default_factory=list)
 
 
 class GeneratorLoss(Protocol):
-    """What G_C minimises, and which of the scores it needs beside G_C's generator terms."""
+    """What G_C minimises, and which of the scores it needs."""
+
+    @property
+    def uses_terms(self) -> bool:
+        """Whether the generator terms are needed: without them no discriminator is."""
 
     @property
     def matches(self) -> bool:
@@ -79,6 +105,10 @@ class GeneratorLoss(Protocol):
     @property
     def matches_features(self) -> bool:
         """Whether the discriminator's activations are needed."""
+
+    @property
+    def matches_intermediate(self) -> bool:
+        """Whether the generators' activations are needed."""
 
     def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
         """A scalar from the scores of both generators; `original` is None unless `matches`."""
@@ -94,7 +124,8 @@ class GeneratorLoss(Protocol):
 class PlainLoss:
     """The GAN's own generator loss, the weighted sum of its terms: what fine-tuning without a method minimises."""
 
-    matches = matches_discriminator_terms = matches_features = False
+    uses_terms = True
+    matches = matches_discriminator_terms = matches_features = matches_intermediate = False
 
     def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
         """The objective's total of the generator terms."""
@@ -113,7 +144,8 @@ class SelfSupervisedLoss:
     """Equations 7-9, and features (see the module's text).
 
     `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
-    `momentum`: of the running average. `stop_gradient`: detach l_O. `one_sided`: no gradient where G_C scores better.
+    `momentum`: of the running average. `stop_gradient`: detach l_O. `discriminator_gradient`: let L_DC move G_C.
+    `one_sided`: no gradient where G_C scores better.
     `terms`: the weight of equation 9. `features`: the weight of L_F, 0 as published.
     Raises ValueError for values out of range, and when the two generators' terms differ in name.
     """
@@ -123,10 +155,14 @@ class SelfSupervisedLoss:
     floor: float = 0.05
     momentum: float = 0.99
     stop_gradient: bool = True
+    discriminator_gradient: bool = True
     one_sided: bool = False
     terms: float = 1.0
     features: float = 0.0
     _average: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    uses_terms: ClassVar[bool] = True
+    matches_intermediate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.denominator not in ("floored", "running"):
@@ -181,6 +217,8 @@ class SelfSupervisedLoss:
         total = torch.zeros(())
         for name, ours in all_ours.items():
             theirs = all_theirs[name]
+            if side == "discriminator" and not self.discriminator_gradient:
+                ours = ours.detach()
             if self.stop_gradient:
                 theirs = theirs.detach()
             gap = ours - theirs
@@ -218,3 +256,82 @@ class SelfSupervisedLoss:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what `state_dict` gave."""
         self._average = dict(state)
+
+
+#: Distances of `DistillationLoss` by name: two tensors of one shape to a scalar.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss}
+
+
+@dataclass
+class DistillationLoss:
+    """Distances to the original generator, and the GAN's own loss beside them (see the module's text).
+
+    `own`: the weight of the GAN's generator loss; at 0 no discriminator is asked. `outputs`: the weight of the images'
+    distance, averaged over the kinds of images that a GAN makes. `distance`: "l1" or "mse". `intermediate`: the weight
+    of the activations' distance. Raises ValueError for values out of range, and when images or activations of the two
+    generators differ in shape.
+    """
+
+    own: float = 0.0
+    outputs: float = 1.0
+    distance: str = "l1"
+    intermediate: float = 0.0
+
+    matches: ClassVar[bool] = True
+    matches_discriminator_terms: ClassVar[bool] = False
+    matches_features: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("own", "outputs", "intermediate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.outputs == 0 and self.intermediate == 0:
+            raise ValueError("outputs and intermediate are both 0; at least one must be above 0")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance is {self.distance!r}; it must be one of {', '.join(map(repr, DISTANCES))}")
+
+    @property
+    def uses_terms(self) -> bool:
+        """Where the GAN's own loss has a weight."""
+        return self.own > 0
+
+    @property
+    def matches_intermediate(self) -> bool:
+        """Where the activations have a weight."""
+        return self.intermediate > 0
+
+    def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
+        """L, a scalar."""
+        if original is None:
+            raise ValueError("original is None; this loss needs the original generator's images")
+        loss = torch.zeros(())
+        if self.own > 0:
+            loss = loss + self.own * objective.total(compressed.generator)
+        if self.outputs > 0:
+            pairs = [(images, original.images.get(name)) for name, images in compressed.images.items()]
+            loss = loss + self.outputs * _mean_distance(pairs, DISTANCES[self.distance], "images")
+        if self.intermediate > 0:
+            both = zip_longest(compressed.intermediate, original.intermediate)
+            loss = loss + self.intermediate * _mean_distance(list(both), F.mse_loss, "activations")
+        return loss
+
+    def state_dict(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Nothing to take over."""
+
+
+def _mean_distance(
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]], distance: Callable[[Tensor, Tensor], Tensor], what: str
+) -> Tensor:
+    total = torch.zeros(())
+    for ours, theirs in pairs:
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            shapes = [None if one is None else tuple(one.shape) for one in (ours, theirs)]
+            raise ValueError(f"{what} of the compressed generator have shape {shapes[0]}, of the original {shapes[1]}")
+        total = total + distance(ours, theirs.detach())
+    if not pairs:
+        raise ValueError(f"the generators gave no {what} to compare")
+    return total / len(pairs)
