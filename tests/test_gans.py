@@ -498,6 +498,15 @@ def test_stargan_normalises_each_image_alone_in_either_mode() -> None:
 
 
 @every_gan
+def test_an_example_is_what_a_generator_takes(name: str) -> None:
+    gan = tiny(name)
+    examples = [store.example(gan, 2, size=32) for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*examples, strict=True))
+    made = images_in(gan.generator(*examples[0]))
+    assert all(image.shape == (2, 1, 64, 64) if name == "dcgan" else (2, 3, 32, 32) for image in made.values())
+
+
+@every_gan
 def test_a_training_step_changes_both_networks(name: str) -> None:
     gan = tiny(name)
     before = [copy.deepcopy(net.state_dict()) for net in (gan.generator, gan.discriminator)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import data
 from ..data.registry import SETS
-from ..gans import GANS, Objective, store
+from ..gans import GANS, Objective, srgan, store
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -106,6 +106,16 @@ def test_data(arguments: argparse.Namespace, task: str, size: int, channels: int
 # Trained GANs
 
 
+def add_content(parser: argparse.ArgumentParser) -> None:
+    """--content."""
+    parser.add_argument(
+        "--content",
+        metavar="MODULE:FUNCTION",
+        help="srgan: a function that gives the feature network of the content loss, images [N, 3, S, S] in [-1, 1] -> "
+        "features (default: pixels)",
+    )
+
+
 def add_gan_options(parser: argparse.ArgumentParser) -> None:
     """A folder that this package wrote, or files of the public repositories, or a Python function."""
     parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN: a folder that train or compress wrote")
@@ -145,16 +155,30 @@ def load_any(arguments: argparse.Namespace) -> store.Gan:
     return gan
 
 
-def load_entry(entry: str) -> store.Gan:
-    """What a function `package.module:build` gives: (generator, discriminator, objective)."""
+def call_entry(option: str, entry: str) -> Any:
+    """What the function `package.module:build` of an option gives."""
     name, _, function = entry.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m has it
     try:
         build = getattr(importlib.import_module(name), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--generator is {entry}; it must be package.module:function ({error})") from None
-    made = build()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{option} is {entry}; it must be package.module:function ({error})") from None
+    return build()
+
+
+def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objective:
+    """The GAN's objective; srgan's with the feature network of --content."""
+    if arguments.content is None:
+        return gan.objective
+    if gan.config["network"]["gan"] != "srgan":
+        raise ValueError("--content is srgan's")
+    return srgan.objective_with(call_entry("--content", arguments.content))
+
+
+def load_entry(entry: str) -> store.Gan:
+    """What a function `package.module:build` gives: (generator, discriminator, objective)."""
+    made = call_entry("--generator", entry)
     if not isinstance(made, tuple) or len(made) != 3:
         raise ValueError(f"{entry} gave {made!r:.80}; it must give (generator, discriminator, objective)")
     generator, discriminator, objective = made

@@ -29,9 +29,11 @@ from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
 from .common import (
+    add_content,
     add_data_options,
     add_gan_options,
     add_run_options,
+    content_objective,
     load_data,
     load_gan,
     set_threads,
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
     )
     parser.add_argument("--one-sided", action="store_true", help="no gradient where the compressed generator is better")
+    add_content(parser)
     parser.add_argument(
         "--warm-up",
         type=int,
@@ -98,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
     set_threads(arguments.threads)
     gan, trained_discriminator = load_gan(arguments)
+    objective = content_objective(arguments, gan)
     task, training = _defaults(arguments, gan)
     network = gan.config["network"]
     channels = network.get("channels", network.get("in_channels"))
@@ -113,12 +117,12 @@ def run(arguments: argparse.Namespace) -> None:
         discriminator = _fresh_discriminator(network, arguments.size)
         _warm_up(arguments, gan, discriminator, training, loader)
 
-    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains")
+    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content")
     compressor = baseline(
         arguments.recipe,
         gan.generator,
         discriminator,
-        gan.objective,
+        objective,
         steps=arguments.steps,
         sparsity=arguments.sparsity,
         fresh=lambda: _fresh_discriminator(network, arguments.size),

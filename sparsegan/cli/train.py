@@ -11,7 +11,16 @@ from .. import data, metrics
 from ..engine import Run, run_loop, write_json
 from ..engine.adversarial import AdversarialTask
 from ..gans import GANS, store
-from .common import add_data_options, add_run_options, load_data, set_threads, test_data, write_png
+from .common import (
+    add_content,
+    add_data_options,
+    add_run_options,
+    content_objective,
+    load_data,
+    set_threads,
+    test_data,
+    write_png,
+)
 from .pictures import comparison, some
 
 #: option -> field of a GAN's `Training`; None on the command line is that field's value
@@ -42,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help=f"let both rates fall to 0 over the second half of the run ({default})",
     )
+    add_content(parser)
     parser.add_argument("--half", action="store_true", help="write the convolutions' weights in float16")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the digit classifier (default: 12)")
     parser.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="steps (default: 200)")
@@ -67,7 +77,7 @@ def _gan(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--size is {arguments.size}; dcgan's networks are made for 64")
     samples = load_data(arguments, task, arguments.size, None, "train")
     network = _network(arguments, samples)
-    settings = {name: getattr(arguments, name) for name in OPTIONS}
+    settings = {name: getattr(arguments, name) for name in (*OPTIONS, "content")}
     config = {"command": _command(arguments, settings), "network": network, **settings, "seed": arguments.seed}
     if samples.domains:
         config["domain_names"] = samples.domains
@@ -79,7 +89,7 @@ def _gan(arguments: argparse.Namespace) -> None:
     training = AdversarialTask(
         gan.generator,
         gan.discriminator,
-        gan.objective,
+        content_objective(arguments, gan),
         torch.optim.Adam(gan.generator.parameters(), arguments.lr, betas),
         torch.optim.Adam(gan.discriminator.parameters(), arguments.discriminator_lr, betas),
         arguments.generator_every,

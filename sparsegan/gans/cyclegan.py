@@ -16,8 +16,10 @@ One direction alone (the public pretrained models come so) has Gen, Idt and Dis 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .objective import Objective, Terms, View
@@ -226,6 +228,12 @@ def generator_sizes(state: State) -> list[dict[str, Any]]:
     return [sizes(a_to_b or state) | {"one_way": not a_to_b} for sizes in (resnet_sizes, unet_sizes)]
 
 
+def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, ...]:
+    """Random images of A and, for both directions, of B."""
+    a, b = (torch.rand(count, network.get(side, 3), size, size) * 2 - 1 for side in ("in_channels", "out_channels"))
+    return (a,) if network.get("one_way") else (a, b)
+
+
 reference = Reference(
     name="cyclegan",
     text="images of one domain from another's, without pairs",
@@ -233,6 +241,7 @@ reference = Reference(
     objective=lambda network: one_way if network.get("one_way") else objective,
     generator_sizes=generator_sizes,
     discriminator_sizes=lambda state: discriminator_sizes(state, "b." if "b.model.0.weight" in state else ""),
+    example=example,
     network={"width": 32, "blocks": 6, "in_channels": 3, "out_channels": 3},
     training=Training(data="emoji", size=64, batch=1, steps=8000, lr=2e-4, discriminator_lr=2e-4, decay=True),
 )

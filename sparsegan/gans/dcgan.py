@@ -113,6 +113,7 @@ reference = Reference(
     objective=lambda network: objective,
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
+    example=lambda network, count, size: (torch.randn(count, network["nz"], 1, 1),),
     network={"nz": 100, "width": 32, "channels": 1},
     training=Training(data="mnist", size=64, batch=32, steps=2496, lr=1e-3, discriminator_lr=2e-4),
 )

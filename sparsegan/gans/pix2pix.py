@@ -220,6 +220,7 @@ reference = Reference(
     objective=lambda network: objective,
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
+    example=lambda network, count, size: (torch.rand(count, network.get("in_channels", 3), size, size) * 2 - 1,),
     network={"width": 32, "downs": 6, "in_channels": 3, "out_channels": 3},
     training=Training(data="openmoji", size=64, batch=8, steps=6000, lr=2e-4, discriminator_lr=2e-4, decay=True),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .objective import Objective
 from .parts import State
@@ -41,6 +41,7 @@ class Reference:
     `objective(network)`: the named terms.
     `generator_sizes(state_dict)`: arguments of `build` that may fit a generator's state_dict, the likeliest first.
     `discriminator_sizes(state_dict)`: the arguments that a discriminator's state_dict decides.
+    `example(network, count, size)`: random inputs of a generator, as its forward takes them, for images of `size`.
     `network`, `training`: the defaults of `sparsegan train`.
     """
 
@@ -50,5 +51,6 @@ class Reference:
     objective: Callable[[Mapping[str, Any]], Objective]
     generator_sizes: Callable[[State], list[Network]]
     discriminator_sizes: Callable[[State], Network]
+    example: Callable[[Mapping[str, Any], int, int], tuple[Tensor, ...]]
     network: Network
     training: Training

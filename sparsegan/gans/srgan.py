@@ -12,7 +12,7 @@ full resolution, D the probability of being real, and phi a feature network (pix
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -158,6 +158,12 @@ def discriminator_sizes(state: State) -> dict[str, Any]:
     return {"discriminator_width": size_of(state, "net.0.weight", 0, 64)}
 
 
+def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, ...]:
+    """Random low-resolution images."""
+    low = size // network.get("scale", 4)
+    return (torch.rand(count, network.get("channels", 3), low, low) * 2 - 1,)
+
+
 reference = Reference(
     name="srgan",
     text="four times larger images",
@@ -165,6 +171,7 @@ reference = Reference(
     objective=lambda network: objective,
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
+    example=example,
     network={"width": 32, "blocks": 5, "scale": 4},
     training=Training(
         data="photos", size=64, batch=8, steps=6000, lr=2e-4, discriminator_lr=1e-4, betas=(0.9, 0.999), decay=True

@@ -22,6 +22,7 @@ gradient, almost everywhere. In equation 8 GP counts for the loss's value only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -246,6 +247,12 @@ def discriminator_sizes(state: State) -> dict[str, Any]:
     }
 
 
+def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Random images and domains."""
+    images = torch.rand(count, network.get("channels", 3), size, size) * 2 - 1
+    return images, as_rows(torch.randint(network["domains"], (count,)), network["domains"])
+
+
 reference = Reference(
     name="stargan",
     text="one generator between several domains",
@@ -253,6 +260,7 @@ reference = Reference(
     objective=lambda network: objective,
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
+    example=example,
     network={"width": 32, "domains": 4, "blocks": 4, "image_size": 64, "discriminator_layers": 5},
     training=Training(
         data="emoji-styles",
