@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds sparsegan._native with CMake and ninja, in build/ so that a second build is incremental."""
+    """Builds sparsegan._native with CMake and ninja, in build/ so that a second build is incremental.
+
+    Where nvcc is found, or ``SPARSEGAN_CUDA=1``, the CUDA kernels as well, sparsegan/_cuda.so; not if ``SPARSEGAN_CUDA=0``.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -22,14 +25,19 @@ class CMakeBuild(build_ext):
         configure = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSEGAN_SANITIZE={'ON' if sanitize else 'OFF'}",
+            f"-DSPARSEGAN_CUDA={os.environ.get('SPARSEGAN_CUDA', '')}",
         ]
+        cuda = build / "_cuda.so"
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "_native"], check=True)
+        subprocess.run(["cmake", "--build", build, "--target", "modules"], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Not in place: a running process may have the old one mapped.
-        temporary = target.with_suffix(".new")
-        shutil.copy2(build / target.name, temporary)
-        os.replace(temporary, target)
+        (target.parent / cuda.name).unlink(missing_ok=True)
+        for built, to in [(build / target.name, target), (cuda, target.parent / cuda.name)]:
+            if built.exists():
+                # Not in place: a running process may have the old one mapped.
+                temporary = to.with_suffix(".new")
+                shutil.copy2(built, temporary)
+                os.replace(temporary, to)
 
 
 setup(

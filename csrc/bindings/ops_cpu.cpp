@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/conv.h"
+#include "checks.h"
 
 namespace {
 
@@ -34,14 +35,6 @@ DType dtype_of(const char* op, const Tensor& tensor) {
       STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float64 or bfloat16 on a CPU");
   }
   return DType::float32;
-}
-
-void check_tensor(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t dim) {
-  STD_TORCH_CHECK(tensor.dim() == dim, "sparsegan::", op, ": ", name, " has ", tensor.dim(),
-                  " dimensions; it must have ", dim);
-  STD_TORCH_CHECK(tensor.is_cpu(), "sparsegan::", op, ": ", name, " is not on the CPU, where the other tensors are");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "sparsegan::", op, ": ", name,
-                  " has another dtype than the input; they must be the same");
 }
 
 // Throws where torch would refuse to pad: an element reaches further than a reflection or a turn of the image.
@@ -80,25 +73,14 @@ struct Call {
        int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
        const std::vector<int64_t>& pad_before) {
     geometry = Geometry::from_list(numbers);
-    const std::optional<Tensor>& chosen = adjoint ? coarse_to_fine : fine_to_coarse;
-    STD_TORCH_CHECK(chosen.has_value(), "sparsegan::", op, ": ", adjoint ? "adjoint_plan" : "plan",
-                    " is None; this direction needs it (build the layer's plans with gradients enabled)");
-    for (const auto& [name, tensor] : {std::pair{"plan", &*chosen}, std::pair{"support", &units}}) {
-      STD_TORCH_CHECK(tensor->is_cpu() && tensor->dim() == 1 && tensor->scalar_type() == ScalarType::Int,
-                      "sparsegan::", op, ": the ", name, " must be a one-dimensional int32 tensor on the CPU");
-    }
+    const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
+    sparsegan::check_numbers(op, "plan", chosen, x);
+    sparsegan::check_numbers(op, "support", units, x);
     support = torch::stable::contiguous(units);
-    plan = torch::stable::contiguous(*chosen);
+    plan = torch::stable::contiguous(chosen);
     view = sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()),
                                 support.numel(), static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
-    const int64_t sources = view.shape.sources, targets = view.shape.target_channels();
-    STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1),
-                    " channels; the geometry says ", sources);
-    STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels,
-                    " channels; the geometry says ", targets);
-    STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
-                    ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
-                    " and the output ", y_height, " x ", y_width);
+    sparsegan::check_sizes(op, view.shape.sources, view.shape.target_channels(), x, y_channels, y_height, y_width);
     conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
     STD_TORCH_CHECK(pad_before.size() == 2, "sparsegan::", op, ": pad_before has ", pad_before.size(),
                     " numbers; it must be [rows, columns]");
@@ -123,25 +105,12 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
               std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
               std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("gather", x);
-  check_tensor("gather", "x", x, x, 4);
-  check_tensor("gather", "values", values, x, 1);
-  STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
-                  " numbers; it must be [channels, height, width]");
-  STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::gather: negative_slope is ", negative_slope,
-                  "; it must be from 0 (ReLU) to 1 (no activation)");
+  sparsegan::check_gather(x, values, output_size, negative_slope);
   const Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
                   output_size[2], padding_mode, pad_before);
-  STD_TORCH_CHECK(values.numel() == support.numel() * call.geometry.vector(), "sparsegan::gather: values has ",
-                  values.numel(), " elements; a support of ", support.numel(), " units has ",
-                  support.numel() * call.geometry.vector());
+  sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
-  std::optional<Tensor> bias_c;
-  if (bias.has_value()) {
-    check_tensor("gather", "bias", *bias, x, 1);
-    STD_TORCH_CHECK(bias->numel() == output_size[0], "sparsegan::gather: bias has ", bias->numel(),
-                    " elements; it must have ", output_size[0]);
-    bias_c = torch::stable::contiguous(*bias);
-  }
+  const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
   sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
                     bias_c ? bias_c->const_data_ptr() : nullptr, negative_slope, y.mutable_data_ptr(), torch_team());
@@ -152,10 +121,7 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
              const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint,
              int64_t padding_mode, std::vector<int64_t> pad_before) {
   dtype_of("wgrad", x);
-  check_tensor("wgrad", "x", x, x, 4);
-  check_tensor("wgrad", "gy", gy, x, 4);
-  STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0),
-                  "; they must be the same");
+  sparsegan::check_wgrad(gy, x);
   const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
                   padding_mode, pad_before);
   const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);
