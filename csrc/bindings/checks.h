@@ -1,0 +1,91 @@
+// What every device's ops check of the tensors that enter.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace sparsegan {
+
+inline void check_device(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                         const torch::stable::Tensor& like) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), "sparsegan::", op, ": ", name,
+                  " is not on the device that the input is on");
+}
+
+inline void check_tensor(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                         const torch::stable::Tensor& like, int64_t dim) {
+  STD_TORCH_CHECK(tensor.dim() == dim, "sparsegan::", op, ": ", name, " has ", tensor.dim(),
+                  " dimensions; it must have ", dim);
+  check_device(op, name, tensor, like);
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "sparsegan::", op, ": ", name,
+                  " has another dtype than the input; they must be the same");
+}
+
+// A support or a plan.
+inline void check_numbers(const char* op, const char* name, const torch::stable::Tensor& numbers,
+                          const torch::stable::Tensor& like) {
+  STD_TORCH_CHECK(numbers.dim() == 1 && numbers.scalar_type() == torch::headeronly::ScalarType::Int, "sparsegan::", op,
+                  ": the ", name, " must be a one-dimensional int32 tensor");
+  check_device(op, name, numbers, like);
+}
+
+// The plan of this direction.
+inline const torch::stable::Tensor& chosen_plan(const char* op,
+                                                const std::optional<torch::stable::Tensor>& fine_to_coarse,
+                                                const std::optional<torch::stable::Tensor>& coarse_to_fine,
+                                                bool adjoint) {
+  const auto& chosen = adjoint ? coarse_to_fine : fine_to_coarse;
+  STD_TORCH_CHECK(chosen.has_value(), "sparsegan::", op, ": ", adjoint ? "adjoint_plan" : "plan",
+                  " is None; this direction needs it (build the layer's plans with gradients enabled)");
+  return *chosen;
+}
+
+// x: [images, sources, H, W]; the output: [images, y_channels, y_height, y_width].
+inline void check_sizes(const char* op, int64_t sources, int64_t targets, const torch::stable::Tensor& x,
+                        int64_t y_channels, int64_t y_height, int64_t y_width) {
+  STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1),
+                  " channels; the geometry says ", sources);
+  STD_TORCH_CHECK(y_channels == targets, "sparsegan::", op, ": the output has ", y_channels,
+                  " channels; the geometry says ", targets);
+  STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
+                  ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
+                  " and the output ", y_height, " x ", y_width);
+}
+
+inline void check_gather(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
+                         const std::vector<int64_t>& output_size, double negative_slope) {
+  check_tensor("gather", "x", x, x, 4);
+  check_tensor("gather", "values", values, x, 1);
+  STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
+                  " numbers; it must be [channels, height, width]");
+  STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::gather: negative_slope is ", negative_slope,
+                  "; it must be from 0 (ReLU) to 1 (no activation)");
+}
+
+inline void check_values(const torch::stable::Tensor& values, const torch::stable::Tensor& support, int64_t vector) {
+  STD_TORCH_CHECK(values.numel() == support.numel() * vector, "sparsegan::gather: values has ", values.numel(),
+                  " elements; a support of ", support.numel(), " units has ", support.numel() * vector);
+}
+
+// The bias, contiguous, if there is one.
+inline std::optional<torch::stable::Tensor> checked_bias(const std::optional<torch::stable::Tensor>& bias,
+                                                         const torch::stable::Tensor& x, int64_t channels) {
+  if (!bias.has_value()) return std::nullopt;
+  check_tensor("gather", "bias", *bias, x, 1);
+  STD_TORCH_CHECK(bias->numel() == channels, "sparsegan::gather: bias has ", bias->numel(), " elements; it must have ",
+                  channels);
+  return torch::stable::contiguous(*bias);
+}
+
+inline void check_wgrad(const torch::stable::Tensor& gy, const torch::stable::Tensor& x) {
+  check_tensor("wgrad", "x", x, x, 4);
+  check_tensor("wgrad", "gy", gy, x, 4);
+  STD_TORCH_CHECK(gy.size(0) == x.size(0), "sparsegan::wgrad: gy has ", gy.size(0), " images and x ", x.size(0),
+                  "; they must be the same");
+}
+
+}  // namespace sparsegan

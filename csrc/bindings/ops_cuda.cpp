@@ -1,0 +1,134 @@
+// CUDA implementations of the ops, a shared object of their own: checks everything that enters, then calls
+// csrc/cuda/conv.h on the current stream. Memory comes from torch and nothing waits for the device, so that calls can
+// be captured in a CUDA graph.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../cuda/conv.h"
+#include "checks.h"
+
+namespace {
+
+using sparsegan::cuda::ConvCall;
+using sparsegan::cuda::DType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const char* op, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    default:
+      STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float16 or bfloat16 on a GPU");
+  }
+  return DType::float32;
+}
+
+int32_t device_of(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cuda(), "sparsegan::", op, ": x is not on a GPU, where another tensor is");
+  return x.get_device_index();
+}
+
+int64_t multiprocessors(int32_t device) {
+  int count = 0;
+  STD_TORCH_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess,
+                  "sparsegan: CUDA does not answer for device ", device);
+  return count;
+}
+
+// The tensors of a call in the form that the kernels read, kept alive as long as the call.
+struct Call {
+  torch::stable::accelerator::DeviceGuard guard;
+  Tensor x, support, plan;
+  ConvCall conv;
+  cudaStream_t stream = nullptr;
+
+  // input is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
+  Call(const char* op, const Tensor& input, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
+       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
+       int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
+       const std::vector<int64_t>& pad_before)
+      : guard(device_of(op, input)), x(torch::stable::contiguous(input)) {
+    STD_TORCH_CHECK(padding_mode == 0 && pad_before == std::vector<int64_t>({0, 0}), "sparsegan::", op,
+                    ": padding_mode is ", padding_mode,
+                    "; on a GPU it must be 0 (zeros) with pad_before [0, 0]: pad the input first");
+    conv.geometry = sparsegan::Geometry::from_list(numbers);
+    const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
+    sparsegan::check_numbers(op, "plan", chosen, x);
+    sparsegan::check_numbers(op, "support", units, x);
+    support = torch::stable::contiguous(units);
+    plan = torch::stable::contiguous(chosen);
+    const sparsegan::DevicePlanShape shape = sparsegan::device_plan_shape(conv.geometry, adjoint, support.numel());
+    STD_TORCH_CHECK(plan.numel() == shape.size(), "sparsegan::", op, ": the plan has ", plan.numel(), " numbers where ",
+                    shape.size(), " are expected; it must come from sparsegan.plan for this geometry on a GPU");
+    sparsegan::check_sizes(op, shape.groups * shape.group_sources, shape.targets() / shape.target_phases, x, y_channels,
+                           y_height, y_width);
+    conv.adjoint = adjoint;
+    conv.dtype = dtype_of(op, x);
+    conv.taps = support.numel();
+    conv.support = static_cast<const int32_t*>(support.const_data_ptr());
+    conv.plan = static_cast<const int32_t*>(plan.const_data_ptr());
+    conv.images = x.size(0);
+    conv.x_height = x.size(2), conv.x_width = x.size(3);
+    conv.y_height = y_height, conv.y_width = y_width;
+    conv.multiprocessors = multiprocessors(x.get_device_index());
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &current));
+    stream = static_cast<cudaStream_t>(current);
+  }
+
+  Tensor workspace(int64_t floats) const { return torch::stable::new_empty(x, {floats}, ScalarType::Float); }
+};
+
+Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
+              const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
+              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
+              std::vector<int64_t> pad_before, double negative_slope) {
+  dtype_of("gather", x);
+  sparsegan::check_gather(x, values, output_size, negative_slope);
+  const Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
+                  output_size[2], padding_mode, pad_before);
+  sparsegan::check_values(values, support, 1);
+  const Tensor values_c = torch::stable::contiguous(values);
+  const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
+  const Tensor workspace = call.workspace(sparsegan::cuda::gather_workspace(call.conv));
+  sparsegan::cuda::gather(call.conv, call.x.const_data_ptr(), values_c.const_data_ptr(),
+                          bias_c ? bias_c->const_data_ptr() : nullptr, static_cast<float>(negative_slope),
+                          y.mutable_data_ptr(), static_cast<float*>(workspace.mutable_data_ptr()), call.stream);
+  return y;
+}
+
+Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,
+             const std::optional<Tensor>& adjoint_plan, std::vector<int64_t> geometry, bool adjoint,
+             int64_t padding_mode, std::vector<int64_t> pad_before) {
+  dtype_of("wgrad", x);
+  sparsegan::check_wgrad(gy, x);
+  const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
+                  padding_mode, pad_before);
+  const Tensor gy_c = torch::stable::contiguous(gy);
+  Tensor dv = torch::stable::new_empty(x, {support.numel()});
+  const Tensor workspace = call.workspace(sparsegan::cuda::wgrad_workspace(call.conv));
+  sparsegan::cuda::wgrad(call.conv, gy_c.const_data_ptr(), call.x.const_data_ptr(), dv.mutable_data_ptr(),
+                         static_cast<float*>(workspace.mutable_data_ptr()), call.stream);
+  return dv;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsegan, CUDA, m) {
+  m.impl("gather", TORCH_BOX(&gather));
+  m.impl("wgrad", TORCH_BOX(&wgrad));
+}
