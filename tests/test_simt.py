@@ -12,7 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsegan import reference
+from sparsegan.plan import Geometry
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
@@ -47,9 +49,8 @@ def simt() -> ctypes.CDLL:
         )
     subprocess.run([cmake, "--build", BUILD, "--target", "simt"], env=environment, check=True)
     library = ctypes.CDLL(str(BUILD / "libsimt.so"))
-    for name in ("simt_example", "simt_conv"):
-        if hasattr(library, name):
-            getattr(library, name).restype = ctypes.c_char_p
+    for function in (library.simt_example, library.simt_conv, library.simt_launched):
+        function.restype = ctypes.c_char_p
     return library
 
 
@@ -141,14 +142,24 @@ class Call(ctypes.Structure):
         ("geometry", ctypes.c_int64 * 13),
         *((name, ctypes.c_int64) for name in ("adjoint", "dtype", "taps", "images")),
         *((f"{tensor}_{size}", ctypes.c_int64) for tensor in "xy" for size in ("channels", "height", "width")),
-        *((name, ctypes.c_int64) for name in ("multiprocessors", "seed", "offset", "damage")),
+        *((name, ctypes.c_int64) for name in ("multiprocessors", "wgrad", "seed", "offset", "damage")),
     )
 
 
-def call(p: Problem, dtype: torch.dtype, taps: int, seed: int, offset: int, damage: int) -> Call:
-    c = Call((ctypes.c_int64 * 13)(*p.numbers), p.adjoint, DTYPES.index(dtype), taps, *p.x_shape, *p.y_shape[1:])
-    c.multiprocessors, c.seed, c.offset, c.damage = 4, seed, offset, damage
-    return c
+@dataclass(frozen=True)
+class Circumstances:
+    """What must not matter to a result; see ``SimtCall``."""
+
+    seed: int = 1
+    offset: int = 0
+    multiprocessors: int = 4
+    damage: int = 0
+
+
+def call(p: Problem, dtype: torch.dtype, support: Tensor, wgrad: bool, how: Circumstances) -> Call:
+    shapes = (*p.x_shape, *p.y_shape[1:])
+    fixed = (p.adjoint, DTYPES.index(dtype), len(support), *shapes, how.multiprocessors, wgrad)
+    return Call((ctypes.c_int64 * 13)(*p.numbers), *fixed, how.seed, how.offset, how.damage)
 
 
 def gather(
@@ -158,39 +169,27 @@ def gather(
     values: Tensor,
     bias: Tensor | None,
     support: Tensor,
+    how: Circumstances,
     slope: float = 1,
-    seed: int = 0,
-    offset: int = 0,
-    damage: int = 0,
 ) -> Tensor:
     y = x.new_empty(p.y_shape)
-    c = call(p, x.dtype, len(support), seed, offset, damage)
-    tensors = [pointer(t) for t in (support, x, values, bias)]
+    tensors = (pointer(t) for t in (support, x, values, bias))
+    c = call(p, x.dtype, support, False, how)
     error = simt.simt_conv(ctypes.byref(c), *tensors, ctypes.c_float(slope), pointer(y), None, None)
     assert not error, explained(error)
     return y
 
 
-def wgrad(
-    simt: ctypes.CDLL,
-    p: Problem,
-    gy: Tensor,
-    x: Tensor,
-    support: Tensor,
-    seed: int = 0,
-    offset: int = 0,
-    damage: int = 0,
-) -> Tensor:
+def wgrad(simt: ctypes.CDLL, p: Problem, gy: Tensor, x: Tensor, support: Tensor, how: Circumstances) -> Tensor:
     dv = x.new_empty(len(support))
-    c = call(p, x.dtype, len(support), seed, offset, damage)
-    error = simt.simt_conv(
-        ctypes.byref(c), pointer(support), pointer(x), None, None, ctypes.c_float(), None, pointer(gy), pointer(dv)
-    )
+    c = call(p, x.dtype, support, True, how)
+    unused = (None, None, ctypes.c_float(), None)
+    error = simt.simt_conv(ctypes.byref(c), pointer(support), pointer(x), *unused, pointer(gy), pointer(dv))
     assert not error, explained(error)
     return dv
 
 
-def check_gather(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, seed: int, offset: int) -> None:
+def check_gather(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, how: Circumstances) -> None:
     support = p.support()
     x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support)).to(dtype)
     b = torch.randn(p.y_shape[1]).to(dtype) if bias else None
@@ -201,10 +200,10 @@ def check_gather(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, 
     exact, magnitude = (
         twin(f(x.double()), f(values.double()), None if b is None else f(b.double())) for f in (same, torch.abs)
     )
-    assert_close(gather(simt, p, x, values, b, support, 1, seed, offset), exact, twin(x, values, b), magnitude)
+    assert_close(gather(simt, p, x, values, b, support, how), exact, twin(x, values, b), magnitude)
 
 
-def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, seed: int, offset: int) -> None:
+def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, how: Circumstances) -> None:
     support = p.support()
     gy, x = torch.randn(p.y_shape).to(dtype), torch.randn(p.x_shape).to(dtype)
 
@@ -212,7 +211,7 @@ def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, seed: int, of
         return reference.wgrad(gy, x, support, p.geometry, p.adjoint)
 
     exact, magnitude = (twin(f(gy.double()), f(x.double())) for f in (same, torch.abs))
-    assert_close(wgrad(simt, p, gy, x, support, seed, offset), exact, twin(gy, x), magnitude)
+    assert_close(wgrad(simt, p, gy, x, support, how), exact, twin(gy, x), magnitude)
 
 
 def plain(p: Problem) -> Problem:
@@ -224,19 +223,104 @@ def plain(p: Problem) -> Problem:
 
 
 PLAIN = problems().map(plain)
-#: The order of blocks and threads, and where tensors start: on 16 bytes, or one element further.
-CIRCUMSTANCES = {"seed": st.integers(0, 3), "offset": st.integers(0, 1)}
+#: Tensors start at a multiple of 256 bytes, or one element after it; a small GPU and a large one.
+CIRCUMSTANCES = st.builds(Circumstances, st.integers(0, 3), st.integers(0, 1), st.sampled_from([1, 132]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=25)
-@given(p=PLAIN, bias=st.booleans(), **CIRCUMSTANCES)
-def test_gather(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, bias: bool, seed: int, offset: int) -> None:
-    check_gather(simt, p, dtype, bias, seed, offset)
+@settings(max_examples=40)
+@given(p=PLAIN, bias=st.booleans(), how=CIRCUMSTANCES)
+def test_gather(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, bias: bool, how: Circumstances) -> None:
+    check_gather(simt, p, dtype, bias, how)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=25)
-@given(p=PLAIN, **CIRCUMSTANCES)
-def test_wgrad(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, seed: int, offset: int) -> None:
-    check_wgrad(simt, p, dtype, seed, offset)
+@settings(max_examples=40)
+@given(p=PLAIN, how=CIRCUMSTANCES)
+def test_wgrad(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, how: Circumstances) -> None:
+    check_wgrad(simt, p, dtype, how)
+
+
+def layer(
+    coarse: tuple[int, int, int],
+    fine: tuple[int, int, int],
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    images: int = 1,
+    sparsity: float = 0.9,
+) -> Problem:
+    """From fine to coarse; sizes are channels, height, width."""
+    kernels, strides, paddings, dilations = ((n, n) for n in (kernel, stride, padding, dilation))
+    geometry = Geometry(coarse[0], fine[0], groups, kernels, strides, paddings, dilations)
+    return Problem(geometry, False, images, coarse[1:], fine[1:], sparsity, False)
+
+
+#: Between them they run every kernel that there is for a type.
+LAYERS = {
+    "3x3": layer((24, 40, 33), (20, 40, 33), 3, padding=1),
+    "stride 2": layer((24, 17, 20), (20, 33, 40), 3, 2, 1, images=2),
+    "4x4 stride 2": layer((20, 16, 18), (24, 32, 36), 4, 2, 1, images=2),
+    "stride 3": layer((9, 14, 12), (10, 41, 36), 5, 3, 2),
+    "dilation 4": layer((12, 20, 24), (12, 20, 24), 3, 1, 4, 4),
+    "7x7": layer((3, 40, 40), (16, 40, 40), 7, 1, 3),
+    "wider than a window": layer((5, 24, 25), (4, 24, 25), 13, 1, 6),
+    "groups of two": layer((18, 12, 12), (18, 12, 12), 3, 1, 1, groups=9, images=3, sparsity=0.2),
+    "1x1": layer((70, 15, 17), (9, 15, 17), 1, images=2),
+    "many sources": layer((8, 12, 16), (300, 12, 16), 3, 1, 1),
+    "early 4x4": layer((256, 4, 4), (128, 8, 8), 4, 2, 1),
+    "early 8x8": layer((64, 8, 8), (32, 16, 16), 4, 2, 1),
+    "from noise": layer((100, 1, 1), (32, 4, 4), 4, images=2),
+    "one pixel": layer((512, 1, 1), (64, 1, 1), 1, sparsity=0.1),
+    "6x6": layer((64, 6, 6), (32, 6, 6), 3, 1, 1),
+    "10x10 sparse": layer((16, 10, 10), (5, 10, 10), 5, 1, 2, sparsity=0.98),
+    "4x4, many images": layer((16, 4, 4), (16, 4, 4), 3, 1, 1, images=32, sparsity=0.1),
+    "4x4 stride 2, many images": layer((16, 4, 4), (16, 8, 8), 4, 2, 1, images=32, sparsity=0.1),
+    "nothing kept": layer((9, 30, 30), (5, 30, 30), 3, 1, 1, sparsity=1.0),
+    "nothing kept, one pixel": layer((9, 1, 1), (5, 1, 1), 1, sparsity=1.0),
+    "no images": layer((9, 8, 8), (5, 8, 8), 3, 1, 1, images=0),
+}
+NAMES = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_kernel(simt: ctypes.CDLL, dtype: torch.dtype) -> None:
+    tiled = [f"{strip}, {step}" for strip in (4, 8) for step in (1, 2)]
+    expected = {f"gather_tiled {s}" for s in tiled} | {f"wgrad_tiled {s}" for s in tiled}
+    expected |= {f"gather_small {pixels}" for pixels in (1, 2, 4)} | {"wgrad_small", "add_parts", "add_tiles"}
+    launched = set()
+    for p in LAYERS.values():
+        for adjoint, how in ((False, Circumstances(multiprocessors=1)), (True, Circumstances(2, 0, 132))):
+            for check in (partial(check_gather, bias=True), check_wgrad):
+                check(simt, replace(p, adjoint=adjoint), dtype, how=how)
+                found = re.findall(r"(\w+)<(\w+)(?:, )?([\d, ]*)>\(", simt.simt_launched().decode())
+                assert all(name == NAMES[dtype] for _, name, _ in found)
+                launched |= {f"{kernel} {numbers}".strip() for kernel, _, numbers in found}
+    assert launched == expected
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_activation(simt: ctypes.CDLL, slope: float) -> None:
+    """As torch's own, for infinities and NaN too; in every kernel that writes an output."""
+    for name, multiprocessors in (("3x3", 1), ("3x3", 132), ("early 4x4", 1), ("4x4 stride 2", 1)):
+        for adjoint in (False, True):
+            p, how = replace(LAYERS[name], adjoint=adjoint), Circumstances(multiprocessors=multiprocessors)
+            support = p.support()
+            x, values = torch.randn(p.x_shape), torch.randn(len(support))
+            x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+            plain = gather(simt, p, x, values, None, support, how)
+            active = gather(simt, p, x, values, None, support, how, slope)
+            expected = torch.nn.functional.leaky_relu(plain, slope) if slope else plain.relu()
+            torch.testing.assert_close(active, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=100)
+@given(p=PLAIN, damage=st.integers(1, 2**31))
+def test_damaged_plan(simt: ctypes.CDLL, p: Problem, damage: int) -> None:
+    """Nonsense in a plan or a support gives nonsense, but no access outside the tensors and no kernel that hangs."""
+    support, how = p.support(), Circumstances(damage=damage)
+    x, values = torch.randn(p.x_shape), torch.randn(len(support))
+    gather(simt, p, x, values, None, support, how)
+    wgrad(simt, p, torch.randn(p.y_shape), x, support, how)

@@ -22,12 +22,16 @@ struct SimtCall {
   int64_t geometry[geometry_numbers];
   int64_t adjoint, dtype, taps, images, x_channels, x_height, x_width, y_channels, y_height, y_width;
   int64_t multiprocessors;
+  int64_t wgrad;   // 0: gather
   int64_t seed;    // of the order of blocks and threads; 0: the natural one
   int64_t offset;  // elements from a multiple of 256 bytes to the start of each tensor
   int64_t damage;  // not 0: the seed of nonsense in the plan and the support, and only bounds are checked
 };
 
-// y from x, or, with `gy`, dv from x: null, or the error.
+// Names of the kernels that the last call launched, a line each.
+const char* simt_launched() { return simt::launched(); }
+
+// y from x, values and bias, or dv from gy and x: null, or the error.
 const char* simt_conv(const SimtCall* call, const int32_t* support, const void* x, const void* values, const void* bias,
                       float negative_slope, void* y, const void* gy, void* dv) try {
   simt::begin(static_cast<uint64_t>(call->seed), call->damage != 0);
@@ -64,7 +68,7 @@ const char* simt_conv(const SimtCall* call, const int32_t* support, const void* 
   c.support = static_cast<int32_t*>(input("support", kept.data(), kept.size() * sizeof(int32_t), 0));
   c.plan = static_cast<int32_t*>(input("plan", plan.data(), plan.size() * sizeof(int32_t), 0));
   const void* device_x = input("x", x, x_bytes, offset);
-  if (gy == nullptr) {
+  if (call->wgrad == 0) {
     const void* device_values = input("values", values, tap_bytes, offset);
     const void* device_bias = bias == nullptr ? nullptr : input("bias", bias, element * call->y_channels, offset);
     auto* workspace = static_cast<float*>(output("workspace", sizeof(float) * gather_workspace(c), 0));

@@ -4,13 +4,31 @@
 #include "cuda_runtime.h"
 
 struct __half {
-  _Float16 number;
+  unsigned short bits;
 };
 struct alignas(4) __half2 {
   __half x, y;
 };
-inline __half __float2half(float number) { return {static_cast<_Float16>(number)}; }
+inline __half __float2half(float number) {
+  const unsigned bits = __float_as_uint(number), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  unsigned half;
+  if (magnitude > 0x7f800000) {  // NaN
+    half = 0x7fff;
+  } else if (magnitude >= 0x477ff000) {  // 65520 and more
+    half = 0x7c00;
+  } else if (magnitude < 0x38800000) {  // below 2^-14: in steps of 2^-24, as floats from 0.5 on are
+    half = __float_as_uint(__uint_as_float(magnitude) + 0.5F) - __float_as_uint(0.5F);
+  } else {
+    half = (magnitude - (112U << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  }
+  return {static_cast<unsigned short>(sign | half)};
+}
+inline float __half2float(__half number) {
+  const unsigned sign = (number.bits & 0x8000U) << 16, magnitude = (number.bits & 0x7fffU) << 13;
+  const bool finite = magnitude < 0x7c00U << 13;
+  const unsigned bits = finite ? __float_as_uint(__uint_as_float(magnitude) * 0x1p112F) : magnitude | 0x7f800000;
+  return __uint_as_float(sign | bits);
+}
 inline __half __float2half_rn(float number) { return __float2half(number); }
-inline float __half2float(__half number) { return static_cast<float>(number.number); }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half(x), __float2half(y)}; }
 inline float2 __half22float2(__half2 pair) { return {__half2float(pair.x), __half2float(pair.y)}; }

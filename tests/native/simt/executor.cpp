@@ -64,7 +64,7 @@ enum class State : uint8_t { ready, waiting, exited };
 struct Copy {
   char* shared;
   const char* global;
-  int bytes, valid_bytes, group;
+  int bytes, valid_bytes;
 };
 
 struct Fiber {
@@ -81,7 +81,6 @@ struct Fiber {
   unsigned mask = 0, source = 0;
   uint64_t value = 0;
   std::vector<Copy> copies;
-  int groups = 0;  // of copies, committed
 };
 
 struct Symbol {
@@ -113,6 +112,7 @@ struct Executor {
   Stamp warp_barrier[max_threads / warp_lanes] = {};
 
   std::string error;
+  std::string launched;  // names of kernels, a line each
 };
 
 // Not among the module's variables, which are shared memory.
@@ -339,9 +339,11 @@ bool resume(Fiber& fiber) {
   return reason == 1;
 }
 
+bool same(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
 bool same_place(const Fiber& a, const Fiber& b) {
   return b.state == State::waiting && a.mask == b.mask && a.site.line == b.site.line &&
-         strcmp(a.site.file, b.site.file) == 0 && strcmp(a.name, b.name) == 0;
+         same(a.site.file, b.site.file) && same(a.name, b.name);
 }
 
 // The first thread that `fiber` waits for and that is not there; null if all are.
@@ -418,7 +420,6 @@ bool run_block() {
     fiber.index = {id % size.x, id / size.x % size.y, id / size.x / size.y};
     fiber.state = State::ready;
     fiber.copies.clear();
-    fiber.groups = 0;
   }
   ex.block_start = ex.barrier = ++ex.clock;
   if (ex.shuffled) std::shuffle(ex.order.begin(), ex.order.end(), ex.random);
@@ -523,23 +524,6 @@ void prepare(Fiber& fiber) {
   fiber.started = false;
 }
 
-void wait(int groups) {
-  Fiber& self = *ex.self;
-  size_t left = 0;
-  for (const Copy& copy : self.copies) {
-    if (copy.group >= groups) {
-      self.copies[left++] = copy;
-      continue;
-    }
-    memcpy(copy.shared, copy.global, static_cast<size_t>(copy.valid_bytes));
-    memset(copy.shared + copy.valid_bytes, 0, static_cast<size_t>(copy.bytes - copy.valid_bytes));
-    const auto address = reinterpret_cast<uintptr_t>(copy.shared);
-    Region& r = *find(address);
-    for (int i = 0; i < copy.bytes; ++i) r.cells[address - r.start + i] = {ex.clock, 0, self.id};
-  }
-  self.copies.resize(left);
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------- interface
@@ -564,6 +548,7 @@ void begin(uint64_t seed, bool bounds_only) {
   ex.bounds_only = bounds_only;
   ex.allowed_shared.clear();
   ex.error.clear();
+  ex.launched.clear();
 }
 
 void* add_buffer(const char* name, Access access, const void* host, size_t bytes, size_t offset) {
@@ -584,6 +569,8 @@ void read_buffer(const void* device, void* host) {
   const Region& r = *find(reinterpret_cast<uintptr_t>(device));
   memcpy(host, device, r.bytes);
 }
+
+const char* launched() { return ex.launched.c_str(); }
 
 const char* error() { return ex.error.empty() ? nullptr : ex.error.c_str(); }
 
@@ -617,6 +604,7 @@ void run(const Launch& launch) {
   if (launch.parameter_bytes > max_parameters)
     return fail("%s: %zu bytes of parameters, %zu are allowed", kernel.c_str(), launch.parameter_bytes, max_parameters);
 
+  ex.launched += kernel + "\n";
   ex.launch = &launch;
   ex.threads = static_cast<unsigned>(threads);
   ex.regions[shared_slot].bytes = launch.shared_bytes;
@@ -676,13 +664,19 @@ void copy_async(void* shared, const void* global, int bytes, int valid_bytes) {
   if (valid_bytes > 0) check<false>(from, static_cast<size_t>(valid_bytes), pc);
   check<true>(to, static_cast<size_t>(bytes), pc);
   for (int i = 0; i < bytes; ++i) r->cells[to - r->start + i].copying = true;
-  ex.self->copies.push_back(
-      {static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid_bytes, ex.self->groups});
+  ex.self->copies.push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid_bytes});
 }
 
-void commit_group() { ++ex.self->groups; }
-void wait_group(int latest) { wait(ex.self->groups - latest); }
-void wait_all() { wait(ex.self->groups + 1); }
+void wait_all() {
+  for (const Copy& copy : ex.self->copies) {
+    memcpy(copy.shared, copy.global, static_cast<size_t>(copy.valid_bytes));
+    memset(copy.shared + copy.valid_bytes, 0, static_cast<size_t>(copy.bytes - copy.valid_bytes));
+    const auto address = reinterpret_cast<uintptr_t>(copy.shared);
+    Region& r = *find(address);
+    for (int i = 0; i < copy.bytes; ++i) r.cells[address - r.start + i] = {ex.clock, 0, ex.self->id};
+  }
+  ex.self->copies.clear();
+}
 
 }  // namespace simt
 

@@ -42,6 +42,8 @@ void* add_buffer(const char* name, Access access, const void* host, size_t bytes
 void read_buffer(const void* device, void* host);
 // The first error since begin(), null when there is none.
 const char* error();
+// The kernels launched since begin(), a line each.
+const char* launched();
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // ---------------------------------------------------------------- for launch.h and async.h
@@ -77,9 +79,7 @@ void* dynamic_shared();
 
 // cp.async of 4, 8 or 16 bytes to shared memory, of which the first `valid_bytes` are read and the others are zeros.
 void copy_async(void* shared, const void* global, int bytes, int valid_bytes);
-void commit_group();
-void wait_group(int latest);  // for all committed groups but the `latest` ones
-void wait_all();
+void wait_all();  // for the copies of the running thread
 
 // ---------------------------------------------------------------- for cuda_runtime.h
 
