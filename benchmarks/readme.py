@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/roofline.md from benchmarks/results/*.json.
+"""Fills the tables of README.md and of the pages under docs/ from benchmarks/results/*.json.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
@@ -22,7 +22,7 @@ from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "roofline.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "gpu", "roofline")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
@@ -130,7 +130,7 @@ def sparsity(report: Report) -> str:
     """The plot, and the ratios at every sparsity."""
     if not (ROOT / "docs" / "speedup.svg").exists():
         raise SystemExit("docs/speedup.svg is not drawn: run python benchmarks/plot_sparsity.py")
-    picture = "![Speed-up over the best dense engine against sparsity](docs/speedup.svg)"
+    picture = "![Speed-up over the best dense engine against sparsity](speedup.svg)"
     return f"{picture}\n\n{_across(report, 'sparsity', '{:.0%}'.format)}"
 
 
