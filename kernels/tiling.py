@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .plan import Direction
-from .tuned import Blocks, blocks
+from .tuned import Blocks, Key, key, tuned_blocks
 
 #: Programs that a wgrad is cut into at least: a few for each multiprocessor of a large GPU.
 PROGRAMS = 1024
@@ -97,13 +97,17 @@ def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsi
     return deferred if deferred is not None and deferred.cost <= 2 * plain.cost else plain
 
 
-def _choose_blocks(
-    op: str, d: Direction, images: int, size: Size, dtype: torch.dtype, units: int, given: Blocks | None
-) -> Blocks:
-    positions = images * size[0] * size[1]
-    channels = max(16, power_of_2(d.block))
-    most = given or blocks(op, channels, dtype.itemsize, positions, units // (d.blocks * d.phases))
-    return most._replace(positions=min(most.positions, max(16, power_of_2(images * size[0]) * power_of_2(size[1]))))
+def call_key(op: str, d: Direction, units: int, images: int, target_size: Size, dtype: torch.dtype) -> Key:
+    """Where the table of tuned blocks has a call of ``op``: ``"gather"`` or ``"wgrad"``."""
+    rows, width = phase_size(d, target_size)
+    channels, taps = max(16, power_of_2(d.block)), units // (d.blocks * d.phases)
+    return key("deep gather" if d.depth > 1 else op, channels, dtype.itemsize, images * rows * width, taps)
+
+
+def _fit(most: Blocks, images: int, rows: int, width: int) -> Blocks:
+    """No more positions than there are."""
+    there = power_of_2(images * rows) * power_of_2(width)
+    return most._replace(positions=min(most.positions, max(16, there)))
 
 
 def _constants(d: Direction, precision: str, cut: Blocks) -> dict[str, Any]:
@@ -137,7 +141,8 @@ def gather_launch(
 ) -> Launch:
     """A launch of ``gather_kernel``; ``precision``: ``tl.dot``'s; ``given`` instead of the tuned blocks."""
     rows, width = phase_size(d, target_size)
-    cut = _choose_blocks("gather", d, images, (rows, width), dtype, units, given)
+    most = given or tuned_blocks(call_key("gather", d, units, images, target_size, dtype))
+    cut = _fit(most, images, rows, width)
     tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
     all_blocks = d.blocks * d.phases
     programs = all_blocks * tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
@@ -176,7 +181,8 @@ def wgrad_launch(
     """A launch of ``wgrad_kernel`` for a wide direction; the last number is that of the shares."""
     rows, width = phase_size(d, target_size)
     read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.shifts(1)[0])))
-    cut = _choose_blocks("wgrad", d, images, (rows, read), dtype, units, given)
+    most = given or tuned_blocks(call_key("wgrad", d, units, images, target_size, dtype))
+    cut = _fit(most, images, rows, read)
     align = math.gcd(source_size[1], 16 // dtype.itemsize)
     tiling = plain_tiling(read, cut.positions)
     tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)

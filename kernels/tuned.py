@@ -1,8 +1,10 @@
-"""Block sizes of the Triton kernels. ``python -m sparsegan.kernels.tune`` measures on a GPU and rewrites ``TUNED``."""
+"""Block sizes of the Triton kernels: measured ones from ``tuned_table.py``, and defaults where nothing was measured."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from .tuned_table import TABLE
 
 
 class Blocks(NamedTuple):
@@ -14,20 +16,19 @@ class Blocks(NamedTuple):
     stages: int
 
 
-#: Where the figures come from.
-SOURCE = "not measured yet"
-#: Op ("gather", "wgrad"), channels a block, bytes an element; positions and taps a target rounded down to a power of 4.
+#: Op, channels a block, bytes an element; positions in all images and taps an average target, as powers of 4.
 Key = tuple[str, int, int, int, int]
-TUNED: dict[Key, Blocks] = {}
 
-#: By op, bytes an element and channels a block, where nothing is tuned.
+#: By op, bytes an element and channels a block. No run on a GPU stands behind them: kernels/NOTES.md has the reasons.
 DEFAULTS = {
     ("gather", 2, 16): Blocks(128, 32, 4, 3),
     ("gather", 2, 32): Blocks(128, 32, 4, 3),
-    ("gather", 2, 64): Blocks(128, 32, 8, 3),
+    ("gather", 2, 64): Blocks(128, 32, 4, 3),
     ("gather", 4, 16): Blocks(128, 16, 4, 3),
     ("gather", 4, 32): Blocks(128, 16, 4, 3),
-    ("gather", 4, 64): Blocks(128, 16, 8, 3),
+    ("gather", 4, 64): Blocks(128, 16, 4, 3),
+    ("deep gather", 2, 16): Blocks(128, 32, 4, 3),
+    ("deep gather", 4, 16): Blocks(128, 16, 4, 3),
     ("wgrad", 2, 16): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 32): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 64): Blocks(64, 64, 4, 3),
@@ -42,12 +43,13 @@ def key(op: str, channels: int, itemsize: int, positions: int, taps: int) -> Key
     return (op, channels, itemsize, _power_of_4(positions), _power_of_4(taps))
 
 
-def blocks(op: str, channels: int, itemsize: int, positions: int, taps: int) -> Blocks:
-    """The tuned choice for a call, or the default."""
-    return TUNED.get(key(op, channels, itemsize, positions, taps), DEFAULTS[op, itemsize, channels])
+def tuned_blocks(of: Key) -> Blocks:
+    """The measured choice, or the default."""
+    return Blocks(*TABLE[of]) if of in TABLE else DEFAULTS[of[0], of[2], of[1]]
 
 
 def _power_of_4(n: int) -> int:
+    """The largest that is not above ``n``."""
     power = 1
     while power * 4 <= n:
         power *= 4

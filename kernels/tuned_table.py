@@ -1,0 +1,6 @@
+"""Written by ``python -m sparsegan.kernels.tune``: block sizes that were the fastest, by ``tuned.key``."""
+
+#: Where the figures come from.
+SOURCE = "not measured yet"
+#: (op, channels a block, bytes an element, positions, taps) -> (positions, taps, warps, stages)
+TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int]] = {}
