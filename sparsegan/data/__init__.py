@@ -16,7 +16,7 @@ from torch import Tensor
 from . import layouts, mnist, registry
 from .samples import Batches, Samples, Single
 
-__all__ = ["DATASETS", "TASKS", "Batches", "Samples", "load", "registry"]
+__all__ = ["DATASETS", "TASKS", "Batches", "Samples", "labelled", "load", "registry"]
 
 #: name -> function(size) giving images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]
 DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
@@ -30,6 +30,15 @@ TASKS = {
     "stargan": (Fraction(1), True),
     "srgan": (Fraction(1), True),
 }
+
+
+def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N] of a set of `DATASETS`.
+
+    Raises ValueError for an unknown name, ModuleNotFoundError when the package that holds the data is missing.
+    """
+    _accept("name", name, tuple(DATASETS))
+    return DATASETS[name](size)
 
 
 @overload
@@ -84,7 +93,7 @@ def load(
     Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
     """
     if source is None and task in DATASETS:  # load("mnist"), as it was
-        return DATASETS[task](size)
+        return labelled(task, size)
     _accept("task", task, tuple(TASKS))
     if source is None:
         raise ValueError(f"source is missing; a folder, or one of {', '.join(registry.SETS)}, is expected")
@@ -126,7 +135,7 @@ def load(
 
 
 def _digits(size: int, split: str) -> Samples:
-    images, labels = DATASETS["mnist"](size)
+    images, labels = labelled("mnist", size)
     names = [f"mnist/{i}" for i in range(len(images))]
     if split != "all":
         chosen = [i for i, name in enumerate(names) if layouts.held_out(name) == (split == "test")]
