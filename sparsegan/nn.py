@@ -221,18 +221,13 @@ class SparseConv(nn.Module):
         return (first.unsqueeze(1) + channels).flatten()
 
     def unit_rows(self) -> Tensor:
-        """int64 ``[kept units, weights of a unit]``: where in ``values`` the weights of each kept unit are.
-
-        With ``"2:4"``, whose units stay in part, a row is one weight.
-        """
-        kind = units_of(self.granularity)
-        if kind.listed or kind.stay is not None:
-            return torch.arange(self.nnz, device=self.support.device).view(-1, self.geometry.vector)
+        """int64 ``[kept units, weights of a unit]``: indices into ``values``, for granularities with whole units."""
         mask = self.mask()
         weights = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
         units = as_units(weights, self.granularity, self.transposed, self.groups).flatten(0, -2)
-        # Units are whole: the first weight of one tells whether it is kept.
-        return (mask.flatten().cumsum(0) - 1)[units[mask.flatten()[units[:, 0]]]]
+        # The first weight of a whole unit tells whether it is kept.
+        rank = mask.flatten().cumsum(0) - 1
+        return rank[units[mask.flatten()[units[:, 0]]]]
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""

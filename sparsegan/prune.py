@@ -160,11 +160,15 @@ def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
         if sparsity > only:
             raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
         return None
-    rows = layer.unit_rows()
-    keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
-    if keep >= len(rows):
+    keep, values = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity), layer.values.detach()
+    if keep * layer.unit_size >= layer.nnz:
         return None
-    return rows[largest(magnitudes(layer.values.detach()[rows]), keep)].flatten().sort().values
+    if units_of(layer.granularity).listed:
+        vector = layer.geometry.vector
+        chosen = largest(magnitudes(values.view(-1, vector)), keep)
+        return chosen.unsqueeze(1).expand(-1, vector).flatten().nonzero().flatten()
+    rows = layer.unit_rows()
+    return rows[largest(magnitudes(values[rows]), keep)].flatten().sort().values
 
 
 def _cut(layer: SparseConv, survivors: Tensor, optimizer: torch.optim.Optimizer | None) -> None:

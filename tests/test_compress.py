@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsegan.allocation import allocate
+from sparsegan.allocation import allocate, sensitivity
 from sparsegan.compress import (
     RECIPES,
     ROWS,
@@ -22,6 +22,7 @@ from sparsegan.compress import (
     PlainLoss,
     SelfSupervisedLoss,
     baseline,
+    gap,
     match_contrast,
     of_size,
     recalibrate_batch_norm,
@@ -394,6 +395,24 @@ def test_layers_take_the_schedule_each_to_its_own_target() -> None:
                 allocation=allocation,
                 **SMALL,
             )
+
+
+def test_sensitivity_by_the_methods_own_loss() -> None:
+    generator, judge = small_gan(torch.float64)  # its images are faint
+    batches = list(images(torch.float64).split(6))
+    measure = gap(generator.eval(), judge, dcgan.objective, batches)
+    state = torch.get_rng_state()
+    assert measure(generator) == 0
+    halved = sparsify(copy.deepcopy(generator), 0.5)
+    assert measure(halved) == measure(halved) > 0
+    assert torch.equal(state, torch.get_rng_state())
+    shares = sensitivity(generator, measure, 0.7)
+    assert len(set(shares.values())) > 2
+    compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(4, 0.7), allocation=shares, **SMALL)
+    for name, layer in sparse_layers(compressor.fit(Batches(images(torch.float64), 4)).generator):
+        assert layer.sparsity == pytest.approx(shares[name], abs=1e-9)
+    with pytest.raises(ValueError, match="batches is empty"):
+        gap(generator, judge, dcgan.objective, [])
 
 
 def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> None:

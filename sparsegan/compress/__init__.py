@@ -1,7 +1,7 @@
 """Self-supervised GAN compression: the losses, the loop, and the recipes it is compared with."""
 
 from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
-from .compressor import Compressor, Result, match_contrast, recalibrate_batch_norm
+from .compressor import Compressor, Result, gap, match_contrast, recalibrate_batch_norm
 from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Result",
     "SelfSupervisedLoss",
     "baseline",
+    "gap",
     "match_contrast",
     "of_size",
     "recalibrate_batch_norm",

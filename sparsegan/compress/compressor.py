@@ -228,7 +228,74 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: field for name, field in asdict(value).items() if not name.startswith("_")}
 
 
-class CompressionTask:
+#: What a generator made of a batch, and its activations on the way, where a loss matches those.
+Made = tuple[Any, list[Tensor]]
+
+
+class Comparison:
+    """Another generator beside `original`, both before one discriminator: the scores that a loss asks for."""
+
+    def __init__(
+        self,
+        original: nn.Module | None,
+        discriminator: nn.Module,
+        objective: Objective,
+        loss: GeneratorLoss,
+        feature_layers: Sequence[nn.Module] = (),
+    ) -> None:
+        self.original = original
+        self.discriminator = discriminator
+        self.objective = objective
+        self.loss = loss
+        self.feature_layers = feature_layers
+
+    def compare(
+        self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, before: Tensor
+    ) -> tuple[Scores, Scores | None]:
+        """Scores of what `generator` made, `ours`, and of what the original makes of the same batch and random numbers.
+
+        `theirs`: the latter, if it is there already. `before`: the random state before `ours` was made.
+        """
+        middle = torch.get_rng_state()
+        compressed = self._scores(generator, *ours, batch)
+        if self.original is None or not self.loss.matches:
+            return compressed, None
+        after = torch.get_rng_state()
+        theirs = theirs or self.generate_again(self.original, batch, before)
+        torch.set_rng_state(middle)  # the same penalty coefficient
+        original = self._scores(self.original, *theirs, batch)
+        torch.set_rng_state(after)
+        return compressed, original
+
+    def generate(self, generator: nn.Module, batch: Any) -> Made:
+        """A fake, and the activations on its way where the loss matches those."""
+        found: list[Tensor] = []
+        layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
+        with _outputs(layers, found):
+            return self.objective.generate(generator, batch), found
+
+    def generate_again(self, generator: nn.Module, batch: Any, before: Tensor) -> Made:
+        """:meth:`generate` without a graph, from the noise that was drawn at the random state `before`."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        with torch.no_grad():
+            made = self.generate(generator, batch)
+        torch.set_rng_state(now)
+        return made
+
+    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any) -> Scores:
+        """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
+        scores = Scores({}, images=images_in(fake), intermediate=activations)
+        if self.loss.uses_terms:
+            with _outputs(self.feature_layers, scores.features):
+                scores.generator = self.objective.generator_terms(generator, self.discriminator, fake, batch)
+        if self.loss.matches_discriminator_terms:
+            terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
+        return scores
+
+
+class CompressionTask(Comparison):
     """One step of compression, and the whole state between steps; see `Compressor`."""
 
     def __init__(
@@ -248,16 +315,12 @@ class CompressionTask:
         prune_discriminator: bool = False,
         original_as_real: bool = False,
     ) -> None:
-        self.original = original
+        super().__init__(original, discriminator, objective, loss, feature_layers)
         self.student = student
-        self.discriminator = discriminator
-        self.objective = objective
         self.schedule = schedule
-        self.loss = loss
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.generator_every = generator_every
-        self.feature_layers = feature_layers
         self.decay = decay
         self.targets = targets
         self.prune_discriminator = prune_discriminator
@@ -281,10 +344,10 @@ class CompressionTask:
         generator_steps = step % self.generator_every == 0
         before = torch.get_rng_state()
         with nullcontext() if generator_steps else torch.no_grad():
-            fake, activations = self._generate(self.student, batch)
+            fake, activations = self.generate(self.student, batch)
         theirs = None
         if self.original is not None and self.original_as_real:
-            theirs = self._generate_again(self.original, batch, before)
+            theirs = self.generate_again(self.original, batch, before)
         if self.discriminator_optimizer is not None:
             self.discriminator.requires_grad_(True)
             past = self.pool(detached(fake))
@@ -304,34 +367,8 @@ class CompressionTask:
                 figures |= self._generator_step((fake, activations), theirs, batch, before)
         return figures
 
-    def _generate(self, generator: nn.Module, batch: Any) -> tuple[Any, list[Tensor]]:
-        """A fake, and the activations on its way where the loss matches those."""
-        found: list[Tensor] = []
-        layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
-        with _outputs(layers, found):
-            return self.objective.generate(generator, batch), found
-
-    def _generate_again(self, generator: nn.Module, batch: Any, before: Tensor) -> tuple[Any, list[Tensor]]:
-        """:meth:`_generate` without a graph, from the noise that was drawn at the random state `before`."""
-        now = torch.get_rng_state()
-        torch.set_rng_state(before)
-        with torch.no_grad():
-            made = self._generate(generator, batch)
-        torch.set_rng_state(now)
-        return made
-
-    def _generator_step(
-        self, ours: tuple[Any, list[Tensor]], theirs: tuple[Any, list[Tensor]] | None, batch: Any, before: Tensor
-    ) -> dict[str, float]:
-        middle = torch.get_rng_state()
-        compressed = self._scores(self.student, *ours, batch)
-        original: Scores | None = None
-        if self.original is not None and self.loss.matches:
-            after = torch.get_rng_state()
-            theirs = theirs or self._generate_again(self.original, batch, before)
-            torch.set_rng_state(middle)  # the same penalty coefficient
-            original = self._scores(self.original, *theirs, batch)
-            torch.set_rng_state(after)
+    def _generator_step(self, ours: Made, theirs: Made | None, batch: Any, before: Tensor) -> dict[str, float]:
+        compressed, original = self.compare(self.student, ours, theirs, batch, before)
         for name, term in compressed.discriminator.items():
             if not term.requires_grad:
                 raise ValueError(
@@ -349,17 +386,6 @@ class CompressionTask:
             both = original.generator | original.discriminator
             figures |= {f"{name}_original": term.item() for name, term in both.items()}
         return figures | {"loss": loss.item()}
-
-    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any) -> Scores:
-        """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
-        scores = Scores({}, images=images_in(fake), intermediate=activations)
-        if self.loss.uses_terms:
-            with _outputs(self.feature_layers, scores.features):
-                scores.generator = self.objective.generator_terms(generator, self.discriminator, fake, batch)
-        if self.loss.matches_discriminator_terms:
-            terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
-            scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
-        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
@@ -387,6 +413,40 @@ class CompressionTask:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.pool.load_state_dict(state.get("pool", {}))
+
+
+def gap(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    objective: Objective,
+    batches: Sequence[Any],
+    loss: GeneratorLoss | None = None,
+    seed: int = 0,
+) -> Callable[[nn.Module], float]:
+    """A measure of how far other generators are from `generator`, for `sparsegan.allocation.sensitivity`.
+
+    Returns a function of a generator of the same kind: the mean over `batches` of `loss` (by default equations 7-9)
+    under the frozen `discriminator`, each time with the same noise. No network is trained; those handed in stay.
+    Raises ValueError for no batches.
+    """
+    if not batches:
+        raise ValueError("batches is empty; at least one is needed")
+    minimised = SelfSupervisedLoss() if loss is None else loss
+    judge = copy.deepcopy(discriminator).requires_grad_(False).eval()
+    layers = _feature_layers(judge, ()) if minimised.matches_features else []
+    both = Comparison(copy.deepcopy(generator).eval(), judge, objective, minimised, layers)
+
+    def measure(network: nn.Module) -> float:
+        total = 0.0
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # a gradient penalty differentiates
+            torch.manual_seed(seed)
+            for batch in batches:
+                before = torch.get_rng_state()
+                scores = both.compare(network, both.generate(network, batch), None, batch, before)
+                total += minimised(objective, *scores).item()
+        return total / len(batches)
+
+    return measure
 
 
 _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
