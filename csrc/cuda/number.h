@@ -27,24 +27,19 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float number)
 }
 
 // Two neighbours of a 16-bit type.
+__device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float2(pair); }
+__device__ __forceinline__ float2 to_floats(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
 template <class T>
-struct Pair;
+struct PairOf;
 template <>
-struct Pair<__half> {
+struct PairOf<__half> {
   using type = __half2;
-  __device__ static float2 floats(__half2 pair) { return __half22float2(pair); }
-  __device__ static __half2 pair(float x, float y) { return __floats2half2_rn(x, y); }
+  __device__ static __half2 from(float x, float y) { return __floats2half2_rn(x, y); }
 };
 template <>
-struct Pair<__nv_bfloat16> {
+struct PairOf<__nv_bfloat16> {
   using type = __nv_bfloat162;
-  __device__ static float2 floats(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
-  __device__ static __nv_bfloat162 pair(float x, float y) { return __floats2bfloat162_rn(x, y); }
-};
-
-template <class T>
-struct alignas(8) TwoPairs {
-  typename Pair<T>::type first, second;
+  __device__ static __nv_bfloat162 from(float x, float y) { return __floats2bfloat162_rn(x, y); }
 };
 
 // Four neighbours in one access; `at` is a multiple of four elements.
@@ -54,8 +49,10 @@ __device__ __forceinline__ void load_four(const float* at, float (&to)[4]) {
 }
 template <class T>
 __device__ __forceinline__ void load_four(const T* at, float (&to)[4]) {
-  const TwoPairs<T> four = *reinterpret_cast<const TwoPairs<T>*>(at);
-  const float2 first = Pair<T>::floats(four.first), second = Pair<T>::floats(four.second);
+  using Pair = typename PairOf<T>::type;
+  const uint2 four = *reinterpret_cast<const uint2*>(at);  // a struct of two pairs would be two accesses
+  const float2 first = to_floats(reinterpret_cast<const Pair&>(four.x));
+  const float2 second = to_floats(reinterpret_cast<const Pair&>(four.y));
   to[0] = first.x, to[1] = first.y, to[2] = second.x, to[3] = second.y;
 }
 __device__ __forceinline__ void store_four(float* at, float a, float b, float c, float d) {
@@ -63,7 +60,9 @@ __device__ __forceinline__ void store_four(float* at, float a, float b, float c,
 }
 template <class T>
 __device__ __forceinline__ void store_four(T* at, float a, float b, float c, float d) {
-  *reinterpret_cast<TwoPairs<T>*>(at) = {Pair<T>::pair(a, b), Pair<T>::pair(c, d)};
+  const auto first = PairOf<T>::from(a, b), second = PairOf<T>::from(c, d);
+  *reinterpret_cast<uint2*>(at) =
+      make_uint2(reinterpret_cast<const unsigned&>(first), reinterpret_cast<const unsigned&>(second));
 }
 
 }  // namespace sparsegan::cuda

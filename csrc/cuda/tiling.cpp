@@ -10,7 +10,7 @@ namespace {
 // Both copies of what is staged: four blocks a multiprocessor (what registers allow), below the 48 KiB that need no
 // asking.
 constexpr int64_t kGatherStageBytes = 38 * 1024;
-constexpr int64_t kWgradStageBytes = 24 * 1024;  // beside the lanes' sums of 32 taps a warp
+constexpr int64_t kWgradStageBytes = 22 * 1024;  // beside the lanes' sums of 32 taps a warp
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;

@@ -1,0 +1,136 @@
+"""The CUDA kernels built for sm_80 and sm_90, without a GPU: registers, spills, shared memory and instructions."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
+BIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # cmake, ninja
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="building the CUDA kernels needs nvcc")
+
+ARCHITECTURES = ("sm_80", "sm_90")
+TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
+#: Registers a thread may have under the kernel's __launch_bounds__, 65536 a multiprocessor.
+MOST_REGISTERS = {"gather_tiled": 128, "wgrad_tiled": 128, "gather_small": 80, "wgrad_small": 255}
+
+
+def cuobjdump() -> str:
+    """CUDA's disassembler, wherever it is: Triton brings one along."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    if (triton := importlib.util.find_spec("triton")) and triton.submodule_search_locations:
+        for tool in Path(triton.submodule_search_locations[0]).glob("**/cuobjdump"):
+            return str(tool)
+    pytest.skip("reading what nvcc built needs cuobjdump, of the CUDA toolkit or of triton")
+
+
+@dataclass
+class Kernel:
+    architecture: str
+    name: str
+    variant: tuple[str, ...]  # dtype, then the numbers of its template
+    resources: dict[str, int]  # REG, STACK, SHARED, LOCAL
+    instructions: Counter[str] = field(repr=False)
+
+
+def build() -> Path:
+    """_cuda.so, built anew where something changed; in a directory of its own where the usual one is without CUDA."""
+    cache = BUILD / "CMakeCache.txt"
+    settings = cache.read_text() if cache.exists() else ""
+    usual = "CMAKE_CUDA_COMPILER:" in settings and re.search(r"SPARSEGAN_CUDA:STRING=1?$", settings, re.M)
+    directory = BUILD if usual else ROOT / "build" / f"cuda-{sys.implementation.cache_tag}"
+    environment, cmake = {**os.environ, "PATH": BIN}, shutil.which("cmake", path=BIN)
+    assert cmake, "cmake is not in the environment"
+    if not usual:
+        configure = ["-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", "-DSPARSEGAN_CUDA=1"]
+        subprocess.run([cmake, "-S", ROOT, "-B", directory, *configure], env=environment, check=True)
+    subprocess.run([cmake, "--build", directory, "--target", "_cuda"], env=environment, check=True)
+    return directory / "_cuda.so"
+
+
+def functions(library: Path, option: str) -> dict[tuple[str, str], list[str]]:
+    """The lines that cuobjdump prints for each (architecture, mangled name)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    architecture = ""
+    lines: list[str] = []
+    output = subprocess.run([cuobjdump(), option, library], capture_output=True, text=True, check=True).stdout
+    for line in output.splitlines():
+        if at := re.match(r"arch = (\w+)", line):
+            architecture, lines = at[1], []
+        elif at := re.match(r"\s*Function\s*:?\s*(_Z\w+)", line):
+            lines = found.setdefault((architecture, at[1]), [])
+        else:
+            lines.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    library = build()
+    usage, found = functions(library, "--dump-resource-usage"), []
+    for (architecture, name), lines in functions(library, "--dump-sass").items():
+        short = re.search(r"\d([a-z]+_[a-z]+)(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)", name)
+        assert short, name
+        resources = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(usage[architecture, name]))
+        instructions = (re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][^\s;]*)", line) for line in lines)
+        found.append(
+            Kernel(
+                architecture,
+                short[1],
+                (TYPES[short[2]], *re.findall(r"\d+", short[3])),
+                {key: int(value) for key, value in resources},
+                Counter(match[1] for match in instructions if match),
+            )
+        )
+    return found
+
+
+def test_every_kernel_is_built(kernels: list[Kernel]) -> None:
+    tiled = [(strip, step) for strip in "48" for step in "12"]
+    templates = {"gather_tiled": tiled, "wgrad_tiled": tiled, "gather_small": [*"124"]}
+    templates |= {name: [()] for name in ("wgrad_small", "add_parts", "add_tiles")}
+    wanted = {
+        (architecture, name, (dtype, *variant))
+        for architecture in ARCHITECTURES
+        for dtype in TYPES.values()
+        for name, variants in templates.items()
+        for variant in variants
+    }
+    assert {(k.architecture, k.name, k.variant) for k in kernels} == wanted
+
+
+def test_no_spills_and_full_occupancy(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, kernel
+        assert not any(i.startswith(("LDL", "STL")) for i in kernel.instructions), kernel
+        assert kernel.resources["REG"] <= MOST_REGISTERS.get(kernel.name, 64), kernel
+        # The tiled kernels' is dynamic: csrc/cuda/tiling.cpp keeps it below the 48 KiB that every launch may have. From
+        # sm_90 on CUDA keeps 1 KiB a block for itself.
+        assert kernel.resources["SHARED"] <= 1024 + (0 if kernel.name.endswith("_tiled") else 4096), kernel
+
+
+def test_tiled_kernels_use_what_they_are_built_on(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        if not kernel.name.endswith("_tiled"):
+            continue
+        dtype, strip, _ = kernel.variant
+        found = kernel.instructions
+        assert any(i.startswith("LDGSTS") for i in found), f"cp.async in {kernel}"
+        wide = "128" if dtype == "float32" else "64"
+        assert any(i.startswith("LDGSTS") and wide in i for i in found), f"cp.async of four columns in {kernel}"
+        assert any(i.startswith("LDS") and wide in i for i in found), f"loads of four columns in {kernel}"
+        assert found["BRX"] == 1, f"a tap jumps once in {kernel}"
+        # Each of the 64 cases is straight FMAs on registers.
+        assert found["FFMA"] >= 64 * int(strip), kernel
