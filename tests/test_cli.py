@@ -52,6 +52,21 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert (small / "generator.safetensors").stat().st_size < 0.5 * (dense / "generator.safetensors").stat().st_size
 
 
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("recipe", ["small-dense", "gan-loss-scratch"])
+def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    dense, small = tmp_path / "dense", tmp_path / "small"
+    common = ["--batch", "8", "--steps", "2", "--quiet", "--out"]
+    assert main(["train", "dcgan", "--width", "6", *common, str(dense)]) == 0
+    assert main(["compress", str(dense), "--recipe", recipe, "--sparsity", "0.8", *common, str(small)]) == 0
+    from sparsegan.cli.common import load_generator
+
+    weights = [sum(p.numel() for p in load_generator(folder).parameters()) for folder in (dense, small)]
+    assert weights[1] == pytest.approx(0.2 * weights[0], rel=0.5 if recipe == "small-dense" else 0.05)
+    assert (store.read_config(small)["network"]["width"] < 6) == (recipe == "small-dense")
+
+
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(len(str(folder)))

@@ -72,7 +72,9 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--data", help=f"a file or folder in a layout of the task, or a set of sparsegan data: {names} ({default})"
     )
     parser.add_argument("--size", type=int, help=f"height and width of the images, in pixels ({default})")
-    parser.add_argument("--direction", choices=["AtoB", "BtoA"], default="AtoB", help="of pairs (default: AtoB)")
+    parser.add_argument(
+        "--direction", choices=["AtoB", "BtoA"], default="AtoB", help="of pairs or sides (default: AtoB)"
+    )
     parser.add_argument("--attributes", type=Path, help="stargan's attribute file; without it, a folder a domain")
     parser.add_argument("--domains", nargs="+", default=[], help="stargan's attributes or folders (default: all)")
     parser.add_argument(

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..allocation import ALLOCATIONS
 from ..checkpoint import save
-from ..compress import RECIPES, SelfSupervisedLoss, baseline
+from ..compress import RECIPES, SelfSupervisedLoss, baseline, of_size
 from ..data import Samples
 from ..engine import Run, ranks, run_loop, write_text
 from ..engine.adversarial import AdversarialTask
@@ -60,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
         default="uniform",
-        choices=["uniform", "global"],
-        help="every layer the same sparsity, or one threshold for all (default: uniform)",
+        choices=ALLOCATIONS,
+        help="every layer the same sparsity, or one threshold for all of them (default: uniform)",
     )
     parser.add_argument(
         "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
@@ -110,13 +111,16 @@ def run(arguments: argparse.Namespace) -> None:
     loader = samples.batches(arguments.batch)
 
     discriminator = gan.discriminator
+    recipe = RECIPES[arguments.recipe]
     if arguments.warm_up is None:
-        arguments.warm_up = 0 if trained_discriminator else 300
+        unused = recipe.fresh_discriminator or recipe.discriminator_mode == "none"
+        arguments.warm_up = 0 if trained_discriminator or unused else 300
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size)
         _warm_up(arguments, gan, discriminator, training, loader)
 
+    written = dict(network)  # what generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content")
     compressor = baseline(
         arguments.recipe,
@@ -126,6 +130,8 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         sparsity=arguments.sparsity,
         fresh=lambda: _fresh_discriminator(network, arguments.size),
+        fresh_generator=lambda: _fresh_generator(network),
+        small=lambda parameters: _small_generator(written, parameters),
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=parse_granularity(arguments.granularity),
         allocation=arguments.allocation,
@@ -138,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
         run_dir=arguments.out,
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,
-        config={"command": "compress", "compressed": True, "network": network}
+        config={"command": "compress", "compressed": True, "network": written}
         | {name: getattr(arguments, name) for name in named}
         | ({"domain_names": samples.domains} if samples.domains else {}),
         seed=arguments.seed,
@@ -196,6 +202,22 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
     made_for = network.get("image_size", size)
     if trained_discriminator and made_for != size:
         raise ValueError(f"--size is {size}; the discriminator was made for {made_for}")
+
+
+def _fresh_generator(network: dict[str, Any]) -> nn.Module:
+    if network["gan"] is None:
+        raise ValueError("a fresh generator is known for the reference GANs only, not for a Python function's")
+    return store.build({"network": network}).generator
+
+
+def _small_generator(network: dict[str, Any], parameters: int) -> nn.Module:
+    """A narrower generator of about so many parameters; `network` is made to say its width."""
+
+    def make(width: int) -> nn.Module:
+        network["width"] = width  # the last one that is made is the one
+        return _fresh_generator(network)
+
+    return of_size(make, parameters, network["width"])
 
 
 def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
