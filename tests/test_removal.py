@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.gans import dcgan
+from sparsegan.gans import GANS, dcgan
 from sparsegan.removal import remove_filters
 
 
@@ -36,12 +37,15 @@ def convolutions(net: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def removed(net: nn.Module, x: Tensor) -> nn.Module:
+def removed(net: nn.Module, x: Any) -> nn.Module:
     """The smaller model, after all that has to hold for it."""
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
         small = remove_filters(net, x)
-        assert_exact(small(x), net(x))
+        ours, theirs = (one(*x) if isinstance(x, tuple) else one(x) for one in (small, net))
+        ours, theirs = ([*one.values()] if isinstance(one, dict) else [one] for one in (ours, theirs))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_exact(mine, other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert type(small) is type(net)
     assert small.training == net.training
@@ -175,6 +179,31 @@ def test_super_resolution_style() -> None:
         "block1.0": (3, 5), "block2.0": (5, 4), "block2.3": (4, 5), "block3.0": (5, 20), "block4": (5, 3)
     }  # fmt: skip
     assert small.block2[2].num_parameters == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "size"),
+    [
+        ("pix2pix", {"width": 4, "downs": 5}, 32),
+        ("cyclegan", {"width": 4, "blocks": 2, "norm": "instance"}, 16),
+        ("cyclegan", {"width": 4, "blocks": 2, "norm": "batch"}, 16),
+        ("stargan", {"width": 4, "blocks": 2}, 16),
+        ("srgan", {"width": 8, "blocks": 2}, 16),
+    ],
+)
+def test_reference_generators(name: str, network: dict, size: int) -> None:
+    """Half of each layer's filters, which are never the same ones where outputs are added."""
+    reference = GANS[name]
+    sizes = {**reference.network, **network}
+    net = ready(reference.build(**sizes)[0])
+    *_, (last, _) = [*convolutions(net).items()]
+    x = tuple(one.double() for one in reference.example(sizes, 2, size))
+    sg.sparsify(net, 0.5, "filter", exclude=[last])
+    weights = sum(parameter.numel() for parameter in sg.densify(copy.deepcopy(net)).parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small = removed(net, x)
+    assert sum(parameter.numel() for parameter in small.parameters()) < 0.95 * weights
 
 
 class Drawn(nn.Module):
