@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import _native, ops
-from .kernels import tuned
+from .kernels import tuned_table
 
 
 def info() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def info() -> dict[str, Any]:
         "cuda kernels": library.name if library else "not built: nvcc was not there, or SPARSEGAN_CUDA=0",
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "triton": importlib.metadata.version("triton") if triton else "not installed",
-        "triton block sizes": tuned.SOURCE,
+        "triton block sizes": tuned_table.SOURCE,
     }
 
 

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
     gan = store.load(checkpoints / "dcgan-mnist")
     classifier = metrics.load_digit_classifier(checkpoints / "digit-classifier" / "classifier.safetensors")
-    images, _ = data.load("mnist")
+    images, _ = data.labelled("mnist")
     evaluator = metrics.Evaluator(images, classifier.features, "digit classifier")
 
     rows = {"dense": _row(arguments, "dense", gan.generator, evaluator)}

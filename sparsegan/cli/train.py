@@ -155,7 +155,7 @@ def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
 
 def _digits(arguments: argparse.Namespace) -> None:
     name = arguments.data or "mnist"
-    images, labels = data.load(name)
+    images, labels = data.labelled(name)
     held_out = 1000
     model, accuracy = metrics.train_digit_classifier(
         images,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, overload
 
 from torch import Tensor
 
@@ -41,9 +40,6 @@ def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
     return DATASETS[name](size)
 
 
-@overload
-def load(task: str) -> tuple[Tensor, Tensor]: ...
-@overload
 def load(
     task: str,
     source: str | Path,
@@ -59,23 +55,7 @@ def load(
     limit: int = 2 << 30,
     workers: int = 2,
     quiet: bool = True,
-) -> Samples: ...
-def load(
-    task: str,
-    source: str | Path | None = None,
-    size: int = 64,
-    split: str = "train",
-    *,
-    direction: str = "AtoB",
-    attributes: str | Path | None = None,
-    domains: Sequence[str] = (),
-    channels: int = 3,
-    augment: bool | None = None,
-    load_size: int | None = None,
-    limit: int = 2 << 30,
-    workers: int = 2,
-    quiet: bool = True,
-) -> Any:
+) -> Samples:
     """The samples of a task, as bytes in memory.
 
     `task`: a key of `TASKS`. `source`: a file or folder in one of the task's layouts (see `layouts`), or the name of a
@@ -92,11 +72,7 @@ def load(
 
     Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
     """
-    if source is None and task in DATASETS:  # load("mnist"), as it was
-        return labelled(task, size)
     _accept("task", task, tuple(TASKS))
-    if source is None:
-        raise ValueError(f"source is missing; a folder, or one of {', '.join(registry.SETS)}, is expected")
     _accept("split", split, layouts.SPLITS)
     _accept("direction", direction, ("AtoB", "BtoA"))
     _accept("channels", channels, (1, 3))

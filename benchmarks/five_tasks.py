@@ -1,0 +1,102 @@
+"""A first look at the five tasks: dense, pruned, and compressed by the method, one seed.
+
+python benchmarks/five_tasks.py [--tasks pix2pix,stargan] [--threads 2]
+
+Compresses this repository's trained GANs (checkpoints/) with `sparsegan compress` and scores them with `sparsegan
+evaluate`; the runs are left in runs/tasks, the figures in benchmarks/results/tasks.json. Rows that are there already
+are not made again. `sparsegan data NAME` makes the data ready first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsegan.engine import write_json
+from sparsegan.info import cpu_name
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
+
+#: task -> its checkpoint, what it is compressed and scored with
+TASKS: dict[str, tuple[str, list[str], list[str]]] = {
+    "dcgan": ("dcgan-mnist", ["--exclude", "main.12", "--batch", "16"], ["--samples", "2000"]),
+    "pix2pix": ("pix2pix-openmoji", [], []),
+    "cyclegan": ("cyclegan-emoji", [], []),
+    "stargan": ("stargan-emoji", [], []),
+    "srgan": ("srgan-photos", [], []),
+}
+#: row -> recipe, sparsity
+ROWS = {
+    "pruned, not fine-tuned": ("one-shot", 0.9),
+    "equations 7-9, 50 %": ("self-supervised", 0.5),
+    "equations 7-9, 90 %": ("self-supervised", 0.9),
+    "with features, 90 %": ("self-supervised-features", 0.9),
+}
+#: fine-tuning steps: at most a tenth of what the dense GAN was trained for, but of dcgan's demo
+STEPS = {"dcgan": 400, "pix2pix": 600, "cyclegan": 600, "stargan": 250, "srgan": 250}
+
+
+def command(*words: Any) -> list[str]:
+    """A command of sparsegan."""
+    return ["sparsegan", *map(str, words)]
+
+
+def run(words: list[str]) -> str:
+    """Its output; the error where it fails."""
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(words)}\n{done.stderr}")
+    return done.stdout
+
+
+def score(folder: str, task: str, threads: int) -> dict[str, Any]:
+    """What `sparsegan evaluate` says of a folder's generator."""
+    options = ["--json", "--quiet", "--threads", threads, *TASKS[task][2]]
+    return json.loads(run(command("evaluate", folder, *options)))
+
+
+def rows(task: str, threads: int, report: dict[str, Any]) -> None:
+    """Makes the rows of a task that are missing."""
+    checkpoint, how, _ = TASKS[task]
+    folder = f"checkpoints/{checkpoint}"
+    done = report["tasks"].setdefault(task, {})
+    if "dense" not in done:
+        done["dense"] = {"command": shlex.join(command("evaluate", folder)), "scores": score(folder, task, threads)}
+        write_json(RESULTS, report)
+        print(f"{task}: dense", flush=True)
+    for title, (recipe, sparsity) in ROWS.items():
+        if title in done:
+            continue
+        out = f"runs/tasks/{task}/{recipe}-{sparsity:g}"
+        steps = ["--steps", STEPS[task], "--decay"] if recipe != "one-shot" else []
+        words = command("compress", folder, "--recipe", recipe, "--sparsity", sparsity, *steps, *how, "--out", out)
+        run([*words, "--quiet", "--resume", "--threads", str(threads)])
+        size = (ROOT / out / "generator.safetensors").stat().st_size
+        row = {"command": shlex.join(words), "file_bytes": size, "scores": score(out, task, threads)}
+        done[title] = row
+        write_json(RESULTS, report)
+        print(f"{task}: {title}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", default=",".join(TASKS), help="which of them (default: all)")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    report: dict[str, Any] = {"command": "python benchmarks/five_tasks.py", "machine": cpu_name(), "tasks": {}}
+    if RESULTS.exists():
+        report["tasks"] = json.loads(RESULTS.read_text())["tasks"]
+    for task in options.tasks.split(","):
+        if task not in TASKS:
+            raise SystemExit(f"--tasks has {task!r}; it must be of {', '.join(TASKS)}")
+        rows(task, options.threads, report)
+
+
+if __name__ == "__main__":
+    main()
