@@ -57,7 +57,8 @@ class Units:
     `name`: what one is called. `rule`: what a mask must do. `split(weight, transposed, groups)`: the dense weight seen
     unit by unit, ``[*unit shape, size]``. `size(shape, out_channels)`: weights kept or dropped as one. `listed`: a
     support lists these as they are; else it lists their weights. `vector`: output channels of one entry of a support.
-    `stay`: how many weights of each unit stay; ``None`` where a unit stays or goes as a whole.
+    `stay`: of each `per` consecutive weights of an output channel so many stay; ``None`` where a unit stays or goes as
+    a whole.
     """
 
     name: str
@@ -67,11 +68,12 @@ class Units:
     listed: bool = False
     vector: int = 1
     stay: int | None = None
+    per: int = 1
 
     @property
     def sparsity(self) -> float | None:
         """The only sparsity there is, where there is only one."""
-        return None if self.stay is None else 1 - self.stay / 4
+        return None if self.stay is None else 1 - self.stay / self.per
 
 
 _UNITS = {
@@ -100,6 +102,7 @@ _UNITS = {
         lambda weight, transposed, groups: _filters(weight, transposed, groups).flatten(1).unflatten(1, (-1, 4)),
         lambda shape, out_channels: 1,
         stay=2,
+        per=4,
     ),
 }
 
@@ -141,9 +144,8 @@ def check_shape(shape: Sequence[int], granularity: str, transposed: bool = False
     """Raises ``ValueError`` unless a dense weight of ``shape`` is whole units."""
     out_channels = _out_channels(shape, transposed, groups)
     check_channels(granularity, out_channels, groups)
-    if granularity == "2:4":
-        row = math.prod(shape) // out_channels
-        _check_multiple(granularity, row, 4, f"{row} weights an output channel")
+    weights = math.prod(shape) // out_channels
+    _check_multiple(granularity, weights, units_of(granularity).per, f"{weights} weights an output channel")
 
 
 def _check_multiple(granularity: str, number: int, of: int, what: str) -> None:
