@@ -12,6 +12,7 @@ using namespace sparsegan::cuda;
 enum class Mistake {
   none,
   no_barrier,         // none between writing a tile and reading it
+  warp_barrier,       // the warp's where the block's is wanted
   no_second_barrier,  // none between reading a tile and writing the next
   shared_bounds,      // one element past the end of shared memory
   global_bounds,      // one element past the end of a buffer
@@ -41,7 +42,9 @@ __global__ void __launch_bounds__(kTile* kRows) transpose(const float* __restric
       if (mistake != Mistake::unwritten || r != 5 || column != 7)
         staged[r][column] = x[(top + r) * n + blockIdx.x * kTile + column];
     if (mistake == Mistake::exited && first == 3 && column == 9) return;
-    if (mistake == Mistake::other_barrier && first == 0)
+    if (mistake == Mistake::warp_barrier)
+      __syncwarp();
+    else if (mistake == Mistake::other_barrier && first == 0)
       __syncthreads();
     else if (mistake != Mistake::no_barrier)
       __syncthreads();
@@ -94,6 +97,7 @@ struct Example {
 #define SUM(mistake) {sum<Mistake::mistake>, Mistake::mistake, "sum " #mistake}
 constexpr Example examples[] = {
     TRANSPOSE(none),
+    TRANSPOSE(warp_barrier),
     TRANSPOSE(no_barrier),
     TRANSPOSE(no_second_barrier),
     TRANSPOSE(unwritten),

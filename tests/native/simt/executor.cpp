@@ -11,8 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
-#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -24,11 +22,11 @@ namespace {
 
 // What a GPU of compute capability 9.0 refuses.
 constexpr unsigned max_threads = 1024;
-constexpr size_t max_shared = 227 * 1024, max_shared_unasked = 48 * 1024, max_parameters = 4096;
+constexpr size_t max_shared = 48 * 1024, max_parameters = 4096;  // shared memory: what a launch gets unasked
 constexpr unsigned max_grid_yz = 65535, max_block_z = 64;
 
 constexpr unsigned warp_lanes = 32;
-constexpr size_t page = 4096, stack_bytes = 32 * page;
+constexpr size_t page = 64 * 1024, stack_bytes = 2 * page;  // page: a multiple of the machine's
 
 // ---------------------------------------------------------------- shadow memory
 
@@ -96,7 +94,6 @@ struct Executor {
   Region statics;                              // the module's variables: `__shared__` ones, for a kernel
   uintptr_t module_start = 0, module_end = 0;  // the module, constants included
   std::vector<Symbol> symbols;                 // its variables and functions, by address
-  std::map<const void*, size_t> allowed_shared;
 
   Fiber fibers[max_threads];
   jmp_buf scheduler;
@@ -278,14 +275,12 @@ void check(uintptr_t address, size_t bytes, const void* pc) {
   const Fiber* self = ex.self;
   if (self == nullptr || address - self->stack < stack_bytes) return;
   Region* r = find(address);
-  if (r == nullptr || address - r->start > r->bytes || r->bytes - (address - r->start) < bytes) {
-    if (!write) {  // parameters, constants
-      const auto parameters = reinterpret_cast<uintptr_t>(ex.launch->parameters);
-      if (address - parameters < max_parameters + sizeof(void*)) return;
-      if (r == nullptr && address - ex.module_start < ex.module_end - ex.module_start) return;
-    }
-    out_of_bounds(write, address, bytes, r, pc);
+  if (r == nullptr && !write) {  // parameters, constants
+    if (address - reinterpret_cast<uintptr_t>(ex.launch->call) < ex.launch->call_bytes) return;
+    if (address - ex.module_start < ex.module_end - ex.module_start) return;
   }
+  if (r == nullptr || address - r->start > r->bytes || r->bytes - (address - r->start) < bytes)
+    out_of_bounds(write, address, bytes, r, pc);
   if (r == &ex.statics) {
     const Symbol* variable = symbol_before(address);
     if (variable == nullptr || address + bytes > variable->start + variable->bytes)
@@ -320,7 +315,7 @@ void check_aligned(const void* pointer, const void* pc) {
 
 void fiber_main() {
   for (;;) {
-    ex.launch->call(ex.launch->parameters);
+    ex.launch->run_thread(ex.launch->call);
     ex.self->state = State::exited;
     suspend();
   }
@@ -360,24 +355,23 @@ const Fiber* missing(const Fiber& fiber) {
 // All lanes of a warp's collective are there.
 void finish_collective(unsigned warp, unsigned mask) {
   Fiber* lanes = &ex.fibers[warp * warp_lanes];
-  uint64_t all = 0, values[warp_lanes] = {};
+  uint64_t values[warp_lanes];
   unsigned present = 0;
   for (unsigned l = 0; l < warp_lanes; ++l) {
     if (warp * warp_lanes + l < ex.threads && lanes[l].state != State::exited) present |= 1U << l;
-    if ((mask >> l & 1) != 0) all |= values[l] = lanes[l].value;
+    values[l] = lanes[l].value;
   }
   const bool barrier = strcmp(lanes[__builtin_ctz(mask)].name, "__syncwarp") == 0;
   for (unsigned l = 0; l < warp_lanes; ++l) {
     if ((mask >> l & 1) == 0) continue;
-    const unsigned source = lanes[l].source;
-    lanes[l].value = source == every_lane ? all : values[source];
+    lanes[l].value = values[lanes[l].source];
     lanes[l].state = State::ready;
   }
   if (barrier && mask == present) ex.warp_barrier[warp] = ++ex.clock;
 }
 
 std::string waits(const Fiber& fiber) {
-  if (fiber.id >= ex.threads) return "the block does not have";
+  if (fiber.id >= ex.threads) return "is not in the block";
   if (fiber.state == State::exited) return "has exited";
   const char* slash = strrchr(fiber.site.file, '/');
   std::string result = text("waits at %s (%s:%d", fiber.name, slash ? slash + 1 : fiber.site.file, fiber.site.line);
@@ -482,8 +476,9 @@ int find_module(dl_phdr_info* info, size_t, void*) {
 void read_symbols() {
   Dl_info info;
   if (dladdr(reinterpret_cast<void*>(&read_symbols), &info) == 0) return;
-  std::ifstream file(info.dli_fname, std::ios::binary);
-  const std::string bytes(std::istreambuf_iterator<char>(file), {});
+  std::ifstream file(info.dli_fname, std::ios::binary | std::ios::ate);
+  std::vector<char> bytes(static_cast<size_t>(file.tellg()));
+  file.seekg(0).read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(bytes.data());
   const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(bytes.data() + header->e_shoff);
   for (int i = 0; i < header->e_shnum; ++i) {
@@ -546,7 +541,6 @@ void begin(uint64_t seed, bool bounds_only) {
   ex.random.seed(seed);
   ex.shuffled = seed != 0;
   ex.bounds_only = bounds_only;
-  ex.allowed_shared.clear();
   ex.error.clear();
   ex.launched.clear();
 }
@@ -582,12 +576,6 @@ void fail(const char* form, ...) {
   va_end(arguments);
 }
 
-void allow_shared_bytes(const void* kernel, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > max_shared)
-    fail("%s: %d bytes of shared memory asked for, a GPU has %zu", kernel_name(kernel).c_str(), bytes, max_shared);
-  ex.allowed_shared[kernel] = static_cast<size_t>(bytes);
-}
-
 void run(const Launch& launch) {
   if (!ex.error.empty()) return;
   const Index &grid = launch.grid, &block = launch.block;
@@ -597,10 +585,8 @@ void run(const Launch& launch) {
     return fail("%s: a block of %s threads", kernel.c_str(), describe(block).c_str());
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > INT32_MAX || grid.y > max_grid_yz || grid.z > max_grid_yz)
     return fail("%s: a grid of %s blocks", kernel.c_str(), describe(grid).c_str());
-  const auto allowed = ex.allowed_shared.find(launch.kernel);
-  const size_t most = allowed == ex.allowed_shared.end() ? max_shared_unasked : allowed->second;
-  if (launch.shared_bytes > most)
-    return fail("%s: %zu bytes of shared memory, %zu are allowed", kernel.c_str(), launch.shared_bytes, most);
+  if (launch.shared_bytes > max_shared)
+    return fail("%s: %zu bytes of shared memory, %zu are allowed", kernel.c_str(), launch.shared_bytes, max_shared);
   if (launch.parameter_bytes > max_parameters)
     return fail("%s: %zu bytes of parameters, %zu are allowed", kernel.c_str(), launch.parameter_bytes, max_parameters);
 
@@ -644,8 +630,7 @@ void block_barrier(Site site) {
 uint64_t warp_collective(const char* name, unsigned mask, uint64_t value, unsigned source, Site site) {
   Fiber& self = *ex.self;
   if ((mask >> lane() & 1) == 0) stop(text("is not in the mask %#x of its %s", mask, name));
-  if (source != every_lane && (mask >> source & 1) == 0)
-    stop(text("%s reads lane %u, not in its mask %#x", name, source, mask));
+  if ((mask >> source & 1) == 0) stop(text("%s reads lane %u, not in its mask %#x", name, source, mask));
   self.state = State::waiting, self.name = name, self.site = site;
   self.mask = mask, self.value = value, self.source = source;
   suspend();

@@ -12,8 +12,9 @@
 //   - cp.async is still writing the bytes: a copy takes effect when its thread waits for it, and not before.
 // So is a barrier, shuffle or vote at which some of its threads do not arrive, and a launch that a GPU would refuse.
 //
-// Kernels must not use atomics, named barriers, or pointers into another thread's stack. Registers are not modelled:
-// local arrays that the compiler keeps to itself are checked by -fsanitize=bounds.
+// Kernels must not use atomics, named barriers, memcpy or memset on what is not their own, or pointers into another
+// thread's stack. A thread's own arrays are checked by -fsanitize=bounds. Of two `__shared__` variables side by side, a
+// pointer that leaves one is only caught by what the other's threads make of it; dynamic shared memory is exact.
 #pragma once
 
 #include <cstddef>
@@ -53,8 +54,9 @@ struct Launch {
   Index grid, block;
   size_t shared_bytes;
   size_t parameter_bytes;
-  void (*call)(const void*);  // runs one thread
-  const void* parameters;
+  void (*run_thread)(const void* call);
+  const void* call;  // the kernel's parameters are in it
+  size_t call_bytes;
 };
 void run(const Launch& launch);
 
@@ -71,7 +73,7 @@ void launch(void (*kernel)(Parameters...), Index grid, Index block, size_t share
          const Call& c = *static_cast<const Call*>(p);
          std::apply(c.kernel, c.parameters);
        },
-       &call});
+       &call, sizeof call});
 }
 
 // The dynamic shared memory of the running block, aligned to 1024 bytes.
@@ -96,8 +98,7 @@ struct Site {
 #define SIMT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 void block_barrier(Site site);
-// All lanes of `mask` meet here; each gets the `value` of lane `source`, of all lanes if `source` is every_lane.
-constexpr unsigned every_lane = 32;
+// All lanes of `mask` meet here; each gets the `value` of lane `source`.
 uint64_t warp_collective(const char* name, unsigned mask, uint64_t value, unsigned source, Site site);
 
 template <class T>
@@ -110,7 +111,5 @@ T shuffle(const char* name, unsigned mask, T value, unsigned source, Site site) 
   return value;
 }
 unsigned lane();
-
-void allow_shared_bytes(const void* kernel, int bytes);
 
 }  // namespace simt
