@@ -228,7 +228,13 @@ def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
     assert "cannot be resumed with other settings: steps was 3 and is 4" in capsys.readouterr().err
 
 
-def test_errors_are_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("sparsegan.cli.common.find_spec", lambda name: None)
+        assert main(["compress", "anything"]) == 1
+    assert capsys.readouterr().err == "sparsegan compress: PIL is not installed; pip install sparsegan[demo]\n"
     assert main(["compress"]) == 1
     assert capsys.readouterr().err == "sparsegan compress: give a folder that train wrote, or --generator\n"
     assert main(["generate", str(tmp_path)]) == 1

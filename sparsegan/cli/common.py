@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def set_threads(count: int) -> None:
         raise ValueError(f"--threads is {count}; it must be at least 1, or 0 for torch's own choice")
     if count:
         torch.set_num_threads(count)
+
+
+def need(*packages: str) -> None:
+    """Raise ModuleNotFoundError now, and not after hours of training, where one is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"{package} is not installed; pip install sparsegan[demo]")
 
 
 def grid(images: Tensor, columns: int = 8) -> Tensor:
@@ -93,14 +101,16 @@ def load_data(arguments: argparse.Namespace, task: str, size: int, channels: int
         attributes=arguments.attributes,
         domains=arguments.domains,
         channels=arguments.channels or channels or 3,
+        quiet=arguments.quiet,
     )
 
 
 def test_data(arguments: argparse.Namespace, task: str, size: int, channels: int | None) -> tuple[data.Samples, str]:
-    """(samples that were not trained on, "test"); all of them and "train" where the layout holds none out."""
+    """(samples that were not trained on, "test"); the training ones, "train", where there are none, which is said."""
     try:
         samples = load_data(arguments, task, size, channels, "test")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        print(f"no test data ({error}): training data instead", file=sys.stderr)
         return load_data(arguments, task, size, channels, "train"), "train"
     return samples, "train" if task == "dcgan" else "test"
 

@@ -37,12 +37,16 @@ from .common import (
     content_objective,
     load_data,
     load_gan,
+    need,
     set_threads,
     test_data,
     write_png,
 )
 from .pictures import comparison, some
 from .report import facts_table, layer_table, page, picture_uri, table, term_curves
+
+#: A discriminator's rate is too slow for a pruned generator: what is kept must take over from what went, in few steps.
+LR_FACTOR = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
     parser.add_argument("--batch", type=int, help="images a step (default: the task's)")
-    rate = "default: the task's discriminator's"
-    parser.add_argument("--lr", type=float, help=f"the generator's learning rate, Adam ({rate})")
-    parser.add_argument("--discriminator-lr", type=float, help=f"the discriminator's ({rate})")
+    parser.add_argument(
+        "--lr", type=float, help=f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)"
+    )
+    parser.add_argument(
+        "--discriminator-lr", type=float, help="the discriminator's (default: what it was trained with)"
+    )
     parser.add_argument(
         "--generator-every", type=int, help="discriminator steps a generator step (default: the task's)"
     )
@@ -100,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
+    need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
     gan, trained_discriminator = load_gan(arguments)
     objective = content_objective(arguments, gan)
@@ -184,11 +192,12 @@ def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Train
     for name, value in (
         ("batch", training.batch),
         ("generator_every", training.generator_every),
-        ("lr", training.discriminator_lr),
         ("discriminator_lr", training.discriminator_lr),
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+    if arguments.lr is None:
+        arguments.lr = LR_FACTOR * arguments.discriminator_lr
     return task, training
 
 

@@ -68,8 +68,6 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     if out.resolve() == arguments.images.resolve():
         raise ValueError(f"--out and --images are both {out}; the inputs would be written over")
     files = image_files(arguments.images)
-    if not files:
-        raise ValueError(f"{arguments.images} holds no images")
     ways = dict(_ways(gan, arguments))
     network = gan.config["network"]
     torch.manual_seed(arguments.seed)

@@ -17,6 +17,7 @@ from .common import (
     add_run_options,
     content_objective,
     load_data,
+    need,
     set_threads,
     test_data,
     write_png,
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _gan(arguments: argparse.Namespace) -> None:
+    need("PIL")
     task, reference = arguments.what, GANS[arguments.what]
     for name in OPTIONS:
         if getattr(arguments, name) is None:
