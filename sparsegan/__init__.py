@@ -4,13 +4,15 @@ import importlib.metadata
 
 import torch  # noqa: F401  (first: the native module uses torch's library)
 
-from . import gans, ops, prune, reference
+from . import allocation, gans, ops, prune, reference
 from .checkpoint import CheckpointError, load, save
 from .compress import Compressor
 from .macs import count_macs, training_bytes
 from .nn import SparseConv2d, SparseConvTranspose2d
 from .profiling import profile, tune
 from .prune import densify, shrink, sparse_layers, sparsify
+from .removal import remove_filters
+from .reorder import reorder_channels
 
 __version__ = importlib.metadata.version("sparsegan")
 
@@ -19,6 +21,7 @@ __all__ = [
     "Compressor",
     "SparseConv2d",
     "SparseConvTranspose2d",
+    "allocation",
     "count_macs",
     "densify",
     "gans",
@@ -27,6 +30,8 @@ __all__ = [
     "profile",
     "prune",
     "reference",
+    "remove_filters",
+    "reorder_channels",
     "save",
     "shrink",
     "sparse_layers",

@@ -15,46 +15,19 @@ that names the layer and the reason.
 
 from __future__ import annotations
 
-import copy
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from .granularity import as_units
-from .prune import densify
+from .channels import ADDED, NORMS, Channels, Layer, replace, rewritten, rows, zero_filters
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
-#: Whatever makes a constant of a constant, by place: ...
-_ELEMENTWISE: set[Any] = {
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
-    *(nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
-    *(F.relu, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.tanh, F.sigmoid, F.hardtanh),
-    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, F.relu_, F.leaky_relu_),
-    *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
-}
-#: ... or leaves it.
-_SPATIAL: set[Any] = {
-    *(nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate),
-}
-#: Put out their input itself, in evaluation.
-_IDENTITIES: set[Any] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, "contiguous"}
-_ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-#: With a number.
-_ARITHMETIC: set[Any] = {
-    *_ADDITIONS,
-    *(operator.sub, operator.mul, operator.truediv, torch.sub, torch.mul, torch.div, "sub", "mul", "div"),
-}
+_CARRIER = "one constant channel stays for all"
 
 
 def remove_filters(model: Model, example: Any) -> Model:
@@ -73,374 +46,31 @@ def remove_filters(model: Model, example: Any) -> Model:
     Raises:
         ValueError: the model cannot be traced, or, against everything known, the copy puts out something else.
     """
-    small = densify(copy.deepcopy(model)).eval()
+    left: list[str] = []
 
-    def arguments() -> tuple[Any, ...]:
-        """Anew each time: a forward may change them in place."""
-        given = tuple(example) if isinstance(example, tuple | list) else (example,)
-        return tuple(one.clone() if isinstance(one, Tensor) else one for one in given)
+    def rewrite(channels: Channels) -> None:
+        removal = _Removal(channels)
+        removal.decide()
+        removal.cut()
+        left.extend(removal.left())
 
-    with torch.no_grad():
-        expected = small(*arguments())
-        try:
-            graph = _Tracer(small, arguments()).trace(small)
-        except Exception as error:  # whatever the model's forward makes of a proxy
-            raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
-        channels = _Channels(graph, dict(small.named_modules()))
-        channels.decide()
-        channels.cut()
-        if not _close(small(*arguments()), expected):
-            raise ValueError(
-                f"the smaller {type(model).__name__} does not put out the same; its forward does something "
-                "that torch.fx does not see"
-            )
-    if left := channels.left():
+    small = rewritten(model, example, rewrite)
+    if left:
         warnings.warn("filters of zeros stay where they are: " + "; ".join(left), stacklevel=2)
-    for ours, theirs in zip(small.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
     return small
 
 
-def _close(ours: Any, theirs: Any) -> bool:
-    if isinstance(theirs, Tensor):
-        scale = theirs.abs().max().item() if theirs.numel() else 0.0
-        tolerance = max(1e-3, 16 * torch.finfo(theirs.dtype).eps) if theirs.is_floating_point() else 0.0
-        return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
-    if isinstance(theirs, dict):
-        return all(_close(ours[key], value) for key, value in theirs.items())
-    if isinstance(theirs, list | tuple):
-        return all(_close(a, b) for a, b in zip(ours, theirs, strict=True))
-    return bool(ours == theirs)
+class _Removal:
+    """Decides which channels go, and cuts them out."""
 
-
-class _Tracer(fx.Tracer):
-    """Runs the example along, so that a forward may look at shapes; ``node.meta["value"]`` is what came out."""
-
-    def __init__(self, root: nn.Module, arguments: Sequence[Any]) -> None:
-        super().__init__()
-        self.model, self.arguments = root, iter(arguments)
-        self.running = False  # on values: nothing of that is traced
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
-        """torch.fx's own, with a value."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
-        args, kwargs = fx.node.map_aggregate((args, kwargs), _value)
-        self.running = True
-        if kind == "placeholder":
-            value = next(self.arguments, args[0] if args else None)
-        elif kind == "get_attr":
-            value = operator.attrgetter(target)(self.model)
-        elif kind == "call_module":
-            value = self.model.get_submodule(target)(*args, **kwargs)
-        elif kind == "call_method":
-            value = getattr(args[0], target)(*args[1:], **kwargs)
-        else:
-            value = target(*args, **kwargs) if kind == "call_function" else None
-        self.running = False
-        proxy.node.meta["value"] = value
-        if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
-            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
-        return proxy
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Norms too that are no torch.nn's own."""
-        return isinstance(m, _NORMS) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx's own, while it traces."""
-        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """torch.fx's own, while it traces."""
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """One that knows its shape."""
-        return _Shaped(node, self)
-
-
-class _Shaped(fx.Proxy):
-    shape = property(lambda self: _value(self).shape)
-    ndim = property(lambda self: _value(self).ndim)
-    dtype = property(lambda self: _value(self).dtype)
-    device = property(lambda self: _value(self).device)
-
-    def dim(self) -> int:
-        return _value(self).dim()
-
-    def size(self, dim: int | None = None) -> Any:
-        return _value(self).size() if dim is None else _value(self).size(dim)
-
-
-def _value(argument: Any) -> Any:
-    return argument.node.meta["value"] if isinstance(argument, fx.Proxy) else argument
-
-
-@dataclass
-class _Tensor:
-    """A tensor of the graph, a channel an entry.
-
-    `ids`: channels with one id, here or elsewhere, stay or go together. `value`: float64, the constant; NaN where it is
-    none. `why`: the reason for that, where the channel began as one.
-    """
-
-    ids: list[int]
-    value: Tensor
-    why: list[str]
-
-
-@dataclass
-class _Layer:
-    """A convolution, what it reads (as it was at that time) and the ids of what it puts out."""
-
-    module: nn.Conv2d | nn.ConvTranspose2d
-    reads: _Tensor
-    ids: list[int]
-    zero: Tensor
-
-    @property
-    def alike(self) -> bool:
-        """Whether a constant input adds the same to every element of the output."""
-        module = self.module
-        if isinstance(module, nn.ConvTranspose2d):
-            return False
-        none = all(p == 0 for p in module.padding) if isinstance(module.padding, tuple) else module.padding == "valid"
-        return none or module.padding_mode != "zeros"
-
-
-@dataclass
-class _Channels:
-    """Follows every channel through a traced model, decides which go, and cuts them out."""
-
-    graph: fx.Graph
-    modules: dict[str, Any]
-    parents: list[int] = field(default_factory=list)
-    kept: dict[int, str] = field(default_factory=dict)
-    layers: dict[str, _Layer] = field(default_factory=dict)
-    followers: list[tuple[Any, list[int]]] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
-        owners: dict[int, set[str]] = {}
-        for name, module in self.modules.items():
-            for parameter in module.parameters(recurse=False):
-                owners.setdefault(id(parameter), set()).add(name)
-        self.shared = {name for names in owners.values() if len(names) > 1 for name in names}
-        self.tensors: dict[fx.Node, _Tensor] = {}
-        for node in self.graph.nodes:
-            self._follow(node)
-
-    # ------------------------------------------------------------------ ids
-
-    def _new(self, count: int) -> list[int]:
-        first = len(self.parents)
-        self.parents += range(first, first + count)
-        return self.parents[first:]
-
-    def _root(self, one: int) -> int:
-        while self.parents[one] != one:
-            self.parents[one] = self.parents[self.parents[one]]
-            one = self.parents[one]
-        return one
-
-    def _together(self, ids: Sequence[int], others: Sequence[int]) -> None:
-        for one, other in zip(ids, others, strict=True):
-            first, second = self._root(one), self._root(other)
-            self.parents[second] = first
-            if second in self.kept:
-                self.kept.setdefault(first, self.kept.pop(second))
-
-    def _keep(self, one: int, why: str) -> None:
-        self.kept.setdefault(self._root(one), why)
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.kept, self.layers = channels.kept, channels.layers
+        self.root, self.keep = channels.root, channels.keep
 
     def _stays(self, ids: Sequence[int]) -> list[int]:
         """Indices of the channels that stay."""
-        return [index for index, one in enumerate(ids) if self._root(one) in self.kept]
-
-    # ------------------------------------------------------------------ the way of the channels
-
-    def _follow(self, node: fx.Node) -> None:
-        kind = self._kind(node)
-        inputs, result = node.all_input_nodes, None
-        if len(inputs) == 1 and inputs[0] in self.tensors:
-            result = self._one(node, kind, self.tensors[inputs[0]])
-        elif kind in _ADDITIONS and list(node.args) == inputs and not node.kwargs:
-            result = self._sum(node)
-        elif kind in (torch.cat, torch.concat):
-            result = self._concatenation(node)
-        if result is None:
-            result = self._stop(node)
-        if result is not None:
-            self.tensors[node] = result
-
-    def _kind(self, node: fx.Node) -> Any:
-        """A module's class, a function, a method's name; None for what calls nothing."""
-        if node.op == "call_module":
-            return type(self.modules[str(node.target)])
-        return node.target if node.op in ("call_function", "call_method") else None
-
-    def _one(self, node: fx.Node, kind: Any, x: _Tensor) -> _Tensor | None:
-        """What a node makes of its only tensor; None where that is not known."""
-        name, module = str(node.target), self.modules.get(str(node.target)) if node.op == "call_module" else None
-        if kind in _ARITHMETIC:
-            return self._changed(node, kind, x) if self._numbers(node) else None
-        if not node.args or node.args[0] not in node.all_input_nodes:
-            return None
-        if kind in _CONVOLUTIONS:
-            return None if self._refusal(name) else self._convolution(name, x)
-        if isinstance(module, (*_NORMS, nn.PReLU)):
-            value = None if self._refusal(name) else self._normed(node, module, x.value)
-            if value is None:
-                return None
-            self.followers.append((module, x.ids))
-            return _Tensor(x.ids, value, x.why)
-        if kind in _IDENTITIES:
-            return x
-        if kind in _SPATIAL:
-            return _Tensor(x.ids, x.value, x.why)
-        if kind in _ELEMENTWISE:
-            return self._changed(node, kind, x)
-        if kind in (nn.ZeroPad2d, nn.ConstantPad2d):
-            border = float(getattr(self.modules[name], "value", 0.0))
-            beside = torch.where(x.value == border, x.value, torch.nan)
-            return _Tensor(x.ids, beside, self._because(x, beside, f"{name} pads them with another number"))
-        if kind is nn.PixelShuffle:
-            return self._shuffled(x, self.modules[name].upscale_factor ** 2)
-        return None
-
-    def _convolution(self, name: str, x: _Tensor) -> _Tensor:
-        module = self.modules[name]
-        assert isinstance(module, _CONVOLUTIONS)
-        for one, constant, why in zip(x.ids, x.value.tolist(), x.why, strict=True):
-            if constant != constant:
-                self._keep(one, why)
-        zero = _zero_filters(module)
-        bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
-        ids = self._new(module.out_channels)
-        self.layers[name] = _Layer(module, _Tensor(x.ids, x.value, x.why), ids, zero)
-        return _Tensor(ids, torch.where(zero, bias.double(), torch.nan), [""] * len(ids))
-
-    def _normed(self, node: fx.Node, module: Any, value: Tensor) -> Tensor | None:
-        """What a norm or a PReLU makes of constants; None where a subclass does something else with the example."""
-        entries = [getattr(module, name, None) for name in ("weight", "bias")]
-        weight, bias = (None if entry is None else entry.detach().double() for entry in entries)
-        if isinstance(module, nn.PReLU):
-            return torch.where(value < 0, value * (1 if weight is None else weight), value)
-        normed = [value * 0]  # by statistics of its own: its mean is the constant itself
-        if module.track_running_stats and module.running_mean is not None:
-            scale = (module.running_var.double() + module.eps).rsqrt()
-            normed.insert(0, (value - module.running_mean.double()) * scale)
-        results = [one * (1 if weight is None else weight) + (0 if bias is None else bias) for one in normed]
-        if type(module) in _NORMS:
-            return results[0]
-        for result in results:
-            seen = torch.where(result.isnan(), torch.nan, node.meta["corner"].double())
-            if torch.allclose(seen, result.expand_as(seen), rtol=1e-3, atol=1e-3, equal_nan=True):
-                return result
-        return None
-
-    def _changed(self, node: fx.Node, kind: Any, x: _Tensor) -> _Tensor:
-        """Every element by itself, in place or not."""
-        value = self._evaluate(node, x.value)
-        if not self._in_place(node, kind):
-            return _Tensor(x.ids, value, x.why)
-        x.value = value
-        return x
-
-    def _evaluate(self, node: fx.Node, value: Tensor) -> Tensor:
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda _: value.clone())
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
-        return function(*args, **kwargs)
-
-    def _in_place(self, node: fx.Node, kind: Any) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.modules[str(node.target)], "inplace", False))
-        name = kind if isinstance(kind, str) else kind.__name__
-        switched = any(argument is True for argument in (*node.args, *node.kwargs.values()))
-        return name.endswith("_") or kind is operator.iadd or switched
-
-    def _numbers(self, node: fx.Node) -> bool:
-        others = [a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, fx.Node)]
-        return all(isinstance(other, int | float) for other in others)
-
-    def _because(self, x: _Tensor, value: Tensor, why: str) -> list[str]:
-        lost = (value.isnan() & ~x.value.isnan()).tolist()
-        return [why if new else old for new, old in zip(lost, x.why, strict=True)]
-
-    def _sum(self, node: fx.Node) -> _Tensor | None:
-        a, b = (self.tensors.get(source) for source in node.all_input_nodes)
-        if a is None or b is None or len(a.ids) != len(b.ids):
-            return None
-        self._together(a.ids, b.ids)
-        value = a.value + b.value
-        whys = [x or y for x, y in zip(*(self._because(one, value, _ADDED) for one in (a, b)), strict=True)]
-        if not self._in_place(node, self._kind(node)):
-            return _Tensor(a.ids, value, whys)
-        a.value, a.why = value, whys
-        return a
-
-    def _concatenation(self, node: fx.Node) -> _Tensor | None:
-        parts, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if dim not in (1, -3) or not isinstance(parts, list | tuple):
-            return None
-        tensors = [self.tensors.get(part) for part in parts if isinstance(part, fx.Node)]
-        if None in tensors or len(tensors) != len(parts):
-            return None
-        found = [tensor for tensor in tensors if tensor is not None]
-        return _Tensor(
-            [one for tensor in found for one in tensor.ids],
-            torch.cat([tensor.value for tensor in found]),
-            [why for tensor in found for why in tensor.why],
-        )
-
-    def _shuffled(self, x: _Tensor, size: int) -> _Tensor:
-        """PixelShuffle: channels of the output are ``size`` consecutive ones of the input."""
-        for first in range(0, len(x.ids), size):
-            self._together([x.ids[first]] * size, x.ids[first : first + size])
-        parts = x.value.view(-1, size)
-        value = torch.where((parts == parts[:, :1]).all(1), parts[:, 0], torch.nan)
-        why = f"PixelShuffle makes one channel of {size}, which are not all the same constant"
-        return _Tensor(x.ids[::size], value, [why] * len(value))
-
-    def _refusal(self, name: str) -> str:
-        """Why a module with an entry a channel cannot be followed; empty where it can."""
-        module = self.modules[name]
-        if self.calls[name] > 1:
-            return f"{name} is called {self.calls[name]} times"
-        if name in self.shared:
-            return f"{name} shares a parameter with another layer"
-        if isinstance(module, _CONVOLUTIONS):
-            if module.groups > 1:
-                return f"{name} has groups={module.groups}"
-            if "weight" not in module._parameters:
-                return f"the weight of {name} is computed"
-        return ""
-
-    def _stop(self, node: fx.Node) -> _Tensor | None:
-        """Nothing is known: whatever goes in or comes out stays."""
-        why = {"output": "they reach the model's output", "placeholder": "they are the model's input"}.get(node.op, "")
-        if node.op == "call_module":
-            name = str(node.target)
-            why = self._refusal(name) or f"{name}, a {type(self.modules[name]).__name__}, is not known here"
-            if isinstance(self.modules[name], _CONVOLUTIONS):
-                self.refused[name] = why
-        elif not why:
-            why = f"they go into {getattr(node.target, '__name__', node.target)}, which is not known here"
-        for source in node.all_input_nodes:
-            for one in self.tensors[source].ids if source in self.tensors else ():
-                self._keep(one, why)
-        shape: tuple[int, ...] = getattr(node.meta.get("value"), "shape", ())
-        if len(shape) != 4:
-            return None
-        ids = self._new(shape[1])
-        for one in ids:
-            self._keep(one, why)
-        return _Tensor(ids, torch.full((shape[1],), torch.nan, dtype=torch.float64), [why] * shape[1])
-
-    # ------------------------------------------------------------------ what goes
+        return [index for index, one in enumerate(ids) if self.root(one) in self.kept]
 
     def decide(self) -> None:
         """Keeps one constant channel for each layer that needs one, and one filter a layer."""
@@ -452,22 +82,22 @@ class _Channels:
             most = max((float(sizes[index]) for index in gone), default=0.0)
             # A much smaller constant would need huge weights.
             if most > 0 and not any(sizes[index] >= 0.01 * most for index in stays):
-                self._keep(layer.reads.ids[max(gone, key=lambda index: float(sizes[index]))], _CARRIER)
+                self.keep(layer.reads.ids[max(gone, key=lambda index: float(sizes[index]))], _CARRIER)
         for layer in self.layers.values():
             if not self._stays(layer.ids):
-                self._keep(layer.ids[0], "a layer has one filter at least")
+                self.keep(layer.ids[0], "a layer has one filter at least")
 
     def left(self) -> list[str]:
         """Sentences on the filters of zeros that stay."""
         found = []
         for name, layer in self.layers.items():
             zero = layer.zero.nonzero().flatten().tolist()
-            stuck = [self.kept.get(self._root(layer.ids[index]), _CARRIER) or _ADDED for index in zero]
+            stuck = [self.kept.get(self.root(layer.ids[index]), _CARRIER) or ADDED for index in zero]
             for why, count in Counter(stuck).items():
                 if why != _CARRIER:
                     found.append(f"{count} of {name}, because {why}")
-        for name, why in self.refused.items():
-            if count := int(_zero_filters(self.modules[name]).sum()):
+        for name, why in self.channels.refused.items():
+            if count := int(zero_filters(self.channels.modules[name]).sum()):
                 found.append(f"{count} of {name}, because {why}")
         return found
 
@@ -475,24 +105,24 @@ class _Channels:
         """Takes every channel that does not stay out of the modules."""
         for layer in self.layers.values():
             self._cut_layer(layer)
-        for module, ids in self.followers:
+        for module, ids in self.channels.followers:
             stays = self._stays(ids)
             for name in ("weight", "bias", "running_mean", "running_var"):
                 tensor = getattr(module, name, None)
                 if isinstance(tensor, Tensor) and tensor.shape == (len(ids),) and len(stays) < len(ids):
-                    _replace(module, name, tensor.detach()[stays])
-            if isinstance(module, _NORMS):
+                    replace(module, name, tensor.detach()[stays])
+            if isinstance(module, NORMS):
                 module.num_features = len(stays)
             elif module.num_parameters > 1:
                 module.num_parameters = len(stays)
 
-    def _cut_layer(self, layer: _Layer) -> None:
+    def _cut_layer(self, layer: Layer) -> None:
         module, value = layer.module, layer.reads.value
         stays, outputs = self._stays(layer.reads.ids), self._stays(layer.ids)
         if len(stays) == len(value) and len(outputs) == module.out_channels:
             return
         gone = sorted(set(range(len(value))) - set(stays))
-        weight = _rows(module).double()
+        weight = rows(module).double()
         bias = torch.zeros(module.out_channels).double() if module.bias is None else module.bias.detach().double()
         seen = weight[:, gone] * value[gone, None, None]
         if layer.alike:
@@ -504,29 +134,6 @@ class _Channels:
         if isinstance(module, nn.ConvTranspose2d):
             weight = weight.transpose(0, 1)
         if module.bias is not None or bool(bias.any()):
-            _replace(module, "bias", bias.to(module.weight.dtype))
-        _replace(module, "weight", weight.contiguous().to(module.weight.dtype))
+            replace(module, "bias", bias.to(module.weight.dtype))
+        replace(module, "weight", weight.contiguous().to(module.weight.dtype))
         module.in_channels, module.out_channels = len(stays), len(outputs)
-
-
-_CARRIER = "one constant channel stays for all"
-_ADDED = "they are added to others that are not zero"
-
-
-def _rows(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """The weight ``[out, in, kernel_h, kernel_w]`` of a convolution without groups."""
-    weight = module.weight.detach()
-    return weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight
-
-
-def _zero_filters(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """bool ``[out]``."""
-    transposed = isinstance(module, nn.ConvTranspose2d)
-    return (as_units(module.weight.detach(), "filter", transposed, module.groups) == 0).all(1)
-
-
-def _replace(module: Any, name: str, tensor: Tensor) -> None:
-    old = getattr(module, name)
-    trained = module.weight.requires_grad if old is None else old.requires_grad
-    parameter = old is None or isinstance(old, nn.Parameter)
-    setattr(module, name, nn.Parameter(tensor, requires_grad=trained) if parameter else tensor)
