@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import sparsegan.cli
 from sparsegan import data
@@ -68,11 +67,12 @@ def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, t
 
 
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
+    image = pytest.importorskip("PIL.Image")
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(len(str(folder)))
     for index in range(count):
         pixels = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
-        Image.fromarray(pixels).resize((width, height)).save(folder / f"{index}.png")
+        image.fromarray(pixels).resize((width, height)).save(folder / f"{index}.png")
 
 
 def write_data(task: str, root: Path) -> None:
@@ -102,11 +102,12 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
 ) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("torchmetrics")
+    image = pytest.importorskip("PIL.Image")
     source, dense, small = tmp_path / "data", tmp_path / "dense", tmp_path / "small"
     write_data(task, source)
     common = ["--data", str(source), "--size", "32", "--batch", "2", "--steps", "2", "--quiet", "--out"]
     assert main(["train", task, "--width", "2", *TASKS[task], *common, str(dense)]) == 0
-    assert Image.open(dense / "samples.png").mode == "RGB"
+    assert image.open(dense / "samples.png").mode == "RGB"
     config = json.loads((dense / "config.json").read_text())
     assert f"train {task} --data" in config["command"]
     assert "--size 32" in config["command"]
@@ -126,7 +127,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     page = (small / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "FID (test_cli:features" in page
-    assert Image.open(small / "samples.png").mode == "RGB"
+    assert image.open(small / "samples.png").mode == "RGB"
     written = store.read_config(small)
     assert written["network"]["gan"] == task
     assert written["compressed"]
@@ -138,7 +139,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     folders = {"cyclegan": ["a_to_b", "b_to_a"], "stargan": ["old", "young"]}.get(task, ["."])
     size = 128 if task == "srgan" else 32
     assert sorted(path.relative_to(made) for path in made.rglob("*.png")) == [Path(f, "deep", "0.png") for f in folders]
-    assert all(Image.open(path).size == (size, size) for path in made.rglob("*.png"))
+    assert all(image.open(path).size == (size, size) for path in made.rglob("*.png"))
     assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
     assert "the inputs would be written over" in capsys.readouterr().err
 
