@@ -255,6 +255,9 @@ def test_hostile_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     good = state_of(dcgan_shapes(8, 2, 2, 3)[0])
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in good.items()}}, file)
     assert store.read_state(file).keys() == good.keys()
+    judge = state_of(dcgan_shapes(8, 2, 2, 3)[1])
+    torch.save({"netG": {"state_dict": good}, "netD": judge}, tmp_path / "both.pt")
+    assert store.load_public(tmp_path / "both.pt", tmp_path / "both.pt")[1]
     save_file(good, tmp_path / "net.safetensors")
     assert store.read_state(tmp_path / "net.safetensors").keys() == good.keys()
     for content, why in (

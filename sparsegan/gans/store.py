@@ -128,8 +128,9 @@ def noise(generator: dcgan.Generator, count: int, seed: int | None = None) -> to
 
 # Public files
 
-#: what a training script may have put its state_dict in
-_WRAPPERS = ("state_dict", "model_state_dict", "generator", "discriminator", "netG", "netD", "params_ema", "params")
+#: what a training script may have put a state_dict in
+_WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model")
+_SIDES = {"generator": ("generator", "netG", "G"), "discriminator": ("discriminator", "netD", "D")}
 
 
 def load_public(
@@ -160,7 +161,7 @@ def load_public(
 def _joined(given: Any, side: str, names: tuple[str, str]) -> dict[str, Tensor]:
     """One state_dict from one file, or from CycleGAN's two."""
     several = list(given) if isinstance(given, list | tuple) else [given]
-    states = [read_state(one) for one in several]
+    states = [read_state(one, side) for one in several]
     if len(states) == 1:
         return states[0]
     if len(states) != 2:
@@ -168,10 +169,10 @@ def _joined(given: Any, side: str, names: tuple[str, str]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, state in zip(names, states, strict=True) for key, value in state.items()}
 
 
-def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_state(source: str | Path | Mapping[str, Any], side: str = "generator") -> dict[str, Tensor]:
     """Names and tensors of a .pth, .pt or .safetensors file, or of a mapping, out of what is wrapped around them.
 
-    Nothing in a file is executed (torch.load's weights_only). Raises FileNotFoundError, and ValueError where there is
+    `side`: "generator" or "discriminator", of a file that holds both. Nothing in a file is executed (torch.load's weights_only). Raises FileNotFoundError, and ValueError where there is
     no state_dict in it.
     """
     name, content = "the state_dict", source
@@ -180,7 +181,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     for _ in range(4):  # wrapped, and wrapped again
         if not isinstance(content, Mapping):
             raise ValueError(f"{name} holds a {type(content).__name__}; it must hold a state_dict, names and tensors")
-        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        inner = [content[key] for key in (*_SIDES[side], *_WRAPPERS) if isinstance(content.get(key), Mapping)]
         if not inner:
             break
         content = inner[0]
