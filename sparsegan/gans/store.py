@@ -172,8 +172,8 @@ def _joined(given: Any, side: str, names: tuple[str, str]) -> dict[str, Tensor]:
 def read_state(source: str | Path | Mapping[str, Any], side: str = "generator") -> dict[str, Tensor]:
     """Names and tensors of a .pth, .pt or .safetensors file, or of a mapping, out of what is wrapped around them.
 
-    `side`: "generator" or "discriminator", of a file that holds both. Nothing in a file is executed (torch.load's weights_only). Raises FileNotFoundError, and ValueError where there is
-    no state_dict in it.
+    `side`: "generator" or "discriminator", of a file that holds both. Nothing in a file is executed (torch.load's
+    weights_only). Raises FileNotFoundError, and ValueError where there is no state_dict in it.
     """
     name, content = "the state_dict", source
     if isinstance(source, str | Path):
