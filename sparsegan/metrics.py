@@ -304,10 +304,13 @@ class TaskEvaluator:
         from rich.progress import track
 
         tallies: dict[str, _Tally] = {}
-        batches = -(-len(self.samples) // self.batch_size)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.seed)
-            for batch in track(self.samples.in_order(self.batch_size), "scoring", batches, disable=self.quiet):
+            order = self.samples.order(shuffled=False)
+            order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
+            chunks = order.split(self.batch_size)
+            for chunk in track(chunks, "scoring", len(chunks), disable=self.quiet):
+                batch = self.samples.batch(chunk, None)
                 for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)
         return {name: self._score(tally, name) for name, tally in tallies.items()}

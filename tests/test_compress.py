@@ -756,3 +756,75 @@ def test_a_wasserstein_gan_of_the_user_needs_two_functions() -> None:
     assert "gen" not in result.history[1]  # the critic steps twice as often
     assert [round(layer.sparsity, 2) for _, layer in sparse_layers(result.generator)] == [0.8, 0.8]
     assert result.generator(torch.randn(2, 4)).shape == (2, 3, 4, 4)
+
+
+# Memory and precision
+
+
+def steps_of(parts: list[Tensor], **options: object) -> tuple[list[dict[str, float]], nn.Module]:
+    generator, discriminator = small_gan(torch.float64)
+    schedule = OneShot(len(parts), 0.5)
+    compressor = Compressor(generator, discriminator, dcgan.objective, schedule, **SMALL, **options)  # type: ignore[arg-type]
+    result = compressor.fit(parts)
+    return result.history, result.generator
+
+
+def test_a_batch_in_parts_has_the_mean_of_their_terms_and_the_sum_of_their_gradients() -> None:
+    """Without batch norm's statistics and with one noise for all, parts that are alike are the whole."""
+    half = images(torch.float64)[:6]
+    twice = torch.cat([half, half])
+    noise = torch.linspace(-1, 1, 48).double().view(6, 8, 1, 1)
+    objective = Objective(
+        dcgan.generator_terms,
+        dcgan.discriminator_terms,
+        lambda generator, batch: generator(noise.repeat(len(batch) // 6, 1, 1, 1)),
+    )
+    found = []
+    for accumulate in (1, 2):
+        generator, discriminator = small_gan(torch.float64)
+        compressor = Compressor(
+            generator,
+            discriminator,
+            objective,
+            OneShot(3, 0.5),
+            accumulate=accumulate,
+            **SMALL,  # type: ignore[arg-type]
+        )
+        result = compressor.fit([twice])
+        found.append((result.history, list(result.generator.parameters())))
+    (history, parameters), (in_parts, theirs) = found
+    for one, other in zip(history, in_parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    for ours, other in zip(parameters, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="a batch of 12 does not divide into accumulate=5 parts"):
+        steps_of([twice], accumulate=5)
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        steps_of([twice], accumulate=0)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
+    found = []
+    for dtype in (None, torch.bfloat16):
+        generator, discriminator = small_gan()
+        compressor = Compressor(
+            generator,
+            discriminator,
+            dcgan.objective,
+            OneShot(3, 0.5),
+            autocast=dtype,
+            **SMALL,  # type: ignore[arg-type]
+        )
+        seen = set()
+        (layer,) = [layer for name, layer in sparse_layers(compressor.task.student) if name == "main.3"]
+        layer.register_forward_hook(lambda module, inputs, output, seen=seen: seen.add(output.dtype))
+        result = compressor.fit([images()])
+        assert seen == {dtype or torch.float32}
+        assert all(p.dtype == torch.float32 for p in result.generator.parameters())
+        assert result.generator(torch.randn(2, 8, 1, 1)).dtype == torch.float32  # nothing stays behind
+        found.append(result.history)
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=0.1, abs=0.02)
+    assert found[0] != found[1]
+    with pytest.raises(ValueError, match=r"autocast is torch\.float64"):
+        steps_of([images()], autocast=torch.float64)

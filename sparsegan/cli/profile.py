@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..gans import store
-from .common import add_threads, load_generator, set_threads
+from .common import add_threads, load_trained, set_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,5 +23,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
     set_threads(arguments.threads)
-    generator = load_generator(arguments.folder)
-    print(profile(generator, store.noise(generator, arguments.batch, 0)))
+    gan = load_trained(arguments.folder)
+    print(profile(gan.generator, store.example(gan, arguments.batch)))

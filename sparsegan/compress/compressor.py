@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..allocation import Targets
 from ..engine import Run, endless, ranks, run_loop
 from ..engine.adversarial import decayed, set_rates
+from ..engine.outermost import autocast as autocast_networks
+from ..engine.outermost import mapped
 from ..gans.objective import ImagePool, Objective, detached, images_in
 from ..nn import SparseConv
 from ..prune import shrink, sparse_layers, sparsify
@@ -63,6 +65,9 @@ class Compressor:
     `generator_every`: discriminator steps a generator step, n_critic.
     `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
     the run.
+    `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
+    part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
+    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
@@ -95,6 +100,8 @@ class Compressor:
         discriminator_lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         decay: bool = False,
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
         checkpoint_every: int = 100,
@@ -110,7 +117,11 @@ class Compressor:
             raise ValueError(f"discriminator_mode is {discriminator_mode!r}; it must be one of {modes}")
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        self.schedule, self.contrast = schedule, contrast
+        if accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; it must be at least 1")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast is {autocast}; it must be torch.bfloat16, torch.float16 or None")
+        self.schedule, self.contrast, self.autocast = schedule, contrast, autocast
         self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
         self.title, self.quiet = title, quiet
         loss = SelfSupervisedLoss() if loss is None else loss
@@ -138,6 +149,8 @@ class Compressor:
             "discriminator_lr": discriminator_lr,
             "betas": betas,
             "decay": decay,
+            "accumulate": accumulate,
+            "autocast": None if autocast is None else str(autocast),
             "seed": seed,
             **(config or {}),
         }
@@ -167,6 +180,7 @@ class Compressor:
             targets,
             prune_discriminator,
             original_as_real,
+            accumulate,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -177,7 +191,8 @@ class Compressor:
         Raises engine.Diverged when a term is not finite or too large, ValueError for an empty loader or for a
         discriminator term that gives the generator no gradient.
         """
-        with ranks.divided(self.task.student, self.task.original, self.task.discriminator):
+        networks = (self.task.student, self.task.original, self.task.discriminator)
+        with ranks.divided(*networks), autocast_networks(self.autocast, *networks):
             return self._fit(loader)
 
     def _fit(self, loader: Iterable[Any]) -> Result:
@@ -314,8 +329,10 @@ class CompressionTask(Comparison):
         targets: Targets | None = None,
         prune_discriminator: bool = False,
         original_as_real: bool = False,
+        accumulate: int = 1,
     ) -> None:
         super().__init__(original, discriminator, objective, loss, feature_layers)
+        self.accumulate = accumulate
         self.student = student
         self.schedule = schedule
         self.optimizer = optimizer
@@ -341,34 +358,64 @@ class CompressionTask(Comparison):
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, decayed(step, self.schedule.steps))
 
+        parts = split(batch, self.accumulate)
         generator_steps = step % self.generator_every == 0
-        before = torch.get_rng_state()
-        with nullcontext() if generator_steps else torch.no_grad():
-            fake, activations = self.generate(self.student, batch)
-        theirs = None
-        if self.original is not None and self.original_as_real:
-            theirs = self.generate_again(self.original, batch, before)
-        if self.discriminator_optimizer is not None:
-            self.discriminator.requires_grad_(True)
-            past = self.pool(detached(fake))
-            terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
-            loss = self.objective.total(terms)
-            if self.original_as_real and self.original is not None and theirs is not None:
-                real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
-                loss = loss + self.objective.total(real)
-            self.discriminator_optimizer.zero_grad()
-            loss.backward()
-            ranks.sum_gradients(self.discriminator_optimizer)
-            self.discriminator_optimizer.step()
-            figures |= {name: term.item() for name, term in terms.items()}
+        made = self._discriminator_step(parts, generator_steps and len(parts) == 1, figures)
         if generator_steps:
             self.discriminator.requires_grad_(False)
-            with _judging_once(self.discriminator):
-                figures |= self._generator_step((fake, activations), theirs, batch, before)
+            self.optimizer.zero_grad()
+            for part, (before, ours, theirs) in zip(parts, made, strict=True):
+                if ours is None:
+                    ours = self._generate_with_graph(part, before)
+                with _judging_once(self.discriminator):
+                    self._generator_backward(ours, theirs, part, before, len(parts), figures)
+            ranks.sum_gradients(self.optimizer)
+            self.optimizer.step()
         return figures
 
-    def _generator_step(self, ours: Made, theirs: Made | None, batch: Any, before: Tensor) -> dict[str, float]:
-        compressed, original = self.compare(self.student, ours, theirs, batch, before)
+    def _discriminator_step(
+        self, parts: list[Any], with_graph: bool, figures: dict[str, float]
+    ) -> list[tuple[Tensor, Made | None, Made | None]]:
+        """Fakes of every part, and a step of the discriminator on them. Returns, a part: the random state before its
+        noise, what the generator made, what the original did. Of several parts only the random state is kept."""
+        optimizer = self.discriminator_optimizer
+        made: list[tuple[Tensor, Made | None, Made | None]] = []
+        if optimizer is not None:
+            self.discriminator.requires_grad_(True)
+            optimizer.zero_grad()
+        for part in parts:
+            before, theirs = torch.get_rng_state(), None
+            with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
+                ours = self.generate(self.student, part)
+            if self.original is not None and self.original_as_real:
+                theirs = self.generate_again(self.original, part, before)
+            if optimizer is not None:
+                past = self.pool(detached(ours[0]))
+                terms = self.objective.discriminator_terms(self.student, self.discriminator, past, part)
+                loss = self.objective.total(terms)
+                if self.original is not None and theirs is not None:
+                    real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], part)
+                    loss = loss + self.objective.total(real)
+                (loss / len(parts)).backward()
+                _add(figures, terms, len(parts))
+            made.append((before, ours, theirs) if len(parts) == 1 else (before, None, None))
+        if optimizer is not None:
+            ranks.sum_gradients(optimizer)
+            optimizer.step()
+        return made
+
+    def _generate_with_graph(self, part: Any, before: Tensor) -> Made:
+        """The same fakes again, from the random state before their noise."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        made = self.generate(self.student, part)
+        torch.set_rng_state(now)
+        return made
+
+    def _generator_backward(
+        self, ours: Made, theirs: Made | None, part: Any, before: Tensor, parts: int, figures: dict[str, float]
+    ) -> None:
+        compressed, original = self.compare(self.student, ours, theirs, part, before)
         for name, term in compressed.discriminator.items():
             if not term.requires_grad:
                 raise ValueError(
@@ -376,16 +423,13 @@ class CompressionTask(Comparison):
                     "discriminator_terms must not detach its argument fake"
                 )
         loss = self.loss(self.objective, compressed, original)
-        self.optimizer.zero_grad()
-        loss.backward()
-        ranks.sum_gradients(self.optimizer)
-        self.optimizer.step()
-        figures = {name: term.item() for name, term in compressed.generator.items()}
-        figures |= {f"{name}_compressed": term.item() for name, term in compressed.discriminator.items()}
+        (loss / parts).backward()
+        _add(figures, compressed.generator, parts)
+        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, parts)
         if original is not None:
             both = original.generator | original.discriminator
-            figures |= {f"{name}_original": term.item() for name, term in both.items()}
-        return figures | {"loss": loss.item()}
+            _add(figures, {f"{name}_original": term for name, term in both.items()}, parts)
+        _add(figures, {"loss": loss}, parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
@@ -447,6 +491,42 @@ def gap(
         return total / len(batches)
 
     return measure
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """A batch, tensors inside tuples and dicts too, in so many equal parts. Raises ValueError where it has none."""
+    if parts == 1:
+        return [batch]
+
+    def part(index: int) -> Any:
+        def cut(tensor: Tensor) -> Tensor:
+            if tensor.shape[0] % parts:
+                raise ValueError(f"a batch of {tensor.shape[0]} does not divide into accumulate={parts} parts")
+            return tensor.chunk(parts)[index]
+
+        return mapped(batch, cut)
+
+    return [part(index) for index in range(parts)]
+
+
+def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: int) -> None:
+    """Terms of one part to those of the parts before it: their mean."""
+    for name, term in terms.items():
+        figures[name] = figures.get(name, 0.0) + term.item() / parts
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
+    """Within it batch norms do not count what they see: the same images come a second time."""
+    norms = _batch_norms(network) if keep else []
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)

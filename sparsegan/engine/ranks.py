@@ -24,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .outermost import Outermost, mapped
+
 
 def count() -> int:
     """Processes of this run."""
@@ -94,17 +96,7 @@ class _Sum(torch.autograd.Function):
 
 def joined(value: Any) -> Any:
     """Tensors of the rank's part, inside tuples too, as those of the whole batch."""
-    return _mapped(value, _Join) if count() > 1 else value
-
-
-def _mapped(value: Any, function: type[torch.autograd.Function]) -> Any:
-    if isinstance(value, Tensor):
-        return function.apply(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    return value
+    return mapped(value, _Join.apply) if count() > 1 else value
 
 
 class _BatchNormOverRanks(nn.BatchNorm2d):
@@ -138,25 +130,6 @@ def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
                 statistic /= count()
 
 
-class _Outermost:
-    """Hooks of one network: the call that comes from outside is divided, whichever of its modules is called."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.depth = 0
-        self.hooks: list[Any] = []
-        for module in network.modules():
-            self.hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            self.hooks.append(module.register_forward_hook(self._leave, always_call=True))
-
-    def _enter(self, module: nn.Module, inputs: Any, named: Any) -> Any:
-        self.depth += 1
-        return (_mapped(inputs, _Part), _mapped(named, _Part)) if self.depth == 1 else None
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        self.depth -= 1
-        return _mapped(output, _Join) if self.depth == 0 and output is not None else None
-
-
 @contextmanager
 def divided(*networks: nn.Module | None) -> Iterator[None]:
     """Within it, each call of a network is divided among the ranks. Raises ValueError where a batch does not divide."""
@@ -175,7 +148,7 @@ def divided(*networks: nn.Module | None) -> Iterator[None]:
                 raise TypeError(f"{type(module).__name__} cannot take its statistics over several processes")
             elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
                 hooks.append(module.register_forward_hook(_average_statistics))
-        hooks += _Outermost(network).hooks
+        hooks.append(Outermost(network, lambda *given: mapped(given, _Part.apply), lambda y: mapped(y, _Join.apply)))
     for norm in norms:
         norm.__class__ = _BatchNormOverRanks
     try:
