@@ -11,8 +11,10 @@ import torch
 from .plan import Direction
 from .tuned import Blocks, Key, key, tuned_blocks
 
-#: Programs that a wgrad is cut into at least: a few for each multiprocessor of a large GPU.
+#: Programs that a launch is cut into, where there is so much: a few for each multiprocessor of a large GPU.
 PROGRAMS = 1024
+#: Positions of a gather's tile at most where x is read one element at a time: more would not fit the registers.
+PLAIN_POSITIONS = 64
 
 Size = tuple[int, int]
 
@@ -144,11 +146,15 @@ def gather_launch(
     most = given or tuned_blocks(call_key("gather", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, width)
     tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
+    if not tiling.deferred:
+        cut = cut._replace(positions=min(cut.positions, PLAIN_POSITIONS))
+        tiling = plain_tiling(width, cut.positions)
     all_blocks = d.blocks * d.phases
-    programs = all_blocks * tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
+    tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
+    walk = max(1, min(cut.walk, all_blocks, all_blocks * tiles // PROGRAMS))
     numbers = [
         *(units, images, d.sources, source_size[0], source_size[1] // tiling.align),
-        *(d.targets, *target_size, all_blocks, rows),
+        *(d.targets, *target_size, all_blocks, walk, rows),
         *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align, negative_slope),
     ]
     constants = _constants(d, precision, cut) | {
@@ -160,7 +166,7 @@ def gather_launch(
         "ACTIVATES": negative_slope != 1,
         "TILE_W": tiling.width,
     }
-    return Launch(programs, numbers, constants)
+    return Launch(cdiv(all_blocks, walk) * tiles, numbers, constants)
 
 
 def wgrad_splits(d: Direction, tiles: int) -> int:

@@ -36,13 +36,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: What is tried, by op: few, for each is compiled for each layer.
 CHOICES = {
     "gather": [
-        Blocks(128, 32, 4, 3),
-        Blocks(128, 32, 8, 3),
-        Blocks(128, 64, 8, 3),
-        Blocks(256, 32, 8, 3),
-        Blocks(64, 32, 4, 4),
-        Blocks(64, 64, 4, 3),
-        Blocks(32, 64, 2, 4),
+        Blocks(128, 32, 4, 3, 8),
+        Blocks(128, 32, 4, 3, 1),
+        Blocks(128, 32, 8, 3, 8),
+        Blocks(128, 64, 8, 3, 8),
+        Blocks(256, 32, 8, 3, 8),
+        Blocks(64, 32, 4, 4, 8),
+        Blocks(64, 64, 4, 3, 1),
+        Blocks(32, 64, 2, 4, 1),
     ],
     "wgrad": [
         Blocks(64, 64, 4, 3),
@@ -129,7 +130,7 @@ def fastest(case: Case) -> Blocks | None:
     return min(times, key=lambda blocks: times[blocks], default=None)
 
 
-def write(table: dict[Key, tuple[int, int, int, int]]) -> None:
+def write(table: dict[Key, tuple[int, int, int, int, int]]) -> None:
     """Rewrites ``tuned_table.py``."""
     source = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}"
     head = Path(tuned_table.__file__).read_text(encoding="utf-8").split("#: Where the figures")[0]
@@ -137,8 +138,8 @@ def write(table: dict[Key, tuple[int, int, int, int]]) -> None:
     write_text(
         Path(tuned_table.__file__),
         f'{head}#: Where the figures come from.\nSOURCE = "{source}"\n'
-        "#: (op, channels a block, bytes an element, positions, taps) -> (positions, taps, warps, stages)\n"
-        f"TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int]] = {{\n{rows}}}\n",
+        "#: (op, channels a block, bytes an element, positions, taps) -> (positions, taps, warps, stages, walk)\n"
+        f"TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int, int]] = {{\n{rows}}}\n",
     )
 
 

@@ -8,12 +8,16 @@ from .tuned_table import TABLE
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut: positions and taps a step, warps a program, stages of the software pipeline."""
+    """How a kernel is cut: positions and taps a step, warps a program, stages of the software pipeline.
+
+    ``walk``: blocks of target channels that a program of a gather writes at most, one after the other.
+    """
 
     positions: int
     taps: int
     warps: int
     stages: int
+    walk: int = 1
 
 
 #: Op, channels a block, bytes an element; positions in all images and taps an average target, as powers of 4.
@@ -21,12 +25,12 @@ Key = tuple[str, int, int, int, int]
 
 #: By op, bytes an element and channels a block. No run on a GPU stands behind them: kernels/NOTES.md has the reasons.
 DEFAULTS = {
-    ("gather", 2, 16): Blocks(128, 32, 4, 3),
-    ("gather", 2, 32): Blocks(128, 32, 4, 3),
-    ("gather", 2, 64): Blocks(128, 32, 4, 3),
-    ("gather", 4, 16): Blocks(128, 16, 4, 3),
-    ("gather", 4, 32): Blocks(128, 16, 4, 3),
-    ("gather", 4, 64): Blocks(128, 16, 4, 3),
+    ("gather", 2, 16): Blocks(128, 32, 4, 3, 8),
+    ("gather", 2, 32): Blocks(128, 32, 4, 3, 8),
+    ("gather", 2, 64): Blocks(128, 32, 4, 3, 8),
+    ("gather", 4, 16): Blocks(128, 16, 4, 3, 8),
+    ("gather", 4, 32): Blocks(128, 16, 4, 3, 8),
+    ("gather", 4, 64): Blocks(128, 16, 4, 3, 8),
     ("deep gather", 2, 16): Blocks(128, 32, 4, 3),
     ("deep gather", 4, 16): Blocks(128, 16, 4, 3),
     ("wgrad", 2, 16): Blocks(64, 64, 4, 3),

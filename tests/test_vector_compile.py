@@ -55,7 +55,7 @@ def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capa
             signature[name] = "fp32" if isinstance(given, float) else "i32"
             if isinstance(given, int) and given % 16 == 0:
                 attrs[place,] = [["tt.divisibility", 16]]
-    options = {name: launch.constants[name] for name in ("num_warps", "num_stages")}
+    options = {name: launch.constants[name] for name in ("num_warps", "num_stages")} | {"enable_fp_fusion": True}
     source = ASTSource(kernel, signature, constants, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _assemble(compiled.asm["ptx"], capability)
@@ -128,7 +128,7 @@ def test_wide(op: str, d: Direction, dtype: torch.dtype, capability: int) -> Non
     assert count(product, compiled.ptx) >= 2
     if dtype != FLOAT or op == "wgrad":
         # x, which is most of what is read, comes 16 bytes at a time and by way of no register.
-        assert count(r"cp\.async\.cg\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", compiled.ptx) >= 4
+        assert count(r"cp\.async\.c[ag]\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", compiled.ptx) >= 4
     if op == "gather":  # A wgrad reads gy shifted, 2 bytes at a time.
         assert count(r"ld\.global\S*\.[bu]16", compiled.ptx) == 0
 

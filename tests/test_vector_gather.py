@@ -21,8 +21,7 @@ from sparsegan.plan import Geometry
 
 pytest.importorskip("triton")
 
-from sparsegan.kernels import ops
-from sparsegan.kernels.tiling import choose_tiling
+from sparsegan.kernels import ops, tiling
 from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -30,7 +29,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 as it is, no TF32; and the interpreter, which multiplies bfloat16's bits as integers, set right."""
     dot: Callable[..., TensorHandle] = InterpreterBuilder.create_dot
 
@@ -43,10 +42,16 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return dot(self, widened(a), widened(b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """So few that programs write several blocks each, as on a GPU's larger layers."""
+    monkeypatch.setattr(tiling, "PROGRAMS", 8)
+    ops._kept_launch.cache_clear()
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    ops._kept_launch.cache_clear()
 
 
 @st.composite
@@ -129,7 +134,7 @@ def test_case(p: Problem) -> None:
 
 def test_cases_meet_every_tiling() -> None:
     tilings = {
-        name: choose_tiling(Direction(p.geometry, p.adjoint), p.x_shape[3], p.y_shape[3], 128, 2)
+        name: tiling.choose_tiling(Direction(p.geometry, p.adjoint), p.x_shape[3], p.y_shape[3], 128, 2)
         for name, p in CASES.items()
     }
     assert tilings["one tile a row"].deferred
