@@ -10,14 +10,17 @@
 namespace sparsegan::cuda {
 namespace {
 
+// What becomes of a sum.
 template <class T>
-struct Output {
+struct Finish {
   const T* bias;  // null: zeros
   float negative_slope;
-  T* y;
 
   __device__ float initial(int channel) const { return bias == nullptr ? 0 : to_float(bias[channel]); }
-  __device__ float activated(float sum) const { return sum > 0 ? sum : sum * negative_slope; }
+  __device__ float operator()(float sum, float bias_of_channel) const {
+    sum += bias_of_channel;
+    return sum > 0 ? sum : sum * negative_slope;
+  }
 };
 
 struct alignas(16) Tap {
@@ -87,40 +90,38 @@ __device__ __forceinline__ void write(const Tiling& t, T* row, int column, const
   }
 }
 
-// Writes a thread's sums, `finish(sum, channel)` made of them.
-template <class T, int Strip, class Finish>
+// Writes what becomes of a thread's sums; T is what `y` is stored as, the bias is of type Bias.
+template <class T, class Bias, int Strip>
 __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
-                                             const Lane& lane, const float (&sums)[kSlots][Strip], T* y,
-                                             const Finish& finish) {
-  if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+                                             const Lane& lane, const float (&sums)[kSlots][Strip],
+                                             const Finish<Bias>& finish, T* y) {
+  Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
 #pragma unroll
-    for (int slot = 0; slot < kSlots; slot += 2) {
-      const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
-      if (!row.there) continue;
+  for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
+    if (!rows.there(t)) continue;
+    T* const row = y + rows.offset(t);
+    const int column = rows.column();
+    const float bias = finish.initial(rows.channel());
+    if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+      if (slot % 2 == 1) continue;
       float both[2 * Strip];
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        both[2 * i] = finish(sums[slot][i], row.channel);
-        both[2 * i + 1] = finish(sums[slot + 1][i], row.channel);
+        both[2 * i] = finish(sums[slot][i], bias);
+        both[2 * i + 1] = finish(sums[slot | 1][i], bias);
       }
-      write(t, y + row.at, row.column, both);
+      write(t, row, column, both);
+      continue;
     }
-    return;
-  }
-#pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot) {
-    const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
-    if (!row.there) continue;
     float strip[Strip];
 #pragma unroll
-    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], row.channel);
+    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], bias);
     if (t.phases_w == 1) {
-      write(t, y + row.at, row.column, strip);
+      write(t, row, column, strip);
     } else {
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        const int column = row.column + i * t.phases_w;
-        if (column < t.y.width) y[row.at + column] = from_float<T>(strip[i]);
+        if (column + i * t.phases_w < t.y.width) row[column + i * t.phases_w] = from_float<T>(strip[i]);
       }
     }
   }
@@ -129,8 +130,8 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bund
 // Grid: tiles x blocks of bundles, then parts of the slabs. A part's sums go to `parts` where there are several.
 template <class T, int Strip, int Step>
 __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, const T* __restrict__ x,
-                                                            const T* __restrict__ values, const Output<T> output,
-                                                            float* __restrict__ parts) {
+                                                            const T* __restrict__ values, const Finish<T> finish,
+                                                            T* __restrict__ y, float* __restrict__ parts) {
   const int warp = threadIdx.x / 32;
   const int blocks = t.groups * t.bundle_blocks, tile = blockIdx.x / blocks;
   const Bundle bundle = Bundle::of(t, blockIdx.x - tile * blocks, warp);
@@ -139,16 +140,15 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
   const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.y + 1) / t.parts);
   int slab = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
 
-  auto* const slices = reinterpret_cast<Tap*>(dynamic_shared());
-  T* staged = reinterpret_cast<T*>(slices + kThreads);
+  Tap* const slice = reinterpret_cast<Tap*>(dynamic_shared()) + warp * 32;
+  T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * sizeof(Tap));
   T* spare = staged + t.stage_slabs * t.slab_size;
   int tap = bundle.tap(t, slab);
-  Taps<T> taps(t, values, slices + warp * 32, slab, tap, max(tap, bundle.tap(t, slabs_end)));
+  Taps<T> taps(t, values, slice, slab, tap, max(tap, bundle.tap(t, slabs_end)));
 
   float sums[kSlots][Strip] = {};
   const int strip = lane.offset(t);
-  const Tap* next_tap = nullptr;
-  int ready = tap;  // taps up to here are in the slice
+  const Tap* next_tap = slice + 32;  // in the slice; from its end on they are to be read
   stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
   while (slab < slabs_end) {
     const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
@@ -159,11 +159,8 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
     }
     Segment<T, Strip, Step> segment;
     while (tap < end) {
-      if (tap == ready) {
-        next_tap = taps.turn();
-        ready += 32;
-      }
-      const int count = min(end, ready) - tap;
+      if (next_tap == slice + 32) next_tap = taps.turn();
+      const int count = min(end - tap, static_cast<int>(slice + 32 - next_tap));
       const Tap* const stop = next_tap + count;
       do {
         const Tap now = *next_tap;
@@ -180,22 +177,26 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
     slab = next;
   }
 
-  if (t.parts == 1) {
-    write_strips(t, bundle, origin, lane, sums, output.y,
-                 [&](float sum, int channel) { return output.activated(sum + output.initial(channel)); });
+  // A part is its sums as they are.
+  float* const part = parts + blockIdx.y * (static_cast<int64_t>(t.images) * t.y.channels * t.y.plane());
+  const Finish<T> as_it_is{nullptr, 1};
+  if constexpr (sizeof(T) == sizeof(float)) {  // the same code
+    write_strips(t, bundle, origin, lane, sums, t.parts == 1 ? finish : as_it_is, t.parts == 1 ? y : part);
+  } else if (t.parts == 1) {
+    write_strips(t, bundle, origin, lane, sums, finish, y);
   } else {
-    float* const part = parts + blockIdx.y * (static_cast<int64_t>(t.images) * t.y.channels * t.y.plane());
-    write_strips(t, bundle, origin, lane, sums, part, [](float sum, int) { return sum; });
+    write_strips(t, bundle, origin, lane, sums, as_it_is, part);
   }
 }
 
 template <class T>
 __global__ __launch_bounds__(256) void add_parts(const float* __restrict__ parts, int count, int64_t size,
-                                                 int64_t plane, int channels, const Output<T> output) {
+                                                 int64_t plane, int channels, const Finish<T> finish,
+                                                 T* __restrict__ y) {
   for (int64_t i = blockIdx.x * int64_t{256} + threadIdx.x; i < size; i += gridDim.x * int64_t{256}) {
-    float sum = output.initial(static_cast<int>(i / plane % channels));
+    float sum = 0;
     for (int p = 0; p < count; ++p) sum += parts[p * size + i];
-    output.y[i] = from_float<T>(output.activated(sum));
+    y[i] = from_float<T>(finish(sum, finish.initial(static_cast<int>(i / plane % channels))));
   }
 }
 
@@ -224,7 +225,8 @@ __device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigne
 // Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
 template <class T, int Pixels>
 __global__ __launch_bounds__(kThreads, 6) void gather_small(const Tiling t, const bool adjoint, const T* __restrict__ x,
-                                                            const T* __restrict__ values, const Output<T> output) {
+                                                            const T* __restrict__ values, const Finish<T> finish,
+                                                            T* __restrict__ y) {
   constexpr int kNowhere = -(1 << 30);
   __shared__ Read slices[kThreads];
   __shared__ float sums_of_ways[kWarps][Pixels][32];
@@ -304,7 +306,7 @@ __global__ __launch_bounds__(kThreads, 6) void gather_small(const Tiling t, cons
   if (tap_lane > 0) return;
 #pragma unroll
   for (int m = 0; m < Pixels; ++m) {
-    if (outputs[m] >= 0) output.y[outputs[m]] = from_float<T>(output.activated(sums[m] + output.initial(channel)));
+    if (outputs[m] >= 0) y[outputs[m]] = from_float<T>(finish(sums[m], finish.initial(channel)));
   }
 }
 
@@ -315,9 +317,10 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
   const auto fours = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0; };
   t.x.fours &= fours(x);
   t.y.fours &= fours(y);
-  const Output<T> output{static_cast<const T*>(bias), negative_slope, static_cast<T*>(y)};
+  const Finish<T> finish{static_cast<const T*>(bias), negative_slope};
   const auto* const from = static_cast<const T*>(x);
   const auto* const v = static_cast<const T*>(values);
+  auto* const to = static_cast<T*>(y);
   if (t.small) {
     const int targets = t.groups * t.group_targets, a_block = kWarps / t.ways;
     const int pixels = t.images * t.rows * t.columns, chunk = t.lane_pixels << t.log_pixels;
@@ -325,19 +328,19 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
     const auto kernel = t.lane_pixels == 1   ? gather_small<T, 1>
                         : t.lane_pixels == 2 ? gather_small<T, 2>
                                              : gather_small<T, 4>;
-    launch(kernel, grid, kThreads, 0, stream, t, c.adjoint, from, v, output);
+    launch(kernel, grid, kThreads, 0, stream, t, c.adjoint, from, v, finish, to);
     return;
   }
   const auto kernel = t.strip == 8 ? (t.column_step == 1 ? gather_tiled<T, 8, 1> : gather_tiled<T, 8, 2>)
                                    : (t.column_step == 1 ? gather_tiled<T, 4, 1> : gather_tiled<T, 4, 2>);
   const size_t shared = kThreads * sizeof(Tap) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
-  launch(kernel, dim3(t.tiles * t.groups * t.bundle_blocks, t.parts), kThreads, shared, stream, t, from, v, output,
+  launch(kernel, dim3(t.tiles * t.groups * t.bundle_blocks, t.parts), kThreads, shared, stream, t, from, v, finish, to,
          workspace);
   if (t.parts == 1) return;
   const int64_t size = int64_t{t.images} * t.y.channels * t.y.plane();
   const int64_t blocks = min((size + 255) / 256, 8 * c.multiprocessors);
   launch(add_parts<T>, dim3(static_cast<unsigned>(blocks)), 256, 0, stream, static_cast<const float*>(workspace),
-         t.parts, size, t.y.plane(), t.y.channels, output);
+         t.parts, size, t.y.plane(), t.y.channels, finish, to);
 }
 
 }  // namespace

@@ -73,8 +73,7 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.plan.places = c.adjoint ? plan + shape.places_at() : nullptr;
   t.plan.taps = narrow("the number of taps", c.taps);
 
-  t.row_bands = static_cast<int>(shape.rows.count());
-  t.column_bands = static_cast<int>(shape.columns.count());
+  t.bands = static_cast<int>(shape.bands());
   t.row_step = static_cast<int>(shape.rows.step);
   t.row_spread = static_cast<int>(shape.rows.spread);
   t.column_step = static_cast<int>(shape.columns.step);
@@ -171,8 +170,8 @@ Tiling gather_tiling(const ConvCall& c) {
   Tiling t = start(c, shape);
   const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kGatherStageBytes, 0);
   const int64_t stages = up(t.slabs, t.stage_slabs);
-  t.parts = static_cast<int>(
-      std::clamp<int64_t>(2 * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1, std::min(stages, kMaxParts)));
+  t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
+                                                 std::min(stages, kMaxParts)));
 
   // One target a warp, lanes over pixels and taps: no lane idles on a small map, and each weight is read once.
   const int64_t pixels = int64_t{t.images} * t.rows * t.columns;

@@ -30,7 +30,7 @@ struct Divider {
 
 // A plan's arrays on the device.
 struct Plan {
-  const int* bands = nullptr;  // start and phase of the row bands, then of the column bands
+  const int* bands = nullptr;  // of a channel: row start, row phase, column start, column phase
   const int* first = nullptr;
   const unsigned* codes = nullptr;
   const int* order = nullptr;
@@ -61,7 +61,7 @@ struct Tiling {
   int tiles_w = 0, tiles_h = 0, tiles = 0;
   int bundle_blocks = 0;  // blocks a group: kWarps bundles each
   int slabs = 0;          // of a bundle
-  int row_bands = 1, column_bands = 1;
+  int bands = 1;          // of a channel
   int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
   // One slab in shared memory: for each of the tile's images `slab_rows` rows, each of fours of columns. Strip l reads
   // fours kStride * l + m, m = 0, 1, ...: four k lies at place (k % kStride) * stride_fours + k / kStride, so that

@@ -37,34 +37,26 @@ __device__ __forceinline__ void read(const Tiling& t, const T* row, int column, 
 template <class T, int Strip>
 __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
                                             const Lane& lane, const T* gy, float (&strips)[kSlots][Strip]) {
+  Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
 #pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot) {
+  for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
+    if (t.phases_w == 2 && slot % 2 == 1) continue;  // came with the slot before
 #pragma unroll
-    for (int i = 0; i < Strip; ++i) strips[slot][i] = 0;
-  }
-  if (t.phases_w == 2) {
-#pragma unroll
-    for (int slot = 0; slot < kSlots; slot += 2) {
-      const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
-      if (!row.there) continue;
-      float both[2 * Strip];
-      read(t, gy + row.at, row.column, both);
-#pragma unroll
-      for (int i = 0; i < Strip; ++i) strips[slot][i] = both[2 * i], strips[slot + 1][i] = both[2 * i + 1];
-    }
-    return;
-  }
-#pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot) {
-    const Row row = Row::of<Strip>(t, bundle, origin, lane, slot);
-    if (!row.there) continue;
+    for (int i = 0; i < Strip; ++i) strips[slot][i] = strips[slot | 1][i] = 0;
+    if (!rows.there(t)) continue;
+    const T* const row = gy + rows.offset(t);
+    const int column = rows.column();
     if (t.phases_w == 1) {
-      read(t, gy + row.at, row.column, strips[slot]);
+      read(t, row, column, strips[slot]);
+    } else if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+      float both[2 * Strip];
+      read(t, row, column, both);
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) strips[slot][i] = both[2 * i], strips[slot | 1][i] = both[2 * i + 1];
     } else {
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        const int column = row.column + i * t.phases_w;
-        if (column < t.y.width) strips[slot][i] = to_float(gy[row.at + column]);
+        if (column + i * t.phases_w < t.y.width) strips[slot][i] = to_float(row[column + i * t.phases_w]);
       }
     }
   }

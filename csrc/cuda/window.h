@@ -112,49 +112,47 @@ template <class T, int Strip, int Step>
 __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, const Origin& origin, int group, int slab,
                                       int count) {
   constexpr int kStride = Strip * Step / 4;
-  const int bands = t.row_bands * t.column_bands;
-  const int channel = slab / bands, first_band = slab - channel * bands;
+  const int bands = t.bands;
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
+#pragma unroll 1
   for (int item = threadIdx.x; item < items; item += kThreads) {
     const int line = t.by_fours.divide(item), four = item - line * t.row_fours;
     const int image = t.by_rows.divide(line), line_row = line - image * t.slab_rows;
     T* to = shared + image * t.image_pitch + line_row * t.row_pitch +
             4 * (four % kStride * t.stride_fours + four / kStride);
-    const bool image_there = origin.image + image < t.images;
-    const T* plane =
-        x +
-        (static_cast<int64_t>(origin.image + image) * t.x.channels + group * t.group_sources + channel) * t.x.plane();
-    int band = first_band;
+    const T* from = x;
+    unsigned columns = 0;  // from the first of the four to the end of its row; 0: outside
 #pragma unroll 1
     for (int s = 0; s < count; ++s, to += t.slab_size) {
-      const int row_band = band / t.column_bands;
-      const int* const row_of_band = t.plan.bands + 2 * row_band;
-      const int* const column_of_band = t.plan.bands + 2 * (t.row_bands + band - row_band * t.column_bands);
-      // Unsigned: what a bad plan says may wrap around, and below the size is within the tensor.
-      const unsigned row =
-          static_cast<unsigned>(origin.row * t.row_step + line_row + row_of_band[0]) * t.row_spread + row_of_band[1];
-      unsigned column = static_cast<unsigned>(origin.column * Step + 4 * four + column_of_band[0]) * t.column_spread +
-                        column_of_band[1];
-      const bool there = image_there && row < static_cast<unsigned>(t.x.height);
-      const T* const from = plane + static_cast<int64_t>(row) * t.x.width;
-      const unsigned width = t.x.width;
-      if (t.x.fours) {
-        column &= ~3u;
-        const bool valid = there && column < width;
-        copy_async<4 * sizeof(T)>(to, valid ? from + column : x, valid);
+      if (s == 0 || bands > 1) {
+        const int channel = (slab + s) / bands;
+        const int* const band = t.plan.bands + 4 * (slab + s - channel * bands);
+        // Unsigned: what a bad plan says may wrap around, and what is below the size is within the tensor.
+        const unsigned row =
+            static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
+        const unsigned column =
+            static_cast<unsigned>(origin.column * Step + 4 * four + band[2]) * t.column_spread + band[3];
+        const bool there = origin.image + image < t.images && row < static_cast<unsigned>(t.x.height);
+        columns = there && column < static_cast<unsigned>(t.x.width) ? t.x.width - column : 0;
+        const int64_t plane = static_cast<int64_t>(origin.image + image) * t.x.channels +
+                              static_cast<int64_t>(group) * t.group_sources + channel;
+        from = x + (plane * t.x.height + row) * t.x.width + (t.x.fours ? column & ~3u : column);
       } else {
-        for (int i = 0; i < 4; ++i, column += t.column_spread) {
-          const bool valid = there && column < width;
+        from += t.x.plane();
+      }
+      if (t.x.fours) {
+        copy_async<4 * sizeof(T)>(to, columns > 0 ? from : x, columns > 0);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const unsigned step = i * t.column_spread;
+          const bool valid = step < columns;
           if constexpr (sizeof(T) == 4) {
-            copy_async<4>(to + i, valid ? from + column : x, valid);
+            copy_async<4>(to + i, valid ? from + step : x, valid);
           } else {  // below what cp.async copies
-            to[i] = valid ? from[column] : from_float<T>(0);
+            to[i] = valid ? from[step] : from_float<T>(0);
           }
         }
-      }
-      if (++band == bands) {
-        band = 0;
-        plane += t.x.plane();
       }
     }
   }
@@ -185,24 +183,44 @@ class Segment {
   float fours_[kFours][4] = {};
 };
 
-// The elements of a tensor that a strip of some slot stands for: `phases_w` columns apart.
-struct Row {
-  int64_t at;  // of the row's first element in the tensor
-  int channel;
-  int column;
-  bool there;
-
+// The elements of a tensor that a bundle's strips stand for, slot by slot: `phases_w` columns apart in one row.
+class Rows {
+ public:
   template <int Strip>
-  __device__ static Row of(const Tiling& t, const Bundle& bundle, const Origin& origin, const Lane& lane, int slot) {
-    const int target = bundle.index * kSlots + slot, phases = t.phases_h * t.phases_w;
-    const int channel_in_group = target / phases, phase = target - channel_in_group * phases;
-    const int phase_h = phase / t.phases_w;
-    const int channel = bundle.group * (t.group_targets / phases) + channel_in_group;
-    const int image = origin.image + lane.image, row = (origin.row + lane.row) * t.phases_h + phase_h;
-    return {((static_cast<int64_t>(image) * t.y.channels + channel) * t.y.height + row) * t.y.width, channel,
-            (origin.column + lane.strip * Strip) * t.phases_w + phase - phase_h * t.phases_w,
-            bundle.there && target < t.group_targets && image < t.images && row < t.y.height};
+  __device__ static Rows of(const Tiling& t, const Bundle& bundle, const Origin& origin, const Lane& lane) {
+    Rows rows;
+    const int phases = t.phases_h * t.phases_w, target = bundle.index * kSlots, in_group = target / phases;
+    rows.left_ = bundle.there && origin.image + lane.image < t.images ? t.group_targets - target : 0;
+    rows.phase_h_ = (target - in_group * phases) / t.phases_w;
+    rows.phase_w_ = target - in_group * phases - rows.phase_h_ * t.phases_w;
+    rows.channel_ = bundle.group * (t.group_targets / phases) + in_group;
+    rows.plane_ = (static_cast<int64_t>(origin.image + lane.image) * t.y.channels + rows.channel_) * t.y.plane();
+    rows.row_ = (origin.row + lane.row) * t.phases_h;
+    rows.column_ = (origin.column + lane.strip * Strip) * t.phases_w;
+    return rows;
   }
+  __device__ __forceinline__ bool there(const Tiling& t) const { return left_ > 0 && row_ + phase_h_ < t.y.height; }
+  __device__ __forceinline__ int channel() const { return channel_; }
+  __device__ __forceinline__ int column() const { return column_ + phase_w_; }
+  // Of the row's first element in the tensor.
+  __device__ __forceinline__ int64_t offset(const Tiling& t) const {
+    return plane_ + static_cast<int64_t>(row_ + phase_h_) * t.y.width;
+  }
+  // On to the next slot.
+  __device__ __forceinline__ void advance(const Tiling& t) {
+    --left_;
+    if (++phase_w_ < t.phases_w) return;
+    phase_w_ = 0;
+    if (++phase_h_ < t.phases_h) return;
+    phase_h_ = 0;
+    ++channel_;
+    plane_ += t.y.plane();
+  }
+
+ private:
+  int left_;  // targets of the group from this one on
+  int channel_, phase_h_, phase_w_, row_, column_;
+  int64_t plane_;
 };
 
 }  // namespace sparsegan::cuda

@@ -74,10 +74,12 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
   const DevicePlanShape shape = device_plan_shape(g, adjoint, taps);
   const int64_t slabs = shape.slabs();
   int32_t* at = out;
-  for (const Bands* bands : {&shape.rows, &shape.columns}) {
-    for (int64_t b = 0; b < bands->count(); ++b) {
-      *at++ = static_cast<int32_t>(bands->starts[b]);
-      *at++ = static_cast<int32_t>(bands->phases[b]);
+  for (int64_t r = 0; r < shape.rows.count(); ++r) {
+    for (int64_t c = 0; c < shape.columns.count(); ++c) {
+      for (const int64_t number :
+           {shape.rows.starts[r], shape.rows.phases[r], shape.columns.starts[c], shape.columns.phases[c]}) {
+        *at++ = static_cast<int32_t>(number);
+      }
     }
   }
   int32_t* const first = out + shape.first_at();

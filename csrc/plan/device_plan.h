@@ -12,7 +12,7 @@
 // of each other are a *band*; one source channel x row band x column band is a *slab*: what a kernel stages at a time.
 //
 // In memory a device plan is one int32 array. Its size depends on geometry and number of taps alone.
-//     bands   [2 * (row bands + column bands)]   start and phase of each
+//     bands   [row bands * column bands, 4]      row start and phase, column start and phase
 //     first   [bundles * slabs + 1]              first tap of (bundle, slab)
 //     codes   [taps]                             uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, the row and the
 //                                                column within the bands, the slot of the target within the bundle
@@ -65,7 +65,7 @@ struct DevicePlanShape {
   int64_t group_bundles() const { return (group_targets + kBundle - 1) / kBundle; }
   int64_t targets() const { return groups * group_targets; }
 
-  int64_t first_at() const { return 2 * (rows.count() + columns.count()); }
+  int64_t first_at() const { return 4 * bands(); }
   int64_t codes_at() const { return first_at() + bundles() * slabs() + 1; }
   int64_t order_at() const { return codes_at() + taps; }
   int64_t starts_at() const { return order_at() + taps; }
