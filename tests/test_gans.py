@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegan.compress import Compressor, SelfSupervisedLoss
+from sparsegan.compress import Blank, Compressor, OwnImages, SelfSupervisedLoss
 from sparsegan.compress.compressor import CompressionTask
 from sparsegan.engine.adversarial import AdversarialTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
@@ -603,3 +604,33 @@ def test_images_are_found_and_detached_in_any_fake() -> None:
     assert images_in(image).keys() == {"images"}
     assert not detached(fake)["x"][1][0].requires_grad
     assert isinstance(detached(fake)["x"], tuple)
+
+
+@every_gan
+def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
+    """Data-free: the same kinds of tensors, nothing of the real images left in what is compared."""
+    gan = tiny(name)
+    gan.generator.eval()
+    (batch,) = batches(name, 1)
+    torch.manual_seed(3)
+    (own,) = OwnImages(gan.generator, gan.objective, [batch])
+    torch.manual_seed(3)
+    with torch.no_grad():
+        views = gan.objective.views(gan.objective.generate(gan.generator, batch), batch)
+    real = own if isinstance(own, Tensor) else own[0 if name in ("stargan", "cyclegan") else 1]
+    made = views["b_to_a"].fake if name == "cyclegan" else next(iter(views.values())).fake
+    assert torch.equal(real, made)
+    shapes = [[t.shape for t in (one if isinstance(one, tuple) else (one,))] for one in (own, batch)]
+    assert shapes[0] == shapes[1]
+    schedule = GradualPruning(2, 0.6, every=1)
+    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, quiet=True).fit(
+        OwnImages(gan.generator, gan.objective, [batch])
+    )
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in result.history)
+
+
+def test_without_saying_what_is_real_there_is_no_standing_in() -> None:
+    gan = tiny("dcgan")
+    with pytest.raises(ValueError, match=r"objective\.own is None"):
+        OwnImages(gan.generator, replace(gan.objective, own=None), [])
+    assert [tuple(batch.shape) for batch in Blank(2, 1, 8, count=2)] == [(2, 1, 8, 8)] * 2

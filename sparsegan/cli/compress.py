@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..allocation import ALLOCATIONS
 from ..checkpoint import save
-from ..compress import RECIPES, SelfSupervisedLoss, baseline, of_size
+from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, of_size
 from ..data import Samples
 from ..engine import Run, ranks, run_loop, write_text
 from ..engine.adversarial import AdversarialTask
@@ -96,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps that train a fresh discriminator first (default: 300 without a trained one, else none)",
     )
     parser.add_argument(
+        "--data-free",
+        action="store_true",
+        help="the dense generator's own images in the place of real ones; --data then gives inputs only (dcgan: none)",
+    )
+    parser.add_argument(
         "--features", help="score both generators in the report, in the features of this network (see evaluate)"
     )
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)")
@@ -114,9 +119,16 @@ def run(arguments: argparse.Namespace) -> None:
     task, training = _defaults(arguments, gan)
     network = gan.config["network"]
     channels = network.get("channels", network.get("in_channels"))
-    samples = load_data(arguments, task, arguments.size, channels, "train")
-    _check_fit(network, samples, arguments.size, trained_discriminator)
-    loader = samples.batches(arguments.batch)
+    # A generator that starts from noise needs no data of its own images; one that starts from an image needs inputs.
+    samples = None
+    if not (arguments.data_free and task == "dcgan"):
+        samples = load_data(arguments, task, arguments.size, channels, "train")
+        _check_fit(network, samples, arguments.size, trained_discriminator)
+    blank = Blank(arguments.batch, channels or 3, arguments.size)
+    loader: Any = blank if samples is None else samples.batches(arguments.batch)
+    if arguments.data_free:
+        loader = OwnImages(gan.generator, objective, loader)
+    domains = [] if samples is None else samples.domains
 
     discriminator = gan.discriminator
     recipe = RECIPES[arguments.recipe]
@@ -129,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         _warm_up(arguments, gan, discriminator, training, loader)
 
     written = dict(network)  # what generator.safetensors will fit
-    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content")
+    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
     compressor = baseline(
         arguments.recipe,
         gan.generator,
@@ -154,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint_every=arguments.checkpoint_every,
         config={"command": "compress", "compressed": True, "network": written}
         | {name: getattr(arguments, name) for name in named}
-        | ({"domain_names": samples.domains} if samples.domains else {}),
+        | ({"domain_names": domains} if domains else {}),
         seed=arguments.seed,
         quiet=arguments.quiet,
     )
@@ -163,10 +175,13 @@ def run(arguments: argparse.Namespace) -> None:
         return
     save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
 
-    unseen, split = test_data(arguments, task, arguments.size, channels)
     generators = {"dense": gan.generator, "compressed": result.generator}
-    batch = some(unseen, 32 if task == "dcgan" else 16)
-    picture = comparison(generators, gan.objective, batch, arguments.seed, samples.domains)
+    if samples is None and not arguments.features:
+        batch, few, split = next(iter(Blank(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
+    else:
+        unseen, split = test_data(arguments, task, arguments.size, channels)
+        batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
+    picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
     write_png(arguments.out / "samples.png", picture)
     scores: dict[str, dict[str, float]] = {name: {} for name in generators}
     if arguments.features:
@@ -174,7 +189,7 @@ def run(arguments: argparse.Namespace) -> None:
         for name, generator in generators.items():
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
-    _report(arguments, task, generators, gan.objective, some(unseen, 4), scores, picture, split, result.history)
+    _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html")
 
 

@@ -3,13 +3,16 @@
 from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
 from .compressor import Compressor, Result, gap, match_contrast, recalibrate_batch_norm
 from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .own import Blank, OwnImages
 
 __all__ = [
     "RECIPES",
     "ROWS",
+    "Blank",
     "Compressor",
     "DistillationLoss",
     "GeneratorLoss",
+    "OwnImages",
     "PlainLoss",
     "Recipe",
     "Result",

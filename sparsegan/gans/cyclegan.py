@@ -144,7 +144,15 @@ def views(fake: Fakes, batch: Pair) -> dict[str, View]:
 
 
 WEIGHTS = {"cycle": 10.0, "idt": 5.0}
-objective = Objective(generator_terms, discriminator_terms, generate, WEIGHTS, pool=50, views=views)
+objective = Objective(
+    generator_terms,
+    discriminator_terms,
+    generate,
+    WEIGHTS,
+    pool=50,
+    views=views,
+    own=lambda fake, batch: (fake["b_to_a"], fake["a_to_b"]),
+)
 
 
 # One direction alone
@@ -165,6 +173,7 @@ one_way = Objective(
     WEIGHTS,
     pool=50,
     views=lambda fake, batch: {"a_to_b": View(batch[0], fake, batch[1])},
+    own=lambda fake, batch: (batch[0], fake),
 )
 
 

@@ -38,6 +38,8 @@ class Objective:
     `weights`: a term's weight; 1 where a term is not named.
     `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
     `pool`: the discriminator trains on fakes drawn from the last so many (`ImagePool`); 0 for the newest only.
+    `own(fake, batch)`: the batch with what the generator made in the place of what is real, for compression without
+        real data; None where there is no such thing.
     `views(fake, batch) -> {"name": View, ...}`: what a distance is measured on.
     `gallery(generator, batch) -> {"name": View, ...}`: what a person looks at; by default the views of `generate`.
 
@@ -51,6 +53,7 @@ class Objective:
     weights: Mapping[str, float] = field(default_factory=dict)
     real_terms: tuple[str, ...] = ()
     pool: int = 0
+    own: Callable[[Any, Any], Any] | None = None
     views: Callable[[Any, Any], dict[str, View]] = field(
         default=lambda fake, batch: {name: View(None, images) for name, images in images_in(fake).items()}
     )

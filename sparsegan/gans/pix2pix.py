@@ -143,7 +143,14 @@ def views(fake: Tensor, batch: Pair) -> dict[str, View]:
     return {"output": View(batch[0], fake, batch[1], paired=True)}
 
 
-objective = Objective(generator_terms, discriminator_terms, generate, {"l1": 100.0}, views=views)
+objective = Objective(
+    generator_terms,
+    discriminator_terms,
+    generate,
+    {"l1": 100.0},
+    views=views,
+    own=lambda fake, batch: (batch[0], fake),
+)
 
 
 def translator(

@@ -124,7 +124,8 @@ def objective_with(features: Features = lambda images: images) -> Objective:
         content = (wanted - features(fake)).square().mean()
         return {"content": content, "gen": cross_entropy(discriminator(fake), 1.0)}
 
-    return Objective(generator_terms, discriminator_terms, generate, {"gen": 1e-3}, views=views)
+    weights, own = {"gen": 1e-3}, lambda fake, batch: (batch[0], fake)
+    return Objective(generator_terms, discriminator_terms, generate, weights, views=views, own=own)
 
 
 objective = objective_with()

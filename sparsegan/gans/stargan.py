@@ -200,6 +200,7 @@ objective = Objective(
     real_terms=("cla_real",),
     views=views,
     gallery=gallery,
+    own=lambda fake, batch: (fake["images"], fake["labels"]),
 )
 
 
