@@ -126,7 +126,7 @@ extern "C" const char* simt_example(const char* name, const float* x, float* y, 
   for (const Example& example : examples::examples) {
     if (std::string(example.name) != name) continue;
     const bool square = std::string(name).starts_with("transpose");
-    const int blocks = square ? n / kTile : (n + kThreads * kEach - 1) / (kThreads * kEach + kWarps);
+    const int blocks = square ? n / kTile : (n + kThreads * kEach - 1) / (kThreads * kEach);
     const size_t bytes = sizeof(float) * n * (square ? n : 1);
     const auto* in = static_cast<const float*>(simt::add_buffer("x", simt::Access::input, x, bytes));
     auto* out = static_cast<float*>(

@@ -7,10 +7,10 @@
 //   - it is outside the buffers given, the shared memory asked for, and the thread's own stack, or is not aligned;
 //   - it writes to an input, or reads what nobody has written;
 //   - another thread touches the same byte, one of the two writes, and no barrier is between them. __syncthreads orders
-//     the threads of a block, __syncwarp those of a warp, the end of a launch everybody; shuffles and votes nobody, as
-//     the CUDA manual has it, nor a __syncwarp whose mask leaves lanes of the warp out;
+//     the threads of a block, __syncwarp those of a warp, the end of a launch everybody; shuffles nobody, as the CUDA
+//     manual has it, nor a __syncwarp whose mask leaves lanes of the warp out;
 //   - cp.async is still writing the bytes: a copy takes effect when its thread waits for it, and not before.
-// So is a barrier, shuffle or vote at which some of its threads do not arrive, and a launch that a GPU would refuse.
+// So is a barrier or shuffle at which some of its threads do not arrive, and a launch that a GPU would refuse.
 //
 // Kernels must not use atomics, named barriers, memcpy or memset on what is not their own, or pointers into another
 // thread's stack. A thread's own arrays are checked by -fsanitize=bounds. Of two `__shared__` variables side by side, a
