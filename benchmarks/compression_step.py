@@ -1,0 +1,147 @@
+"""A whole compression step at 90 %, on compressed weights and with masks over dense weights, and what it is spent on.
+
+python benchmarks/compression_step.py [--threads 2] [--json benchmarks/results/compression_step.json]
+
+The step is equations 7-9 as `sparsegan compress` runs them: prune, fakes, a step of the discriminator, the dense
+generator's terms and the compressed one's, a step of the compressed one. Masks are torch.nn.utils.prune's. Random
+networks of the published sizes on random images: what they compute costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.profiler import ProfilerActivity, profile
+
+from sparsegan import _native
+from sparsegan.benchmark.engines import Timing, timed
+from sparsegan.compress.compressor import CompressionTask
+from sparsegan.compress.loss import SelfSupervisedLoss
+from sparsegan.engine import write_json
+from sparsegan.gans import store
+from sparsegan.granularity import magnitude_mask
+from sparsegan.info import cpu_name
+from sparsegan.prune import sparsify
+from sparsegan.schedule import OneShot
+
+SPARSITY, TARGET = 0.9, 1.5
+
+
+def images(batch: int, size: int) -> torch.Tensor:
+    """Random images in [-1, 1]."""
+    return torch.rand(batch, 3, size, size) * 2 - 1
+
+
+#: name -> network, batch
+CASES: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
+    "StarGAN 128x128, batch 4": (
+        {"gan": "stargan", "width": 64, "domains": 5, "blocks": 6, "image_size": 128, "discriminator_layers": 6},
+        lambda: (images(4, 128), torch.tensor([0, 3, 1, 4])),
+    ),
+    "CycleGAN 256x256, batch 1": (
+        {"gan": "cyclegan", "width": 64, "blocks": 9, "in_channels": 3, "out_channels": 3},
+        lambda: (images(1, 256), images(1, 256)),
+    ),
+}
+
+
+def masked(generator: nn.Module) -> nn.Module:
+    """Every convolution's smallest weights masked, as pruning code usually does."""
+    for module in list(generator.modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            prune.custom_from_mask(module, "weight", magnitude_mask(module.weight, SPARSITY))
+    return generator
+
+
+def task(gan: store.Gan, student: nn.Module) -> CompressionTask:
+    """The step of `sparsegan compress` for one student."""
+    judge = copy.deepcopy(gan.discriminator)
+    ours, theirs = (torch.optim.Adam(network.parameters(), 1e-5) for network in (student, judge))
+    original = copy.deepcopy(gan.generator).requires_grad_(False).eval()
+    schedule, loss = OneShot(10, SPARSITY), SelfSupervisedLoss()
+    return CompressionTask(original, student, judge, gan.objective, schedule, loss, ours, theirs)
+
+
+def shares(step: Callable[[], Any]) -> dict[str, float]:
+    """What a step's time goes to, by torch's profiler: shares of the time inside operators."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step()
+    kinds = {"sparse convolutions": 0.0, "dense convolutions": 0.0, "norms": 0.0, "the rest": 0.0}
+    for event in seen.key_averages():
+        name = event.key
+        if name.startswith("sparsegan::"):
+            kind = "sparse convolutions"
+        elif "conv" in name:
+            kind = "dense convolutions"
+        elif "norm" in name:
+            kind = "norms"
+        else:
+            kind = "the rest"
+        kinds[kind] += event.self_cpu_time_total
+    total = sum(kinds.values())
+    return {kind: value / total for kind, value in kinds.items()}
+
+
+def row(name: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Both ways in turns."""
+    network, batch = CASES[name]
+    torch.manual_seed(0)
+    gan = store.build({"network": network})
+    one = batch()
+    steps: list[Callable[[], Any]] = []
+    makers: list[Callable[[nn.Module], nn.Module]] = [partial(sparsify, sparsity=SPARSITY), masked]
+    for make in makers:
+        student = make(copy.deepcopy(gan.generator)).train()
+        steps.append(partial(task(gan, student).step, 0, one))
+    sparse, dense = timed(steps, seconds)
+
+    def fields(kind: str, timing: Timing) -> dict[str, Any]:
+        return {f"{kind}_ms": timing.median, f"{kind}_quartiles_ms": timing.quartiles}
+
+    return {
+        "case": name,
+        "threads": threads,
+        **fields("sparse", sparse),
+        **fields("masked", dense),
+        "ratio": dense.median / sparse.median,
+        "target": TARGET,
+        "holds": dense.median / sparse.median >= TARGET,
+        "shares": shares(steps[0]),
+        "shares_masked": shares(steps[1]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0, help="time spent on a case (default: 60)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    command = f"python benchmarks/compression_step.py --threads {options.threads} --seconds {options.seconds:g}"
+    command += f" --json {options.json}" if options.json else ""
+    rows = []
+    for name in CASES:
+        rows.append(row(name, options.threads, options.seconds))
+        one = rows[-1]
+        parts = ", ".join(f"{kind} {share:.0%}" for kind, share in one["shares"].items())
+        print(
+            f"{name}, {options.threads} threads: masked {one['masked_ms']:.0f} ms, sparse {one['sparse_ms']:.0f} ms: "
+            f"{one['ratio']:.2f}x (asked {TARGET}x); of the sparse step: {parts}",
+            flush=True,
+        )
+    if options.json:
+        head = {"command": command, "machine": cpu_name(), "isa": _native.isa()}
+        write_json(options.json, {**head, "torch": torch.__version__, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
