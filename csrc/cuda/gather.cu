@@ -178,14 +178,15 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
   }
 
   // A part is its sums as they are.
+  const bool whole = t.parts == 1;
+  const Finish<T> last{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1};
   float* const part = parts + blockIdx.y * (static_cast<int64_t>(t.images) * t.y.channels * t.y.plane());
-  const Finish<T> as_it_is{nullptr, 1};
-  if constexpr (sizeof(T) == sizeof(float)) {  // the same code
-    write_strips(t, bundle, origin, lane, sums, t.parts == 1 ? finish : as_it_is, t.parts == 1 ? y : part);
-  } else if (t.parts == 1) {
-    write_strips(t, bundle, origin, lane, sums, finish, y);
+  if constexpr (sizeof(T) == sizeof(float)) {  // the same code for both
+    write_strips(t, bundle, origin, lane, sums, last, whole ? y : part);
+  } else if (whole) {
+    write_strips(t, bundle, origin, lane, sums, last, y);
   } else {
-    write_strips(t, bundle, origin, lane, sums, as_it_is, part);
+    write_strips(t, bundle, origin, lane, sums, last, part);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "tiling.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -130,30 +131,30 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   return true;
 }
 
-// Instructions of a warp for one slab of one tile, all its targets: a tap is `strip` FMAs and about as much around them
-// as eight; a row of a slab is loaded once if it has a tap; staging is shared by the block's warps.
-double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t tap_extra) {
+// Instructions of a warp for one slab of one tile, all its targets, as counted in NOTES.md: a tap is `strip` FMAs and
+// `around` them; a row of the slab is loaded once if it has a tap; staging is shared by the block's warps.
+double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t around) {
   const double taps = static_cast<double>(shape.taps) / (static_cast<double>(shape.bundles()) * shape.slabs());
   const double rows = std::min<double>(taps, shape.rows.reach);
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
-  return taps * (t.strip + 8 + tap_extra) + rows * (8 + 3 * t.segment_fours) + up(items, kThreads) * 12.0;
+  return taps * (t.strip + around) + rows * (7 + t.segment_fours) + up(items, kThreads) * 25.0;
 }
 
 // The layout of lanes that costs least, and its cost.
-double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t tap_extra) {
-  Tiling best;
+double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t around) {
+  std::optional<Tiling> best;
   double least = 0;
   for (const int strip : {8, 4}) {
     for (int log_w = 3; log_w >= 0; --log_w) {
       for (int log_h = 5 - log_w; log_h >= 0; --log_h) {
         if (!lay_out(t, shape, element, stage_bytes, strip, log_w, log_h)) continue;
-        const double cost = t.tiles * (t.slabs * slab_cost(t, shape, tap_extra) + 2.0 * kSlots * strip);
-        if (best.tiles == 0 || cost < least) best = t, least = cost;
+        const double cost = t.tiles * (t.slabs * slab_cost(t, shape, around) + 4.0 * kSlots * strip);
+        if (!best || cost < least) best = t, least = cost;
       }
     }
   }
-  if (best.tiles == 0) throw std::invalid_argument("the output has too many tiles for a CUDA grid");
-  t = best;
+  if (!best) throw std::invalid_argument("the output has more tiles than the 2147483647 that the CUDA kernels take");
+  t = *best;
   return least * static_cast<double>(shape.bundles());
 }
 
@@ -168,7 +169,7 @@ int64_t blocks(const Tiling& t) {
 Tiling gather_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
-  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kGatherStageBytes, 0);
+  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kGatherStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
   t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
                                                  std::min(stages, kMaxParts)));
@@ -179,7 +180,7 @@ Tiling gather_tiling(const ConvCall& c) {
   const int log_pixels = std::min(5, log_up(pixels));
   const int lane_pixels = static_cast<int>(std::min<int64_t>(4, int64_t{1} << log_up(up(pixels, 32))));
   const int64_t chunks = up(pixels, int64_t{lane_pixels} << log_pixels);
-  const double tap = 3 + (2 + 7.0 * lane_pixels) / (32 >> log_pixels);
+  const double tap = 3 + (2 + 8.0 * lane_pixels) / (32 >> log_pixels);
   const double one_by_one = static_cast<double>(chunks) * (static_cast<double>(c.taps) * tap + 60.0 * shape.targets());
   if (one_by_one >= tiled) return t;
   t.small = true;
@@ -194,15 +195,15 @@ Tiling gather_tiling(const ConvCall& c) {
 Tiling wgrad_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
-  choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 8);
+  choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
   const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 
-  // A tap a thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. As instructions a
+  // A tap a thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. In instructions a
   // tap.
   const double pixels = static_cast<double>(c.images) * (c.adjoint ? c.x_height * c.x_width : c.y_height * c.y_width);
-  t.small = pixels < t.tiles * (t.strip + 16.0);
+  t.small = pixels <= t.tiles * (t.strip + 28.0) / 2;
   return t;
 }
 

@@ -1,4 +1,4 @@
-// How a call is cut: which kernel, what a warp's lanes hold, what is staged, how many blocks share a sum.
+// How a call is cut: which kernel, what a warp's lanes hold, what is staged, into how many parts a sum.
 //
 // A target is a plane of `rows` x `columns` (the coarse grid, or one phase of the fine one). A thread holds a *strip*,
 // so many neighbouring columns, of a bundle's eight targets. A warp's 32 strips lie side by side, then below each
@@ -65,7 +65,7 @@ struct Tiling {
   int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
   // One slab in shared memory: for each of the tile's images `slab_rows` rows, each of fours of columns. Strip l reads
   // fours kStride * l + m, m = 0, 1, ...: four k lies at place (k % kStride) * stride_fours + k / kStride, so that
-  // neighbouring lanes read neighbouring fours, which no two banks' worth share.
+  // lanes side by side read fours side by side, all in different banks.
   int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
   int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
   int row_limit = 0;                                  // elements: where the last slab's last row starts

@@ -1,5 +1,5 @@
-// What the tiled kernels share: where a block and its lanes are, staging slabs, reading segments, and a strip's
-// elements in its tensor. Strip: columns a thread holds. Step: source columns from one of them to the next.
+// What the tiled kernels share: where a block and its lanes are, staging slabs, reading segments, and the elements that
+// a thread's strips stand for. Strip: columns of a strip. Step: source columns from one of them to the next.
 #pragma once
 
 #include "async.h"
@@ -8,8 +8,8 @@
 
 namespace sparsegan::cuda {
 
-// Body(kCase) for a warp-uniform `which` from 0 to 63, with the case as a compile-time number: one jump through a
-// table.
+// body(Case<which>()) for a warp-uniform `which` from 0 to 63: one jump through a table (nvcc's -jtd) to code whose
+// registers are named by slot and column.
 template <int kCase>
 struct Case {
   static constexpr int slot = kCase / kReach, column = kCase % kReach;
