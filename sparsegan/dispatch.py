@@ -149,8 +149,8 @@ GPUS = {
 #: Elements of the input that one multiprocessor brings to its FMAs in a clock (32 words of shared memory or
 #: first-level cache), and the share of it that is reached.
 LOADS, LOAD_EFFICIENCY = 32, 0.6
-#: FMAs that one element serves in the element kernel, with groups of eight targets at 90 %: csrc/cuda/NOTES.md.
-ELEMENT_REUSE = 2.0
+#: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
+ELEMENT_RATE = 28
 #: Share of the matrix rate that the vector kernels reach: their tiles are a unit wide, a quarter of cuDNN's.
 VECTOR_EFFICIENCY = 0.3
 #: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
@@ -181,8 +181,7 @@ def _choose_on_gpu(call: Call) -> Choice:
         (3 * weights * size + nnz * (size + 8) + moved) / g.bytes_second,
     )
     if geometry.vector == 1:
-        parts = {"multiplying": nnz * call.sites / (clocks * g.fp32 * LOAD_EFFICIENCY)}
-        parts["loading the input"] = nnz * call.sites / (clocks * LOADS * LOAD_EFFICIENCY * ELEMENT_REUSE)
+        parts = {"multiplying": nnz * call.sites / (clocks * ELEMENT_RATE)}
     else:
         padded = max(16, geometry.vector) * call.units
         parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}

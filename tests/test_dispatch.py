@@ -41,7 +41,7 @@ def call(density: float, vector: int = 1, **changes: Any) -> Call:
         (call(0.1, 64), "sparse", "the gradient in the input runs dense"),
         (call(0.01, 64), "sparse", "model: sparse"),
         (call(0.9, 64), "dense", "model: sparse"),
-        (call(0.1), "dense", "loading the input"),
+        (call(0.1), "dense", "multiplying"),
         (call(0.1, dtype=torch.float64), "dense", "take float32, float16, bfloat16, not torch.float64"),
         (call(0.1, 64, dtype=torch.float64), "dense", "torch.float64"),
         (call(0.0), "sparse", "nothing to multiply"),
