@@ -16,12 +16,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from sparsegan import reference
+from sparsegan.plan import Geometry
 
 from .gather import gather_kernel
 from .plan import Direction, geometry_of
@@ -217,8 +220,23 @@ def _gather_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: 
     """A gather over the plan of its direction, or dense where there is none."""
     support, plan, adjoint_plan, geometry = taps
     if (adjoint_plan if adjoint else plan) is None:
-        return reference.gather(x, values, None, support, geometry_of(geometry), adjoint, tuple(size))
+        return _dense(x, values, support, geometry_of(geometry), adjoint, tuple(size))
     return _gather(x, values, None, support, plan, adjoint_plan, geometry, adjoint, list(size))
+
+
+def _dense(
+    x: Tensor, values: Tensor, support: Tensor, g: Geometry, adjoint: bool, size: tuple[int, int, int]
+) -> Tensor:
+    """The twin, in one convolution where torch's paddings can say the sizes."""
+    coarse, fine = (x.shape[2:], size[1:]) if adjoint else (size[1:], x.shape[2:])
+    axes = zip(coarse, fine, g.kernel, g.stride, g.padding, g.dilation, strict=True)
+    extra = [a - ((n - 1) * s - 2 * p + (k - 1) * d + 1) for n, a, k, s, p, d in axes]
+    if not all(0 <= e < s for e, s in zip(extra, g.stride, strict=True)):
+        return reference.gather(x, values, None, support, g, adjoint, size)
+    weight = reference.dense_weight(values, support, g)
+    if adjoint:
+        return F.conv_transpose2d(x, weight, None, g.stride, g.padding, extra, g.groups, g.dilation)
+    return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -259,3 +277,7 @@ def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
 
 vector_gather.register_autograd(_gather_backward, setup_context=_gather_setup)
 vector_wgrad.register_autograd(_wgrad_backward, setup_context=_wgrad_setup)
+
+# The arguments that count stand at the same places.
+register_flop_formula(torch.ops.sparsegan.vector_gather, get_raw=True)(flop_registry[torch.ops.sparsegan.gather])
+register_flop_formula(torch.ops.sparsegan.vector_wgrad, get_raw=True)(flop_registry[torch.ops.sparsegan.wgrad])

@@ -26,10 +26,10 @@ Key = tuple[str, int, int, int, int]
 #: By op, bytes an element and channels a block. No run on a GPU stands behind them: kernels/NOTES.md has the reasons.
 DEFAULTS = {
     ("gather", 2, 16): Blocks(128, 32, 4, 3, 8),
-    ("gather", 2, 32): Blocks(128, 32, 4, 3, 8),
+    ("gather", 2, 32): Blocks(128, 32, 8, 3, 8),
     ("gather", 2, 64): Blocks(128, 32, 4, 3, 8),
     ("gather", 4, 16): Blocks(128, 16, 4, 3, 8),
-    ("gather", 4, 32): Blocks(128, 16, 4, 3, 8),
+    ("gather", 4, 32): Blocks(128, 16, 8, 3, 8),
     ("gather", 4, 64): Blocks(128, 16, 4, 3, 8),
     ("deep gather", 2, 16): Blocks(128, 32, 4, 3),
     ("deep gather", 4, 16): Blocks(128, 16, 4, 3),

@@ -28,6 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
 #: Bytes of shared memory of a multiprocessor, for its programs together.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
@@ -55,7 +57,7 @@ def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capa
             signature[name] = "fp32" if isinstance(given, float) else "i32"
             if isinstance(given, int) and given % 16 == 0:
                 attrs[place,] = [["tt.divisibility", 16]]
-    options = {name: launch.constants[name] for name in ("num_warps", "num_stages")} | {"enable_fp_fusion": True}
+    options = {name: launch.constants[name] for name in ("num_warps", "num_stages")}
     source = ASTSource(kernel, signature, constants, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _assemble(compiled.asm["ptx"], capability)
@@ -147,6 +149,16 @@ def test_other_gathers(d: Direction, dtype: torch.dtype, capability: int) -> Non
     assert compiled.spilled == 0
     assert 2 * compiled.shared <= SHARED[capability]
     assert count(r"mma_async" if capability == 90 else r"mma\.sync", compiled.ptx) >= 2
+
+
+def test_sizes_of_one() -> None:
+    """Triton takes them for constants."""
+    g = Geometry(2, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 2, 1)
+    for d in (Direction(g, False), Direction(g, True)):
+        launch = gather_launch(d, 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
+        compile_kernel(gather_kernel, [*[HALF] * 4, torch.int32], launch, 80)
+    launch = wgrad_launch(Direction(g, False), 1, 1, (1, 1), (1, 1), HALF, "ieee")
+    compile_kernel(wgrad_kernel, [HALF, HALF, torch.float32, torch.int32], launch, 80)
 
 
 class NoGpu:

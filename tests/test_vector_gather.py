@@ -15,7 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sparsegan.kernels.plan import Direction, compile_plan, plan_size
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+import sparsegan
 from sparsegan import kernels, reference
 from sparsegan.plan import Geometry
 
@@ -150,6 +152,7 @@ SIDES = {
     "wide": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2)),
     "deep": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2), adjoint=True),
     "wide, adjoint": replace(SMALL, geometry=replace(SMALL.geometry, fine_channels=4, fine_vector=2), adjoint=True),
+    "wide, rows that no tap reads": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2), fine=(7, 6)),
     "deep, adjoint": replace(SMALL, geometry=replace(SMALL.geometry, fine_channels=4, fine_vector=2)),
 }
 sides = pytest.mark.parametrize("p", SIDES.values(), ids=SIDES)
@@ -214,6 +217,20 @@ def test_a_wrong_plan_reads_nothing_outside(p: Problem, bad: str) -> None:
     taps = (support, None, plan) if p.adjoint else (support, plan, None)
     y = ops.vector_gather(x, values, bias, *taps, p.numbers, p.adjoint, list(p.y_shape[1:]))
     assert torch.equal(y, bias.view(-1, 1, 1).expand_as(y))
+
+
+@sides
+def test_flops_are_those_of_the_other_kernels(p: Problem) -> None:
+    support = p.support()
+    gy, x, values, bias = tensors(p, support, torch.float32)
+    taps, size = (p.numbers, p.adjoint), list(p.y_shape[1:])
+    with FlopCounterMode(display=False) as ours:
+        ops.vector_gather(x, values, bias, support, *plans(p, support), *taps, size)
+        ops.vector_wgrad(gy, x, support, *plans(p, support), *taps)
+    with FlopCounterMode(display=False) as theirs:
+        sparsegan.ops.gather(x, values, bias, support, *p.plans(support), *taps, size)
+        sparsegan.ops.wgrad(gy, x, support, *p.plans(support), *taps)
+    assert ours.get_total_flops() == theirs.get_total_flops() > 0
 
 
 def test_bad_calls_raise_a_sentence() -> None:
