@@ -19,7 +19,8 @@ struct Finish {
   __device__ float initial(int channel) const { return bias == nullptr ? 0 : to_float(bias[channel]); }
   __device__ float operator()(float sum, float bias_of_channel) const {
     sum += bias_of_channel;
-    return sum > 0 ? sum : sum * negative_slope;
+    if (sum < 0) sum = negative_slope == 0 ? 0 : sum * negative_slope;  // of minus infinity too
+    return sum;
   }
 };
 
@@ -72,34 +73,67 @@ class Taps {
   float value_;
 };
 
-// Writes N neighbouring columns of a row, as many as it has.
+// Where sums go: `y`, or float32 as they are to `part` where that is not null.
+template <class T>
+struct Sink {
+  T* y;
+  float* part;
+
+  __device__ __forceinline__ void store(int64_t at, float a) const {
+    if (part == nullptr) {
+      y[at] = from_float<T>(a);
+    } else {
+      part[at] = a;
+    }
+  }
+  __device__ __forceinline__ void store_four(int64_t at, float a, float b, float c, float d) const {
+    if (part == nullptr) {
+      cuda::store_four(y + at, a, b, c, d);
+    } else {
+      cuda::store_four(part + at, a, b, c, d);
+    }
+  }
+};
+template <>
+struct Sink<float> {  // the same code for both
+  float* y;
+
+  __device__ Sink(float* y, float* part) : y(part == nullptr ? y : part) {}
+  __device__ __forceinline__ void store(int64_t at, float a) const { y[at] = a; }
+  __device__ __forceinline__ void store_four(int64_t at, float a, float b, float c, float d) const {
+    cuda::store_four(y + at, a, b, c, d);
+  }
+};
+
+// Writes N neighbouring columns of the row that starts at `row`, as many as it has.
 template <class T, int N>
-__device__ __forceinline__ void write(const Tiling& t, T* row, int column, const float (&numbers)[N]) {
+__device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int64_t row, int column,
+                                      const float (&numbers)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i += 4) {
     if (t.y.fours) {
       if (column + i < t.y.width) {
-        store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
+        sink.store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
       }
     } else {
 #pragma unroll
       for (int j = i; j < i + 4; ++j) {
-        if (column + j < t.y.width) row[column + j] = from_float<T>(numbers[j]);
+        if (column + j < t.y.width) sink.store(row + column + j, numbers[j]);
       }
     }
   }
 }
 
-// Writes what becomes of a thread's sums; T is what `y` is stored as, the bias is of type Bias.
-template <class T, class Bias, int Strip>
+// Writes what becomes of a thread's sums.
+template <class T, int Strip>
 __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
                                              const Lane& lane, const float (&sums)[kSlots][Strip],
-                                             const Finish<Bias>& finish, T* y) {
+                                             const Finish<T>& finish, const Sink<T>& sink) {
   Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
     if (!rows.there(t)) continue;
-    T* const row = y + rows.offset(t);
+    const int64_t row = rows.offset(t);
     const int column = rows.column();
     const float bias = finish.initial(rows.channel());
     if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
@@ -110,18 +144,18 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bund
         both[2 * i] = finish(sums[slot][i], bias);
         both[2 * i + 1] = finish(sums[slot | 1][i], bias);
       }
-      write(t, row, column, both);
+      write(t, sink, row, column, both);
       continue;
     }
     float strip[Strip];
 #pragma unroll
     for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], bias);
     if (t.phases_w == 1) {
-      write(t, row, column, strip);
+      write(t, sink, row, column, strip);
     } else {
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        if (column + i * t.phases_w < t.y.width) row[column + i * t.phases_w] = from_float<T>(strip[i]);
+        if (column + i * t.phases_w < t.y.width) sink.store(row + column + i * t.phases_w, strip[i]);
       }
     }
   }
@@ -177,17 +211,11 @@ __global__ __launch_bounds__(kThreads, 4) void gather_tiled(const Tiling t, cons
     slab = next;
   }
 
-  // A part is its sums as they are.
+  const int64_t size = static_cast<int64_t>(t.images) * t.y.channels * t.y.plane();
   const bool whole = t.parts == 1;
-  const Finish<T> last{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1};
-  float* const part = parts + blockIdx.y * (static_cast<int64_t>(t.images) * t.y.channels * t.y.plane());
-  if constexpr (sizeof(T) == sizeof(float)) {  // the same code for both
-    write_strips(t, bundle, origin, lane, sums, last, whole ? y : part);
-  } else if (whole) {
-    write_strips(t, bundle, origin, lane, sums, last, y);
-  } else {
-    write_strips(t, bundle, origin, lane, sums, last, part);
-  }
+  write_strips(t, bundle, origin, lane, sums,
+               Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
+               Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
 }
 
 template <class T>
