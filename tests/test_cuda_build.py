@@ -77,8 +77,12 @@ def functions(library: Path, option: str) -> dict[tuple[str, str], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> list[Kernel]:
-    library = build()
+def library() -> Path:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> list[Kernel]:
     usage, found = functions(library, "--dump-resource-usage"), []
     for (architecture, name), lines in functions(library, "--dump-sass").items():
         short = re.search(r"\d([a-z]+_[a-z]+)(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)", name)
@@ -134,3 +138,19 @@ def test_tiled_kernels_use_what_they_are_built_on(kernels: list[Kernel]) -> None
         assert found["BRX"] == 1, f"a tap jumps once in {kernel}"
         # Each of the 64 cases is straight FMAs on registers.
         assert found["FFMA"] >= 64 * int(strip), kernel
+
+
+def test_loads_into_torch(library: Path, tmp_path: Path) -> None:
+    """With the one function that only a torch with CUDA has, a CPU-only torch takes the library and its kernels."""
+    source, stub = tmp_path / "stream.c", tmp_path / "stream.so"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }")
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", source, "-o", stub], check=True)
+    program = f"""
+import ctypes, torch, sparsegan
+if torch.version.cuda is None:
+    stub = ctypes.CDLL({str(stub)!r}, mode=ctypes.RTLD_GLOBAL)
+    torch.ops.load_library({str(library)!r})
+for op in ("sparsegan::gather", "sparsegan::wgrad"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
