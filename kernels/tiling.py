@@ -169,9 +169,10 @@ def gather_launch(
     return Launch(cdiv(all_blocks, walk) * tiles, numbers, constants)
 
 
-def wgrad_splits(d: Direction, tiles: int) -> int:
-    """Shares that the positions are cut into."""
-    return max(1, min(tiles, cdiv(PROGRAMS, d.groups)))
+def wgrad_splits(d: Direction, tiles: int, positions: int, itemsize: int) -> int:
+    """Shares that the positions are cut into: reading x moves twice the bytes of writing and adding the shares."""
+    affordable = positions * itemsize // (16 * d.width)
+    return max(1, min(tiles, cdiv(PROGRAMS, d.groups), affordable))
 
 
 def wgrad_launch(
@@ -192,7 +193,7 @@ def wgrad_launch(
     align = math.gcd(source_size[1], 16 // dtype.itemsize)
     tiling = plain_tiling(read, cut.positions)
     tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
-    splits = wgrad_splits(d, tiles)
+    splits = wgrad_splits(d, tiles, images * rows * read, dtype.itemsize)
     all_blocks = d.blocks * d.phases
     numbers = [
         *(units, images, d.sources, source_size[0], source_size[1] // align),

@@ -14,6 +14,7 @@ from functorch.compile import make_boxed_func
 from sparsegan.kernels.plan import Direction, plan_size
 from torch._functorch.aot_autograd import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from sparsegan.plan import Geometry
 
@@ -190,3 +191,20 @@ def test_traced_to_one_kernel_that_writes_its_result_alone(op: str, monkeypatch:
         aot_function(call, fw_compiler=keep)(images, images, images.new_empty(units * 16), *integers)
     (kernel,) = (node for node in graphs[0].graph.nodes if "triton_kernel" in str(node.target))
     assert kernel.kwargs["tensors_to_clone"] == ["y" if op == "gather" else "shares"]
+
+
+def test_sizes_may_be_symbols() -> None:
+    g, units = conv(16).geometry, 60
+    shapes, free = ShapeEnv(), DimDynamic.DYNAMIC
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    symbols = StatelessSymbolicContext([free, DimDynamic.STATIC, free, free])
+    n, _channels, rows, width = mode.from_tensor(torch.empty(2, 256, 16, 16), symbolic_context=symbols).shape
+    with mode:
+        x = torch.empty(n, 256, rows, width, device="cuda", dtype=BRAIN)
+        values = torch.empty(units * 16, device="cuda", dtype=BRAIN)
+        support, plan = (torch.empty(k, device="cuda", dtype=torch.int32) for k in (units, plan_size(g, False, units)))
+        taps = (support, plan, None, g.numbers(), False)
+        y = ops.vector_gather(x, values, None, *taps, [256, rows, width])
+        assert y.shape == x.shape
+        assert ops.vector_wgrad(y, x, *taps).shape == values.shape
+    assert not shapes.replacements.keys() & {n.node.expr, rows.node.expr}  # no size was taken for good
