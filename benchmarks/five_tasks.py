@@ -36,6 +36,7 @@ ROWS = {
     "pruned, not fine-tuned": ("one-shot", 0.9),
     "equations 7-9, 50 %": ("self-supervised", 0.5),
     "equations 7-9, 90 %": ("self-supervised", 0.9),
+    "the same, D frozen, 90 %": ("self-supervised-frozen", 0.9),
     "with features, 90 %": ("self-supervised-features", 0.9),
 }
 #: fine-tuning steps: at most a tenth of what the dense GAN was trained for, but of dcgan's demo

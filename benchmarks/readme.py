@@ -22,7 +22,7 @@ from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "gpu", "roofline")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "gpu", "roofline", "tasks")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
@@ -270,6 +270,51 @@ def roofline(report: Report) -> str:
     return markdown(head, rows, measured(report["command"], report["machine"], report["isa"], "one thread"))
 
 
+def tasks(report: Report) -> str:
+    """The five tasks: a line a view of a generator, a column a row of the run."""
+    titles = list(dict.fromkeys(title for rows in report["tasks"].values() for title in rows))
+
+    def figure(score: Report, name: str) -> str:
+        return f"{score[name]:.1f}" if name != "ssim" else f"{score[name]:.3f}"
+
+    lines = []
+    for task, rows in report["tasks"].items():
+        scores = {title: row["scores"] for title, row in rows.items()}
+        plain = "fid" in scores["dense"]  # dcgan's, from noise
+        views = [""] if plain else [name for name in scores["dense"] if name != "split"]
+        for view in views:
+            ours = {title: score if plain else score[view] for title, score in scores.items()}
+            first = ours["dense"]
+            count = first["samples"] if plain else first["images"]
+            for name in ("fid", "psnr", "ssim"):
+                if first.get(name) is not None:
+                    label = f"FID ({first['network']}, {count})" if name == "fid" else name.upper()
+                    cells = [figure(ours[title], name) if title in ours else "-" for title in titles]
+                    lines.append([f"{task} {view.replace('_', ' ')}".strip(), label, *cells])
+    return markdown(["task", "score", *titles], lines, measured(report["command"], report["machine"], "one seed"))
+
+
+def compression_step(report: Report) -> str:
+    """A whole compression step, sparse and masked, and what the sparse one is spent on."""
+    kinds = list(report["rows"][0]["shares"])
+    rows = [
+        [
+            row["case"],
+            str(row["threads"]),
+            _ms(row["masked_ms"], row["masked_quartiles_ms"]),
+            _ms(row["sparse_ms"], row["sparse_quartiles_ms"]),
+            f"{row['ratio']:.2f}x",
+            f"{row['target']:g}x",
+            _holds(row),
+            *(f"{row['shares'][kind]:.0%}" for kind in kinds),
+        ]
+        for row in report["rows"]
+    ]
+    head = ["step at 90 %", "threads", "masked, ms", "sparse, ms", "faster", "asked", "holds", *kinds]
+    facts = (report["machine"], report["isa"], f"torch {report['torch']}")
+    return markdown(head, rows, measured(report["command"], *facts))
+
+
 def gpu(report: Report) -> str:
     """Layers on a GPU: a row each."""
     if not report["complete"]:
@@ -314,6 +359,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "layers": ("demo", layers),
     "equations": ("equations", equations),
     "gpu": ("gpu", gpu),
+    "tasks": ("tasks", tasks),
+    "compression_step": ("compression_step", compression_step),
 }
 
 
