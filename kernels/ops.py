@@ -78,17 +78,23 @@ def vector_gather(
         _check_vector("bias", bias, d.targets, x)
     taps = _check_plan(d, support, adjoint_plan if adjoint else plan)
     _check_size("output_size", d.targets * size[0] * size[1])
-    x, y = x.contiguous(), x.new_empty(x.shape[0], d.targets, *size)
     sizes = ((x.shape[2], x.shape[3]), size)
     launch = _launch(
         gather_launch, d, support.shape[0], x.shape[0], *sizes, x.dtype, _precision(x), bias is not None, negative_slope
     )
+    x, dtype = x.contiguous(), x.dtype if launch.shares == 1 else torch.float32
+    y = x.new_empty(launch.shares, x.shape[0], d.targets, *size, dtype=dtype)
     if launch.programs > 0 and _runs(x):
         kernel = _interpreted(gather_kernel) if x.device.type == "cpu" else wrap_triton(gather_kernel)
         tensors = (x, values.contiguous(), values if bias is None else bias.contiguous(), y, taps)
         with _device(x):
-            kernel[launch.programs,](*tensors, *launch.numbers, **launch.constants)
-    return y
+            kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
+    if launch.shares == 1:
+        return y.view(x.shape[0], d.targets, *size)
+    total = y.sum(0)
+    if bias is not None:
+        total += bias.view(-1, 1, 1)
+    return F.leaky_relu(total, negative_slope).to(x.dtype)
 
 
 @triton_op("sparsegan::vector_wgrad", mutates_args=())
@@ -128,7 +134,7 @@ def vector_wgrad(
     gy, x = gy.contiguous(), x.contiguous()
     sizes = ((x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3]))
     launch = _launch(wgrad_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x))
-    shares = x.new_empty(launch.numbers[-1], units * d.width, dtype=torch.float32)
+    shares = x.new_empty(launch.shares, units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
         kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
         with _device(x):

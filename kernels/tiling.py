@@ -13,6 +13,8 @@ from .tuned import Blocks, Key, key, tuned_blocks
 
 #: Programs that a launch is cut into, where there is so much: a few for each multiprocessor of a large GPU.
 PROGRAMS = 1024
+#: Programs that a gather has at least, if shares of the sum can make so many: two for each multiprocessor.
+LEAST_PROGRAMS = 264
 #: Positions of a gather's tile at most where x is read one element at a time: more would not fit the registers.
 PLAIN_POSITIONS = 64
 
@@ -41,9 +43,13 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: number of programs, the arguments that follow the tensors, the compile-time constants."""
+    """One launch: number of programs, the arguments that follow the tensors, the compile-time constants.
+
+    ``shares``: of the result, to be added: a gather's by kernel columns, a wgrad's by positions.
+    """
 
     programs: int
+    shares: int
     numbers: list[Any]
     constants: dict[str, Any]
 
@@ -157,16 +163,20 @@ def gather_launch(
         *(d.targets, *target_size, all_blocks, walk, rows),
         *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align, negative_slope),
     ]
+    programs, kernel_width = cdiv(all_blocks, walk) * tiles, d.geometry.kernel[1]
+    columns = cdiv(kernel_width, max(1, min(kernel_width, LEAST_PROGRAMS // max(1, programs))))
+    shares = cdiv(kernel_width, columns)
     constants = _constants(d, precision, cut) | {
+        "SHARE_COLUMNS": columns,
         "DEPTH": d.depth,
         "LANES": d.lanes,
         "ALIGN": tiling.align,
         "DEFERRED": tiling.deferred,
-        "HAS_BIAS": has_bias,
-        "ACTIVATES": negative_slope != 1,
+        "HAS_BIAS": has_bias and shares == 1,
+        "ACTIVATES": negative_slope != 1 and shares == 1,
         "TILE_W": tiling.width,
     }
-    return Launch(cdiv(all_blocks, walk) * tiles, numbers, constants)
+    return Launch(programs, shares, numbers, constants)
 
 
 def wgrad_splits(d: Direction, tiles: int, positions: int, itemsize: int) -> int:
@@ -185,7 +195,7 @@ def wgrad_launch(
     precision: str,
     given: Blocks | None = None,
 ) -> Launch:
-    """A launch of ``wgrad_kernel`` for a wide direction; the last number is that of the shares."""
+    """A launch of ``wgrad_kernel`` for a wide direction."""
     rows, width = phase_size(d, target_size)
     read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.shifts(1)[0])))
     most = given or tuned_blocks(call_key("wgrad", d, units, images, target_size, dtype))
@@ -201,4 +211,4 @@ def wgrad_launch(
         *(tiling.tiles, tiles, splits),
     ]
     constants = _constants(d, precision, cut) | {"ALIGN": align, "TILE_W": tiling.width}
-    return Launch(d.groups * splits, numbers, constants)
+    return Launch(d.groups * splits, splits, numbers, constants)

@@ -86,12 +86,21 @@ class Case:
 
         def gather(blocks: Blocks) -> Callable[[], Any]:
             launch = gather_launch(*common, False, 1.0, blocks)
-            tensors = (x, values, values, y, plan)
-            return lambda: gather_kernel[launch.programs,](*tensors, *launch.numbers, **launch.constants)
+            if launch.shares == 1:
+                tensors = (x, values, values, y, plan)
+                return lambda: gather_kernel[launch.programs, 1](*tensors, *launch.numbers, **launch.constants)
+            shares = torch.empty(launch.shares, *y.shape, device="cuda")
+
+            def call() -> Any:
+                tensors = (x, values, values, shares, plan)
+                gather_kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
+                return shares.sum(0)
+
+            return call
 
         def wgrad(blocks: Blocks) -> Callable[[], Any]:
             launch = wgrad_launch(*common, blocks)
-            shares = torch.empty(launch.numbers[-1], units * d.width, device="cuda")
+            shares = torch.empty(launch.shares, units * d.width, device="cuda")
 
             def call() -> Any:
                 wgrad_kernel[launch.programs,](y, x, shares, plan, *launch.numbers, **launch.constants)

@@ -79,14 +79,14 @@ def wgrad_kernel(
             w = tile % column_tiles * TILE_W + lane % TILE_W
             source_col = w if SOURCE_STEP_W == 1 else w * SOURCE_STEP_W + source_phase
             h_read = source_row[:, None] + (h * SOURCE_STEP_H)[None, :]
-            inside = live[:, None] & ((n < images) & (source_col < width))[None, :]
+            inside = live[:, None] & ((n < images) & (source_col >= 0) & (source_col < width))[None, :]
             inside &= (h_read >= 0) & (h_read < source_height)
             image = x + n.to(tl.int64) * sources * source_height * width + (h * SOURCE_STEP_H) * width + source_col
             x_tile = tl.load(image[None, :] + offset[:, None], inside, 0.0)
 
             out_row = h * TARGET_STEP_H + phase // TARGET_STEP_W
             out_col = (w - shift) * TARGET_STEP_W + phase % TARGET_STEP_W
-            there = (n < images) & (out_row < target_height) & (w >= shift) & (out_col < target_width)
+            there = (n < images) & (out_row < target_height) & (out_col >= 0) & (out_col < target_width)
             plane = gy + (n.to(tl.int64) * targets + first_channel) * target_height * target_width
             column = plane + out_row * target_width + out_col
             gy_tile = tl.load(
@@ -95,7 +95,7 @@ def wgrad_kernel(
                 0.0,
             )
             total = tl.dot(x_tile, gy_tile, total, input_precision=PRECISION)
-        unit = tl.load(unit_of + tap, live, -1)
+        unit = tl.load(unit_of + tap, tap < end, -1)
         write = ((unit >= 0) & (unit < units))[:, None] & (o < WIDTH)[None, :]
         share = shares + split.to(tl.int64) * units * WIDTH
         tl.store(share + unit[:, None] * WIDTH + o[None, :], total, write)

@@ -49,8 +49,9 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """So few that programs write several blocks each, as on a GPU's larger layers."""
+    """So few that programs write several blocks each, as on a GPU's larger layers, and not all of them shares."""
     monkeypatch.setattr(tiling, "PROGRAMS", 8)
+    monkeypatch.setattr(tiling, "LEAST_PROGRAMS", 8)
     ops._kept_launch.cache_clear()
     yield
     ops._kept_launch.cache_clear()
@@ -199,16 +200,18 @@ def test_opcheck(p: Problem) -> None:
 
 
 @sides
-@pytest.mark.parametrize("bad", ["first", "channel", "unit"])
+@pytest.mark.parametrize("bad", ["columns", "first", "channel", "unit"])
 def test_a_wrong_plan_reads_nothing_outside(p: Problem, bad: str) -> None:
     support = p.support()
     plan = compile_plan(support, p.geometry, p.adjoint)
     d, units = Direction(p.geometry, p.adjoint), support.shape[0]
-    _columns, first, channel, _row, unit = plan.split(
+    columns, first, channel, _row, unit = plan.split(
         [2 * p.geometry.kernel[1], d.groups + 1, units, units, units * d.lanes]
     )
-    _gy, x, values, bias = tensors(p, support, torch.float32)
-    if bad == "first":
+    gy, x, values, bias = tensors(p, support, torch.float32)
+    if bad == "columns":
+        columns[::2], columns[1::2] = 2**30, -(2**30)
+    elif bad == "first":
         first[: len(first) // 2], first[len(first) // 2 :] = 2**30, -(2**30)
     elif bad == "channel":
         channel[::2], channel[1::2] = d.sources, -d.depth
@@ -217,6 +220,8 @@ def test_a_wrong_plan_reads_nothing_outside(p: Problem, bad: str) -> None:
     taps = (support, None, plan) if p.adjoint else (support, plan, None)
     y = ops.vector_gather(x, values, bias, *taps, p.numbers, p.adjoint, list(p.y_shape[1:]))
     assert torch.equal(y, bias.view(-1, 1, 1).expand_as(y))
+    if d.width > 1 and bad in ("columns", "channel"):
+        assert not ops.vector_wgrad(gy, x, *taps, p.numbers, p.adjoint).any()
 
 
 @sides
