@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     """Builds sparsegan._native with CMake and ninja, in build/ so that a second build is incremental.
 
-    Where nvcc is found, or ``SPARSEGAN_CUDA=1``, the CUDA kernels as well, sparsegan/_cuda.so; not if ``SPARSEGAN_CUDA=0``.
+    Where nvcc is found, the CUDA kernels as well, sparsegan/_cuda.so; ``SPARSEGAN_CUDA`` 0 or 1 decides it otherwise.
     """
 
     def build_extension(self, ext: Extension) -> None:

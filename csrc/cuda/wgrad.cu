@@ -75,9 +75,8 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
   const int tiles_end = static_cast<int>(static_cast<int64_t>(t.tiles) * (blockIdx.y + 1) / t.parts);
   float* const part = parts + static_cast<int64_t>(blockIdx.y) * t.plan.taps;
 
-  auto* const slice = reinterpret_cast<TapStep*>(dynamic_shared()) + warp * 32;
-  auto* const dots =
-      reinterpret_cast<float*>(reinterpret_cast<TapStep*>(dynamic_shared()) + kThreads) + warp * 32 * kPitch;
+  TapStep* const steps = reinterpret_cast<TapStep*>(dynamic_shared()) + warp * 32;
+  float* const dots = reinterpret_cast<float*>(dynamic_shared() + kThreads * sizeof(TapStep)) + warp * 32 * kPitch;
   T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * (sizeof(TapStep) + kPitch * sizeof(float)));
   T* spare = staged + t.stage_slabs * t.slab_size;
 
@@ -105,10 +104,10 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
     Segment<T, Strip, Step> segment;
     while (tap < end) {
       const int count = min(32, end - tap);
-      slice[me] = TapStep::of(t, me < count ? t.plan.codes[tap + me] : 0, slabs_begin);
+      steps[me] = TapStep::of(t, me < count ? t.plan.codes[tap + me] : 0, slabs_begin);
       __syncwarp();
       for (int k = 0; k < count; ++k) {
-        const TapStep now = slice[k];
+        const TapStep now = steps[k];
         if (now.row >= 0) segment.load(t, staged + strip + now.row);
         float dot = 0;
         dispatch(now.which, [&](auto which) {
@@ -124,9 +123,9 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
       }
       __syncwarp();
       if (me < count) {
-        float sum = tile == first_tile ? 0 : part[tap + me];
+        float sum = 0;
         for (int i = 0; i < 32; ++i) sum += dots[me * kPitch + i];
-        part[tap + me] = sum;
+        part[tap + me] = tile == first_tile ? sum : part[tap + me] + sum;
       }
       __syncwarp();
       tap += count;
