@@ -130,29 +130,28 @@ def _choose_on_cpu(call: Call) -> Choice:
 
 
 class Gpu(NamedTuple):
-    """What the model knows of a GPU: multiprocessors, clocks and bytes a second, FMAs a clock of one multiprocessor."""
+    """What the model knows of a GPU: multiprocessors, clocks a second, bytes a second of its memory and of its
+    second-level cache, FMAs a clock of one multiprocessor."""
 
     multiprocessors: int
     hertz: float
-    bytes_second: float
+    memory: float
+    cache: float
     fp32: int
     tf32: int
     half: int
 
 
-#: compute capability -> clock, memory, FMAs a clock: A100 and H100 (SXM), by their data sheets. Others take the last
-#: row that is not above them.
+#: compute capability -> what is known: A100 and H100 (SXM), by their data sheets, the cache by kernels/NOTES.md. Others
+#: take the last row that is not above them.
 GPUS = {
-    (8, 0): (1.41e9, 1.94e12, 64, 512, 1024),
-    (9, 0): (1.755e9, 3.35e12, 128, 1024, 2048),
+    (8, 0): (1.41e9, 1.94e12, 4.0e12, 64, 512, 1024),
+    (9, 0): (1.755e9, 3.35e12, 5.5e12, 128, 1024, 2048),
 }
-#: Elements of the input that one multiprocessor brings to its FMAs in a clock (32 words of shared memory or
-#: first-level cache), and the share of it that is reached.
-LOADS, LOAD_EFFICIENCY = 32, 0.6
 #: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
 ELEMENT_RATE = 28
-#: Share of the matrix rate that the vector kernels reach: their tiles are a unit wide, a quarter of cuDNN's.
-VECTOR_EFFICIENCY = 0.3
+#: Share of the matrix rate that the vector kernels reach, and positions of a tile, for which values are read once.
+VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
 #: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
 LAUNCH, DENSE_LAUNCHES = 3e-6, 3
 #: Bytes a kept unit has in a plan for a GPU.
@@ -178,15 +177,16 @@ def _choose_on_gpu(call: Call) -> Choice:
     moved = size * call.images * (sources * math.prod(call.x_size) + call.outputs * math.prod(call.y_size))
     dense = max(
         weights * call.sites / (clocks * tensor_rate * DENSE_EFFICIENCY["cuda"]),
-        (3 * weights * size + nnz * (size + 8) + moved) / g.bytes_second,
+        (3 * weights * size + nnz * (size + 8) + moved) / g.memory,
     )
     if geometry.vector == 1:
         parts = {"multiplying": nnz * call.sites / (clocks * ELEMENT_RATE)}
     else:
         padded = max(16, geometry.vector) * call.units
         parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}
-        parts["loading the input"] = call.units * call.sites / (clocks * LOADS * LOAD_EFFICIENCY)
-    parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.bytes_second
+        read = call.units * call.sites * size * (1 + geometry.vector / VECTOR_POSITIONS)
+        parts["loading the input"] = read / g.cache
+    parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.memory
     most = max(parts, key=lambda part: parts[part])
     sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
     kernel = "sparse" if sparse <= dense else "dense"
@@ -198,7 +198,7 @@ def _choose_on_gpu(call: Call) -> Choice:
 
 #: Target channels of a block of the Triton kernel for the gradient in the input, which multiplies whatever any of them
 #: keeps, and the share of cuDNN's rate at which it does so.
-GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.5
+GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.14
 
 
 def vector_gradient_pays(density: float) -> bool:
