@@ -1,4 +1,4 @@
-// Stands in for CUDA's header when kernels are compiled for the SIMT executor: the part of it that they use, no more.
+// Stands in for CUDA's header when kernels are compiled for the SIMT executor: the part of it that they use.
 #pragma once
 
 #include <cmath>
@@ -49,11 +49,6 @@ inline std::common_type_t<A, B> max(A a, B b) {
 }
 inline float __uint_as_float(unsigned bits) { return __builtin_bit_cast(float, bits); }
 inline unsigned __float_as_uint(float number) { return __builtin_bit_cast(unsigned, number); }
-
-template <class T>
-inline T __ldg(const T* address) {
-  return *address;
-}
 
 // ---------------------------------------------------------------- barriers and shuffles
 
