@@ -133,7 +133,8 @@ def gather_kernel(
         if HAS_BIAS:
             total += tl.load(bias + out_channel, write_channel, 0.0).to(tl.float32)[None, :]
         if ACTIVATES:
-            total = tl.where(total > 0, total, total * negative_slope)
+            below = tl.where(negative_slope == 0, 0.0, total * negative_slope)  # 0 for minus infinity too
+            total = tl.where(total < 0, below, total)
         out_row = h * TARGET_STEP_H + phase // TARGET_STEP_W
         out_col = (w_first + tile_col) * TARGET_STEP_W + phase % TARGET_STEP_W
         write = live_row & (out_row < target_height) & (tile_col < columns) & (out_col < target_width)

@@ -94,7 +94,9 @@ def vector_gather(
     total = y.sum(0)
     if bias is not None:
         total += bias.view(-1, 1, 1)
-    return F.leaky_relu(total, negative_slope).to(x.dtype)
+    if negative_slope != 1:
+        total = F.leaky_relu(total, negative_slope) if negative_slope > 0 else F.relu(total)
+    return total.to(x.dtype)
 
 
 @triton_op("sparsegan::vector_wgrad", mutates_args=())

@@ -187,6 +187,17 @@ def test_first_and_second_gradients(p: Problem, both: bool) -> None:
         torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize("least_programs", [1, 8], ids=["whole", "shares"])
+def test_relu_of_minus_infinity_is_zero(least_programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "LEAST_PROGRAMS", least_programs)
+    p = SIDES["wide"]
+    support = p.support()
+    _gy, x, values, bias = tensors(p, support, torch.float32)
+    taps = (support, *plans(p, support), p.numbers, p.adjoint)
+    y = ops.vector_gather(x, values, torch.full_like(bias, -torch.inf), *taps, list(p.y_shape[1:]), 0.0)
+    assert torch.equal(y, torch.zeros(p.y_shape))
+
+
 @sides
 def test_opcheck(p: Problem) -> None:
     support = p.support()
