@@ -21,7 +21,7 @@ SHELL       := bash
 
 CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
+CXX_FILES := $(shell find csrc tests/native benchmarks/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
 SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint)))
 
@@ -52,7 +52,7 @@ demo: venv ## compress a DCGAN trained on real digits to 90 % and show the table
 	$(BIN)/sparsegan demo --out runs/demo
 
 test: venv ## run the tests
-	cmake --build build/$(CACHE_TAG) --target check_kernels
+	cmake --build build/$(CACHE_TAG) --target check_kernels simt
 	build/$(CACHE_TAG)/check_kernels all 1000
 	$(PY) -m pytest
 
