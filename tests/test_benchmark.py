@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sparsegan.benchmark
-from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, facts, jobs, target, training
+from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, facts, gpu, jobs, target, training
 from sparsegan.benchmark.training import CycleGanGenerator
 from sparsegan.cli import main
 
@@ -143,3 +145,33 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: P
 def test_cyclegan_has_the_published_size() -> None:
     generator = CycleGanGenerator()
     assert sum(p.numel() for p in generator.parameters()) == 11_378_179
+
+
+def test_the_gpu_script_says_what_it_would_do() -> None:
+    script = ["bash", str(BENCHMARKS / "gpu.sh")]
+    dry = subprocess.run([*script, "--dry-run"], capture_output=True, text=True, check=True).stdout
+    stages = [line.split()[0] for line in dry.splitlines() if not line.startswith(" ")]
+    assert stages == ["build", "test", "sanitize", "tune", "bench", "table"]
+    one = subprocess.run([*script, "--dry-run", "bench"], capture_output=True, text=True, check=True).stdout
+    assert "sparsegan bench gpu" in one
+    wrong = subprocess.run([*script, "mesure"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "mesure is no stage; accepted: build test" in wrong.stderr
+
+
+def test_gpu_rows_and_what_is_asked_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = gpu.gpu_jobs()
+    assert len({tuple(row.name.values()) for row in rows}) == len(rows)
+    asked = {(r.name["layer"], r.granularity, r.sparsity, r.training): gpu.gpu_targets(r) for r in rows}
+    residual = "256->256 3x3 @64x64 batch 16"
+    assert asked[residual, "vector:64", 0.9, False] == {"bf16": 3.0}
+    assert asked[residual, "vector:64", 0.9, True] == {"bf16": 2.0}
+    assert asked["1024->512 transposed 4x4 s2 @4x4 batch 1", "vector:16", 0.9, False] == {"bf16": 2.0}
+    assert asked["3->64 7x7 @256x256 batch 1", "vector:64", 0.9, False] == {}
+    (element,) = [r for r in rows if r.name["layer"] == residual and r.sparsity == 0.95]
+    assert gpu.gpu_targets(element) == {"tf32": 1.5}
+    assert main(["bench", "gpu", "--threads", "2"]) == 1
+    assert "--threads is '2'; `bench gpu` does not take it" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(["bench", "gpu"]) == 1
+        assert "no CUDA device is there" in capsys.readouterr().err
