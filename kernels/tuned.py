@@ -27,10 +27,10 @@ Key = tuple[str, int, int, int, int]
 DEFAULTS = {
     ("gather", 2, 16): Blocks(128, 32, 4, 3, 8),
     ("gather", 2, 32): Blocks(128, 32, 8, 3, 8),
-    ("gather", 2, 64): Blocks(128, 32, 4, 3, 8),
+    ("gather", 2, 64): Blocks(64, 32, 4, 3, 8),
     ("gather", 4, 16): Blocks(128, 16, 4, 3, 8),
     ("gather", 4, 32): Blocks(128, 16, 8, 3, 8),
-    ("gather", 4, 64): Blocks(128, 16, 4, 3, 8),
+    ("gather", 4, 64): Blocks(64, 16, 4, 3, 8),
     ("deep gather", 2, 16): Blocks(128, 32, 4, 3),
     ("deep gather", 4, 16): Blocks(128, 16, 4, 3),
     ("wgrad", 2, 16): Blocks(64, 64, 4, 3),
