@@ -150,12 +150,13 @@ GPUS = {
 }
 #: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
 ELEMENT_RATE = 28
-#: Share of the matrix rate that the vector kernels reach, and positions of a tile, for which values are read once.
+#: Share of the matrix rate that the vector kernels reach. Values are read once a tile of 128 positions, or of 64 for
+#: vectors of more than 32; a strided gather reads every other element's neighbour too.
 VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
 #: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
 LAUNCH, DENSE_LAUNCHES = 3e-6, 3
 #: Bytes a kept unit has in a plan for a GPU.
-PLAN_BYTES = 8
+PLAN_BYTES = 12
 
 
 @cache
@@ -184,7 +185,9 @@ def _choose_on_gpu(call: Call) -> Choice:
     else:
         padded = max(16, geometry.vector) * call.units
         parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}
-        read = call.units * call.sites * size * (1 + geometry.vector / VECTOR_POSITIONS)
+        positions = VECTOR_POSITIONS // 2 if geometry.vector > 32 else VECTOR_POSITIONS
+        read = call.units * call.sites * size * (1 + geometry.vector / positions)
+        read *= 2 if not call.adjoint and geometry.stride[1] > 1 else 1
         parts["loading the input"] = read / g.cache
     parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.memory
     most = max(parts, key=lambda part: parts[part])
