@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import resource
 from typing import Any
 
 import torch
@@ -33,6 +34,13 @@ def info() -> dict[str, Any]:
         "triton": importlib.metadata.version("triton") if triton else "not installed",
         "triton block sizes": tuned_table.SOURCE,
     }
+
+
+def peak_bytes() -> int:
+    """Most memory held at a time: torch's allocations on a GPU, or what of this process was resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cpu_name() -> str:

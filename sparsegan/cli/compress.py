@@ -24,7 +24,7 @@ from ..engine import Run, ranks, run_loop, write_text
 from ..engine.adversarial import AdversarialTask
 from ..gans import GANS, Objective, Training, store
 from ..granularity import parse_granularity
-from ..info import info
+from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
@@ -83,6 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--generator-every", type=int, help="discriminator steps a generator step (default: the task's)"
     )
     parser.add_argument("--decay", action="store_true", help="let both rates fall to 0 over the second half of the run")
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="PARTS",
+        help="take a batch in so many parts, one after the other: a bound on memory (default: 1)",
+    )
+    parser.add_argument(
+        "--autocast", choices=["bfloat16", "float16"], help="networks compute in this dtype (default: as they are)"
+    )
     parser.add_argument("--lambda", type=float, default=0.5, dest="lam", help="of equation 9 (default: 0.5)")
     parser.add_argument(
         "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
@@ -161,6 +171,8 @@ def run(arguments: argparse.Namespace) -> None:
         discriminator_lr=arguments.discriminator_lr,
         betas=training.betas,
         decay=arguments.decay,
+        accumulate=arguments.accumulate,
+        autocast=getattr(torch, arguments.autocast) if arguments.autocast else None,
         run_dir=arguments.out,
         resume=arguments.resume,
         checkpoint_every=arguments.checkpoint_every,
@@ -190,7 +202,8 @@ def run(arguments: argparse.Namespace) -> None:
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
     _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
-    print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html")
+    memory = f"peak memory {peak_bytes() / 1e6:,.0f} MB"
+    print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")
 
 
 def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Training]:
@@ -323,7 +336,7 @@ def _report(
 <h2>Settings</h2>
 {facts_table(facts)}
 <h2>Machine</h2>
-{facts_table({**info(), "threads": torch.get_num_threads()})}"""
+{facts_table({**info(), "threads": torch.get_num_threads(), "peak memory": f"{peak_bytes() / 1e6:,.0f} MB"})}"""
     title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
     write_text(arguments.out / "report.html", page(title, body))
 
