@@ -84,14 +84,14 @@ def score(folder: str, task: str, threads: int) -> dict[str, Any]:
     return {"split": "test", **{name: asdict(one) for name, one in scores.items()}}
 
 
-def rows(task: str, threads: int, report: dict[str, Any]) -> None:
+def rows(task: str, threads: int, report: dict[str, Any], file: Path) -> None:
     """Makes the rows of a task that are missing."""
     checkpoint, how, _ = TASKS[task]
     folder = f"checkpoints/{checkpoint}"
     done = report["tasks"].setdefault(task, {})
     if "dense" not in done:
         done["dense"] = {"command": shlex.join(command("evaluate", folder)), "scores": score(folder, task, threads)}
-        write_json(RESULTS, report)
+        write_json(file, report)
         print(f"{task}: dense", flush=True)
     for title, (recipe, sparsity, more) in (ROWS | (MORE if task in MORE_TASKS else {})).items():
         if title in done:
@@ -104,7 +104,7 @@ def rows(task: str, threads: int, report: dict[str, Any]) -> None:
         size = (ROOT / out / "generator.safetensors").stat().st_size
         row = {"command": shlex.join(words), "file_bytes": size, "scores": score(out, task, threads)}
         done[title] = row
-        write_json(RESULTS, report)
+        write_json(file, report)
         print(f"{task}: {title}", flush=True)
 
 
@@ -112,15 +112,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(TASKS), help="which of them (default: all)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go (default: benchmarks/results)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {"command": "python benchmarks/five_tasks.py", "machine": cpu_name(), "tasks": {}}
-    if RESULTS.exists():
-        report["tasks"] = json.loads(RESULTS.read_text())["tasks"]
+    if options.json.exists():
+        report["tasks"] = json.loads(options.json.read_text())["tasks"]
     for task in options.tasks.split(","):
         if task not in TASKS:
             raise SystemExit(f"--tasks has {task!r}; it must be of {', '.join(TASKS)}")
-        rows(task, options.threads, report)
+        rows(task, options.threads, report, options.json)
 
 
 if __name__ == "__main__":
