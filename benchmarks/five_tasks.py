@@ -84,6 +84,21 @@ def score(folder: str, task: str, threads: int) -> dict[str, Any]:
     return {"split": "test", **{name: asdict(one) for name, one in scores.items()}}
 
 
+def drift(folder: Path) -> dict[str, Any] | None:
+    """Mean of the discriminator's terms over the first sixth of a run and over its second half, the pruning done: what
+    it makes of the compressed generator's images and of the original's. None where it did not learn."""
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not lines or not {"dis", "gen_original"} <= lines[0].keys():
+        return None
+
+    def mean(part: list[dict[str, float]]) -> dict[str, float]:
+        seen = [line for line in part if "gen_original" in line]
+        return {name: sum(line[name] for line in seen) / len(seen) for name in ("dis", "gen", "gen_original")}
+
+    return {"first": mean(lines[: len(lines) // 6]), "second_half": mean(lines[len(lines) // 2 :])}
+
+
 def rows(task: str, threads: int, report: dict[str, Any], file: Path) -> None:
     """Makes the rows of a task that are missing."""
     checkpoint, how, _ = TASKS[task]
@@ -103,6 +118,7 @@ def rows(task: str, threads: int, report: dict[str, Any], file: Path) -> None:
         run([*words, "--quiet", "--resume", "--threads", str(threads)])
         size = (ROOT / out / "generator.safetensors").stat().st_size
         row = {"command": shlex.join(words), "file_bytes": size, "scores": score(out, task, threads)}
+        row["drift"] = drift(ROOT / out)
         done[title] = row
         write_json(file, report)
         print(f"{task}: {title}", flush=True)

@@ -294,6 +294,19 @@ def tasks(report: Report) -> str:
     return markdown(["task", "score", *titles], lines, measured(report["command"], report["machine"], "one seed"))
 
 
+def drift(report: Report) -> str:
+    """What the updated discriminator makes of both generators' images, early and late in each run."""
+    rows = []
+    for task, made in report["tasks"].items():
+        for title, row in made.items():
+            if row.get("drift"):
+                first, second = (row["drift"][part] for part in ("first", "second_half"))
+                cells = [f"{first[name]:.2f} to {second[name]:.2f}" for name in ("dis", "gen", "gen_original")]
+                rows.append([task, title, *cells])
+    head = ["task", "run", "Dis on compressed", "Gen of the compressed", "Gen of the original"]
+    return markdown(head, rows, measured(report["command"], report["machine"], "one seed"))
+
+
 def compression_step(report: Report) -> str:
     """A whole compression step, sparse and masked, and what the sparse one is spent on."""
     kinds = list(report["rows"][0]["shares"])
@@ -360,6 +373,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "equations": ("equations", equations),
     "gpu": ("gpu", gpu),
     "tasks": ("tasks", tasks),
+    "drift": ("tasks", drift),
     "compression_step": ("compression_step", compression_step),
 }
 
