@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _native  # noqa: F401  (importing it registers the ops)
+from .plan import is_vector
 
 
 def cuda_library() -> Path | None:
@@ -80,7 +81,7 @@ def gather(
     taps = (support, plan, adjoint_plan, geometry)
     if x.is_cuda:
         x, mode, before = _padded(x, geometry, output_size[1:], mode, before), 0, [0, 0]
-        if _is_vector(geometry):
+        if is_vector(geometry):
             return _vector_ops().vector_gather(x, values, bias, *taps, adjoint, output_size, negative_slope)
     return _gather(x, values, bias, *taps, adjoint, output_size, mode, before, negative_slope)
 
@@ -109,13 +110,9 @@ def wgrad(
     taps = (support, plan, adjoint_plan, geometry)
     if x.is_cuda:
         x, mode, before = _padded(x, geometry, list(gy.shape[2:]), mode, before), 0, [0, 0]
-        if _is_vector(geometry):
+        if is_vector(geometry):
             return _vector_ops().vector_wgrad(gy, x, *taps, adjoint)
     return _wgrad(gy, x, *taps, adjoint, mode, before)
-
-
-def _is_vector(geometry: list[int]) -> bool:
-    return geometry[-1] * geometry[-2] > 1
 
 
 def _vector_ops() -> Any:

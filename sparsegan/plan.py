@@ -83,7 +83,7 @@ def _separating_stride(kernel: int, dilation: int) -> int:
 
 @torch.library.custom_op("sparsegan::plan", mutates_args=())
 def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    if support.is_cuda and _is_vector(geometry):
+    if support.is_cuda and is_vector(geometry):
         from .kernels import plan as vectors
 
         return vectors.compile_plan(support, vectors.geometry_of(geometry), adjoint)
@@ -94,7 +94,7 @@ def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
 @_plan.register_fake
 def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     units = support.shape[0]
-    if support.is_cuda and _is_vector(geometry):
+    if support.is_cuda and is_vector(geometry):
         from .kernels import plan as vectors
 
         return support.new_empty(vectors.plan_size(vectors.geometry_of(geometry), adjoint, units))
@@ -102,7 +102,8 @@ def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     return support.new_empty(size(geometry, adjoint, units))
 
 
-def _is_vector(geometry: list[int]) -> bool:
+def is_vector(geometry: list[int]) -> bool:
+    """Whether a unit is more than one weight, of a geometry's flat list."""
     return geometry[-1] * geometry[-2] > 1
 
 

@@ -43,9 +43,9 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert main(["profile", str(small), "--batch", "2"]) == 0
     assert capsys.readouterr().out.count("SparseConvTranspose2d") == 5
 
-    from sparsegan.cli.common import load_generator
+    from sparsegan.cli.common import load_trained
 
-    loaded = load_generator(small)
+    loaded = load_trained(small).generator
     noise = store.noise(loaded, 2, 0)
     assert loaded(noise).shape == (2, 1, 64, 64)
     assert (small / "generator.safetensors").stat().st_size < 0.5 * (dense / "generator.safetensors").stat().st_size
@@ -59,9 +59,9 @@ def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, t
     common = ["--batch", "8", "--steps", "2", "--quiet", "--out"]
     assert main(["train", "dcgan", "--width", "6", *common, str(dense)]) == 0
     assert main(["compress", str(dense), "--recipe", recipe, "--sparsity", "0.8", *common, str(small)]) == 0
-    from sparsegan.cli.common import load_generator
+    from sparsegan.cli.common import load_trained
 
-    weights = [sum(p.numel() for p in load_generator(folder).parameters()) for folder in (dense, small)]
+    weights = [sum(p.numel() for p in load_trained(folder).generator.parameters()) for folder in (dense, small)]
     assert weights[1] == pytest.approx(0.2 * weights[0], rel=0.5 if recipe == "small-dense" else 0.05)
     assert (store.read_config(small)["network"]["width"] < 6) == (recipe == "small-dense")
 
@@ -180,9 +180,9 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
     assert "--task is missing; it says how --data is read" in capsys.readouterr().err
     assert main([*command, "--task", "dcgan"]) == 0
     assert "data:image/png" in (out / "report.html").read_text()
-    from sparsegan.cli.common import load_generator
+    from sparsegan.cli.common import load_trained
 
-    assert load_generator(out)[0].sparsity == pytest.approx(0.5, abs=0.01)
+    assert load_trained(out).generator[0].sparsity == pytest.approx(0.5, abs=0.01)
     for entry, why in (("test_cli:nothing", "must be package.module:function"), ("test_cli:features", "it must give")):
         assert main(["compress", "--generator", entry, "--task", "dcgan", "--out", str(tmp_path / "x")]) == 1
         assert why in capsys.readouterr().err

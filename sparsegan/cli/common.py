@@ -201,11 +201,6 @@ def load_entry(entry: str) -> store.Gan:
     return store.Gan(generator, discriminator, objective, {"network": {"gan": None, "entry": entry}})
 
 
-def load_generator(folder: Path) -> Any:
-    """The generator of a folder that train (dense) or compress (compressed) wrote, ready for evaluation."""
-    return load_trained(folder).generator
-
-
 def load_trained(folder: Path) -> store.Gan:
     """The GAN of a folder that train or compress wrote; a compressed one's discriminator is an untrained one."""
     config = store.read_config(folder)
