@@ -25,12 +25,12 @@ from sparsegan import _native
 from sparsegan.benchmark.engines import Timing, timed
 from sparsegan.compress.compressor import CompressionTask
 from sparsegan.compress.loss import SelfSupervisedLoss
-from sparsegan.engine import write_json
 from sparsegan.gans import store
 from sparsegan.granularity import magnitude_mask
 from sparsegan.info import cpu_name
 from sparsegan.prune import sparsify
 from sparsegan.schedule import OneShot
+from sparsegan.training import write_json
 
 SPARSITY, TARGET = 0.9, 1.5
 

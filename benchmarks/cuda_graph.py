@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.benchmark.gpu import gpu_facts
-from sparsegan.engine import write_json
+from sparsegan.training import write_json
 
 
 def replayed(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:

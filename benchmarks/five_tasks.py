@@ -23,8 +23,8 @@ import torch
 
 from sparsegan import data, metrics
 from sparsegan.cli.common import load_trained
-from sparsegan.engine import write_json
 from sparsegan.info import cpu_name
+from sparsegan.training import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"

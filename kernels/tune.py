@@ -21,7 +21,7 @@ from triton.runtime.errors import OutOfResources
 
 from sparsegan import nn
 from sparsegan.benchmark.gpu import gpu_layers
-from sparsegan.engine.files import write_text
+from sparsegan.training.files import write_text
 
 from . import tuned_table
 from .gather import gather_kernel

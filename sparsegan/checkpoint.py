@@ -31,10 +31,10 @@ import torch
 from torch import nn
 
 from . import _native
-from .engine.files import write_whole
 from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
+from .training.files import write_whole
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
 

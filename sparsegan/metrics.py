@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .engine.files import write_tensors
+from .training.files import write_tensors
 
 if TYPE_CHECKING:
     from .data import Samples

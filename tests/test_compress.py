@@ -31,10 +31,10 @@ from sparsegan.compress.baselines import kept_parameters
 from sparsegan.compress.compressor import CompressionTask
 from sparsegan.compress.loss import Scores
 from sparsegan.data import Batches
-from sparsegan.engine import Diverged
 from sparsegan.gans import Objective, dcgan
 from sparsegan.prune import sparse_layers, sparsify
 from sparsegan.schedule import GradualPruning, OneShot, Rounds
+from sparsegan.training import Diverged
 
 SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}
 
@@ -283,7 +283,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
         torch.optim.Adam((judge_copy := copy.deepcopy(judge)).parameters(), 1e-3, (0.5, 0.999)),
     )
     twin.discriminator = judge_copy
-    from sparsegan.engine import run_loop
+    from sparsegan.training import run_loop
 
     theirs = run_loop(twin, loader, steps, seed=5, quiet=True)
     for mine, other in zip(ours.history, theirs, strict=True):

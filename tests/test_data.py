@@ -18,7 +18,7 @@ from torch import Tensor
 import sparsegan.data as data
 from sparsegan.cli import main
 from sparsegan.data import emoji, idx, layouts, mnist, registry
-from sparsegan.engine.loop import endless
+from sparsegan.training.loop import endless
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from sparsegan.compress import Blank, Compressor, OwnImages, SelfSupervisedLoss
 from sparsegan.compress.compressor import CompressionTask
-from sparsegan.engine.adversarial import AdversarialTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.prune import sparse_layers, sparsify
 from sparsegan.schedule import GradualPruning, OneShot
+from sparsegan.training.adversarial import AdversarialTask
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -13,9 +13,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from sparsegan.compress import Compressor, SelfSupervisedLoss
-from sparsegan.engine import ranks
 from sparsegan.prune import sparse_layers
 from sparsegan.schedule import GradualPruning
+from sparsegan.training import ranks
 
 Figures = list[dict[str, float]]
 

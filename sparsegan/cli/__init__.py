@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     parsed = parser.parse_args(given)
-    from ..engine import ranks
+    from ..training import ranks
 
     try:
         with ranks.from_environment():

@@ -20,8 +20,6 @@ from ..allocation import ALLOCATIONS
 from ..checkpoint import save
 from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, of_size
 from ..data import Samples
-from ..engine import Run, ranks, run_loop, write_text
-from ..engine.adversarial import AdversarialTask
 from ..gans import GANS, Objective, Training, store
 from ..granularity import parse_granularity
 from ..info import info, peak_bytes
@@ -29,6 +27,8 @@ from ..macs import count_macs
 from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
+from ..training import Run, ranks, run_loop, write_text
+from ..training.adversarial import AdversarialTask
 from .common import (
     add_content,
     add_data_options,

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from .. import data, metrics
 from ..checkpoint import load, save
 from ..compress import RECIPES, baseline
-from ..engine import Run, write_json, write_text
 from ..gans import store
 from ..macs import count_macs, training_bytes
 from ..nn import SparseConvTranspose2d
 from ..profiling import interleaved_ms, profile
 from ..prune import densify
+from ..training import Run, write_json, write_text
 from .common import add_threads, find_checkpoints, set_threads
 from .report import report, show_table
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from .. import data, metrics
-from ..engine import Run, run_loop, write_json
-from ..engine.adversarial import AdversarialTask
 from ..gans import GANS, store
+from ..training import Run, run_loop, write_json
+from ..training.adversarial import AdversarialTask
 from .common import (
     add_content,
     add_data_options,

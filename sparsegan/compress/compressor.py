@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
-from ..engine import Run, endless, ranks, run_loop
-from ..engine.adversarial import decayed, set_rates
-from ..engine.outermost import autocast as autocast_networks
-from ..engine.outermost import mapped
 from ..gans.objective import ImagePool, Objective, detached, images_in
 from ..nn import SparseConv
 from ..prune import shrink, sparse_layers, sparsify
 from ..schedule import Schedule
+from ..training import Run, endless, ranks, run_loop
+from ..training.adversarial import decayed, set_rates
+from ..training.outermost import autocast as autocast_networks
+from ..training.outermost import mapped
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
 
 DISCRIMINATOR_MODES = ("updated", "frozen", "none")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..engine.files import write_tensors
+from ..training.files import write_tensors
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparsegan.data import Batches
-from sparsegan.engine import Diverged, Run, endless, run_loop, write_text, write_whole
+from sparsegan.training import Diverged, Run, endless, run_loop, write_text, write_whole
 
 
 class Walk:
@@ -112,8 +112,8 @@ def test_a_kill_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path) -> No
         import sys, time, torch
         torch.set_num_threads(1)
         from sparsegan.data import Batches
-        from sparsegan.engine import Run, run_loop
-        from sparsegan.engine.adversarial import AdversarialTask
+        from sparsegan.training import Run, run_loop
+        from sparsegan.training.adversarial import AdversarialTask
         from sparsegan.gans import dcgan
         torch.manual_seed(0)
         nets = dcgan.Generator(8, 2, 1), dcgan.Discriminator(1, 2)
