@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a dense reference GAN, or the digit classifier, on real data",
     "compress": "prune and fine-tune a trained GAN's generator, and write it compressed",
     "generate": "make images with a dense or compressed generator",
+    "export": "write a generator as a dense ONNX file, checked in ONNX Runtime",
     "evaluate": "distances of a generator from real images; PSNR and SSIM where they have targets",
     "profile": "each layer of a compressed generator: MACs, kernel, time",
     "bench": "single layers, forward or trained, against the best dense engine installed",

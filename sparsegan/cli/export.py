@@ -1,0 +1,36 @@
+"""Write the dense twin of a generator as an ONNX file, checked in ONNX Runtime, for those who serve from elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..gans import cyclegan, store
+from .common import add_gan_options, add_threads, load_any, set_threads
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `sparsegan export`."""
+    add_gan_options(parser)
+    parser.add_argument("--onnx", type=Path, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("--direction", choices=["a_to_b", "b_to_a"], help="of CycleGAN (default: both in one file)")
+    parser.add_argument("--size", type=int, help="of the images it is tried on, in pixels (default: as trained)")
+    add_threads(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file, and say what it takes and how close ONNX Runtime comes."""
+    from ..export import export_onnx
+
+    if arguments.size is not None and arguments.size < 1:
+        raise ValueError(f"--size is {arguments.size}; it must be at least 1")
+    set_threads(arguments.threads)
+    gan = load_any(arguments)
+    if gan.config["network"]["gan"] is None:
+        raise ValueError("--generator is a Python function, whose inputs are not known; use sparsegan.export_onnx")
+    generator, example = gan.generator, store.example(gan, 1, arguments.size)
+    if arguments.direction is not None:
+        if not isinstance(generator, cyclegan.Generators):
+            raise ValueError("--direction is given; this GAN has none")
+        generator, example = getattr(generator, arguments.direction), (example[arguments.direction == "b_to_a"],)
+    print(export_onnx(generator, example, arguments.onnx))

@@ -1,0 +1,217 @@
+"""A generator for other runtimes: the dense twin of a compressed one as an ONNX file, checked in ONNX Runtime.
+
+No other runtime knows sparse convolutions, so the file holds dense weights, zeros in place: it is as large and as slow
+as the generator was before. For serving on the compressed weights, `torch.export.export` takes the model as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .prune import densify
+from .training.files import write_whole
+
+#: ONNX operator set of the files, of 2021: what runs ONNX knows it.
+OPSET = 17
+#: Largest difference that is accepted between ONNX Runtime and torch, as a share of the output's largest magnitude.
+TOLERANCE = 1e-4
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What an ONNX file takes and gives. ``str()`` says it.
+
+    ``inputs``: name -> shape, with a name for each axis along which any number goes. ``outputs``: their names.
+    ``difference``: ONNX Runtime's largest from torch, as a share of the output's largest magnitude, over the shapes
+    that were ``tried``; None where ONNX Runtime is not installed.
+    """
+
+    path: Path
+    inputs: dict[str, Shape]
+    outputs: tuple[str, ...]
+    tried: tuple[tuple[Shape, ...], ...]
+    difference: float | None
+
+    def __str__(self) -> str:
+        inputs = ", ".join(f"{name} {_shown(shape)}" for name, shape in self.inputs.items())
+        lines = [f"{self.path}: ONNX operator set {OPSET}, {inputs} -> {', '.join(self.outputs)}"]
+        if self.difference is None:
+            lines.append("not checked: onnxruntime is not installed (pip install onnxruntime)")
+        else:
+            tried = "; ".join(" and ".join(map(_shown, shapes)) for shapes in self.tried)
+            share = f"{self.difference:.1e} of the largest value (at most {TOLERANCE:.0e} is accepted)"
+            lines.append(f"ONNX Runtime agrees with torch on inputs {tried}: largest difference {share}")
+        return "\n".join(lines)
+
+
+def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> OnnxExport:
+    """Write the dense twin of a model as an ONNX file, after ONNX Runtime, where installed, has computed the same.
+
+    Args:
+        model: any module in float32, with sparse layers or without; exported as in evaluation, and unchanged.
+        example: its input, a float32 tensor or a tuple of them, the first axis of each the batch. The file takes any
+            batch; and any height and width of images ``[N, C, H, W]``, where the model takes another than the example's
+            (twice the height, three times the width are tried).
+        path: written whole or not at all. Inputs have the names of the arguments of ``model.forward``; outputs are
+            ``output``, ``output_0``, ..., or the keys of a dictionary.
+
+    Raises:
+        ValueError: the model or the example is not in float32.
+        RuntimeError: torch cannot export the model, or ONNX Runtime computes something else than torch.
+    """
+    inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
+    _check_dtypes(model, inputs)
+    # In torch's plain layout: in channels_last a module may take another way, with the example's sizes in it.
+    dense = densify(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    dense.eval()
+    inputs = tuple(x.detach().cpu().contiguous() for x in inputs)
+    names = _arguments(dense, len(inputs))
+    with torch.no_grad():
+        outputs = _named(dense(*inputs))
+        tried = [inputs, tuple(torch.cat([x, x[:1]]) for x in inputs)]
+        any_size = any(map(_is_image, inputs)) and _accepts(dense, _enlarged(inputs))
+        if any_size:
+            tried.append(_enlarged(inputs))
+        several = sum(map(_is_image, inputs)) > 1
+        shapes = {name: _shape(x, any_size, f"{name}_" * several) for name, x in zip(names, inputs, strict=True)}
+        made = {name: _shape(y, any_size, f"{name}_") for name, y in outputs.items()}
+        content = _exported(dense, inputs, shapes, made)
+        difference = _difference(content, dense, names, tried) if _can_check() else None
+    write_whole(Path(path), lambda temporary: _write(temporary, content))
+    sizes = tuple(tuple(tuple(x.shape) for x in one) for one in tried)
+    return OnnxExport(Path(path), shapes, tuple(outputs), sizes, difference)
+
+
+def _check_dtypes(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    for x in inputs:
+        if not isinstance(x, Tensor) or x.dtype != torch.float32 or not x.dim():
+            what = f"a tensor of dtype {x.dtype}, {x.dim()}-dimensional" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"example has {what}; it must be float32 tensors with a batch as their first axis")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"the model's {name} has dtype {tensor.dtype}; float32 is accepted: use model.float()")
+
+
+def _shape(x: Tensor, any_size: bool, prefix: str) -> Shape:
+    """The shape of an input or output, with a name for each axis along which any number goes."""
+    free = {0: "batch"} | ({2: f"{prefix}height", 3: f"{prefix}width"} if any_size and _is_image(x) else {})
+    return tuple(free.get(axis, size) for axis, size in enumerate(x.shape))
+
+
+def _exported(
+    dense: nn.Module, inputs: tuple[Tensor, ...], shapes: dict[str, Shape], outputs: dict[str, Shape]
+) -> bytes:
+    """The file, by torch's exporter that traces: the newer one needs a package of its own, onnxscript."""
+    axes = {
+        name: {axis: label for axis, label in enumerate(shape) if isinstance(label, str)}
+        for name, shape in (shapes | outputs).items()
+    }
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if _can_check():  # which finds what the trace has frozen, at other sizes than the example's
+            warnings.simplefilter("ignore")
+        torch.onnx.export(
+            dense,
+            inputs,
+            stream,  # type: ignore[arg-type]  # this exporter takes it
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(shapes),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+        )
+    return stream.getvalue()
+
+
+def _can_check() -> bool:
+    return find_spec("onnxruntime") is not None
+
+
+def _difference(content: bytes, dense: nn.Module, names: list[str], tried: list[tuple[Tensor, ...]]) -> float:
+    """ONNX Runtime's largest difference from torch, as a share of the output's largest magnitude."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for inputs in tried:
+        wanted = _named(dense(*inputs)).values()
+        made = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        for theirs, ours in zip(map(torch.from_numpy, made), wanted, strict=True):
+            shapes = " and ".join(_shown(x.shape) for x in inputs)
+            if theirs.shape != ours.shape:
+                what = f"makes {_shown(theirs.shape)} where torch makes {_shown(ours.shape)}"
+                raise RuntimeError(f"ONNX Runtime {what} of inputs {shapes}; nothing was written")
+            share = float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-30))
+            if not share <= TOLERANCE:
+                what = f"differs from torch by {share:.1e} of the largest value, more than {TOLERANCE:.0e}"
+                raise RuntimeError(f"ONNX Runtime {what}, on inputs {shapes}; nothing was written")
+            worst = max(worst, share)
+    return worst
+
+
+def _named(output: Any) -> dict[str, Tensor]:
+    """A model's output by name. Raises TypeError where it is something else than tensors."""
+    if isinstance(output, Tensor):
+        return {"output": output}
+    if isinstance(output, Mapping):
+        named = dict(output)
+    else:
+        named = {f"output_{at}": one for at, one in enumerate(output if isinstance(output, tuple | list) else [output])}
+    for name, one in named.items():
+        if not isinstance(one, Tensor):
+            raise TypeError(
+                f"the model's {name} is a {type(one).__name__}; tensors are accepted, alone, in a tuple or dict"
+            )
+    return named
+
+
+def _arguments(model: nn.Module, count: int) -> list[str]:
+    """Names of the first `count` arguments of the model's forward."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        names += [f"{name}_{at}" for at in range(count - len(names))] if several else [name]
+    return names[:count]
+
+
+def _enlarged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, images among them twice as high and three times as wide."""
+    return tuple(x.repeat_interleave(2, 2).repeat_interleave(3, 3) if _is_image(x) else x for x in inputs)
+
+
+def _is_image(x: Tensor) -> bool:
+    """Noise of one pixel is none."""
+    return x.dim() == 4 and tuple(x.shape[2:]) != (1, 1)
+
+
+def _accepts(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    try:
+        model(*inputs)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _shown(shape: Any) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
