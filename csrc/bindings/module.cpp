@@ -60,6 +60,16 @@ py::dict gather_cycles(const std::vector<int64_t>& numbers, bool adjoint, int64_
   return parts;
 }
 
+py::dict part_times() {
+  const sparsegan::PartTimes times = sparsegan::part_times();
+  py::dict parts;
+  parts["packing"] = times.pack * 1e-9;
+  parts["multiplying"] = times.multiply * 1e-9;
+  parts["unpacking"] = times.unpack * 1e-9;
+  parts["ordering values"] = times.order * 1e-9;
+  return parts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -88,5 +98,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("gather_cycles", &gather_cycles, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"), py::arg("images"),
         py::arg("x_size"), py::arg("y_size"), py::arg("float64"),
         "Modelled cycles of one gather on one core, by what they go to; see csrc/cpu/conv.h.");
+  m.def("part_times", &part_times, "Seconds that all threads have spent in gather's parts since the process began.");
   sparsegan::bind_codec(m);
 }

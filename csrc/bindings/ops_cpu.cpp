@@ -106,15 +106,129 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
               std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("gather", x);
   sparsegan::check_gather(x, values, output_size, negative_slope);
-  const Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
-                  output_size[2], padding_mode, pad_before);
+  Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1], output_size[2],
+            padding_mode, pad_before);
+  call.conv.negative_slope = negative_slope;
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
   sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
-                    bias_c ? bias_c->const_data_ptr() : nullptr, negative_slope, y.mutable_data_ptr(), torch_team());
+                    bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
   return y;
+}
+
+// Parameters of a prologue or a norm: [rows, channels] or [channels] of the panel's type, channels side by side.
+const Tensor& check_map(const char* op, const char* name, const Tensor& map, const Tensor& x, int64_t rows,
+                        int64_t channels) {
+  sparsegan::check_device(op, name, map, x);
+  const ScalarType wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(map.scalar_type() == wanted, "sparsegan::", op, ": ", name,
+                  " must be float64 for a float64 input and float32 for every other");
+  const bool shaped = rows == 0 ? map.dim() == 1 && map.size(0) == channels
+                                : map.dim() == 2 && map.size(0) == rows && map.size(1) == channels;
+  STD_TORCH_CHECK(shaped && (channels <= 1 || map.stride(map.dim() - 1) == 1), "sparsegan::", op, ": ", name,
+                  " must have an entry for each of ", rows, " images (0: for none) and ", channels,
+                  " channels, channels side by side");
+  return map;
+}
+
+// Elements from one image of a tensor [N, C, H, W] to the next; throws where an image is not contiguous or overlaps the
+// next.
+int64_t image_stride(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, "sparsegan::", op, ": ", name, " has ", t.dim(), " dimensions; it must have 4");
+  const int64_t row = t.size(3), plane = t.size(2) * row, image = t.size(1) * plane;
+  STD_TORCH_CHECK(row >= 1 && plane >= 1 && image >= 1, "sparsegan::", op, ": ", name, " is empty");
+  const bool whole = (row == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == row) &&
+                     (t.size(1) == 1 || t.stride(1) == plane) && (t.size(0) <= 1 || t.stride(0) >= image);
+  STD_TORCH_CHECK(whole, "sparsegan::", op, ": each image of ", name, " must be contiguous");
+  return t.size(0) <= 1 ? image : t.stride(0);
+}
+
+sparsegan::Prologue prologue(const char* op, const Tensor& x, const std::optional<Tensor>& scale,
+                             const std::optional<Tensor>& shift, const std::optional<Tensor>& slope) {
+  sparsegan::Prologue p;
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "sparsegan::", op, ": scale and shift go together");
+  if (scale) {
+    p.scale = check_map(op, "scale", *scale, x, x.size(0), x.size(1)).const_data_ptr();
+    p.shift = check_map(op, "shift", *shift, x, x.size(0), x.size(1)).const_data_ptr();
+    p.image_stride = x.size(0) > 1 ? scale->stride(0) : 0;
+    STD_TORCH_CHECK(x.size(0) <= 1 || shift->stride(0) == p.image_stride, "sparsegan::", op,
+                    ": scale and shift must have the same strides");
+  }
+  if (slope) p.slope = check_map(op, "slope", *slope, x, 0, x.size(1)).const_data_ptr();
+  return p;
+}
+
+void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                  const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
+                  const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
+                  int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t shuffle,
+                  const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
+                  const Tensor& y, const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift) {
+  const char* const op = "gather_fused";
+  dtype_of(op, x);
+  sparsegan::check_tensor(op, "y", y, x, 4);
+  STD_TORCH_CHECK(shuffle >= 1 && shuffle <= 64 && (shuffle == 1 || !adjoint), "sparsegan::", op, ": shuffle is ",
+                  shuffle, "; it must be from 1 to 64, and 1 where adjoint");
+  STD_TORCH_CHECK(y.size(0) == x.size(0) && y.size(2) % shuffle == 0 && y.size(3) % shuffle == 0, "sparsegan::", op,
+                  ": y is [", y.size(0), ", ", y.size(1), ", ", y.size(2), ", ", y.size(3), "]; it must have ",
+                  x.size(0), " images, and whole blocks of ", shuffle, " x ", shuffle);
+  sparsegan::check_gather(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
+  const int64_t channels = y.size(1) * shuffle * shuffle;
+  Call call(op, x, support, plan, plan, geometry, adjoint, channels, y.size(2) / shuffle, y.size(3) / shuffle,
+            padding_mode, pad_before);
+  STD_TORCH_CHECK(shuffle == 1 || call.view.shape.width == 1 || shuffle * shuffle % call.view.shape.width == 0 ||
+                      call.view.shape.width % (shuffle * shuffle) == 0,
+                  "sparsegan::", op, ": shuffle is ", shuffle, ", which parts vectors of ", call.view.shape.width);
+  sparsegan::check_values(values, support, call.geometry.vector());
+  const Tensor values_c = torch::stable::contiguous(values);
+  const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, channels);
+  ConvCall& c = call.conv;
+  c.x_image_stride = image_stride(op, "x", x);
+  c.y_image_stride = image_stride(op, "y", y);
+  c.prologue = prologue(op, x, scale, shift, slope);
+  c.negative_slope = negative_slope;
+  c.shuffle = shuffle;
+  STD_TORCH_CHECK(y_scale.has_value() == y_shift.has_value(), "sparsegan::", op, ": y_scale and y_shift go together");
+  if (y_scale) {
+    STD_TORCH_CHECK(eps >= 0, "sparsegan::", op, ": eps is ", eps, "; it must not be below 0");
+    c.norm.scale = check_map(op, "y_scale", *y_scale, x, y.size(0), y.size(1)).mutable_data_ptr();
+    c.norm.shift = check_map(op, "y_shift", *y_shift, x, y.size(0), y.size(1)).mutable_data_ptr();
+    c.norm.image_stride = y.size(0) > 1 ? y_scale->stride(0) : 0;
+    STD_TORCH_CHECK(y.size(0) <= 1 || (y_shift->stride(0) == c.norm.image_stride && c.norm.image_stride >= y.size(1)),
+                    "sparsegan::", op, ": y_scale and y_shift must have the same strides, and rows of their own");
+    if (norm_weight) c.norm.weight = check_map(op, "norm_weight", *norm_weight, x, 0, y.size(1)).const_data_ptr();
+    if (norm_bias) c.norm.bias = check_map(op, "norm_bias", *norm_bias, x, 0, y.size(1)).const_data_ptr();
+    c.norm.eps = eps;
+  }
+  sparsegan::gather(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
+                    y.mutable_data_ptr(), torch_team());
+}
+
+void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+               const std::optional<Tensor>& slope, const std::optional<Tensor>& other,
+               const std::optional<Tensor>& other_scale, const std::optional<Tensor>& other_shift,
+               const std::optional<Tensor>& other_slope, int64_t repeat, const Tensor& y) {
+  const char* const op = "pointwise";
+  const DType dtype = dtype_of(op, x);
+  sparsegan::check_tensor(op, "y", y, x, 4);
+  STD_TORCH_CHECK(repeat >= 1 && y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) == x.size(2) * repeat &&
+                      y.size(3) == x.size(3) * repeat,
+                  "sparsegan::", op, ": y must have the input's shape, ", repeat, " times as high and wide");
+  const sparsegan::Operand a{x.const_data_ptr(), image_stride(op, "x", x), prologue(op, x, scale, shift, slope)};
+  sparsegan::Operand b;
+  if (other) {
+    sparsegan::check_tensor(op, "other", *other, x, 4);
+    for (int64_t d = 0; d < 4; ++d) {
+      STD_TORCH_CHECK(other->size(d) == x.size(d), "sparsegan::", op, ": other has ", other->size(d),
+                      " elements along dimension ", d, "; it must have the input's ", x.size(d));
+    }
+    b = {other->const_data_ptr(), image_stride(op, "other", *other),
+         prologue(op, *other, other_scale, other_shift, other_slope)};
+  }
+  sparsegan::pointwise(dtype, a, other ? &b : nullptr, x.size(0), x.size(1), x.size(2), x.size(3), repeat,
+                       y.mutable_data_ptr(), image_stride(op, "y", y), torch_team());
 }
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,
@@ -135,4 +249,6 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
 STABLE_TORCH_LIBRARY_IMPL(sparsegan, CPU, m) {
   m.impl("gather", TORCH_BOX(&gather));
   m.impl("wgrad", TORCH_BOX(&wgrad));
+  m.impl("gather_fused", TORCH_BOX(&gather_fused));
+  m.impl("pointwise", TORCH_BOX(&pointwise));
 }

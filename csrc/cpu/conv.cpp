@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -70,6 +72,31 @@ class Layout {
 
  private:
   int64_t size_ = 0;
+};
+
+// ---------------------------------------------------------------- where the time goes
+
+struct {
+  std::atomic<int64_t> pack{0}, multiply{0}, unpack{0}, order{0};
+} part_nanoseconds;
+
+// Adds what passes in its life, or until it is stopped.
+class Clock {
+ public:
+  explicit Clock(std::atomic<int64_t>& total) : total_(&total), start_(std::chrono::steady_clock::now()) {}
+  ~Clock() { stop(); }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+
+  void stop() {
+    const auto passed = std::chrono::steady_clock::now() - start_;
+    if (total_) *total_ += std::chrono::duration_cast<std::chrono::nanoseconds>(passed).count();
+    total_ = nullptr;
+  }
+
+ private:
+  std::atomic<int64_t>* total_;
+  std::chrono::steady_clock::time_point start_;
 };
 
 // ---------------------------------------------------------------- tiling
@@ -270,7 +297,8 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const int panel_type = c.dtype == DType::float64 ? 1 : 0;
   const int64_t height = ceil_div(c.y_height, phases_h), width = ceil_div(c.y_width, phases_w);
-  const bool fold = c.padding == Padding::zeros && fold_images(height, g.h, c.images);
+  const bool whole_images = c.x_image_stride || c.y_image_stride || c.norm.scale || c.prologue.scale || c.shuffle > 1;
+  const bool fold = c.padding == Padding::zeros && !whole_images && fold_images(height, g.h, c.images);
   Problem p;
   p.geometry = &g;
   p.shape = c.plan->shape;
@@ -290,7 +318,7 @@ Problem problem_of(const ConvCall& c, const Kernels& k, bool register_tiles) {
 }
 
 Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t phases_h, int64_t phases_w,
-               bool fold) {
+               int64_t image_stride, bool fold) {
   Frame f;
   f.channels = channels;
   f.phases_h = phases_h;
@@ -298,9 +326,9 @@ Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, 
   f.height = height;
   f.width = width;
   f.channel_stride = height * width;
-  f.image_stride = channels * f.channel_stride;
+  f.image_stride = image_stride ? image_stride : channels * f.channel_stride;
   f.images_as_rows = fold ? images : 0;
-  f.size = images * f.image_stride;
+  f.size = (images - 1) * f.image_stride + channels * f.channel_stride;
   return f;
 }
 
@@ -324,9 +352,11 @@ Setup prepare(const ConvCall& c, bool register_tiles) {
       k, static_cast<int>(c.dtype), panel_type, problem.width_index, problem.element, t, joined_blocks(problem, t), {},
       {}};
   const int64_t x_h = c.adjoint ? 1 : g.h.stride, x_w = c.adjoint ? 1 : g.w.stride;
-  const int64_t y_h = c.adjoint ? g.h.stride : 1, y_w = c.adjoint ? g.w.stride : 1;
-  s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, problem.fold);
-  s.y = frame_of(c.images, shape.target_channels(), c.y_height, c.y_width, y_h, y_w, problem.fold);
+  // PixelShuffle's channels are phases of fewer, larger ones.
+  const int64_t y_h = c.adjoint ? g.h.stride : c.shuffle, y_w = c.adjoint ? g.w.stride : c.shuffle;
+  s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, c.x_image_stride, problem.fold);
+  s.y = frame_of(c.images, shape.target_channels() / (c.shuffle * c.shuffle), c.y_height * c.shuffle,
+                 c.y_width * c.shuffle, y_h, y_w, c.y_image_stride, problem.fold);
   s.x.padding = c.padding;
   s.x.before_h = c.pad_before_h;
   s.x.before_w = c.pad_before_w;
@@ -367,12 +397,12 @@ void write_offsets(const ConvCall& c, const Setup& s, int32_t* out) {
   }
 }
 
-// Cuts the targets into `parts` ranges of about equal work; the phases of a channel stay together.
-std::vector<int64_t> balance(const PlanView& plan, int64_t parts) {
+// Cuts the targets into `parts` ranges of about equal work; `together` of them are never parted.
+std::vector<int64_t> balance(const PlanView& plan, int64_t parts, int64_t together) {
   const PlanShape& shape = plan.shape;
   std::vector<int64_t> cuts{0};
   const int64_t total = shape.taps + 2 * shape.targets;
-  for (int64_t target = 0; target < shape.targets; target += shape.target_phases) {
+  for (int64_t target = 0; target < shape.targets; target += together) {
     const int64_t before = plan.rows[target * shape.blocks] + 2 * target;
     if (before >= total * static_cast<int64_t>(cuts.size()) / parts) cuts.push_back(target);
   }
@@ -500,6 +530,31 @@ Taps resolve(const ConvCall& c, const Setup& s, const PlanView& plan, const TapL
   return taps;
 }
 
+// What the tiles' moments of channels [first, last) make of a norm: an image's are joined in double precision.
+template <class T>
+void write_norm(const Norm& norm, const Tiling& t, int64_t channels, int64_t first, int64_t last, const char* moments) {
+  const auto* const found = reinterpret_cast<const T*>(moments);
+  const int64_t tiles = t.tiles_h * t.tiles_w;
+  for (int64_t image = 0; image < t.images; ++image) {
+    for (int64_t c = first; c < last; ++c) {
+      double count = 0, mean = 0, far = 0;
+      for (int64_t tile = image * tiles; tile < (image + 1) * tiles; ++tile) {
+        const T* const at = found + (tile / t.lanes * channels + c) * kMoments * t.lanes + tile % t.lanes;
+        const double n = at[0], distance = at[t.lanes] - mean;
+        if (n == 0) continue;
+        count += n;
+        mean += distance * n / count;
+        far += at[2 * t.lanes] + distance * distance * n * (count - n) / count;
+      }
+      const double weight = norm.weight ? static_cast<const T*>(norm.weight)[c] : 1;
+      const double bias = norm.bias ? static_cast<const T*>(norm.bias)[c] : 0;
+      const double scale = weight / std::sqrt(far / count + norm.eps);
+      static_cast<T*>(norm.scale)[image * norm.image_stride + c] = static_cast<T>(scale);
+      static_cast<T*>(norm.shift)[image * norm.image_stride + c] = static_cast<T>(bias - mean * scale);
+    }
+  }
+}
+
 // Source blocks of a plan that are run as one: body(range, first plane of its span in an x panel of `planes` bytes).
 template <class Body>
 void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
@@ -520,8 +575,7 @@ void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const
 
 }  // namespace
 
-void gather(const ConvCall& c, const void* x, const void* values, const void* bias, double negative_slope, void* y,
-            const Team& team) {
+void gather(const ConvCall& c, const void* x, const void* values, const void* bias, void* y, const Team& team) {
   if (c.images == 0) return;
   const Setup s = prepare(c, true);
   const PlanView& plan = *c.plan;
@@ -529,22 +583,41 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   // Groups are independent; a thread takes whole groups with panels of its own unless that leaves threads idle.
   const bool by_group = threads == 1 || groups % threads == 0 || groups >= 4 * threads;
   const int64_t panels = by_group ? std::min(threads, groups) : 1;
+  Clock clock(part_nanoseconds.order);
 
   Layout layout;
   const TapLayout tap_layout(s, plan, true, layout);
-  const int64_t init_at = layout.add(s.y.channels * s.element);
+  const int64_t channels = plan.shape.target_channels(), init_at = layout.add(channels * s.element);
   const int64_t x_bytes = s.x.planes() * s.x_plane(), y_bytes = s.y.planes() * s.y_plane();
   const int64_t x_at = layout.add(panels * x_bytes), y_at = layout.add(panels * y_bytes);
+  const int64_t moments = c.norm.scale ? s.y.channels * kMoments * s.tiling.lanes * s.element : 0;
+  const int64_t moments_at = layout.add(groups * moments);
   char* const base = workspace.reserve(layout.size());
   char* const init = base + init_at;
   const Taps taps = resolve(c, s, plan, tap_layout, base, values, team);
-  std::memset(init, 0, static_cast<size_t>(s.y.channels * s.element));
-  if (bias) s.k.order_values[s.dtype](nullptr, 0, s.y.channels, s.y.channels, 1, bias, init);
+  std::memset(init, 0, static_cast<size_t>(channels * s.element));
+  if (bias) s.k.order_values[s.dtype](nullptr, 0, channels, channels, 1, bias, init);
+  std::memset(base + moments_at, 0, static_cast<size_t>(groups * moments));
+  clock.stop();
 
+  const auto pack = [&](int64_t group, int64_t first, int64_t last, char* panel) {
+    const Clock timed(part_nanoseconds.pack);
+    s.k.pack[s.dtype](s.x, s.tiling, group, first, last, c.prologue, x, panel);
+  };
+  // Of the channels of targets [first, last).
+  const auto unpack = [&](int64_t group, int64_t first, int64_t last, const char* panel) {
+    const Clock timed(part_nanoseconds.unpack);
+    const auto channel = [&](int64_t target) {
+      return target / plan.shape.target_phases * plan.shape.width / (c.shuffle * c.shuffle);
+    };
+    s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.negative_slope,
+                        moments ? base + moments_at + group * moments : nullptr, y);
+  };
   // A register tile's outputs of some targets stay in the second-level cache while the source blocks add to them.
   const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
   const int64_t targets = std::max<int64_t>(1, kOutputBytes / tile_bytes);
   const auto compute = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
+    const Clock timed(part_nanoseconds.multiply);
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
       for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
         for (int64_t some = first; some < last; some += targets) {
@@ -558,25 +631,30 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     }
   };
   if (by_group) {
-    return share(team, panels, groups, [&](int64_t g, int64_t worker) {
+    share(team, panels, groups, [&](int64_t g, int64_t worker) {
       char* const x_panel = base + x_at + worker * x_bytes;
       char* const y_panel = base + y_at + worker * y_bytes;
-      s.k.pack[s.dtype](s.x, s.tiling, g, 0, s.x.channels, x, x_panel);
+      pack(g, 0, s.x.channels, x_panel);
       compute(x_panel, y_panel, 0, plan.shape.targets);
-      s.k.unpack[s.dtype](s.y, s.tiling, g, 0, s.y.channels, y_panel, negative_slope, y);
+      unpack(g, 0, plan.shape.targets, y_panel);
     });
+  } else {
+    const int64_t pieces = kPieces * threads;
+    const std::vector<int64_t> cuts = balance(plan, pieces, plan.shape.target_phases * c.shuffle * c.shuffle);
+    for (int64_t g = 0; g < groups; ++g) {
+      share(team, threads, pieces, [&](int64_t i, int64_t) {
+        pack(g, s.x.channels * i / pieces, s.x.channels * (i + 1) / pieces, base + x_at);
+      });
+      share(team, threads, pieces, [&](int64_t i, int64_t) {
+        compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
+        unpack(g, cuts[i], cuts[i + 1], base + y_at);
+      });
+    }
   }
-  const int64_t pieces = kPieces * threads;
-  const std::vector<int64_t> cuts = balance(plan, pieces);
-  const auto channel = [&](int64_t target) { return target / plan.shape.target_phases * plan.shape.width; };
-  for (int64_t g = 0; g < groups; ++g) {
-    share(team, threads, pieces, [&](int64_t i, int64_t) {
-      const int64_t first = s.x.channels * i / pieces, last = s.x.channels * (i + 1) / pieces;
-      s.k.pack[s.dtype](s.x, s.tiling, g, first, last, x, base + x_at);
-    });
-    share(team, threads, pieces, [&](int64_t i, int64_t) {
-      compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
-      s.k.unpack[s.dtype](s.y, s.tiling, g, channel(cuts[i]), channel(cuts[i + 1]), base + y_at, negative_slope, y);
+  if (moments) {
+    split(team, std::min(threads, s.y.channels), s.y.channels, [&](int64_t first, int64_t last) {
+      const auto norm = s.panel_type == 1 ? &write_norm<double> : &write_norm<float>;
+      norm(c.norm, s.tiling, s.y.channels, first, last, base + moments_at);
     });
   }
 }
@@ -607,7 +685,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   if (!in_place) std::memset(sums, 0, static_cast<size_t>(nnz * s.element));
 
   const int64_t pieces = threads == 1 ? 1 : kPieces * threads;
-  const std::vector<int64_t> cuts = balance(plan, pieces);
+  const std::vector<int64_t> cuts = balance(plan, pieces, plan.shape.target_phases);
   for (int64_t g0 = 0; g0 < s.tiling.groups; g0 += batch) {
     const int64_t n = std::min(batch, s.tiling.groups - g0);
     const int64_t channels = n * (s.x.channels + s.y.channels);
@@ -619,7 +697,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
         for (int64_t i = 0; i < n; ++i) {
           const int64_t a = std::clamp<int64_t>(from - i * frame.channels, 0, frame.channels);
           const int64_t z = std::clamp<int64_t>(to - i * frame.channels, 0, frame.channels);
-          if (a < z) s.k.pack[s.dtype](frame, s.tiling, g0 + i, a, z, tensor, base + at + i * bytes);
+          if (a < z) s.k.pack[s.dtype](frame, s.tiling, g0 + i, a, z, Prologue{}, tensor, base + at + i * bytes);
         }
       };
       const int64_t x_channels = n * s.x.channels;
@@ -644,6 +722,39 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
 Cycles gather_cycles(const ConvCall& c) {
   const Problem problem = problem_of(c, kernels(), true);
   return tiling_cycles(problem, choose_tiling(problem));
+}
+
+void pointwise(DType dtype, const Operand& a, const Operand* b, int64_t images, int64_t channels, int64_t height,
+               int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team) {
+  const Kernels& k = kernels();
+  const int64_t element = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+  const int64_t area = height * width;
+  const auto plane = [&](const Operand& from, int64_t image, int64_t channel) {
+    const Prologue& p = from.prologue;
+    const auto number = [&](const void* array, int64_t at) {
+      return dtype == DType::float64 ? static_cast<const double*>(array)[at] : static_cast<const float*>(array)[at];
+    };
+    Plane found;
+    found.x = static_cast<const char*>(from.x) + (image * from.image_stride + channel * area) * element;
+    if (p.scale) found.scale = number(p.scale, image * p.image_stride + channel);
+    if (p.scale) found.shift = number(p.shift, image * p.image_stride + channel);
+    if (p.slope) found.slope = number(p.slope, channel);
+    return found;
+  };
+  const int64_t planes = images * channels, threads = std::max<int64_t>(1, std::min(team.threads, planes));
+  split(team, threads, planes, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / channels, channel = i % channels;
+      const Plane own = plane(a, image, channel);
+      const Plane other = b ? plane(*b, image, channel) : Plane{};
+      char* const out = static_cast<char*>(y) + (image * y_image_stride + channel * area * repeat * repeat) * element;
+      k.pointwise[static_cast<int>(dtype)](own, b ? &other : nullptr, height, width, repeat, out);
+    }
+  });
+}
+
+PartTimes part_times() {
+  return {part_nanoseconds.pack, part_nanoseconds.multiply, part_nanoseconds.unpack, part_nanoseconds.order};
 }
 
 int64_t workspace_bytes() { return workspace_total.load(); }

@@ -18,7 +18,19 @@ struct Team {
   std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
 };
 
-// One call: y and x are contiguous NCHW tensors of `dtype`; y is on the plan's target side, x on its source side.
+// InstanceNorm of what a gather wrote, as the affine map that a later pack applies: found while it is written.
+// y * scale + shift has mean bias and standard deviation weight in every image and channel.
+struct Norm {
+  const void* weight = nullptr;  // [channels] of the panel's type; null: 1
+  const void* bias = nullptr;    // null: 0
+  double eps = 0;
+  void* scale = nullptr;  // [images][channels] of the panel's type, rows image_stride apart; null: no norm
+  void* shift = nullptr;
+  int64_t image_stride = 0;
+};
+
+// One call: y and x are NCHW tensors of `dtype` with contiguous images; y is on the plan's target side, x on its source
+// side.
 struct ConvCall {
   const Geometry* geometry = nullptr;
   bool adjoint = false;
@@ -26,14 +38,19 @@ struct ConvCall {
   DType dtype = DType::float32;
   int64_t images = 0;
   int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
-  Padding padding = Padding::zeros;            // around x
-  int64_t pad_before_h = 0, pad_before_w = 0;  // of it before x; the geometry's padding is then 0
+  Padding padding = Padding::zeros;                // around x
+  int64_t pad_before_h = 0, pad_before_w = 0;      // of it before x; the geometry's padding is then 0
+  int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: images lie side by side
+  // What only gather does:
+  Prologue prologue = {};     // of x
+  double negative_slope = 1;  // y's elements that are not above 0 are multiplied by it
+  Norm norm = {};             // of y, after that
+  int64_t shuffle = 1;        // PixelShuffle: y has channels / shuffle^2, each as many times higher and wider
 };
 
-// y = bias + gather(x, values), what is not above 0 then multiplied by negative_slope; every element of y is written.
-// bias [target channels] may be null.
-void gather(const ConvCall& call, const void* x, const void* values, const void* bias, double negative_slope, void* y,
-            const Team& team);
+// y = bias + gather(x, values), changed as the call says; every element of y is written. bias [target channels] may be
+// null.
+void gather(const ConvCall& call, const void* x, const void* values, const void* bias, void* y, const Team& team);
 
 // dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps * vector] is written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
@@ -49,6 +66,24 @@ struct Cycles {
   double total() const { return multiply + taps + targets + pack + unpack + order; }
 };
 Cycles gather_cycles(const ConvCall& call);
+
+// One tensor of a pointwise call: NCHW, its images contiguous and image_stride elements apart.
+struct Operand {
+  const void* x = nullptr;
+  int64_t image_stride = 0;
+  Prologue prologue;
+};
+
+// y = a, or a + b where b is not null, each by its own prologue; nearest upsampling by `repeat` in both directions.
+// y may be a's or b's own memory where repeat is 1.
+void pointwise(DType dtype, const Operand& a, const Operand* b, int64_t images, int64_t channels, int64_t height,
+               int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team);
+
+// Nanoseconds that all threads have spent in gather's parts since the process began.
+struct PartTimes {
+  int64_t pack = 0, multiply = 0, unpack = 0, order = 0;
+};
+PartTimes part_times();
 
 // Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.
 int64_t workspace_bytes();

@@ -4,6 +4,7 @@
 
 #include "gather.h"
 #include "panel.h"
+#include "pointwise.h"
 #include "wgrad.h"
 
 namespace sparsegan {
@@ -77,6 +78,7 @@ const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = {
     {isa::scatter_values<float, float>, isa::scatter_values<double, double>, isa::scatter_values<isa::bf16, float>},
     {SPARSEGAN_GATHER(float, isa::row.lanes_f32), SPARSEGAN_GATHER(double, isa::row.lanes_f64)},
     {SPARSEGAN_WGRAD(float, isa::row.lanes_f32), SPARSEGAN_WGRAD(double, isa::row.lanes_f64)},
+    {isa::pointwise<float, float>, isa::pointwise<double, double>, isa::pointwise<isa::bf16, float>},
     isa::fma,
 };
 

@@ -43,6 +43,21 @@ struct Frame {
   int64_t planes() const { return channels * phases_h * phases_w; }
 };
 
+// What a tensor's elements become on the way into a kernel: z = x * scale + shift, and z * slope where z is not above
+// 0. Arrays of the panel's type; a null one changes nothing.
+struct Prologue {
+  const void* scale = nullptr;  // [images][channels], rows image_stride apart; both or neither
+  const void* shift = nullptr;
+  const void* slope = nullptr;  // [channels]
+  int64_t image_stride = 0;
+
+  bool any() const { return scale || slope; }
+};
+
+// What unpack finds out of each lane's tile in a channel: [channel][kMoments][lane] of the panel's type. How many
+// elements, their mean, and the sum of their squared distances from it.
+constexpr int kMoments = 3;
+
 // The taps of some source blocks for a range of targets; see plan.h. Where a unit is `depth` source channels deep, each
 // of these is a tap of its own here.
 struct TapRange {
@@ -72,6 +87,12 @@ constexpr int kWidthCount = 3;
 // Chains of `fma`: as many as hide an FMA's latency.
 constexpr int kFmaChains = 12;
 
+// One channel of one image with what becomes of its elements: z = x * scale + shift, z * slope where not above 0.
+struct Plane {
+  const void* x = nullptr;
+  double scale = 1, shift = 0, slope = 1;
+};
+
 struct Kernels {
   const char* isa;
   int64_t lanes[kPanelTypes];
@@ -79,12 +100,12 @@ struct Kernels {
   int64_t max_rows;               // the tallest register tile
 
   // tensor -> all panel planes of channels [first, last) of a group. Panel type follows tensor type.
-  void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
+  void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const Prologue&,
                              const void* tensor, void* panel);
   // panel planes of channels [first, last) of a group -> tensor, where the tensor has elements; what is not above 0 is
-  // multiplied by negative_slope on the way.
+  // multiplied by negative_slope on the way. moments: see kMoments, added to; null where nobody asks.
   void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
-                               const void* panel, double negative_slope, void* tensor);
+                               const void* panel, double negative_slope, void* moments, void* tensor);
 
   // out[i] = support[i] - base, and the largest of these as unsigned numbers.
   uint32_t (*codes)(const int32_t* support, int64_t count, int32_t base, uint16_t* out);
@@ -104,6 +125,11 @@ struct Kernels {
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
                                           const void* gy, const void* x, void* dv);
+
+  // y = a's elements, each by its prologue, plus b's where b is not null; a row of `width` elements repeated `repeat`
+  // times in both directions. One plane of one image and channel.
+  void (*pointwise[kTensorTypes])(const Plane& a, const Plane* b, int64_t height, int64_t width, int64_t repeat,
+                                  void* y);
 
   // Runs kFmaChains * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
   float (*fma)(int64_t iterations);

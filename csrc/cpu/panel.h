@@ -34,6 +34,7 @@ SPARSEGAN_INLINE int64_t padded(int64_t i, int64_t n, Padding padding) {
 
 // The tile that a lane holds.
 struct LaneTile {
+  int64_t number;    // of its image
   int64_t image;     // first element of its image
   int64_t row, col;  // panel row 0 and column 0 in a phase's grid; may be negative
 };
@@ -45,7 +46,7 @@ SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t gro
   for (int64_t lane = 0; lane < used; ++lane) {
     const int64_t tile = group * L + lane, image = tile / (t.tiles_h * t.tiles_w),
                   place = tile % (t.tiles_h * t.tiles_w);
-    out[lane] = {image * f.image_stride, place / t.tiles_w * t.tile_h + f.first_h,
+    out[lane] = {image, image * f.image_stride, place / t.tiles_w * t.tile_h + f.first_h,
                  place % t.tiles_w * t.tile_w + f.first_w};
   }
   return used;
@@ -125,23 +126,59 @@ SPARSEGAN_INLINE Vec<T, L> where(Vec<typename IntOf<sizeof(T)>::type, L> in, Vec
   return reinterpret_cast<Vec<T, L>>(reinterpret_cast<Vec<typename IntOf<sizeof(T)>::type, L>>(v) & in);
 }
 
+// z where it is above 0, else slope * z.
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> activated(Vec<T, L> z, T slope) {
+  const Vec<T, L> zero = {}, scaled = slope == T(0) ? zero : z * broadcast<T, L>(slope);  // and 0 for minus infinity
+  return z <= zero ? scaled : z;                                                          // NaN stays
+}
+
+// A channel's prologue, a lane each.
+template <class T, int L, bool Any>
+struct Change {
+  T scale[L], shift[L], slope = T(1);
+
+  SPARSEGAN_INLINE Change(const Prologue& p, const LaneTile (&tile)[L], int64_t used, int64_t channel) {
+    if constexpr (Any) {
+      for (int64_t i = 0; i < L; ++i) {
+        const int64_t at = (i < used ? tile[i].number : 0) * p.image_stride + channel;
+        scale[i] = p.scale ? static_cast<const T*>(p.scale)[at] : T(1);
+        shift[i] = p.scale ? static_cast<const T*>(p.shift)[at] : T(0);
+      }
+      if (p.slope) slope = static_cast<const T*>(p.slope)[channel];
+    }
+  }
+
+  // Of consecutive elements of lane i, and of one.
+  SPARSEGAN_INLINE Vec<T, L> operator()(Vec<T, L> x, int64_t i) const {
+    if constexpr (!Any) return x;
+    const Vec<T, L> z = x * broadcast<T, L>(scale[i]) + broadcast<T, L>(shift[i]);
+    return slope == T(1) ? z : activated<T, L>(z, slope);
+  }
+  SPARSEGAN_INLINE T operator()(T x, int64_t i) const {
+    if constexpr (!Any) return x;
+    const T z = x * scale[i] + shift[i];
+    return z <= T(0) ? (slope == T(0) ? T(0) : z * slope) : z;
+  }
+};
+
 // A few elements of each lane one by one: where vectors would read outside the tensor, or would hardly be filled.
-template <class IO, class T, int L>
+template <class IO, class T, int L, bool Any>
 SPARSEGAN_INLINE void pack_elements(const Frame& f, const int64_t (&start)[L], const Columns<T, L>& columns,
-                                    const IO* channel, T* out) {
+                                    const Change<T, L, Any>& change, const IO* channel, T* out) {
   for (int64_t e = 0; e < columns.count; ++e) {
     for (int64_t i = 0; i < L; ++i) {
       int64_t element = columns.column[i] + e;
       if (!columns.lane_whole[i]) element = padded(element, f.width, f.padding);
-      out[columns.place[e] + i] = start[i] < 0 || element < 0 ? T(0) : widen(channel[start[i] + element]);
+      out[columns.place[e] + i] = start[i] < 0 || element < 0 ? T(0) : change(widen(channel[start[i] + element]), i);
     }
   }
 }
 
 // The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
-template <class IO, class T, int L>
-SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row,
-                                int64_t rows, int64_t first, int64_t last, const IO* x, T* panel) {
+template <class IO, class T, int L, bool Any>
+void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
+               int64_t first, int64_t last, const Prologue& prologue, const IO* x, T* panel) {
   const RowTable<L> table(f, tile, used, phase, row, rows);
   const int64_t channels = larger(4, kColumnRows / rows);
   for (int64_t c0 = first; c0 < last; c0 += channels) {
@@ -150,6 +187,7 @@ SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64
       const Columns<T, L> columns(f, tile, used, col);
       for (int64_t c = c0; c < c1; ++c) {
         const IO* const channel = x + c * f.channel_stride;
+        const Change<T, L, Any> change(prologue, tile, used, c);
         // Whole vectors may be read where they stay inside the tensor, whatever they meet there.
         const bool vectors = columns.count > kFewElements && c * f.channel_stride + table.least + columns.least >= 0 &&
                              c * f.channel_stride + table.most + columns.most + L <= f.size;
@@ -157,12 +195,12 @@ SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64
         for (int64_t r = 0; r < rows; ++r, out += f.cols * L) {
           const int64_t (&start)[L] = table.start[r];
           if (!vectors) {
-            pack_elements<IO, T, L>(f, start, columns, channel, out);
+            pack_elements<IO, T, L, Any>(f, start, columns, change, channel, out);
             continue;
           }
           Vec<T, L> v[L];
           const auto read = [&](int i) __attribute__((always_inline)) {
-            v[i] = load_wide<IO, T, L>(channel + start[i] + columns.column[i]);
+            v[i] = change(load_wide<IO, T, L>(channel + start[i] + columns.column[i]), i);
           };
           if (table.whole[r] && columns.whole) {
 #pragma GCC unroll 16
@@ -183,7 +221,7 @@ SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64
               if (f.padding == Padding::zeros) continue;
               for (int64_t e = 0; e < columns.count; ++e) {
                 if (columns.inside[i][e]) continue;
-                v[i][e] = widen(channel[start[i] + padded(columns.column[i] + e, f.width, f.padding)]);
+                v[i][e] = change(widen(channel[start[i] + padded(columns.column[i] + e, f.width, f.padding)]), i);
               }
             }
           }
@@ -201,14 +239,15 @@ SPARSEGAN_INLINE void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64
 }
 
 template <class IO, class T, int L>
-void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* tensor,
-          void* panel) {
+void pack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const Prologue& prologue,
+          const void* tensor, void* panel) {
   LaneTile tile[L];
   const int64_t used = lane_tiles<L>(f, tiling, group, tile);
+  const auto rows = prologue.any() ? &pack_rows<IO, T, L, true> : &pack_rows<IO, T, L, false>;
   for (int64_t phase = 0; phase < f.phases_h; ++phase) {
     for (int64_t row = 0; row < f.rows; row += kTableRows) {
-      pack_rows<IO, T, L>(f, tile, used, phase, row, smaller(kTableRows, f.rows - row), first, last,
-                          static_cast<const IO*>(tensor), static_cast<T*>(panel));
+      rows(f, tile, used, phase, row, smaller(kTableRows, f.rows - row), first, last, prologue,
+           static_cast<const IO*>(tensor), static_cast<T*>(panel));
     }
   }
 }
@@ -227,21 +266,50 @@ SPARSEGAN_INLINE void store_some(IO* p, Vec<T, L> v, int64_t n) {
   for (; done < n; ++done) p[done] = piece[done];
 }
 
-// z where it is above 0, else negative_slope * z, L rows at once.
+// What is known of a channel's elements by their lanes' tiles: see kMoments. A run is summed from a pivot near its
+// mean, so that nothing cancels, and joined to the runs before it (Chan, Golub and LeVeque 1983).
 template <class T, int L>
-SPARSEGAN_INLINE void activate(T slope, Vec<T, L> (&v)[L]) {
-  const Vec<T, L> by = broadcast<T, L>(slope), zero = {};
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
-    const Vec<T, L> scaled = slope == T(0) ? zero : v[i] * by;  // and 0 for minus infinity
-    v[i] = v[i] <= zero ? scaled : v[i];                        // NaN stays
+struct Moments {
+  Vec<T, L> pivot = {}, count = {}, sum = {}, squares = {};
+
+  // Lanes of v that are in the tensor.
+  SPARSEGAN_INLINE void add(Vec<T, L> v, Vec<typename IntOf<sizeof(T)>::type, L> in) {
+    const Vec<T, L> d = where<T, L>(in, v - pivot);
+    count += where<T, L>(in, broadcast<T, L>(T(1)));
+    sum += d;
+    squares += d * d;
   }
-}
+  // All of L vectors.
+  SPARSEGAN_INLINE void add(const Vec<T, L> (&v)[L]) {
+    Vec<T, L> s[2] = {}, q[2] = {};
+#pragma GCC unroll 16
+    for (int e = 0; e < L; ++e) {
+      const Vec<T, L> d = v[e] - pivot;
+      s[e % 2] += d;
+      q[e % 2] += d * d;
+    }
+    count += broadcast<T, L>(T(L));
+    sum += s[0] + s[1];
+    squares += q[0] + q[1];
+  }
+
+  SPARSEGAN_INLINE void join(T* to) const {
+    const auto any = count > Vec<T, L>{};
+    const Vec<T, L> n0 = load<T, L>(to), mean0 = load<T, L>(to + L), far0 = load<T, L>(to + 2 * L);
+    const Vec<T, L> n1 = any ? count : broadcast<T, L>(T(1)), n = n0 + n1;
+    const Vec<T, L> shift = sum / n1, distance = pivot + shift - mean0;
+    store<T, L>(to, any ? n : n0);
+    store<T, L>(to + L, any ? mean0 + distance * (n1 / n) : mean0);
+    const Vec<T, L> far = far0 + (squares - sum * shift) + distance * distance * (n0 * n1 / n);
+    store<T, L>(to + 2 * L, any ? far : far0);
+  }
+};
 
 // The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
-template <class IO, class T, int L>
-SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row,
-                                  int64_t rows, int64_t first, int64_t last, const T* panel, T slope, IO* y) {
+template <class IO, class T, int L, bool WithMoments>
+void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
+                 int64_t first, int64_t last, const T* panel, T slope, T* moments, IO* y) {
+  using Int = typename IntOf<sizeof(T)>::type;
   const RowTable<L> table(f, tile, used, phase, row, rows);
   const int64_t channels = larger(4, kColumnRows / rows);
   for (int64_t c0 = first; c0 < last; c0 += channels) {
@@ -250,10 +318,16 @@ SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int
       const Columns<T, L> columns(f, tile, used, col);
       const bool full = columns.whole && columns.count == L;
       int64_t elements[L];
-      for (int64_t i = 0; i < L; ++i) elements[i] = clamp(f.width - columns.column[i], 0, columns.count);
+      Vec<Int, L> in_row;
+      for (int64_t i = 0; i < L; ++i) {
+        elements[i] = clamp(f.width - columns.column[i], 0, columns.count);
+        in_row[i] = static_cast<Int>(i < used ? elements[i] : 0);
+      }
       for (int64_t c = c0; c < c1; ++c) {
         IO* const channel = y + c * f.channel_stride;
         const T* in = panel + (c * f.phases_h + phase) * f.phases_w * f.plane + row * f.cols * L;
+        Moments<T, L> found;
+        if constexpr (WithMoments) found.pivot = load<T, L>(in + columns.place[0]);
         for (int64_t r = 0; r < rows; ++r, in += f.cols * L) {
           const int64_t (&start)[L] = table.start[r];
           Vec<T, L> v[L];
@@ -263,7 +337,19 @@ SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int
           } else {
             for (int e = 0; e < L; ++e) v[e] = e < columns.count ? load<T, L>(in + columns.place[e]) : Vec<T, L>{};
           }
-          if (slope != T(1)) activate<T, L>(slope, v);
+          if (slope != T(1)) {
+#pragma GCC unroll 16
+            for (int e = 0; e < L; ++e) v[e] = activated<T, L>(v[e], slope);
+          }
+          if constexpr (WithMoments) {
+            if (full && table.whole[r]) {
+              found.add(v);
+            } else {
+              Vec<Int, L> in_tensor;
+              for (int64_t i = 0; i < L; ++i) in_tensor[i] = start[i] < 0 ? 0 : in_row[i];
+              for (int64_t e = 0; e < columns.count; ++e) found.add(v[e], in_tensor > static_cast<Int>(e));
+            }
+          }
           transpose<T, L>(v);
           if (full && table.whole[r]) {
 #pragma GCC unroll 16
@@ -274,6 +360,7 @@ SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int
             }
           }
         }
+        if constexpr (WithMoments) found.join(moments + c * kMoments * L);
       }
     }
   }
@@ -281,13 +368,14 @@ SPARSEGAN_INLINE void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int
 
 template <class IO, class T, int L>
 void unpack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* panel,
-            double negative_slope, void* tensor) {
+            double negative_slope, void* moments, void* tensor) {
   LaneTile tile[L];
   const int64_t used = lane_tiles<L>(f, tiling, group, tile);
+  const auto rows = moments ? &unpack_rows<IO, T, L, true> : &unpack_rows<IO, T, L, false>;
   for (int64_t phase = 0; phase < f.phases_h; ++phase) {
     for (int64_t row = 0; row < f.rows; row += kTableRows) {
-      unpack_rows<IO, T, L>(f, tile, used, phase, row, smaller(kTableRows, f.rows - row), first, last,
-                            static_cast<const T*>(panel), static_cast<T>(negative_slope), static_cast<IO*>(tensor));
+      rows(f, tile, used, phase, row, smaller(kTableRows, f.rows - row), first, last, static_cast<const T*>(panel),
+           static_cast<T>(negative_slope), static_cast<T*>(moments), static_cast<IO*>(tensor));
     }
   }
 }

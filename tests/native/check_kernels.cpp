@@ -320,6 +320,7 @@ Errors run(const Case& c, Random& random) {
   call.padding = c.padding;
   call.pad_before_h = c.pad_before_h;
   call.pad_before_w = c.pad_before_w;
+  call.negative_slope = c.negative_slope;
   // The work is cut as for `threads` threads; one does it all.
   const Team team{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
                     for (int64_t i = 0; i < count; ++i) body(i);
@@ -327,7 +328,7 @@ Errors run(const Case& c, Random& random) {
 
   Tensor<T> x(x_size, random), gy(y_size, random), values(c.values(), random), bias(c.target_channels(), random);
   Tensor<T> y(y_size), dv(c.values());
-  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, c.negative_slope, y.data(), team);
+  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
   wgrad(call, gy.data(), x.data(), dv.data(), team);
 
   std::vector<Sum> y_expected(y_size), dv_expected(c.values());

@@ -1,0 +1,90 @@
+"""torch.fx tracing with an example running along."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .nn import SparseConv
+
+NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
+
+
+def close(ours: Any, theirs: Any) -> bool:
+    """Whether two results of one model are the same within the rounding of another order of sums."""
+    if isinstance(theirs, Tensor):
+        scale = theirs.abs().max().item() if theirs.numel() else 0.0
+        tolerance = max(1e-3, 16 * torch.finfo(theirs.dtype).eps) if theirs.is_floating_point() else 0.0
+        return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+    if isinstance(theirs, dict):
+        return all(close(ours[key], value) for key, value in theirs.items())
+    if isinstance(theirs, list | tuple):
+        return all(close(a, b) for a, b in zip(ours, theirs, strict=True))
+    return bool(ours == theirs)
+
+
+class Tracer(fx.Tracer):
+    """Runs the example along, so that a forward may look at shapes; ``node.meta["value"]`` is what came out."""
+
+    def __init__(self, root: nn.Module, arguments: Sequence[Any]) -> None:
+        super().__init__()
+        self.model, self.arguments = root, iter(arguments)
+        self.running = False  # on values: nothing of that is traced
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
+        """torch.fx's own, with a value."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _value)
+        self.running = True
+        if kind == "placeholder":
+            value = next(self.arguments, args[0] if args else None)
+        elif kind == "get_attr":
+            value = operator.attrgetter(target)(self.model)
+        elif kind == "call_module":
+            value = self.model.get_submodule(target)(*args, **kwargs)
+        elif kind == "call_method":
+            value = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            value = target(*args, **kwargs) if kind == "call_function" else None
+        self.running = False
+        proxy.node.meta["value"] = value
+        if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
+            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Norms too that are no torch.nn's own, and sparse layers."""
+        return isinstance(m, (*NORMS, SparseConv)) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """torch.fx's own, while it traces."""
+        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """torch.fx's own, while it traces."""
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One that knows its shape."""
+        return _Shaped(node, self)
+
+
+class _Shaped(fx.Proxy):
+    shape = property(lambda self: _value(self).shape)
+    ndim = property(lambda self: _value(self).ndim)
+    dtype = property(lambda self: _value(self).dtype)
+    device = property(lambda self: _value(self).device)
+
+    def dim(self) -> int:
+        return _value(self).dim()
+
+    def size(self, dim: int | None = None) -> Any:
+        return _value(self).size() if dim is None else _value(self).size(dim)
+
+
+def _value(argument: Any) -> Any:
+    return argument.node.meta["value"] if isinstance(argument, fx.Proxy) else argument
