@@ -64,7 +64,7 @@ def masked(generator: nn.Module) -> nn.Module:
 def task(gan: store.Gan, student: nn.Module) -> CompressionTask:
     """The step of `sparsegan compress` for one student."""
     judge = copy.deepcopy(gan.discriminator)
-    ours, theirs = (torch.optim.Adam(network.parameters(), 1e-5) for network in (student, judge))
+    ours, theirs = (torch.optim.Adam(network.parameters(), 1e-5, fused=True) for network in (student, judge))
     original = copy.deepcopy(gan.generator).requires_grad_(False).eval()
     schedule, loss = OneShot(10, SPARSITY), SelfSupervisedLoss()
     return CompressionTask(original, student, judge, gan.objective, schedule, loss, ours, theirs)

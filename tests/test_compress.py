@@ -204,7 +204,7 @@ def test_discriminator_terms_that_detach_the_fakes_are_an_error() -> None:
 
     objective = Objective(dcgan.generator_terms, detaching, dcgan.generate)
     compressor = Compressor(*small_gan(), objective, GradualPruning(4), **SMALL)
-    with pytest.raises(ValueError, match=r"'dis' gives the generator no gradient.*must not detach"):
+    with pytest.raises(ValueError, match=r"'dis' give the generator no gradient.*must not detach"):
         compressor.fit(Batches(images(), 4))
 
 

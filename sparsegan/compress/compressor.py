@@ -68,12 +68,12 @@ class Compressor:
     `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
     part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
     `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
-    `run_dir`, `resume`, `checkpoint_every`, `keep`: see `engine.Run`; without a folder nothing is written.
+    `run_dir`, `resume`, `checkpoint_every`, `keep`: see `training.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
 
     In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
-    `engine.ranks`. Rank 0 writes.
+    `training.ranks`. Rank 0 writes.
     Raises ValueError for values out of range.
     """
 
@@ -172,8 +172,10 @@ class Compressor:
             objective,
             schedule,
             loss,
-            torch.optim.Adam(student.parameters(), generator_lr, betas),
-            torch.optim.Adam(judge.parameters(), discriminator_lr, betas) if discriminator_mode == "updated" else None,
+            torch.optim.Adam(student.parameters(), generator_lr, betas, fused=True),
+            torch.optim.Adam(judge.parameters(), discriminator_lr, betas, fused=True)
+            if discriminator_mode == "updated"
+            else None,
             generator_every,
             _feature_layers(judge, feature_layers) if loss.matches_features else [],
             decay,
@@ -188,8 +190,8 @@ class Compressor:
     def fit(self, loader: Iterable[Any]) -> Result:
         """Run the schedule over `loader`'s batches (endlessly repeated) and return the compressed generator.
 
-        Raises engine.Diverged when a term is not finite or too large, ValueError for an empty loader or for a
-        discriminator term that gives the generator no gradient.
+        Raises training.Diverged when a term is not finite or too large, ValueError for an empty loader or for
+        discriminator terms that give the generator no gradient.
         """
         networks = (self.task.student, self.task.original, self.task.discriminator)
         with ranks.divided(*networks), autocast_networks(self.autocast, *networks):
@@ -416,12 +418,12 @@ class CompressionTask(Comparison):
         self, ours: Made, theirs: Made | None, part: Any, before: Tensor, parts: int, figures: dict[str, float]
     ) -> None:
         compressed, original = self.compare(self.student, ours, theirs, part, before)
-        for name, term in compressed.discriminator.items():
-            if not term.requires_grad:
-                raise ValueError(
-                    f"the discriminator term {name!r} gives the generator no gradient; "
-                    "discriminator_terms must not detach its argument fake"
-                )
+        judged = compressed.discriminator
+        if judged and not any(term.requires_grad for term in judged.values()):
+            raise ValueError(
+                f"the discriminator terms {', '.join(map(repr, judged))} give the generator no gradient; "
+                "discriminator_terms must not detach its argument fake"
+            )
         loss = self.loss(self.objective, compressed, original)
         (loss / parts).backward()
         _add(figures, compressed.generator, parts)

@@ -17,7 +17,7 @@ Labels are domains, int64 [N] (cross-entropy), or attributes 0 or 1, float [N, d
 over attributes): the two cases of the public code. Targets are the batch's labels in another order.
 
 D is piecewise linear in x (convolutions and leaky ReLUs), so GP is piecewise constant in x^: through it G gets no
-gradient, almost everywhere. In equation 8 GP counts for the loss's value only.
+gradient, almost everywhere. In equation 8 GP counts for the loss's value only, and costs no second derivative there.
 """
 
 from __future__ import annotations
@@ -88,6 +88,14 @@ class Generator(nn.Module):
         return self.main(torch.cat([images, planes], 1))
 
 
+class LeakyReLU(nn.LeakyReLU):
+    """torch's, its slopes constants: at second order, in the gradient penalty, torch's passes zeros back through all of
+    the layers before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.full_like(x, self.negative_slope).masked_fill_(x > 0, 1.0)
+
+
 class Discriminator(nn.Module):
     """Images [N, channels, S, S], S = image_size -> scores [N, 1, S', S'] and class logits [N, domains].
 
@@ -104,15 +112,33 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         before, width = channels, conv_dim
         for _ in range(repeat_num):
-            layers += [nn.Conv2d(before, width, 4, 2, 1), nn.LeakyReLU(0.01)]
+            layers += [nn.Conv2d(before, width, 4, 2, 1), LeakyReLU(0.01)]
             before, width = width, 2 * width
         self.main = nn.Sequential(*layers)
         self.conv1 = nn.Conv2d(before, 1, 3, 1, 1, bias=False)
         self.conv2 = nn.Conv2d(before, domains, image_size // 2**repeat_num, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.main(images)
+        hidden = images
+        for layer in self.main:
+            hidden = _product(layer, hidden) if _few_pixels(layer, hidden) else layer(hidden)
         return self.conv1(hidden), self.conv2(hidden).flatten(1)
+
+
+def _few_pixels(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is a dense convolution with far more weights than inputs: torch's on a CPU lays the weights out
+    anew at every call, which here is most of its time."""
+    return type(layer) is nn.Conv2d and x.device.type == "cpu" and layer.weight.numel() >= 16 * x.numel()
+
+
+def _product(layer: nn.Module, x: Tensor) -> Tensor:
+    """The convolution `layer`, of one stride and padding and neither groups nor dilation, as one matrix product."""
+    convolution = cast(nn.Conv2d, layer)
+    (height, width), stride, pad = convolution.kernel_size, convolution.stride[0], cast(int, convolution.padding[0])
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    patches = padded.unfold(1, height, stride).unfold(2, width, stride).permute(0, 1, 2, 4, 5, 3)
+    rows, columns = patches.flatten(3), convolution.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(rows, columns, convolution.bias).permute(0, 3, 1, 2)
 
 
 def as_rows(labels: Tensor, domains: int) -> Tensor:
@@ -147,8 +173,11 @@ def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[s
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
     """{"dis", "gp", "cla_real"}."""
     images, labels = batch
-    on_real, logits = discriminator(images)
-    on_fake, _ = discriminator(fake["images"])
+    if _trained(discriminator):  # one call: the deep layers' gradients are larger than what they are computed from
+        score, logits = discriminator(torch.cat([images, fake["images"]]))
+        (on_real, on_fake), logits = score.chunk(2), logits[: len(images)]
+    else:  # its judgements of the same images are wanted more than once
+        (on_real, logits), (on_fake, _) = discriminator(images), discriminator(fake["images"])
     return {
         "dis": on_fake.mean() - on_real.mean(),
         "gp": gradient_penalty(discriminator, images, fake["images"]),
@@ -157,14 +186,23 @@ def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: di
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images; differentiable in D and `fake`."""
+    """mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images.
+
+    Differentiable in D and in `fake`; a number where D is this module's and not trained, its gradient being 0.
+    """
     share = torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
     between = share * real + (1 - share) * fake
-    if not between.requires_grad:
-        between.requires_grad_(True)
+    constant = isinstance(discriminator, Discriminator) and not _trained(discriminator)
+    if constant or not between.requires_grad:
+        between = between.detach().requires_grad_(True)
     score, _ = discriminator(between)
-    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    (slope,) = torch.autograd.grad(score.sum(), between, create_graph=not constant)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _trained(network: nn.Module) -> bool:
+    """Whether a network's parameters are to get gradients."""
+    return any(parameter.requires_grad for parameter in network.parameters())
 
 
 def _classified(logits: Tensor, labels: Tensor) -> Tensor:
