@@ -98,7 +98,11 @@ def unet_shapes(i: int, o: int, ngf: int, downs: int, norm: str) -> Shapes:
 
 
 def patch_shapes(i: int, ndf: int, layers: int, norm: str) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator."""
+    """pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator; PixelDiscriminator for no layers."""
+    if layers == 0:
+        d = weight("net.0", ndf, i, 1, 1, bias=True) | weight("net.2", 2 * ndf, ndf, 1, 1, bias=norm == "instance")
+        d |= tracked("net.3", 2 * ndf) if norm == "batch" else {}
+        return d | weight("net.5", 1, 2 * ndf, 1, 1, bias=norm == "instance")
     d = weight("model.0", ndf, i, 4, 4, bias=True)
     width = ndf
     for n in range(1, layers + 1):
@@ -169,6 +173,7 @@ def public_files(draw: st.DrawFn) -> tuple[dict[str, Any], Shapes, Shapes]:
     if name == "srgan":
         network |= {"blocks": blocks, "scale": 2**i}
         return {"gan": name, "channels": 3, **network}, *srgan_shapes(width, blocks, i, other)
+    layers = draw(st.integers(0, 5))
     network |= {"in_channels": i, "out_channels": o, "norm": norm, "discriminator_layers": layers}
     if name == "unet":
         network |= {"gan": "pix2pix", "generator": "unet", "downs": 4 + blocks, "dropout": True}
@@ -197,6 +202,16 @@ def test_public_state_dicts_are_recognised_and_load_key_for_key(file: Any, paral
         own = built.state_dict()
         assert own.keys() == state.keys()
         assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
+
+
+def test_a_pixel_discriminator_sees_single_pixels() -> None:
+    judge = pix2pix.build(width=2, in_channels=1, out_channels=3, downs=5, discriminator_layers=0)[1].eval()
+    one, other = torch.rand(1, 1, 4, 4), torch.rand(1, 3, 4, 4)
+    score, flipped = judge(one, other), judge(one.flip(3), other.flip(3))
+    assert score.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(flipped.flip(3), score)
+    changed = other.index_fill(2, torch.tensor(2), 0.5)
+    assert (judge(one, changed) != score).any(3).flatten().tolist() == [False, False, True, False]
 
 
 def test_cyclegans_files_come_in_pairs_or_alone_and_a_resnet_may_be_pix2pixs() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .objective import Objective, Terms, View
 from .parts import State, check, count_up, initialise, least_squares, norm_layer, size_of
-from .pix2pix import NLayerDiscriminator, Pair, discriminator_sizes, translator, unet_sizes
+from .pix2pix import Pair, discriminator_sizes, patch_gan, translator, unet_sizes
 from .reference import Reference, Training
 
 
@@ -199,13 +199,14 @@ def build(
     discriminator_width: int | None = None,
     discriminator_layers: int = 3,
 ) -> tuple[nn.Module, nn.Module]:
-    """Untrained networks, of both directions or of one way only (A to B). `width`: ngf; `discriminator_width`: ndf."""
+    """Untrained networks, of both directions or of one way only (A to B). `width`: ngf; `discriminator_width`: ndf, the
+    same by default; `discriminator_layers`: 0 for the public "pixel" discriminator."""
     ndf = width if discriminator_width is None else discriminator_width
 
     def direction(source: int, target: int) -> tuple[nn.Module, nn.Module]:
         return (
             translator(generator, source, target, width, downs, blocks, norm, dropout),
-            NLayerDiscriminator(target, ndf, discriminator_layers, norm),
+            patch_gan(target, ndf, discriminator_layers, norm),
         )
 
     g, judge_b = direction(in_channels, out_channels)
@@ -249,7 +250,9 @@ reference = Reference(
     build=build,
     objective=lambda network: one_way if network.get("one_way") else objective,
     generator_sizes=generator_sizes,
-    discriminator_sizes=lambda state: discriminator_sizes(state, "b." if "b.model.0.weight" in state else ""),
+    discriminator_sizes=lambda state: discriminator_sizes(
+        state, "b." if any(key.startswith("b.") for key in state) else ""
+    ),
     example=example,
     network={"width": 32, "blocks": 6, "in_channels": 3, "out_channels": 3},
     training=Training(data="emoji", size=64, batch=1, steps=8000, lr=2e-4, discriminator_lr=2e-4, decay=True),

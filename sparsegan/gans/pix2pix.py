@@ -120,6 +120,35 @@ class NLayerDiscriminator(nn.Module):
         return self.model(torch.cat(images, 1))
 
 
+class PixelDiscriminator(nn.Module):
+    """The 1x1 PatchGAN: images [N, in_channels, S, S] -> a score a pixel [N, 1, S, S]. `ndf`: channels after the first
+    layer. Several images are put beside each other first."""
+
+    def __init__(self, in_channels: int = 3, ndf: int = 64, norm: str = "batch") -> None:
+        super().__init__()
+        check(in_channels=in_channels, ndf=ndf)
+        bias = norm == "instance"
+        self.net = nn.Sequential(
+            nn.Conv2d(in_channels, ndf, 1),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
+            norm_layer(norm, 2 * ndf),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(2 * ndf, 1, 1, bias=bias),
+        )
+        self.apply(initialise)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        return self.net(torch.cat(images, 1))
+
+
+def patch_gan(in_channels: int, ndf: int, layers: int, norm: str) -> nn.Module:
+    """A PatchGAN of so many `layers`; 0 for the one that sees single pixels."""
+    if layers == 0:
+        return PixelDiscriminator(in_channels, ndf, norm)
+    return NLayerDiscriminator(in_channels, ndf, layers, norm)
+
+
 def generate(generator: nn.Module, batch: Pair) -> Tensor:
     """G(x) for `batch` = (x, y)."""
     return generator(batch[0])
@@ -178,11 +207,12 @@ def build(
     discriminator_width: int | None = None,
     discriminator_layers: int = 3,
 ) -> tuple[nn.Module, nn.Module]:
-    """Untrained networks. `width`: ngf; `discriminator_width`: ndf, the same by default."""
+    """Untrained networks. `width`: ngf; `discriminator_width`: ndf, the same by default; `discriminator_layers`: 0 for
+    the public "pixel" discriminator."""
     ndf = width if discriminator_width is None else discriminator_width
     return (
         translator(generator, in_channels, out_channels, width, downs, blocks, norm, dropout),
-        NLayerDiscriminator(in_channels + out_channels, ndf, discriminator_layers, norm),
+        patch_gan(in_channels + out_channels, ndf, discriminator_layers, norm),
     )
 
 
@@ -213,6 +243,8 @@ def generator_sizes(state: State) -> list[dict[str, Any]]:
 
 def discriminator_sizes(state: State, prefix: str = "") -> dict[str, Any]:
     """`build`'s arguments, as a PatchGAN's state_dict says."""
+    if f"{prefix}net.0.weight" in state:
+        return {"discriminator_width": size_of(state, f"{prefix}net.0.weight", 0, 64), "discriminator_layers": 0}
     layers = count_up(state, prefix + "model.{}.weight", start=2, step=3) - 1
     return {
         "discriminator_width": size_of(state, f"{prefix}model.0.weight", 0, 64),
