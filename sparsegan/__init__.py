@@ -7,6 +7,7 @@ import torch  # noqa: F401  (first: the native module uses torch's library)
 from . import allocation, gans, ops, prune, reference
 from .checkpoint import CheckpointError, load, save
 from .compress import Compressor
+from .engine import Engine, optimize_for_inference
 from .macs import count_macs, training_bytes
 from .nn import SparseConv2d, SparseConvTranspose2d
 from .profiling import profile, tune
@@ -19,6 +20,7 @@ __version__ = importlib.metadata.version("sparsegan")
 __all__ = [
     "CheckpointError",
     "Compressor",
+    "Engine",
     "SparseConv2d",
     "SparseConvTranspose2d",
     "allocation",
@@ -27,6 +29,7 @@ __all__ = [
     "gans",
     "load",
     "ops",
+    "optimize_for_inference",
     "profile",
     "prune",
     "reference",

@@ -1,0 +1,245 @@
+"""``optimize_for_inference``: a whole generator as a short list of fused steps."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .. import _native
+from ..nn import SparseConv
+from ..tracing import Tracer, close
+from .compiler import Compiler, Program, Unsafe
+from .layers import Layers
+from .memory import Layout, Memory, plan_arena
+from .steps import Step, Torch
+from .values import Slot
+
+#: Parts of the time of a gather that are not multiplications.
+AROUND = ("packing", "unpacking", "ordering values")
+
+
+def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> Engine:
+    """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
+
+    Args:
+        model: any module, sparse layers or pruned dense ones in it; unchanged. The engine computes what ``model.eval()``
+            computes.
+        example: an input, a tensor or a tuple of arguments. Other shapes and batch sizes are compiled when they come.
+        plans: how many shapes are kept compiled.
+
+    Raises:
+        ValueError: the model computes something for the example that torch.fx does not see.
+    """
+    return Engine(model, example, plans)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step: where it comes from, what runs it and why, what it does besides, and milliseconds of a run.
+
+    `multiply_ms`: of a convolution on kept weights, its share of multiplications (all threads' time, by shares).
+    """
+
+    name: str
+    kernel: str
+    shape: tuple[int, ...]
+    fused: tuple[str, ...]
+    why: str
+    ms: float
+    multiply_ms: float
+
+
+@dataclass
+class Compiled:
+    """A program and where its tensors lie; memories of runs that are over wait in `free`."""
+
+    program: Program
+    layout: Layout
+    free: list[tuple[Memory, list[Any]]]
+    memories: int = 0
+
+
+class Engine:
+    """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
+
+    Calls at the same time are safe: each has memory of its own, which later calls use again. `model` is the engine's
+    own copy of the model, in evaluation; :func:`sparsegan.save` of an engine saves that.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, plans: int = 8) -> None:
+        if plans < 1:
+            raise ValueError(f"plans is {plans}; it must be at least 1")
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.example = tuple(example) if isinstance(example, tuple | list) else (example,)
+        self._plans = plans
+        self._layers = Layers(self.model)
+        self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+        with torch.no_grad():
+            expected = self.model(*_copies(self.example))
+            if not close(self(*_copies(self.example)), expected):
+                raise ValueError(
+                    f"the compiled {type(model).__name__} does not put out the same; its forward does something that "
+                    "torch.fx does not see"
+                )
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            compiled = self._compile(inputs)
+            with self._lock:
+                memory, runs = compiled.free.pop() if compiled.free else (None, None)
+            if memory is None or runs is None:
+                memory, runs = self._bind(compiled)
+            try:
+                self._enter(compiled.program, memory, inputs)
+                for run in runs:
+                    run()
+                return _results(compiled.program, memory)
+            finally:
+                memory.forget()
+                with self._lock:
+                    compiled.free.append((memory, runs))
+
+    # ------------------------------------------------------------------ programs
+
+    def _compile(self, inputs: tuple[Any, ...]) -> Compiled:
+        key = tuple(
+            (tuple(one.shape), one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in inputs
+        )
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
+            program = self._program(inputs)
+            compiled = Compiled(program, plan_arena(program.steps), [])
+            self._compiled[key] = compiled
+            while len(self._compiled) > self._plans:
+                self._compiled.popitem(last=False)
+            return compiled
+
+    def _program(self, inputs: tuple[Any, ...]) -> Program:
+        """The steps for inputs of these shapes; the whole model as one step of torch where it cannot be cut up."""
+        for parameter in self.model.parameters():
+            device = parameter.device
+            if device.type != "cpu":
+                raise ValueError(f"the model is on {device}; an engine runs on a CPU")
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        try:
+            with _traced_sparse(self.model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
+                graph = Tracer(self.model, fakes).trace(self.model)
+            return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype).compiled
+        except Unsafe as error:
+            why = str(error)
+        except Exception as error:  # whatever a forward makes of a proxy
+            why = f"torch.fx cannot trace it: {error}"
+        slots = [Slot(tuple(getattr(one, "shape", ())), torch.float32, outside=True) for one in inputs]
+        y = Slot((), torch.float32, outside=True)
+        name = type(self.model).__name__
+        step = Torch(name=name, why=f"the whole model runs in torch: {why}", function=self.model, args=tuple(slots), y=y)
+        return Program([step], slots, y, 1)
+
+    def _bind(self, compiled: Compiled) -> tuple[Memory, list[Any]]:
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
+        memory = Memory(compiled.layout, compiled.program.images, dtype)
+        compiled.memories += 1
+        return memory, [step.bind(memory) for step in compiled.program.steps]
+
+    def _enter(self, program: Program, memory: Memory, inputs: tuple[Any, ...]) -> None:
+        for slot, one in zip(program.inputs, inputs, strict=True):
+            memory.outside[slot] = one.contiguous() if isinstance(one, Tensor) and one.dim() == 4 else one
+        for step in program.steps:
+            for slot in step.writes:
+                if slot.fresh:
+                    memory.outside[slot] = torch.empty(slot.shape, dtype=slot.dtype)
+
+    # ------------------------------------------------------------------ reports
+
+    def profile(self, *inputs: Any, seconds: float = 0.5) -> list[StepTime]:
+        """Each step, timed in whole runs: medians of as many as fit in `seconds`, at least three."""
+        inputs = inputs or self.example
+        with torch.no_grad():
+            compiled = self._compile(inputs)
+            memory, runs = self._bind(compiled)
+            program = compiled.program
+            times: list[list[tuple[float, float]]] = [[] for _ in runs]
+            end = time.perf_counter() + seconds
+            while len(times[0]) < 4 or time.perf_counter() < end:
+                self._enter(program, memory, _copies(inputs))
+                for run, own in zip(runs, times, strict=True):
+                    before, start = _native.part_times(), time.perf_counter()
+                    run()
+                    passed, after = time.perf_counter() - start, _native.part_times()
+                    parts = {name: after[name] - before[name] for name in after}
+                    spent = sum(parts.values())
+                    share = parts["multiplying"] / spent if spent else 0.0
+                    own.append((passed * 1e3, passed * 1e3 * share))
+        rows = []
+        for step, own in zip(program.steps, times, strict=True):
+            ms, multiply = (sorted(one[place] for one in own[1:])[len(own[1:]) // 2] for place in (0, 1))
+            shape = step.writes[0].shape if step.writes else ()
+            rows.append(StepTime(step.name, step.kernel, shape, tuple(step.fused), step.why, ms, multiply))
+        return rows
+
+    def steps(self, *inputs: Any) -> list[Step]:
+        """The steps for inputs of these shapes, or the example's."""
+        with torch.no_grad():
+            return self._compile(inputs or self.example).program.steps
+
+    def memory(self, *inputs: Any) -> dict[str, int]:
+        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share."""
+        with torch.no_grad():
+            compiled = self._compile(inputs or self.example)
+        return {"arena": compiled.layout.bytes, "parameters": self._layers.bytes()}
+
+    def __str__(self) -> str:
+        rows = self.profile()
+        total = sum(row.ms for row in rows)
+        outside = 1 - sum(row.multiply_ms for row in rows) / total
+        lines = [f"{'step':<34}{'kernel':<11}{'output':<20}{'ms':>9}{'share':>7}  with, why"]
+        for row in rows:
+            with_what = ", ".join(row.fused)
+            note = "; ".join(part for part in (with_what, row.why) if part)
+            shape = "x".join(map(str, row.shape))
+            lines.append(f"{row.name:<34}{row.kernel:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
+        memory = self.memory()
+        lines.append(
+            f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it outside the "
+            f"kernels' multiplications; arena {memory['arena'] / 1e6:.1f} MB, parameters and plans "
+            f"{memory['parameters'] / 1e6:.1f} MB"
+        )
+        return "\n".join(lines)
+
+
+def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward may change them in place."""
+    return tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+
+
+def _results(program: Program, memory: Memory) -> Any:
+    return fx.node.map_aggregate(program.result, lambda one: memory.outside[one] if isinstance(one, Slot) else one)
+
+
+@contextmanager
+def _traced_sparse(model: nn.Module) -> Iterator[None]:
+    """While tracing, each sparse layer is its op: the dense way looks at values, and shapes are all that is there."""
+    layers = [module for module in model.modules() if isinstance(module, SparseConv)]
+    kernels = [layer.kernel for layer in layers]
+    try:
+        for layer in layers:
+            layer.kernel = "sparse"
+        yield
+    finally:
+        for layer, kernel in zip(layers, kernels, strict=True):
+            layer.kernel = kernel

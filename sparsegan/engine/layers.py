@@ -1,0 +1,160 @@
+"""A model's parameters as an engine's steps read them: made once, shared by every program."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn import SPARSE_CLASSES, SparseConv
+from ..plan import Geometry, compile_plan
+
+
+class Weights(NamedTuple):
+    """values ``[nnz]`` and bias ``[out_channels]`` of a layer, what follows it folded in."""
+
+    values: Tensor
+    bias: Tensor | None
+
+
+class Layers:
+    """The convolutions of a model, dense ones too: their zeros are what they drop."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = dict(model.named_modules())
+        self._layers: dict[str, SparseConv | None] = {}
+        self._weights: dict[tuple[str, str | None], Weights] = {}
+        self._plans: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._dense: dict[tuple[str, int], Tensor] = {}
+        #: The kernel that each layer asks for.
+        self.pinned: dict[str, str] = {}
+
+    def bytes(self) -> int:
+        """Of values, biases, supports and plans."""
+        supports = [layer.support for layer in self._layers.values() if layer is not None]
+        weights = [one for pair in self._weights.values() for one in pair if one is not None]
+        tensors = [*supports, *weights, *self._plans.values(), *self._dense.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def constant(self, name: str) -> Tensor:
+        """A parameter or buffer of the model."""
+        found = operator.attrgetter(name)(self._model)
+        return found.detach() if isinstance(found, Tensor) else found
+
+    def layer(self, name: str) -> SparseConv | None:
+        """A module as a sparse layer; None where its weight is none that the kernels take."""
+        if name not in self._layers:
+            module: Any = self._modules[name]
+            sparse: SparseConv | None = module if isinstance(module, SparseConv) else _as_sparse(module)
+            self._layers[name] = sparse
+            self.pinned[name] = getattr(module, "kernel", "auto")
+        return self._layers[name]
+
+    def made(
+        self, name: str, weight: Tensor, bias: Tensor | None, transposed: bool, options: dict[str, Any]
+    ) -> SparseConv | None:
+        """The layer that a call of F.conv2d or F.conv_transpose2d with constant weights is."""
+        if name not in self._layers:
+            dense_class = nn.ConvTranspose2d if transposed else nn.Conv2d
+            groups = options.get("groups", 1)
+            inside, outside = (weight.shape[0], weight.shape[1] * groups) if transposed else (
+                weight.shape[1] * groups,
+                weight.shape[0],
+            )
+            kernel: Any = tuple(weight.shape[2:])
+            module = nn.utils.skip_init(dense_class, inside, outside, kernel, bias=bias is not None, **options)
+            module.weight = nn.Parameter(weight.detach())
+            module.bias = None if bias is None else nn.Parameter(bias.detach())
+            self._layers[name] = _as_sparse(module)
+            self.pinned[name] = "auto"
+        return self._layers[name]
+
+    def weights(self, name: str, layer: SparseConv, norm: str | None) -> Weights:
+        """A layer's, with the batch norm that follows folded in: ``y * scale + shift`` a channel."""
+        key = (name, norm)
+        if key not in self._weights:
+            values, bias = layer.values.detach(), layer.bias
+            bias = None if bias is None else bias.detach()
+            if norm is not None:
+                scale, shift = self.running_map(norm)
+                exact = values.double() * scale[_output_channels(layer)]
+                bias = (shift if bias is None else bias.double() * scale + shift).to(values.dtype)
+                values = exact.to(values.dtype)
+            self._weights[key] = Weights(values, bias)
+        return self._weights[key]
+
+    def plan(self, name: str, layer: SparseConv, geometry: Geometry) -> Tensor:
+        """The layer's forward plan for a geometry."""
+        key = (name, tuple(geometry.numbers()))
+        if key not in self._plans:
+            self._plans[key] = compile_plan(layer.support, geometry, layer.adjoint)
+        return self._plans[key]
+
+    def running_map(self, name: str) -> tuple[Tensor, Tensor]:
+        """scale and shift, float64 ``[C]``, of a norm by running statistics."""
+        norm: Any = self._modules[name]
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach().double()
+        shift = -norm.running_mean.double() * scale
+        return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+    def dense_call(
+        self, name: str, layer: SparseConv, weights: Weights, y_size: tuple[int, ...], x_shape: tuple[int, ...]
+    ) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """torch's own convolution with the zeros in place: the function, and its arguments after x."""
+        key = (name, id(weights))
+        if key not in self._dense:
+            self._dense[key] = layer._scatter(weights.values)
+        weight, padding = self._dense[key], layer.padding
+        if layer.adjoint:
+            extra = []
+            for axis in (0, 1):
+                reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+                n = (x_shape[2 + axis] - 1) * layer.stride[axis] - 2 * layer._padding_before()[axis] + reach + 1
+                extra.append(y_size[axis] - n)
+            args: tuple[Any, ...] = (weight, weights.bias, layer.stride, padding, extra, layer.groups, layer.dilation)
+            return F.conv_transpose2d, args
+        args = (weight, weights.bias, layer.stride, padding, layer.dilation, layer.groups)
+        if layer.padding_mode == "zeros":
+            return F.conv2d, args
+        pads, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
+
+        def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, _: Any, *more: Any) -> Tensor:
+            return F.conv2d(F.pad(x, pads, mode=mode), weight, bias, stride, 0, *more)
+
+        return padded_conv2d, args
+
+
+def _as_sparse(module: Any) -> SparseConv | None:
+    """A dense convolution whose nonzero weights are kept; None where the kernels cannot take it."""
+    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return None
+    dense_class = nn.ConvTranspose2d if isinstance(module, nn.ConvTranspose2d) else nn.Conv2d
+    plain = dense_class.__new__(dense_class)
+    nn.Module.__init__(plain)
+    for name, one in vars(module).items():
+        if not name.startswith("_") or name == "_reversed_padding_repeated_twice":
+            setattr(plain, name, one)
+    plain.weight = nn.Parameter(module.weight.detach())  # computed by a parametrization, maybe
+    plain.bias = None if module.bias is None else nn.Parameter(module.bias.detach())
+    try:
+        return SPARSE_CLASSES[dense_class].from_dense(plain)
+    except (TypeError, ValueError):
+        return None
+
+
+def _output_channels(layer: SparseConv) -> Tensor:
+    """int64 ``[nnz]``: the output channel of each value."""
+    first, second, *kernel = layer.weight_shape
+    area = kernel[0] * kernel[1]
+    positions = layer.positions()
+    if not layer.adjoint:
+        return positions // (second * area)
+    group = positions // (second * area) // (first // layer.groups)
+    return group * second + positions // area % second
