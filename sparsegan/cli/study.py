@@ -1,0 +1,71 @@
+"""Run a study's rows that are not done, or rebuild its tables and plots from the rows that are.
+
+A row is one run: a task, a technique, a sparsity, a granularity and a seed, sparsegan/study/grids.py names them all.
+What a row gave is a JSON line under benchmarks/results/study; the command in it repeats it alone, with the same numbers
+on the same machine. Run this where the repository was cloned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from ..study import STUDIES, Results, rows_of, run_row
+from ..study.runner import chosen, command, run_missing
+from .common import find_checkpoints, need
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `sparsegan study`."""
+    parser.add_argument("study", choices=list(STUDIES), metavar="NAME", help=", ".join(STUDIES))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PARTS",
+        help="rows whose name TASK/TECHNIQUE/SPARSITY/GRANULARITY/SEED matches one of these, 'dcgan*/*/0.9/*' for "
+        "example (default: all)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="rows at a time, a thread each (default: 1)")
+    parser.add_argument("--list", action="store_true", help="name the rows, and say which are done")
+    parser.add_argument(
+        "--repeat", action="store_true", help="run the rows again, done or not, and print their JSON lines"
+    )
+    parser.add_argument("--report", action="store_true", help="run nothing: rebuild the tables of --page and its plots")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="(default: %(default)s)")
+    parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="for generators (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run, repeat, list or report."""
+    if sum((arguments.repeat, arguments.report, arguments.list)) > 1:
+        raise ValueError("give one of --repeat, --report and --list")
+    rows = chosen(rows_of(arguments.study), arguments.only)
+    results = Results(arguments.results)
+    if arguments.report:
+        need("matplotlib")
+        from ..study.report import rebuild
+
+        rebuild(arguments.study, results, arguments.page)
+        return
+    if arguments.list:
+        for row in rows:
+            found = results.of(row)
+            print(f"{row.key}: {row.obstacle() or ('not run' if found is None else found.get('failed', 'done'))}")
+        return
+    need("torchmetrics")
+    if not arguments.repeat:
+        run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet)
+        return
+    for row in rows:
+        report = run_row(row, find_checkpoints(), arguments.out, shlex.join(command(arguments.study, row)))
+        print(json.dumps(report), flush=True)
+        before = results.of(row)
+        if before is not None:
+            same = all(before.get(name) == report.get(name) for name in ("failed", "scores", "digits", "curves"))
+            print(f"{row.key}: {'the same as' if same else 'other numbers than'} the stored row", file=sys.stderr)

@@ -1,0 +1,242 @@
+"""What is run: tasks, techniques, and each study's rows, as data.
+
+A row is a task, a technique, a sparsity, a granularity and a seed. Studies share rows: a row is run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+from ..compress import RECIPES
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dense GAN to compress, and the budget that every technique gets.
+
+    `checkpoint`: its folder under checkpoints/, "" where there is none. `steps`, `batch`: of the fine-tuning; `dense`:
+    steps that the dense GAN was trained for. `lr`, `discriminator_lr`: Adam's; both fall to 0 over the second half.
+    `exclude`: layers that stay dense. `images`: a distance is taken from so many, 0 for the whole test set.
+    `probability`: how the discriminator's output becomes the probability of being real, "output", "sigmoid", or ""
+    where it never does. `digits`: scored by the digit classifier.
+    """
+
+    title: str
+    checkpoint: str
+    gan: str
+    steps: int
+    batch: int
+    dense: int
+    lr: float = 1e-3
+    discriminator_lr: float = 2e-4
+    generator_every: int = 1
+    exclude: tuple[str, ...] = ()
+    images: int = 0
+    probability: str = ""
+    digits: bool = False
+
+
+#: Steps are at most a tenth of the dense training's. DCGAN's last layer has 512 of 1,098,240 weights: it stays dense.
+TASKS = {
+    "dcgan-mnist": Task(
+        "DCGAN, MNIST",
+        "dcgan-mnist",
+        "dcgan",
+        steps=240,
+        batch=16,
+        dense=2496,
+        exclude=("main.12",),
+        images=5000,
+        probability="output",
+        digits=True,
+    ),
+    "dcgan-fashion": Task("DCGAN, Fashion-MNIST", "", "dcgan", steps=240, batch=16, dense=2496, images=5000),
+    "pix2pix": Task(
+        "pix2pix, line art to colour",
+        "pix2pix-openmoji",
+        "pix2pix",
+        steps=600,
+        batch=8,
+        dense=6000,
+        probability="sigmoid",
+    ),
+    "cyclegan": Task("CycleGAN, two emoji styles", "cyclegan-emoji", "cyclegan", steps=300, batch=1, dense=3000),
+    "stargan": Task(
+        "StarGAN, four emoji styles", "stargan-emoji", "stargan", steps=250, batch=8, dense=2500, generator_every=2
+    ),
+    "srgan": Task(
+        "SRGAN, photographs",
+        "srgan-photos",
+        "srgan",
+        steps=250,
+        batch=8,
+        dense=2500,
+        lr=5e-4,
+        discriminator_lr=1e-4,
+        probability="output",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A recipe of `sparsegan.compress.RECIPES`, and what is changed in it.
+
+    `loss`: settings of `SelfSupervisedLoss`. `allocation`: as in `Compressor`, or "sensitivity": what raises L_F
+    evenly, measured on `SENSITIVITY_BATCHES` batches. `average`: decay of an average of the weights over the run's
+    second half, which is what is kept; 0 for none.
+    `untrained`: patterns of the discriminator's modules that are made untrained again. `noise`: standard deviation of
+    what is added to its weights, in units of each layer's own.
+    """
+
+    text: str
+    recipe: str
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    allocation: str = "uniform"
+    average: float = 0.0
+    untrained: tuple[str, ...] = ()
+    noise: float = 0.0
+
+
+SENSITIVITY_BATCHES = 4
+_FEATURES, _METHOD = "self-supervised-features", "self-supervised"
+
+#: Every recipe by its name, and what is changed in two of them.
+TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.items()} | {
+    "one-sided": Technique("equations 7-9, no gradient where G_C scores better", _METHOD, {"one_sided": True}),
+    "running": Technique("equations 7-9, divided by running averages", _METHOD, {"denominator": "running"}),
+    "equations-and-features": Technique("equations 7-9 plus L_F, D updated", _METHOD, {"features": 1.0}),
+    "frozen-and-features": Technique("equations 7-9 plus L_F, D frozen", "self-supervised-frozen", {"features": 1.0}),
+    "equations-sensitivity": Technique(
+        "equations 7-9, layers' sparsities by sensitivity", _METHOD, allocation="sensitivity"
+    ),
+    "features-global": Technique("L_F, one threshold for all layers", _FEATURES, allocation="global-normalized"),
+    "features-sensitivity": Technique("L_F, layers' sparsities by sensitivity", _FEATURES, allocation="sensitivity"),
+    "features-average": Technique("L_F, weights averaged", _FEATURES, average=0.97),
+    "features-sensitivity-average": Technique(
+        "L_F, layers' sparsities by sensitivity, weights averaged", _FEATURES, allocation="sensitivity", average=0.97
+    ),
+    "features-untrained": Technique("L_F of an untrained D", _FEATURES, untrained=("*",)),
+    "features-untrained-first": Technique(
+        "L_F, the first half of D's layers untrained", _FEATURES, untrained=("main.0", "main.2", "main.3")
+    ),
+    "features-untrained-last": Technique(
+        "L_F, the second half of D's layers untrained", _FEATURES, untrained=("main.5", "main.6", "main.8", "main.9")
+    ),
+    "features-noise": Technique("L_F, noise as large as D's weights added to them", _FEATURES, noise=1.0),
+    "equations-untrained-last": Technique(
+        "equations 7-9, the second half of D's layers untrained",
+        _METHOD,
+        untrained=("main.5", "main.6", "main.8", "main.9", "main.11"),
+    ),
+    "equations-untrained-first": Technique(
+        "equations 7-9, the first half of D's layers untrained", _METHOD, untrained=("main.0", "main.2", "main.3")
+    ),
+}
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. `technique` "dense" is the dense generator, at sparsity 0 and seed 0."""
+
+    task: str
+    technique: str = DENSE
+    sparsity: float = 0.0
+    granularity: str = "element"
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name: the five, between slashes."""
+        return f"{self.task}/{self.technique}/{self.sparsity:g}/{self.granularity}/{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its result, as plain values."""
+        settings = asdict(TASKS[self.task])
+        for name in ("title", "dense"):
+            del settings[name]
+        if self.technique != DENSE:
+            settings |= asdict(TECHNIQUES[self.technique])
+            del settings["text"]
+        return settings | {"sparsity": self.sparsity, "granularity": self.granularity, "seed": self.seed}
+
+    def obstacle(self) -> str:
+        """Why it cannot be run; "" where it can."""
+        if not TASKS[self.task].checkpoint:
+            return "no trained dense GAN"
+        if self.granularity == "2:4" and self.sparsity != 0.5:
+            return "2:4 is 50 %"
+        return ""
+
+
+SPARSITIES = (0.25, 0.5, 0.75, 0.9, 0.95)
+SEEDS = (0, 1, 2)
+GRANULARITIES = ("element", "vector:8", "vector:16", "kernel", "filter", "2:4")
+BASELINES = tuple(name for name in RECIPES if RECIPES[name].row or name in ("one-shot", "gan-loss"))
+ABLATIONS = tuple(name for name in RECIPES if name.startswith("self-supervised"))
+DISCRIMINATORS = (
+    "features-untrained",
+    "features-untrained-first",
+    "features-untrained-last",
+    "features-noise",
+    "equations-untrained-first",
+    "equations-untrained-last",
+)
+CANDIDATES = (
+    _METHOD,
+    "one-sided",
+    "running",
+    "self-supervised-frozen",
+    "equations-sensitivity",
+    "equations-and-features",
+    "frozen-and-features",
+    _FEATURES,
+    "features-global",
+    "features-sensitivity",
+    "features-average",
+    "features-sensitivity-average",
+)
+
+
+def grid(
+    tasks: Iterable[str],
+    techniques: Iterable[str],
+    sparsities: Iterable[float],
+    granularities: Iterable[str] = ("element",),
+    seeds: Iterable[int] = SEEDS,
+) -> list[Row]:
+    """Every combination, the first seed of all of them first."""
+    axes = product(seeds, tasks, techniques, sparsities, granularities)
+    return [Row(task, technique, sparsity, unit, seed) for seed, task, technique, sparsity, unit in axes]
+
+
+DCGAN, SECOND = "dcgan-mnist", "pix2pix"
+#: Each study's rows, in the order in which they are run.
+STUDIES: dict[str, list[Row]] = {
+    "paper-table2": [
+        *grid([DCGAN], [_METHOD, _FEATURES], SPARSITIES),
+        *grid([task for task in TASKS if task != DCGAN], [_METHOD, _FEATURES], SPARSITIES),
+    ],
+    "baselines": [
+        *grid([DCGAN], BASELINES, [0.9]),
+        *grid([DCGAN], BASELINES, [0.5]),
+        *grid([SECOND], BASELINES, [0.5]),
+    ],
+    "granularity": grid([DCGAN], [_FEATURES], [0.5, 0.75, 0.9], GRANULARITIES),
+    "reviewers": grid([DCGAN], [*ABLATIONS, "small-dense", "small-dense-pretrained", "gan-loss-fresh"], [0.9])
+    + grid([DCGAN], DISCRIMINATORS, [0.9]),
+    "recipe": [*grid([DCGAN], CANDIDATES, [0.9, 0.95]), *grid([SECOND], CANDIDATES, [0.9])],
+}
+
+
+def rows_of(study: str) -> list[Row]:
+    """The rows of a study, the dense generators first. Raises ValueError for an unknown name."""
+    if study not in STUDIES:
+        raise ValueError(f"study {study!r} is not known; it must be one of {', '.join(STUDIES)}")
+    rows = STUDIES[study]
+    return list(dict.fromkeys([Row(task) for task in dict.fromkeys(row.task for row in rows)] + rows))

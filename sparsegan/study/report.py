@@ -1,0 +1,391 @@
+"""The page's tables and plots, from the rows that are done; nothing is run.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->` of the page; a plot is an svg beside it. A cell that
+holds no figure says why.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..compress import RECIPES
+from ..training import write_text
+from . import paper
+from .grids import (
+    ABLATIONS,
+    BASELINES,
+    CANDIDATES,
+    DCGAN,
+    DISCRIMINATORS,
+    GRANULARITIES,
+    SEEDS,
+    SPARSITIES,
+    STUDIES,
+    TASKS,
+    TECHNIQUES,
+    Row,
+)
+from .results import Report, Results
+
+#: What a task's images are scored as.
+VIEWS = {
+    "dcgan-mnist": {"samples": "digits"},
+    "dcgan-fashion": {"samples": "clothes"},
+    "pix2pix": {"output": "line art to colour"},
+    "cyclegan": {"a_to_b": "Google's to Twitter's", "b_to_a": "Twitter's to Google's"},
+    "stargan": {"translation": "any to any"},
+    "srgan": {"output": "four times larger"},
+}
+NO_TIME = "not timed"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The seeds of one configuration: what is done of them, and why there is not more."""
+
+    done: list[Report]
+    why_not: list[str]
+
+    @classmethod
+    def of(cls, results: Results, row: Row) -> Cell:
+        """Of a row's seeds; `row` names the first. The dense generator has one."""
+        done, why_not = [], []
+        for seed in SEEDS if row.sparsity else (0,):
+            one = Row(row.task, row.technique, row.sparsity, row.granularity, seed)
+            report = results.of(one)
+            if report is not None and "failed" not in report:
+                done.append(report)
+            else:
+                why_not.append(one.obstacle() or ("not run" if report is None else _failure(report)))
+        return cls(done, why_not)
+
+    def values(self, *path: str) -> list[float]:
+        """A figure of every seed that has it, by its place in the report."""
+        found = []
+        for report in self.done:
+            value: Any = report
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                found.append(value)
+        return found
+
+    def mean(self, *path: str) -> float | None:
+        """Mean over the seeds; None where no seed has it."""
+        values = self.values(*path)
+        return statistics.mean(values) if values else None
+
+    def show(self, *path: str, form: Callable[[float], str], base: float | None = None) -> str:
+        """Mean ± sample standard deviation, the change against `base`, and how many seeds where not all."""
+        values = self.values(*path)
+        if not values:
+            return "; ".join(dict.fromkeys(self.why_not)) if self.why_not else "not measured"
+        mean = statistics.mean(values)
+        text = form(mean)
+        if len(values) > 1:
+            text += f" ± {form(statistics.stdev(values))}"
+        if base:
+            text += f" ({mean / base - 1:+.0%})"
+        failed = [why for why in self.why_not if why != "not run"]
+        if failed:
+            text += f"; {len(failed)} of {len(failed) + len(values)} seeds: {failed[0]}"
+        return text
+
+
+def _failure(report: Report) -> str:
+    text = str(report["failed"])
+    return "diverged" if text.startswith("step ") else text
+
+
+def distance(value: float) -> str:
+    """A Fréchet distance."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    """A sparsity."""
+    return f"{100 * share:g} %"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], below: str = "") -> str:
+    """A table, and a paragraph below it."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + (f"\n{below}\n" if below else "")
+
+
+def rebuild(study: str, results: Results, page: Path) -> None:
+    """Write the tables of a study into `page`, and its plots beside it.
+
+    Raises FileNotFoundError where there is no page, ValueError where it has no place for a table.
+    """
+    if not page.is_file():
+        raise FileNotFoundError(f"{page} is missing; it must hold <!-- table: NAME --> and <!-- end --> for each table")
+    text = page.read_text(encoding="utf-8")
+    for name, make in TABLES[study].items():
+        block = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not block.search(text):
+            raise ValueError(f"{page} has no <!-- table: {name} --> with <!-- end --> behind it")
+        table = make(results)
+        text = block.sub(lambda found, table=table: found[1] + table + found[2], text)  # type: ignore[misc]
+    write_text(page, text)
+    from . import plots
+
+    plots.draw(study, results, page.parent)
+
+
+# The tables
+
+
+def _dense(results: Results, task: str, view: str) -> float | None:
+    return Cell.of(results, Row(task)).mean("scores", view, "fid")
+
+
+def _how(results: Results, tasks: Iterable[str], seeds: bool = True) -> str:
+    """What the distances of a table are taken from, and the budget of its rows."""
+    parts = []
+    for name in tasks:
+        cell = Cell.of(results, Row(name))
+        if not cell.done:
+            continue
+        task, score = TASKS[name], next(iter(cell.done[0]["scores"].values()))
+        parts.append(
+            f"{task.title}: {score['network']}, {score['images']:,} images, {task.steps} steps of {task.batch} "
+            f"({task.steps / task.dense:.0%} of the dense training's steps)"
+        )
+    machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
+    text = f"Fréchet distances; {'; '.join(parts)}. "
+    if seeds:
+        text += (
+            f"Mean ± spread over up to {len(SEEDS)} seeds, no spread: one seed; in brackets: against the dense one. "
+        )
+    return text + f"{', '.join(sorted(machines))}, one thread a row."
+
+
+def by_sparsity(results: Results) -> str:
+    """Every task at every sparsity, with the paper's change below."""
+    techniques = ("self-supervised", "self-supervised-features")
+    names = {"self-supervised": "equations 7-9", "self-supervised-features": "L_F"}
+    rows = []
+    for task, views in VIEWS.items():
+        for view, text in views.items():
+            dense, title = _dense(results, task, view), f"{TASKS[task].title}: {text}"
+            for technique in techniques:
+                row = [title, names[technique], Cell.of(results, Row(task)).show("scores", view, "fid", form=distance)]
+                for sparsity in SPARSITIES:
+                    cell = Cell.of(results, Row(task, technique, sparsity))
+                    row.append(cell.show("scores", view, "fid", form=distance, base=dense))
+                rows.append(row)
+            if (task, view) in paper.SPARSITIES:
+                title, known = paper.SPARSITIES[task, view]
+                changes = [
+                    f"{known[s]:.1f} ({known[s] / known[0.0] - 1:+.0%})" if s in known else "none" for s in SPARSITIES
+                ]
+                rows.append([f"the paper's {title}", "equations 7-9", f"{known[0.0]:.1f}", *changes])
+    head = ["task", "technique", "dense", *(percent(sparsity) for sparsity in SPARSITIES)]
+    return markdown(head, rows, _how(results, TASKS))
+
+
+def digits(results: Results) -> str:
+    """What the digit classifier sees in the images of each sparsity."""
+    rows = []
+    for technique, text in (("self-supervised", "equations 7-9"), ("self-supervised-features", "L_F")):
+        for sparsity in (0.0, *SPARSITIES):
+            if sparsity or technique == "self-supervised":
+                cell = Cell.of(results, Row(DCGAN, technique, sparsity) if sparsity else Row(DCGAN))
+                rows.append([text if sparsity else "dense", percent(sparsity), *_seen(cell)])
+    head = ["technique", "sparsity", *SEEN]
+    below = "Digits: classes that at least 2 % of 5,000 images are taken for. Entropy of the classes' shares, in bits; "
+    below += "an even mix has 3.32. Confidence: mean probability of the likeliest class. Distance of two images' "
+    return markdown(head, rows, below + "features, over that of two real digits'.")
+
+
+SEEN = ("digits", "entropy", "confidence", "pair distance")
+
+
+def _seen(cell: Cell) -> list[str]:
+    forms: dict[str, Callable[[float], str]] = {
+        "modes": lambda value: f"{value:.3g}",
+        "mode_entropy": lambda value: f"{abs(value):.2f}",
+        "confidence": lambda value: f"{value:.2f}",
+        "pair_distance": lambda value: f"{value:.2f}",
+    }
+    return [cell.show("digits", name, form=form) for name, form in forms.items()]
+
+
+def sizes(results: Results) -> str:
+    """What an image costs, and the file."""
+    rows = []
+    for task in TASKS:
+        if task not in ("dcgan-fashion",):
+            cells = [Cell.of(results, Row(task))]
+            cells += [_first_done(results, task, sparsity) for sparsity in SPARSITIES]
+            macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
+            files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
+            rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files]]
+    return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows)
+
+
+def _first_done(results: Results, task: str, sparsity: float) -> Cell:
+    """One seed of either technique: they are as large."""
+    for technique in ("self-supervised", "self-supervised-features"):
+        cell = Cell.of(results, Row(task, technique, sparsity))
+        if cell.done:
+            return Cell(cell.done[:1], [])
+    return Cell([], ["not run"])
+
+
+COST = ("training, s", "training, GMACs")
+
+
+def _cost(cell: Cell) -> list[str]:
+    return [
+        cell.show("cost", "seconds", form=lambda value: f"{value:.0f}"),
+        cell.show("cost", "macs", form=lambda value: f"{value / 1e9:,.0f}"),
+    ]
+
+
+def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
+    """The paper's table of techniques, one task and sparsity."""
+
+    def table(results: Results) -> str:
+        view = next(iter(VIEWS[task]))
+        dense = _dense(results, task, view)
+        rows = []
+        for name in sorted(BASELINES, key=lambda name: (RECIPES[name].row or "~", name)):
+            recipe, cell = RECIPES[name], Cell.of(results, Row(task, name, sparsity))
+            known = paper.BASELINES.get(recipe.row)
+            rows.append(
+                [
+                    f"{recipe.row or '-'} {name}",
+                    cell.show("scores", view, "fid", form=distance, base=dense),
+                    *(_seen(cell)[:2] if TASKS[task].digits else []),
+                    *_cost(cell),
+                    f"{known:.1f}" if known else "none",
+                ]
+            )
+        name, cell = "self-supervised-features", Cell.of(results, Row(task, "self-supervised-features", sparsity))
+        fid = cell.show("scores", view, "fid", form=distance, base=dense)
+        rows.append([f"- {name}", fid, *(_seen(cell)[:2] if TASKS[task].digits else []), *_cost(cell), "none"])
+        head = ["technique", f"{TASKS[task].title}, {percent(sparsity)}", *(SEEN[:2] if TASKS[task].digits else ())]
+        head += [*COST, "the paper's StarGAN, 50 %"]
+        dense_text = distance(dense) if dense else "not run"
+        return markdown(
+            head, rows, f"Dense: {dense_text} (the paper's: {paper.DENSE_STARGAN}). {_how(results, [task])}"
+        )
+
+    return table
+
+
+def granularity(results: Results) -> str:
+    """Granularity and sparsity: quality, MACs, time."""
+    dense = _dense(results, DCGAN, "samples")
+    sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
+    rows = []
+    for unit in GRANULARITIES:
+        cells = [Cell.of(results, Row(DCGAN, "self-supervised-features", sparsity, unit)) for sparsity in sparsities]
+        macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:.1f}") for cell in cells]
+        rows.append(
+            [unit, *(cell.show("scores", "samples", "fid", form=distance, base=dense) for cell in cells), *macs]
+        )
+    for unit, known in paper.GRANULARITIES.items():
+        cells_ = [f"{known[s]:.1f} ({known[s] / known[0.0] - 1:+.0%})" for s in sparsities]
+        rows.append([f"the paper's {unit}, CycleGAN", *cells_, *["none"] * len(sparsities)])
+    head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
+    return markdown(head, rows, f"L_F. {_how(results, [DCGAN])} Time: {NO_TIME}.")
+
+
+#: The reviewers' rows at 90 % on DCGAN, in the table's order.
+QUESTIONS = (
+    *ABLATIONS,
+    "gan-loss",
+    "gan-loss-fresh",
+    "small-dense",
+    "small-dense-pretrained",
+)
+
+
+def discriminators(results: Results) -> str:
+    """What the discriminator says at the end of each run, beside the distance."""
+    dense = _dense(results, DCGAN, "samples")
+    rows = []
+    for name in QUESTIONS:
+        cell = Cell.of(results, Row(DCGAN, name, 0.9))
+        said = [_said(cell, name) for name in ("real", "compressed", "original", "entropy_real", "entropy_compressed")]
+        fid = cell.show("scores", "samples", "fid", form=distance, base=dense)
+        rows.append([f"{name}: {TECHNIQUES[name].text}", fid, _seen(cell)[0], *said, *_cost(cell)])
+    head = ["technique", "90 %", "digits", "D(real)", "D(compressed)", "D(dense)", "entropy on real"]
+    head += ["entropy on compressed", *COST]
+    below = f"D's mean output and its mean entropy in bits, at the end. {_how(results, [DCGAN])}"
+    return markdown(head, rows, below)
+
+
+def _said(cell: Cell, name: str) -> str:
+    """What the discriminator said at the end: the mean over the seeds."""
+    values = [report["watched"][-1][name] for report in cell.done if name in report["watched"][-1]]
+    if not values:
+        return "; ".join(dict.fromkeys(cell.why_not)) or "not a probability"
+    return f"{statistics.mean(values):.2f}"
+
+
+def what_of_d(results: Results) -> str:
+    """Which part of the trained discriminator helps."""
+    dense = _dense(results, DCGAN, "samples")
+    rows = []
+    for name in ("self-supervised-features", "self-supervised", "self-supervised-fresh", *DISCRIMINATORS):
+        cell = Cell.of(results, Row(DCGAN, name, 0.9))
+        fid = cell.show("scores", "samples", "fid", form=distance, base=dense)
+        rows.append([TECHNIQUES[name].text, fid, *_seen(cell)])
+    return markdown(["technique", "90 %", *SEEN], rows, _how(results, [DCGAN]))
+
+
+def recipes(results: Results) -> str:
+    """Candidates for a better recipe."""
+    dense = _dense(results, DCGAN, "samples")
+    both = {s: _change(results, "self-supervised", s, dense) for s in (0.9, 0.95)}
+    rows = []
+    for name in CANDIDATES:
+        row = [f"{name}: {TECHNIQUES[name].text}"]
+        for sparsity in (0.9, 0.95):
+            cell = Cell.of(results, Row(DCGAN, name, sparsity))
+            row.append(cell.show("scores", "samples", "fid", form=distance, base=dense))
+            change, known = _change(results, name, sparsity, dense), both[sparsity]
+            row.append(f"{change / known:.3f}" if change is not None and known else cell.why_not[0])
+        row += _cost(Cell.of(results, Row(DCGAN, name, 0.9)))
+        for task, view in (("pix2pix", "output"),):
+            cell = Cell.of(results, Row(task, name, 0.9))
+            row.append(cell.show("scores", view, "fid", form=distance, base=_dense(results, task, view)))
+        rows.append(row)
+    head = [
+        "technique",
+        "90 %",
+        "of equations 7-9's change",
+        "95 %",
+        "of equations 7-9's change",
+        *COST,
+        "pix2pix, 90 %",
+    ]
+    return markdown(head, rows, _how(results, [DCGAN, "pix2pix"]))
+
+
+def _change(results: Results, technique: str, sparsity: float, dense: float | None) -> float | None:
+    mean = Cell.of(results, Row(DCGAN, technique, sparsity)).mean("scores", "samples", "fid")
+    return mean - dense if mean is not None and dense is not None else None
+
+
+#: study -> marker of a table -> the table.
+TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
+    "paper-table2": {"by_sparsity": by_sparsity, "digits": digits, "sizes": sizes},
+    "baselines": {
+        "baselines_dcgan_90": baselines(DCGAN, 0.9),
+        "baselines_dcgan_50": baselines(DCGAN, 0.5),
+        "baselines_pix2pix_50": baselines("pix2pix", 0.5),
+    },
+    "granularity": {"granularity": granularity},
+    "reviewers": {"discriminators": discriminators, "what_of_d": what_of_d},
+    "recipe": {"recipes": recipes},
+}

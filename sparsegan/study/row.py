@@ -1,0 +1,243 @@
+"""One row of a study: compress, look on, measure."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import data, metrics
+from ..allocation import sensitivity
+from ..checkpoint import save
+from ..compress import SelfSupervisedLoss, baseline, gap, match_contrast, of_size
+from ..data import Samples
+from ..gans import store
+from ..info import info, peak_bytes
+from ..macs import count_macs
+from ..nn import SparseConv
+from ..training import Diverged
+from .grids import DENSE, SENSITIVITY_BATCHES, TASKS, TECHNIQUES, Row, Task, Technique
+from .results import Report
+from .watch import Watched, thinned
+
+NOISE = 20_000  # seed of the noise of every row's scored images, of no training
+
+
+def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
+    """Everything about a row, as plain values: the same numbers each time on one thread, its seconds excepted.
+
+    `checkpoints`: the folder with the dense GANs. `out`: the generator is left in a folder of the row's name in it.
+    `command`: what repeats it. A run that diverged gives a report with "failed" in the place of figures.
+    Raises ValueError for a row that cannot be run, FileNotFoundError for a GAN or data that are missing.
+    """
+    if row.obstacle():
+        raise ValueError(f"{row.key} cannot be run: {row.obstacle()}")
+    torch.set_num_threads(1)
+    task = TASKS[row.task]
+    gan = store.load(checkpoints / task.checkpoint)
+    machine = {name: value for name, value in info().items() if "built" not in name and "triton" not in name}
+    report: Report = {"row": row.key, "command": command, "settings": row.settings(), "machine": machine}
+    generator: nn.Module = gan.generator
+    if row.technique != DENSE:
+        begun = time.perf_counter()
+        try:
+            generator, training = _compress(row, task, TECHNIQUES[row.technique], gan)
+        except Diverged as error:
+            return report | {"failed": str(error).split(";")[0]}
+        training["cost"]["seconds"] = round(time.perf_counter() - begun, 1)
+        report |= training
+    file = out / row.key / "generator.safetensors"
+    save(generator, file)
+    example = store.example(gan, 1)
+    weights, kept = _weights(generator), _kept(generator)
+    report["size"] = {
+        "macs": count_macs(generator, example).executed,
+        "file_bytes": file.stat().st_size,
+        "weights": weights,
+        "kept": kept,
+    }
+    report |= _score_digits(gan, generator, task, checkpoints) if task.digits else _score(gan, generator, task)
+    return report
+
+
+def _samples(gan: store.Gan, task: Task, split: str) -> Samples:
+    network = gan.config["network"]
+    size = network.get("image_size") or gan.config.get("size", 64)
+    channels = network.get("channels", network.get("in_channels"))
+    return data.load(task.gan, gan.config["data"], size, "all" if task.gan == "dcgan" else split, channels=channels)
+
+
+def _some(samples: Samples, count: int) -> Any:
+    """A batch of samples drawn from all of them, the same each time, without augmentation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return samples.batch(samples.order()[:count], None)
+
+
+def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tuple[nn.Module, Report]:
+    """The compressed generator, and what was seen on the way."""
+    samples = _samples(gan, task, "train")
+    loader = samples.batches(task.batch)
+    discriminator = _changed(gan, technique, row.seed)
+    loss = SelfSupervisedLoss(**technique.loss)
+    granularity = row.granularity
+    allocation: str | Mapping[str, float] = technique.allocation
+    if allocation == "sensitivity":
+        batches = [_some(samples, SENSITIVITY_BATCHES * task.batch)]
+        rise = gap(gan.generator, discriminator, gan.objective, batches, SelfSupervisedLoss(terms=0.0, features=1.0))
+        allocation = sensitivity(gan.generator, rise, row.sparsity, granularity, task.exclude)
+    compressor = baseline(
+        technique.recipe,
+        gan.generator,
+        discriminator,
+        gan.objective,
+        steps=task.steps,
+        sparsity=row.sparsity,
+        fresh=lambda: store.build(gan.config).discriminator,
+        fresh_generator=lambda: store.build(gan.config).generator,
+        small=lambda parameters: _narrower(gan, parameters),
+        loss=loss,
+        granularity=granularity,
+        allocation=allocation,
+        exclude=task.exclude,
+        generator_every=task.generator_every,
+        generator_lr=task.lr,
+        discriminator_lr=task.discriminator_lr,
+        decay=True,
+        seed=row.seed,
+        quiet=True,
+    )
+    watched = Watched(
+        loader, compressor, gan.generator, task, _some(samples, max(4, 2 * task.batch)), technique.average
+    )
+    result = compressor.fit(watched)
+    watched.finish()
+    generator = result.generator
+    if technique.average:
+        watched.keep_average()
+        _match_contrast_again(generator, gan)
+    report: Report = {
+        "watched": watched.looks,
+        "curves": thinned(result.history),
+        "cost": {
+            "steps": compressor.schedule.steps,
+            "images": compressor.schedule.steps * task.batch,
+            "macs": watched.macs,
+            "peak_bytes": peak_bytes(),
+        },
+    }
+    if isinstance(allocation, dict):
+        report["allocation"] = {name: round(share, 4) for name, share in allocation.items()}
+    return generator, report
+
+
+def _match_contrast_again(generator: nn.Module, gan: store.Gan) -> None:
+    """After the parameters changed; of a generator that starts from noise."""
+    noise = store.noise(gan.generator, 256, 0)
+    match_contrast(generator, gan.generator, lambda network: network(noise))
+
+
+def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
+    """A generator of the same shape and about so many parameters."""
+    network = gan.config["network"]
+
+    def make(width: int) -> nn.Module:
+        return store.build({"network": network | {"width": width}}).generator
+
+    return of_size(make, parameters, network["width"])
+
+
+@torch.no_grad()
+def _changed(gan: store.Gan, technique: Technique, seed: int) -> nn.Module:
+    """The trained discriminator with the technique's layers untrained, or noise on its weights."""
+    discriminator = copy.deepcopy(gan.discriminator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = dict(store.build(gan.config).discriminator.named_modules())
+        found = set()
+        for name, module in discriminator.named_modules():
+            if next(module.children(), None) is None:
+                pattern = next((one for one in technique.untrained if fnmatchcase(name, one)), None)
+                if pattern is not None:
+                    module.load_state_dict(fresh[name].state_dict())
+                    found.add(pattern)
+        if missing := set(technique.untrained) - found:
+            raise ValueError(f"untrained has {sorted(missing)}; the discriminator has no such modules")
+        if technique.noise:
+            for parameter in discriminator.parameters():
+                if parameter.dim() == 4:
+                    parameter.add_(torch.randn_like(parameter) * parameter.std() * technique.noise)
+    return discriminator
+
+
+def _weights(generator: nn.Module) -> int:
+    """Weights of the convolutions, those that are gone too."""
+    sparse = sum(math.prod(module.weight_shape) for module in generator.modules() if isinstance(module, SparseConv))
+    return sparse + _dense_weights(generator)
+
+
+def _kept(generator: nn.Module) -> int:
+    sparse = sum(module.nnz for module in generator.modules() if isinstance(module, SparseConv))
+    return sparse + _dense_weights(generator)
+
+
+def _dense_weights(generator: nn.Module) -> int:
+    dense = [module for module in generator.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    return sum(module.weight.numel() for module in dense)
+
+
+# Scores
+
+
+def _score(gan: store.Gan, generator: nn.Module, task: Task) -> Report:
+    """On the whole test set, in features of ImageNet."""
+    evaluator = metrics.TaskEvaluator(_samples(gan, task, "test"), gan.objective, metrics.load_features(), quiet=True)
+    return {"scores": {name: asdict(score) for name, score in evaluator.scores(generator).items()}}
+
+
+@torch.no_grad()
+def _score_digits(gan: store.Gan, generator: nn.Module, task: Task, checkpoints: Path) -> Report:
+    """Distances from all real digits in the features of the digit classifier; what it takes the images for.
+
+    "modes": digits that are drawn at least a fifth as often as an even share. "mode_entropy": of the digits' shares, in
+    bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest digit. "pair_distance": mean Euclidean
+    distance of two images' features, over that of two real ones.
+    """
+    classifier = metrics.load_digit_classifier(checkpoints / "digit-classifier" / "classifier.safetensors")
+    real = torch.cat([classifier.features(images) for images in _samples(gan, task, "all").in_order(250)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(NOISE)
+        noise = torch.randn(task.images, *store.noise(gan.generator, 1, 0).shape[1:])
+    fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
+    fid, kid = metrics.distances_between(real, fake)
+    probabilities = classifier.head(fake).softmax(1)
+    shares = probabilities.argmax(1).bincount(minlength=10) / len(fake)
+    digits = {
+        "modes": int((shares >= 0.02).sum()),
+        "mode_entropy": -(shares * shares.clamp_min(1e-12).log2()).sum().item(),
+        "confidence": probabilities.amax(1).mean().item(),
+        "answer_entropy": entropy_of(probabilities),
+        "pair_distance": _pair_distance(fake) / _pair_distance(real),
+    }
+    score = metrics.Score("digit classifier", len(fake), fid, kid, None, None)
+    return {"scores": {"samples": asdict(score)}, "digits": digits}
+
+
+def entropy_of(probabilities: Tensor) -> float:
+    """Mean entropy in bits of distributions [N, K]."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log2()).sum(1).mean().item()
+
+
+def _pair_distance(features: Tensor) -> float:
+    """Mean distance of features [N, d] of pairs drawn at random, the same each time."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    first, second = features[order].chunk(2)
+    return (first[: len(second)] - second).norm(dim=1).mean().item()

@@ -1,0 +1,86 @@
+"""Rows side by side: each is the command that repeats it, in a process of one thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatchcase
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .grids import Row
+from .results import Report, Results
+
+
+def command(study: str, row: Row) -> list[str]:
+    """What repeats a row alone."""
+    return ["sparsegan", "study", study, "--only", row.key, "--repeat"]
+
+
+def chosen(rows: Iterable[Row], only: Sequence[str]) -> list[Row]:
+    """The rows whose name is, or matches, one of `only`; all of them where there is none.
+
+    Raises ValueError for one that matches nothing.
+    """
+    rows = list(rows)
+    for pattern in only:
+        if not any(fnmatchcase(row.key, pattern) for row in rows):
+            raise ValueError(f"--only has {pattern!r}; no row matches it. A row is named {rows[0].key}, for example")
+    return [row for row in rows if not only or any(fnmatchcase(row.key, pattern) for pattern in only)]
+
+
+def run_missing(study: str, rows: Iterable[Row], results: Results, workers: int, quiet: bool) -> None:
+    """Run the rows that are not done, `workers` at a time, and add each to `results` as it ends.
+
+    A row that the system killed for its memory is added as failed. Raises RuntimeError, after the last row, where
+    others ended in an error.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}; it must be at least 1")
+    todo = [row for row in rows if not row.obstacle() and results.of(row) is None]
+    bars = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    errors: list[str] = []
+    with ThreadPoolExecutor(workers) as pool, Progress(TextColumn(study), *bars, disable=quiet) as progress:
+        bar = progress.add_task(study, total=len(todo))
+        futures = {pool.submit(_run, command(study, row), row): row for row in todo}
+        try:
+            for future in as_completed(futures):
+                report, error = future.result()
+                if report is not None:
+                    results.add(report)
+                else:
+                    errors.append(f"{futures[future].key}: {error}")
+                progress.console.print(_line(futures[future], report, error))
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if errors:
+        raise RuntimeError("; ".join(errors))
+
+
+def _run(words: list[str], row: Row) -> tuple[Report | None, str]:
+    """(what the row's process printed, "") or (None, its error)."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, env=os.environ | threads, check=False
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1]), ""
+    if -done.returncode == signal.SIGKILL:  # the kernel's answer to a process that takes too much
+        report = {"row": row.key, "command": shlex.join(words), "settings": row.settings()}
+        return report | {"failed": "killed: out of memory"}, ""
+    return None, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def _line(row: Row, report: Report | None, error: str) -> str:
+    if report is None or "failed" in report:
+        return f"{row.key}: {error or (report or {})['failed']}"
+    scores = ", ".join(f"{name} FID {score['fid']:.1f}" for name, score in report["scores"].items())
+    return f"{row.key}: {scores}; {report.get('cost', {}).get('seconds', 0):.0f} s"

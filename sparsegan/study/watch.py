@@ -1,0 +1,139 @@
+"""What is looked at while a row runs: the discriminator's outputs, the cost of a step, an average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..compress import Compressor
+from .grids import Task
+
+POINTS, LOOKS = 24, 12  # of a curve; at the discriminator, which cost time
+
+
+def entropy(probability: Tensor) -> float:
+    """Mean entropy in bits of yes-or-no answers that are yes with `probability`: from 0, certain, to 1, at a loss."""
+    p = probability.double().clamp(1e-12, 1 - 1e-12)
+    return (-(p * p.log2() + (1 - p) * (1 - p).log2())).mean().item()
+
+
+class Watched:
+    """Batches of `loader`; between two of them it looks at the run that asks for them, and leaves it as it is.
+
+    `batch`: what the discriminator is asked about, the same at every look. `looks`: a dict a look, `LOOKS` of them and
+    one at the end: the step, the mean of the discriminator's outputs on real images, on the compressed generator's and
+    on the original's from the same noise, and, where outputs are probabilities, their entropies. Copies are asked, in
+    the modes in which the networks are trained.
+    `macs`: multiply-accumulates of the steps so far; one step in so many is counted, and stands for those after it.
+    `decay`: of the average of parameters over the second half of the run, when none is dropped any more.
+    """
+
+    def __init__(
+        self, loader: Any, compressor: Compressor, original: nn.Module, task: Task, batch: Any, decay: float
+    ) -> None:
+        self.loader, self.compressor, self.original = loader, compressor, original
+        self.task, self.batch, self.decay = task, batch, decay
+        self.steps = compressor.schedule.steps
+        self.every = max(1, self.steps // LOOKS)
+        self.step = 0
+        self.macs = 0
+        self.looks: list[dict[str, float]] = []
+        self.average: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if self.step >= self.steps:  # asked for by what follows the training
+                yield batch
+            elif self.step % self.every == 0:
+                self._look()
+                with self._counted():
+                    yield batch
+                self._after_step()
+            else:
+                yield batch
+                self._after_step()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        counter = FlopCounterMode(display=False)
+        try:
+            with counter:
+                yield
+        finally:  # no batch is asked for after the last step: the iteration is closed
+            self.macs += counter.get_total_flops() // 2 * min(self.every, self.steps - self.step)
+
+    def finish(self) -> None:
+        """After the last step, behind which no batch is asked for."""
+        if self.steps and self.step < self.steps:
+            self._after_step()
+        self._look()
+
+    def _after_step(self) -> None:
+        self.step += 1
+        if not self.decay or self.step <= self.steps // 2:
+            return
+        for name, parameter in self.compressor.task.student.named_parameters():
+            now = parameter.detach().clone()
+            before = self.average.get(name)
+            same = before is not None and before.shape == now.shape
+            self.average[name] = before.lerp(now, 1 - self.decay) if same and before is not None else now
+
+    def keep_average(self) -> None:
+        """Put the average in the place of the compressed generator's parameters."""
+        with torch.no_grad():
+            for name, parameter in self.compressor.task.student.named_parameters():
+                parameter.copy_(self.average[name])
+
+    def _look(self) -> None:
+        task = self.compressor.task
+        judge, student, original = map(copy.deepcopy, (task.discriminator, task.student, self.original))
+        outputs: list[Tensor] = []
+        judge.register_forward_hook(lambda module, inputs, output: outputs.append(_first(output).detach()))
+        with torch.random.fork_rng(devices=[]):
+            fakes = []
+            for generator in (student, original):
+                torch.manual_seed(0)
+                with torch.no_grad():
+                    fakes.append(task.objective.generate(generator, self.batch))
+            task.objective.generator_terms(original, judge, fakes[1], self.batch)
+            on_original = outputs[0]
+            outputs.clear()
+            torch.manual_seed(0)
+            task.objective.discriminator_terms(student, judge, fakes[0], self.batch)
+            # In one call or two, real images come first.
+            on_real, on_fake, *_ = torch.cat(outputs).split(len(on_original))
+        look: dict[str, float] = {"step": self.step}
+        for name, output in (("real", on_real), ("compressed", on_fake), ("original", on_original)):
+            if self.task.probability:
+                output = output.sigmoid() if self.task.probability == "sigmoid" else output
+                look[f"entropy_{name}"] = entropy(output)
+            look[name] = output.mean().item()
+        if not all(map(math.isfinite, look.values())):
+            raise RuntimeError(f"step {self.step}: the discriminator's outputs are not finite")
+        self.looks.append(look)
+
+
+def _first(output: Any) -> Tensor:
+    """The score of a discriminator that also says something else, and its first part where it has several."""
+    return output if isinstance(output, Tensor) else _first(output[0])
+
+
+def thinned(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Every figure of a run as a curve: means over `POINTS` equal parts of it."""
+    size = max(1, len(history) // POINTS)
+    parts = [history[start : start + size] for start in range(0, len(history), size)]
+    curves: dict[str, list[float]] = {}
+    for name in history[-1] if history else {}:
+        seen = [[line[name] for line in part if name in line] for part in parts]
+        curves[name] = [round(sum(values) / len(values), 5) for values in seen if values]
+    return curves
