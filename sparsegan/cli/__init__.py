@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write a generator as a dense ONNX file, checked in ONNX Runtime",
     "evaluate": "distances of a generator from real images; PSNR and SSIM where they have targets",
     "profile": "each layer of a compressed generator: MACs, kernel, time",
+    "study": "run a study's rows, or rebuild its tables and plots from the rows that are done",
     "bench": "single layers, forward or trained, against the best dense engine installed",
 }
 
