@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,13 +54,14 @@ class Watched:
         for batch in self.loader:
             if self.step >= self.steps:  # asked for by what follows the training
                 yield batch
-            elif self.step % self.every == 0:
+                continue
+            looked = self.step % self.every == 0
+            if looked:
                 self._look()
-                with self._counted():
+            try:
+                with self._counted() if looked else nullcontext():
                     yield batch
-                self._after_step()
-            else:
-                yield batch
+            finally:  # the last step is over when the iteration is closed
                 self._after_step()
 
     @contextmanager
@@ -69,13 +70,11 @@ class Watched:
         try:
             with counter:
                 yield
-        finally:  # no batch is asked for after the last step: the iteration is closed
+        finally:
             self.macs += counter.get_total_flops() // 2 * min(self.every, self.steps - self.step)
 
     def finish(self) -> None:
-        """After the last step, behind which no batch is asked for."""
-        if self.steps and self.step < self.steps:
-            self._after_step()
+        """After the last step."""
         self._look()
 
     def _after_step(self) -> None:

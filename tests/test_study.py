@@ -1,0 +1,226 @@
+"""The study: rows that repeat, watching that changes nothing, results that resume, a page that says what is missing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import statistics
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsegan.cli import main
+from sparsegan.compress import Compressor
+from sparsegan.data import Batches, idx
+from sparsegan.gans import store
+from sparsegan.schedule import GradualPruning
+from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
+from sparsegan.study.report import Cell, distance, rebuild
+from sparsegan.study.row import _changed
+from sparsegan.study.runner import run_missing
+from sparsegan.study.watch import Watched, entropy, thinned
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = Task("tiny", "tiny", "dcgan", 6, 4, 60, 1e-2, 1e-3, exclude=("main.12",), images=24, digits=True)
+NETWORK = {"gan": "dcgan", "nz": 8, "width": 4, "channels": 1}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a tiny dense GAN, its images, and a study of two rows."""
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "dcgan-mnist").mkdir(parents=True)  # what marks the folder
+    shutil.copytree(ROOT / "checkpoints" / "digit-classifier", checkpoints / "digit-classifier")
+    pixels = torch.randint(256, (24, 28, 28)).to(torch.uint8)
+    (tmp_path / "images").mkdir()
+    for part in ("train", "t10k"):
+        idx.write(tmp_path / "images" / f"{part}-images-idx3-ubyte.gz", pixels)
+    (checkpoints / "tiny").mkdir()
+    (checkpoints / "tiny" / "config.json").write_text(json.dumps({"network": NETWORK, "data": "images"}))
+    gan = store.build({"network": NETWORK})
+    store.save(checkpoints / "tiny", gan.generator, gan.discriminator)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "tiny", replace(TINY, probability="output"))
+    techniques = ("self-supervised", "features-sensitivity-average")
+    monkeypatch.setitem(STUDIES, "tiny", [Row("tiny", technique, 0.5) for technique in techniques])
+    return tmp_path
+
+
+def _same_each_time(report: dict[str, Any]) -> dict[str, Any]:
+    cost = {name: value for name, value in report.get("cost", {}).items() if name not in ("seconds", "peak_bytes")}
+    return report | {"cost": cost}
+
+
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # of a network that draws nothing yet
+def test_a_row_repeats(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "tiny", "--repeat"]) == 0
+    first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [report["row"] for report in first] == [row.key for row in rows_of("tiny")]
+    for report in first[1:]:
+        assert report["scores"]["samples"]["images"] == 24
+        assert report["scores"]["samples"]["fid"] > 0
+        assert [look["step"] for look in report["watched"]] == list(range(7))
+        torch.manual_seed(1)  # a row depends on nothing that was drawn before
+        _, *words = report["command"].split()
+        assert main(words) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert _same_each_time(again) == _same_each_time(report)
+    assert first[2]["allocation"].keys() == {"main.0", "main.3", "main.6", "main.9"}
+
+
+def test_watching_changes_nothing() -> None:
+    torch.manual_seed(0)
+    gan = store.build({"network": NETWORK})
+    images = torch.rand(12, 1, 64, 64) * 2 - 1
+
+    def compressor() -> Compressor:
+        return Compressor(
+            gan.generator, gan.discriminator, gan.objective, GradualPruning(9, 0.8, every=2), quiet=True, seed=3
+        )
+
+    plain = compressor()
+    with FlopCounterMode(display=False) as counter:
+        expected = plain.fit(Batches(images, 4))
+    seen = compressor()
+    watched = Watched(Batches(images, 4), seen, gan.generator, replace(TINY, probability="output"), images[:3], 0.0)
+    found = seen.fit(watched)
+    watched.finish()
+    assert found.history == expected.history
+    for network in ("student", "discriminator"):
+        states = [getattr(one.task, network).state_dict() for one in (plain, seen)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert [look["step"] for look in watched.looks] == list(range(10))
+    assert watched.macs == counter.get_total_flops() // 2  # of so short a run every step is counted
+    last = watched.looks[-1]
+    judge = copy.deepcopy(seen.task.discriminator)
+    assert last["real"] == pytest.approx(judge(images[:3]).mean().item(), rel=1e-6)
+    assert last["entropy_real"] == pytest.approx(entropy(copy.deepcopy(seen.task.discriminator)(images[:3])), rel=1e-6)
+
+
+def test_the_average_is_of_the_second_half() -> None:
+    torch.manual_seed(0)
+    gan = store.build({"network": NETWORK})
+    images = torch.rand(8, 1, 64, 64) * 2 - 1
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, GradualPruning(8, 0.5), quiet=True)
+    student, expected = compressor.task.student, None
+    steps: list[torch.Tensor] = []
+    compressor.task.optimizer.register_step_post_hook(
+        lambda *_: steps.append(dict(student.named_parameters())["main.12.values"].detach().clone())
+    )
+    watched = Watched(Batches(images, 4), compressor, gan.generator, TINY, images[:2], 0.75)
+    compressor.fit(watched)
+    watched.finish()
+    for values in steps[4:]:
+        expected = values if expected is None else 0.75 * expected + 0.25 * values
+    watched.keep_average()
+    assert expected is not None
+    torch.testing.assert_close(dict(student.named_parameters())["main.12.values"], expected)
+
+
+def test_entropy_and_curves() -> None:
+    assert entropy(torch.tensor([0.5, 0.5])) == pytest.approx(1)
+    assert entropy(torch.tensor([0.0, 1.0])) == pytest.approx(0, abs=1e-9)
+    assert entropy(torch.tensor([0.11])) == pytest.approx(0.4999, abs=1e-4)
+    history = [{"step": float(i), "dis": 2.0 * i} | ({"gen": 1.0} if i % 2 else {}) for i in range(48)]
+    curves = thinned(history)
+    assert curves["step"] == [2 * i + 0.5 for i in range(24)]
+    assert curves["dis"] == [4 * i + 1 for i in range(24)]
+    assert curves["gen"] == [1.0] * 24
+
+
+def test_layers_made_untrained() -> None:
+    torch.manual_seed(0)
+    gan = store.build({"network": NETWORK})
+    before = gan.discriminator.state_dict()
+    technique = replace(TECHNIQUES["features-untrained-last"], untrained=("main.8", "main.1*"))
+    after = _changed(gan, technique, 1).state_dict()
+    changed = {name.rsplit(".", 1)[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"main.8", "main.11"}
+    noisy = _changed(gan, replace(technique, untrained=(), noise=1.0), 0)
+    for (name, old), new in zip(gan.discriminator.named_parameters(), noisy.parameters(), strict=True):
+        assert torch.equal(old, new) == (old.dim() < 4), name
+    with pytest.raises(ValueError, match=r"main\.99"):
+        _changed(gan, replace(technique, untrained=("main.99",)), 0)
+
+
+def _report(row: Row, fid: float) -> dict[str, Any]:
+    score = {"network": "digit classifier", "images": 9, "fid": fid, "kid": 0.0, "psnr": None, "ssim": None}
+    return {"row": row.key, "settings": row.settings(), "scores": {"samples": score}}
+
+
+def test_resuming(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(place / "results")
+    first, second = STUDIES["tiny"]
+    results.add(_report(first, 5.0))
+    asked: list[str] = []
+
+    def killed(words: list[str], **options: Any) -> Any:
+        asked.append(words[words.index("--only") + 1])
+        assert options["env"]["OMP_NUM_THREADS"] == "1"
+        return SimpleNamespace(returncode=-9, stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    run_missing("tiny", STUDIES["tiny"], results, 2, quiet=True)
+    assert asked == [second.key]
+    assert results.of(second)["failed"] == "killed: out of memory"  # type: ignore[index]
+    run_missing("tiny", STUDIES["tiny"], results, 2, quiet=True)
+    assert asked == [second.key]
+    monkeypatch.setitem(TASKS, "tiny", replace(TINY, steps=7))  # another budget: what is stored is of another row
+    assert results.of(first) is None
+    broken = SimpleNamespace(returncode=1, stdout="", stderr="sparsegan study: no such data\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: broken)
+    with pytest.raises(RuntimeError, match="no such data"):
+        run_missing("tiny", [first], results, 1, quiet=True)
+    assert results.of(first) is None
+
+
+def test_a_cell_says_what_is_missing(place: Path) -> None:
+    results = Results(place / "results")
+
+    def show(row: Row) -> str:
+        return Cell.of(results, row).show("scores", "samples", "fid", form=distance, base=20.0)
+
+    row = Row("tiny", "self-supervised", 0.5)
+    assert show(row) == "not run"
+    assert show(Row("dcgan-fashion", "self-supervised", 0.5)) == "no trained dense GAN"
+    assert show(replace(row, sparsity=0.9, granularity="2:4")) == "2:4 is 50 %"
+    results.add(_report(row, 25.0))
+    assert show(row) == "25.0 (+25%)"
+    results.add(_report(replace(row, seed=1), 35.0))
+    assert show(row) == f"30.0 ± {statistics.stdev([25, 35]):.1f} (+50%)"
+    results.add(_report(replace(row, seed=2), 0.0) | {"failed": "step 7: gen is nan"})
+    assert show(row).endswith("(+50%); 1 of 3 seeds: diverged")
+
+
+def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
+    page = tmp_path / "study.md"
+    shutil.copy(ROOT / "docs" / "study.md", page)
+    for study in STUDIES:
+        rebuild(study, Results(ROOT / "benchmarks" / "results" / "study"), page)
+    assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_row_can_be_named(study: str) -> None:
+    for row in rows_of(study):
+        assert row.settings()["seed"] == row.seed
+        assert row.obstacle() or (ROOT / "checkpoints" / TASKS[row.task].checkpoint).is_dir()
+    assert len({row.key for row in rows_of(study)}) == len(rows_of(study))
+
+
+def test_refusals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, text in (
+        (["--only", "tiny/none"], "tiny/none"),
+        (["--repeat", "--report"], "one of --repeat"),
+        (["--report"], "missing"),
+    ):
+        assert main(["study", "tiny", *words]) == 1
+        assert text in capsys.readouterr().err
