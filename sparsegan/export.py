@@ -89,7 +89,11 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
         several = sum(map(_is_image, inputs)) > 1
         shapes = {name: _shape(x, any_size, f"{name}_" * several) for name, x in zip(names, inputs, strict=True)}
         made = {name: _shape(y, any_size, f"{name}_") for name, y in outputs.items()}
-        content = _exported(dense, inputs, shapes, made)
+        free = {
+            name: {axis: label for axis, label in enumerate(shape) if isinstance(label, str)}
+            for name, shape in (shapes | made).items()
+        }
+        content = onnx_bytes(dense, inputs, free, list(outputs), checked=_can_check())
         difference = _difference(content, dense, names, tried) if _can_check() else None
     write_whole(Path(path), lambda temporary: _write(temporary, content))
     sizes = tuple(tuple(tuple(x.shape) for x in one) for one in tried)
@@ -112,28 +116,34 @@ def _shape(x: Tensor, any_size: bool, prefix: str) -> Shape:
     return tuple(free.get(axis, size) for axis, size in enumerate(x.shape))
 
 
-def _exported(
-    dense: nn.Module, inputs: tuple[Tensor, ...], shapes: dict[str, Shape], outputs: dict[str, Shape]
+def onnx_bytes(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    free: Mapping[str, Mapping[int, str]] | None = None,
+    outputs: list[str] | None = None,
+    checked: bool = True,
 ) -> bytes:
-    """The file, by torch's exporter that traces: the newer one needs a package of its own, onnxscript."""
-    axes = {
-        name: {axis: label for axis, label in enumerate(shape) if isinstance(label, str)}
-        for name, shape in (shapes | outputs).items()
-    }
+    """A dense model as an ONNX file, by torch's exporter that traces: the newer one needs a package, onnxscript.
+
+    Args:
+        model: of torch's own layers, float32, on the CPU, in evaluation.
+        inputs: what it is traced on; in the file they have the names of the arguments of ``model.forward``.
+        free: of inputs and outputs by name, the axes along which any number goes, and what the file calls them.
+        outputs: their names.
+        checked: the caller compares results, so the exporter's warnings of what a trace may freeze are left out.
+    """
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        if _can_check():  # which finds what the trace has frozen, at other sizes than the example's
-            warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", Warning if checked else DeprecationWarning)
         torch.onnx.export(
-            dense,
+            model,
             inputs,
             stream,  # type: ignore[arg-type]  # this exporter takes it
             dynamo=False,
             opset_version=OPSET,
-            input_names=list(shapes),
-            output_names=list(outputs),
-            dynamic_axes=axes,
+            input_names=_arguments(model, len(inputs)),
+            output_names=outputs,
+            dynamic_axes=free,
         )
     return stream.getvalue()
 

@@ -12,7 +12,23 @@ import pytest
 import torch
 
 import sparsegan.benchmark
-from sparsegan.benchmark import LAYERS, Job, LayerCase, Results, facts, gpu, jobs, target, training
+from sparsegan.benchmark import (
+    GENERATORS,
+    LAYERS,
+    GeneratorCase,
+    GeneratorJob,
+    Job,
+    LayerCase,
+    Results,
+    engines,
+    facts,
+    generator_target,
+    generators,
+    gpu,
+    jobs,
+    target,
+    training,
+)
 from sparsegan.benchmark.training import CycleGanGenerator
 from sparsegan.cli import main
 
@@ -102,6 +118,98 @@ def test_what_the_readme_and_the_plot_show_is_in_the_files(
         plot_sparsity.draw(report, picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert pictures[0].read_bytes().startswith(b"<?xml")
+
+
+SMALL_GENERATORS = (
+    GeneratorCase("CycleGAN @16x16", "cyclegan", {"width": 4, "blocks": 1, "one_way": True}, 16, 1, 6, first_call=1e-9),
+    GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 8, "width": 4, "channels": 3}, 64, 2, target=1e-9),
+)
+
+
+@pytest.mark.parametrize(
+    ("generator", "sparsity", "granularity", "expected"),
+    [
+        ("CycleGAN ResNet-9 @256x256 batch 1", 0.9, "element", 6),
+        ("CycleGAN ResNet-9 @256x256 batch 1", 0.9, "vector:4", 7),
+        ("StarGAN @128x128 batch 16", 0.9, "element", 6),
+        ("SRGAN SRResNet-16 96->384 batch 1", 0.9, "element", 5),
+        ("DCGAN @64x64 batch 64", 0.75, "element", 2.2),
+        ("DCGAN @64x64 batch 64", 0.9, "vector:4", None),
+        ("pix2pix U-Net-256 @256x256 batch 1", 0.5, "element", None),
+    ],
+)
+def test_targets_of_generators(generator: str, sparsity: float, granularity: str, expected: float | None) -> None:
+    (case,) = [case for case in GENERATORS if str(case) == generator]
+    job = GeneratorJob(case, sparsity, granularity, 1)
+    assert generator_target(job, "avx512") == expected
+    assert generator_target(job, "avx2") == (None if expected is None else pytest.approx(0.55 * expected))
+    assert generator_target(job, "scalar") is None
+
+
+def test_a_generator_of_a_row_is_sparse_everywhere_and_settled() -> None:
+    vectors = GeneratorJob(SMALL_GENERATORS[0], 0.75, "vector:4", 1)
+    dense, sparse, inputs = generators.both_generators(vectors)
+    layers = dict(sparsegan.sparse_layers(sparse))
+    assert [layer.granularity for layer in layers.values()] == ["vector:4"] * 7 + ["element"]  # the last has 3 channels
+    assert all(layer.sparsity == pytest.approx(0.75, abs=0.02) for layer in layers.values())
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(*inputs), dense(*inputs))
+    again, _, _ = generators.both_generators(GeneratorJob(SMALL_GENERATORS[1], 0.9, "element", 1))
+    norms = [module for module in again.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training or torch.allclose(norm.running_mean, torch.zeros(1)) for norm in norms)
+
+
+def test_a_row_of_a_generator_tells_what_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generators, "GENERATORS", SMALL_GENERATORS)
+    monkeypatch.setattr(generators, "peak_memory", lambda job, engine: 2000 if engine == generators.OURS else 1000)
+    monkeypatch.setattr(generators, "TARGET_SHARE", {facts()["isa"]: 1.0})
+    monkeypatch.setattr(engines, "which", lambda name: None)  # torch.compile takes its time
+    file = tmp_path / "generators.json"
+    assert main(["bench", "generators", "--seconds", "0.001", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(file.read_text())
+    assert report["complete"]
+    assert [row["generator"] for row in report["rows"]] == list(map(str, SMALL_GENERATORS))
+    assert [row["holds"] for row in report["rows"]] == [False, True]
+    for row in report["rows"]:
+        assert row["ratio"] == pytest.approx(min(row["dense_ms"].values()) / row["sparse_ms"])
+        assert row["latency_ms"]["p50"] <= row["latency_ms"]["p95"] <= row["latency_ms"]["p99"]
+        for profile in row["profile"].values():
+            assert list(profile) == list(generators.KINDS)
+            assert min(profile.values()) >= 0
+        assert sum(row["profile"]["layers"].values()) == pytest.approx(row["layers_ms"])
+        assert row["outside"] == pytest.approx(
+            1 - row["profile"]["engine"]["multiplying"] / sum(row["profile"]["engine"].values())
+        )
+        assert row["limits"]["memory against the dense engine's"] == {"value": 2.0, "at_most": 1.0, "holds": False}
+    assert "short: memory against the dense engine's 2.00, at most 1 is asked" in printed
+    assert "seconds of the first call" in printed.splitlines()[2]
+    assert "seconds of the first call" not in printed.splitlines()[4]
+    assert main(["bench", "generators", "--layers", "3x3"]) == 1
+    assert "--layers is '3x3'; `bench generators` does not take it" in capsys.readouterr().err
+    assert main(["bench", "generators", "--generators", "BigGAN"]) == 1
+    assert "--generators is 'BigGAN'; it must be a part of a generator's name" in capsys.readouterr().err
+
+
+def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: torch.nn.Module, inputs: Any, threads: int) -> Any:
+        return lambda: model(*inputs) * 1.001
+
+    monkeypatch.setattr(engines, "makers", lambda whole: {"wrong": wrong})
+    with pytest.raises(
+        RuntimeError, match=r"DCGAN @64x64 batch 2: what wrong makes differs .* by 1\.0e-03 of its norm"
+    ):
+        generators.time_generator(GeneratorJob(SMALL_GENERATORS[1], 0.9, "element", 1), 0.001)
+
+
+def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
+    case = GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 1, target=5)
+    held = generators.peak_memory(GeneratorJob(case, 0.9, "element", 1), "torch")
+    weights = sum(4 * parameter.numel() for parameter in case.dense().parameters())
+    assert weights < held < 3 * weights
 
 
 @pytest.mark.usefixtures("small")

@@ -1,77 +1,71 @@
 """The dense engines that are installed, and how calls are timed in turns.
 
-They are torch NCHW, torch channels_last (its tensors converted beforehand, which favours it), and ONNX Runtime and
-OpenVINO (``pip install sparsegan[bench]``). All get the same weights, zeros in place.
+They are torch NCHW, torch channels_last (its tensors converted beforehand, which favours it), ONNX Runtime and OpenVINO
+(``pip install sparsegan[bench]``) at fixed sizes; of whole models torch.compile too, with frozen weights, where a C++
+compiler is there. All get the same weights, zeros in place.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import statistics
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
+from shutil import which
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..export import onnx_bytes
 from ..profiling import interleaved_times
 
 Engine = Callable[[], Any]
+Inputs = tuple[Tensor, ...]
 
 
-def dense_engines(layer: nn.Module, x: Tensor, threads: int) -> dict[str, Engine]:
-    """Every dense engine that is installed, ready to run ``layer`` on ``x``."""
-    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x_last = x.contiguous(memory_format=torch.channels_last)
-    engines: dict[str, Engine] = {"torch": lambda: layer(x), "torch channels_last": lambda: last(x_last)}
-    if importlib.util.find_spec("onnx") is None:
-        return engines
-    model = _onnx_model(layer, x)
-    if importlib.util.find_spec("onnxruntime") is not None:
-        engines["onnxruntime"] = _onnxruntime(model, x, threads)
-    if importlib.util.find_spec("openvino") is not None:
-        engines["openvino"] = _openvino(model, x, threads)
-    return engines
+def dense_engines(model: nn.Module, inputs: Inputs, threads: int, whole: bool = False) -> dict[str, Engine]:
+    """Every dense engine that is installed, ready to run ``model`` on ``inputs``. ``whole``: torch.compile too."""
+    return {name: make(model, inputs, threads) for name, make in makers(whole).items()}
 
 
-def _onnx_model(layer: nn.Module, x: Tensor) -> bytes:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    assert isinstance(layer.padding, tuple)
-    assert layer.bias is not None
-    kind: dict[str, Any] = {
-        "kernel_shape": layer.kernel_size,
-        "strides": layer.stride,
-        "pads": [*layer.padding, *layer.padding],
-        "dilations": layer.dilation,
-        "group": layer.groups,
-    }
-    if isinstance(layer, nn.ConvTranspose2d):
-        kind["output_padding"] = layer.output_padding
-    op = "ConvTranspose" if isinstance(layer, nn.ConvTranspose2d) else "Conv"
-    node = helper.make_node(op, ["x", "w", "b"], ["y"], **kind)
-    with torch.no_grad():
-        shape = list(layer(x).shape)
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [
-            numpy_helper.from_array(layer.weight.detach().numpy(), "w"),
-            numpy_helper.from_array(layer.bias.detach().numpy(), "b"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+def makers(whole: bool) -> dict[str, Callable[[nn.Module, Inputs, int], Engine]]:
+    """The dense engines by name: (model, inputs, threads) -> a call of it."""
+    found: dict[str, Callable[[nn.Module, Inputs, int], Engine]] = {"torch": _torch, "torch channels_last": _last}
+    if whole and (which("g++") or which("clang++")):
+        found["torch.compile"] = _compiled
+    for name, make in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+        if find_spec(name) is not None:
+            found[name] = make
+    return found
 
 
-def _onnxruntime(model: bytes, x: Tensor, threads: int) -> Engine:
+def output_of(result: Any) -> Tensor:
+    """What a call of any engine gave, as a tensor."""
+    return result if isinstance(result, Tensor) else torch.as_tensor(result[0])
+
+
+def _torch(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
+    return lambda: model(*inputs)
+
+
+def _last(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    converted = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+    return lambda: last(*converted)
+
+
+def _compiled(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
+    torch._dynamo.reset()  # nothing of the last model, nor of another thread count
+    compiled = torch.compile(copy.deepcopy(model), options={"freezing": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own parts that it calls deprecated
+        compiled(*inputs)
+    return lambda: compiled(*inputs)
+
+
+def _onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,22 +73,22 @@ def _onnxruntime(model: bytes, x: Tensor, threads: int) -> Engine:
     options.inter_op_num_threads = 1
     # Its threads spin while it works, but not into the next engine's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
+    session = onnxruntime.InferenceSession(onnx_bytes(model, inputs), options, providers=["CPUExecutionProvider"])
+    feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feed)
 
 
-def _openvino(model: bytes, x: Tensor, threads: int) -> Engine:
+def _openvino(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
     import openvino
 
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(model),
+        core.read_model(onnx_bytes(model, inputs)),
         "CPU",
         {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"},
     )
     request = compiled.create_infer_request()
-    feed = {"x": x.numpy()}
+    feed = [x.numpy() for x in inputs]
     return lambda: request.infer(feed, share_inputs=True)
 
 
@@ -114,12 +108,17 @@ def timed(functions: list[Engine], seconds: float) -> list[Timing]:
     return timings
 
 
-def against_dense(sparse: Engine, dense: dict[str, Engine], seconds: float) -> dict[str, Any]:
-    """Times the sparse call against every dense engine: the fields of a row, and the ratio to the best of them."""
-    timings = timed([sparse, *dense.values()], seconds)
-    own, others = timings[0], dict(zip(dense, timings[1:], strict=True))
+def against_dense(
+    sparse: Engine, dense: dict[str, Engine], seconds: float, layers: Engine | None = None
+) -> dict[str, Any]:
+    """Times the sparse call against every dense engine: the fields of a row, and the ratio to the best of them.
+
+    ``layers``: another call of ours, timed in the same turns.
+    """
+    timings = timed([sparse, *dense.values(), *([] if layers is None else [layers])], seconds)
+    own, others = timings[0], dict(zip(dense, timings[1:], strict=False))
     best = min(others, key=lambda name: others[name].median)
-    return {
+    row = {
         "sparse_ms": own.median,
         "sparse_quartiles_ms": own.quartiles,
         "dense_ms": {name: timing.median for name, timing in others.items()},
@@ -127,3 +126,6 @@ def against_dense(sparse: Engine, dense: dict[str, Engine], seconds: float) -> d
         "best_dense_quartiles_ms": others[best].quartiles,
         "ratio": others[best].median / own.median,
     }
+    if layers is not None:
+        row |= {"layers_ms": timings[-1].median, "layers_quartiles_ms": timings[-1].quartiles}
+    return row

@@ -50,7 +50,7 @@ def time_layer(job: Job, seconds: float) -> dict[str, Any]:
         with torch.inference_mode():
             y = dense(x)
             check_same(layer(x), y, f"{job.case}: the output")
-            row = against_dense(lambda: layer(x), dense_engines(dense, x, job.threads), seconds)
+            row = against_dense(lambda: layer(x), dense_engines(dense, (x,), job.threads), seconds)
     finally:
         torch.set_num_threads(before)
     choice = layer.choose(tuple(x.shape), (y.shape[2], y.shape[3]))

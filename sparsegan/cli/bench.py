@@ -1,4 +1,4 @@
-"""Time single layers and their training against the best dense engine that is installed, or a GPU's."""
+"""Time layers, their training and whole generators against the best dense engine that is installed, or a GPU's."""
 
 from __future__ import annotations
 
@@ -16,21 +16,42 @@ HEAD = (
     f"{'+-':>6}{'ratio':>7}{'target':>8}       {'GFLOP/s':>8}{'of peak':>8}"
 )
 
+GENERATOR_HEAD = (
+    f"{'generator':<36}{'sparsity':>9}{'units':>10}{'threads':>8}{'best dense':>21}{'dense ms':>10}{'layers ms':>10}"
+    f"{'engine ms':>10}{'+-':>6}{'ratio':>7}{'target':>8}       {'GFLOP/s':>8}{'of peak':>8}"
+)
+
 #: Options that not every kind of benchmark takes.
-DEFAULTS = {"threads": "1", "sparsity": "0.9", "granularity": "element", "batch": "1,16,64"}
+DEFAULTS = {
+    "threads": "1",
+    "sparsity": "0.9",
+    "granularity": "element",
+    "layers": "",
+    "generators": "",
+    "batch": "1,16,64",
+}
+TAKEN = {
+    "layers": {"threads", "sparsity", "granularity", "layers"},
+    "training": {"threads", "sparsity", "granularity", "layers"},
+    "generators": {"threads", "sparsity", "granularity", "generators"},
+    "gpu": {"layers", "batch"},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan bench`."""
     what = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask; "
+    what += "generators: one forward of each reference generator, latency and memory; "
     what += "gpu: both on an NVIDIA GPU, at 90 %% and where something is asked, in every granularity"
-    parser.add_argument("what", choices=["layers", "training", "gpu"], help=what)
+    parser.add_argument("what", choices=list(TAKEN), help=what)
     parser.add_argument("--threads", default=DEFAULTS["threads"], help="thread counts, such as 1,2 (default: 1)")
     parser.add_argument("--sparsity", default=DEFAULTS["sparsity"], help="sparsities, such as 0.5,0.9 (default: 0.9)")
     parser.add_argument(
         "--granularity", default=DEFAULTS["granularity"], help="for example element,vector:4 (default: element)"
     )
-    parser.add_argument("--layers", default="", metavar="PARTS", help="only layers whose name has one of these parts")
+    for name in ("layers", "generators"):
+        text = f"only {name} whose name has one of these parts"
+        parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
     parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a row (default: 1)")
     parser.add_argument(
@@ -39,14 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a row a layer, sparsity, granularity and thread count."""
+    """Print a row a layer or generator, sparsity, granularity and thread count."""
     if not 0 < arguments.seconds <= 3600:
         raise ValueError(f"--seconds is {arguments.seconds}; it must be above 0 and at most 3600")
-    others = {"gpu": DEFAULTS.keys() - {"batch"}}.get(arguments.what, {"batch"})
-    for name in sorted(others):
+    for name in sorted(DEFAULTS.keys() - TAKEN[arguments.what]):
         if getattr(arguments, name) != DEFAULTS[name]:
             raise ValueError(f"--{name} is {getattr(arguments, name)!r}; `bench {arguments.what}` does not take it")
-    (_gpu if arguments.what == "gpu" else _cpu)(arguments)
+    {"gpu": _gpu, "generators": _generators}.get(arguments.what, _cpu)(arguments)
 
 
 def _cpu(arguments: argparse.Namespace) -> None:
@@ -73,10 +93,65 @@ def _cpu(arguments: argparse.Namespace) -> None:
     _print_facts(results, [*results.rows, *(row for rows in more.values() for row in rows)])
 
 
-def _line(r: dict[str, Any]) -> str:
-    """A row of the table; ``+-`` is half the distance of the quartiles, as a share of the sparse time."""
+def _generators(arguments: argparse.Namespace) -> None:
+    from .. import _native
+    from ..benchmark import GeneratorJob, Results, facts, generator_jobs, time_generator
+
+    threads = _numbers("--threads", arguments.threads, int, 1, 1024)
+    sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
+    todo = generator_jobs(arguments.generators, sparsities, arguments.granularity.split(","), threads)
+    peak = _native.fma_gflops()
+    results = Results(_command(arguments), arguments.json, facts(), {"fma_peak_gflops_a_core": peak})
+
+    def measured(job: GeneratorJob) -> dict[str, Any]:
+        row = time_generator(job, arguments.seconds)
+        return {**row, "peak_share": row["gflops"] / (peak * job.threads)}
+
+    print(GENERATOR_HEAD)
+    for job in todo:
+        row = results.row(job.name, partial(measured, job))
+        print(_generator_line(row), _more_of(row), sep="\n", flush=True)
+    results.finish()
+    _print_facts(results, [*results.rows, *(limit for row in results.rows for limit in row["limits"].values())])
+
+
+def _generator_line(r: dict[str, Any]) -> str:
+    spread = _spread(r)
+    asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
+    return (
+        f"{r['generator']:<36}{r['sparsity']:>9.0%}{r['granularity']:>10}{r['threads']:>8}{r['best_dense']:>21}"
+        f"{r['dense_ms'][r['best_dense']]:>10.2f}{r['layers_ms']:>10.2f}{r['sparse_ms']:>10.2f}{spread:>6.0%}"
+        f"{r['ratio']:>6.1f}x{asked:>8} {verdict:<5} {r['gflops']:>8.0f}{r['peak_share']:>8.0%}"
+    )
+
+
+def _more_of(r: dict[str, Any]) -> str:
+    """The second line of a generator: latency, memory, where the time goes, and what falls short by how much."""
+    percentiles = ", ".join(f"{name} {ms:.2f}" for name, ms in r["latency_ms"].items())
+    memory = " against ".join(f"{held / 1e6:.0f} MB ({name})" for name, held in r["memory"].items())
+    short = [
+        f"{name} {limit['value']:.2f}, at most {limit['at_most']:g} is asked"
+        for name, limit in r["limits"].items()
+        if limit["holds"] is False
+    ]
+    if r["holds"] is False:
+        short.insert(0, f"{1 - r['ratio'] / r['target']:.0%} below the target")
+    return (
+        f"    latency in ms {percentiles}; first call {r['first_call_s']:.2f} s; memory {memory}; "
+        f"{r['outside']:.0%} of the time outside multiplications; largest difference {r['difference']:.1e} "
+        f"of {r['largest_value']:.2g}" + "".join(f"; short: {text}" for text in short)
+    )
+
+
+def _spread(r: dict[str, Any]) -> float:
+    """Half the distance of the quartiles, as a share of the sparse time."""
     first, third = r["sparse_quartiles_ms"]
-    spread = (third - first) / 2 / r["sparse_ms"]
+    return (third - first) / 2 / r["sparse_ms"]
+
+
+def _line(r: dict[str, Any]) -> str:
+    """A row of the table."""
+    spread = _spread(r)
     asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
     note = "" if r["kernel"] == "sparse" else "  (auto: dense)"
     if verdict == "short" and "why" in r:  # what it spends its time on, by the model that chose its tiling
@@ -152,11 +227,9 @@ def _command(arguments: argparse.Namespace) -> str:
     parts = ["sparsegan", "bench", arguments.what]
     if arguments.what != "gpu":
         parts += ["--threads", arguments.threads, "--sparsity", arguments.sparsity]
-    for name in ("granularity", "batch"):
+    for name in ("granularity", "batch", "layers", "generators"):
         if getattr(arguments, name) != DEFAULTS[name]:
             parts += [f"--{name}", getattr(arguments, name)]
-    if arguments.layers:
-        parts += ["--layers", arguments.layers]
     if arguments.seconds != 1:
         parts += ["--seconds", f"{arguments.seconds:g}"]
     if arguments.json:

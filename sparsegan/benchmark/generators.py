@@ -1,0 +1,324 @@
+"""Whole generators: the engine of ``optimize_for_inference`` and the drop-in layers against the best dense engine.
+
+Every convolution is sparse, its kept units at random places with random values; batch norms hold the statistics of a
+forward in training mode. All engines get the same weights and inputs and are timed in turns; what they compute is
+compared before.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from .. import _native
+from ..engine import Engine, optimize_for_inference
+from ..engine.steps import Gather, Torch
+from ..gans import GANS
+from ..granularity import check_channels, check_granularity, magnitude_mask
+from ..macs import count_macs
+from ..profiling import interleaved_times
+from ..prune import sparsify
+from .cases import TARGET_SHARE
+from .engines import Engine as Call
+from .engines import Inputs, against_dense, dense_engines, makers, output_of
+from .layers import check_same
+from .results import Row, verdict
+
+
+@dataclass(frozen=True)
+class GeneratorCase:
+    """A reference generator and its inputs.
+
+    ``network``: arguments of its GAN's ``build``. ``size``: height and width of the images that it makes. ``target``:
+    the speed-up asked at 90 % element sparsity, on AVX-512. ``first_call``: the seconds that its first may take.
+    """
+
+    title: str
+    gan: str
+    network: dict[str, Any] = field(hash=False)
+    size: int
+    batch: int
+    target: float
+    first_call: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.title} batch {self.batch}"
+
+    def dense(self) -> nn.Module:
+        """The generator, freshly initialised, in torch's plain layout."""
+        return GANS[self.gan].build(**self.network)[0]
+
+    def inputs(self, batch: int) -> Inputs:
+        """Random, float32, as its forward takes them."""
+        return GANS[self.gan].example(self.network, batch, self.size)
+
+
+#: The five reference generators, at their papers' sizes.
+GENERATORS = (
+    GeneratorCase(
+        "CycleGAN ResNet-9 @256x256", "cyclegan", {"width": 64, "blocks": 9, "one_way": True}, 256, 1, 6, first_call=2
+    ),
+    GeneratorCase("StarGAN @128x128", "stargan", {"width": 64, "domains": 5}, 128, 1, target=6),
+    GeneratorCase("StarGAN @128x128", "stargan", {"width": 64, "domains": 5}, 128, 16, target=6),
+    GeneratorCase("pix2pix U-Net-256 @256x256", "pix2pix", {"width": 64, "downs": 8}, 256, 1, target=5),
+    GeneratorCase("SRGAN SRResNet-16 96->384", "srgan", {"width": 64, "blocks": 16}, 384, 1, target=5),
+    GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 64, target=5),
+)
+
+#: Speed-ups asked of every generator at another sparsity, and of one with vectors.
+EVERY_GENERATOR = {0.75: 2.2}
+VECTORS = {("cyclegan", "vector:4", 0.9): 7.0}
+#: At most: the engine's peak memory against the best dense engine's; its share of time outside multiplications.
+MEMORY_LIMIT, OUTSIDE_LIMIT = 1.0, 0.25
+
+
+@dataclass(frozen=True)
+class GeneratorJob:
+    """One row: a generator at a sparsity and granularity, on so many threads."""
+
+    case: GeneratorCase
+    sparsity: float
+    granularity: str
+    threads: int
+
+    @property
+    def name(self) -> Row:
+        """What tells its row from every other one of a run."""
+        return {
+            "generator": str(self.case),
+            "sparsity": self.sparsity,
+            "granularity": self.granularity,
+            "threads": self.threads,
+        }
+
+
+def generator_jobs(
+    generators: str, sparsities: list[float], granularities: list[str], threads: list[int]
+) -> list[GeneratorJob]:
+    """Every row of a run.
+
+    Args:
+        generators: parts of generator names, separated by commas; the empty one is in every name.
+
+    Raises:
+        ValueError: no generator has such a name, or a granularity is not one.
+    """
+    parts = [part.strip() for part in generators.split(",")]
+    cases = [case for case in GENERATORS if any(part in str(case) for part in parts)]
+    if not cases:
+        names = "; ".join(map(str, GENERATORS))
+        raise ValueError(f"--generators is {generators!r}; it must be a part of a generator's name, one of: {names}")
+    rows = product(threads, sparsities, map(check_granularity, granularities), cases)
+    return [GeneratorJob(case, sparsity, units, count) for count, sparsity, units, case in rows]
+
+
+def generator_target(job: GeneratorJob, isa: str) -> float | None:
+    """Speed-up over the best dense engine that is asked of a row; ``None`` where nothing is."""
+    asked: float | None
+    if job.granularity != "element":
+        asked = VECTORS.get((job.case.gan, job.granularity, job.sparsity))
+    else:
+        asked = job.case.target if job.sparsity == 0.9 else EVERY_GENERATOR.get(job.sparsity)
+    return None if asked is None or isa not in TARGET_SHARE else asked * TARGET_SHARE[isa]
+
+
+def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
+    """A row's generator, dense with zeros in place and sparse, and its inputs. The same on every run.
+
+    Layers whose output channels are no whole vectors (the last one's 3) keep single elements.
+    """
+    torch.manual_seed(0)
+    dense = job.case.dense()
+    granularities = {}
+    with torch.no_grad():
+        for name, layer in dense.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                granularities[name] = _fitting(job.granularity, layer.out_channels)
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                at_random = torch.rand(layer.weight.shape)
+                layer.weight.mul_(magnitude_mask(at_random, job.sparsity, granularities[name], transposed))
+        _settle(dense, job.case.inputs(max(job.case.batch, 4)))
+    return dense, sparsify(copy.deepcopy(dense), granularity=granularities), job.case.inputs(job.case.batch)
+
+
+def _fitting(granularity: str, channels: int) -> str:
+    try:
+        check_channels(granularity, channels)
+    except ValueError:
+        return "element"
+    return granularity
+
+
+def _settle(model: nn.Module, inputs: Inputs) -> None:
+    """Batch norms take the statistics of one forward; the model is in evaluation afterwards."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean of what they see, and not a step towards it
+    model.train()(*inputs)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def time_generator(job: GeneratorJob, seconds: float) -> Row:
+    """The fields of a row: times of every engine, of the drop-in layers and of ours, and what is asked of them.
+
+    Raises ``RuntimeError`` where an engine computes something else than the dense generator.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(job.threads)
+        dense, sparse, inputs = both_generators(job)
+        start = time.perf_counter()
+        engine = optimize_for_inference(sparse, inputs)
+        engine(*inputs)
+        first_call = time.perf_counter() - start
+        with torch.inference_mode():
+            row = _times(job, dense, sparse, engine, inputs, seconds)
+    finally:
+        torch.set_num_threads(before)
+    memory = {name: peak_memory(job, name) for name in (OURS, row["best_dense"])}
+    return {
+        **row,
+        **verdict(row["ratio"], generator_target(job, _native.isa())),
+        "first_call_s": first_call,
+        "memory": memory,
+        "limits": {
+            "memory against the dense engine's": _limit(memory[OURS] / memory[row["best_dense"]], MEMORY_LIMIT),
+            "time outside multiplications": _limit(row["outside"], OUTSIDE_LIMIT),
+            "seconds of the first call": _limit(first_call, job.case.first_call),
+        },
+        "gflops": 2e-6 * count_macs(sparse, inputs).executed / row["sparse_ms"],
+    }
+
+
+def _limit(value: float, most: float | None) -> Row:
+    return {"value": value, "at_most": most, "holds": None if most is None else value <= most}
+
+
+def _times(
+    job: GeneratorJob, dense: nn.Module, sparse: nn.Module, engine: Engine, inputs: Inputs, seconds: float
+) -> Row:
+    wanted, made = dense(*inputs), engine(*inputs)
+    check_same(made, wanted, f"{job.case}: what the engine makes")
+    others = dense_engines(dense, inputs, job.threads, whole=True)
+    for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
+        check_same(output_of(call()), wanted, f"{job.case}: what {name} makes")
+    row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs))
+    (calls,) = interleaved_times([lambda: engine(*inputs)], seconds, least=100)
+    steps = engine_profile(engine, inputs, seconds)
+    return {
+        **row,
+        "latency_ms": dict(zip(("p50", "p95", "p99"), np.percentile(calls, [50, 95, 99]).tolist(), strict=True)),
+        "outside": 1 - steps[MULTIPLYING] / sum(steps.values()),
+        "profile": {"engine": steps, "layers": layers_profile(sparse, inputs, row["layers_ms"])},
+        "difference": float((made - wanted).abs().max()),
+        "largest_value": float(wanted.abs().max()),
+    }
+
+
+# Where the time goes
+
+#: Kinds of work. The first two are a gather's, which packs its input and unpacks its output.
+MULTIPLYING, PACKING = "multiplying", "packing and unpacking"
+DENSE, POINTWISE, REST = "dense convolutions", "norms, activations, sums", "rest"
+KINDS = (MULTIPLYING, PACKING, DENSE, POINTWISE, REST)
+#: What is in the names of torch's ops for each kind; the first that fits is taken.
+_OPS = {
+    MULTIPLYING: re.compile("sparsegan::gather"),
+    POINTWISE: re.compile("norm|relu|clamp|tanh|sigmoid|::add|::mul|::sub|::div"),
+    DENSE: re.compile("conv|mkldnn"),
+}
+
+
+def engine_profile(engine: Engine, inputs: Inputs, seconds: float) -> dict[str, float]:
+    """Milliseconds of an engine's run, by kind of work."""
+    times = dict.fromkeys(KINDS, 0.0)
+    for step, row in zip(engine.steps(*inputs), engine.profile(*inputs, seconds=seconds), strict=True):
+        if isinstance(step, Gather):
+            times[MULTIPLYING] += row.multiply_ms
+            times[PACKING] += row.ms - row.multiply_ms
+        elif isinstance(step, Torch):
+            times[DENSE if "conv" in getattr(step.function, "__name__", "") else REST] += row.ms
+        else:
+            times[POINTWISE] += row.ms
+    return times
+
+
+def layers_profile(model: nn.Module, inputs: Inputs, milliseconds: float, calls: int = 3) -> dict[str, float]:
+    """A call's ``milliseconds``, shared out to kinds of work as torch's profiler finds them."""
+    before = _native.part_times()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(calls):
+            model(*inputs)
+    times = dict.fromkeys(KINDS, 0.0)
+    for event in profiled.key_averages():
+        kind = next((kind for kind, names in _OPS.items() if names.search(event.key)), REST)
+        times[kind] += event.self_cpu_time_total
+    parts = {name: spent - before[name] for name, spent in _native.part_times().items()}
+    if gathers := sum(parts.values()):
+        times[PACKING] = times[MULTIPLYING] * (1 - parts["multiplying"] / gathers)
+        times[MULTIPLYING] -= times[PACKING]
+    total = sum(times.values())
+    return {kind: milliseconds * own / total for kind, own in times.items()}
+
+
+# Memory
+
+OURS = "engine"
+
+
+def peak_memory(job: GeneratorJob, engine: str) -> int:
+    """Bytes that an engine makes a process larger by while it runs: weights, plans, activations and workspace.
+
+    Measured in a process of its own, on Linux: the peak of its resident memory during its first calls, less what is
+    resident after the same engine has run one small layer.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak, job, engine).result()
+
+
+def _peak(job: GeneratorJob, engine: str) -> int:
+    torch.set_num_threads(job.threads)
+    small = nn.Conv2d(4, 4, 3).eval()
+    with torch.no_grad():
+        _call_of(engine, small, sparsify(copy.deepcopy(small), 0.5), (torch.zeros(1, 4, 8, 8),), job.threads)()
+        before = _resident()["VmRSS"]
+        call = _call_of(engine, *both_generators(job), job.threads)
+        _resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        for _ in range(3):
+            call()
+    return _resident()["VmHWM"] - before
+
+
+def _call_of(engine: str, dense: nn.Module, sparse: nn.Module, inputs: Inputs, threads: int) -> Call:
+    if engine != OURS:
+        return makers(whole=True)[engine](dense, inputs, threads)
+    optimized = optimize_for_inference(sparse, inputs)
+    return lambda: optimized(*inputs)
+
+
+def _resident() -> dict[str, int]:
+    """Bytes of this process in memory, VmRSS, and their peak, VmHWM, once what is free has gone back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {
+        name: 1024 * int(size.split()[0]) for name, size in (line.split(":", 1) for line in lines) if name[:2] == "Vm"
+    }
