@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,7 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert "already holds a run; resume it" in capsys.readouterr().err
     assert main(["generate", str(small), "--count", "3", "--columns", "2", "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "3 images in 1 call(s) on" in capsys.readouterr().out
     capsys.readouterr()
     assert main(["profile", str(small), "--batch", "2"]) == 0
     assert capsys.readouterr().out.count("SparseConvTranspose2d") == 5
@@ -142,6 +144,22 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     assert all(image.open(path).size == (size, size) for path in made.rglob("*.png"))
     assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
     assert "the inputs would be written over" in capsys.readouterr().err
+
+    # Several a call, of two sizes: the same pictures
+    write_images(inputs / "other", 2)
+    write_images(inputs / "wide", 2, width=64)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for batch, folder in (("1", alone), ("3", together)):
+        command = ["generate", str(small), "--images", str(inputs), "--batch", batch, "--quiet", "--out", str(folder)]
+        assert main(command) == 0
+    calls = 2 * len(folders)  # of three images and of two
+    assert f"{5 * len(folders)} images in {calls} call(s)" in capsys.readouterr().out
+    for file in alone.rglob("*.png"):
+        pictures = [np.asarray(image.open(root / file.relative_to(alone))).astype(int) for root in (alone, together)]
+        assert abs(pictures[0] - pictures[1]).max() <= 1
+    (inputs / "wide" / "0.png").write_bytes((inputs / "wide" / "1.png").read_bytes()[:50])
+    assert main([*command[:-1], str(tmp_path / "corrupt")]) == 1
+    assert f"{inputs / 'wide' / '0.png'} is not an image that pillow can read" in capsys.readouterr().err
 
     assert main(["evaluate", str(small), "--data", str(source), *features, "--quiet", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
