@@ -188,6 +188,18 @@ def test_a_row_of_a_generator_tells_what_it_is_asked_for(
     assert "short: memory against the dense engine's 2.00, at most 1 is asked" in printed
     assert "seconds of the first call" in printed.splitlines()[2]
     assert "seconds of the first call" not in printed.splitlines()[4]
+
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import plot_generators
+
+    pictures = [tmp_path / "first.svg", tmp_path / "second.svg"]
+    for picture in pictures:
+        plot_generators.draw(report, picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    with pytest.raises(ValueError, match=r"no row of one thread, single elements and a sparsity of 0\.5"):
+        plot_generators.draw(report, pictures[0], sparsity=0.5)
+
     assert main(["bench", "generators", "--layers", "3x3"]) == 1
     assert "--layers is '3x3'; `bench generators` does not take it" in capsys.readouterr().err
     assert main(["bench", "generators", "--generators", "BigGAN"]) == 1
