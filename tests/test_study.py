@@ -221,6 +221,7 @@ def test_refusals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--only", "tiny/none"], "tiny/none"),
         (["--repeat", "--report"], "one of --repeat"),
         (["--report"], "missing"),
+        (["--time"], "none of these rows' generators"),
     ):
         assert main(["study", "tiny", *words]) == 1
         assert text in capsys.readouterr().err

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeat", action="store_true", help="run the rows again, done or not, and print their JSON lines"
     )
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="run nothing: time the generators that the rows left in --out, on one thread",
+    )
     parser.add_argument("--report", action="store_true", help="run nothing: rebuild the tables of --page and its plots")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="(default: %(default)s)")
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="(default: %(default)s)")
@@ -42,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run, repeat, list or report."""
-    if sum((arguments.repeat, arguments.report, arguments.list)) > 1:
-        raise ValueError("give one of --repeat, --report and --list")
+    """Run, repeat, list, time or report."""
+    if sum((arguments.repeat, arguments.report, arguments.list, arguments.time)) > 1:
+        raise ValueError("give one of --repeat, --report, --list and --time")
     rows = chosen(rows_of(arguments.study), arguments.only)
     results = Results(arguments.results)
     if arguments.report:
@@ -58,9 +63,18 @@ def run(arguments: argparse.Namespace) -> None:
             found = results.of(row)
             print(f"{row.key}: {row.obstacle() or ('not run' if found is None else found.get('failed', 'done'))}")
         return
+    if arguments.time:
+        from ..study.speed import FILE, measure
+
+        count = measure(rows, find_checkpoints(), arguments.out, results)
+        if not count:
+            raise FileNotFoundError(f"{arguments.out} has none of these rows' generators; sparsegan study makes them")
+        print(f"timed {count} generators; {arguments.results / FILE} has them")
+        return
     need("torchmetrics")
     if not arguments.repeat:
-        run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet)
+        where = ["--out", str(arguments.out)]
+        run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet, where)
         return
     for row in rows:
         report = run_row(row, find_checkpoints(), arguments.out, shlex.join(command(arguments.study, row)))

@@ -31,6 +31,7 @@ from .grids import (
     Row,
 )
 from .results import Report, Results
+from .speed import times
 
 #: What a task's images are scored as.
 VIEWS = {
@@ -41,7 +42,6 @@ VIEWS = {
     "stargan": {"translation": "any to any"},
     "srgan": {"output": "four times larger"},
 }
-NO_TIME = "not timed"
 
 
 @dataclass(frozen=True)
@@ -287,16 +287,32 @@ def granularity(results: Results) -> str:
     sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
     rows = []
     for unit in GRANULARITIES:
-        cells = [Cell.of(results, Row(DCGAN, "self-supervised-features", sparsity, unit)) for sparsity in sparsities]
+        all_of = [Row(DCGAN, "self-supervised-features", sparsity, unit) for sparsity in sparsities]
+        cells = [Cell.of(results, row) for row in all_of]
         macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:.1f}") for cell in cells]
-        rows.append(
-            [unit, *(cell.show("scores", "samples", "fid", form=distance, base=dense) for cell in cells), *macs]
-        )
+        fids = [cell.show("scores", "samples", "fid", form=distance, base=dense) for cell in cells]
+        rows.append([unit, *fids, *macs, *(_times(results, row) for row in all_of)])
     for unit, known in paper.GRANULARITIES.items():
-        cells_ = [f"{known[s]:.1f} ({known[s] / known[0.0] - 1:+.0%})" for s in sparsities]
-        rows.append([f"the paper's {unit}, CycleGAN", *cells_, *["none"] * len(sparsities)])
+        fids = [f"{known[s]:.1f} ({known[s] / known[0.0] - 1:+.0%})" for s in sparsities]
+        rows.append([f"the paper's {unit}, CycleGAN", *fids, *["none"] * 2 * len(sparsities)])
     head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
-    return markdown(head, rows, f"L_F. {_how(results, [DCGAN])} Time: {NO_TIME}.")
+    head += [f"forward at {percent(s)}" for s in sparsities]
+    below = (
+        f"L_F. {_how(results, [DCGAN])} Forward: milliseconds of a batch of 64 on one thread, times faster than the "
+    )
+    below += "dense generator; filters are taken out where that is faster."
+    return markdown(head, rows, below)
+
+
+def _times(results: Results, row: Row) -> str:
+    """Milliseconds of a row's generator, and how much faster than dense."""
+    entry = times(results).get(row.key)
+    if row.obstacle() or entry is None:
+        return row.obstacle() or "not timed"
+    ms = dict(entry["ms"])
+    dense = ms.pop("dense")
+    best = min(ms.values())
+    return f"{best:.1f} ms ({dense / best:.1f}x)"
 
 
 #: The reviewers' rows at 90 % on DCGAN, in the table's order.

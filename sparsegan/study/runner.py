@@ -35,9 +35,12 @@ def chosen(rows: Iterable[Row], only: Sequence[str]) -> list[Row]:
     return [row for row in rows if not only or any(fnmatchcase(row.key, pattern) for pattern in only)]
 
 
-def run_missing(study: str, rows: Iterable[Row], results: Results, workers: int, quiet: bool) -> None:
+def run_missing(
+    study: str, rows: Iterable[Row], results: Results, workers: int, quiet: bool, more: Sequence[str] = ()
+) -> None:
     """Run the rows that are not done, `workers` at a time, and add each to `results` as it ends.
 
+    `more`: arguments of their commands that change no figure.
     A row that the system killed for its memory is added as failed. Raises RuntimeError, after the last row, where
     others ended in an error.
     """
@@ -48,7 +51,7 @@ def run_missing(study: str, rows: Iterable[Row], results: Results, workers: int,
     errors: list[str] = []
     with ThreadPoolExecutor(workers) as pool, Progress(TextColumn(study), *bars, disable=quiet) as progress:
         bar = progress.add_task(study, total=len(todo))
-        futures = {pool.submit(_run, command(study, row), row): row for row in todo}
+        futures = {pool.submit(_run, command(study, row), more, row): row for row in todo}
         try:
             for future in as_completed(futures):
                 report, error = future.result()
@@ -65,11 +68,11 @@ def run_missing(study: str, rows: Iterable[Row], results: Results, workers: int,
         raise RuntimeError("; ".join(errors))
 
 
-def _run(words: list[str], row: Row) -> tuple[Report | None, str]:
+def _run(words: list[str], more: Sequence[str], row: Row) -> tuple[Report | None, str]:
     """(what the row's process printed, "") or (None, its error)."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, env=os.environ | threads, check=False
+        [sys.executable, "-m", *words, *more], capture_output=True, text=True, env=os.environ | threads, check=False
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1]), ""

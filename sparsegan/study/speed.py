@@ -1,0 +1,68 @@
+"""Times of the generators that rows left behind: a batch forward, beside the dense generator in the same turns."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint import load
+from ..gans import store
+from ..info import cpu_name
+from ..profiling import interleaved_ms
+from ..prune import densify
+from ..removal import remove_filters
+from ..training import write_json
+from .grids import DENSE, TASKS, TECHNIQUES, Row
+from .results import Results
+
+FILE = "speed.json"
+BATCH = {"dcgan": 64}  # images; 1 for the others
+
+
+def times(results: Results) -> dict[str, dict[str, Any]]:
+    """What is known, by the row's name."""
+    file = results.folder / FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results, seconds: float = 1.0) -> int:
+    """Time every compressed generator of `rows` that is in `out`, on one thread; returns how many.
+
+    Median milliseconds: "dense", the better of torch's two layouts; "sparse", the layers as they are; "removed", of
+    granularity "filter", as smaller dense layers. Networks that started as narrower ones are left out: they are dense.
+    """
+    torch.set_num_threads(1)
+    count = 0
+    for row in rows:
+        file = out / row.key / "generator.safetensors"
+        if row.technique == DENSE or TECHNIQUES[row.technique].recipe.startswith("small") or not file.is_file():
+            continue
+        gan = store.load(checkpoints / TASKS[row.task].checkpoint)
+        example = store.example(gan, BATCH.get(TASKS[row.task].gan, 1))
+        sparse = load(copy.deepcopy(gan.generator), file).eval()
+        networks: dict[str, nn.Module] = {"sparse": sparse, "dense": _plain(gan.generator), "last": gan.generator}
+        if row.granularity == "filter":
+            networks["removed"] = remove_filters(sparse, example)
+        with torch.inference_mode():
+            found = interleaved_ms([partial(network, *example) for network in networks.values()], seconds)
+        ms = dict(zip(networks, found, strict=True))
+        ms["dense"] = min(ms["dense"], ms.pop("last"))
+        entry = {"batch": len(example[0]), "threads": 1, "machine": cpu_name(), "ms": ms}
+        write_json(results.folder / FILE, times(results) | {row.key: entry})
+        count += 1
+    return count
+
+
+def _plain(generator: nn.Module) -> nn.Module:
+    """A dense copy with its weights in torch's usual layout."""
+    plain = densify(copy.deepcopy(generator))
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    return plain
