@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -91,6 +91,17 @@ def test_the_loss_and_its_gradient_are_the_written_equations() -> None:
     loss.backward()
     # sign(l_C - l_O) w / |l_O|: the sign flips where the compressed generator scores lower.
     assert [leaf.grad.item() for leaf in leaves] == pytest.approx([1.0, -10 / 0.8, -0.5 / 2, -0.5 * 5 / 0.01])
+
+
+def test_distances_stay_beside_features_without_the_terms() -> None:
+    objective = replace(weighted(), distances=("rec",))
+    compressed, leaves = terms(2.0, 0.5, -3.0, 0.001)
+    original, _ = terms(1.0, 0.8, -2.0, 0.004)
+    compressed.features, original.features = [torch.tensor([3.0])], [torch.tensor([2.0])]
+    loss = SelfSupervisedLoss(terms=0, features=2)(objective, compressed, original)
+    assert loss.item() == pytest.approx(2 * 0.5 + 10 * 0.3 / 0.8)
+    loss.backward()
+    assert [leaf.grad is not None for leaf in leaves] == [False, True, False, False]
 
 
 def test_one_sided_gives_no_gradient_where_the_compressed_generator_is_better() -> None:

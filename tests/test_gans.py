@@ -478,6 +478,18 @@ def test_gradients_reach_the_generator_through_the_discriminators_terms(name: st
     assert torch.autograd.grad(total, first)[0].abs().max() > 0
 
 
+@every_gan
+def test_distances_are_the_generator_terms_that_no_discriminator_judges(name: str) -> None:
+    gan, _, _, made, _ = terms(name)
+    judge = list(gan.discriminator.parameters())
+    found = {
+        term: torch.autograd.grad(value, judge, retain_graph=True, allow_unused=True) for term, value in made.items()
+    }
+    assert [term for term, slopes in found.items() if not any(map(torch.is_tensor, slopes))] == list(
+        gan.objective.distances
+    )
+
+
 def test_the_gradient_penalty_gives_a_generator_of_a_piecewise_linear_critic_nothing() -> None:
     gan, _, _, _, judged = terms("stargan")
     first, *_ = gan.generator.parameters()

@@ -45,7 +45,8 @@ class Recipe:
     "small" dense one. `pruning`: "gradual" along the run, "one-shot" at its start, in "rounds", or "none". `fine_tune`:
     train at all.
     What is minimised: `matched`, equations 7-9, with `stop_gradient` and `discriminator_gradient` as `loss` has them;
-    `features`, L_F in their place, batch norms on their stored statistics, contrast matched at the end; `own`, the
+    `features`, L_F and the GAN's distances in their place, batch norms on their stored statistics, contrast matched at
+    the end; `own`, the
     GAN's own generator loss; `outputs`, the images' distance to the original's, "l1" or "mse"; `intermediate`, that of
     the generators' activations.
     `fresh_discriminator`: untrained, or the trained one. `discriminator_mode`, `prune_discriminator`,
@@ -85,7 +86,8 @@ RECIPES = {
         "the method with L_DC detached from the generator", matched=True, discriminator_gradient=False
     ),
     "self-supervised-features": Recipe(
-        "an extension of equations 7-9: gradual, D frozen, its activations matched image by image, then contrast",
+        "an extension of equations 7-9: gradual, D frozen, its activations matched image by image in the place of its "
+        "terms, then contrast",
         matched=True,
         features=True,
         discriminator_mode="frozen",

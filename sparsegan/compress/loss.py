@@ -45,7 +45,9 @@ output of D's k-th activation, |.| its mean absolute value over batch and elemen
     L_F = 1/K sum over k  |phi_k(G_O(z)) - phi_k(G_C(z))| / |phi_k(G_O(z))|
     L   = terms (L_GC + lambda L_DC) + features L_F
 
-`features` is 0 in the published method. There is still no pixel distance and no real image in L_F.
+`features` is 0 in the published method. There is still no pixel distance between the two generators in L_F. With
+features and no `terms`, the GAN's distances stay as equation 7 has them, the terms that compare images without a
+discriminator (`Objective.distances`: pix2pix's L1, SRGAN's Content): L = features L_F + L_GC over those alone.
 
 **Distillation, which the method is compared with.** With x_O and x_C the two generators' images from the same noise or
 input, Gen the GAN's own weighted generator loss of x_C, h_k the output of a generator's k-th activation, K of them:
@@ -146,7 +148,7 @@ class SelfSupervisedLoss:
     `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
     `momentum`: of the running average. `stop_gradient`: detach l_O. `discriminator_gradient`: let L_DC move G_C.
     `one_sided`: no gradient where G_C scores better.
-    `terms`: the weight of equation 9. `features`: the weight of L_F, 0 as published.
+    `terms`: the weight of equation 9; at 0, its distances alone. `features`: the weight of L_F, 0 as published.
     Raises ValueError for values out of range, and when the two generators' terms differ in name.
     """
 
@@ -199,6 +201,9 @@ class SelfSupervisedLoss:
         loss = torch.zeros(())
         if self.terms > 0:
             loss = loss + self.terms * self._matched(objective, "generator", compressed, original)
+        elif objective.distances:
+            both = (_only(objective.distances, scores) for scores in (compressed, original))
+            loss = loss + self._matched(objective, "generator", *both)
         if self.matches_discriminator_terms:
             loss = loss + self.terms * self.lam * self._matched(objective, "discriminator", compressed, original)
         if self.matches_features:
@@ -256,6 +261,11 @@ class SelfSupervisedLoss:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what `state_dict` gave."""
         self._average = dict(state)
+
+
+def _only(names: Sequence[str], scores: Scores) -> Scores:
+    """The generator terms of these names."""
+    return Scores({name: term for name, term in scores.generator.items() if name in names})
 
 
 #: Distances of `DistillationLoss` by name: two tensors of one shape to a scalar.

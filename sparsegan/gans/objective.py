@@ -36,6 +36,7 @@ class Objective:
     `generate(generator, batch) -> fake`: one image a sample of the batch; draws its noise from torch's generator. A
         tensor, or a dict or tuple that holds tensors.
     `weights`: a term's weight; 1 where a term is not named.
+    `distances`: generator terms that compare images, and which no discriminator judges.
     `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
     `pool`: the discriminator trains on fakes drawn from the last so many (`ImagePool`); 0 for the newest only.
     `own(fake, batch)`: the batch with what the generator made in the place of what is real, for compression without
@@ -51,6 +52,7 @@ class Objective:
     discriminator_terms: TermsFunction
     generate: Callable[[nn.Module, Any], Any]
     weights: Mapping[str, float] = field(default_factory=dict)
+    distances: tuple[str, ...] = ()
     real_terms: tuple[str, ...] = ()
     pool: int = 0
     own: Callable[[Any, Any], Any] | None = None

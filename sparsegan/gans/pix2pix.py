@@ -177,6 +177,7 @@ objective = Objective(
     discriminator_terms,
     generate,
     {"l1": 100.0},
+    distances=("l1",),
     views=views,
     own=lambda fake, batch: (batch[0], fake),
 )

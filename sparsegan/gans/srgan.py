@@ -125,7 +125,9 @@ def objective_with(features: Features = lambda images: images) -> Objective:
         return {"content": content, "gen": cross_entropy(discriminator(fake), 1.0)}
 
     weights, own = {"gen": 1e-3}, lambda fake, batch: (batch[0], fake)
-    return Objective(generator_terms, discriminator_terms, generate, weights, views=views, own=own)
+    return Objective(
+        generator_terms, discriminator_terms, generate, weights, distances=("content",), views=views, own=own
+    )
 
 
 objective = objective_with()

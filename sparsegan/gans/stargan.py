@@ -235,6 +235,7 @@ objective = Objective(
     discriminator_terms,
     generate,
     weights={"rec": 10.0, "gp": 10.0},
+    distances=("rec",),
     real_terms=("cla_real",),
     views=views,
     gallery=gallery,
