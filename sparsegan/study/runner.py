@@ -40,7 +40,8 @@ def run_missing(
 ) -> None:
     """Run the rows that are not done, `workers` at a time, and add each to `results` as it ends.
 
-    `more`: arguments of their commands that change no figure.
+    `more`: arguments of their commands that change no figure. Each row is printed with the command that repeats it.
+
     A row that the system killed for its memory is added as failed. Raises RuntimeError, after the last row, where
     others ended in an error.
     """
@@ -59,7 +60,8 @@ def run_missing(
                     results.add(report)
                 else:
                     errors.append(f"{futures[future].key}: {error}")
-                progress.console.print(_line(futures[future], report, error))
+                line = _line(futures[future], report, error)
+                progress.console.print(line, shlex.join(command(study, futures[future])), sep="\n  ", soft_wrap=True)
                 progress.advance(bar)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
