@@ -78,7 +78,8 @@ const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = {
     {isa::scatter_values<float, float>, isa::scatter_values<double, double>, isa::scatter_values<isa::bf16, float>},
     {SPARSEGAN_GATHER(float, isa::row.lanes_f32), SPARSEGAN_GATHER(double, isa::row.lanes_f64)},
     {SPARSEGAN_WGRAD(float, isa::row.lanes_f32), SPARSEGAN_WGRAD(double, isa::row.lanes_f64)},
-    {isa::pointwise<float, float>, isa::pointwise<double, double>, isa::pointwise<isa::bf16, float>},
+    {isa::pointwise<float, float, isa::row.lanes_f32>, isa::pointwise<double, double, isa::row.lanes_f64>,
+     isa::pointwise<isa::bf16, float, isa::row.lanes_f32>},
     isa::fma,
 };
 

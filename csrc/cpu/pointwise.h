@@ -3,49 +3,67 @@
 #pragma once
 
 #include "kernels.h"
+#include "panel.h"
 #include "vec.h"
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-template <class IO, class T>
-SPARSEGAN_INLINE T changed(IO x, T scale, T shift, T slope) {
-  const T z = widen(x) * scale + shift;
-  return z <= T(0) ? (slope == T(0) ? T(0) : z * slope) : z;
-}
+// What becomes of a plane's elements, L at a time.
+template <class IO, class T, int L>
+struct Mapped {
+  const IO* x;
+  T scale, shift, slope;
 
-// y may be a's or b's own plane where nothing is repeated.
-template <class IO, class T>
-void pointwise(const Plane& a, const Plane* b, int64_t height, int64_t width, int64_t repeat, void* y) {
-  const auto scale = static_cast<T>(a.scale), shift = static_cast<T>(a.shift), slope = static_cast<T>(a.slope);
-  const auto scale_b = static_cast<T>(b ? b->scale : 0), shift_b = static_cast<T>(b ? b->shift : 0),
-             slope_b = static_cast<T>(b ? b->slope : 0);
-  const int64_t count = repeat == 1 ? height * width : width, rows = repeat == 1 ? 1 : height;
-  for (int64_t row = 0; row < rows; ++row) {
-    const IO* const from = static_cast<const IO*>(a.x) + row * count;
-    const IO* const other = b ? static_cast<const IO*>(b->x) + row * count : nullptr;
-    const auto sum = [&](int64_t i) __attribute__((always_inline)) {
-      return changed<IO, T>(from[i], scale, shift, slope) + changed<IO, T>(other[i], scale_b, shift_b, slope_b);
-    };
-    const auto one = [&](int64_t i)
-                         __attribute__((always_inline)) { return changed<IO, T>(from[i], scale, shift, slope); };
-    IO* const out = static_cast<IO*>(y) + row * count * repeat * repeat;
-    if (repeat == 1) {
-      if (other) {
-#pragma GCC ivdep
-        for (int64_t i = 0; i < count; ++i) out[i] = Narrow<IO>::from(sum(i));
-      } else {
-#pragma GCC ivdep
-        for (int64_t i = 0; i < count; ++i) out[i] = Narrow<IO>::from(one(i));
-      }
-      continue;
+  explicit SPARSEGAN_INLINE Mapped(const Plane& p)
+      : x(static_cast<const IO*>(p.x)),
+        scale(static_cast<T>(p.scale)),
+        shift(static_cast<T>(p.shift)),
+        slope(static_cast<T>(p.slope)) {}
+
+  // Elements [at, at + count), count at most L.
+  SPARSEGAN_INLINE Vec<T, L> operator()(int64_t at, int64_t count) const {
+    Vec<T, L> v = {};
+    if (count == L) {
+      v = load_wide<IO, T, L>(x + at);
+    } else {
+      for (int64_t i = 0; i < count; ++i) v[i] = widen(x[at + i]);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const IO z = Narrow<IO>::from(other ? sum(i) : one(i));
-      for (int64_t k = 0; k < repeat; ++k) out[i * repeat + k] = z;
+    const Vec<T, L> z = v * broadcast<T, L>(scale) + broadcast<T, L>(shift);
+    return slope == T(1) ? z : activated<T, L>(z, slope);
+  }
+};
+
+// Sum: of a and b; else a alone. y may be a's or b's own plane where nothing is repeated.
+template <class IO, class T, int L, bool Sum>
+void pointwise_rows(const Plane& a_plane, const Plane& b_plane, int64_t rows, int64_t width, int64_t repeat, IO* y) {
+  const Mapped<IO, T, L> a(a_plane), b(b_plane);
+  for (int64_t row = 0; row < rows; ++row) {
+    IO* const out = y + row * width * repeat * repeat;
+    for (int64_t i = 0; i < width; i += L) {
+      const int64_t count = smaller(L, width - i);
+      Vec<T, L> z = a(row * width + i, count);
+      if constexpr (Sum) z += b(row * width + i, count);
+      if (repeat == 1) {
+        store_some<IO, T, L>(out + i, z, count);
+        continue;
+      }
+      for (int64_t e = 0; e < count; ++e) {
+        for (int64_t k = 0; k < repeat; ++k) out[(i + e) * repeat + k] = Narrow<IO>::from(z[e]);
+      }
     }
     for (int64_t k = 1; k < repeat; ++k) {
-      __builtin_memcpy(out + k * count * repeat, out, static_cast<size_t>(count * repeat) * sizeof(IO));
+      __builtin_memcpy(out + k * width * repeat, out, static_cast<size_t>(width * repeat) * sizeof(IO));
     }
+  }
+}
+
+template <class IO, class T, int L>
+void pointwise(const Plane& a, const Plane* b, int64_t height, int64_t width, int64_t repeat, void* y) {
+  const int64_t rows = repeat == 1 ? 1 : height, length = repeat == 1 ? height * width : width;
+  if (b) {
+    pointwise_rows<IO, T, L, true>(a, *b, rows, length, repeat, static_cast<IO*>(y));
+  } else {
+    pointwise_rows<IO, T, L, false>(a, a, rows, length, repeat, static_cast<IO*>(y));
   }
 }
 

@@ -45,10 +45,13 @@ class Compiler:
         modules: of the model, by name.
         layers: its convolutions, as the kernels read them.
         dtype: of the activations.
+        given: how many of the forward's arguments a call gives; the others keep their defaults.
     """
 
-    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype) -> None:
-        self.modules, self.layers, self.dtype = modules, layers, dtype
+    def __init__(
+        self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype, given: int
+    ) -> None:
+        self.modules, self.layers, self.dtype, self.given = modules, layers, dtype, given
         self.map_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
         self.inputs: list[Slot] = []
@@ -68,6 +71,8 @@ class Compiler:
 
     def _follow(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
+            if len(self.inputs) == self.given:
+                return node.args[0] if node.args else None
             slot = self._outside(node)
             self.inputs.append(slot)
             return self._held(slot, node)
@@ -309,9 +314,7 @@ class Compiler:
         if not exact or repeat < 1 or (height * repeat, width * repeat) != tuple(shape[2:]):
             return None
         y = self._new(value.slot, shape=tuple(shape))
-        self.steps.append(
-            Pointwise(name=node.name, a=value.now(), y=y, repeat=repeat, fused=_noted_names(value))
-        )
+        self.steps.append(Pointwise(name=node.name, a=value.now(), y=y, repeat=repeat, fused=_noted_names(value)))
         return Value(y)
 
     def shuffled(self, node: fx.Node, factor: int) -> Value | None:
@@ -407,8 +410,10 @@ def _changes_its_input(node: fx.Node, kind: Any, module: Any) -> bool:
         return bool(getattr(module, "inplace", False))
     name = _name(kind)
     known = name.endswith("_") and not name.endswith("__")
-    return known or kind in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem) or any(
-        node.kwargs.get(key) not in (None, False) for key in ("inplace", "out")
+    return (
+        known
+        or kind in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+        or any(node.kwargs.get(key) not in (None, False) for key in ("inplace", "out"))
     )
 
 
@@ -456,11 +461,11 @@ def _norm(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 def _functional_instance_norm(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     if not _argument(node, 5, "use_input_stats", True):
         return None
-    parameters = [_argument(node, place, name, None) for place, name in ((3, "weight"), (4, "bias"))]
-    found = [c.known.get(p) if isinstance(p, fx.Node) else p for p in parameters]
-    if any(not isinstance(p, Tensor | None) for p in found):
+    given = (_argument(node, place, name, None) for place, name in ((3, "weight"), (4, "bias")))
+    weight, bias = (c.known.get(one) if isinstance(one, fx.Node) else one for one in given)
+    if not isinstance(weight, Tensor | None) or not isinstance(bias, Tensor | None):
         return None
-    return c.instance_norm(c._value(node.args[0]), *found, _argument(node, 7, "eps", 1e-5), node.name)
+    return c.instance_norm(c._value(node.args[0]), weight, bias, _argument(node, 7, "eps", 1e-5), node.name)
 
 
 def _identity(c: Compiler, node: fx.Node, module: Any) -> Value | None:
@@ -485,7 +490,7 @@ def _pad_module(mode: str) -> Handler:
 def _functional_pad(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     mode, filler = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
     sizes = _argument(node, 1, "pad", ())
-    if mode == "constant" and filler not in (None, 0) or not all(isinstance(size, int) for size in sizes):
+    if (mode == "constant" and filler not in (None, 0)) or not all(isinstance(size, int) for size in sizes):
         return None
     return c.padded(node, tuple(sizes), "zeros" if mode == "constant" else mode)
 
@@ -499,10 +504,10 @@ def _convolution(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 
 
 def _functional_convolution(c: Compiler, node: fx.Node, module: Any) -> Value | None:
-    names = ("input", "weight", "bias", "stride", "padding")
-    transposed = node.target in (F.conv_transpose2d, torch.conv_transpose2d)
-    names += ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    transposed = node.target is F.conv_transpose2d
+    last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    names = ("input", "weight", "bias", "stride", "padding", *last)
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     given = {key: c.known.get(one) if isinstance(one, fx.Node) else one for key, one in given.items()}
     weight, bias = given.get("weight"), given.get("bias")
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
@@ -554,7 +559,8 @@ def _interpolate(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 
 
 def _pixel_shuffle(c: Compiler, node: fx.Node, module: Any) -> Value | None:
-    return c.shuffled(node, module.upscale_factor if module is not None else node.args[1])
+    factor = module.upscale_factor if module is not None else _argument(node, 1, "upscale_factor", 1)
+    return c.shuffled(node, factor)
 
 
 def _concatenation(c: Compiler, node: fx.Node, module: Any) -> Value | None:

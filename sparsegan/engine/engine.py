@@ -32,8 +32,8 @@ def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> En
     """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
 
     Args:
-        model: any module, sparse layers or pruned dense ones in it; unchanged. The engine computes what ``model.eval()``
-            computes.
+        model: any module, sparse layers or pruned dense ones in it; unchanged. The engine computes what it computes in
+            evaluation.
         example: an input, a tensor or a tuple of arguments. Other shapes and batch sizes are compiled when they come.
         plans: how many shapes are kept compiled.
 
@@ -113,10 +113,18 @@ class Engine:
 
     # ------------------------------------------------------------------ programs
 
+    def _check(self, inputs: tuple[Any, ...]) -> None:
+        """Raises where inputs are not of the example's kind."""
+        if len(inputs) != len(self.example):
+            raise TypeError(f"the engine takes {len(self.example)} inputs; {len(inputs)} were given")
+        for place, (one, like) in enumerate(zip(inputs, self.example, strict=True)):
+            if isinstance(like, Tensor) and (not isinstance(one, Tensor) or one.dtype != like.dtype):
+                given = f"dtype {one.dtype}" if isinstance(one, Tensor) else f"type {type(one).__name__}"
+                raise TypeError(f"input {place} has {given}; the example has dtype {like.dtype}")
+
     def _compile(self, inputs: tuple[Any, ...]) -> Compiled:
-        key = tuple(
-            (tuple(one.shape), one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in inputs
-        )
+        self._check(inputs)
+        key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in inputs)
         with self._lock:
             if key in self._compiled:
                 self._compiled.move_to_end(key)
@@ -139,7 +147,7 @@ class Engine:
             with _traced_sparse(self.model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
                 graph = Tracer(self.model, fakes).trace(self.model)
-            return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype).compiled
+            return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype, len(inputs)).compiled
         except Unsafe as error:
             why = str(error)
         except Exception as error:  # whatever a forward makes of a proxy
@@ -147,7 +155,9 @@ class Engine:
         slots = [Slot(tuple(getattr(one, "shape", ())), torch.float32, outside=True) for one in inputs]
         y = Slot((), torch.float32, outside=True)
         name = type(self.model).__name__
-        step = Torch(name=name, why=f"the whole model runs in torch: {why}", function=self.model, args=tuple(slots), y=y)
+        step = Torch(
+            name=name, why=f"the whole model runs in torch: {why}", function=self.model, args=tuple(slots), y=y
+        )
         return Program([step], slots, y, 1)
 
     def _bind(self, compiled: Compiled) -> tuple[Memory, list[Any]]:
@@ -215,8 +225,8 @@ class Engine:
             lines.append(f"{row.name:<34}{row.kernel:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
         memory = self.memory()
         lines.append(
-            f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it outside the "
-            f"kernels' multiplications; arena {memory['arena'] / 1e6:.1f} MB, parameters and plans "
+            f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it not "
+            f"multiplying; arena {memory['arena'] / 1e6:.1f} MB, parameters and plans "
             f"{memory['parameters'] / 1e6:.1f} MB"
         )
         return "\n".join(lines)

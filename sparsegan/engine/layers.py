@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,9 +61,13 @@ class Layers:
         if name not in self._layers:
             dense_class = nn.ConvTranspose2d if transposed else nn.Conv2d
             groups = options.get("groups", 1)
-            inside, outside = (weight.shape[0], weight.shape[1] * groups) if transposed else (
-                weight.shape[1] * groups,
-                weight.shape[0],
+            inside, outside = (
+                (weight.shape[0], weight.shape[1] * groups)
+                if transposed
+                else (
+                    weight.shape[1] * groups,
+                    weight.shape[0],
+                )
             )
             kernel: Any = tuple(weight.shape[2:])
             module = nn.utils.skip_init(dense_class, inside, outside, kernel, bias=bias is not None, **options)
@@ -78,8 +81,8 @@ class Layers:
         """A layer's, with the batch norm that follows folded in: ``y * scale + shift`` a channel."""
         key = (name, norm)
         if key not in self._weights:
-            values, bias = layer.values.detach(), layer.bias
-            bias = None if bias is None else bias.detach()
+            values = layer.values.detach()
+            bias = None if layer.bias is None else layer.bias.detach()
             if norm is not None:
                 scale, shift = self.running_map(norm)
                 exact = values.double() * scale[_output_channels(layer)]

@@ -1,0 +1,426 @@
+"""The inference engine computes what the module computes: reference GANs, other people's ways to write one, random
+graphs."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import sparsegan as sg
+from sparsegan.engine.steps import Gather, Pointwise, Statistics, Torch
+from sparsegan.gans import cyclegan, dcgan, pix2pix, srgan, stargan
+
+
+def trained(model: nn.Module, *example: Any) -> nn.Module:
+    """float64, with statistics and slopes that are not a fresh model's."""
+    model = model.double()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and "weight" in module._parameters:
+            nn.init.normal_(module.weight, 0, (1.5 / module.weight[0].numel()) ** 0.5)
+        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+            for parameter in module.parameters(recurse=False):
+                nn.init.normal_(parameter, 1, 0.3)
+            if module.running_mean is not None:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def pruned(model: nn.Module, sparsity: float = 0.8, kernel: str = "sparse") -> nn.Module:
+    model = sg.sparsify(trained(model), sparsity=sparsity)
+    for _, layer in sg.sparse_layers(model):
+        layer.kernel = kernel
+    return model
+
+
+def check(model: nn.Module, *inputs: Any, rtol: float = 1e-9) -> sg.Engine:
+    """Compiles for the inputs and compares; the model stays as it was."""
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = copy.deepcopy(model).eval()(*[x.clone() if isinstance(x, Tensor) else x for x in inputs])
+    engine = sg.optimize_for_inference(model, inputs)
+    given_inputs = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+    for _ in range(2):  # the second in memory that the first has used
+        torch.testing.assert_close(engine(*given_inputs), expected, rtol=rtol, atol=rtol)
+    for own, kept in zip(model.state_dict().values(), before.values(), strict=True):
+        assert torch.equal(own, kept)
+    return engine
+
+
+def kinds(engine: sg.Engine) -> list[type]:
+    return [type(step) for step in engine.steps()]
+
+
+# ---------------------------------------------------------------------- the reference generators
+
+GENERATORS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
+    "dcgan": (lambda: dcgan.Generator(nz=10, ngf=8), lambda n: (torch.randn(n, 10, 1, 1),)),
+    "pix2pix": (lambda: pix2pix.UnetGenerator(ngf=4, downs=5), lambda n: (torch.randn(n, 3, 32, 64),)),
+    "pix2pix instance norm": (
+        lambda: pix2pix.UnetGenerator(ngf=4, downs=5, norm="instance"),
+        lambda n: (torch.randn(n, 3, 64, 64),),
+    ),
+    "cyclegan": (lambda: cyclegan.ResnetGenerator(ngf=4, blocks=2), lambda n: (torch.randn(n, 3, 20, 28),)),
+    "stargan": (
+        lambda: stargan.Generator(conv_dim=4, domains=3, repeat_num=2),
+        lambda n: (torch.randn(n, 3, 16, 20), torch.eye(3)[torch.arange(n) % 3]),
+    ),
+    "srgan": (lambda: srgan.Generator(width=8, blocks=2), lambda n: (torch.randn(n, 3, 9, 7),)),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_reference_generators(name: str) -> None:
+    build, inputs = GENERATORS[name]
+    model = pruned(build())
+    engine = check(model, *(x.double() for x in inputs(2)))
+    layers = [module for module in model.modules() if isinstance(module, sg.SparseConv2d | sg.SparseConvTranspose2d)]
+    assert kinds(engine).count(Gather) == len(layers)
+    assert Statistics not in kinds(engine)
+    heavy = [s for s in engine.steps() if (isinstance(s, Torch) and "Norm" in s.why) or "cat" in s.why]
+    assert not heavy
+    for n in (1, 3):  # other batches by the same engine
+        other = tuple(x.double() for x in inputs(n))
+        with torch.no_grad():
+            torch.testing.assert_close(engine(*other), model(*other), rtol=1e-9, atol=1e-9)
+
+
+def test_float32_is_as_exact_as_torch() -> None:
+    model = pruned(cyclegan.ResnetGenerator(ngf=8, blocks=3))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        exact = model(x)
+        single = sg.densify(copy.deepcopy(model)).float()
+        torchs = (single(x.float()) - exact).abs().max()
+        ours = (sg.optimize_for_inference(copy.deepcopy(model).float(), x.float())(x.float()) - exact).abs().max()
+    assert ours <= 2 * torchs + 1e-6
+
+
+def test_bfloat16() -> None:
+    model = pruned(srgan.Generator(width=8, blocks=1)).bfloat16()
+    x = torch.randn(1, 3, 12, 12).bfloat16()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        engine = sg.optimize_for_inference(model, x)
+        assert (engine(x).double() - exact).abs().max() <= 2 * (model(x).double() - exact).abs().max() + 1e-2
+
+
+# ---------------------------------------------------------------------- other people's modules
+
+
+class Functional(nn.Module):
+    """Everything through torch.nn.functional, in place where that is possible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.up = nn.Parameter(torch.randn(8, 2, 4, 4))
+        self.gamma, self.slope = nn.Parameter(torch.rand(8) + 0.5), nn.Parameter(torch.tensor([-0.3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(F.pad(x, (1, 2, 0, 1), mode="reflect"), self.weight * 0.1, self.bias, stride=(2, 1), groups=1)
+        skip = y
+        F.relu(y, inplace=True)
+        y = F.instance_norm(y, weight=self.gamma, eps=1e-3)
+        y = F.prelu(F.prelu(y, self.slope), self.slope)
+        y = F.dropout(y, 0.5, self.training)
+        y += skip
+        y = torch.cat([y, skip, y * 2 - 1], dim=-3).contiguous()
+        a, b, c = y.chunk(3, 1)
+        gated = F.interpolate(a * torch.sigmoid(b), scale_factor=2) + F.interpolate(c, scale_factor=2, mode="nearest")
+        return F.conv_transpose2d(gated, self.up, stride=2, padding=1).clamp(-1, 1), skip.mean((2, 3))
+
+
+class Wrapped(nn.Module):
+    """Computed weights, norms of other kinds, a layer called twice, shapes looked at, a dictionary returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding="same", padding_mode="circular"))
+        self.spectral = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, dilation=2, groups=4))
+        self.norm, self.own = nn.GroupNorm(2, 8), nn.BatchNorm2d(8, track_running_stats=False)
+        self.pre, self.twice = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        n, _, height, _ = x.shape
+        y = self.norm(self.conv(x)) * scale
+        y = self.twice(self.twice(F.leaky_relu(self.pre(y), 0.2, True)))
+        y = self.own(self.spectral(F.pad(y, [0, height % 3, 1, 1], value=0.5)))
+        return {"image": y.view(n, 2, 4, *y.shape[2:]).mean(1), "first": x}
+
+
+class Twice(nn.Module):
+    """One tensor in two concatenations, and twice in one; the input itself added and returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.c = nn.InstanceNorm2d(4), nn.Conv2d(16, 4, 3, padding=1)
+        self.d = nn.Conv2d(20, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        raw = self.a(x)
+        y = self.norm(raw)
+        z = self.b(F.relu(y))
+        inner = torch.cat([y, z], 1)
+        first = torch.cat([y, z, y, raw], 1)
+        second = torch.cat([x, inner, F.relu(first[:, :8])], 1)
+        return [self.c(F.leaky_relu(first)), self.d(second), inner + inner, x + y, first]
+
+
+class InPlace(nn.Module):
+    """Changes in place what is not understood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.clamp_(-0.5, 0.5)
+        return y
+
+
+@pytest.mark.parametrize("build", [Functional, Wrapped, Twice, InPlace])
+def test_other_ways_to_write_a_module(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = trained(build())
+    channels = 4 if build is Twice else 3
+    check(model, torch.randn(2, channels, 9, 11, dtype=torch.float64))
+
+
+def test_what_is_not_understood_says_why() -> None:
+    engine = check(trained(InPlace()), torch.randn(1, 3, 5, 5, dtype=torch.float64))
+    (step,) = engine.steps()
+    assert step.why == "the whole model runs in torch: clamp_ changes its input in place, and is not known here"
+    assert step.why in str(engine)
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    engine = check(Branching(), torch.randn(1, 1, 2, 2))
+    assert "torch.fx cannot trace it" in engine.steps()[0].why
+
+
+def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    with pytest.raises(ValueError, match="does not put out the same"):
+        sg.optimize_for_inference(Counting(), torch.ones(1, 1, 2, 2))
+
+
+def test_kernels_that_are_pinned_and_dense_layers() -> None:
+    model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1), 0.5, kernel="dense")
+    engine = check(model, torch.randn(1, 3, 16, 16, dtype=torch.float64))
+    assert Gather not in kinds(engine)
+    assert Statistics in kinds(engine)
+    transposed = trained(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
+    check(transposed, torch.randn(2, 4, 5, 3, dtype=torch.float64))
+
+
+def test_vectors_and_filters() -> None:
+    for granularity in ("vector:4", "kernel", "2:4"):
+        sparsity = 0.5 if granularity == "2:4" else 0.7
+        model = sg.sparsify(
+            trained(srgan.Generator(width=8, blocks=1)),
+            sparsity=sparsity,
+            granularity=granularity,
+            exclude=("block1.0", "block4.2"),
+        )
+        check(model, torch.randn(1, 3, 6, 5, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------- random graphs
+
+
+class Random(nn.Module):
+    """A program of (what, where from, module or numbers), over all tensors so far."""
+
+    def __init__(self, program: list[tuple[str, tuple[int, ...], Any]]) -> None:
+        super().__init__()
+        self.program = program
+        self.parts = nn.ModuleList([part for _, _, part in program if isinstance(part, nn.Module)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        tensors = [x]
+        for what, sources, part in self.program:
+            first = tensors[sources[0]]
+            if what == "module":
+                y = part(first)
+            elif what == "add":
+                y = first + tensors[sources[1]]
+            elif what == "add in place":
+                y = operator.iadd(first * 1, tensors[sources[1]])
+            elif what == "concatenate":
+                y = torch.cat([tensors[source] for source in sources], 1)
+            elif what == "slice":
+                y = first[:, : max(1, first.shape[1] // 2)]
+            else:
+                y = first * part[0] + part[1]
+            tensors.append(y)
+        return tensors[-1], tensors[len(tensors) // 2]
+
+
+KINDS = ("conv", "conv", "transposed", "norm", "act", "pad", "up", "shuffle", "join", "number")
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[Random, Tensor]:
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(4, 9)), draw(st.integers(4, 9)))
+    shapes, program = [shape], []
+    for _ in range(draw(st.integers(1, 9))):
+        source = draw(st.integers(max(0, len(shapes) - 3), len(shapes) - 1))
+        n, c, h, w = shapes[source]
+        alike = [i for i, other in enumerate(shapes) if other == shapes[source]]
+        beside = [i for i, other in enumerate(shapes) if (other[0], *other[2:]) == (n, h, w)]
+        what = draw(
+            st.sampled_from(("conv", "conv", "transposed", "norm", "act", "pad", "up", "shuffle", "join", "one"))
+        )
+        sources, part, kind = (source,), None, "module"
+        if what == "conv":
+            groups = draw(st.sampled_from([g for g in (1, 2) if c % g == 0]))
+            kernel = (draw(st.integers(1, min(3, h))), draw(st.integers(1, min(3, w))))
+            padding, stride = draw(st.integers(0, 1)), draw(st.integers(1, 2))
+            mode = draw(st.sampled_from(("zeros", "zeros", "reflect", "replicate", "circular")))
+            width = groups * draw(st.integers(1, 4))
+            part = nn.Conv2d(c, width, kernel, stride, padding, 1, groups, draw(st.booleans()), mode)
+        elif what == "transposed":
+            part = nn.ConvTranspose2d(c, draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 2)))
+        elif what == "norm":
+            part = draw(st.sampled_from((nn.BatchNorm2d, nn.InstanceNorm2d)))(c, affine=draw(st.booleans()))
+            if isinstance(part, nn.InstanceNorm2d) and h * w == 1:
+                part = nn.Identity()
+        elif what == "act":
+            part = draw(st.sampled_from((nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(c, 0.3), nn.PReLU(1, -0.2), nn.Tanh())))
+            if draw(st.booleans()) and isinstance(part, nn.ReLU | nn.LeakyReLU) and source > 0:
+                part.inplace = True
+        elif what == "pad":
+            sizes = tuple(draw(st.integers(0, 2)) for _ in range(4))
+            layer = draw(st.sampled_from((nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d)))
+            part = layer(tuple(min(size, h - 1, w - 1) for size in sizes))
+        elif what == "up":
+            part = nn.Upsample(scale_factor=draw(st.integers(1, 3))) if h * w < 150 else nn.Dropout(0.5)
+        elif what == "shuffle":
+            part = nn.PixelShuffle(2) if c % 4 == 0 else nn.Conv2d(c, 4, 1)
+        elif what == "join":
+            kind = draw(st.sampled_from(("add", "add in place", "concatenate", "slice")))
+            chosen = alike if kind.startswith("add") else beside
+            more = draw(st.lists(st.sampled_from(chosen), min_size=1, max_size=1 if kind.startswith("add") else 2))
+            sources = (source, *more)
+        else:
+            kind, part = "number", (draw(st.sampled_from((-1.0, 0.5))), 0.25)
+        program.append((kind, sources, part))
+        with torch.no_grad():
+            results = Random(program).eval()
+            size = [torch.randn(shape)]
+            size = results(size[0])[0].shape
+        shapes.append(tuple(size))
+        if size.numel() == 0 or size.numel() > 20000:
+            program.pop()
+            shapes.pop()
+            break
+    if not program:
+        program = [("module", (0,), nn.Conv2d(shape[1], 2, 1))]
+    return Random(program), torch.randn(shape, dtype=torch.float64)
+
+
+@settings(max_examples=120, deadline=None)
+@given(programs())
+def test_random_graphs(case: tuple[Random, Tensor]) -> None:
+    model, x = case
+    check(pruned(model, 0.6), x)
+
+
+# ---------------------------------------------------------------------- how it is used
+
+
+def test_shapes_are_kept_up_to_a_bound() -> None:
+    model = pruned(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.InstanceNorm2d(3)))
+    engine = sg.optimize_for_inference(model, torch.randn(1, 2, 4, 4, dtype=torch.float64), plans=2)
+    for size in (4, 5, 6, 7, 4):
+        x = torch.randn(1, 2, size, size, dtype=torch.float64)
+        torch.testing.assert_close(engine(x), model(x).detach())
+    assert len(engine._compiled) == 2
+    with pytest.raises(ValueError, match="plans is 0; it must be at least 1"):
+        sg.optimize_for_inference(model, torch.randn(1, 2, 4, 4, dtype=torch.float64), plans=0)
+
+
+def test_calls_at_the_same_time() -> None:
+    model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1))
+    inputs = [torch.randn(1, 3, 16, 16, dtype=torch.float64) for _ in range(4)]
+    engine = sg.optimize_for_inference(model, inputs[0])
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+    results: list[list[Tensor]] = [[] for _ in inputs]
+    barrier = threading.Barrier(len(inputs))
+
+    def serve(i: int) -> None:
+        barrier.wait()
+        for _ in range(5):
+            results[i].append(engine(inputs[i]))
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for own, right in zip(results, expected, strict=True):
+        assert len(own) == 5
+        for one in own:
+            torch.testing.assert_close(one, right)
+
+
+def test_results_are_the_callers_own() -> None:
+    model = pruned(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()))
+    engine = sg.optimize_for_inference(model, torch.randn(1, 2, 6, 6, dtype=torch.float64))
+    first = engine(torch.ones(1, 2, 6, 6, dtype=torch.float64))
+    kept = first.clone()
+    engine(torch.zeros(1, 2, 6, 6, dtype=torch.float64))
+    assert torch.equal(first, kept)
+
+
+def test_arena_is_shared_by_what_is_not_needed_at_once() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU()) for _ in range(6)]
+    x = torch.randn(1, 8, 16, 16, dtype=torch.float64)
+    engine = check(pruned(nn.Sequential(*blocks, nn.Conv2d(8, 8, 1))), x)
+    assert engine.memory()["arena"] == 2 * x.numel() * 8
+    residual = check(pruned(cyclegan.ResnetGenerator(ngf=8, blocks=4)), torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    largest = max(step.writes[0].bytes for step in residual.steps() if isinstance(step, Gather | Pointwise))
+    assert residual.memory()["arena"] <= 2 * largest
+
+
+def test_saving_an_engine_saves_the_model(tmp_path: Any) -> None:
+    model = pruned(dcgan.Generator(nz=6, ngf=4)).float()
+    x = torch.randn(2, 6, 1, 1)
+    engine = sg.optimize_for_inference(model, x)
+    sg.save(engine, tmp_path / "g.safetensors")
+    fresh = sg.load(dcgan.Generator(nz=6, ngf=4), tmp_path / "g.safetensors")
+    torch.testing.assert_close(sg.optimize_for_inference(fresh, x)(x), engine(x))
+
+
+def test_wrong_inputs_are_named() -> None:
+    model = pruned(nn.Sequential(nn.Conv2d(2, 3, 3)))
+    engine = sg.optimize_for_inference(model, torch.randn(1, 2, 6, 6, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"input 0 has dtype torch\.float32; the example has dtype torch\.float64"):
+        engine(torch.randn(1, 2, 6, 6))
+    with pytest.raises(TypeError, match="takes 1 inputs; 2 were given"):
+        engine(*[torch.randn(1, 2, 6, 6, dtype=torch.float64)] * 2)
