@@ -2,8 +2,7 @@
 
 python benchmarks/cuda_graph.py [--sparsity 0.9] [--granularity element] [--json FILE]
 
-The way to do it: run the model a few times on a side stream (plans are made then, which waits for the device), capture
-one call, and from then on copy each input into the captured one and replay.
+The graph is what `sg.optimize_for_inference` makes of a model on a GPU.
 """
 
 from __future__ import annotations
@@ -16,33 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sparsegan as sg
 from sparsegan.benchmark.gpu import gpu_facts
 from sparsegan.training import write_json
-
-
-def replayed(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """``model`` in evaluation mode as a CUDA graph for inputs of ``example``'s shape; the output is overwritten by the
-    next call."""
-    static = example.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(side):
-        for _ in range(3):
-            model(static)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        output = model(static)
-
-    def call(x: Tensor) -> Tensor:
-        static.copy_(x)
-        graph.replay()
-        return output
-
-    return call
 
 
 def latency(call: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int = 50) -> list[float]:
@@ -71,7 +48,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     with torch.no_grad():
         for name, model in (("dense", dense.cuda()), ("sparse", sparse.cuda())):
-            graph = replayed(model, inputs[0])
+            graph = sg.optimize_for_inference(model, inputs[0])
             torch.testing.assert_close(graph(inputs[1]), model(inputs[1]), rtol=1e-3, atol=1e-3)
             rows[name] = {"called_ms": latency(model, inputs), "replayed_ms": latency(graph, inputs)}
     for name, row in rows.items():

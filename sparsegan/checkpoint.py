@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from . import _native
-from .engine import Engine
+from .engine import Engine, GpuEngine
 from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
@@ -56,7 +56,7 @@ class CheckpointError(ValueError):
     """A file that is damaged, hostile, or made for another model. Its text names the file and what is wrong."""
 
 
-def save(model: nn.Module | Engine, path: str | os.PathLike[str], values: str = "float32") -> None:
+def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], values: str = "float32") -> None:
     """Writes ``model`` to ``path`` as a compressed safetensors file, whole or not at all; of an engine, its model.
 
     ``values`` names the dtype of the sparse layers' values in the file: ``"float32"`` (no loss for float32, float16 and
@@ -68,7 +68,7 @@ def save(model: nn.Module | Engine, path: str | os.PathLike[str], values: str = 
     """
     if values not in _VALUE_DTYPES:
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
-    model = model.model if isinstance(model, Engine) else model
+    model = model.model if isinstance(model, Engine | GpuEngine) else model
     state = _State(model, lambda module: isinstance(module, _SPARSE))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     layers = {}

@@ -62,6 +62,8 @@ class SparseConv(nn.Module):
     output_padding: Pair
     groups: int
     padding_mode: str
+    #: What is not above 0 in the output is multiplied by it while it is written: how an engine fuses a ReLU.
+    negative_slope: float = 1.0
     values: nn.Parameter
     support: Tensor
     bias: nn.Parameter | None
@@ -347,12 +349,14 @@ class SparseConv(nn.Module):
             weight, padding = self._weight_for_call(values), self.padding
             if self.transposed:
                 assert isinstance(padding, tuple)
-                return F.conv_transpose2d(
+                y = F.conv_transpose2d(
                     x, weight, bias, self.stride, padding, output_padding, self.groups, self.dilation
                 )
-            if self.padding_mode != "zeros":
-                x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-            return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+            else:
+                if self.padding_mode != "zeros":
+                    x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+                y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+            return y if self.negative_slope == 1 else F.leaky_relu(y, self.negative_slope)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
         forward_plan = self._plan(variant, self.adjoint)
@@ -375,6 +379,7 @@ class SparseConv(nn.Module):
             [self.out_channels, *y_size],
             self.padding_mode,
             (0, 0) if self.padding_mode == "zeros" else self._padding_before(),
+            self.negative_slope,
         )
 
     def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:

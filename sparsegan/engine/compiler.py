@@ -283,8 +283,7 @@ class Compiler:
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         if follower is None or follower.op != "call_module":
             return None
-        kind, module = self._kind(follower)
-        if _by_running_statistics(kind, module) and follower.args == (node,):
+        if runs_by_numbers(self.modules[str(follower.target)]) and follower.args == (node,):
             self.folded.add(follower)
             return str(follower.target)
         return None
@@ -417,9 +416,11 @@ def _changes_its_input(node: fx.Node, kind: Any, module: Any) -> bool:
     )
 
 
-def _by_running_statistics(kind: Any, module: Any) -> bool:
-    """Whether a module normalises by numbers known beforehand."""
-    if kind not in (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward):
+def runs_by_numbers(module: Any) -> bool:
+    """Whether a module normalises by numbers known beforehand, and does nothing else."""
+    if type(module).forward not in (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     return bool(module.track_running_stats and module.running_mean is not None and not module.training)
 
@@ -450,7 +451,7 @@ def _prelu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 
 def _norm(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     value = c._value(node.args[0])
-    if _by_running_statistics(c._kind(node)[0], module):
+    if runs_by_numbers(module):
         scale, shift = c.layers.running_map(str(node.target))
         return c.mapped(node, value, scale.to(c.map_dtype), shift.to(c.map_dtype))
     if isinstance(module, nn.BatchNorm2d):

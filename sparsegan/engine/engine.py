@@ -6,8 +6,6 @@ import copy
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +14,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import _native
-from ..nn import SparseConv
 from ..tracing import Tracer, close
 from .compiler import Compiler, Program, Unsafe
-from .layers import Layers
+from .gpu import GpuEngine
+from .layers import Layers, traced_sparse
 from .memory import Layout, Memory, plan_arena
 from .steps import Step, Torch
 from .values import Slot
@@ -28,7 +26,7 @@ from .values import Slot
 AROUND = ("packing", "unpacking", "ordering values")
 
 
-def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> Engine:
+def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> Engine | GpuEngine:
     """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
 
     Args:
@@ -37,10 +35,22 @@ def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> En
         example: an input, a tensor or a tuple of arguments. Other shapes and batch sizes are compiled when they come.
         plans: how many shapes are kept compiled.
 
+    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph.
+
     Raises:
-        ValueError: the model computes something for the example that torch.fx does not see.
+        ValueError: the model computes something for the example that torch.fx does not see; it is on several devices,
+            or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1.
     """
-    return Engine(model, example, plans)
+    if plans < 1:
+        raise ValueError(f"plans is {plans}; it must be at least 1")
+    inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1 or any(device.type not in ("cpu", "cuda") for device in devices):
+        found = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"the model is on {found}; an engine needs one device, a CPU or an NVIDIA GPU")
+    if any(device.type == "cuda" for device in devices):
+        return GpuEngine(model, inputs, plans)
+    return Engine(model, inputs, plans)
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,9 @@ class Engine:
     own copy of the model, in evaluation; :func:`sparsegan.save` of an engine saves that.
     """
 
-    def __init__(self, model: nn.Module, example: Any, plans: int = 8) -> None:
-        if plans < 1:
-            raise ValueError(f"plans is {plans}; it must be at least 1")
+    def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.example = tuple(example) if isinstance(example, tuple | list) else (example,)
+        self.example = example
         self._plans = plans
         self._layers = Layers(self.model)
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
@@ -138,13 +146,9 @@ class Engine:
 
     def _program(self, inputs: tuple[Any, ...]) -> Program:
         """The steps for inputs of these shapes; the whole model as one step of torch where it cannot be cut up."""
-        for parameter in self.model.parameters():
-            device = parameter.device
-            if device.type != "cpu":
-                raise ValueError(f"the model is on {device}; an engine runs on a CPU")
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
-            with _traced_sparse(self.model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            with traced_sparse(self.model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
                 graph = Tracer(self.model, fakes).trace(self.model)
             return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype, len(inputs)).compiled
@@ -239,17 +243,3 @@ def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _results(program: Program, memory: Memory) -> Any:
     return fx.node.map_aggregate(program.result, lambda one: memory.outside[one] if isinstance(one, Slot) else one)
-
-
-@contextmanager
-def _traced_sparse(model: nn.Module) -> Iterator[None]:
-    """While tracing, each sparse layer is its op: the dense way looks at values, and shapes are all that is there."""
-    layers = [module for module in model.modules() if isinstance(module, SparseConv)]
-    kernels = [layer.kernel for layer in layers]
-    try:
-        for layer in layers:
-            layer.kernel = "sparse"
-        yield
-    finally:
-        for layer, kernel in zip(layers, kernels, strict=True):
-            layer.kernel = kernel

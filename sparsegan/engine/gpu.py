@@ -1,0 +1,131 @@
+"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph a shape.
+
+At batch 1 a generator is bound by launches, which a graph replays at once. Norms by an image's own statistics have no
+kernel of their own here: they run in torch, within the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..nn import SparseConv
+from ..tracing import Tracer
+from .compiler import runs_by_numbers
+from .layers import Layers, traced_sparse
+
+#: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
+_ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
+    nn.ReLU.forward: lambda module: 0.0,
+    nn.LeakyReLU.forward: lambda module: float(module.negative_slope),
+}
+
+
+def fused(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:
+    """A copy in evaluation with batch norms and activations made part of the sparse layers before them.
+
+    Returns the copy, and a line for each layer that took something. Layers and followers that are called more than
+    once, or whose result somebody else reads too, stay as they are; so does a model that torch.fx cannot trace.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    modules = dict(model.named_modules())
+    try:
+        with traced_sparse(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
+            graph = Tracer(model, fakes).trace(model)
+    except Exception as error:  # whatever a forward makes of a proxy
+        return model, [f"{type(model).__name__}: nothing fused, torch.fx cannot trace it: {error}"]
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+
+    def follower(node: fx.Node) -> fx.Node | None:
+        """What alone reads a node's result, if that is a module called once."""
+        one = next(iter(node.users)) if len(node.users) == 1 else None
+        once = one is not None and one.op == "call_module" and len(calls[str(one.target)]) == 1
+        return one if once and one is not None and one.args == (node,) and not one.kwargs else None
+
+    layers, lines = Layers(model), []
+    for name, nodes in calls.items():
+        layer = modules[name]
+        if not isinstance(layer, SparseConv) or len(nodes) > 1:
+            continue
+        after, taken = follower(nodes[0]), []
+        if after is not None and runs_by_numbers(modules[str(after.target)]):
+            weights = layers.weights(name, layer, str(after.target))
+            layer.values.data = weights.values
+            layer.bias = None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
+            taken.append(str(after.target))
+            after = follower(after)
+        slope = None if after is None else _ACTIVATIONS.get(type(modules[str(after.target)]).forward)
+        if after is not None and slope is not None:
+            value = slope(modules[str(after.target)])
+            if 0 <= value <= 1:
+                layer.negative_slope = value
+                taken.append(str(after.target))
+        for one in taken:
+            model.set_submodule(one, nn.Identity())
+        if taken:
+            lines.append(f"{name}: with {', '.join(taken)}")
+    return model, lines
+
+
+class Replayed:
+    """A model as a CUDA graph for inputs of one shape."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.inputs = tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(side):
+            for _ in range(3):  # plans are made now, which waits for the device
+                model(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(self.graph):
+            self.outputs = model(*self.inputs)
+
+    def __call__(self, inputs: tuple[Any, ...]) -> Any:
+        """The outputs, tensors of the caller's own."""
+        for static, one in zip(self.inputs, inputs, strict=True):
+            if isinstance(static, Tensor):
+                static.copy_(one)
+        self.graph.replay()
+        return fx.node.map_aggregate(self.outputs, lambda one: one.clone() if isinstance(one, Tensor) else one)
+
+
+class GpuEngine:
+    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
+
+    Calls at the same time take turns: a graph has one set of inputs.
+    """
+
+    def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.example = example
+        self._fused, self.lines = fused(model, example)
+        self._plans = plans
+        self._graphs: OrderedDict[Any, Replayed] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+        key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else one for one in inputs)
+        with self._lock, torch.no_grad():
+            if key not in self._graphs:
+                self._graphs[key] = Replayed(self._fused, inputs)
+            self._graphs.move_to_end(key)
+            while len(self._graphs) > self._plans:
+                self._graphs.popitem(last=False)
+            return self._graphs[key](inputs)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{type(self.model).__name__}, one CUDA graph a shape", *self.lines])
