@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,16 @@ import pytest
 import torch
 
 import sparsegan.cli
+import sparsegan.cli.compress
 from sparsegan import data
+from sparsegan.allocation import sensitivity
 from sparsegan.cli import main
+from sparsegan.compress import gap
+from sparsegan.compress.compressor import CompressionTask
 from sparsegan.gans import Objective, store
+from sparsegan.prune import sparse_layers
+from sparsegan.training import endless
+from sparsegan.training.adversarial import AdversarialTask
 
 
 @pytest.fixture
@@ -66,6 +74,79 @@ def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, t
     weights = [sum(p.numel() for p in load_trained(folder).generator.parameters()) for folder in (dense, small)]
     assert weights[1] == pytest.approx(0.2 * weights[0], rel=0.5 if recipe == "small-dense" else 0.05)
     assert (store.read_config(small)["network"]["width"] < 6) == (recipe == "small-dense")
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, task: type, at: int) -> None:
+    """Have the next run of a kind of training be stopped at a step."""
+    forward = task.step
+
+    def step(self: object, number: int, batch: object) -> dict[str, float]:
+        if number == at:
+            monkeypatch.setattr(task, "step", forward)
+            raise KeyboardInterrupt
+        return forward(self, number, batch)
+
+    monkeypatch.setattr(task, "step", step)
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("data", [[], ["--data-free"]])
+def test_a_warm_up_interrupted_within_and_after_is_the_uninterrupted_one(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    dense, whole, parts = tmp_path / "dense", tmp_path / "whole", tmp_path / "parts"
+    common = ["--batch", "8", "--quiet", "--steps"]
+    assert main(["train", "dcgan", "--width", "2", *common, "2", "--out", str(dense)]) == 0
+    command = ["compress", str(dense), "--warm-up", "5", *data, "--checkpoint-every", "2", *common, "5", "--out"]
+    assert main([*command, str(whole)]) == 0
+    interrupted(monkeypatch, AdversarialTask, 3)
+    assert main([*command, str(parts)]) == 130
+    assert not (parts / "config.json").exists()
+    assert main([*command, str(parts), "--resume", "--seed", "1"]) == 1
+    assert "seed was 0 and is 1" in capsys.readouterr().err
+    interrupted(monkeypatch, CompressionTask, 3)
+    assert main([*command, str(parts), "--resume"]) == 130
+    assert not (parts / "generator.safetensors").exists()
+    assert main([*command, str(parts), "--resume"]) == 0
+    for file in ("generator.safetensors", "metrics.jsonl", "discriminator/metrics.jsonl"):
+        assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_allocation_by_sensitivity_is_what_the_library_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    dense, small = tmp_path / "dense", tmp_path / "small"
+    common = ["--batch", "8", "--quiet", "--steps", "4"]
+    assert main(["train", "dcgan", "--width", "4", *common, "--out", str(dense)]) == 0
+    gan = store.load(dense)
+    for weight in (weight for network in (gan.generator, gan.discriminator) for weight in network.parameters()):
+        weight.data *= 5 if weight.dim() == 4 else 1  # far from trained, all layers' images would score the same
+    store.save(dense, gan.generator, gan.discriminator)
+    command = ["compress", str(dense), "--allocation", "sensitivity", "--sparsity", "0.7", "--exclude", "main.12"]
+    command += [*common, "--out", str(small)]
+    interrupted(monkeypatch, CompressionTask, 2)
+    assert main(command) == 130
+    monkeypatch.setattr(sparsegan.cli.compress, "sensitivity", None)  # a resumed run does not measure again
+    assert main([*command, "--resume"]) == 0
+
+    from sparsegan.cli.common import load_trained
+
+    batches = list(islice(endless(data.load("dcgan", "mnist", 64, "all", channels=1).batches(8), 0), 4))
+    measure = gap(gan.generator, gan.discriminator, gan.objective, batches)
+    wanted = sensitivity(gan.generator, measure, 0.7, exclude=("main.12",))
+    assert max(wanted.values()) - min(wanted.values()) > 0.05
+    assert store.read_config(small)["allocation"] == pytest.approx(wanted)
+    layers = dict(sparse_layers(load_trained(small).generator))
+    assert {name: layer.sparsity for name, layer in layers.items()} == pytest.approx(wanted, abs=0.01)
+
+    bare = str(tmp_path / "generator.pth")
+    torch.save(gan.generator.state_dict(), bare)
+    alone = ["compress", "--generator", bare, "--allocation", "sensitivity", "--warm-up", "0", *common]
+    assert main([*alone, "--out", str(tmp_path / "alone")]) == 1
+    assert "which a trained discriminator measures; give --discriminator or --warm-up" in capsys.readouterr().err
 
 
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:

@@ -11,14 +11,15 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..allocation import ALLOCATIONS
+from ..allocation import ALLOCATIONS, sensitivity
 from ..checkpoint import save
-from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, of_size
+from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, gap, of_size
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
 from ..granularity import parse_granularity
@@ -27,7 +28,7 @@ from ..macs import count_macs
 from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
-from ..training import Run, ranks, run_loop, write_text
+from ..training import Run, endless, ranks, run_loop, write_text
 from ..training.adversarial import AdversarialTask
 from .common import (
     add_content,
@@ -48,6 +49,9 @@ from .report import facts_table, layer_table, page, picture_uri, table, term_cur
 #: A discriminator's rate is too slow for a pruned generator: what is kept must take over from what went, in few steps.
 LR_FACTOR = 5
 
+#: Batches that --allocation sensitivity measures on.
+SENSITIVITY_BATCHES = 4
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan compress`."""
@@ -65,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
         default="uniform",
-        choices=ALLOCATIONS,
-        help="every layer the same sparsity, or one threshold for all of them (default: uniform)",
+        choices=(*ALLOCATIONS, "sensitivity"),
+        help="every layer the same sparsity, one threshold for all of them, or what raises equations 7-9 evenly on "
+        f"{SENSITIVITY_BATCHES} batches (default: uniform)",
     )
     parser.add_argument(
         "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
@@ -96,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lambda", type=float, default=0.5, dest="lam", help="of equation 9 (default: 0.5)")
     parser.add_argument(
         "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
+    )
+    parser.add_argument(
+        "--statistics",
+        choices=["batch", "stored"],
+        help="what the compressed generator's batch norms use while it learns (default: the recipe's)",
     )
     parser.add_argument("--one-sided", action="store_true", help="no gradient where the compressed generator is better")
     add_content(parser)
@@ -145,6 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.warm_up is None:
         unused = recipe.fresh_discriminator or recipe.discriminator_mode == "none"
         arguments.warm_up = 0 if trained_discriminator or unused else 300
+    judged = trained_discriminator or arguments.warm_up > 0
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size)
@@ -164,7 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
         small=lambda parameters: _small_generator(written, parameters),
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=parse_granularity(arguments.granularity),
-        allocation=arguments.allocation,
+        allocation=_allocation(arguments, gan, discriminator, objective, loader, judged),
         exclude=tuple(arguments.exclude),
         generator_every=arguments.generator_every,
         generator_lr=arguments.lr,
@@ -181,6 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
         | ({"domain_names": domains} if domains else {}),
         seed=arguments.seed,
         quiet=arguments.quiet,
+        **({"stored_statistics": arguments.statistics == "stored"} if arguments.statistics else {}),
     )
     result = compressor.fit(loader)
     if ranks.rank() > 0:  # the first of several processes writes
@@ -241,6 +253,32 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
         raise ValueError(f"--size is {size}; the discriminator was made for {made_for}")
 
 
+def _allocation(
+    arguments: argparse.Namespace,
+    gan: store.Gan,
+    discriminator: nn.Module,
+    objective: Objective,
+    loader: Any,
+    judged: bool,
+) -> str | dict[str, float]:
+    """What `Compressor` takes. Sensitivities are measured once: a resumed run goes on with those in its config.json."""
+    if arguments.allocation != "sensitivity":
+        return arguments.allocation
+    if not judged:
+        raise ValueError(
+            "--allocation is sensitivity, which a trained discriminator measures; give --discriminator or --warm-up"
+        )
+    file = arguments.out / "config.json"
+    if arguments.resume and file.is_file():
+        found = store.read_config(arguments.out).get("allocation")
+        if isinstance(found, dict):
+            return found
+    batches = list(islice(endless(loader, arguments.seed), SENSITIVITY_BATCHES))
+    measure = gap(gan.generator, discriminator, objective, batches, seed=arguments.seed)
+    granularity, exclude = parse_granularity(arguments.granularity), tuple(arguments.exclude)
+    return sensitivity(gan.generator, measure, arguments.sparsity, granularity, exclude)
+
+
 def _fresh_generator(network: dict[str, Any]) -> nn.Module:
     if network["gan"] is None:
         raise ValueError("a fresh generator is known for the reference GANs only, not for a Python function's")
@@ -277,7 +315,7 @@ def _warm_up(
         None,
         torch.optim.Adam(discriminator.parameters(), arguments.discriminator_lr, training.betas),
     )
-    named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed")
+    named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed", "direction", "domains", "data_free")
     run_loop(
         task,
         loader,

@@ -236,9 +236,7 @@ def baseline(
         discriminator_mode=recipe.discriminator_mode,
         prune_discriminator=recipe.prune_discriminator,
         original_as_real=recipe.original_as_real,
-        stored_statistics=recipe.features,
-        contrast=recipe.features,
-        **{"title": name, **options},
+        **{"title": name, "stored_statistics": recipe.features, "contrast": recipe.features, **options},
     )
 
 

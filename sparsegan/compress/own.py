@@ -16,7 +16,7 @@ class OwnImages:
 
     A generator that starts from noise needs no data at all: `Blank` gives the batches that only say how many. One that
     starts from an image needs inputs, and never looks at their targets. The generator runs in evaluation mode and is
-    left as it was; noise comes from torch's generator.
+    left as it was; all noise of an epoch follows from what is drawn from torch's generator when it is opened.
     Raises ValueError where the objective does not say what is real in a batch (`Objective.own`).
     """
 
@@ -29,10 +29,12 @@ class OwnImages:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        seed = int(torch.randint(2**62, ()))
+        for index, batch in enumerate(self.loader):
             training = self.generator.training
             self.generator.eval()
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + index)
                 fake = self.objective.generate(self.generator, batch)
             self.generator.train(training)
             yield self.own(fake, batch)
