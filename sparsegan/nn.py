@@ -29,7 +29,7 @@ from .granularity import (
     units_of,
     vector_length,
 )
-from .plan import Geometry, Pair, check_support
+from .plan import Geometry, Pair, check_support, plan_of
 
 #: What a layer has in common with its torch.nn twin, under the same names.
 SETTINGS = (
@@ -389,7 +389,7 @@ class SparseConv(nn.Module):
         if torch.compiler.is_compiling():  # it becomes part of the graph
             return torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
         with torch.inference_mode(False):  # a plan made while evaluating serves training too
-            plan = torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
+            plan = plan_of(self.support, self._numbers[variant], adjoint)
         if type(plan) is Tensor:  # and not a fake one
             self._plans[key] = plan
         return plan

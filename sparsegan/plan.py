@@ -81,14 +81,19 @@ def _separating_stride(kernel: int, dilation: int) -> int:
     return stride
 
 
-@torch.library.custom_op("sparsegan::plan", mutates_args=())
-def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+def _compile(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     if support.is_cuda and is_vector(geometry):
         from .kernels import plan as vectors
 
         return vectors.compile_plan(support, vectors.geometry_of(geometry), adjoint)
     compile_native = _native.compile_device_plan if support.is_cuda else _native.compile_plan
-    return torch.from_numpy(compile_native(support.cpu().numpy(), geometry, adjoint)).to(support.device)
+    plan = torch.from_numpy(compile_native(support.cpu().numpy(), geometry, adjoint))
+    return plan.to(support.device) if support.is_cuda else plan
+
+
+@torch.library.custom_op("sparsegan::plan", mutates_args=())
+def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+    return _compile(support, geometry, adjoint)
 
 
 @_plan.register_fake
@@ -122,7 +127,14 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
     Raises:
         ValueError: a position is out of range, out of order or there twice, or the geometry has an impossible number.
     """
-    return torch.ops.sparsegan.plan(support, geometry.numbers(), adjoint)
+    return plan_of(support, geometry.numbers(), adjoint)
+
+
+def plan_of(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+    """The same from a geometry's flat list. A plain call, where nothing traces: the first call of a custom op loads all
+    of torch's compiler."""
+    plain = type(support) is Tensor and not torch.compiler.is_compiling()
+    return (_compile if plain else torch.ops.sparsegan.plan)(support, geometry, adjoint)
 
 
 def check_support(support: Tensor, size: int) -> None:

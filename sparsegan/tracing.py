@@ -28,7 +28,11 @@ def close(ours: Any, theirs: Any) -> bool:
 
 
 class Tracer(fx.Tracer):
-    """Runs the example along, so that a forward may look at shapes; ``node.meta["value"]`` is what came out."""
+    """Runs the example along, so that a forward may look at shapes.
+
+    ``node.meta["value"]`` is what came out; of a tensor, one on the meta device: the values themselves live as long as
+    the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel.
+    """
 
     def __init__(self, root: nn.Module, arguments: Sequence[Any]) -> None:
         super().__init__()
@@ -51,7 +55,9 @@ class Tracer(fx.Tracer):
         else:
             value = target(*args, **kwargs) if kind == "call_function" else None
         self.running = False
-        proxy.node.meta["value"] = value
+        assert isinstance(proxy, _Shaped)
+        proxy.value = value
+        proxy.node.meta["value"] = fx.node.map_aggregate(value, _without_values)
         if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
             proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
         return proxy
@@ -74,6 +80,8 @@ class Tracer(fx.Tracer):
 
 
 class _Shaped(fx.Proxy):
+    value: Any
+
     shape = property(lambda self: _value(self).shape)
     ndim = property(lambda self: _value(self).ndim)
     dtype = property(lambda self: _value(self).dtype)
@@ -87,4 +95,8 @@ class _Shaped(fx.Proxy):
 
 
 def _value(argument: Any) -> Any:
-    return argument.node.meta["value"] if isinstance(argument, fx.Proxy) else argument
+    return argument.value if isinstance(argument, _Shaped) else argument
+
+
+def _without_values(one: Any) -> Any:
+    return torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import _native
 from ..tracing import Tracer, close
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
-from .layers import Layers, traced_sparse
+from .layers import Layers
 from .memory import Layout, Memory, plan_arena
 from .steps import Step, Torch
 from .values import Slot
@@ -148,9 +147,7 @@ class Engine:
         """The steps for inputs of these shapes; the whole model as one step of torch where it cannot be cut up."""
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
-            with traced_sparse(self.model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
-                graph = Tracer(self.model, fakes).trace(self.model)
+            graph = Tracer(self.model, _copies(inputs)).trace(self.model)
             return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype, len(inputs)).compiled
         except Unsafe as error:
             why = str(error)

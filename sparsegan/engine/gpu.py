@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..nn import SparseConv
 from ..tracing import Tracer
 from .compiler import runs_by_numbers
-from .layers import Layers, traced_sparse
+from .layers import Layers
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
 _ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
@@ -37,9 +36,9 @@ def fused(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, list[st
     model = copy.deepcopy(model).eval().requires_grad_(False)
     modules = dict(model.named_modules())
     try:
-        with traced_sparse(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fakes = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in inputs]
-            graph = Tracer(model, fakes).trace(model)
+        with torch.no_grad():
+            copies = [one.clone() if isinstance(one, Tensor) else one for one in inputs]
+            graph = Tracer(model, copies).trace(model)
     except Exception as error:  # whatever a forward makes of a proxy
         return model, [f"{type(model).__name__}: nothing fused, torch.fx cannot trace it: {error}"]
     calls: dict[str, list[fx.Node]] = {}

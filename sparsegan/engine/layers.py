@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -162,17 +161,3 @@ def _output_channels(layer: SparseConv) -> Tensor:
         return positions // (second * area)
     group = positions // (second * area) // (first // layer.groups)
     return group * second + positions // area % second
-
-
-@contextmanager
-def traced_sparse(model: nn.Module) -> Iterator[None]:
-    """While tracing, each sparse layer is its op: the dense way looks at values, and shapes are all that is there."""
-    layers = [module for module in model.modules() if isinstance(module, SparseConv)]
-    kernels = [layer.kernel for layer in layers]
-    try:
-        for layer in layers:
-            layer.kernel = "sparse"
-        yield
-    finally:
-        for layer, kernel in zip(layers, kernels, strict=True):
-            layer.kernel = kernel
