@@ -3,6 +3,7 @@
 A distance depends on the network that makes the features and on how many images it is taken from, so both are always
 shown with it: "FID (EfficientNet-Lite0, 450 images)", never plain FID. It compares only with distances of the same
 network and the same number of images: the Fréchet distance of few images is biased upwards, the kernel one is not.
+In a process group (`torchrun`) each process makes and measures its share of the images, and all have the same scores.
 The distances and fidelities themselves are torchmetrics':
 
     Fréchet (Heusel et al. 2017, arXiv 1706.08500)   |m_r - m_g|^2 + tr(C_r + C_g - 2 (C_r C_g)^(1/2))
@@ -20,12 +21,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .training import ranks
 from .training.files import write_tensors
 
 if TYPE_CHECKING:
@@ -220,10 +222,12 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
         if len(features) < 2:
             raise ValueError(f"{name} holds {len(features)} images; a distance needs at least 2")
     given = _Given(real.shape[1])
-    fid = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
+    alone: dict[str, Any] = {"sync_on_compute": False}  # of several processes each has all features
+    fid = FrechetInceptionDistance(feature=given, **alone).set_dtype(torch.float64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*large memory footprint")  # a few thousand short rows
-        kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=min(1000, len(fake), len(real)))
+        size = min(1000, len(fake), len(real))
+        kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=size, **alone)
     for metric in (fid, kid):
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
@@ -304,12 +308,12 @@ class TaskEvaluator:
         from rich.progress import track
 
         tallies: dict[str, _Tally] = {}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), ranks.divided(generator, padded=True):
             torch.manual_seed(self.seed)
             order = self.samples.order(shuffled=False)
             order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
             chunks = order.split(self.batch_size)
-            for chunk in track(chunks, "scoring", len(chunks), disable=self.quiet):
+            for chunk in track(chunks, "scoring", len(chunks), disable=self.quiet or ranks.rank() > 0):
                 batch = self.samples.batch(chunk, None)
                 for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)
@@ -324,9 +328,10 @@ class TaskEvaluator:
             tally.psnr.append(psnr * len(view.fake))
             tally.ssim.append(ssim * len(view.fake))
         if self.features is not None:
-            tally.fake.append(self.features(view.fake))
+            features = ranks.each_its_rows(self.features)
+            tally.fake.append(features(view.fake))
             if name not in self._real:
-                tally.real.append(self.features(view.real))
+                tally.real.append(features(view.real))
 
     def _score(self, tally: _Tally, name: str) -> Score:
         fid = kid = psnr = ssim = None
@@ -395,8 +400,9 @@ class Evaluator:
         self._real = self._features_of(real)
 
     def _features_of(self, images: Tensor) -> Tensor:
+        features = ranks.each_its_rows(self.features)
         with torch.no_grad():
-            return torch.cat([self.features(part).double() for part in images.split(self.batch_size)])
+            return torch.cat([features(part).double() for part in images.split(self.batch_size)])
 
     def compare(self, fake: Tensor, seed: int = 0) -> tuple[float, float]:
         """(Fréchet, kernel) distance of images `fake`; `seed` chooses the kernel distance's subsets."""

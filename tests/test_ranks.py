@@ -1,4 +1,4 @@
-"""Two processes give what one process gives: losses, supports and weights, for every kind of GAN and after a resume."""
+"""Two processes give what one gives: losses, supports, weights and scores, for every kind of GAN and after a resume."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from sparsegan import metrics
 from sparsegan.compress import Compressor, SelfSupervisedLoss
 from sparsegan.prune import sparse_layers
 from sparsegan.schedule import GradualPruning
@@ -88,6 +89,62 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     other = tmp_path / "other"
     on_two("stargan", other, stop=4)
     assert_same(compress("stargan", other / "run"), alone)
+
+
+class Few:
+    """11 samples of a task: no number of processes but one divides them."""
+
+    def __init__(self, name: str) -> None:
+        parts = list(test_gans.batches(name, 3, torch.float64))
+        self.parts = [torch.cat(part)[:11] for part in zip(*parts, strict=True)]
+
+    def order(self, shuffled: bool = True) -> Tensor:
+        return torch.arange(len(self.parts[0]))
+
+    def batch(self, chosen: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        return tuple(part[chosen] for part in self.parts)
+
+
+def scores(made: list[int]) -> dict[str, float]:
+    """Figures of generators that start from images, by chance too, and from noise; `made` takes images at a time."""
+
+    def means(images: Tensor) -> Tensor:
+        made.append(len(images))
+        return images.flatten(2).mean(2)
+
+    features, found = metrics.Features("means", means), dict[str, float]()
+    for name in ("stargan", "srgan"):
+        gan = test_gans.tiny(name, torch.float64)
+        evaluator = metrics.TaskEvaluator(Few(name), gan.objective, features, batch_size=4)  # type: ignore[arg-type]
+        for view, score in evaluator.scores(gan.generator.eval()).items():
+            found |= {f"{name} {view} {label}": value for label, value in score.labelled().items()}
+    generator = test_gans.tiny("dcgan", torch.float64).generator.eval()
+    sampled = metrics.Evaluator(torch.rand(7, 1, 64, 64, dtype=torch.float64), features, "means", batch_size=4)
+    with ranks.divided(generator, padded=True):
+        result = sampled.distances(lambda n: generator(torch.randn(n, generator.nz, 1, 1).double()), 5, (0, 1))
+    return found | {"fid": result.fid, "fid_spread": result.fid_spread, "kid": result.kid}
+
+
+def scoring(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    made: list[int] = []
+    torch.save((scores(made), made), folder / f"rank-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_scoring_and_find_what_one_finds(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    alone: list[int] = []
+    wanted = scores(alone)
+    mp.start_processes(scoring, args=(tmp_path,), nprocs=2, start_method="fork")
+    for rank in range(2):
+        found, made = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        assert made == [-(-count // 2) for count in alone]
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
 def test_alone_nothing_is_touched() -> None:

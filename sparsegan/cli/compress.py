@@ -195,24 +195,25 @@ def run(arguments: argparse.Namespace) -> None:
         **({"stored_statistics": arguments.statistics == "stored"} if arguments.statistics else {}),
     )
     result = compressor.fit(loader)
-    if ranks.rank() > 0:  # the first of several processes writes
-        return
-    save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
+    if ranks.rank() == 0:  # the first of several processes writes
+        save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
 
     generators = {"dense": gan.generator, "compressed": result.generator}
+    scores: dict[str, dict[str, float]] = {name: {} for name in generators}
     if samples is None and not arguments.features:
         batch, few, split = next(iter(Blank(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
     else:
         unseen, split = test_data(arguments, task, arguments.size, channels)
         batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
-    picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
-    write_png(arguments.out / "samples.png", picture)
-    scores: dict[str, dict[str, float]] = {name: {} for name in generators}
     if arguments.features:
         evaluator = TaskEvaluator(unseen, gan.objective, load_features(arguments.features), quiet=arguments.quiet)
         for name, generator in generators.items():
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
+    if ranks.rank() > 0:
+        return
+    picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
+    write_png(arguments.out / "samples.png", picture)
     _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
     memory = f"peak memory {peak_bytes() / 1e6:,.0f} MB"
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")

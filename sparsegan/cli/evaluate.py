@@ -11,6 +11,7 @@ import torch
 
 from .. import metrics
 from ..gans import GANS, store
+from ..training import ranks
 from .common import add_data_options, add_gan_options, add_threads, find_checkpoints, load_any, set_threads, test_data
 
 
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     evaluator = metrics.TaskEvaluator(samples, gan.objective, features, seed=arguments.seed, quiet=arguments.quiet)
     scores = evaluator.scores(gan.generator)
+    if ranks.rank() > 0:  # the first of several processes speaks
+        return
     if arguments.json:
         print(json.dumps({"split": split, **{name: asdict(score) for name, score in scores.items()}}))
         return
@@ -69,7 +72,10 @@ def _from_noise(arguments: argparse.Namespace, generator: Any, samples: Any, fea
         raise ValueError("--features is none; dcgan's images have no targets, so only distances score them")
     real = torch.cat(list(samples.in_order(250)))
     evaluator = metrics.Evaluator(real, features, features.network)
-    result = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples, arguments.seeds)
+    with ranks.divided(generator, padded=True):
+        result = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples, arguments.seeds)
+    if ranks.rank() > 0:
+        return
     if arguments.json:
         print(json.dumps(asdict(result)))
         return

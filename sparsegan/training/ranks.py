@@ -15,7 +15,7 @@ statistics over all ranks. With one process, or without ``torch.distributed``, n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,9 +130,53 @@ def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
                 statistic /= count()
 
 
+class _Rows:
+    """The rows of one call: this rank's part goes in, the whole comes out.
+
+    `padded`: rows that do not divide among the ranks are filled up by the last one, and what comes of it is left out.
+    """
+
+    def __init__(self, padded: bool) -> None:
+        self.padded = padded
+        self.count = 0
+
+    def part(self, value: Any) -> Any:
+        """Tensors of the whole, inside tuples too, as this rank's part."""
+        return mapped(value, self._part)
+
+    def _part(self, whole: Tensor) -> Tensor:
+        self.count = len(whole)
+        if self.padded and (missing := -self.count % count()):
+            whole = torch.cat([whole, whole[-1:].expand(missing, *whole.shape[1:])])
+        return _Part.apply(whole)
+
+    def whole(self, value: Any) -> Any:
+        """Tensors of this rank's part, inside tuples too, as the whole."""
+        return mapped(value, self._whole)
+
+    def _whole(self, part: Tensor) -> Tensor:
+        whole = _Join.apply(part)
+        return whole[: self.count] if self.padded else whole
+
+
+def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`function`, whose rows do not depend on each other, with each rank computing its share of them."""
+    if count() == 1:
+        return function
+
+    def shared(rows: Tensor) -> Tensor:
+        given = _Rows(padded=True)
+        return given.whole(function(given.part(rows)))
+
+    return shared
+
+
 @contextmanager
-def divided(*networks: nn.Module | None) -> Iterator[None]:
-    """Within it, each call of a network is divided among the ranks. Raises ValueError where a batch does not divide."""
+def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]:
+    """Within it, each call of a network is divided among the ranks.
+
+    `padded`: for batches that do not divide, and networks in evaluation mode. Without it they raise ValueError.
+    """
     if count() == 1:
         yield
         return
@@ -148,7 +192,8 @@ def divided(*networks: nn.Module | None) -> Iterator[None]:
                 raise TypeError(f"{type(module).__name__} cannot take its statistics over several processes")
             elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
                 hooks.append(module.register_forward_hook(_average_statistics))
-        hooks.append(Outermost(network, lambda *given: mapped(given, _Part.apply), lambda y: mapped(y, _Join.apply)))
+        rows = _Rows(padded)
+        hooks.append(Outermost(network, lambda *given, rows=rows: rows.part(given), rows.whole))
     for norm in norms:
         norm.__class__ = _BatchNormOverRanks
     try:
