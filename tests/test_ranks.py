@@ -155,17 +155,30 @@ def test_alone_nothing_is_touched() -> None:
     assert (ranks.count(), ranks.rank()) == (1, 0)
 
 
-def uneven(rank: int, folder: Path) -> None:
+def dropping(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    network = nn.Conv2d(1, 1, 1)
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Dropout(0.5), nn.Conv2d(3, 2, 3), nn.Dropout(0.2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        torch.manual_seed(1)
+        whole, after = network(x), torch.rand(())
+        torch.manual_seed(1)
+        with ranks.divided(network):
+            assert torch.equal(network(x), whole)
+        assert torch.equal(torch.rand(()), after)
     with ranks.divided(network), pytest.raises(ValueError, match="a batch of 3 does not divide among 2 processes"):
-        network(torch.zeros(3, 1, 2, 2))
+        network(torch.zeros(3, 1, 5, 5))
+    with pytest.raises(TypeError, match="Dropout2d cannot drop alike"), ranks.divided(nn.Dropout2d()):
+        pass
     dist.destroy_process_group()
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
-    mp.start_processes(uneven, args=(tmp_path,), nprocs=2, start_method="fork")
+def test_dropouts_drop_as_one_process_does_and_what_does_not_divide_is_refused(tmp_path: Path) -> None:
+    mp.start_processes(dropping, args=(tmp_path,), nprocs=2, start_method="fork")
 
 
 def test_the_compressed_layers_are_sparse() -> None:

@@ -9,7 +9,8 @@ two steps are each other's adjoint, at every order of differentiation:
     join    forward: every rank's rows, one after the other  backward: part
 
 Each rank then holds the gradient of its rows' share, and `sum_gradients` adds the shares up. Batch norms take their
-statistics over all ranks. With one process, or without ``torch.distributed``, nothing here does anything.
+statistics over all ranks, dropouts draw for the whole batch. With one process, or without ``torch.distributed``,
+nothing here does anything.
 """
 
 from __future__ import annotations
@@ -121,6 +122,16 @@ class _BatchNormOverRanks(nn.BatchNorm2d):
         return y if self.weight is None else y * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
+class _DropoutOverRanks(nn.Dropout):
+    """A dropout that drops from this rank's part what it would drop from it in the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        whole = torch.cat([torch.ones_like(x)] * count())
+        return x * nn.functional.dropout(whole, self.p).chunk(count())[rank()]
+
+
 def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
     """An instance norm's running statistics are means over the batch."""
     if norm.training:
@@ -171,6 +182,13 @@ def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     return shared
 
 
+#: Layers that look at the whole batch, and what stands in for them.
+_OVER_RANKS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: _BatchNormOverRanks,
+    nn.Dropout: _DropoutOverRanks,
+}
+
+
 @contextmanager
 def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]:
     """Within it, each call of a network is divided among the ranks.
@@ -181,28 +199,31 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
         yield
         return
     hooks: list[Any] = []
-    norms: list[nn.Module] = []
+    changed: list[nn.Module] = []
     for network in networks:
         if network is None:
             continue
         for module in network.modules():
-            if type(module) is nn.BatchNorm2d:
-                norms.append(module)
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if type(module) in _OVER_RANKS:
+                changed.append(module)
+            elif module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise TypeError(f"{type(module).__name__} cannot take its statistics over several processes")
+            elif module.training and isinstance(module, nn.modules.dropout._DropoutNd):
+                raise TypeError(f"{type(module).__name__} cannot drop alike in several processes")
             elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
                 hooks.append(module.register_forward_hook(_average_statistics))
         rows = _Rows(padded)
         hooks.append(Outermost(network, lambda *given, rows=rows: rows.part(given), rows.whole))
-    for norm in norms:
-        norm.__class__ = _BatchNormOverRanks
+    own = [type(module) for module in changed]
+    for module, kind in zip(changed, own, strict=True):
+        module.__class__ = _OVER_RANKS[kind]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for norm in norms:
-            norm.__class__ = nn.BatchNorm2d
+        for module, kind in zip(changed, own, strict=True):
+            module.__class__ = kind
 
 
 def sum_gradients(optimizer: Optimizer) -> None:
