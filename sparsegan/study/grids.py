@@ -119,6 +119,9 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-sensitivity-average": Technique(
         "L_F, layers' sparsities by sensitivity, weights averaged", _FEATURES, allocation="sensitivity", average=0.97
     ),
+    "distillation-sensitivity": Technique(
+        "h with layers' sparsities by sensitivity", "gan-loss-distillation", allocation="sensitivity"
+    ),
     "features-untrained": Technique("L_F of an untrained D", _FEATURES, untrained=("*",)),
     "features-untrained-first": Technique(
         "L_F, the first half of D's layers untrained", _FEATURES, untrained=("main.0", "main.2", "main.3")
@@ -200,6 +203,9 @@ CANDIDATES = (
     "features-sensitivity",
     "features-average",
     "features-sensitivity-average",
+    "gan-loss",
+    "gan-loss-distillation",
+    "distillation-sensitivity",
 )
 
 

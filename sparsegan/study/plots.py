@@ -25,12 +25,13 @@ NAMES = {
     "self-supervised-frozen": "equations 7-9, D frozen",
     "gan-loss-fresh": "GAN loss, D from scratch",
     "gan-loss": "GAN loss",
+    "prune-both": "n: D pruned too",
 }
 
 
 def draw(study: str, results: Results, folder: Path) -> None:
     """Write the plots of a study whose rows are there, `folder`/study-NAME.svg."""
-    plt.rcParams.update({"svg.hashsalt": "sparsegan", "font.size": 9, "axes.titlesize": 9.5})
+    plt.rcParams.update({"svg.hashsalt": "sparsegan", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5})
     for name, plot in PLOTS.get(study, {}).items():
         figure = plot(results)
         if figure is not None:
@@ -64,6 +65,8 @@ def by_sparsity(results: Results) -> Any:
     panel.plot([100 * s for s in known], ratios, "k--", linewidth=1, label="the paper's DCGAN on MNIST")
     panel.axhline(1, color="0.6", linewidth=0.8)
     panel.set(yscale="log", xlabel="sparsity in %", ylabel="Fréchet distance / the dense generator's")
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("{x:g}")
     panel.legend(frameon=False)
     panel.set_title("DCGAN on MNIST, a point a seed")
     return figure
@@ -93,8 +96,8 @@ def discriminators(results: Results) -> Any:
 
 def curves(results: Results) -> Any:
     """Loss curves beside the distance that the run ended with: the loss says little of the images."""
-    techniques = ("self-supervised", "self-supervised-frozen", "gan-loss", "self-supervised-fresh")
-    figure, panels = plt.subplots(1, len(techniques), figsize=(2.7 * len(techniques), 2.9), sharey=True)
+    techniques = ("self-supervised", "self-supervised-frozen", "gan-loss", "gan-loss-fresh", "prune-both")
+    figure, panels = plt.subplots(1, len(techniques), figsize=(2.4 * len(techniques), 2.9), sharey=True)
     drawn = False
     for panel, technique in zip(panels, techniques, strict=True):
         done = Cell.of(results, Row(DCGAN, technique, 0.9)).done
