@@ -119,6 +119,14 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-sensitivity-average": Technique(
         "L_F, layers' sparsities by sensitivity, weights averaged", _FEATURES, allocation="sensitivity", average=0.97
     ),
+    "fresh-sensitivity": Technique(
+        "equations 7-9, D from scratch, layers' sparsities by sensitivity",
+        "self-supervised-fresh",
+        allocation="sensitivity",
+    ),
+    "fresh-and-features": Technique(
+        "equations 7-9 plus L_F, D from scratch", "self-supervised-fresh", {"features": 1.0}
+    ),
     "distillation-sensitivity": Technique(
         "h with layers' sparsities by sensitivity", "gan-loss-distillation", allocation="sensitivity"
     ),
@@ -195,6 +203,9 @@ CANDIDATES = (
     "one-sided",
     "running",
     "self-supervised-frozen",
+    "self-supervised-fresh",
+    "fresh-sensitivity",
+    "fresh-and-features",
     "equations-sensitivity",
     "equations-and-features",
     "frozen-and-features",

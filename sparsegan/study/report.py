@@ -90,7 +90,7 @@ class Cell:
         if len(values) > 1:
             text += f" ± {form(statistics.stdev(values))}"
         if base:
-            text += f" ({mean / base - 1:+.0%})"
+            text += f" ({change(mean / base)})"
         failed = [why for why in self.why_not if why != "not run"]
         if failed:
             text += f"; {len(failed)} of {len(failed) + len(values)} seeds: {failed[0]}"
@@ -105,6 +105,11 @@ def _failure(report: Report) -> str:
 def distance(value: float) -> str:
     """A Fréchet distance."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def change(ratio: float) -> str:
+    """A ratio as a change, from ten times on as it is."""
+    return f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:.0f}x"
 
 
 def percent(share: float) -> str:
@@ -145,7 +150,7 @@ def _dense(results: Results, task: str, view: str) -> float | None:
     return Cell.of(results, Row(task)).mean("scores", view, "fid")
 
 
-def _how(results: Results, tasks: Iterable[str], seeds: bool = True) -> str:
+def _how(results: Results, tasks: Iterable[str]) -> str:
     """What the distances of a table are taken from, and the budget of its rows."""
     parts = []
     for name in tasks:
@@ -159,11 +164,9 @@ def _how(results: Results, tasks: Iterable[str], seeds: bool = True) -> str:
         )
     machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
     text = f"Fréchet distances; {'; '.join(parts)}. "
-    if seeds:
-        text += (
-            f"Mean ± spread over up to {len(SEEDS)} seeds, no spread: one seed; in brackets: against the dense one. "
-        )
-    return text + f"{', '.join(sorted(machines))}, one thread a row."
+    text += f"Mean ± spread over up to {len(SEEDS)} seeds, no spread: one seed; in brackets: against the dense one. "
+    text += f"{', '.join(sorted(machines))}, one thread a row. "
+    return text + "Seconds are on a machine with other work, so only MACs compare: those of the steps, D's with them."
 
 
 def by_sparsity(results: Results) -> str:
