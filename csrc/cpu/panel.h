@@ -1,7 +1,7 @@
 // Pack and unpack: between an NCHW tensor and a panel, where each vector lane holds another tile.
 //
 // L columns of L tiles are read as L row vectors and transposed in registers, so that neither side is touched element
-// by element. Where a tile lies is worked out once for many channels: a table of the lanes' row starts, and for L
+// by element. Where a tile lies is worked out once for all channels: a table of the lanes' row starts, and for L
 // columns which lanes reach over the tensor's edge. What lies beyond it is zero or another element, as Padding says; a
 // phase is every `stride`-th row and column.
 #pragma once
@@ -52,8 +52,8 @@ SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t gro
   return used;
 }
 
-// Rows that are tabled at once, and plane rows that share a table of columns: few enough to stay near the core.
-constexpr int64_t kTableRows = 32, kColumnRows = 64;
+// Rows, and runs of L columns, that are tabled at once: few enough to stay near the core.
+constexpr int64_t kTableRows = 32, kTableColumns = 8;
 
 // Where some panel rows of a row phase start in channel 0, a lane each.
 template <int L>
@@ -101,8 +101,9 @@ struct Columns {
   bool whole;             // every lane is inside the tensor
   bool lane_whole[L];     // this lane is
   Vec<Int, L> inside[L];  // which of its elements are
+  int64_t elements[L];    // how many of the first elements the tensor has
 
-  SPARSEGAN_INLINE Columns(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
+  SPARSEGAN_INLINE void set(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
     const auto number = lanes<T, L>([](int i) { return i; });
     count = smaller(L, f.cols * f.phases_w - first);
     for (int64_t e = 0; e < count; ++e) {
@@ -117,7 +118,21 @@ struct Columns {
       whole &= lane_whole[i];
       const int64_t begin = clamp(-column[i], 0, L), end = clamp(f.width - column[i], 0, L);
       inside[i] = (number >= static_cast<Int>(begin)) & (number < static_cast<Int>(end));
+      elements[i] = clamp(f.width - column[i], 0, count);
     }
+  }
+};
+
+// Runs of columns from one on.
+template <class T, int L>
+struct ColumnTable {
+  int64_t count;
+  Columns<T, L> at[kTableColumns];
+
+  SPARSEGAN_INLINE void set(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
+    const int64_t columns = f.cols * f.phases_w - first;
+    count = smaller((columns + L - 1) / L, kTableColumns);
+    for (int64_t k = 0; k < count; ++k) at[k].set(f, tile, used, first + k * L);
   }
 };
 
@@ -180,14 +195,15 @@ template <class IO, class T, int L, bool Any>
 void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
                int64_t first, int64_t last, const Prologue& prologue, const IO* x, T* panel) {
   const RowTable<L> table(f, tile, used, phase, row, rows);
-  const int64_t channels = larger(4, kColumnRows / rows);
-  for (int64_t c0 = first; c0 < last; c0 += channels) {
-    const int64_t c1 = smaller(c0 + channels, last);
-    for (int64_t col = 0; col < f.cols * f.phases_w; col += L) {
-      const Columns<T, L> columns(f, tile, used, col);
-      for (int64_t c = c0; c < c1; ++c) {
-        const IO* const channel = x + c * f.channel_stride;
-        const Change<T, L, Any> change(prologue, tile, used, c);
+  ColumnTable<T, L> column_table;
+  // A channel's columns one after the other: two runs of them may share a cache line.
+  for (int64_t col = 0; col < f.cols * f.phases_w; col += kTableColumns * L) {
+    column_table.set(f, tile, used, col);
+    for (int64_t c = first; c < last; ++c) {
+      const IO* const channel = x + c * f.channel_stride;
+      const Change<T, L, Any> change(prologue, tile, used, c);
+      for (int64_t k = 0; k < column_table.count; ++k) {
+        const Columns<T, L>& columns = column_table.at[k];
         // Whole vectors may be read where they stay inside the tensor, whatever they meet there.
         const bool vectors = columns.count > kFewElements && c * f.channel_stride + table.least + columns.least >= 0 &&
                              c * f.channel_stride + table.most + columns.most + L <= f.size;
@@ -200,7 +216,9 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
           }
           Vec<T, L> v[L];
           const auto read = [&](int i) __attribute__((always_inline)) {
-            v[i] = change(load_wide<IO, T, L>(channel + start[i] + columns.column[i]), i);
+            const IO* const from = channel + start[i] + columns.column[i];
+            __builtin_prefetch(from + f.channel_stride);
+            v[i] = change(load_wide<IO, T, L>(from), i);
           };
           if (table.whole[r] && columns.whole) {
 #pragma GCC unroll 16
@@ -311,20 +329,14 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
                  int64_t first, int64_t last, const T* panel, T slope, T* moments, IO* y) {
   using Int = typename IntOf<sizeof(T)>::type;
   const RowTable<L> table(f, tile, used, phase, row, rows);
-  const int64_t channels = larger(4, kColumnRows / rows);
-  for (int64_t c0 = first; c0 < last; c0 += channels) {
-    const int64_t c1 = smaller(c0 + channels, last);
-    for (int64_t col = 0; col < f.cols * f.phases_w; col += L) {
-      const Columns<T, L> columns(f, tile, used, col);
-      const bool full = columns.whole && columns.count == L;
-      int64_t elements[L];
-      Vec<Int, L> in_row;
-      for (int64_t i = 0; i < L; ++i) {
-        elements[i] = clamp(f.width - columns.column[i], 0, columns.count);
-        in_row[i] = static_cast<Int>(i < used ? elements[i] : 0);
-      }
-      for (int64_t c = c0; c < c1; ++c) {
-        IO* const channel = y + c * f.channel_stride;
+  ColumnTable<T, L> column_table;
+  for (int64_t col = 0; col < f.cols * f.phases_w; col += kTableColumns * L) {
+    column_table.set(f, tile, used, col);
+    for (int64_t c = first; c < last; ++c) {
+      IO* const channel = y + c * f.channel_stride;
+      for (int64_t k = 0; k < column_table.count; ++k) {
+        const Columns<T, L>& columns = column_table.at[k];
+        const bool full = columns.whole && columns.count == L;
         const T* in = panel + (c * f.phases_h + phase) * f.phases_w * f.plane + row * f.cols * L;
         Moments<T, L> found;
         if constexpr (WithMoments) found.pivot = load<T, L>(in + columns.place[0]);
@@ -346,7 +358,9 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
               found.add(v);
             } else {
               Vec<Int, L> in_tensor;
-              for (int64_t i = 0; i < L; ++i) in_tensor[i] = start[i] < 0 ? 0 : in_row[i];
+              for (int64_t i = 0; i < L; ++i) {
+                in_tensor[i] = static_cast<Int>(start[i] < 0 ? 0 : columns.elements[i]);
+              }
               for (int64_t e = 0; e < columns.count; ++e) found.add(v[e], in_tensor > static_cast<Int>(e));
             }
           }
@@ -356,7 +370,8 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
             for (int i = 0; i < L; ++i) store_narrow<IO, T, L>(channel + start[i] + columns.column[i], v[i]);
           } else {
             for (int64_t i = 0; i < used; ++i) {
-              if (start[i] >= 0) store_some<IO, T, L>(channel + start[i] + columns.column[i], v[i], elements[i]);
+              if (start[i] >= 0)
+                store_some<IO, T, L>(channel + start[i] + columns.column[i], v[i], columns.elements[i]);
             }
           }
         }
