@@ -22,7 +22,7 @@ from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "gpu", "roofline", "tasks")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "engine", "gpu", "roofline", "tasks")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
@@ -359,6 +359,59 @@ def gpu(report: Report) -> str:
 
 
 # name in a page -> file under results/, how to show it
+def short_generators(report: Report) -> str:
+    """Whole generators at 90 %: what a reader wants first."""
+    rows = [
+        [
+            row["generator"],
+            str(row["threads"]),
+            f"{_ms(row['dense_ms'][row['best_dense']], row['best_dense_quartiles_ms'])} ({row['best_dense']})",
+            f"{row['layers_ms']:.1f}",
+            _ms(row["sparse_ms"], row["sparse_quartiles_ms"]),
+            f"{row['ratio']:.1f}x",
+            f"{row['target']:.2f}x",
+            _holds(row),
+            f"{row['memory']['engine'] / 1e6:.0f} of {row['memory'][row['best_dense']] / 1e6:.0f}",
+        ]
+        for row in report["rows"]
+        if row["sparsity"] == 0.9 and row["granularity"] == "element"
+    ]
+    head = ["generator, 90 %", "threads", "best dense, ms", "drop-in layers, ms", "engine, ms", "faster"]
+    head += [_target(report["isa"]), "holds", "memory, MB"]
+    return markdown(head, rows, _bench(report))
+
+
+def generators(report: Report) -> str:
+    """Whole generators against the best dense engine: a row each."""
+    rows = []
+    for row in report["rows"]:
+        latency, limits, memory = row["latency_ms"], row["limits"], row["memory"]
+        asked = [f"{name} {limit['value']:.2f}" for name, limit in limits.items() if limit["holds"] is False]
+        rows.append(
+            [
+                row["generator"],
+                f"{row['sparsity']:.0%}" + ("" if row["granularity"] == "element" else f" {row['granularity']}"),
+                str(row["threads"]),
+                f"{_ms(row['dense_ms'][row['best_dense']], row['best_dense_quartiles_ms'])} ({row['best_dense']})",
+                _ms(row["layers_ms"], row["layers_quartiles_ms"]),
+                _ms(row["sparse_ms"], row["sparse_quartiles_ms"]),
+                f"{row['ratio']:.1f}x",
+                "-" if row["target"] is None else f"{row['target']:.2f}x",
+                _holds(row),
+                f"{latency['p50']:.1f} / {latency['p95']:.1f} / {latency['p99']:.1f}",
+                f"{memory['engine'] / 1e6:.0f} of {memory[row['best_dense']] / 1e6:.0f}",
+                f"{row['outside']:.0%}",
+                f"{row['first_call_s']:.2f}",
+                f"{row['gflops']:.0f} ({row['peak_share']:.0%})",
+                ", ".join(asked) or "-",
+            ]
+        )
+    head = ["generator", "sparsity", "threads", "best dense, ms", "drop-in layers, ms", "engine, ms", "faster"]
+    head += [_target(report["isa"]), "holds", "p50 / p95 / p99, ms", "memory, MB", "outside multiplications"]
+    head += ["first call, s", "GFLOP/s on kept weights (of peak)", "short besides"]
+    return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "bench_layers": ("layers", against_dense),
@@ -375,6 +428,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "tasks": ("tasks", tasks),
     "drift": ("tasks", drift),
     "compression_step": ("compression_step", compression_step),
+    "generators": ("generators", generators),
+    "bench_generators": ("generators", short_generators),
 }
 
 

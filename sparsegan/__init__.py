@@ -8,6 +8,7 @@ from . import allocation, gans, ops, prune, reference
 from .checkpoint import CheckpointError, load, save
 from .compress import Compressor
 from .engine import Engine, optimize_for_inference
+from .export import export_onnx
 from .macs import count_macs, training_bytes
 from .nn import SparseConv2d, SparseConvTranspose2d
 from .profiling import profile, tune
@@ -26,6 +27,7 @@ __all__ = [
     "allocation",
     "count_macs",
     "densify",
+    "export_onnx",
     "gans",
     "load",
     "ops",

@@ -186,6 +186,7 @@ def time_generator(job: GeneratorJob, seconds: float) -> Row:
         dense, sparse, inputs = both_generators(job)
         start = time.perf_counter()
         engine = optimize_for_inference(sparse, inputs)
+        assert isinstance(engine, Engine)  # and none for a GPU
         engine(*inputs)
         first_call = time.perf_counter() - start
         with torch.inference_mode():
