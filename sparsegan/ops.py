@@ -184,6 +184,12 @@ def _(
     return torch.empty((support.shape[0] * geometry[-1] * geometry[-2],), dtype=x.dtype, device=x.device)
 
 
+@torch.library.register_fake("sparsegan::gather_fused")
+@torch.library.register_fake("sparsegan::pointwise")
+def _(*args: Any) -> None:
+    """They write into what they are given."""
+
+
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, _bias, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size, *padding, ctx.slope = inputs
     ctx.padding_mode, ctx.pad_before = padding
