@@ -102,6 +102,7 @@ struct Columns {
   bool lane_whole[L];     // this lane is
   Vec<Int, L> inside[L];  // which of its elements are
   int64_t elements[L];    // how many of the first elements the tensor has
+  int32_t from[L][L];     // [element][lane]: the tensor's column that stands there; -1 for a zero
 
   SPARSEGAN_INLINE void set(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
     const auto number = lanes<T, L>([](int i) { return i; });
@@ -119,6 +120,7 @@ struct Columns {
       const int64_t begin = clamp(-column[i], 0, L), end = clamp(f.width - column[i], 0, L);
       inside[i] = (number >= static_cast<Int>(begin)) & (number < static_cast<Int>(end));
       elements[i] = clamp(f.width - column[i], 0, count);
+      for (int64_t e = 0; e < L; ++e) from[e][i] = static_cast<int32_t>(padded(column[i] + e, f.width, f.padding));
     }
   }
 };
@@ -151,7 +153,9 @@ SPARSEGAN_INLINE Vec<T, L> activated(Vec<T, L> z, T slope) {
 // A channel's prologue, a lane each.
 template <class T, int L, bool Any>
 struct Change {
-  T scale[L], shift[L], slope = T(1);
+  alignas(64) T scale[L];
+  alignas(64) T shift[L];
+  T slope = T(1);
 
   SPARSEGAN_INLINE Change(const Prologue& p, const LaneTile (&tile)[L], int64_t used, int64_t channel) {
     if constexpr (Any) {
@@ -164,30 +168,59 @@ struct Change {
     }
   }
 
-  // Of consecutive elements of lane i, and of one.
+  // Of elements of lane i.
   SPARSEGAN_INLINE Vec<T, L> operator()(Vec<T, L> x, int64_t i) const {
     if constexpr (!Any) return x;
-    const Vec<T, L> z = x * broadcast<T, L>(scale[i]) + broadcast<T, L>(shift[i]);
-    return slope == T(1) ? z : activated<T, L>(z, slope);
+    return active(x * broadcast<T, L>(scale[i]) + broadcast<T, L>(shift[i]));
   }
-  SPARSEGAN_INLINE T operator()(T x, int64_t i) const {
+  // Of one element of each lane.
+  SPARSEGAN_INLINE Vec<T, L> operator()(Vec<T, L> x) const {
     if constexpr (!Any) return x;
-    const T z = x * scale[i] + shift[i];
-    return z <= T(0) ? (slope == T(0) ? T(0) : z * slope) : z;
+    return active(x * load<T, L>(scale) + load<T, L>(shift));
   }
+
+ private:
+  SPARSEGAN_INLINE Vec<T, L> active(Vec<T, L> z) const { return slope == T(1) ? z : activated<T, L>(z, slope); }
 };
 
 // A few elements of each lane one by one: where vectors would read outside the tensor, or would hardly be filled.
 template <class IO, class T, int L, bool Any>
-SPARSEGAN_INLINE void pack_elements(const Frame& f, const int64_t (&start)[L], const Columns<T, L>& columns,
+SPARSEGAN_INLINE void pack_elements(const int64_t (&start)[L], const Columns<T, L>& columns,
                                     const Change<T, L, Any>& change, const IO* channel, T* out) {
   for (int64_t e = 0; e < columns.count; ++e) {
+    alignas(64) T element[L];
+    Vec<typename Columns<T, L>::Int, L> in;
     for (int64_t i = 0; i < L; ++i) {
-      int64_t element = columns.column[i] + e;
-      if (!columns.lane_whole[i]) element = padded(element, f.width, f.padding);
-      out[columns.place[e] + i] = start[i] < 0 || element < 0 ? T(0) : change(widen(channel[start[i] + element]), i);
+      const int64_t from = columns.from[e][i];
+      in[i] = start[i] < 0 || from < 0 ? 0 : -1;
+      element[i] = in[i] ? widen(channel[start[i] + from]) : T(0);
+    }
+    store<T, L>(out + columns.place[e], where<T, L>(in, change(load<T, L>(element))));
+  }
+}
+
+// A panel row's lanes at edges of the tensor. Through memory: an index that is not constant would keep all of v there.
+template <class IO, class T, int L, bool Any>
+SPARSEGAN_INLINE void pack_edge(const Frame& f, const int64_t (&start)[L], const Columns<T, L>& columns,
+                                const Change<T, L, Any>& change, const IO* channel, Vec<T, L> (&v)[L]) {
+  alignas(64) T lane[L][L];
+  for (int64_t i = 0; i < L; ++i) {
+    if (start[i] < 0) {
+      store<T, L>(lane[i], Vec<T, L>{});
+      continue;
+    }
+    const IO* const row = channel + start[i];
+    if (columns.lane_whole[i]) {
+      store<T, L>(lane[i], change(load_wide<IO, T, L>(row + columns.column[i]), i));
+    } else if (f.padding == Padding::zeros) {
+      store<T, L>(lane[i], where<T, L>(columns.inside[i], change(load_wide<IO, T, L>(row + columns.column[i]), i)));
+    } else {
+      for (int64_t e = 0; e < L; ++e) lane[i][e] = widen(row[columns.from[e][i]]);
+      store<T, L>(lane[i], change(load<T, L>(lane[i]), i));
     }
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) v[i] = load<T, L>(lane[i]);
 }
 
 // The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
@@ -211,7 +244,7 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
         for (int64_t r = 0; r < rows; ++r, out += f.cols * L) {
           const int64_t (&start)[L] = table.start[r];
           if (!vectors) {
-            pack_elements<IO, T, L, Any>(f, start, columns, change, channel, out);
+            pack_elements<IO, T, L, Any>(start, columns, change, channel, out);
             continue;
           }
           Vec<T, L> v[L];
@@ -230,25 +263,17 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
               v[i] = where<T, L>(columns.inside[i], v[i]);
             }
           } else {
-            for (int i = 0; i < L; ++i) {
-              v[i] = Vec<T, L>{};
-              if (start[i] < 0) continue;
-              read(i);
-              if (columns.lane_whole[i]) continue;
-              v[i] = where<T, L>(columns.inside[i], v[i]);
-              if (f.padding == Padding::zeros) continue;
-              for (int64_t e = 0; e < columns.count; ++e) {
-                if (columns.inside[i][e]) continue;
-                v[i][e] = change(widen(channel[start[i] + padded(columns.column[i] + e, f.width, f.padding)]), i);
-              }
-            }
+            pack_edge<IO, T, L, Any>(f, start, columns, change, channel, v);
           }
           transpose<T, L>(v);
           if (columns.count == L) {
 #pragma GCC unroll 16
             for (int e = 0; e < L; ++e) store<T, L>(out + columns.place[e], v[e]);
           } else {
-            for (int64_t e = 0; e < columns.count; ++e) store<T, L>(out + columns.place[e], v[e]);
+#pragma GCC unroll 16
+            for (int e = 0; e < L; ++e) {
+              if (e < columns.count) store<T, L>(out + columns.place[e], v[e]);
+            }
           }
         }
       }
@@ -347,6 +372,7 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
 #pragma GCC unroll 16
             for (int e = 0; e < L; ++e) v[e] = load<T, L>(in + columns.place[e]);
           } else {
+#pragma GCC unroll 16
             for (int e = 0; e < L; ++e) v[e] = e < columns.count ? load<T, L>(in + columns.place[e]) : Vec<T, L>{};
           }
           if (slope != T(1)) {
@@ -361,7 +387,8 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
               for (int64_t i = 0; i < L; ++i) {
                 in_tensor[i] = static_cast<Int>(start[i] < 0 ? 0 : columns.elements[i]);
               }
-              for (int64_t e = 0; e < columns.count; ++e) found.add(v[e], in_tensor > static_cast<Int>(e));
+#pragma GCC unroll 16
+              for (int e = 0; e < L; ++e) found.add(v[e], in_tensor > static_cast<Int>(e));
             }
           }
           transpose<T, L>(v);
