@@ -31,7 +31,8 @@ class Tracer(fx.Tracer):
     """Runs the example along, so that a forward may look at shapes.
 
     ``node.meta["value"]`` is what came out; of a tensor, one on the meta device: the values themselves live as long as
-    the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel.
+    the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel,
+    ``node.meta["view"]`` whether the result shares memory with an argument.
     """
 
     def __init__(self, root: nn.Module, arguments: Sequence[Any]) -> None:
@@ -57,6 +58,7 @@ class Tracer(fx.Tracer):
         self.running = False
         assert isinstance(proxy, _Shaped)
         proxy.value = value
+        proxy.node.meta["view"] = bool(_memory(value) & _memory((args, kwargs)))
         proxy.node.meta["value"] = fx.node.map_aggregate(value, _without_values)
         if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
             proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
@@ -96,6 +98,19 @@ class _Shaped(fx.Proxy):
 
 def _value(argument: Any) -> Any:
     return argument.value if isinstance(argument, _Shaped) else argument
+
+
+def _memory(values: Any) -> set[int]:
+    """Where the memory of the tensors among some values begins."""
+    found: set[int] = set()
+
+    def add(one: Any) -> Any:
+        if isinstance(one, Tensor) and one.numel():
+            found.add(one.untyped_storage().data_ptr())
+        return one
+
+    fx.node.map_aggregate(values, add)
+    return found
 
 
 def _without_values(one: Any) -> Any:

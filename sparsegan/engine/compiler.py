@@ -58,6 +58,7 @@ class Compiler:
         self.known: dict[fx.Node, Any] = {}  # a Value, a Slot (of anything else), or a constant
         self.gathers: dict[Slot, Gather] = {}
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
+        self.views: set[Slot | Value] = set()  # what torch made of others' memory, and those others: copies here
         result = None
         for node in graph.nodes:
             if node.op == "output":
@@ -166,6 +167,8 @@ class Compiler:
     def _noted(self, node: fx.Node, noted: Value | None, in_place: bool) -> Value | None:
         if noted is not None and in_place:
             held = self._value(node.args[0])
+            if held in self.views or held.slot in self.views:
+                raise Unsafe(f"{node.name} changes in place what shares memory with something else")
             held.become(noted)
             return held
         return noted
@@ -382,6 +385,9 @@ class Compiler:
         if not step.reads:
             return function(*args, **kwargs)
         self.steps.append(step)
+        if node.meta.get("view"):
+            values = [self.known[source] for source in node.all_input_nodes]
+            self.views.update({slot, *(value for value in values if isinstance(value, Value))})
         return self._held(slot, node)
 
 
