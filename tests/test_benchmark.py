@@ -221,7 +221,8 @@ def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
     case = GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 1, target=5)
     held = generators.peak_memory(GeneratorJob(case, 0.9, "element", 1), "torch")
     weights = sum(4 * parameter.numel() for parameter in case.dense().parameters())
-    assert weights < held < 3 * weights
+    # Its weights, activations and what the allocator rounds up to; a whole process would be more than ten times them.
+    assert weights < held < 8 * weights
 
 
 @pytest.mark.usefixtures("small")
