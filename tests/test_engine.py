@@ -202,6 +202,18 @@ class Twice(nn.Module):
         return [self.c(F.leaky_relu(first)), self.d(second), inner + inner, x + y, first]
 
 
+class Frames(nn.Module):
+    """Another batch inside than the inputs have: every second of [N, T, C, H, W] frames is an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.view(2, 3, 3, 3, 11).flatten(0, 1)
+        return self.last(F.relu(self.norm(self.conv(frames)))).unflatten(0, (2, 3))
+
+
 class InPlace(nn.Module):
     """Changes in place what is not understood."""
 
@@ -215,7 +227,7 @@ class InPlace(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("build", [Functional, Wrapped, Twice, InPlace])
+@pytest.mark.parametrize("build", [Functional, Wrapped, Twice, Frames, InPlace])
 def test_other_ways_to_write_a_module(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = trained(build())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..granularity import check_channels, check_granularity, magnitude_mask
+
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,15 @@ class Job:
         }
 
 
+def named(option: str, parts: str, cases: Sequence[Case]) -> list[Case]:
+    """The cases whose name has one of some parts, which commas separate; ``ValueError`` where there is none."""
+    found = [case for case in cases if any(part.strip() in str(case) for part in parts.split(","))]
+    if not found:
+        names = "; ".join(map(str, cases))
+        raise ValueError(f"--{option} is {parts!r}; it must be a part of a name, one of: {names}")
+    return found
+
+
 def jobs(
     layers: str, sparsities: list[float], granularities: list[str], threads: list[int]
 ) -> tuple[list[Job], list[str]]:
@@ -111,11 +124,7 @@ def jobs(
     Raises:
         ValueError: no layer has such a name, or a granularity is not one.
     """
-    parts = [part.strip() for part in layers.split(",")]
-    cases = [case for case in LAYERS if any(part in str(case) for part in parts)]
-    if not cases:
-        names = "; ".join(map(str, LAYERS))
-        raise ValueError(f"--layers is {layers!r}; it must be a part of a layer's name, one of: {names}")
+    cases = named("layers", layers, LAYERS)
     fitting: list[tuple[str, LayerCase]] = []
     left_out = []
     for granularity, case in product(map(check_granularity, granularities), cases):

@@ -32,7 +32,7 @@ from ..granularity import check_channels, check_granularity, magnitude_mask
 from ..macs import count_macs
 from ..profiling import interleaved_times
 from ..prune import sparsify
-from .cases import TARGET_SHARE
+from .cases import TARGET_SHARE, named
 from .engines import Engine as Call
 from .engines import Inputs, against_dense, dense_engines, makers, output_of
 from .layers import check_same
@@ -117,11 +117,7 @@ def generator_jobs(
     Raises:
         ValueError: no generator has such a name, or a granularity is not one.
     """
-    parts = [part.strip() for part in generators.split(",")]
-    cases = [case for case in GENERATORS if any(part in str(case) for part in parts)]
-    if not cases:
-        names = "; ".join(map(str, GENERATORS))
-        raise ValueError(f"--generators is {generators!r}; it must be a part of a generator's name, one of: {names}")
+    cases = named("generators", generators, GENERATORS)
     rows = product(threads, sparsities, map(check_granularity, granularities), cases)
     return [GeneratorJob(case, sparsity, units, count) for count, sparsity, units, case in rows]
 

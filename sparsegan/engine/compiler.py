@@ -34,7 +34,6 @@ class Program:
     steps: list[Step]
     inputs: list[Slot]
     result: Any
-    images: int
 
 
 class Compiler:
@@ -65,8 +64,7 @@ class Compiler:
                 result = fx.node.map_arg(node.args[0], self._output)
             else:
                 self.known[node] = self._follow(node)
-        images = next((slot.shape[0] for slot in self.inputs if slot.shape), 1)
-        self.compiled = Program(self.steps, self.inputs, result, images)
+        self.compiled = Program(self.steps, self.inputs, result)
 
     # ------------------------------------------------------------------ nodes
 
@@ -205,7 +203,7 @@ class Compiler:
     def instance_norm(self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, name: str) -> Value:
         channels = value.slot.shape[1]
         rows = [None if p is None else self._row(p, channels) for p in (weight, bias)]
-        norm = Norm(rows[0], rows[1], eps, Affine(channels))
+        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
         if not value.raw:
             self._written(value)
         gather = self.gathers.get(value.slot)

@@ -21,9 +21,6 @@ from .memory import Layout, Memory, plan_arena
 from .steps import Step, Torch
 from .values import Slot
 
-#: Parts of the time of a gather that are not multiplications.
-AROUND = ("packing", "unpacking", "ordering values")
-
 
 def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> Engine | GpuEngine:
     """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
@@ -75,7 +72,6 @@ class Compiled:
     program: Program
     layout: Layout
     free: list[tuple[Memory, list[Any]]]
-    memories: int = 0
 
 
 class Engine:
@@ -159,12 +155,11 @@ class Engine:
         step = Torch(
             name=name, why=f"the whole model runs in torch: {why}", function=self.model, args=tuple(slots), y=y
         )
-        return Program([step], slots, y, 1)
+        return Program([step], slots, y)
 
     def _bind(self, compiled: Compiled) -> tuple[Memory, list[Any]]:
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
-        memory = Memory(compiled.layout, compiled.program.images, dtype)
-        compiled.memories += 1
+        memory = Memory(compiled.layout, dtype)
         return memory, [step.bind(memory) for step in compiled.program.steps]
 
     def _enter(self, program: Program, memory: Memory, inputs: tuple[Any, ...]) -> None:

@@ -61,14 +61,9 @@ class Layers:
         if name not in self._layers:
             dense_class = nn.ConvTranspose2d if transposed else nn.Conv2d
             groups = options.get("groups", 1)
-            inside, outside = (
-                (weight.shape[0], weight.shape[1] * groups)
-                if transposed
-                else (
-                    weight.shape[1] * groups,
-                    weight.shape[0],
-                )
-            )
+            outside, inside = weight.shape[0], weight.shape[1] * groups
+            if transposed:
+                outside, inside = inside, outside
             kernel: Any = tuple(weight.shape[2:])
             module = nn.utils.skip_init(dense_class, inside, outside, kernel, bias=bias is not None, **options)
             module.weight = nn.Parameter(weight.detach())

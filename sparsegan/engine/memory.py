@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +76,10 @@ def plan_arena(steps: Sequence[Step]) -> Layout:
 class Memory:
     """One run's tensors. Runs at the same time each have their own."""
 
-    def __init__(self, layout: Layout, images: int, map_dtype: torch.dtype) -> None:
+    def __init__(self, layout: Layout, map_dtype: torch.dtype) -> None:
         self.arena = torch.empty(layout.bytes, dtype=torch.uint8)
         self.outside: dict[Slot, Any] = {}
-        self._layout, self._images, self._map_dtype = layout, images, map_dtype
+        self._layout, self._map_dtype = layout, map_dtype
         self._views: dict[Slot, Tensor] = {}
         self._maps: dict[Affine, tuple[Tensor, Tensor]] = {}
 
@@ -112,7 +111,7 @@ class Memory:
                 assert shift is not None
                 found = tuple(whole.narrow(1, affine.offset, affine.channels) for whole in (scale, shift))
             else:
-                found = tuple(torch.empty(self._images, affine.channels, dtype=self._map_dtype) for _ in range(2))
+                found = tuple(torch.empty(affine.images, affine.channels, dtype=self._map_dtype) for _ in range(2))
             self._maps[affine] = (found[0], found[1])
             for part in affine.parts:
                 self.maps(part)
@@ -123,11 +122,6 @@ class Memory:
     def prologue(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """scale, shift and slope of a value, as the ops take them."""
         return (*self.maps(value.affine), value.slope)
-
-    def bytes(self) -> int:
-        """Of the arena and of the maps."""
-        maps = sum(2 * math.prod(s.shape) * s.itemsize for a, (s, _) in self._maps.items() if a.parent is None)
-        return self.arena.numel() + maps
 
     def forget(self) -> None:
         """Lets go of a run's inputs and results."""

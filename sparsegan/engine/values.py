@@ -46,6 +46,7 @@ class Slot:
 class Affine:
     """scale and shift, ``[N, C]`` each: what a norm finds in a run, or numbers (`constant`, ``[C]`` each)."""
 
+    images: int
     channels: int
     constant: tuple[Tensor, Tensor] | None = None
     parent: Affine | None = None
@@ -102,7 +103,7 @@ class Value:
                 return None
             before = self.affine.constant
             scale, shift = before[0] * scale, before[1] * scale + shift
-        return replace(self, affine=Affine(len(scale), (scale, shift)))
+        return replace(self, affine=Affine(self.slot.shape[0], len(scale), (scale, shift)))
 
 
 def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
@@ -115,13 +116,14 @@ def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
         slope = torch.cat([one if p.slope is None else p.slope for p, one in zip(parts, ones, strict=True)])
     if all(part.affine is None for part in parts):
         return None, slope
-    whole, offset = Affine(sum(channels)), 0
+    images, offset = parts[0].slot.shape[0], 0
+    whole = Affine(images, sum(channels))
     for part, count in zip(parts, channels, strict=True):
         known = part.affine
         if known is None:
-            known = Affine(count, (torch.ones(count), torch.zeros(count)))
+            known = Affine(images, count, (torch.ones(count), torch.zeros(count)))
         elif known.constant is not None:  # which other values may have too
-            known = Affine(count, known.constant)
+            known = Affine(images, count, known.constant)
         known.parent, known.offset = whole, offset
         whole.parts.append(known)
         offset += count
