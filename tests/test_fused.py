@@ -105,7 +105,7 @@ def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool) -> None:
     check(replace(p, adjoint=False, geometry=geometry), shuffle, True, True, norm)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_many_tiles_and_threads(isa: str, threads: int) -> None:
     """Statistics of many tiles and groups, cut for threads in both ways."""
     g = replace(SMALL.geometry, coarse_channels=12, groups=1, kernel=(3, 3), dilation=(1, 1), padding=(1, 1))

@@ -580,9 +580,12 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   const Setup s = prepare(c, true);
   const PlanView& plan = *c.plan;
   const int64_t groups = s.tiling.groups, threads = std::max<int64_t>(1, team.threads);
-  // Groups are independent; a thread takes whole groups with panels of its own unless that leaves threads idle.
-  const bool by_group = threads == 1 || groups % threads == 0 || groups >= 4 * threads;
-  const int64_t panels = by_group ? std::min(threads, groups) : 1;
+  // Groups are independent: a thread takes whole ones, with panels of its own. Those that are left are cut by targets,
+  // and packed by each of a few threads: sharing a panel would pass it from core to core, which takes longer.
+  constexpr int64_t kMany = 4;
+  const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
+  const bool share_panels = left > 0 && threads >= kMany * left;
+  const int64_t panels = left > 0 ? threads : std::min(threads, groups);
   Clock clock(part_nanoseconds.order);
 
   Layout layout;
@@ -630,26 +633,34 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
       }
     }
   };
-  if (by_group) {
-    share(team, panels, groups, [&](int64_t g, int64_t worker) {
-      char* const x_panel = base + x_at + worker * x_bytes;
-      char* const y_panel = base + y_at + worker * y_bytes;
-      pack(g, 0, s.x.channels, x_panel);
-      compute(x_panel, y_panel, 0, plan.shape.targets);
-      unpack(g, 0, plan.shape.targets, y_panel);
+  const int64_t parts = kPieces * threads;
+  const std::vector<int64_t> cuts = balance(plan, parts, plan.shape.target_phases * c.shuffle * c.shuffle);
+  struct Piece {
+    int64_t group, first, last;
+  };
+  std::vector<Piece> pieces;
+  for (int64_t g = 0; g < groups - left; ++g) pieces.push_back({g, 0, plan.shape.targets});
+  for (int64_t i = 0; i < left * parts && !share_panels; ++i) {
+    pieces.push_back({groups - left + i / parts, cuts[i % parts], cuts[i % parts + 1]});
+  }
+  std::vector<int64_t> packed(panels, -1);
+  share(team, panels, std::ssize(pieces), [&](int64_t i, int64_t worker) {
+    char* const x_panel = base + x_at + worker * x_bytes;
+    char* const y_panel = base + y_at + worker * y_bytes;
+    const auto [group, first, last] = pieces[i];
+    if (packed[worker] != group) pack(group, 0, s.x.channels, x_panel);
+    packed[worker] = group;
+    compute(x_panel, y_panel, first, last);
+    unpack(group, first, last, y_panel);
+  });
+  for (int64_t g = groups - left; g < groups && share_panels; ++g) {
+    share(team, threads, parts, [&](int64_t i, int64_t) {
+      pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, base + x_at);
     });
-  } else {
-    const int64_t pieces = kPieces * threads;
-    const std::vector<int64_t> cuts = balance(plan, pieces, plan.shape.target_phases * c.shuffle * c.shuffle);
-    for (int64_t g = 0; g < groups; ++g) {
-      share(team, threads, pieces, [&](int64_t i, int64_t) {
-        pack(g, s.x.channels * i / pieces, s.x.channels * (i + 1) / pieces, base + x_at);
-      });
-      share(team, threads, pieces, [&](int64_t i, int64_t) {
-        compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
-        unpack(g, cuts[i], cuts[i + 1], base + y_at);
-      });
-    }
+    share(team, threads, parts, [&](int64_t i, int64_t) {
+      compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
+      unpack(g, cuts[i], cuts[i + 1], base + y_at);
+    });
   }
   if (moments) {
     split(team, std::min(threads, s.y.channels), s.y.channels, [&](int64_t first, int64_t last) {
