@@ -37,6 +37,8 @@ _wgrad = torch.ops.sparsegan.wgrad.default
 
 #: What may lie around ``x``; an op's number for each is its place.
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+#: What may be done to the outputs of the engine's ops; an op gets the index.
+CURVES = ("none", "tanh", "sigmoid")
 
 
 def gather(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsegan import reference
-from sparsegan.ops import PADDING_MODES
+from sparsegan.ops import CURVES, PADDING_MODES
 
 gather_fused = torch.ops.sparsegan.gather_fused.default
 pointwise = torch.ops.sparsegan.pointwise.default
@@ -55,6 +55,7 @@ def arguments(p: Problem, shuffle: int = 1, dtype: torch.dtype = torch.float64) 
         "padding_mode": PADDING_MODES.index(p.padding_mode),
         "pad_before": list(p.pad_before),
         "negative_slope": 1.0,
+        "curve": 0,
         "shuffle": shuffle,
         "norm_weight": of_norm[0],
         "norm_bias": of_norm[1],
@@ -65,8 +66,12 @@ def arguments(p: Problem, shuffle: int = 1, dtype: torch.dtype = torch.float64) 
     }
 
 
-def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool) -> None:
-    given_arguments = arguments(p, shuffle)
+def bent(x: Tensor, curve: str) -> Tensor:
+    return x if curve == "none" else getattr(torch, curve)(x)
+
+
+def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve: str = "none") -> None:
+    given_arguments = arguments(p, shuffle) | {"curve": CURVES.index(curve)}
     if not affine:
         given_arguments.update(scale=None, shift=None)
     if not slope:
@@ -80,7 +85,7 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool) -> No
     expected = reference.gather(
         x, a["values"], a["bias"], a["support"], p.geometry, p.adjoint, p.y_shape[1:], *p.padding
     )
-    expected = F.pixel_shuffle(expected, shuffle)
+    expected = bent(F.pixel_shuffle(expected, shuffle), curve)
     assert_exact(a["y"], expected)
     if norm:
         variance, mean = torch.var_mean(expected, (2, 3), correction=0)
@@ -92,17 +97,17 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool) -> No
         assert torch.equal(whole[:, part], around[:, part])
 
 
-@given(problems(), st.booleans(), st.booleans(), st.booleans())
-def test_gather_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool) -> None:
-    check(p, 1, affine, slope, norm)
+@given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(CURVES))
+def test_gather_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, curve: str) -> None:
+    check(p, 1, affine, slope, norm, curve)
 
 
-@given(problems(), st.integers(2, 3), st.booleans())
-def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool) -> None:
+@given(problems(), st.integers(2, 3), st.booleans(), st.sampled_from(CURVES))
+def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool, curve: str) -> None:
     g = p.geometry
     channels = g.coarse_channels * shuffle**2
     geometry = replace(g, coarse_channels=channels, coarse_vector=1, fine_vector=1)
-    check(replace(p, adjoint=False, geometry=geometry), shuffle, True, True, norm)
+    check(replace(p, adjoint=False, geometry=geometry), shuffle, True, True, norm, curve)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -138,8 +143,22 @@ def test_infinities_and_nan(isa: str, slope: float) -> None:
     x = torch.randn(1, 1, 3, 9)
     x[0, 0, 1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     y = torch.empty_like(x)
-    pointwise(x, None, None, torch.tensor([slope]), None, None, None, None, 1, y)
+    pointwise(x, None, None, torch.tensor([slope]), None, None, None, None, 0, 1, y)
     torch.testing.assert_close(y, F.leaky_relu(x, slope) if slope else x.relu(), equal_nan=True)
+
+
+@pytest.mark.parametrize("curve", ["tanh", "sigmoid"])
+def test_curves_in_single_precision(isa: str, curve: str) -> None:
+    """Within 3 roundings of the value, small and large ones, both signs; infinities, NaN."""
+    sizes = torch.logspace(-30, 1.93, 20000, dtype=torch.float64).float()
+    ends = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan, 86.0, -86.0])
+    x = torch.cat([sizes, -sizes, ends]).reshape(1, 1, 1, -1)
+    y = torch.empty_like(x)
+    pointwise(x, None, None, None, None, None, None, None, CURVES.index(curve), 1, y)
+    expected = bent(x.double(), curve)
+    close = expected.abs() > 1e-37  # beyond, sigmoid is flat
+    torch.testing.assert_close(y.double()[close], expected[close], rtol=3 * 2.0**-23, atol=0)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=3 * 2.0**-23, equal_nan=True)
 
 
 @given(
@@ -147,10 +166,11 @@ def test_infinities_and_nan(isa: str, slope: float) -> None:
     st.integers(1, 3),
     st.booleans(),
     st.booleans(),
+    st.sampled_from(CURVES),
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pointwise(
-    isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int], repeat: int, add: bool, plain: bool
+    isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int], repeat: int, add: bool, plain: bool, curve: str
 ) -> None:
     n, c, h, w = shape
     maps = torch.float64 if dtype == torch.float64 else torch.float32
@@ -165,9 +185,9 @@ def test_pointwise(
     expected = changed(a[0].to(maps), (a[1], a[2]), a[3])
     if b[0] is not None:
         expected = expected + changed(b[0].to(maps), (b[1], b[2]), b[3])
-    expected = expected.repeat_interleave(repeat, 2).repeat_interleave(repeat, 3).to(dtype)
+    expected = bent(expected, curve).repeat_interleave(repeat, 2).repeat_interleave(repeat, 3).to(dtype)
     y = beside((n, c, h * repeat, w * repeat), 0, 2, torch.float64).to(dtype) if repeat > 1 else a[0]  # or over a
-    pointwise(*a, *b, repeat, y)
+    pointwise(*a, *b, CURVES.index(curve), repeat, y)
     torch.testing.assert_close(y, expected)
 
 
@@ -191,6 +211,7 @@ BAD = {
     "y_scale and y_shift go together": {"y_shift": None},
     "rows of their own": {f"y_{one}": torch.zeros(4, dtype=torch.float64).expand(2, 4) for one in ("scale", "shift")},
     "negative_slope is 2": {"negative_slope": 2.0},
+    "curve is 3": {"curve": 3},
     "padding_mode is 4": {"padding_mode": 4},
     "plan: it has 3 numbers where 5 are expected": {"plan": torch.zeros(3, dtype=torch.int32)},
     "norm_weight must have an entry": {"norm_weight": torch.zeros(1, dtype=torch.float64)},
@@ -217,7 +238,9 @@ def test_bad_pointwise_calls_are_refused() -> None:
         (torch.zeros(2, 3, 4, 4).double(), torch.zeros(2, 3, 4, 4), 1, "other has another dtype"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            pointwise(x, *nothing, other, *nothing, repeat, y)
+            pointwise(x, *nothing, other, *nothing, 0, repeat, y)
+    with pytest.raises(RuntimeError, match="curve is -1; it must be 0"):
+        pointwise(x, *nothing, None, *nothing, -1, 1, x)
 
 
 def test_opcheck() -> None:
@@ -225,5 +248,5 @@ def test_opcheck() -> None:
     torch.library.opcheck(gather_fused, tuple(a.values()), test_utils=("test_schema", "test_faketensor"))
     x, y = torch.randn(2, 3, 4, 4), torch.empty(2, 3, 4, 4)
     nothing = (None, None, None)
-    opcheck = (x, *nothing, x.clone(), *nothing, 1, y)
+    opcheck = (x, *nothing, x.clone(), *nothing, 0, 1, y)
     torch.library.opcheck(pointwise, opcheck, test_utils=("test_schema", "test_faketensor"))

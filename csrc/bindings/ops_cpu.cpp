@@ -108,7 +108,7 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
   sparsegan::check_gather(x, values, output_size, negative_slope);
   Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1], output_size[2],
             padding_mode, pad_before);
-  call.conv.negative_slope = negative_slope;
+  call.conv.epilogue.negative_slope = negative_slope;
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
@@ -160,12 +160,19 @@ sparsegan::Prologue prologue(const char* op, const Tensor& x, const std::optiona
   return p;
 }
 
+sparsegan::Curve checked_curve(const char* op, int64_t curve) {
+  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kCurves, "sparsegan::", op, ": curve is ", curve,
+                  "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
+  return static_cast<sparsegan::Curve>(curve);
+}
+
 void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                   const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
                   const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
-                  int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t shuffle,
-                  const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
-                  const Tensor& y, const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift) {
+                  int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t curve,
+                  int64_t shuffle, const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                  double eps, const Tensor& y, const std::optional<Tensor>& y_scale,
+                  const std::optional<Tensor>& y_shift) {
   const char* const op = "gather_fused";
   dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
@@ -188,7 +195,7 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
   c.x_image_stride = image_stride(op, "x", x);
   c.y_image_stride = image_stride(op, "y", y);
   c.prologue = prologue(op, x, scale, shift, slope);
-  c.negative_slope = negative_slope;
+  c.epilogue = {negative_slope, checked_curve(op, curve)};
   c.shuffle = shuffle;
   STD_TORCH_CHECK(y_scale.has_value() == y_shift.has_value(), "sparsegan::", op, ": y_scale and y_shift go together");
   if (y_scale) {
@@ -209,7 +216,7 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
 void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                const std::optional<Tensor>& slope, const std::optional<Tensor>& other,
                const std::optional<Tensor>& other_scale, const std::optional<Tensor>& other_shift,
-               const std::optional<Tensor>& other_slope, int64_t repeat, const Tensor& y) {
+               const std::optional<Tensor>& other_slope, int64_t curve, int64_t repeat, const Tensor& y) {
   const char* const op = "pointwise";
   const DType dtype = dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
@@ -227,8 +234,8 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
     b = {other->const_data_ptr(), image_stride(op, "other", *other),
          prologue(op, *other, other_scale, other_shift, other_slope)};
   }
-  sparsegan::pointwise(dtype, a, other ? &b : nullptr, x.size(0), x.size(1), x.size(2), x.size(3), repeat,
-                       y.mutable_data_ptr(), image_stride(op, "y", y), torch_team());
+  sparsegan::pointwise(dtype, a, other ? &b : nullptr, checked_curve(op, curve), x.size(0), x.size(1), x.size(2),
+                       x.size(3), repeat, y.mutable_data_ptr(), image_stride(op, "y", y), torch_team());
 }
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,

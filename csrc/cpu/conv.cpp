@@ -613,7 +613,7 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     const auto channel = [&](int64_t target) {
       return target / plan.shape.target_phases * plan.shape.width / (c.shuffle * c.shuffle);
     };
-    s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.negative_slope,
+    s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.epilogue,
                         moments ? base + moments_at + group * moments : nullptr, y);
   };
   // A register tile's outputs of some targets stay in the second-level cache while the source blocks add to them.
@@ -654,9 +654,8 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
     unpack(group, first, last, y_panel);
   });
   for (int64_t g = groups - left; g < groups && share_panels; ++g) {
-    share(team, threads, parts, [&](int64_t i, int64_t) {
-      pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, base + x_at);
-    });
+    share(team, threads, parts,
+          [&](int64_t i, int64_t) { pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, base + x_at); });
     share(team, threads, parts, [&](int64_t i, int64_t) {
       compute(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
       unpack(g, cuts[i], cuts[i + 1], base + y_at);
@@ -735,8 +734,8 @@ Cycles gather_cycles(const ConvCall& c) {
   return tiling_cycles(problem, choose_tiling(problem));
 }
 
-void pointwise(DType dtype, const Operand& a, const Operand* b, int64_t images, int64_t channels, int64_t height,
-               int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team) {
+void pointwise(DType dtype, const Operand& a, const Operand* b, Curve curve, int64_t images, int64_t channels,
+               int64_t height, int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team) {
   const Kernels& k = kernels();
   const int64_t element = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
   const int64_t area = height * width;
@@ -759,7 +758,7 @@ void pointwise(DType dtype, const Operand& a, const Operand* b, int64_t images, 
       const Plane own = plane(a, image, channel);
       const Plane other = b ? plane(*b, image, channel) : Plane{};
       char* const out = static_cast<char*>(y) + (image * y_image_stride + channel * area * repeat * repeat) * element;
-      k.pointwise[static_cast<int>(dtype)](own, b ? &other : nullptr, height, width, repeat, out);
+      k.pointwise[static_cast<int>(dtype)](own, b ? &other : nullptr, curve, height, width, repeat, out);
     }
   });
 }

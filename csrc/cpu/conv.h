@@ -42,10 +42,10 @@ struct ConvCall {
   int64_t pad_before_h = 0, pad_before_w = 0;      // of it before x; the geometry's padding is then 0
   int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: images lie side by side
   // What only gather does:
-  Prologue prologue = {};     // of x
-  double negative_slope = 1;  // y's elements that are not above 0 are multiplied by it
-  Norm norm = {};             // of y, after that
-  int64_t shuffle = 1;        // PixelShuffle: y has channels / shuffle^2, each as many times higher and wider
+  Prologue prologue = {};  // of x
+  Epilogue epilogue = {};  // of y
+  Norm norm = {};          // of y, after that
+  int64_t shuffle = 1;     // PixelShuffle: y has channels / shuffle^2, each as many times higher and wider
 };
 
 // y = bias + gather(x, values), changed as the call says; every element of y is written. bias [target channels] may be
@@ -74,10 +74,11 @@ struct Operand {
   Prologue prologue;
 };
 
-// y = a, or a + b where b is not null, each by its own prologue; nearest upsampling by `repeat` in both directions.
+// y = a, or a + b where b is not null, each by its own prologue, then the curve; nearest upsampling by `repeat` in both
+// directions.
 // y may be a's or b's own memory where repeat is 1.
-void pointwise(DType dtype, const Operand& a, const Operand* b, int64_t images, int64_t channels, int64_t height,
-               int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team);
+void pointwise(DType dtype, const Operand& a, const Operand* b, Curve curve, int64_t images, int64_t channels,
+               int64_t height, int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team);
 
 // Nanoseconds that all threads have spent in gather's parts since the process began.
 struct PartTimes {

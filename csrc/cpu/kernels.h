@@ -54,6 +54,16 @@ struct Prologue {
   bool any() const { return scale || slope; }
 };
 
+// What may be done to an output at the end.
+enum class Curve { none = 0, tanh = 1, sigmoid = 2 };
+constexpr int kCurves = 3;
+
+// What outputs become on the way out of a kernel: z * negative_slope where z is not above 0, then the curve.
+struct Epilogue {
+  double negative_slope = 1;
+  Curve curve = Curve::none;
+};
+
 // What unpack finds out of each lane's tile in a channel: [channel][kMoments][lane] of the panel's type. How many
 // elements, their mean, and the sum of their squared distances from it.
 constexpr int kMoments = 3;
@@ -102,10 +112,10 @@ struct Kernels {
   // tensor -> all panel planes of channels [first, last) of a group. Panel type follows tensor type.
   void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const Prologue&,
                              const void* tensor, void* panel);
-  // panel planes of channels [first, last) of a group -> tensor, where the tensor has elements; what is not above 0 is
-  // multiplied by negative_slope on the way. moments: see kMoments, added to; null where nobody asks.
+  // panel planes of channels [first, last) of a group -> tensor, where the tensor has elements. moments: see kMoments,
+  // of what is written, added to; null where nobody asks.
   void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
-                               const void* panel, double negative_slope, void* moments, void* tensor);
+                               const void* panel, const Epilogue&, void* moments, void* tensor);
 
   // out[i] = support[i] - base, and the largest of these as unsigned numbers.
   uint32_t (*codes)(const int32_t* support, int64_t count, int32_t base, uint16_t* out);
@@ -126,10 +136,10 @@ struct Kernels {
   void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
                                           const void* gy, const void* x, void* dv);
 
-  // y = a's elements, each by its prologue, plus b's where b is not null; a row of `width` elements repeated `repeat`
-  // times in both directions. One plane of one image and channel.
-  void (*pointwise[kTensorTypes])(const Plane& a, const Plane* b, int64_t height, int64_t width, int64_t repeat,
-                                  void* y);
+  // y = a's elements, each by its prologue, plus b's where b is not null, then the curve; a row of `width` elements
+  // repeated `repeat` times in both directions. One plane of one image and channel.
+  void (*pointwise[kTensorTypes])(const Plane& a, const Plane* b, Curve curve, int64_t height, int64_t width,
+                                  int64_t repeat, void* y);
 
   // Runs kFmaChains * iterations vector FMAs on registers: the peak that a kernel's share is measured against.
   float (*fma)(int64_t iterations);

@@ -6,6 +6,7 @@
 // phase is every `stride`-th row and column.
 #pragma once
 
+#include "curve.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -348,10 +349,23 @@ struct Moments {
   }
 };
 
+// Through memory, as in pack_edge, and with one copy of the code.
+template <class T, int L>
+SPARSEGAN_INLINE void curve_all(Vec<T, L> (&v)[L], Curve curve) {
+  alignas(64) T element[L][L];
+#pragma GCC unroll 16
+  for (int e = 0; e < L; ++e) store<T, L>(element[e], v[e]);
+#pragma GCC unroll 1
+  for (int e = 0; e < L; ++e) store<T, L>(element[e], curved<T, L>(load<T, L>(element[e]), curve));
+#pragma GCC unroll 16
+  for (int e = 0; e < L; ++e) v[e] = load<T, L>(element[e]);
+}
+
 // The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
 template <class IO, class T, int L, bool WithMoments>
 void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
-                 int64_t first, int64_t last, const T* panel, T slope, T* moments, IO* y) {
+                 int64_t first, int64_t last, const T* panel, const Epilogue& epilogue, T* moments, IO* y) {
+  const T slope = static_cast<T>(epilogue.negative_slope);
   using Int = typename IntOf<sizeof(T)>::type;
   const RowTable<L> table(f, tile, used, phase, row, rows);
   ColumnTable<T, L> column_table;
@@ -379,6 +393,7 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
 #pragma GCC unroll 16
             for (int e = 0; e < L; ++e) v[e] = activated<T, L>(v[e], slope);
           }
+          if (epilogue.curve != Curve::none) curve_all<T, L>(v, epilogue.curve);
           if constexpr (WithMoments) {
             if (full && table.whole[r]) {
               found.add(v);
@@ -410,14 +425,14 @@ void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_
 
 template <class IO, class T, int L>
 void unpack(const Frame& f, const Tiling& tiling, int64_t group, int64_t first, int64_t last, const void* panel,
-            double negative_slope, void* moments, void* tensor) {
+            const Epilogue& epilogue, void* moments, void* tensor) {
   LaneTile tile[L];
   const int64_t used = lane_tiles<L>(f, tiling, group, tile);
   const auto rows = moments ? &unpack_rows<IO, T, L, true> : &unpack_rows<IO, T, L, false>;
   for (int64_t phase = 0; phase < f.phases_h; ++phase) {
     for (int64_t row = 0; row < f.rows; row += kTableRows) {
       rows(f, tile, used, phase, row, smaller(kTableRows, f.rows - row), first, last, static_cast<const T*>(panel),
-           static_cast<T>(negative_slope), static_cast<T*>(moments), static_cast<IO*>(tensor));
+           epilogue, static_cast<T*>(moments), static_cast<IO*>(tensor));
     }
   }
 }

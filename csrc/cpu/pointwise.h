@@ -1,7 +1,8 @@
-// pointwise: one plane of a tensor, or the sum of two, each by its own affine map and activation, on the way to
-// another.
+// pointwise: one plane of a tensor, or the sum of two, each by its own affine map and activation, and a curve over the
+// result, on the way to another.
 #pragma once
 
+#include "curve.h"
 #include "kernels.h"
 #include "panel.h"
 #include "vec.h"
@@ -35,7 +36,8 @@ struct Mapped {
 
 // Sum: of a and b; else a alone. y may be a's or b's own plane where nothing is repeated.
 template <class IO, class T, int L, bool Sum>
-void pointwise_rows(const Plane& a_plane, const Plane& b_plane, int64_t rows, int64_t width, int64_t repeat, IO* y) {
+void pointwise_rows(const Plane& a_plane, const Plane& b_plane, Curve curve, int64_t rows, int64_t width,
+                    int64_t repeat, IO* y) {
   const Mapped<IO, T, L> a(a_plane), b(b_plane);
   for (int64_t row = 0; row < rows; ++row) {
     IO* const out = y + row * width * repeat * repeat;
@@ -43,6 +45,7 @@ void pointwise_rows(const Plane& a_plane, const Plane& b_plane, int64_t rows, in
       const int64_t count = smaller(L, width - i);
       Vec<T, L> z = a(row * width + i, count);
       if constexpr (Sum) z += b(row * width + i, count);
+      z = curved<T, L>(z, curve);
       if (repeat == 1) {
         store_some<IO, T, L>(out + i, z, count);
         continue;
@@ -58,12 +61,12 @@ void pointwise_rows(const Plane& a_plane, const Plane& b_plane, int64_t rows, in
 }
 
 template <class IO, class T, int L>
-void pointwise(const Plane& a, const Plane* b, int64_t height, int64_t width, int64_t repeat, void* y) {
+void pointwise(const Plane& a, const Plane* b, Curve curve, int64_t height, int64_t width, int64_t repeat, void* y) {
   const int64_t rows = repeat == 1 ? 1 : height, length = repeat == 1 ? height * width : width;
   if (b) {
-    pointwise_rows<IO, T, L, true>(a, *b, rows, length, repeat, static_cast<IO*>(y));
+    pointwise_rows<IO, T, L, true>(a, *b, curve, rows, length, repeat, static_cast<IO*>(y));
   } else {
-    pointwise_rows<IO, T, L, false>(a, a, rows, length, repeat, static_cast<IO*>(y));
+    pointwise_rows<IO, T, L, false>(a, a, curve, rows, length, repeat, static_cast<IO*>(y));
   }
 }
 

@@ -317,12 +317,19 @@ class Compiler:
         self.steps.append(Pointwise(name=node.name, a=value.now(), y=y, repeat=repeat, fused=_noted_names(value)))
         return Value(y)
 
+    def _only_read_here(self, value: Value) -> Gather | None:
+        """The convolution that wrote a value, where nobody reads it but the node being followed, and no norm follows."""
+        gather = self.gathers.get(value.slot)
+        holders = (node for node, known in self.known.items() if isinstance(known, Value) and known.slot is value.slot)
+        if gather is None or gather.norm is not None or not value.raw or any(len(node.users) > 1 for node in holders):
+            return None
+        return gather
+
     def shuffled(self, node: fx.Node, factor: int) -> Value | None:
         """PixelShuffle of a convolution that nobody else reads: done while it is written."""
-        source, value = node.args[0], self._value(node.args[0])
-        gather = self.gathers.get(value.slot)
-        whole = isinstance(source, fx.Node) and len(source.users) == 1 and value.raw
-        if not whole or gather is None or gather.norm is not None or gather.shuffle > 1 or gather.adjoint:
+        value = self._value(node.args[0])
+        gather = self._only_read_here(value)
+        if gather is None or gather.shuffle > 1 or gather.adjoint:
             return None
         block, vector = factor**2, gather.geometry[-2] * gather.geometry[-1]
         if block % vector and vector % block:
@@ -332,6 +339,20 @@ class Compiler:
         gather.fused.append(node.name)
         self.gathers[gather.y] = gather
         return Value(gather.y)
+
+    def curved(self, node: fx.Node, curve: str, in_place: bool) -> Value | None:
+        """Tanh or Sigmoid: while a convolution that nobody else reads is written, else a step."""
+        value = self._value(node.args[0])
+        gather = self._only_read_here(value)
+        if gather is not None and gather.curve == "none":
+            gather.curve = curve
+            gather.fused.append(node.name)
+            return value
+        if value.padding is not None:
+            self._written(value)
+        y = self._new(value.slot)
+        self.steps.append(Pointwise(name=node.name, a=value.now(), y=y, curve=curve, fused=_noted_names(value)))
+        return self._noted(node, Value(y), in_place)
 
     def concatenation(self, node: fx.Node) -> Value | None:
         """Parts are written where the whole lies, or copied there once."""
@@ -432,6 +453,9 @@ def runs_by_numbers(module: Any) -> bool:
 # ---------------------------------------------------------------------- what is known, by what is called
 
 
+Handler = Callable[[Compiler, fx.Node, Any], Value | None]
+
+
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
@@ -451,6 +475,13 @@ def _leaky_relu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 def _prelu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     weight = module.weight if module is not None else c.known.get(_argument(node, 1, "weight", None))
     return c.activation(node, weight, False) if isinstance(weight, Tensor) else None
+
+
+def _curve(name: str) -> Handler:
+    def handler(c: Compiler, node: fx.Node, module: Any) -> Value | None:
+        return c.curved(node, name, _name(node.target).endswith("_"))
+
+    return handler
 
 
 def _norm(c: Compiler, node: fx.Node, module: Any) -> Value | None:
@@ -572,8 +603,6 @@ def _concatenation(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     return c.concatenation(node)
 
 
-Handler = Callable[[Compiler, fx.Node, Any], Value | None]
-
 #: By a module's forward, a function, or a method's name.
 _HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((SparseConv, nn.Conv2d.forward, nn.ConvTranspose2d.forward), _convolution),
@@ -581,6 +610,9 @@ _HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((nn.ReLU.forward, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
     **dict.fromkeys((nn.LeakyReLU.forward, F.leaky_relu, F.leaky_relu_), _leaky_relu),
     **dict.fromkeys((nn.PReLU.forward, F.prelu, torch.prelu), _prelu),
+    **dict.fromkeys((nn.Tanh.forward, F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), _curve("tanh")),
+    **dict.fromkeys((nn.Sigmoid.forward, F.sigmoid, torch.sigmoid, torch.sigmoid_), _curve("sigmoid")),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), _curve("sigmoid")),
     **dict.fromkeys((nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward), _norm),
     F.instance_norm: _functional_instance_norm,
     **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),

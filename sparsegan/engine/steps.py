@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _native  # noqa: F401  (importing it registers the ops)
-from ..ops import PADDING_MODES
+from ..ops import CURVES, PADDING_MODES
 from .values import Affine, Slot, Value
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Step:
 
 @dataclass(kw_only=True)
 class Gather(Step):
-    """A convolution on kept weights, with what `x` has noted before it and a norm or PixelShuffle of `y` after it."""
+    """A convolution on kept weights, with what `x` has noted before it; PixelShuffle, a curve of ops.CURVES and a norm
+    of `y` after it."""
 
     x: Value
     y: Slot
@@ -70,6 +71,7 @@ class Gather(Step):
     padding_mode: str
     pad_before: tuple[int, int]
     shuffle: int = 1
+    curve: str = "none"
     norm: Norm | None = None
 
     kernel = "sparse"
@@ -90,17 +92,18 @@ class Gather(Step):
         found = memory.maps(norm.affine) if norm else (None, None)
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
-        op = torch.ops.sparsegan.gather_fused.default
-        return lambda: op(x(), *prologue, *taps, *padding, 1.0, self.shuffle, *of_norm, y(), *found)
+        op, curve = torch.ops.sparsegan.gather_fused.default, CURVES.index(self.curve)
+        return lambda: op(x(), *prologue, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
 
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b: what is noted on them done. `repeat`: nearest upsampling by so much."""
+    """y = a, or a + b, what is noted on them done; then a curve of ops.CURVES. `repeat`: nearest upsampling by so much."""
 
     a: Value
     b: Value | None = None
     y: Slot
+    curve: str = "none"
     repeat: int = 1
 
     kernel = "pointwise"
@@ -116,10 +119,11 @@ class Pointwise(Step):
     def bind(self, memory: Memory) -> Run:
         a, y = memory.reader(self.a.slot), memory.reader(self.y)
         op, own = torch.ops.sparsegan.pointwise.default, memory.prologue(self.a)
+        curve = CURVES.index(self.curve)
         if self.b is None:
-            return lambda: op(a(), *own, None, None, None, None, self.repeat, y())
+            return lambda: op(a(), *own, None, None, None, None, curve, self.repeat, y())
         b, other = memory.reader(self.b.slot), memory.prologue(self.b)
-        return lambda: op(a(), *own, b(), *other, self.repeat, y())
+        return lambda: op(a(), *own, b(), *other, curve, self.repeat, y())
 
 
 @dataclass(kw_only=True)

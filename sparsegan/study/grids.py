@@ -6,7 +6,7 @@ A row is a task, a technique, a sparsity, a granularity and a seed. Studies shar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -90,6 +90,7 @@ class Technique:
     second half, which is what is kept; 0 for none.
     `untrained`: patterns of the discriminator's modules that are made untrained again. `noise`: standard deviation of
     what is added to its weights, in units of each layer's own.
+    `lr`, `batch`: times the task's, the generator's learning rate and the images of a step.
     """
 
     text: str
@@ -99,6 +100,8 @@ class Technique:
     average: float = 0.0
     untrained: tuple[str, ...] = ()
     noise: float = 0.0
+    lr: float = 1.0
+    batch: int = 1
 
 
 SENSITIVITY_BATCHES = 4
@@ -166,14 +169,23 @@ class Row:
         """Its name: the five, between slashes."""
         return f"{self.task}/{self.technique}/{self.sparsity:g}/{self.granularity}/{self.seed}"
 
+    @property
+    def run(self) -> Task:
+        """Its task, with the technique's learning rate and batch."""
+        task = TASKS[self.task]
+        if self.technique == DENSE:
+            return task
+        technique = TECHNIQUES[self.technique]
+        return replace(task, lr=task.lr * technique.lr, batch=task.batch * technique.batch)
+
     def settings(self) -> dict[str, Any]:
         """Everything that decides its result, as plain values."""
-        settings = asdict(TASKS[self.task])
+        settings = asdict(self.run)
         for name in ("title", "dense"):
             del settings[name]
         if self.technique != DENSE:
-            settings |= asdict(TECHNIQUES[self.technique])
-            del settings["text"]
+            technique = asdict(TECHNIQUES[self.technique])
+            settings |= {name: value for name, value in technique.items() if name not in ("text", "lr", "batch")}
         return settings | {"sparsity": self.sparsity, "granularity": self.granularity, "seed": self.seed}
 
     def obstacle(self) -> str:

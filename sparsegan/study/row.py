@@ -24,7 +24,7 @@ from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..nn import SparseConv
 from ..training import Diverged
-from .grids import DENSE, SENSITIVITY_BATCHES, TASKS, TECHNIQUES, Row, Task, Technique
+from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned
 
@@ -41,7 +41,7 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
     if row.obstacle():
         raise ValueError(f"{row.key} cannot be run: {row.obstacle()}")
     torch.set_num_threads(1)
-    task = TASKS[row.task]
+    task = row.run
     gan = store.load(checkpoints / task.checkpoint)
     machine = {name: value for name, value in info().items() if "built" not in name and "triton" not in name}
     report: Report = {"row": row.key, "command": command, "settings": row.settings(), "machine": machine}

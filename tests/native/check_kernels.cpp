@@ -320,7 +320,7 @@ Errors run(const Case& c, Random& random) {
   call.padding = c.padding;
   call.pad_before_h = c.pad_before_h;
   call.pad_before_w = c.pad_before_w;
-  call.negative_slope = c.negative_slope;
+  call.epilogue.negative_slope = c.negative_slope;
   // The work is cut as for `threads` threads; one does it all.
   const Team team{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
                     for (int64_t i = 0; i < count; ++i) body(i);
