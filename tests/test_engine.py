@@ -382,7 +382,8 @@ def random_graph(seed: int) -> tuple[Random, Tensor]:
         n, _, h, w = shapes[source]
         alike = [i for i, other in enumerate(shapes) if other == shapes[source]]
         beside = [i for i, other in enumerate(shapes) if (other[0], *other[2:]) == (n, h, w)]
-        kind = r.choice(("module",) * 7 + ("add", "add in place", "concatenate", "concatenate", "slice", "number", "identity"))
+        others = ("add", "add in place", "concatenate", "concatenate", "slice", "number", "identity")
+        kind = r.choice(("module",) * 7 + others)
         sources, part = (source,), None
         if kind == "identity":
             part, kind = nn.Identity(), "module"

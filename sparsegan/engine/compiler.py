@@ -318,7 +318,7 @@ class Compiler:
         return Value(y)
 
     def _only_read_here(self, value: Value) -> Gather | None:
-        """The convolution that wrote a value, where nobody reads it but the node being followed, and no norm follows."""
+        """The convolution that wrote a value, where nobody else reads it and no norm follows."""
         gather = self.gathers.get(value.slot)
         holders = (node for node, known in self.known.items() if isinstance(known, Value) and known.slot is value.slot)
         if gather is None or gather.norm is not None or not value.raw or any(len(node.users) > 1 for node in holders):

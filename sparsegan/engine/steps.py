@@ -98,7 +98,8 @@ class Gather(Step):
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b, what is noted on them done; then a curve of ops.CURVES. `repeat`: nearest upsampling by so much."""
+    """y = a, or a + b, what is noted on them done, then a curve of ops.CURVES. `repeat`: nearest upsampling by so
+    much."""
 
     a: Value
     b: Value | None = None
