@@ -122,6 +122,8 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-sensitivity-average": Technique(
         "L_F, layers' sparsities by sensitivity, weights averaged", _FEATURES, allocation="sensitivity", average=0.97
     ),
+    "features-fast": Technique("L_F, four times the learning rate", _FEATURES, lr=4.0),
+    "features-large": Technique("L_F, four times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=4),
     "fresh-sensitivity": Technique(
         "equations 7-9, D from scratch, layers' sparsities by sensitivity",
         "self-supervised-fresh",
@@ -197,7 +199,9 @@ class Row:
         return ""
 
 
-SPARSITIES = (0.25, 0.5, 0.75, 0.9, 0.95)
+#: So little pruning that a row shows what fine-tuning alone does.
+CONTROL = 0.05
+SPARSITIES = (CONTROL, 0.25, 0.5, 0.75, 0.9, 0.95)
 SEEDS = (0, 1, 2)
 GRANULARITIES = ("element", "vector:8", "vector:16", "kernel", "filter", "2:4")
 BASELINES = tuple(name for name in RECIPES if RECIPES[name].row or name in ("one-shot", "gan-loss"))
@@ -226,6 +230,8 @@ CANDIDATES = (
     "features-sensitivity",
     "features-average",
     "features-sensitivity-average",
+    "features-fast",
+    "features-large",
     "gan-loss",
     "gan-loss-distillation",
     "distillation-sensitivity",
@@ -248,8 +254,9 @@ DCGAN, SECOND = "dcgan-mnist", "pix2pix"
 #: Each study's rows, in the order in which they are run.
 STUDIES: dict[str, list[Row]] = {
     "paper-table2": [
-        *grid([DCGAN], [_METHOD, _FEATURES], SPARSITIES),
-        *grid([task for task in TASKS if task != DCGAN], [_METHOD, _FEATURES], SPARSITIES),
+        *grid([DCGAN, SECOND], [_METHOD, _FEATURES], SPARSITIES),
+        *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
+        *grid([task for task in TASKS if task not in (DCGAN, SECOND)], [_METHOD, _FEATURES], SPARSITIES[1:]),
     ],
     "baselines": [
         *grid([DCGAN], BASELINES, [0.9]),
@@ -259,7 +266,7 @@ STUDIES: dict[str, list[Row]] = {
     "granularity": grid([DCGAN], [_FEATURES], [0.5, 0.75, 0.9], GRANULARITIES),
     "reviewers": grid([DCGAN], [*ABLATIONS, "small-dense", "small-dense-pretrained", "gan-loss-fresh"], [0.9])
     + grid([DCGAN], DISCRIMINATORS, [0.9]),
-    "recipe": [*grid([DCGAN], CANDIDATES, [0.9, 0.95]), *grid([SECOND], CANDIDATES, [0.9])],
+    "recipe": grid([DCGAN, SECOND], CANDIDATES, [0.9, 0.95]),
 }
 
 

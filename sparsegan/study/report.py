@@ -171,17 +171,21 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
 
 def by_sparsity(results: Results) -> str:
     """Every task at every sparsity, with the paper's change below."""
-    techniques = ("self-supervised", "self-supervised-features")
     names = {"self-supervised": "equations 7-9", "self-supervised-features": "L_F"}
+    names["features-large"] = TECHNIQUES["features-large"].text
+    planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
             dense, title = _dense(results, task, view), f"{TASKS[task].title}: {text}"
-            for technique in techniques:
+            for technique in names:
+                if all((task, technique, sparsity) not in planned for sparsity in SPARSITIES):
+                    continue
                 row = [title, names[technique], Cell.of(results, Row(task)).show("scores", view, "fid", form=distance)]
                 for sparsity in SPARSITIES:
                     cell = Cell.of(results, Row(task, technique, sparsity))
-                    row.append(cell.show("scores", view, "fid", form=distance, base=dense))
+                    shown = cell.show("scores", view, "fid", form=distance, base=dense)
+                    row.append(shown if (task, technique, sparsity) in planned else "none")
                 rows.append(row)
             if (task, view) in paper.SPARSITIES:
                 title, known = paper.SPARSITIES[task, view]
@@ -367,36 +371,32 @@ def what_of_d(results: Results) -> str:
 
 def recipes(results: Results) -> str:
     """Candidates for a better recipe."""
-    dense = _dense(results, DCGAN, "samples")
-    both = {s: _change(results, "self-supervised", s, dense) for s in (0.9, 0.95)}
     rows = []
     for name in CANDIDATES:
         row = [f"{name}: {TECHNIQUES[name].text}"]
-        for sparsity in (0.9, 0.95):
-            cell = Cell.of(results, Row(DCGAN, name, sparsity))
-            row.append(cell.show("scores", "samples", "fid", form=distance, base=dense))
-            change, known = _change(results, name, sparsity, dense), both[sparsity]
-            row.append(f"{change / known:.3f}" if change is not None and known else cell.why_not[0])
-        row += _cost(Cell.of(results, Row(DCGAN, name, 0.9)))
-        for task, view in (("pix2pix", "output"),):
-            cell = Cell.of(results, Row(task, name, 0.9))
-            row.append(cell.show("scores", view, "fid", form=distance, base=_dense(results, task, view)))
+        for task, sparsity in RECIPE_COLUMNS:
+            row += _against_equations(results, Row(task, name, sparsity))
+            if (task, sparsity) == (DCGAN, 0.9):
+                row += _cost(Cell.of(results, Row(task, name, sparsity)))
         rows.append(row)
-    head = [
-        "technique",
-        "90 %",
-        "of equations 7-9's change",
-        "95 %",
-        "of equations 7-9's change",
-        *COST,
-        "pix2pix, 90 %",
-    ]
+    head = ["technique"]
+    for task, sparsity in RECIPE_COLUMNS:
+        head += [f"{TASKS[task].title}, {percent(sparsity)}", "of equations 7-9's change"]
+        head += COST if (task, sparsity) == (DCGAN, 0.9) else ()
     return markdown(head, rows, _how(results, [DCGAN, "pix2pix"]))
 
 
-def _change(results: Results, technique: str, sparsity: float, dense: float | None) -> float | None:
-    mean = Cell.of(results, Row(DCGAN, technique, sparsity)).mean("scores", "samples", "fid")
-    return mean - dense if mean is not None and dense is not None else None
+RECIPE_COLUMNS = ((DCGAN, 0.9), (DCGAN, 0.95), ("pix2pix", 0.9), ("pix2pix", 0.95))
+
+
+def _against_equations(results: Results, row: Row) -> tuple[str, str]:
+    """A distance, and its change from the dense generator's as a share of what equations 7-9 change it by."""
+    view = next(iter(VIEWS[row.task]))
+    dense = _dense(results, row.task, view)
+    cell, other = Cell.of(results, row), Cell.of(results, Row(row.task, "self-supervised", row.sparsity))
+    own, known = cell.mean("scores", view, "fid"), other.mean("scores", view, "fid")
+    share = f"{(own - dense) / (known - dense):.2f}" if own and known and dense else "not known"
+    return cell.show("scores", view, "fid", form=distance, base=dense), share
 
 
 #: study -> marker of a table -> the table.
