@@ -233,8 +233,20 @@ def sizes(results: Results) -> str:
             cells += [_first_done(results, task, sparsity) for sparsity in SPARSITIES]
             macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
             files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
-            rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files]]
-    return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows)
+            forward = ["", *(_first_timed(results, task, sparsity) for sparsity in SPARSITIES)]
+            rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files], ["", "forward", *forward]]
+    below = f"Forward: {FORWARD}."
+    return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows, below)
+
+
+#: What `speed.py` measures.
+FORWARD = "milliseconds of a batch (64 images of DCGAN, one of others) on one thread, times faster than the dense one"
+
+
+def _first_timed(results: Results, task: str, sparsity: float) -> str:
+    """Of either technique."""
+    shown = [_times(results, Row(task, name, sparsity)) for name in ("self-supervised", "self-supervised-features")]
+    return next((one for one in shown if one.endswith(")")), shown[0])
 
 
 def _first_done(results: Results, task: str, sparsity: float) -> Cell:
@@ -308,9 +320,9 @@ def granularity(results: Results) -> str:
     head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
     head += [f"forward at {percent(s)}" for s in sparsities]
     below = (
-        f"L_F. {_how(results, [DCGAN])} Forward: milliseconds of a batch of 64 on one thread, times faster than the "
+        f"L_F. {_how(results, [DCGAN])} Forward: {FORWARD}, as drop-in layers or through the engine; filters are taken "
+        "out where that is faster."
     )
-    below += "dense generator; filters are taken out where that is faster."
     return markdown(head, rows, below)
 
 

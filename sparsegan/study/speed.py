@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import load
+from ..engine import optimize_for_inference
 from ..gans import store
 from ..info import cpu_name
 from ..profiling import interleaved_ms
@@ -35,8 +36,9 @@ def times(results: Results) -> dict[str, dict[str, Any]]:
 def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results, seconds: float = 1.0) -> int:
     """Time every compressed generator of `rows` that is in `out`, on one thread; returns how many.
 
-    Median milliseconds: "dense", the better of torch's two layouts; "sparse", the layers as they are; "removed", of
-    granularity "filter", as smaller dense layers. Networks that started as narrower ones are left out: they are dense.
+    Median milliseconds: "dense", the better of torch's two layouts; "sparse", the layers as they are; "engine", through
+    `optimize_for_inference`; "removed", of granularity "filter", as smaller dense layers. Networks that started as
+    narrower ones are left out: they are dense.
     """
     torch.set_num_threads(1)
     count = 0
@@ -47,7 +49,12 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
         gan = store.load(checkpoints / TASKS[row.task].checkpoint)
         example = store.example(gan, BATCH.get(TASKS[row.task].gan, 1))
         sparse = load(copy.deepcopy(gan.generator), file).eval()
-        networks: dict[str, nn.Module] = {"sparse": sparse, "dense": _plain(gan.generator), "last": gan.generator}
+        networks: dict[str, Callable[..., Any]] = {
+            "sparse": sparse,
+            "engine": optimize_for_inference(sparse, example),
+            "dense": _plain(gan.generator),
+            "last": gan.generator,
+        }
         if row.granularity == "filter":
             networks["removed"] = remove_filters(sparse, example)
         with torch.inference_mode():
