@@ -137,6 +137,16 @@ def plan_of(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     return (_compile if plain else torch.ops.sparsegan.plan)(support, geometry, adjoint)
 
 
+def compile_direct_plan(support: Tensor, geometry: Geometry, adjoint: bool) -> tuple[Tensor, Tensor]:
+    """What :func:`compile_plan` gives on a CPU, for values that lie in the order of the taps: the plan, and that order.
+
+    ``sparsegan::gather_fused`` takes it with ``values.view(units, vector)[order].flatten()``, and a call has nothing
+    left to do a tap. Raises as ``compile_plan`` does.
+    """
+    plan, order = _native.compile_direct_plan(support.numpy(), geometry.numbers(), adjoint)
+    return torch.from_numpy(plan), torch.from_numpy(order)
+
+
 def check_support(support: Tensor, size: int) -> None:
     """Raises ``ValueError`` unless ``support`` is int32 ``[units]``, strictly increasing, inside ``[0, size)``."""
     if support.dtype != torch.int32 or support.dim() != 1:

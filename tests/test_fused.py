@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsegan import reference
 from sparsegan.ops import CURVES, PADDING_MODES
+from sparsegan.plan import compile_direct_plan
 
 gather_fused = torch.ops.sparsegan.gather_fused.default
 pointwise = torch.ops.sparsegan.pointwise.default
@@ -70,6 +71,12 @@ def bent(x: Tensor, curve: str) -> Tensor:
     return x if curve == "none" else getattr(torch, curve)(x)
 
 
+def direct(a: dict[str, Any], p: Problem) -> dict[str, Any]:
+    """The same call with a direct plan, and values in its order."""
+    plan, order = compile_direct_plan(a["support"], p.geometry, p.adjoint)
+    return a | {"plan": plan, "values": a["values"].view(-1, p.geometry.vector)[order].flatten()}
+
+
 def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve: str = "none") -> None:
     given_arguments = arguments(p, shuffle) | {"curve": CURVES.index(curve)}
     if not affine:
@@ -80,7 +87,16 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve
         given_arguments.update(y_scale=None, y_shift=None)
     a = given_arguments
     whole, around = a["y"]._base, a["y"]._base.clone()
-    gather_fused(*a.values())
+    for call in (a, direct(a, p)):
+        a["y"].fill_(torch.nan)
+        gather_fused(*call.values())
+        _compare(p, a, shuffle, norm, curve)
+    channels = a["y"].shape[1]
+    for part in (slice(0, 1), slice(1 + channels, None)):  # nothing is written beside y
+        assert torch.equal(whole[:, part], around[:, part])
+
+
+def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str) -> None:
     x = changed(a["x"], (a["scale"], a["shift"]), a["slope"])
     expected = reference.gather(
         x, a["values"], a["bias"], a["support"], p.geometry, p.adjoint, p.y_shape[1:], *p.padding
@@ -92,9 +108,6 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve
         scale = a["norm_weight"] / (variance + a["eps"]).sqrt()
         assert_exact(a["y_scale"], scale)
         assert_exact(a["y_shift"], a["norm_bias"] - mean * scale)
-    channels = a["y"].shape[1]
-    for part in (slice(0, 1), slice(1 + channels, None)):  # nothing is written beside y
-        assert torch.equal(whole[:, part], around[:, part])
 
 
 @given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(CURVES))
@@ -225,6 +238,25 @@ def test_bad_calls_are_refused(message: str) -> None:
         message = "each image of y must be contiguous"
     with pytest.raises((RuntimeError, ValueError), match=message):
         gather_fused(*a.values())
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_bad_direct_plans_are_refused(adjoint: bool) -> None:
+    p = replace(SMALL, adjoint=adjoint)
+    a = direct(arguments(p), p)
+    codes = a["plan"].view(torch.int16)
+    for damaged, message in (
+        (torch.where(torch.arange(len(codes)) == len(codes) - 4, -1, codes).view(torch.int32), "a tap has code 65535"),
+        (a["plan"][:-1], "numbers where"),
+        (torch.cat([a["plan"][:1] + 1, a["plan"][1:]]), "its rows do not rise"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gather_fused(*(a | {"plan": damaged}).values())
+    plans = (None, a["plan"]) if adjoint else (a["plan"], None)
+    with pytest.raises(ValueError, match="numbers where"):  # whose values are in the support's order
+        torch.ops.sparsegan.gather(
+            a["x"], a["values"], None, a["support"], *plans, p.numbers, adjoint, list(p.y_shape[1:])
+        )
 
 
 def test_bad_pointwise_calls_are_refused() -> None:

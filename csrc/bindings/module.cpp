@@ -24,8 +24,9 @@ using sparsegan::Geometry;
 using Int32Array = py::array_t<int32_t, py::array::c_style>;
 
 // `shape` and `compile` are those of plan.h, or of device_plan.h.
-template <auto shape, auto compile>
-Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint) {
+template <class Shape, class Compile>
+Int32Array compiled(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint, const Shape& shape,
+                    const Compile& compile) {
   const Geometry geometry = Geometry::from_list(numbers);
   const int64_t taps = support.size();
   sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.units());
@@ -35,6 +36,21 @@ Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& n
     compile(geometry, adjoint, support.data(), taps, plan.mutable_data());
   }
   return plan;
+}
+
+template <auto shape, auto compile>
+Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint) {
+  return compiled(support, numbers, adjoint, shape, compile);
+}
+
+std::pair<Int32Array, Int32Array> compile_direct_plan(const Int32Array& support, const std::vector<int64_t>& numbers,
+                                                      bool adjoint) {
+  Int32Array order(support.size());
+  const auto compile = [&](const Geometry& geometry, bool, const int32_t* units, int64_t taps, int32_t* out) {
+    sparsegan::compile_direct_plan(geometry, adjoint, units, taps, out, order.mutable_data());
+  };
+  Int32Array plan = compiled(support, numbers, adjoint, sparsegan::direct_plan_shape, compile);
+  return {std::move(plan), std::move(order)};
 }
 
 template <auto shape>
@@ -88,6 +104,8 @@ PYBIND11_MODULE(_native, m) {
   using sparsegan::device_plan_shape, sparsegan::plan_shape;
   m.def("compile_plan", &compile_plan<plan_shape, sparsegan::compile_plan>, py::arg("support"), py::arg("geometry"),
         py::arg("adjoint"), "Compiles a sorted int32 support for a geometry; see csrc/plan/plan.h for the layout.");
+  m.def("compile_direct_plan", &compile_direct_plan, py::arg("support"), py::arg("geometry"), py::arg("adjoint"),
+        "(a direct plan, the order of its values): see csrc/plan/plan.h.");
   m.def("plan_size", &plan_size<plan_shape>, py::arg("geometry"), py::arg("adjoint"), py::arg("taps"),
         "Length of that plan.");
   m.def("compile_device_plan", &compile_plan<device_plan_shape, sparsegan::compile_device_plan>, py::arg("support"),

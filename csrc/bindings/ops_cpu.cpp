@@ -71,15 +71,16 @@ struct Call {
   Call(const char* op, const Tensor& x, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
        const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
        int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
-       const std::vector<int64_t>& pad_before) {
+       const std::vector<int64_t>& pad_before, bool direct = false) {
     geometry = Geometry::from_list(numbers);
     const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
     sparsegan::check_numbers(op, "plan", chosen, x);
     sparsegan::check_numbers(op, "support", units, x);
     support = torch::stable::contiguous(units);
     plan = torch::stable::contiguous(chosen);
-    view = sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()),
-                                support.numel(), static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel());
+    view =
+        sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()), support.numel(),
+                             static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel(), direct);
     sparsegan::check_sizes(op, view.shape.sources, view.shape.target_channels(), x, y_channels, y_height, y_width);
     conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
     STD_TORCH_CHECK(pad_before.size() == 2, "sparsegan::", op, ": pad_before has ", pad_before.size(),
@@ -184,7 +185,7 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
   sparsegan::check_gather(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
   const int64_t channels = y.size(1) * shuffle * shuffle;
   Call call(op, x, support, plan, plan, geometry, adjoint, channels, y.size(2) / shuffle, y.size(3) / shuffle,
-            padding_mode, pad_before);
+            padding_mode, pad_before, true);
   STD_TORCH_CHECK(shuffle == 1 || call.view.shape.width == 1 || shuffle * shuffle % call.view.shape.width == 0 ||
                       call.view.shape.width % (shuffle * shuffle) == 0,
                   "sparsegan::", op, ": shuffle is ", shuffle, ", which parts vectors of ", call.view.shape.width);

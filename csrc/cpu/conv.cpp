@@ -121,32 +121,15 @@ struct Problem {
   bool register_tiles;  // gather keeps outputs in registers, wgrad does not
   bool fold;            // images are rows
 
-  using Key = std::array<int64_t, 23>;
+  using Key = std::array<int64_t, 24>;
   Key key() const {
     const Geometry& g = *geometry;
-    return {images,
-            height,
-            width,
-            reach_h,
-            reach_w,
-            lanes,
-            max_tile,
-            max_rows,
-            element,
-            fold,
-            register_tiles,
-            shape.adjoint,
-            shape.taps,
-            shape.sources,
-            shape.targets,
-            g.h.kernel,
-            g.h.stride,
-            g.h.padding,
-            g.h.dilation * (int64_t{1} << 21) + g.w.dilation,
-            g.w.kernel,
-            g.w.stride,
-            g.w.padding,
-            g.coarse_vector * 64 + g.fine_vector - 1};
+    return {images,       height,     width,          reach_h,
+            reach_w,      lanes,      max_tile,       max_rows,
+            element,      fold,       register_tiles, shape.adjoint,
+            shape.direct, shape.taps, shape.sources,  shape.targets,
+            g.h.kernel,   g.h.stride, g.h.padding,    g.h.dilation * (int64_t{1} << 21) + g.w.dilation,
+            g.w.kernel,   g.w.stride, g.w.padding,    g.coarse_vector * 64 + g.fine_vector - 1};
   }
 };
 
@@ -219,7 +202,7 @@ Cycles tiling_cycles(const Problem& p, const Tiling& t) {
   cycles.taps = groups * taps * parts * (kTap + kTapRow * double(t.rows)) * register_tiles;
   cycles.targets = groups * segments * (kSegment * register_tiles + kSegmentOutput * outputs * width);
   cycles.unpack = groups * kUnpack * unpack;
-  cycles.order = (shape.adjoint && !reads_taps_once(t, shape) ? kOrder : kCode) * taps;
+  if (!shape.direct) cycles.order = (shape.adjoint && !reads_taps_once(t, shape) ? kOrder : kCode) * taps;
   return cycles;
 }
 

@@ -55,15 +55,9 @@ class TapReader {
   std::vector<int64_t> phase_;
 };
 
-}  // namespace
-
-void bad_plan(const char* what) {
-  throw std::invalid_argument(std::string("plan: ") + what +
-                              "; a plan must come from sparsegan.plan for the same support and geometry");
-}
-
-PlanShape plan_shape(const Geometry& g, bool adjoint, int64_t taps) {
+PlanShape shape_of(const Geometry& g, bool adjoint, int64_t taps, bool direct) {
   PlanShape shape;
+  shape.direct = direct;
   shape.adjoint = adjoint;
   shape.positions = g.positions();
   shape.sources = adjoint ? g.coarse_channels : g.fine_channels;
@@ -84,21 +78,22 @@ PlanShape plan_shape(const Geometry& g, bool adjoint, int64_t taps) {
   return shape;
 }
 
-void compile_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out) {
-  const PlanShape shape = plan_shape(g, adjoint, taps);
-  const TapReader reader(g, adjoint);
+void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, int32_t* out, int32_t* order) {
+  const int64_t taps = shape.taps;
+  const TapReader reader(g, shape.adjoint);
   const int64_t block_units = shape.block_channels / shape.depth;
   const auto segment = [&](const Tap& tap) { return tap.target * shape.blocks + tap.source / block_units; };
   int32_t* rows = out;
   std::fill(rows, rows + shape.segments() + 1, 0);
   for (int64_t v = 0; v < taps; ++v) ++rows[segment(reader.read(support[v])) + 1];
   for (int64_t s = 0; s < shape.segments(); ++s) rows[s + 1] += rows[s];
-  if (!adjoint) return;
+  if (!shape.has_codes()) return;
 
   // A counting sort by segment; stable, so a segment keeps the support's order.
   auto* codes = reinterpret_cast<uint16_t*>(out + shape.segments() + 1);
-  int32_t* order = out + shape.segments() + 1 + (taps + 1) / 2;
-  if (taps % 2 == 1) codes[taps] = 0;  // the unused half of the last pair: equal supports give equal plans, bit for bit
+  // The unused half of the last pair and what is behind it: equal supports give equal plans, bit for bit.
+  if (taps % 2 == 1) codes[taps] = 0;
+  if (shape.direct) out[shape.size() - 1] = 0;
   std::vector<int32_t> next(rows, rows + shape.segments());
   for (int64_t v = 0; v < taps; ++v) {
     const Tap tap = reader.read(support[v]);
@@ -109,10 +104,32 @@ void compile_plan(const Geometry& g, bool adjoint, const int32_t* support, int64
   }
 }
 
+}  // namespace
+
+void bad_plan(const char* what) {
+  throw std::invalid_argument(std::string("plan: ") + what +
+                              "; a plan must come from sparsegan.plan for the same support and geometry");
+}
+
+PlanShape plan_shape(const Geometry& g, bool adjoint, int64_t taps) { return shape_of(g, adjoint, taps, false); }
+
+PlanShape direct_plan_shape(const Geometry& g, bool adjoint, int64_t taps) { return shape_of(g, adjoint, taps, true); }
+
+void compile_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out) {
+  const PlanShape shape = plan_shape(g, adjoint, taps);
+  compile(shape, g, support, out, shape.has_order() ? out + shape.segments() + 1 + (taps + 1) / 2 : nullptr);
+}
+
+void compile_direct_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out,
+                         int32_t* order) {
+  compile(direct_plan_shape(g, adjoint, taps), g, support, out, order);
+}
+
 PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
-                   int64_t size) {
+                   int64_t size, bool direct) {
   PlanView view;
-  view.shape = plan_shape(g, adjoint, taps);
+  view.shape = direct ? direct_plan_shape(g, adjoint, taps) : plan_shape(g, adjoint, taps);
+  if (size != view.shape.size()) view.shape.direct = false;
   const PlanShape& shape = view.shape;
   if (size != shape.size()) {
     bad_plan(("it has " + std::to_string(size) + " numbers where " + std::to_string(shape.size()) + " are expected")
@@ -127,10 +144,10 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
   bool sorted = view.rows[0] == 0 && view.rows[shape.segments()] == taps;
   for (int64_t s = 0; s < shape.segments(); ++s) sorted &= view.rows[s] <= view.rows[s + 1];
   if (!sorted) bad_plan("its rows do not rise from 0 to the number of kept units");
-  if (!adjoint) return view;
+  if (!shape.has_codes()) return view;
 
   view.codes = reinterpret_cast<const uint16_t*>(data + shape.segments() + 1);
-  view.order = data + shape.segments() + 1 + (taps + 1) / 2;
+  if (shape.has_order()) view.order = data + shape.segments() + 1 + (taps + 1) / 2;
   // Branch-free passes that a compiler vectorises: this runs at every call.
   const auto check = [&](int64_t first, int64_t last, int64_t channels) {
     uint16_t most = 0;

@@ -12,6 +12,9 @@
 //     order  [taps]                   index into the support of each tap
 // Fine -> coarse the support itself is in the order of the taps and holds what a code says: nothing is stored a tap.
 //
+// A direct plan is for values that lie in the taps' order, as those of a finished network can. Either way it has codes,
+// and no order: a call has nothing left to do a tap.
+//
 // A block is the finest cut of the source channels; a call joins as many as suit its tiles. A span is a run of blocks
 // that 16 bits can number. Codes do not depend on the shape at hand: a table of offsets, made once a call, turns them
 // into addresses, and checking them against that table's size is all it takes to make a plan memory-safe.
@@ -37,34 +40,46 @@ struct PlanShape {
   int64_t blocks = 0;
   int64_t span_blocks = 1;  // blocks a span
   int64_t taps = 0;
+  bool direct = false;
 
   int64_t target_channels() const { return targets / target_phases * width; }
   int64_t span_channels() const { return span_blocks * block_channels; }
   int64_t spans() const { return (blocks + span_blocks - 1) / span_blocks; }
   int64_t segments() const { return targets * blocks; }
-  int64_t size() const { return segments() + 1 + (adjoint ? (taps + 1) / 2 + taps : 0); }
+  bool has_codes() const { return adjoint || direct; }
+  bool has_order() const { return adjoint && !direct; }
+  // Kernels read two codes ahead: behind a plan's last one there is the order, or a number that nobody needs.
+  int64_t size() const {
+    return segments() + 1 + (has_codes() ? (taps + 1) / 2 : 0) + (has_order() ? taps : direct ? 1 : 0);
+  }
 };
 
 // The shape of a plan for `taps` kept units, the same whatever their positions.
 PlanShape plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
+PlanShape direct_plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 
 // Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for geometry.units().
 void compile_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out);
+
+// The same for `direct_plan_shape`; `order` [taps] gets each tap's index into the support.
+void compile_direct_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out,
+                         int32_t* order);
 
 // A plan as the kernels read it: pointers into the array.
 struct PlanView {
   PlanShape shape;
   const int32_t* support = nullptr;
   const int32_t* rows = nullptr;
-  const uint16_t* codes = nullptr;               // null fine -> coarse
-  const int32_t* order = nullptr;                // null fine -> coarse
+  const uint16_t* codes = nullptr;  // null where the plan has none
+  const int32_t* order = nullptr;
   int64_t group_sources = 1, group_targets = 1;  // source and target units a group
 };
 
 // Checks an untrusted array's rows and codes; throws std::invalid_argument. The support and the order are checked where
 // they are read (conv.cpp).
+// An array of a direct plan's size is taken for one where `direct` allows it.
 PlanView view_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
-                   int64_t size);
+                   int64_t size, bool direct = false);
 
 [[noreturn]] void bad_plan(const char* what);
 

@@ -242,15 +242,16 @@ class Compiler:
             choice = dispatch.Choice(pinned, "set on the layer")
         if choice.kernel == "dense":
             return self._dense(node, layer, name, value, weights, choice.why)
+        taps = self.layers.taps(name, layer, norm, geometry)
         step = Gather(
             name=name,
             why=choice.why,
             x=value.now(),
             y=Slot((n, channels, height, width), self.dtype),
-            values=weights.values,
+            values=taps.values,
             bias=weights.bias,
             support=layer.support,
-            plan=self.layers.plan(name, layer, geometry),
+            plan=taps.plan,
             geometry=geometry.numbers(),
             adjoint=layer.adjoint,
             padding_mode=mode,

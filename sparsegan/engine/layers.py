@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import SPARSE_CLASSES, SparseConv
-from ..plan import Geometry, compile_plan
+from ..plan import Geometry, compile_direct_plan
 
 
 class Weights(NamedTuple):
@@ -18,6 +18,13 @@ class Weights(NamedTuple):
 
     values: Tensor
     bias: Tensor | None
+
+
+class Taps(NamedTuple):
+    """A layer's values in the order of a direct plan, and that plan."""
+
+    values: Tensor
+    plan: Tensor
 
 
 class Layers:
@@ -28,7 +35,7 @@ class Layers:
         self._modules = dict(model.named_modules())
         self._layers: dict[str, SparseConv | None] = {}
         self._weights: dict[tuple[str, str | None], Weights] = {}
-        self._plans: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._taps: dict[tuple[str, str | None, tuple[int, ...]], Taps] = {}
         self._dense: dict[tuple[str, int], Tensor] = {}
         #: The kernel that each layer asks for.
         self.pinned: dict[str, str] = {}
@@ -37,8 +44,9 @@ class Layers:
         """Of values, biases, supports and plans."""
         supports = [layer.support for layer in self._layers.values() if layer is not None]
         weights = [one for pair in self._weights.values() for one in pair if one is not None]
-        tensors = [*supports, *weights, *self._plans.values(), *self._dense.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        taps = [one for pair in self._taps.values() for one in pair]
+        tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *self._dense.values()]}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def constant(self, name: str) -> Tensor:
         """A parameter or buffer of the model."""
@@ -86,12 +94,16 @@ class Layers:
             self._weights[key] = Weights(values, bias)
         return self._weights[key]
 
-    def plan(self, name: str, layer: SparseConv, geometry: Geometry) -> Tensor:
-        """The layer's forward plan for a geometry."""
-        key = (name, tuple(geometry.numbers()))
-        if key not in self._plans:
-            self._plans[key] = compile_plan(layer.support, geometry, layer.adjoint)
-        return self._plans[key]
+    def taps(self, name: str, layer: SparseConv, norm: str | None, geometry: Geometry) -> Taps:
+        """The layer's values, the norm folded in, as a forward call with a geometry reads them."""
+        key = (name, norm, tuple(geometry.numbers()))
+        if key not in self._taps:
+            plan, order = compile_direct_plan(layer.support, geometry, layer.adjoint)
+            values = self.weights(name, layer, norm).values
+            if layer.adjoint:  # else the taps are in the support's order
+                values = values.view(len(order), -1)[order].flatten()
+            self._taps[key] = Taps(values, plan)
+        return self._taps[key]
 
     def running_map(self, name: str) -> tuple[Tensor, Tensor]:
         """scale and shift, float64 ``[C]``, of a norm by running statistics."""

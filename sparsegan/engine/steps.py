@@ -62,7 +62,7 @@ class Gather(Step):
 
     x: Value
     y: Slot
-    values: Tensor
+    values: Tensor  # in the order of the plan, a direct one
     bias: Tensor | None
     support: Tensor
     plan: Tensor
