@@ -84,6 +84,8 @@ EVERY_GENERATOR = {0.75: 2.2}
 VECTORS = {("cyclegan", "vector:4", 0.9): 7.0}
 #: At most: the engine's peak memory against the best dense engine's; its share of time outside multiplications.
 MEMORY_LIMIT, OUTSIDE_LIMIT = 1.0, 0.25
+#: Calls, at least, of which the percentiles are.
+LATENCY_CALLS = 50
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _times(
     for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
         check_same(output_of(call()), wanted, f"{job.case}: what {name} makes")
     row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs))
-    (calls,) = interleaved_times([lambda: engine(*inputs)], seconds, least=100)
+    (calls,) = interleaved_times([lambda: engine(*inputs)], seconds, least=LATENCY_CALLS)
     steps = engine_profile(engine, inputs, seconds)
     return {
         **row,
