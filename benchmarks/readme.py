@@ -429,6 +429,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "drift": ("tasks", drift),
     "compression_step": ("compression_step", compression_step),
     "generators": ("generators", generators),
+    "generators_75": ("generators_75", generators),
+    "generators_vectors": ("generators_vectors", generators),
     "bench_generators": ("generators", short_generators),
 }
 
