@@ -568,7 +568,7 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
   constexpr int64_t kMany = 4;
   const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
   const bool share_panels = left > 0 && threads >= kMany * left;
-  const int64_t panels = left > 0 ? threads : std::min(threads, groups);
+  const int64_t panels = share_panels && groups == left ? 1 : left > 0 ? threads : std::min(threads, groups);
   Clock clock(part_nanoseconds.order);
 
   Layout layout;
