@@ -234,10 +234,13 @@ class ReadTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bent, self.shuffled, self.same = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Identity()
+        self.tanh_, self.relu_ = nn.Tanh(), nn.ReLU()  # names that say in place of modules that are not
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         a, b = self.bent(x), self.shuffled(x)
-        return torch.tanh(self.same(a)), a * 1, F.pixel_shuffle(self.same(b), 2).sigmoid_(), b * 1
+        c = a + b
+        named = self.tanh_(c), self.relu_(c), c * 1
+        return torch.tanh(self.same(a)), a * 1, F.pixel_shuffle(self.same(b), 2).sigmoid_(), b * 1, *named
 
 
 @pytest.mark.parametrize("build", [Functional, Wrapped, Twice, Frames, InPlace])

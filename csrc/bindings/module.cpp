@@ -46,8 +46,9 @@ Int32Array compile_plan(const Int32Array& support, const std::vector<int64_t>& n
 std::pair<Int32Array, Int32Array> compile_direct_plan(const Int32Array& support, const std::vector<int64_t>& numbers,
                                                       bool adjoint) {
   Int32Array order(support.size());
-  const auto compile = [&](const Geometry& geometry, bool, const int32_t* units, int64_t taps, int32_t* out) {
-    sparsegan::compile_direct_plan(geometry, adjoint, units, taps, out, order.mutable_data());
+  const auto compile = [&](const Geometry& geometry, bool coarse_to_fine, const int32_t* units, int64_t taps,
+                           int32_t* out) {
+    sparsegan::compile_direct_plan(geometry, coarse_to_fine, units, taps, out, order.mutable_data());
   };
   Int32Array plan = compiled(support, numbers, adjoint, sparsegan::direct_plan_shape, compile);
   return {std::move(plan), std::move(order)};

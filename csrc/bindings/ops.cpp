@@ -18,10 +18,9 @@ STABLE_TORCH_LIBRARY(sparsegan, m) {
       "wgrad(Tensor gy, Tensor x, Tensor support, Tensor? plan, Tensor? adjoint_plan, int[] geometry, bool adjoint, "
       "int padding_mode=0, int[] pad_before=[0, 0]) -> Tensor");
   // What an inference engine runs; neither has a gradient. gather_fused: plan may be a direct one, values are then in
-  // its order; x becomes x * scale + shift (both [N, C]),
-  // times slope ([C]) where not above 0, while it is read; y is written in place, after curve (0 none, 1 tanh, 2
-  // sigmoid), by PixelShuffle where shuffle > 1, and y_scale and y_shift then hold y's InstanceNorm. pointwise: y = x,
-  // or x + other, each changed likewise, after curve.
+  // its order; x becomes x * scale + shift (both [N, C]), times slope ([C]) where not above 0, while it is read; y is
+  // written in place, after curve (0 none, 1 tanh, 2 sigmoid), by PixelShuffle where shuffle > 1, and y_scale and
+  // y_shift then hold y's InstanceNorm. pointwise: y = x, or x + other, each changed likewise, after curve.
   m.def(
       "gather_fused(Tensor x, Tensor? scale, Tensor? shift, Tensor? slope, Tensor values, Tensor? bias, "
       "Tensor support, Tensor plan, int[] geometry, bool adjoint, int padding_mode, int[] pad_before, "

@@ -462,8 +462,10 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
 
 
 def _relu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
-    in_place = module.inplace if module is not None else _argument(node, 1, "inplace", False)
-    return c.activation(node, 0.0, bool(in_place) or _name(node.target).endswith("_"))
+    in_place = _changes_its_input(node, node.target, module) or (
+        module is None and _argument(node, 1, "inplace", False)
+    )
+    return c.activation(node, 0.0, bool(in_place))
 
 
 def _leaky_relu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
@@ -480,7 +482,7 @@ def _prelu(c: Compiler, node: fx.Node, module: Any) -> Value | None:
 
 def _curve(name: str) -> Handler:
     def handler(c: Compiler, node: fx.Node, module: Any) -> Value | None:
-        return c.curved(node, name, _name(node.target).endswith("_"))
+        return c.curved(node, name, _changes_its_input(node, node.target, module))
 
     return handler
 
