@@ -23,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparsegan import _native
 from sparsegan.benchmark.engines import Timing, timed
-from sparsegan.compress.compressor import CompressionTask
 from sparsegan.compress.loss import SelfSupervisedLoss
+from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import store
 from sparsegan.granularity import magnitude_mask
 from sparsegan.info import cpu_name

@@ -1,4 +1,4 @@
-"""Model surgery: dense layers to sparse ones and back, and shrinking a support during training."""
+"""Model surgery: dense layers to sparse ones and back, and a support that shrinks or moves during training."""
 
 from __future__ import annotations
 
@@ -172,11 +172,33 @@ def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
 
 
 def _cut(layer: SparseConv, survivors: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-    values, vector = layer.values, layer.geometry.vector
-    grad, state = values.grad, optimizer.state.get(values, {}) if optimizer is not None else {}
+    vector = layer.geometry.vector
+    move_support(layer, layer.support[survivors[::vector] // vector], survivors, optimizer)
+
+
+def move_support(
+    layer: SparseConv, support: Tensor, source: Tensor, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Gives a layer another support; its values, their gradient and their optimizer state move along.
+
+    Args:
+        support: int32, as ``SparseConv.set_support`` takes it.
+        source: int64, one a weight of the new support: which of the old values it was, or -1 for one that is new and
+            starts at 0, with a state of 0.
+        optimizer: its state for ``values``, tensor by tensor of that shape. The Parameter object stays.
+
+    Raises:
+        ValueError: the support is not valid; nothing has changed then.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor[source].masked_fill(source < 0, 0)
+
+    values = layer.values
+    shape, grad, state = values.shape, values.grad, optimizer.state.get(values, {}) if optimizer is not None else {}
+    layer.set_support(support, moved(values.detach()))
     for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.shape == values.shape:
-            state[name] = tensor[survivors]
-    layer.set_support(layer.support[survivors[::vector] // vector], values.detach()[survivors])
+        if isinstance(tensor, Tensor) and tensor.shape == shape:
+            state[name] = moved(tensor)
     if grad is not None:
-        values.grad = grad[survivors]
+        values.grad = moved(grad)

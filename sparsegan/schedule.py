@@ -18,6 +18,13 @@ class Schedule(Protocol):
         """Sparsity in [0, 1) that holds during step number `step` (from 0); at `steps`, the one that it ends at."""
 
 
+def prunings(schedule: Schedule) -> list[int]:
+    """The steps at which a schedule prunes, from 0 on, and its length behind them."""
+    later = range(1, schedule.steps)
+    pruned = [step for step in later if schedule.sparsity(step) > schedule.sparsity(step - 1)]
+    return [0, *pruned, schedule.steps]
+
+
 def _check_sparsity(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")

@@ -28,12 +28,12 @@ from sparsegan.compress import (
     recalibrate_batch_norm,
 )
 from sparsegan.compress.baselines import kept_parameters
-from sparsegan.compress.compressor import CompressionTask
 from sparsegan.compress.loss import Scores
+from sparsegan.compress.step import CompressionTask
 from sparsegan.data import Batches
 from sparsegan.gans import Objective, dcgan
 from sparsegan.prune import sparse_layers, sparsify
-from sparsegan.schedule import GradualPruning, OneShot, Rounds
+from sparsegan.schedule import GradualPruning, OneShot, Rounds, prunings
 from sparsegan.training import Diverged
 
 SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}
@@ -692,6 +692,22 @@ def test_rounds_prune_and_train_in_turns() -> None:
     for bad in ({"rounds": 0}, {"target": 1.0}, {"ramp": 2}, {"steps": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
             Rounds(**{"steps": 8, **bad})
+
+
+def test_rewound_learning_rates_start_anew_at_every_pruning() -> None:
+    rates: list[float] = []
+    ours = Compressor(
+        *small_gan(), dcgan.objective, Rounds(16, 0.8), decay=True, rewind=True, generator_lr=1.0, quiet=True
+    )
+    ours.task.optimizer.register_step_pre_hook(lambda *_: rates.append(ours.task.optimizer.param_groups[0]["lr"]))
+    for at in range(16):
+        ours.task.step(at, torch.zeros(2, 1, 64, 64))
+    assert prunings(ours.schedule) == [0, 2, 4, 6, 16]
+    short = [1.0, 1.0]  # a stretch of two steps is too short to fall
+    last = [1.0] * 5 + [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert rates == pytest.approx(3 * short + last)
+    with pytest.raises(ValueError, match="rewind is set and decay is not"):
+        Compressor(*small_gan(), dcgan.objective, Rounds(16, 0.8), rewind=True)
 
 
 def test_recalibration_makes_running_statistics_those_of_the_pruned_network() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsegan.compress import Blank, Compressor, OwnImages, SelfSupervisedLoss
-from sparsegan.compress.compressor import CompressionTask
+from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d

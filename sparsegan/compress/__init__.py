@@ -1,9 +1,11 @@
 """Self-supervised GAN compression: the losses, the loop, and the recipes it is compared with."""
 
 from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
-from .compressor import Compressor, Result, gap, match_contrast, recalibrate_batch_norm
+from .comparison import gap
+from .compressor import Compressor, Result
 from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 from .own import Blank, OwnImages
+from .statistics import match_contrast, recalibrate_batch_norm
 
 __all__ = [
     "RECIPES",

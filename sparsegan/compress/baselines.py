@@ -194,6 +194,7 @@ def baseline(
     small: Callable[[int], nn.Module] | None = None,
     loss: SelfSupervisedLoss | None = None,
     every: int = 10,
+    rounds: bool = False,
     **options: Any,
 ) -> Compressor:
     """The compressor of a recipe of `RECIPES`.
@@ -201,7 +202,8 @@ def baseline(
     `steps`: fine-tuning steps. `fresh`, `fresh_generator`: make an untrained discriminator and generator, for the
     recipes that start from one. `small`: makes an untrained dense generator with about as many parameters as its
     argument says (see `of_size`), for the recipes that compare with one. `loss`: settings of equations 7-9, for the
-    recipes that match. `every`: steps between two prunings, where they are gradual.
+    recipes that match. `every`: steps between two prunings, where they are gradual. `rounds`: prune in `Rounds`
+    instead.
     `options`: passed to `Compressor`, the same for every recipe under comparison.
     Raises ValueError for an unknown name, and when what a recipe starts from is None.
     """
@@ -230,7 +232,7 @@ def baseline(
         generator,
         discriminator,
         objective,
-        _schedule(recipe, steps, sparsity, every),
+        _schedule(replace(recipe, pruning="rounds") if rounds else recipe, steps, sparsity, every),
         loss=_loss(recipe, loss or SelfSupervisedLoss()),
         student=student,
         discriminator_mode=recipe.discriminator_mode,

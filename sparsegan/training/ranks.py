@@ -228,10 +228,14 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
 
 def sum_gradients(optimizer: Optimizer) -> None:
     """Every rank's share of the gradients, added up in place."""
+    sum_tensors(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
+
+
+def sum_tensors(shares: Iterable[Tensor]) -> None:
+    """Every rank's share of each tensor, added up in place."""
     if count() > 1:
-        for parameter in _parameters(optimizer):
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+        for share in shares:
+            dist.all_reduce(share)
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:

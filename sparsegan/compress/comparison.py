@@ -1,0 +1,148 @@
+"""Two generators before one discriminator: the scores that a loss compares."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..gans.objective import Objective, images_in
+from ..training import ranks
+from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
+
+#: What a generator made of a batch, and its activations on the way, where a loss matches those.
+Made = tuple[Any, list[Tensor]]
+
+
+class Comparison:
+    """Another generator beside `original`, both before one discriminator: the scores that a loss asks for."""
+
+    def __init__(
+        self,
+        original: nn.Module | None,
+        discriminator: nn.Module,
+        objective: Objective,
+        loss: GeneratorLoss,
+        feature_layers: Sequence[nn.Module] = (),
+    ) -> None:
+        self.original = original
+        self.discriminator = discriminator
+        self.objective = objective
+        self.loss = loss
+        self.feature_layers = feature_layers
+
+    def compare(
+        self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, before: Tensor
+    ) -> tuple[Scores, Scores | None]:
+        """Scores of what `generator` made, `ours`, and of what the original makes of the same batch and random numbers.
+
+        `theirs`: the latter, if it is there already. `before`: the random state before `ours` was made.
+        """
+        middle = torch.get_rng_state()
+        compressed = self._scores(generator, *ours, batch)
+        if self.original is None or not self.loss.matches:
+            return compressed, None
+        after = torch.get_rng_state()
+        theirs = theirs or self.generate_again(self.original, batch, before)
+        torch.set_rng_state(middle)  # the same penalty coefficient
+        original = self._scores(self.original, *theirs, batch)
+        torch.set_rng_state(after)
+        return compressed, original
+
+    def generate(self, generator: nn.Module, batch: Any) -> Made:
+        """A fake, and the activations on its way where the loss matches those."""
+        found: list[Tensor] = []
+        layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
+        with outputs_of(layers, found):
+            return self.objective.generate(generator, batch), found
+
+    def generate_again(self, generator: nn.Module, batch: Any, before: Tensor) -> Made:
+        """:meth:`generate` without a graph, from the noise that was drawn at the random state `before`."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        with torch.no_grad():
+            made = self.generate(generator, batch)
+        torch.set_rng_state(now)
+        return made
+
+    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any) -> Scores:
+        """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
+        scores = Scores({}, images=images_in(fake), intermediate=activations)
+        if self.loss.uses_terms:
+            with outputs_of(self.feature_layers, scores.features):
+                scores.generator = self.objective.generator_terms(generator, self.discriminator, fake, batch)
+        if self.loss.matches_discriminator_terms:
+            terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
+        return scores
+
+
+def gap(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    objective: Objective,
+    batches: Sequence[Any],
+    loss: GeneratorLoss | None = None,
+    seed: int = 0,
+) -> Callable[[nn.Module], float]:
+    """A measure of how far other generators are from `generator`, for `sparsegan.allocation.sensitivity`.
+
+    Returns a function of a generator of the same kind: the mean over `batches` of `loss` (by default equations 7-9)
+    under the frozen `discriminator`, each time with the same noise. No network is trained; those handed in stay.
+    Raises ValueError for no batches.
+    """
+    if not batches:
+        raise ValueError("batches is empty; at least one is needed")
+    minimised = SelfSupervisedLoss() if loss is None else loss
+    judge = copy.deepcopy(discriminator).requires_grad_(False).eval()
+    layers = feature_layers_of(judge, ()) if minimised.matches_features else []
+    both = Comparison(copy.deepcopy(generator).eval(), judge, objective, minimised, layers)
+
+    def measure(network: nn.Module) -> float:
+        total = 0.0
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # a gradient penalty differentiates
+            torch.manual_seed(seed)
+            for batch in batches:
+                before = torch.get_rng_state()
+                scores = both.compare(network, both.generate(network, batch), None, batch, before)
+                total += minimised(objective, *scores).item()
+        return total / len(batches)
+
+    return measure
+
+
+_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+
+
+def _activations(network: nn.Module, role: str) -> list[nn.Module]:
+    found: list[nn.Module] = [module for module in network.modules() if isinstance(module, _ACTIVATIONS)]
+    if not found:
+        hint = "; name its layers in feature_layers" if role == "discriminator" else ""
+        raise ValueError(f"the {role} has no activation modules to match{hint}")
+    return found
+
+
+@contextmanager
+def outputs_of(layers: Sequence[nn.Module], found: list[Tensor]) -> Iterator[None]:
+    """Within it, what the layers put out is appended to `found`, in the order of their calls."""
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: found.append(ranks.joined(output)))
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def feature_layers_of(discriminator: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    modules = dict(discriminator.named_modules())
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(f"feature_layers has {unknown[0]!r}; the discriminator has no module of that name")
+    return [modules[name] for name in names] or _activations(discriminator, "discriminator")

@@ -1,0 +1,276 @@
+"""One step of compression: prune, update the discriminator, update the generator."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..allocation import Targets
+from ..gans.objective import ImagePool, Objective, detached
+from ..prune import shrink, sparse_layers
+from ..regrow import dense_gradients, regrow
+from ..schedule import Schedule, prunings
+from ..training import ranks
+from ..training.adversarial import decayed, set_rates
+from ..training.outermost import mapped
+from .comparison import Comparison, Made
+from .loss import GeneratorLoss
+from .statistics import batch_norms
+
+#: Steps between two exchanges of weights, and the part of the run after which there are no more.
+REGROW_EVERY = 10
+REGROW_UNTIL = 0.75
+
+
+class CompressionTask(Comparison):
+    """One step of compression, and the whole state between steps; see `Compressor`."""
+
+    def __init__(
+        self,
+        original: nn.Module | None,
+        student: nn.Module,
+        discriminator: nn.Module,
+        objective: Objective,
+        schedule: Schedule,
+        loss: GeneratorLoss,
+        optimizer: torch.optim.Optimizer,
+        discriminator_optimizer: torch.optim.Optimizer | None,
+        generator_every: int = 1,
+        feature_layers: Sequence[nn.Module] = (),
+        decay: bool = False,
+        targets: Targets | None = None,
+        prune_discriminator: bool = False,
+        original_as_real: bool = False,
+        accumulate: int = 1,
+        regrow: float = 0.0,
+        rewind: bool = False,
+    ) -> None:
+        super().__init__(original, discriminator, objective, loss, feature_layers)
+        self.accumulate = accumulate
+        self.regrow = regrow
+        self.stretches = prunings(schedule) if rewind else [0, schedule.steps]
+        self.student = student
+        self.schedule = schedule
+        self.optimizer = optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.generator_every = generator_every
+        self.decay = decay
+        self.targets = targets
+        self.prune_discriminator = prune_discriminator
+        self.original_as_real = original_as_real
+        self.pool = ImagePool(objective.pool)
+        self._sparsity = schedule.sparsity(0)
+
+    def step(self, step: int, batch: Any) -> dict[str, float]:
+        """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
+        wanted = self.schedule.sparsity(step)
+        if wanted > self._sparsity:
+            shrink(self.student, self.targets.at(wanted) if self.targets is not None else wanted, self.optimizer)
+            if self.prune_discriminator:
+                shrink(self.discriminator, wanted, self.discriminator_optimizer)
+            self._sparsity = wanted
+        figures = {"sparsity": self._sparsity}
+        if self.decay:
+            for optimizer in (self.optimizer, self.discriminator_optimizer):
+                set_rates(optimizer, self._rate(step))
+
+        parts = split(batch, self.accumulate)
+        share = self._exchanged(step)
+        watched: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+        if share > 0:
+            watched = dense_gradients(self.student)
+        with watched as gradients:
+            generator_steps = step % self.generator_every == 0
+            made = self._discriminator_step(parts, generator_steps and len(parts) == 1, figures)
+            if generator_steps:
+                self._generator_step(parts, made, gradients, figures)
+        # A loss that is no number is the loop's to report, and gives nothing to choose weights by.
+        if share > 0 and all(math.isfinite(figure) for figure in figures.values()):
+            regrow(self.student, gradients, share, self.optimizer)
+        return figures
+
+    def _rate(self, step: int) -> float:
+        """What the learning rates are multiplied by: a decay over the stretch that the step is in."""
+        last = bisect_right(self.stretches, step) - 1
+        start, end = self.stretches[last : last + 2]
+        return decayed(step - start, end - start)
+
+    def _exchanged(self, step: int) -> float:
+        """Share of the kept weights to exchange after this step's update; 0 for most steps."""
+        end = REGROW_UNTIL * self.schedule.steps
+        # The generator's first step at or after a multiple of REGROW_EVERY.
+        due = step % self.generator_every == 0 and step % REGROW_EVERY < self.generator_every
+        if not due or step >= end or self._sparsity == 0:
+            return 0.0
+        return self.regrow / 2 * (1 + math.cos(math.pi * step / end))
+
+    def _generator_step(
+        self,
+        parts: list[Any],
+        made: list[tuple[Tensor, Made | None, Made | None]],
+        gradients: Mapping[str, Tensor],
+        figures: dict[str, float],
+    ) -> None:
+        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too."""
+        self.discriminator.requires_grad_(False)
+        self.optimizer.zero_grad()
+        for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
+            gradient.zero_()
+        for part, (before, ours, theirs) in zip(parts, made, strict=True):
+            if ours is None:
+                ours = self._generate_with_graph(part, before)
+            with _judging_once(self.discriminator):
+                self._generator_backward(ours, theirs, part, before, len(parts), figures)
+        ranks.sum_gradients(self.optimizer)
+        ranks.sum_tensors(gradients.values())
+        self.optimizer.step()
+
+    def _discriminator_step(
+        self, parts: list[Any], with_graph: bool, figures: dict[str, float]
+    ) -> list[tuple[Tensor, Made | None, Made | None]]:
+        """Fakes of every part, and a step of the discriminator on them. Returns, a part: the random state before its
+        noise, what the generator made, what the original did. Of several parts only the random state is kept."""
+        optimizer = self.discriminator_optimizer
+        made: list[tuple[Tensor, Made | None, Made | None]] = []
+        if optimizer is not None:
+            self.discriminator.requires_grad_(True)
+            optimizer.zero_grad()
+        for part in parts:
+            before, theirs = torch.get_rng_state(), None
+            with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
+                ours = self.generate(self.student, part)
+            if self.original is not None and self.original_as_real:
+                theirs = self.generate_again(self.original, part, before)
+            if optimizer is not None:
+                past = self.pool(detached(ours[0]))
+                terms = self.objective.discriminator_terms(self.student, self.discriminator, past, part)
+                loss = self.objective.total(terms)
+                if self.original is not None and theirs is not None:
+                    real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], part)
+                    loss = loss + self.objective.total(real)
+                (loss / len(parts)).backward()
+                _add(figures, terms, len(parts))
+            made.append((before, ours, theirs) if len(parts) == 1 else (before, None, None))
+        if optimizer is not None:
+            ranks.sum_gradients(optimizer)
+            optimizer.step()
+        return made
+
+    def _generate_with_graph(self, part: Any, before: Tensor) -> Made:
+        """The same fakes again, from the random state before their noise."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        made = self.generate(self.student, part)
+        torch.set_rng_state(now)
+        return made
+
+    def _generator_backward(
+        self, ours: Made, theirs: Made | None, part: Any, before: Tensor, parts: int, figures: dict[str, float]
+    ) -> None:
+        compressed, original = self.compare(self.student, ours, theirs, part, before)
+        judged = compressed.discriminator
+        if judged and not any(term.requires_grad for term in judged.values()):
+            raise ValueError(
+                f"the discriminator terms {', '.join(map(repr, judged))} give the generator no gradient; "
+                "discriminator_terms must not detach its argument fake"
+            )
+        loss = self.loss(self.objective, compressed, original)
+        (loss / parts).backward()
+        _add(figures, compressed.generator, parts)
+        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, parts)
+        if original is not None:
+            both = original.generator | original.discriminator
+            _add(figures, {f"{name}_original": term for name, term in both.items()}, parts)
+        _add(figures, {"loss": loss}, parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
+        judge = self.discriminator_optimizer
+        return {
+            "sparsity": self._sparsity,
+            "student": self.student.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator_optimizer": judge.state_dict() if judge is not None else {},
+            "loss": self.loss.state_dict(),
+            "pool": self.pool.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._sparsity = state["sparsity"]
+        for part, network in (("student", self.student), ("discriminator", self.discriminator)):
+            for name, layer in sparse_layers(network):  # the saved support is smaller than the one it started with
+                layer.set_support(state[part][f"{name}.support"], state[part][f"{name}.values"])
+        self.student.load_state_dict(state["student"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator_optimizer is not None:
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.loss.load_state_dict(state["loss"])
+        self.pool.load_state_dict(state.get("pool", {}))
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """A batch, tensors inside tuples and dicts too, in so many equal parts. Raises ValueError where it has none."""
+    if parts == 1:
+        return [batch]
+
+    def part(index: int) -> Any:
+        def cut(tensor: Tensor) -> Tensor:
+            if tensor.shape[0] % parts:
+                raise ValueError(f"a batch of {tensor.shape[0]} does not divide into accumulate={parts} parts")
+            return tensor.chunk(parts)[index]
+
+        return mapped(batch, cut)
+
+    return [part(index) for index in range(parts)]
+
+
+def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: int) -> None:
+    """Terms of one part to those of the parts before it: their mean."""
+    for name, term in terms.items():
+        figures[name] = figures.get(name, 0.0) + term.item() / parts
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
+    """Within it batch norms do not count what they see: the same images come a second time."""
+    norms = batch_norms(network) if keep else []
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def _judging_once(discriminator: nn.Module) -> Iterator[None]:
+    """Within it the discriminator computes each input once: equations 7 and 8 look at the same fakes, and both
+    generators' terms at the same real images. Saves about a fifth of a step.
+    """
+    forward = discriminator.forward
+    judged: list[tuple[tuple[Any, ...], Any]] = []
+
+    def once(*inputs: Any) -> Any:
+        for seen, output in judged:
+            if len(seen) == len(inputs) and all(one is other for one, other in zip(seen, inputs, strict=True)):
+                return output
+        output = forward(*inputs)
+        judged.append((inputs, output))
+        return output
+
+    discriminator.forward = once
+    try:
+        yield
+    finally:
+        del discriminator.forward
