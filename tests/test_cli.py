@@ -15,9 +15,10 @@ import sparsegan.cli
 import sparsegan.cli.compress
 from sparsegan import data
 from sparsegan.allocation import sensitivity
+from sparsegan.classifier import Classifier, find_classifier, save_classifier
 from sparsegan.cli import main
 from sparsegan.compress import gap
-from sparsegan.compress.compressor import CompressionTask
+from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import Objective, store
 from sparsegan.prune import sparse_layers
 from sparsegan.training import endless
@@ -296,13 +297,9 @@ def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
     checkpoints, out = tmp_path / "checkpoints", tmp_path / "demo"
     trained = ["--width", "2", "--batch", "8", "--steps", "2", "--quiet", "--out", str(checkpoints / "dcgan-mnist")]
     assert main(["train", "dcgan", *trained]) == 0
-    assert main(["train", "digits", "--epochs", "1", "--quiet", "--out", str(checkpoints / "digit-classifier")]) == 1
+    assert main(["train", "classifier", "--epochs", "1", "--quiet", "--out", str(tmp_path / "none")]) == 1
     assert "held_out is 1000; it must be from 1 to 23" in capsys.readouterr().err
-    from sparsegan import metrics
-
-    metrics.save_digit_classifier(
-        metrics.DigitClassifier(), checkpoints / "digit-classifier" / "classifier.safetensors"
-    )
+    save_classifier(Classifier(), find_classifier("mnist", checkpoints))
     command = ["demo", "--checkpoints", str(checkpoints), "--out", str(out), "--steps", "3", "--batch", "8"]
     command += ["--samples", "30", "--sparsity", "0.8", "--quiet"]
     assert main(command) == 0

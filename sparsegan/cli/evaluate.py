@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import metrics
+from ..classifier import CLASSIFIERS, find_classifier
 from ..gans import GANS, store
 from ..training import ranks
 from .common import add_data_options, add_gan_options, add_threads, find_checkpoints, load_any, set_threads, test_data
@@ -21,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser, "default: what it was trained on, or the task's")
     parser.add_argument(
         "--features",
-        help="the network whose features are compared: efficientnet-lite0, a digit classifier's .safetensors, a "
-        "TorchScript file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist this "
-        "repository's digit classifier)",
+        help="the network whose features are compared: efficientnet-lite0, a classifier's .safetensors, a TorchScript "
+        "file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist or fashion-mnist this "
+        "repository's classifier)",
     )
     parser.add_argument("--samples", type=int, default=2500, help="dcgan's images a seed (default: 2500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan's sample seeds (default: 0 1 2)")
@@ -62,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _features(which: str | None, task: str, source: str) -> metrics.Features | None:
-    if which is None and task == "dcgan" and source == "mnist":
-        return metrics.load_features(find_checkpoints() / "digit-classifier" / "classifier.safetensors")
+    if which is None and task == "dcgan" and source in CLASSIFIERS:
+        return metrics.load_features(find_classifier(source, find_checkpoints()))
     return None if which == "none" else metrics.load_features(which or "efficientnet-lite0")
 
 

@@ -81,5 +81,5 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(report), flush=True)
         before = results.of(row)
         if before is not None:
-            same = all(before.get(name) == report.get(name) for name in ("failed", "scores", "digits", "curves"))
+            same = all(before.get(name) == report.get(name) for name in ("failed", "scores", "classes", "curves"))
             print(f"{row.key}: {'the same as' if same else 'other numbers than'} the stored row", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Train a dense reference GAN, or the digit classifier that the distances use, on real data."""
+"""Train a dense reference GAN, or a classifier that scores its images, on real data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .. import data, metrics
+from .. import data
+from ..classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..gans import GANS, store
 from ..training import Run, run_loop, write_json
 from ..training.adversarial import AdversarialTask
@@ -31,7 +32,9 @@ OPTIONS = ("data", "size", "steps", "batch", "lr", "discriminator_lr", "generato
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
     tasks = "; ".join(f"{name} ({reference.text})" for name, reference in GANS.items())
-    parser.add_argument("what", choices=[*GANS, "digits"], help=f"{tasks}; digits, the digit classifier")
+    parser.add_argument(
+        "what", choices=[*GANS, "classifier"], help=f"{tasks}; classifier, of digits, clothes or styles"
+    )
     default = "default: the task's, for two CPU cores"
     add_data_options(parser, default)
     parser.add_argument("--steps", type=int, help=f"optimisation steps ({default})")
@@ -54,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_content(parser)
     parser.add_argument("--half", action="store_true", help="write the convolutions' weights in float16")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of the digit classifier (default: 12)")
+    parser.add_argument("--epochs", type=int, default=12, help="of the classifier (default: 12)")
     parser.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="steps (default: 200)")
     parser.add_argument("--keep", type=int, default=2, help="how many of the newest checkpoints stay (default: 2)")
     add_run_options(parser, "runs/train")
@@ -63,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the trained networks, and for a GAN samples.png, into the run directory."""
     set_threads(arguments.threads)
-    if arguments.what == "digits":
-        _digits(arguments)
+    if arguments.what == "classifier":
+        _classifier(arguments)
     else:
         _gan(arguments)
 
@@ -155,20 +158,25 @@ def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
     return " ".join(words) + (" --half" if arguments.half else "")
 
 
-def _digits(arguments: argparse.Namespace) -> None:
-    name = arguments.data or "mnist"
-    images, labels = data.labelled(name)
+def _classifier(arguments: argparse.Namespace) -> None:
+    source = arguments.data or "mnist"
+    if source not in CLASSIFIERS:
+        raise ValueError(f"--data is {source}; a classifier is trained on one of {', '.join(CLASSIFIERS)}")
+    images, labels = data.labelled(source)
     held_out = 1000
-    model, accuracy = metrics.train_digit_classifier(
+    model, accuracy = train_classifier(
         images,
         labels,
+        name=CLASSIFIERS[source],
         epochs=arguments.epochs,
         held_out=held_out,
         seed=arguments.seed,
         progress=None if arguments.quiet else lambda epoch, loss: print(f"epoch {epoch + 1}: loss {loss:.4f}"),
     )
-    metrics.save_digit_classifier(model, arguments.out / "classifier.safetensors")
-    config = {"command": "train", "network": "digit classifier", "data": name, "epochs": arguments.epochs}
+    file = arguments.out / FILE
+    save_classifier(model, file)
+    command = f"sparsegan train classifier --data {source} --epochs {arguments.epochs} --seed {arguments.seed}"
+    config = {"command": command, "network": model.name, "data": source, "epochs": arguments.epochs}
     config |= {"seed": arguments.seed, "held_out": held_out, "held_out_accuracy": accuracy}
     write_json(arguments.out / "config.json", config)
-    print(f"accuracy on {held_out} held-out digits: {accuracy:.3f}; wrote {arguments.out / 'classifier.safetensors'}")
+    print(f"accuracy on {held_out} held-out images: {accuracy:.3f}; wrote {file}")

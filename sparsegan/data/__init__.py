@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from . import layouts, mnist, registry
@@ -17,7 +18,7 @@ from .samples import Batches, Samples, Single
 
 __all__ = ["DATASETS", "TASKS", "Batches", "Samples", "labelled", "load", "registry"]
 
-#: name -> function(size) giving images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]
+#: What installs as a package -> function(size) giving images float32 [N, C, size, size] in [-1, 1], labels int64 [N]
 DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
 
 #: task -> (size that random windows are cut from, as a multiple of the images' size; whether they are mirrored), as
@@ -32,12 +33,20 @@ TASKS = {
 
 
 def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N] of a set of `DATASETS`.
+    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]: mnist's, or of the train split of another set.
 
-    Raises ValueError for an unknown name, ModuleNotFoundError when the package that holds the data is missing.
+    Raises ValueError for an unknown name or a set without labels, ModuleNotFoundError or FileNotFoundError when what
+    holds the data is missing.
     """
-    _accept("name", name, tuple(DATASETS))
-    return DATASETS[name](size)
+    if name in DATASETS:
+        return DATASETS[name](size)
+    accepted = [one for one, chosen in registry.SETS.items() if chosen.task in ("dcgan", "stargan")]
+    _accept("name", name, (*DATASETS, *accepted))
+    samples = load(registry.SETS[name].task, name, size, "train", augment=False)
+    if not isinstance(samples, Single) or samples.labels is None:
+        raise ValueError(f"{name} has no labels")
+    parts = (samples.batch(chosen, None) for chosen in samples.order(shuffled=False).split(1000))
+    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts]), samples.labels
 
 
 def load(

@@ -17,13 +17,14 @@ class View(NamedTuple):
     """Images to look at and to measure, float [N, C, H, W] in [-1, 1].
 
     `source`: what `fake` was made from, if it is an image. `real`: images of the kind that `fake` should be; `paired`
-    when image by image.
+    when image by image. `asked`: the domain int64 [N] that each image was to come to, -1 where it was there already.
     """
 
     source: Tensor | None
     fake: Tensor
     real: Tensor | None = None
     paired: bool = False
+    asked: Tensor | None = None
 
 
 @dataclass(frozen=True)

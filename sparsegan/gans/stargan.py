@@ -213,7 +213,10 @@ def _classified(logits: Tensor, labels: Tensor) -> Tensor:
 
 def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
     """The translation beside its input; a distance compares it with all domains together."""
-    return {"translation": View(batch[0], fake["images"], batch[0])}
+    images, labels = batch
+    target = fake["labels"]
+    asked = torch.where(target == labels, -1, target) if labels.dim() == 1 else None
+    return {"translation": View(images, fake["images"], images, asked=asked)}
 
 
 def gallery(generator: nn.Module, batch: Batch) -> dict[str, View]:
