@@ -114,6 +114,11 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
+  // The C library maps so much anew at every allocation: 4 KiB a fault took longer than writing it.
+  constexpr int64_t kMapped = 32 << 20;
+  if (const int64_t bytes = y.numel() * static_cast<int64_t>(y.element_size()); bytes >= kMapped) {
+    sparsegan::prefer_huge_pages(y.mutable_data_ptr(), bytes);
+  }
   sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
                     bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
   return y;

@@ -19,6 +19,13 @@
 #include "registry.h"
 
 namespace sparsegan {
+
+void prefer_huge_pages(void* data, int64_t bytes) {
+  const auto first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
 namespace {
 
 // ---------------------------------------------------------------- workspace
@@ -34,12 +41,11 @@ class Workspace {
   char* reserve(int64_t bytes) {
     if (bytes > capacity_) {
       release();
-      // Large ones on huge pages where the system gives them: planes lie far apart.
-      constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
+      constexpr int64_t kPage = 4096;
       const int64_t page = bytes >= kHugePage ? kHugePage : kPage, rounded = (bytes + page - 1) / page * page;
       data_ = static_cast<char*>(std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded)));
       if (!data_) throw std::bad_alloc();
-      if (page == kHugePage) madvise(data_, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+      prefer_huge_pages(data_, rounded);  // planes lie far apart
       capacity_ = rounded;
       workspace_total += capacity_;
     }

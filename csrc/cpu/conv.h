@@ -86,6 +86,11 @@ struct PartTimes {
 };
 PartTimes part_times();
 
+constexpr int64_t kHugePage = 2 << 20;
+
+// Asks for huge pages where whole ones lie in the memory and the system gives them.
+void prefer_huge_pages(void* data, int64_t bytes);
+
 // Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.
 int64_t workspace_bytes();
 

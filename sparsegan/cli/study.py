@@ -11,11 +11,16 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..study import STUDIES, Results, rows_of, run_row
+from ..gans import store
+from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
+from ..study.row import samples_of
 from ..study.runner import chosen, command, run_missing
-from .common import find_checkpoints, need
+from ..study.speed import FILE, left_behind, measure
+from .common import find_checkpoints, need, write_png
+from .pictures import comparison, some
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run nothing: time the generators that the rows left in --out, on one thread",
     )
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="run nothing: beside --page, a picture a task of what the generators in --out make of the same inputs",
+    )
     parser.add_argument("--report", action="store_true", help="run nothing: rebuild the tables of --page and its plots")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="(default: %(default)s)")
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="(default: %(default)s)")
@@ -47,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run, repeat, list, time or report."""
-    if sum((arguments.repeat, arguments.report, arguments.list, arguments.time)) > 1:
-        raise ValueError("give one of --repeat, --report, --list and --time")
+    """Run, repeat, list, time, draw or report."""
+    if sum((arguments.repeat, arguments.report, arguments.list, arguments.time, arguments.pictures)) > 1:
+        raise ValueError("give one of --repeat, --report, --list, --time and --pictures")
     rows = chosen(rows_of(arguments.study), arguments.only)
     results = Results(arguments.results)
     if arguments.report:
@@ -64,12 +74,14 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{row.key}: {row.obstacle() or ('not run' if found is None else found.get('failed', 'done'))}")
         return
     if arguments.time:
-        from ..study.speed import FILE, measure
-
         count = measure(rows, find_checkpoints(), arguments.out, results)
         if not count:
             raise FileNotFoundError(f"{arguments.out} has none of these rows' generators; sparsegan study makes them")
         print(f"timed {count} generators; {arguments.results / FILE} has them")
+        return
+    if arguments.pictures:
+        need("PIL")
+        _draw(rows, arguments.out, arguments.page.parent)
         return
     need("torchmetrics")
     if not arguments.repeat:
@@ -83,3 +95,33 @@ def run(arguments: argparse.Namespace) -> None:
         if before is not None:
             same = all(before.get(name) == report.get(name) for name in ("failed", "scores", "classes", "curves"))
             print(f"{row.key}: {'the same as' if same else 'other numbers than'} the stored row", file=sys.stderr)
+
+
+#: A column of a picture -> whose images.
+COLUMNS = {
+    "pruned 90": ("one-shot", 0.9),
+    "7-9, 50": ("self-supervised", 0.5),
+    "7-9, 90": ("self-supervised", 0.9),
+    "L_F, 90": ("self-supervised-features", 0.9),
+    "L_F x4, 90": ("features-fast", 0.9),
+}
+PICTURED = 8  # samples
+
+
+def _draw(rows: Sequence[Row], out: Path, folder: Path) -> None:
+    """study-TASK.png for each task of `rows` of which all columns are there."""
+    checkpoints, drawn = find_checkpoints(), 0
+    for name in dict.fromkeys(row.task for row in rows):
+        task = TASKS[name]
+        gan = store.load(checkpoints / task.checkpoint)
+        columns = {text: left_behind(Row(name, *whose), gan, out) for text, whose in COLUMNS.items()}
+        generators = {text: generator for text, generator in columns.items() if generator is not None}
+        if len(generators) < len(COLUMNS):
+            print(f"{name}: {', '.join(columns.keys() - generators.keys())} not in {out}")
+            continue
+        samples = samples_of(gan, task, "test")
+        batch = some(samples, PICTURED)
+        picture = comparison({"dense": gan.generator} | generators, gan.objective, batch, 0, samples.domains)
+        write_png(folder / f"study-{name}.png", picture)
+        drawn += 1
+    print(f"drew {drawn} pictures")

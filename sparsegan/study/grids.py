@@ -17,11 +17,13 @@ from ..compress import RECIPES
 class Task:
     """A dense GAN to compress, and the budget that every technique gets.
 
-    `checkpoint`: its folder under checkpoints/, "" where there is none. `steps`, `batch`: of the fine-tuning; `dense`:
-    steps that the dense GAN was trained for. `lr`, `discriminator_lr`: Adam's; both fall to 0 over the second half.
+    `checkpoint`: its folder under checkpoints/. `steps`, `batch`: of the fine-tuning; `dense`: steps that the dense GAN
+    was trained for. `lr`, `discriminator_lr`: Adam's; both fall to 0 over the second half.
     `exclude`: layers that stay dense. `images`: a distance is taken from so many, 0 for the whole test set.
     `probability`: how the discriminator's output becomes the probability of being real, "output", "sigmoid", or ""
-    where it never does. `digits`: scored by the digit classifier.
+    where it never does. `held_out`: scored against images that were not trained on.
+    `classifier`: the data set of the classifier (`sparsegan.classifier`) that says what images are taken for; of DCGANs
+    it also gives the features. `asked`: the class that a view's images should be of, where the GAN does not say it.
     """
 
     title: str
@@ -36,10 +38,15 @@ class Task:
     exclude: tuple[str, ...] = ()
     images: int = 0
     probability: str = ""
-    digits: bool = False
+    held_out: bool = True
+    classifier: str = ""
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
-#: Steps are at most a tenth of the dense training's. DCGAN's last layer has 512 of 1,098,240 weights: it stays dense.
+GOOGLE, TWITTER = 0, 3  # of the style classifier's classes, the folders of emoji-styles in order
+
+#: Steps are at most a tenth of the dense training's; G_C's learning rate is five times the discriminator's. DCGAN's
+#: last layer has 512 of 1,098,240 weights: it stays dense.
 TASKS = {
     "dcgan-mnist": Task(
         "DCGAN, MNIST",
@@ -51,9 +58,21 @@ TASKS = {
         exclude=("main.12",),
         images=5000,
         probability="output",
-        digits=True,
+        held_out=False,
+        classifier="mnist",
     ),
-    "dcgan-fashion": Task("DCGAN, Fashion-MNIST", "", "dcgan", steps=240, batch=16, dense=2496, images=5000),
+    "dcgan-fashion": Task(
+        "DCGAN, Fashion-MNIST",
+        "dcgan-fashion",
+        "dcgan",
+        steps=480,
+        batch=16,
+        dense=4800,
+        exclude=("main.12",),
+        images=5000,
+        probability="output",
+        classifier="fashion-mnist",
+    ),
     "pix2pix": Task(
         "pix2pix, line art to colour",
         "pix2pix-openmoji",
@@ -63,9 +82,25 @@ TASKS = {
         dense=6000,
         probability="sigmoid",
     ),
-    "cyclegan": Task("CycleGAN, two emoji styles", "cyclegan-emoji", "cyclegan", steps=300, batch=1, dense=3000),
+    "cyclegan": Task(
+        "CycleGAN, two emoji styles",
+        "cyclegan-emoji",
+        "cyclegan",
+        steps=300,
+        batch=1,
+        dense=3000,
+        classifier="emoji-styles",
+        asked={"a_to_b": TWITTER, "b_to_a": GOOGLE},
+    ),
     "stargan": Task(
-        "StarGAN, four emoji styles", "stargan-emoji", "stargan", steps=250, batch=8, dense=2500, generator_every=2
+        "StarGAN, four emoji styles",
+        "stargan-emoji",
+        "stargan",
+        steps=250,
+        batch=8,
+        dense=2500,
+        generator_every=2,
+        classifier="emoji-styles",
     ),
     "srgan": Task(
         "SRGAN, photographs",
@@ -91,6 +126,9 @@ class Technique:
     `untrained`: patterns of the discriminator's modules that are made untrained again. `noise`: standard deviation of
     what is added to its weights, in units of each layer's own.
     `lr`, `batch`: times the task's, the generator's learning rate and the images of a step.
+    `warm_up`: a fresh discriminator, taught for so many steps on the dense generator's images. `data_free`: what the
+    dense generator makes stands in for real images. `regrow`, `rewind`: as in `Compressor`; a `rewind` prunes in
+    rounds.
     """
 
     text: str
@@ -102,9 +140,14 @@ class Technique:
     noise: float = 0.0
     lr: float = 1.0
     batch: int = 1
+    warm_up: int = 0
+    data_free: bool = False
+    regrow: float = 0.0
+    rewind: bool = False
 
 
 SENSITIVITY_BATCHES = 4
+WARM_UP = 300
 _FEATURES, _METHOD = "self-supervised-features", "self-supervised"
 
 #: Every recipe by its name, and what is changed in two of them.
@@ -123,6 +166,8 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
         "L_F, layers' sparsities by sensitivity, weights averaged", _FEATURES, allocation="sensitivity", average=0.97
     ),
     "features-fast": Technique("L_F, four times the learning rate", _FEATURES, lr=4.0),
+    "features-regrow": Technique("L_F, dropped weights may come back", _FEATURES, regrow=0.2),
+    "features-rewind": Technique("L_F, pruned in rounds, learning rates rewound", _FEATURES, rewind=True),
     "features-large": Technique("L_F, four times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=4),
     "fresh-sensitivity": Technique(
         "equations 7-9, D from scratch, layers' sparsities by sensitivity",
@@ -135,6 +180,13 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "distillation-sensitivity": Technique(
         "h with layers' sparsities by sensitivity", "gan-loss-distillation", allocation="sensitivity"
     ),
+    "lambda-0": Technique("equations 7 alone, lambda 0", _METHOD, {"lam": 0.0}),
+    "lambda-1": Technique("equations 7-9, lambda 1", _METHOD, {"lam": 1.0}),
+    "floor-low": Technique("equations 7-9, denominators floored at 0.01", _METHOD, {"floor": 0.01}),
+    "floor-high": Technique("equations 7-9, denominators floored at 0.5", _METHOD, {"floor": 0.5}),
+    "features-warm": Technique("L_F, a fresh D taught on the dense generator's images", _FEATURES, warm_up=WARM_UP),
+    "features-data-free": Technique("L_F, the dense generator's images for real ones", _FEATURES, data_free=True),
+    "features-warm-data-free": Technique("L_F, both missing", _FEATURES, warm_up=WARM_UP, data_free=True),
     "features-untrained": Technique("L_F of an untrained D", _FEATURES, untrained=("*",)),
     "features-untrained-first": Technique(
         "L_F, the first half of D's layers untrained", _FEATURES, untrained=("main.0", "main.2", "main.3")
@@ -192,8 +244,6 @@ class Row:
 
     def obstacle(self) -> str:
         """Why it cannot be run; "" where it can."""
-        if not TASKS[self.task].checkpoint:
-            return "no trained dense GAN"
         if self.granularity == "2:4" and self.sparsity != 0.5:
             return "2:4 is 50 %"
         return ""
@@ -214,6 +264,9 @@ DISCRIMINATORS = (
     "equations-untrained-first",
     "equations-untrained-last",
 )
+#: The settings of equations 7-9 that the paper leaves open.
+OPEN_POINTS = ("one-sided", "running", "lambda-0", "lambda-1", "floor-low", "floor-high")
+MISSING = (_FEATURES, "features-warm", "features-data-free", "features-warm-data-free")
 CANDIDATES = (
     _METHOD,
     "one-sided",
@@ -230,6 +283,8 @@ CANDIDATES = (
     "features-sensitivity",
     "features-average",
     "features-sensitivity-average",
+    "features-regrow",
+    "features-rewind",
     "features-fast",
     "features-large",
     "gan-loss",
@@ -254,9 +309,10 @@ DCGAN, SECOND = "dcgan-mnist", "pix2pix"
 #: Each study's rows, in the order in which they are run.
 STUDIES: dict[str, list[Row]] = {
     "paper-table2": [
-        *grid([DCGAN, SECOND], [_METHOD, _FEATURES], SPARSITIES),
+        *grid([DCGAN, SECOND], [_METHOD, _FEATURES], [CONTROL]),
+        *grid(TASKS, [_METHOD, _FEATURES, "features-fast"], SPARSITIES[1:]),
         *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
-        *grid([task for task in TASKS if task not in (DCGAN, SECOND)], [_METHOD, _FEATURES], SPARSITIES[1:]),
+        *grid(TASKS, ["one-shot"], SPARSITIES[1:], seeds=SEEDS[:1]),
     ],
     "baselines": [
         *grid([DCGAN], BASELINES, [0.9]),
@@ -265,7 +321,8 @@ STUDIES: dict[str, list[Row]] = {
     ],
     "granularity": grid([DCGAN], [_FEATURES], [0.5, 0.75, 0.9], GRANULARITIES),
     "reviewers": grid([DCGAN], [*ABLATIONS, "small-dense", "small-dense-pretrained", "gan-loss-fresh"], [0.9])
-    + grid([DCGAN], DISCRIMINATORS, [0.9]),
+    + grid([DCGAN], [*DISCRIMINATORS, *OPEN_POINTS], [0.9]),
+    "missing": grid(TASKS, MISSING, [0.9]),
     "recipe": grid([DCGAN, SECOND], CANDIDATES, [0.9, 0.95]),
 }
 

@@ -23,6 +23,8 @@ from .grids import (
     DCGAN,
     DISCRIMINATORS,
     GRANULARITIES,
+    MISSING,
+    OPEN_POINTS,
     SEEDS,
     SPARSITIES,
     STUDIES,
@@ -171,8 +173,7 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
 
 def by_sparsity(results: Results) -> str:
     """Every task at every sparsity, with the paper's change below."""
-    names = {"self-supervised": "equations 7-9", "self-supervised-features": "L_F"}
-    names["features-large"] = TECHNIQUES["features-large"].text
+    names = {"one-shot": TECHNIQUES["one-shot"].text, **SHORT, "features-large": TECHNIQUES["features-large"].text}
     planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     rows = []
     for task, views in VIEWS.items():
@@ -197,44 +198,74 @@ def by_sparsity(results: Results) -> str:
     return markdown(head, rows, _how(results, TASKS))
 
 
-def digits(results: Results) -> str:
-    """What the digit classifier sees in the images of each sparsity."""
-    rows = []
-    for technique, text in (("self-supervised", "equations 7-9"), ("self-supervised-features", "L_F")):
-        for sparsity in (0.0, *SPARSITIES):
-            if sparsity or technique == "self-supervised":
-                cell = Cell.of(results, Row(DCGAN, technique, sparsity) if sparsity else Row(DCGAN))
-                rows.append([text if sparsity else "dense", percent(sparsity), *_seen(cell)])
-    head = ["technique", "sparsity", *SEEN]
-    below = "Digits: classes that at least 2 % of 5,000 images are taken for. Entropy of the classes' shares, in bits; "
-    below += "an even mix has 3.32. Confidence: mean probability of the likeliest class. Distance of two images' "
-    return markdown(head, rows, below + "features, over that of two real digits'.")
+def classes(task: str) -> Callable[[Results], str]:
+    """What the classifier takes a DCGAN's images for, at each sparsity."""
+
+    def table(results: Results) -> str:
+        rows = [["dense", percent(0.0), *_seen(Cell.of(results, Row(task)))]]
+        for technique, text in SHORT.items():
+            for sparsity in SPARSITIES[1:]:
+                rows.append([text, percent(sparsity), *_seen(Cell.of(results, Row(task, technique, sparsity)))])
+        below = "Classes that at least 2 % of 5,000 images are taken for. Entropy of the classes' shares, in bits; an "
+        below += "even mix has 3.32. Confidence: mean probability of the likeliest class. Diversity: mean distance of "
+        return markdown(["technique", "sparsity", *SEEN], rows, below + "two images' features, over real images'.")
+
+    return table
 
 
-SEEN = ("digits", "entropy", "confidence", "pair distance")
+SHORT = {
+    "self-supervised": "equations 7-9",
+    "self-supervised-features": "L_F",
+    "features-fast": "L_F, four times the learning rate",
+}
+SEEN = ("classes", "entropy", "confidence", "diversity")
+
+
+def _two_digits(value: float) -> str:
+    return f"{abs(value):.2f}"
 
 
 def _seen(cell: Cell) -> list[str]:
-    forms: dict[str, Callable[[float], str]] = {
-        "modes": lambda value: f"{value:.3g}",
-        "mode_entropy": lambda value: f"{abs(value):.2f}",
-        "confidence": lambda value: f"{value:.2f}",
-        "pair_distance": lambda value: f"{value:.2f}",
-    }
-    return [cell.show("digits", name, form=form) for name, form in forms.items()]
+    forms = {"modes": "{:.3g}".format, "mode_entropy": _two_digits, "confidence": _two_digits}
+    seen = [cell.show("classes", name, form=form) for name, form in forms.items()]
+    return [*seen, cell.show("scores", "samples", "diversity", form=_two_digits)]
+
+
+#: A figure of a view's score beside its distance -> its name, and how it is written.
+BESIDE: dict[str, tuple[str, Callable[[float], str]]] = {
+    "psnr": ("PSNR, dB", "{:.1f}".format),
+    "ssim": ("SSIM", "{:.3f}".format),
+    "diversity": ("diversity", _two_digits),
+    "accuracy": ("domain accuracy", _two_digits),
+}
+
+
+def translations(results: Results) -> str:
+    """What a distance does not see in the images made from images: fidelity, diversity, the asked domain."""
+    rows = []
+    for task, views in VIEWS.items():
+        for view, text in views.items():
+            dense = Cell.of(results, Row(task))
+            for figure, (name, form) in BESIDE.items():
+                if view != "samples" and dense.values("scores", view, figure):
+                    cells = [dense, *(Cell.of(results, Row(task, technique, 0.9)) for technique in SHORT)]
+                    shown = [cell.show("scores", view, figure, form=form) for cell in cells]
+                    rows.append([f"{TASKS[task].title}: {text}", name, *shown])
+    below = "Diversity: mean distance of two images' features, over real images'. Domain accuracy: the share of images "
+    below += "that a classifier of the four styles takes for the one asked for, StarGAN's where that is another than "
+    return markdown(["task", "", "dense", *(f"{text}, 90 %" for text in SHORT.values())], rows, below + "the input's.")
 
 
 def sizes(results: Results) -> str:
     """What an image costs, and the file."""
     rows = []
     for task in TASKS:
-        if task not in ("dcgan-fashion",):
-            cells = [Cell.of(results, Row(task))]
-            cells += [_first_done(results, task, sparsity) for sparsity in SPARSITIES]
-            macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
-            files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
-            forward = ["", *(_first_timed(results, task, sparsity) for sparsity in SPARSITIES)]
-            rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files], ["", "forward", *forward]]
+        cells = [Cell.of(results, Row(task))]
+        cells += [_first_done(results, task, sparsity) for sparsity in SPARSITIES]
+        macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
+        files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
+        forward = ["", *(_first_timed(results, task, sparsity) for sparsity in SPARSITIES)]
+        rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files], ["", "forward", *forward]]
     below = f"Forward: {FORWARD}."
     return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows, below)
 
@@ -285,15 +316,15 @@ def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
                 [
                     f"{recipe.row or '-'} {name}",
                     cell.show("scores", view, "fid", form=distance, base=dense),
-                    *(_seen(cell)[:2] if TASKS[task].digits else []),
+                    *(_seen(cell)[:2] if view == "samples" else []),
                     *_cost(cell),
                     f"{known:.1f}" if known else "none",
                 ]
             )
         name, cell = "self-supervised-features", Cell.of(results, Row(task, "self-supervised-features", sparsity))
         fid = cell.show("scores", view, "fid", form=distance, base=dense)
-        rows.append([f"- {name}", fid, *(_seen(cell)[:2] if TASKS[task].digits else []), *_cost(cell), "none"])
-        head = ["technique", f"{TASKS[task].title}, {percent(sparsity)}", *(SEEN[:2] if TASKS[task].digits else ())]
+        rows.append([f"- {name}", fid, *(_seen(cell)[:2] if view == "samples" else []), *_cost(cell), "none"])
+        head = ["technique", f"{TASKS[task].title}, {percent(sparsity)}", *(SEEN[:2] if view == "samples" else ())]
         head += [*COST, "the paper's StarGAN, 50 %"]
         dense_text = distance(dense) if dense else "not run"
         return markdown(
@@ -328,13 +359,27 @@ def granularity(results: Results) -> str:
 
 def _times(results: Results, row: Row) -> str:
     """Milliseconds of a row's generator, and how much faster than dense."""
-    entry = times(results).get(row.key)
-    if row.obstacle() or entry is None:
+    found = None if row.obstacle() else _timed(results, row)
+    if found is None:
         return row.obstacle() or "not timed"
+    best, dense = found
+    return f"{best:.1f} ms ({dense / best:.1f}x)"
+
+
+def speed_up(results: Results, row: Row) -> float | None:
+    """How many times faster than the dense generator; None where it was not timed."""
+    found = _timed(results, row)
+    return found[1] / found[0] if found else None
+
+
+def _timed(results: Results, row: Row) -> tuple[float, float] | None:
+    """Milliseconds of the generator's fastest form, and of the dense one."""
+    entry = times(results).get(row.key)
+    if entry is None:
+        return None
     ms = dict(entry["ms"])
     dense = ms.pop("dense")
-    best = min(ms.values())
-    return f"{best:.1f} ms ({dense / best:.1f}x)"
+    return min(ms.values()), dense
 
 
 #: The reviewers' rows at 90 % on DCGAN, in the table's order.
@@ -356,7 +401,7 @@ def discriminators(results: Results) -> str:
         said = [_said(cell, name) for name in ("real", "compressed", "original", "entropy_real", "entropy_compressed")]
         fid = cell.show("scores", "samples", "fid", form=distance, base=dense)
         rows.append([f"{name}: {TECHNIQUES[name].text}", fid, _seen(cell)[0], *said, *_cost(cell)])
-    head = ["technique", "90 %", "digits", "D(real)", "D(compressed)", "D(dense)", "entropy on real"]
+    head = ["technique", "90 %", "classes", "D(real)", "D(compressed)", "D(dense)", "entropy on real"]
     head += ["entropy on compressed", *COST]
     below = f"D's mean output and its mean entropy in bits, at the end. {_how(results, [DCGAN])}"
     return markdown(head, rows, below)
@@ -379,6 +424,47 @@ def what_of_d(results: Results) -> str:
         fid = cell.show("scores", "samples", "fid", form=distance, base=dense)
         rows.append([TECHNIQUES[name].text, fid, *_seen(cell)])
     return markdown(["technique", "90 %", *SEEN], rows, _how(results, [DCGAN]))
+
+
+def open_points(results: Results) -> str:
+    """What the paper leaves open in equations 7-9."""
+    dense = _dense(results, DCGAN, "samples")
+    rows = []
+    for name in ("self-supervised", *OPEN_POINTS):
+        cell = Cell.of(results, Row(DCGAN, name, 0.9))
+        rows.append([TECHNIQUES[name].text, cell.show("scores", "samples", "fid", form=distance, base=dense)])
+        rows[-1] += _seen(cell)[:2]
+    return markdown(["technique", "90 %", *SEEN[:2]], rows, _how(results, [DCGAN]))
+
+
+def missing(results: Results) -> str:
+    """Without the discriminator, without the data, without both."""
+    rows = []
+    for task, views in VIEWS.items():
+        for view, text in views.items():
+            dense = _dense(results, task, view)
+            cells = [Cell.of(results, Row(task, technique, 0.9)) for technique in MISSING]
+            shown = [cell.show("scores", view, "fid", form=distance, base=dense) for cell in cells]
+            row = Cell.of(results, Row(task)).show("scores", view, "fid", form=distance)
+            rows.append([f"{TASKS[task].title}: {text}", row, *shown])
+    return markdown(["task", "dense", *(TECHNIQUES[name].text for name in MISSING)], rows, _how(results, TASKS))
+
+
+def drift(results: Results) -> str:
+    """What becomes of the terms of equations 7-9: means over a run's first sixth, and over its second half."""
+    shown = {"dis": "Dis on compressed", "gen": "Gen of the compressed", "gen_original": "Gen of the original"}
+    rows = []
+    for task in TASKS:
+        for sparsity in (0.5, 0.9):
+            cell = Cell.of(results, Row(task, "self-supervised", sparsity))
+            row = [f"{TASKS[task].title}, {percent(sparsity)}"]
+            for term in shown:
+                curves = [report["curves"][term] for report in cell.done if term in report["curves"]]
+                parts = [(curve[: max(1, len(curve) // 6)], curve[len(curve) // 2 :]) for curve in curves]
+                means = [statistics.mean(map(statistics.mean, part)) for part in zip(*parts, strict=True)]
+                row.append(" to ".join(f"{mean:.2f}" for mean in means) or "; ".join(dict.fromkeys(cell.why_not)))
+            rows.append(row)
+    return markdown(["task, equations 7-9", *shown.values()], rows, "Means over the seeds.")
 
 
 def recipes(results: Results) -> str:
@@ -413,13 +499,20 @@ def _against_equations(results: Results, row: Row) -> tuple[str, str]:
 
 #: study -> marker of a table -> the table.
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
-    "paper-table2": {"by_sparsity": by_sparsity, "digits": digits, "sizes": sizes},
+    "paper-table2": {
+        "by_sparsity": by_sparsity,
+        "translations": translations,
+        "digits": classes(DCGAN),
+        "clothes": classes("dcgan-fashion"),
+        "sizes": sizes,
+    },
     "baselines": {
         "baselines_dcgan_90": baselines(DCGAN, 0.9),
         "baselines_dcgan_50": baselines(DCGAN, 0.5),
         "baselines_pix2pix_50": baselines("pix2pix", 0.5),
     },
     "granularity": {"granularity": granularity},
-    "reviewers": {"discriminators": discriminators, "what_of_d": what_of_d},
+    "reviewers": {"discriminators": discriminators, "what_of_d": what_of_d, "open_points": open_points, "drift": drift},
+    "missing": {"missing": missing},
     "recipe": {"recipes": recipes},
 }

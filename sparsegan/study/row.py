@@ -8,22 +8,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import data, metrics
 from ..allocation import sensitivity
 from ..checkpoint import save
-from ..compress import SelfSupervisedLoss, baseline, gap, match_contrast, of_size
+from ..classifier import Classifier, find_classifier, load_classifier
+from ..compress import OwnImages, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
 from ..gans import store
 from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..nn import SparseConv
-from ..training import Diverged
+from ..training import Diverged, run_loop
+from ..training.adversarial import AdversarialTask
+from ..training.files import write_tensors
 from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned
@@ -64,15 +69,18 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
         "weights": weights,
         "kept": kept,
     }
-    report |= _score_digits(gan, generator, task, checkpoints) if task.digits else _score(gan, generator, task)
-    return report
+    classifier = load_classifier(find_classifier(task.classifier, checkpoints)) if task.classifier else None
+    if task.gan == "dcgan" and classifier is not None:
+        return report | _score_classes(gan, generator, task, classifier)
+    return report | _score(gan, generator, task, classifier, out)
 
 
-def _samples(gan: store.Gan, task: Task, split: str) -> Samples:
+def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
+    """A task's images; all of them are one split where the task holds none out."""
     network = gan.config["network"]
     size = network.get("image_size") or gan.config.get("size", 64)
     channels = network.get("channels", network.get("in_channels"))
-    return data.load(task.gan, gan.config["data"], size, "all" if task.gan == "dcgan" else split, channels=channels)
+    return data.load(task.gan, gan.config["data"], size, split if task.held_out else "all", channels=channels)
 
 
 def _some(samples: Samples, count: int) -> Any:
@@ -84,9 +92,13 @@ def _some(samples: Samples, count: int) -> Any:
 
 def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tuple[nn.Module, Report]:
     """The compressed generator, and what was seen on the way."""
-    samples = _samples(gan, task, "train")
-    loader = samples.batches(task.batch)
+    samples = samples_of(gan, task, "train")
+    loader: Any = samples.batches(task.batch)
+    if technique.data_free:
+        loader = OwnImages(gan.generator, gan.objective, loader)
     discriminator = _changed(gan, technique, row.seed)
+    if technique.warm_up:
+        discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
     loss = SelfSupervisedLoss(**technique.loss)
     granularity = row.granularity
     allocation: str | Mapping[str, float] = technique.allocation
@@ -114,6 +126,9 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         decay=True,
         seed=row.seed,
         quiet=True,
+        rounds=technique.rewind,
+        rewind=technique.rewind,
+        regrow=technique.regrow,
     )
     watched = Watched(
         loader, compressor, gan.generator, task, _some(samples, max(4, 2 * task.batch)), technique.average
@@ -153,6 +168,17 @@ def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
         return store.build({"network": network | {"width": width}}).generator
 
     return of_size(make, parameters, network["width"])
+
+
+def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -> nn.Module:
+    """A fresh discriminator that learnt for so many steps to tell the dense generator's images from the loader's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        discriminator = store.build(gan.config).discriminator
+    optimizer = torch.optim.Adam(discriminator.parameters(), task.discriminator_lr, (0.5, 0.999))
+    learning = AdversarialTask(gan.generator, discriminator, gan.objective, None, optimizer)
+    run_loop(learning, loader, steps, seed=seed, quiet=True)
+    return discriminator
 
 
 @torch.no_grad()
@@ -197,22 +223,29 @@ def _dense_weights(generator: nn.Module) -> int:
 # Scores
 
 
-def _score(gan: store.Gan, generator: nn.Module, task: Task) -> Report:
-    """On the whole test set, in features of ImageNet."""
-    evaluator = metrics.TaskEvaluator(_samples(gan, task, "test"), gan.objective, metrics.load_features(), quiet=True)
-    return {"scores": {name: asdict(score) for name, score in evaluator.scores(generator).items()}}
+def _score(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier | None, out: Path) -> Report:
+    """On the whole test set, in features of ImageNet; those of the real images are kept in `out` for the next row."""
+    samples = samples_of(gan, task, "test")
+    features = metrics.load_features()
+    evaluator = metrics.TaskEvaluator(samples, gan.objective, features, classifier=classifier, asked=task.asked)
+    pixels = b"".join(image.numpy().tobytes() for image in samples.images)
+    kept = out / "real" / f"{sha256(pixels + torch.__version__.encode()).hexdigest()[:16]}.safetensors"
+    if kept.is_file():
+        evaluator.real |= load_file(kept)
+    scores = evaluator.scores(generator)
+    if not kept.is_file():
+        write_tensors(kept, evaluator.real)
+    return {"scores": {name: asdict(score) for name, score in scores.items()}}
 
 
 @torch.no_grad()
-def _score_digits(gan: store.Gan, generator: nn.Module, task: Task, checkpoints: Path) -> Report:
-    """Distances from all real digits in the features of the digit classifier; what it takes the images for.
+def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier) -> Report:
+    """Distances from all real images in the features of the classifier; what it takes the generated ones for.
 
-    "modes": digits that are drawn at least a fifth as often as an even share. "mode_entropy": of the digits' shares, in
-    bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest digit. "pair_distance": mean Euclidean
-    distance of two images' features, over that of two real ones.
+    "modes": classes that are drawn at least a fifth as often as an even share of ten. "mode_entropy": of the classes'
+    shares, in bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest class.
     """
-    classifier = metrics.load_digit_classifier(checkpoints / "digit-classifier" / "classifier.safetensors")
-    real = torch.cat([classifier.features(images) for images in _samples(gan, task, "all").in_order(250)])
+    real = torch.cat([classifier.features(images) for images in samples_of(gan, task, "test").in_order(250)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(NOISE)
         noise = torch.randn(task.images, *store.noise(gan.generator, 1, 0).shape[1:])
@@ -220,24 +253,16 @@ def _score_digits(gan: store.Gan, generator: nn.Module, task: Task, checkpoints:
     fid, kid = metrics.distances_between(real, fake)
     probabilities = classifier.head(fake).softmax(1)
     shares = probabilities.argmax(1).bincount(minlength=10) / len(fake)
-    digits = {
+    classes = {
         "modes": int((shares >= 0.02).sum()),
         "mode_entropy": -(shares * shares.clamp_min(1e-12).log2()).sum().item(),
         "confidence": probabilities.amax(1).mean().item(),
         "answer_entropy": entropy_of(probabilities),
-        "pair_distance": _pair_distance(fake) / _pair_distance(real),
     }
-    score = metrics.Score("digit classifier", len(fake), fid, kid, None, None)
-    return {"scores": {"samples": asdict(score)}, "digits": digits}
+    score = metrics.Score(classifier.name, len(fake), fid, kid, diversity=metrics.diversity(fake, real))
+    return {"scores": {"samples": asdict(score)}, "classes": classes}
 
 
 def entropy_of(probabilities: Tensor) -> float:
     """Mean entropy in bits of distributions [N, K]."""
     return -(probabilities * probabilities.clamp_min(1e-12).log2()).sum(1).mean().item()
-
-
-def _pair_distance(features: Tensor) -> float:
-    """Mean distance of features [N, d] of pairs drawn at random, the same each time."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    first, second = features[order].chunk(2)
-    return (first[: len(second)] - second).norm(dim=1).mean().item()

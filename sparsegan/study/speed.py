@@ -43,12 +43,13 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
     torch.set_num_threads(1)
     count = 0
     for row in rows:
-        file = out / row.key / "generator.safetensors"
-        if row.technique == DENSE or TECHNIQUES[row.technique].recipe.startswith("small") or not file.is_file():
+        if row.technique == DENSE or TECHNIQUES[row.technique].recipe.startswith("small"):
             continue
         gan = store.load(checkpoints / TASKS[row.task].checkpoint)
         example = store.example(gan, BATCH.get(TASKS[row.task].gan, 1))
-        sparse = load(copy.deepcopy(gan.generator), file).eval()
+        sparse = left_behind(row, gan, out)
+        if sparse is None:
+            continue
         networks: dict[str, Callable[..., Any]] = {
             "sparse": sparse,
             "engine": optimize_for_inference(sparse, example),
@@ -65,6 +66,12 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
         write_json(results.folder / FILE, times(results) | {row.key: entry})
         count += 1
     return count
+
+
+def left_behind(row: Row, gan: store.Gan, out: Path) -> nn.Module | None:
+    """The generator that a row left in `out`; None where there is none."""
+    file = out / row.key / "generator.safetensors"
+    return load(copy.deepcopy(gan.generator), file).eval() if file.is_file() else None
 
 
 def _plain(generator: nn.Module) -> nn.Module:
