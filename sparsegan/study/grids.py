@@ -169,6 +169,16 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-regrow": Technique("L_F, dropped weights may come back", _FEATURES, regrow=0.2),
     "features-rewind": Technique("L_F, pruned in rounds, learning rates rewound", _FEATURES, rewind=True),
     "features-large": Technique("L_F, four times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=4),
+    "features-larger": Technique("L_F, eight times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=8),
+    "fresh-large": Technique(
+        "equations 7-9, D from scratch, four times the batch, twice the learning rate",
+        "self-supervised-fresh",
+        lr=2.0,
+        batch=4,
+    ),
+    "gan-loss-large": Technique(
+        "the GAN's own loss, four times the batch, twice the learning rate", "gan-loss", lr=2.0, batch=4
+    ),
     "fresh-sensitivity": Technique(
         "equations 7-9, D from scratch, layers' sparsities by sensitivity",
         "self-supervised-fresh",
@@ -287,7 +297,10 @@ CANDIDATES = (
     "features-rewind",
     "features-fast",
     "features-large",
+    "features-larger",
+    "fresh-large",
     "gan-loss",
+    "gan-loss-large",
     "gan-loss-distillation",
     "distillation-sensitivity",
 )

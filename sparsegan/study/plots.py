@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,25 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter
 
+from ..compress import RECIPES
 from ..training import write_whole
 from . import paper
-from .grids import CANDIDATES, DCGAN, GRANULARITIES, SPARSITIES, STUDIES, Row
-from .report import Cell, speed_up
+from .grids import (
+    BASELINES,
+    CANDIDATES,
+    DCGAN,
+    DISCRIMINATORS,
+    GRANULARITIES,
+    SECOND,
+    SPARSITIES,
+    STUDIES,
+    TASKS,
+    TECHNIQUES,
+    Row,
+)
+from .report import SHORT, VIEWS, Cell, percent, speed_up
 from .results import Results
 
 NAMES = {
@@ -44,32 +58,41 @@ def draw(study: str, results: Results, folder: Path) -> None:
 
 
 def _fid(cell: Cell) -> list[float]:
-    return cell.values("scores", "samples", "fid")
+    """Of the first view, every seed."""
+    return [next(iter(report["scores"].values()))["fid"] for report in cell.done]
 
 
 def by_sparsity(results: Results) -> Any:
-    """Distance over the dense generator's, against sparsity; every seed a point."""
-    dense = _fid(Cell.of(results, Row(DCGAN)))
-    if not dense:
-        return None
-    figure, panel = plt.subplots(figsize=(5.4, 3.4))
-    for colour, technique in (("C3", "self-supervised"), ("C0", "self-supervised-features")):
-        cells = {s: _fid(Cell.of(results, Row(DCGAN, technique, s))) for s in SPARSITIES}
-        found = {s: [value / dense[0] for value in values] for s, values in cells.items() if values}
-        medians = [statistics.median(values) for values in found.values()]
-        panel.plot([100 * s for s in found], medians, color=colour, label=f"{NAMES[technique]}, median")
-        points = [(100 * s, value) for s, values in found.items() for value in values]
-        panel.plot(*zip(*points, strict=True), "o", color=colour, markersize=4)
-    known = paper.SPARSITIES[DCGAN, "samples"][1]
-    ratios = [value / known[0.0] for value in known.values()]
-    panel.plot([100 * s for s in known], ratios, "k--", linewidth=1, label="the paper's DCGAN on MNIST")
-    panel.axhline(1, color="0.6", linewidth=0.8)
-    panel.set(yscale="log", xlabel="sparsity in %", ylabel="Fréchet distance / the dense generator's")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}")
-    panel.legend(frameon=False)
-    panel.set_title("DCGAN on MNIST, a point a seed")
-    return figure
+    """Distance over the dense generator's, against sparsity: a panel a view, every seed a point, the paper's dashed."""
+    colours = {"self-supervised": "C3", "self-supervised-features": "C0", "features-fast": "C1"}
+    views = [(task, view, text) for task, views in VIEWS.items() for view, text in views.items()]
+    figure, axes = plt.subplots(2, -(-len(views) // 2), figsize=(11.5, 5.4), sharex=True)
+    drawn = False
+    for panel, (task, view, text) in zip(axes.flat, views, strict=False):
+        dense = Cell.of(results, Row(task)).mean("scores", view, "fid")
+        for technique, colour in colours.items():
+            cells = {s: Cell.of(results, Row(task, technique, s)).values("scores", view, "fid") for s in SPARSITIES}
+            found = {s: [value / dense for value in values] for s, values in cells.items() if values and dense}
+            medians = [statistics.median(values) for values in found.values()]
+            panel.plot([100 * s for s in found], medians, color=colour, label=SHORT[technique], linewidth=1)
+            points = [(100 * s, value) for s, values in found.items() for value in values]
+            panel.plot(*zip(*points, strict=True), "o", color=colour, markersize=3) if points else None
+            drawn = drawn or bool(points)
+        if (task, view) in paper.SPARSITIES:
+            known = paper.SPARSITIES[task, view][1]
+            ratios = [value / known[0.0] for value in known.values()]
+            panel.plot([100 * s for s in known], ratios, "k--", linewidth=1, label="the paper's, its own data")
+        panel.axhline(1, color="0.6", linewidth=0.8)
+        panel.set(yscale="log", title=f"{TASKS[task].title.split(',')[0]}: {text}")
+        _plain_ticks(panel.yaxis)
+    for panel in axes[-1]:
+        panel.set_xlabel("sparsity in %")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("Fréchet distance over dense")
+    for panel in axes.flat[len(views) :]:
+        panel.axis("off")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower right", frameon=False)
+    return figure if drawn else None
 
 
 def discriminators(results: Results) -> Any:
@@ -136,32 +159,80 @@ def granularity(results: Results) -> Any:
     for value in _fid(Cell.of(results, Row(DCGAN))):
         panel.plot(1, value, "k*", label="dense")
     panel.set(yscale="log", xlabel="times faster than dense, batch of 64, one thread", ylabel="Fréchet distance")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}")
+    _plain_ticks(panel.yaxis)
     panel.set_title("DCGAN on MNIST, L_F, at 50, 75 and 90 %")
     panel.legend(frameon=False, fontsize=8)
     return figure if drawn else None
 
 
-def recipes(results: Results) -> Any:
-    """Each candidate's distance at 90 % and 95 %, a point a seed."""
-    figure, panel = plt.subplots(figsize=(6.4, 0.6 + 0.28 * len(CANDIDATES)))
+def _dots(results: Results, techniques: Mapping[str, str], panels: Sequence[tuple[str, Mapping[float, str]]]) -> Any:
+    """Distances of techniques (name -> label), a point a seed: a panel a task, a colour a sparsity, a line at dense."""
+    size = (2.6 + 3.2 * len(panels), 0.9 + 0.24 * len(techniques))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     drawn = False
-    for index, name in enumerate(reversed(CANDIDATES)):
-        for sparsity, colour in ((0.9, "C0"), (0.95, "C3")):
-            values = _fid(Cell.of(results, Row(DCGAN, name, sparsity)))
-            drawn = drawn or bool(values)
-            panel.plot(values, [index] * len(values), "o", color=colour, markersize=4)
-    for value in _fid(Cell.of(results, Row(DCGAN))):
-        panel.axvline(value, color="0.6", linewidth=0.8)
-    panel.set_yticks(range(len(CANDIDATES)), list(reversed(CANDIDATES)))
-    panel.set(xscale="log", xlabel="Fréchet distance; line: dense; blue: 90 %, red: 95 %")
+    for panel, (task, colours) in zip(axes[0], panels, strict=True):
+        for index, name in enumerate(techniques):
+            for sparsity, colour in colours.items():
+                values = _fid(Cell.of(results, Row(task, name, sparsity)))
+                drawn = drawn or bool(values)
+                panel.plot(values, [index] * len(values), "o", color=colour, markersize=4)
+        for value in _fid(Cell.of(results, Row(task))):
+            panel.axvline(value, color="0.6", linewidth=0.8)
+        shown = ", ".join(f"{WORDS[colour]}: {percent(sparsity)}" for sparsity, colour in colours.items())
+        panel.set(xscale="log", xlabel=f"Fréchet distance; line: dense\n{shown}", title=TASKS[task].title)
+        _plain_ticks(panel.xaxis)
+    axes[0][0].set_yticks(range(len(techniques)), list(techniques.values()))
+    axes[0][0].set_ylim(len(techniques) - 0.5, -0.5)
     return figure if drawn else None
+
+
+class _Plain(LogFormatter):
+    """Numbers as they are on a logarithmic axis, those between powers of ten where there is room."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
+
+
+def _plain_ticks(axis: Any) -> None:
+    for setting in (axis.set_major_formatter, axis.set_minor_formatter):
+        setting(_Plain(minor_thresholds=(1.3, 0.4)))
+
+
+WORDS = {"C0": "blue", "C3": "red", "C2": "green"}
+
+
+def recipes(results: Results) -> Any:
+    """The candidates, at 90 % and 95 %."""
+    colours = {0.9: "C0", 0.95: "C3"}
+    return _dots(results, {name: name for name in CANDIDATES}, [(DCGAN, colours), (SECOND, colours)])
+
+
+def baselines(results: Results) -> Any:
+    """The paper's techniques."""
+    names = sorted(BASELINES, key=lambda name: (RECIPES[name].row or "~", name))
+    labels = {name: f"{RECIPES[name].row or '-'} {name}" for name in names}
+    return _dots(results, labels, [(DCGAN, {0.5: "C2", 0.9: "C0"}), (SECOND, {0.5: "C2"})])
+
+
+def what_of_d(results: Results) -> Any:
+    """Parts of the discriminator made untrained, and its whole against a fresh one."""
+    names = ("self-supervised", "self-supervised-fresh", "self-supervised-features", *DISCRIMINATORS)
+    labels = {name: NAMES.get(name, TECHNIQUES[name].text) for name in names}
+    return _dots(results, labels, [(DCGAN, {0.9: "C0"})])
+
+
+def small(results: Results) -> Any:
+    """A small dense network with the trained discriminator and with a fresh one, and the method."""
+    names = ("self-supervised", "small-dense-pretrained", "small-dense", "gan-loss-scratch")
+    colours = {0.5: "C2", 0.9: "C0"}
+    labels = {name: f"{RECIPES[name].row} {name}" for name in names}
+    return _dots(results, labels, [(DCGAN, colours), (SECOND, {0.5: "C2"})])
 
 
 PLOTS: dict[str, dict[str, Callable[[Results], Any]]] = {
     "paper-table2": {"sparsity": by_sparsity},
-    "reviewers": {"entropy": discriminators, "losses": curves},
+    "baselines": {"baselines": baselines, "small": small},
+    "reviewers": {"entropy": discriminators, "losses": curves, "what-of-d": what_of_d},
     "granularity": {"granularity": granularity},
     "recipe": {"recipes": recipes},
 }
