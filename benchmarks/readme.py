@@ -20,9 +20,11 @@ from typing import Any
 from sparsegan.benchmark.cases import TARGET_SHARE
 from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
+from sparsegan.study import Results
+from sparsegan.study.report import in_short
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "engine", "gpu", "roofline", "tasks")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "engine", "gpu", "roofline")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Report = dict[str, Any]
@@ -270,43 +272,6 @@ def roofline(report: Report) -> str:
     return markdown(head, rows, measured(report["command"], report["machine"], report["isa"], "one thread"))
 
 
-def tasks(report: Report) -> str:
-    """The five tasks: a line a view of a generator, a column a row of the run."""
-    titles = list(dict.fromkeys(title for rows in report["tasks"].values() for title in rows))
-
-    def figure(score: Report, name: str) -> str:
-        return f"{score[name]:.1f}" if name != "ssim" else f"{score[name]:.3f}"
-
-    lines = []
-    for task, rows in report["tasks"].items():
-        scores = {title: row["scores"] for title, row in rows.items()}
-        plain = "fid" in scores["dense"]  # dcgan's, from noise
-        views = [""] if plain else [name for name in scores["dense"] if name != "split"]
-        for view in views:
-            ours = {title: score if plain else score[view] for title, score in scores.items()}
-            first = ours["dense"]
-            count = first["samples"] if plain else first["images"]
-            for name in ("fid", "psnr", "ssim"):
-                if first.get(name) is not None:
-                    label = f"FID ({first['network']}, {count})" if name == "fid" else name.upper()
-                    cells = [figure(ours[title], name) if title in ours else "-" for title in titles]
-                    lines.append([f"{task} {view.replace('_', ' ')}".strip(), label, *cells])
-    return markdown(["task", "score", *titles], lines, measured(report["command"], report["machine"], "one seed"))
-
-
-def drift(report: Report) -> str:
-    """What the updated discriminator makes of both generators' images, early and late in each run."""
-    rows = []
-    for task, made in report["tasks"].items():
-        for title, row in made.items():
-            if row.get("drift"):
-                first, second = (row["drift"][part] for part in ("first", "second_half"))
-                cells = [f"{first[name]:.2f} to {second[name]:.2f}" for name in ("dis", "gen", "gen_original")]
-                rows.append([task, title, *cells])
-    head = ["task", "run", "Dis on compressed", "Gen of the compressed", "Gen of the original"]
-    return markdown(head, rows, measured(report["command"], report["machine"], "one seed"))
-
-
 def compression_step(report: Report) -> str:
     """A whole compression step, sparse and masked, and what the sparse one is spent on."""
     kinds = list(report["rows"][0]["shares"])
@@ -358,7 +323,6 @@ def gpu(report: Report) -> str:
     return markdown(head, rows, f"{_how_many(report['rows'])}{measured(report['command'], *facts)}")
 
 
-# name in a page -> file under results/, how to show it
 def short_generators(report: Report) -> str:
     """Whole generators at 90 %: what a reader wants first."""
     rows = [
@@ -412,6 +376,7 @@ def generators(report: Report) -> str:
     return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
 
 
+# name in a page -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "bench_layers": ("layers", against_dense),
@@ -425,18 +390,20 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "layers": ("demo", layers),
     "equations": ("equations", equations),
     "gpu": ("gpu", gpu),
-    "tasks": ("tasks", tasks),
-    "drift": ("tasks", drift),
     "compression_step": ("compression_step", compression_step),
     "generators": ("generators", generators),
     "generators_75": ("generators_75", generators),
     "generators_vectors": ("generators_vectors", generators),
     "bench_generators": ("generators", short_generators),
+    "layers_avx512": ("layers_avx512", against_dense),
+    "generators_avx512": ("generators_avx512", generators),
 }
 
 
 def table(name: str) -> str:
     """One table, from its file."""
+    if name == "study":
+        return in_short(Results(ROOT / "benchmarks" / "results" / "study"))
     stem, show = TABLES[name]
     file = ROOT / "benchmarks" / "results" / f"{stem}.json"
     return show(json.loads(file.read_text())) if file.exists() else "Not measured yet.\n"
@@ -450,7 +417,7 @@ def filled(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is not up to date")
-    parser.add_argument("--table", choices=list(TABLES), help="change nothing; print this table")
+    parser.add_argument("--table", choices=["study", *TABLES], help="change nothing; print this table")
     options = parser.parse_args()
     if options.table:
         print(table(options.table))

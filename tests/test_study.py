@@ -16,19 +16,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparsegan.checkpoint import save
 from sparsegan.cli import main
+from sparsegan.cli.study import COLUMNS
 from sparsegan.compress import Compressor
 from sparsegan.data import Batches, idx
 from sparsegan.gans import store
+from sparsegan.prune import sparsify
 from sparsegan.schedule import GradualPruning
 from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
 from sparsegan.study.report import Cell, distance, rebuild
-from sparsegan.study.row import _changed
+from sparsegan.study.row import _changed, _compress
 from sparsegan.study.runner import run_missing
 from sparsegan.study.watch import Watched, entropy, thinned
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Task("tiny", "tiny", "dcgan", 6, 4, 60, 1e-2, 1e-3, exclude=("main.12",), images=24, digits=True)
+TINY = Task("tiny", "tiny", "dcgan", 6, 4, 60, 1e-2, 1e-3, exclude=("main.12",), images=24, classifier="mnist")
 NETWORK = {"gan": "dcgan", "nz": 8, "width": 4, "channels": 1}
 
 
@@ -190,7 +193,6 @@ def test_a_cell_says_what_is_missing(place: Path) -> None:
 
     row = Row("tiny", "self-supervised", 0.5)
     assert show(row) == "not run"
-    assert show(Row("dcgan-fashion", "self-supervised", 0.5)) == "no trained dense GAN"
     assert show(replace(row, sparsity=0.9, granularity="2:4")) == "2:4 is 50 %"
     results.add(_report(row, 25.0))
     assert show(row) == "25.0 (+25%)"
@@ -198,6 +200,34 @@ def test_a_cell_says_what_is_missing(place: Path) -> None:
     assert show(row) == f"30.0 ± {statistics.stdev([25, 35]):.1f} (+50%)"
     results.add(_report(replace(row, seed=2), 0.0) | {"failed": "step 7: gen is nan"})
     assert show(row).endswith("(+50%); 1 of 3 seeds: diverged")
+
+
+def test_pictures_of_what_rows_left_behind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    gan = store.load(place / "checkpoints" / "tiny")
+    words = ["study", "tiny", "--pictures", "--out", str(place / "out"), "--page", str(place / "docs" / "study.md")]
+    for at, (technique, sparsity) in enumerate(COLUMNS.values()):
+        assert main(words) == 0
+        assert "drew 0 pictures" in capsys.readouterr().out
+        pruned = sparsify(copy.deepcopy(gan.generator), 0.1 * at)
+        save(pruned, place / "out" / Row("tiny", technique, sparsity).key / "generator.safetensors")
+    assert main(words) == 0
+    assert "drew 1 pictures" in capsys.readouterr().out
+    with image.open(place / "docs" / "study-tiny.png") as picture:
+        assert picture.width > 6 * 64
+
+
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")
+def test_a_row_with_a_fresh_discriminator_and_no_data(place: Path) -> None:
+    row = Row("tiny", "features-warm-data-free", 0.5)
+    technique = replace(TECHNIQUES[row.technique], warm_up=2)
+    gan = store.load(place / "checkpoints" / "tiny")
+    made, report = _compress(row, TASKS["tiny"], technique, gan)
+    again, _ = _compress(row, TASKS["tiny"], technique, gan)
+    assert all(torch.equal(one, other) for one, other in zip(made.parameters(), again.parameters(), strict=True))
+    assert report["cost"]["steps"] == 6
+    trained, _ = _compress(row, TASKS["tiny"], replace(technique, warm_up=0), gan)
+    assert not all(torch.equal(one, other) for one, other in zip(made.parameters(), trained.parameters(), strict=True))
 
 
 def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:

@@ -325,6 +325,7 @@ STUDIES: dict[str, list[Row]] = {
         *grid([DCGAN, SECOND], [_METHOD, _FEATURES], [CONTROL]),
         *grid(TASKS, [_METHOD, _FEATURES, "features-fast"], SPARSITIES[1:]),
         *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
+        *grid([DCGAN, "dcgan-fashion"], ["features-larger"], [0.75, 0.9, 0.95]),
         *grid(TASKS, ["one-shot"], SPARSITIES[1:], seeds=SEEDS[:1]),
     ],
     "baselines": [
