@@ -21,7 +21,7 @@ from sparsegan.benchmark.cases import TARGET_SHARE
 from sparsegan.benchmark.training import MEMORY_TARGET
 from sparsegan.cli.report import columns, note
 from sparsegan.study import Results
-from sparsegan.study.report import in_short
+from sparsegan.study.tables import in_short
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("cpu", "engine", "gpu", "roofline")))

@@ -25,7 +25,8 @@ from sparsegan.gans import store
 from sparsegan.prune import sparsify
 from sparsegan.schedule import GradualPruning
 from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
-from sparsegan.study.report import Cell, distance, rebuild
+from sparsegan.study.cell import Cell, distance
+from sparsegan.study.report import rebuild
 from sparsegan.study.row import _changed, _compress
 from sparsegan.study.runner import run_missing
 from sparsegan.study.watch import Watched, entropy, thinned

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatter
 from ..compress import RECIPES
 from ..training import write_whole
 from . import paper
+from .cell import Cell, percent
 from .grids import (
     BASELINES,
     CANDIDATES,
@@ -29,8 +30,9 @@ from .grids import (
     TECHNIQUES,
     Row,
 )
-from .report import SHORT, VIEWS, Cell, percent, speed_up
 from .results import Results
+from .speed import best_and_dense
+from .tables import SHORT, VIEWS
 
 NAMES = {
     "self-supervised": "equations 7-9",
@@ -151,8 +153,8 @@ def granularity(results: Results) -> Any:
     drawn = False
     for index, unit in enumerate(GRANULARITIES):
         rows = [Row(DCGAN, "self-supervised-features", sparsity, unit) for sparsity in sparsities]
-        points = [(speed_up(results, row), Cell.of(results, row).mean("scores", "samples", "fid")) for row in rows]
-        known = [point for point in points if None not in point]
+        timed = [(best_and_dense(results, row), Cell.of(results, row).mean("scores", "samples", "fid")) for row in rows]
+        known = [(time[1] / time[0], fid) for time, fid in timed if time and fid]
         if known:
             drawn = True
             panel.plot(*zip(*known, strict=True), "o-", color=f"C{index}", markersize=4, label=unit)

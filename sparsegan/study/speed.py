@@ -33,6 +33,16 @@ def times(results: Results) -> dict[str, dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+def best_and_dense(results: Results, row: Row) -> tuple[float, float] | None:
+    """Milliseconds of a row's generator in its fastest form, and of the dense one; None where it was not timed."""
+    entry = times(results).get(row.key)
+    if entry is None:
+        return None
+    ms = dict(entry["ms"])
+    dense = ms.pop("dense")
+    return min(ms.values()), dense
+
+
 def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results, seconds: float = 1.0) -> int:
     """Time every compressed generator of `rows` that is in `out`, on one thread; returns how many.
 

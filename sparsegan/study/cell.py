@@ -1,0 +1,90 @@
+"""A table's cell: the seeds of one configuration, and how figures are written."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .grids import SEEDS, Row
+from .results import Report, Results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The seeds of one configuration: what is done of them, and why there is not more."""
+
+    done: list[Report]
+    why_not: list[str]
+
+    @classmethod
+    def of(cls, results: Results, row: Row) -> Cell:
+        """Of a row's seeds; `row` names the first. The dense generator has one."""
+        done, why_not = [], []
+        for seed in SEEDS if row.sparsity else (0,):
+            one = Row(row.task, row.technique, row.sparsity, row.granularity, seed)
+            report = results.of(one)
+            if report is not None and "failed" not in report:
+                done.append(report)
+            else:
+                why_not.append(one.obstacle() or ("not run" if report is None else _failure(report)))
+        return cls(done, why_not)
+
+    def values(self, *path: str) -> list[float]:
+        """A figure of every seed that has it, by its place in the report."""
+        found = []
+        for report in self.done:
+            value: Any = report
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                found.append(value)
+        return found
+
+    def mean(self, *path: str) -> float | None:
+        """Mean over the seeds; None where no seed has it."""
+        values = self.values(*path)
+        return statistics.mean(values) if values else None
+
+    def show(self, *path: str, form: Callable[[float], str], base: float | None = None) -> str:
+        """Mean ± sample standard deviation, the change against `base`, and how many seeds where not all."""
+        values = self.values(*path)
+        if not values:
+            return "; ".join(dict.fromkeys(self.why_not)) if self.why_not else "not measured"
+        mean = statistics.mean(values)
+        text = form(mean)
+        if len(values) > 1:
+            text += f" ± {form(statistics.stdev(values))}"
+        if base:
+            text += f" ({change(mean / base)})"
+        failed = [why for why in self.why_not if why != "not run"]
+        if failed:
+            text += f"; {len(failed)} of {len(failed) + len(values)} seeds: {failed[0]}"
+        return text
+
+
+def _failure(report: Report) -> str:
+    text = str(report["failed"])
+    return "diverged" if text.startswith("step ") else text
+
+
+def distance(value: float) -> str:
+    """A Fréchet distance."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def change(ratio: float) -> str:
+    """A ratio as a change, from ten times on as it is."""
+    return f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def percent(share: float) -> str:
+    """A sparsity."""
+    return f"{100 * share:g} %"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], below: str = "") -> str:
+    """A table, and a paragraph below it."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + (f"\n{below}\n" if below else "")
