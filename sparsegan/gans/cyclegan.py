@@ -23,63 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from .objective import Objective, Terms, View
-from .parts import State, check, count_up, initialise, least_squares, norm_layer, size_of
-from .pix2pix import Pair, discriminator_sizes, patch_gan, translator, unet_sizes
+from .parts import State, least_squares
+from .pix2pix import Pair
 from .reference import Reference, Training
-
-
-class ResnetBlock(nn.Module):
-    """x -> x + two 3x3 convolutions of x, with reflected borders; [N, width, S, S] -> the same."""
-
-    def __init__(self, width: int, norm: str, dropout: bool) -> None:
-        super().__init__()
-        bias = norm == "instance"
-        layers: list[nn.Module] = [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias)]
-        layers += [norm_layer(norm, width), nn.ReLU(True)]
-        if dropout:
-            layers.append(nn.Dropout(0.5))
-        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias), norm_layer(norm, width)]
-        self.conv_block = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
-
-
-class ResnetGenerator(nn.Module):
-    """Images [N, in_channels, S, S] -> images [N, out_channels, S, S] in [-1, 1], S a multiple of 4.
-
-    Two halvings, `blocks` residual blocks (6 and 9 in the public resnet_6blocks and resnet_9blocks), two doublings.
-    `ngf`: channels at full size.
-    """
-
-    def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        ngf: int = 64,
-        blocks: int = 9,
-        norm: str = "instance",
-        dropout: bool = False,
-    ) -> None:
-        super().__init__()
-        check(in_channels=in_channels, out_channels=out_channels, ngf=ngf, blocks=blocks)
-        bias = norm == "instance"
-
-        def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
-            return [convolution, norm_layer(norm, width), nn.ReLU(True)]
-
-        layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(in_channels, ngf, 7, bias=bias), ngf)]
-        for width in (2 * ngf, 4 * ngf):
-            layers += normed(nn.Conv2d(width // 2, width, 3, 2, 1, bias=bias), width)
-        layers += [ResnetBlock(4 * ngf, norm, dropout) for _ in range(blocks)]
-        for width in (2 * ngf, ngf):
-            layers += normed(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1, bias=bias), width)
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, out_channels, 7), nn.Tanh()]
-        self.model = nn.Sequential(*layers)
-        self.apply(initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+from .translators import ResnetGenerator as ResnetGenerator
+from .translators import discriminator_sizes, patch_gan, resnet_sizes, translator, unet_sizes
 
 
 class Generators(nn.Module):
@@ -216,21 +164,6 @@ def build(
         return g, judge_b
     f, judge_a = direction(out_channels, in_channels)
     return Generators(g, f), Discriminators(judge_b, judge_a)
-
-
-def resnet_sizes(state: State) -> dict[str, Any]:
-    """Sizes of a ResNet with this state_dict."""
-    plain, dropped = (count_up(state, f"model.{{}}.conv_block.{at}.weight", start=10) for at in (5, 6))
-    blocks = max(plain, dropped, 1)
-    return {
-        "generator": "resnet",
-        "width": size_of(state, "model.1.weight", 0, 64),
-        "in_channels": size_of(state, "model.1.weight", 1, 3),
-        "out_channels": size_of(state, f"model.{10 + blocks + 7}.weight", 0, 3),
-        "blocks": blocks,
-        "norm": "instance" if "model.1.bias" in state else "batch",
-        "dropout": dropped > plain,  # a dropout layer moves the second convolution from 5 to 6
-    }
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
