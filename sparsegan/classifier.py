@@ -107,17 +107,21 @@ def save_classifier(model: Classifier, path: str | Path) -> None:
 def load_classifier(path: str | Path) -> Classifier:
     """Read a classifier that `save_classifier` wrote, ready for evaluation.
 
-    The file says its sizes, config.json beside it, where there is one, its name ("network").
+    The file says its sizes, config.json beside it, where there is one, its name ("network"). Raises ValueError for a
+    file that is something else.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = load_file(path)
-    if missing := {"body.0.weight", "head.bias"} - state.keys():
-        raise ValueError(f"{path} has no tensor {min(missing)}; it must be a classifier that sparsegan train wrote")
     config = Path(path).with_name("config.json")
-    name = json.loads(config.read_text(encoding="utf-8")).get("network") if config.is_file() else None
-    model = Classifier(state["body.0.weight"].shape[1], len(state["head.bias"]), name or Path(path).stem)
-    model.load_state_dict(state)
+    try:
+        name = json.loads(config.read_text(encoding="utf-8"))["network"] if config.is_file() else Path(path).stem
+        state = load_file(path)
+        model = Classifier(state["body.0.weight"].shape[1], len(state["head.bias"]), str(name))
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ValueError(f"{path} is no classifier that sparsegan train wrote: {reason}") from None
     return model.eval().requires_grad_(False)
 
 

@@ -84,9 +84,18 @@ def test_a_classifier_learns_and_comes_back(tmp_path: Path) -> None:
     assert (back.channels, back.head.out_features, back.name) == (3, 3, "c")
     (tmp_path / "config.json").write_text('{"network": "hues"}')
     assert metrics.load_features(tmp_path / "c.safetensors").network == "hues"
-    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"no tensor body\.0\.weight; it must be a classifier"):
-        load_classifier(tmp_path / "other.safetensors")
+    other, good = tmp_path / "other.safetensors", model.state_dict()
+    for tensors, why in (
+        ({"weight": torch.zeros(2)}, r"it has no 'body\.0\.weight'"),
+        (good | {"body.0.weight": torch.zeros(2)}, "is no classifier"),
+        (good | {"head.weight": torch.zeros(3, 5)}, "is no classifier"),
+    ):
+        save_file(tensors, other)
+        with pytest.raises(ValueError, match=why):
+            load_classifier(other)
+    other.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no classifier that sparsegan train wrote"):
+        load_classifier(other)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import metrics
-from ..classifier import CLASSIFIERS, find_classifier
+from ..classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..gans import GANS, store
 from ..training import ranks
 from .common import add_data_options, add_gan_options, add_threads, find_checkpoints, load_any, set_threads, test_data
@@ -25,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the network whose features are compared: efficientnet-lite0, a classifier's .safetensors, a TorchScript "
         "file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist or fashion-mnist this "
         "repository's classifier)",
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="FILE",
+        help="a classifier's .safetensors, which says how many of stargan's images come out in the domain asked for "
+        "(default: for emoji-styles this repository's)",
     )
     parser.add_argument("--samples", type=int, default=2500, help="dcgan's images a seed (default: 2500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan's sample seeds (default: 0 1 2)")
@@ -49,7 +57,17 @@ def run(arguments: argparse.Namespace) -> None:
     if network["gan"] == "dcgan":
         _from_noise(arguments, gan.generator, samples, features)
         return
-    evaluator = metrics.TaskEvaluator(samples, gan.objective, features, seed=arguments.seed, quiet=arguments.quiet)
+    classifier = arguments.classifier
+    if classifier is None and task == "stargan" and arguments.data in CLASSIFIERS:
+        classifier = find_classifier(arguments.data, find_checkpoints())
+    evaluator = metrics.TaskEvaluator(
+        samples,
+        gan.objective,
+        features,
+        seed=arguments.seed,
+        quiet=arguments.quiet,
+        classifier=load_classifier(classifier) if classifier else None,
+    )
     scores = evaluator.scores(gan.generator)
     if ranks.rank() > 0:  # the first of several processes speaks
         return
