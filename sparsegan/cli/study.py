@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
         where = ["--out", str(arguments.out)]
         run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet, where)
         return
-    for row in rows:
+    possible = [row for row in rows if not row.obstacle()]
+    for row in possible or rows:  # of impossible ones alone, the first is an error
         report = run_row(row, find_checkpoints(), arguments.out, shlex.join(command(arguments.study, row)))
         print(json.dumps(report), flush=True)
         before = results.of(row)

@@ -168,6 +168,7 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-fast": Technique("L_F, four times the learning rate", _FEATURES, lr=4.0),
     "features-regrow": Technique("L_F, dropped weights may come back", _FEATURES, regrow=0.2),
     "features-rewind": Technique("L_F, pruned in rounds, learning rates rewound", _FEATURES, rewind=True),
+    "features-batch": Technique("L_F, four times the batch", _FEATURES, batch=4),
     "features-large": Technique("L_F, four times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=4),
     "features-larger": Technique("L_F, eight times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=8),
     "fresh-large": Technique(
@@ -326,6 +327,8 @@ STUDIES: dict[str, list[Row]] = {
         *grid(TASKS, [_METHOD, _FEATURES, "features-fast"], SPARSITIES[1:]),
         *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
         *grid([DCGAN, "dcgan-fashion"], ["features-larger"], [0.75, 0.9, 0.95]),
+        *grid(["cyclegan", "srgan"], ["features-batch"], [0.9]),
+        *grid(["srgan"], ["features-large"], [0.9]),
         *grid(TASKS, ["one-shot"], SPARSITIES[1:], seeds=SEEDS[:1]),
     ],
     "baselines": [
