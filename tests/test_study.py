@@ -133,7 +133,7 @@ def test_entropy_and_curves() -> None:
     assert entropy(torch.tensor([0.5, 0.5])) == pytest.approx(1)
     assert entropy(torch.tensor([0.0, 1.0])) == pytest.approx(0, abs=1e-9)
     assert entropy(torch.tensor([0.11])) == pytest.approx(0.4999, abs=1e-4)
-    history = [{"step": float(i), "dis": 2.0 * i} | ({"gen": 1.0} if i % 2 else {}) for i in range(48)]
+    history = [{"step": float(i), "dis": 2.0 * i} | ({} if i % 2 else {"gen": 1.0}) for i in range(48)]
     curves = thinned(history)
     assert curves["step"] == [2 * i + 0.5 for i in range(24)]
     assert curves["dis"] == [4 * i + 1 for i in range(24)]

@@ -106,7 +106,7 @@ COLUMNS = {
     "L_F, 90": ("self-supervised-features", 0.9),
     "L_F x4, 90": ("features-fast", 0.9),
 }
-PICTURED = 8  # samples
+PICTURED = 4  # samples
 
 
 def _draw(rows: Sequence[Row], out: Path, folder: Path) -> None:

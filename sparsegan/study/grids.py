@@ -171,6 +171,7 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "features-batch": Technique("L_F, four times the batch", _FEATURES, batch=4),
     "features-large": Technique("L_F, four times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=4),
     "features-larger": Technique("L_F, eight times the batch, six times the learning rate", _FEATURES, lr=6.0, batch=8),
+    "equations-batch": Technique("equations 7-9, four times the batch", _METHOD, batch=4),
     "fresh-large": Technique(
         "equations 7-9, D from scratch, four times the batch, twice the learning rate",
         "self-supervised-fresh",
@@ -327,8 +328,9 @@ STUDIES: dict[str, list[Row]] = {
         *grid(TASKS, [_METHOD, _FEATURES, "features-fast"], SPARSITIES[1:]),
         *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
         *grid([DCGAN, "dcgan-fashion"], ["features-larger"], [0.75, 0.9, 0.95]),
-        *grid(["cyclegan", "srgan"], ["features-batch"], [0.9]),
-        *grid(["srgan"], ["features-large"], [0.9]),
+        *grid([SECOND, "cyclegan", "srgan"], ["features-batch"], [0.9]),
+        *grid([DCGAN, SECOND, "cyclegan"], ["equations-batch"], [0.9]),
+        *grid(["srgan", SECOND], ["features-large"], [0.9]),
         *grid(TASKS, ["one-shot"], SPARSITIES[1:], seeds=SEEDS[:1]),
     ],
     "baselines": [

@@ -148,7 +148,7 @@ def thinned(history: list[dict[str, float]]) -> dict[str, list[float]]:
     size = max(1, len(history) // POINTS)
     parts = [history[start : start + size] for start in range(0, len(history), size)]
     curves: dict[str, list[float]] = {}
-    for name in history[-1] if history else {}:
+    for name in dict.fromkeys(name for line in history for name in line):  # not every step is a generator's
         seen = [[line[name] for line in part if name in line] for part in parts]
         curves[name] = [round(sum(values) / len(values), 5) for values in seen if values]
     return curves
