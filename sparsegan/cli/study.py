@@ -117,8 +117,8 @@ def _draw(rows: Sequence[Row], out: Path, folder: Path) -> None:
         gan = store.load(checkpoints / task.checkpoint)
         columns = {text: left_behind(Row(name, *whose), gan, out) for text, whose in COLUMNS.items()}
         generators = {text: generator for text, generator in columns.items() if generator is not None}
-        if len(generators) < len(COLUMNS):
-            print(f"{name}: {', '.join(columns.keys() - generators.keys())} not in {out}")
+        if missing := [text for text in columns if text not in generators]:
+            print(f"{name}: {', '.join(missing)} not in {out}")
             continue
         samples = samples_of(gan, task, "test")
         batch = some(samples, PICTURED)

@@ -39,6 +39,25 @@ VIEWS = {
 }
 
 
+#: The techniques of most tables -> what their columns say.
+SHORT = {
+    "self-supervised": "equations 7-9",
+    "self-supervised-features": "L_F",
+    "features-fast": "L_F, four times the learning rate",
+}
+#: Those of the first table besides.
+ADDED = ("one-shot", "equations-batch", "features-batch", "features-large", "features-larger")
+#: The technique with more images a step that does best on a task.
+BATCHED = {
+    "dcgan-mnist": "features-larger",
+    "dcgan-fashion": "features-larger",
+    "pix2pix": "features-batch",
+    "cyclegan": "features-batch",
+    "srgan": "features-batch",
+}
+SEEN = ("classes", "entropy", "confidence", "diversity")
+
+
 def _dense(results: Results, task: str, view: str) -> float | None:
     return Cell.of(results, Row(task)).mean("scores", view, "fid")
 
@@ -62,13 +81,9 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
     return text + "Seconds are on a machine with other work, so only MACs compare: those of the steps, D's with them."
 
 
-ADDED = ("one-shot", "equations-batch", "features-batch", "features-large", "features-larger")
-
-
 def by_sparsity(results: Results) -> str:
     """Every task at every sparsity, with the paper's change below."""
-    more = {name: TECHNIQUES[name].text for name in ADDED}
-    names = SHORT | more
+    names = SHORT | {name: TECHNIQUES[name].text for name in ADDED}
     planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     rows = []
     for task, views in VIEWS.items():
@@ -91,16 +106,6 @@ def by_sparsity(results: Results) -> str:
                 rows.append([f"the paper's {title}", "equations 7-9", f"{known[0.0]:.1f}", *changes])
     head = ["task", "technique", "dense", *(percent(sparsity) for sparsity in SPARSITIES)]
     return markdown(head, rows, _how(results, TASKS))
-
-
-#: The technique with more images a step that does best on a task.
-BATCHED = {
-    "dcgan-mnist": "features-larger",
-    "dcgan-fashion": "features-larger",
-    "pix2pix": "features-batch",
-    "cyclegan": "features-batch",
-    "srgan": "features-batch",
-}
 
 
 def in_short(results: Results) -> str:
@@ -135,14 +140,6 @@ def classes(task: str) -> Callable[[Results], str]:
         return markdown(["technique", "sparsity", *SEEN], rows, below + "two images' features, over real images'.")
 
     return table
-
-
-SHORT = {
-    "self-supervised": "equations 7-9",
-    "self-supervised-features": "L_F",
-    "features-fast": "L_F, four times the learning rate",
-}
-SEEN = ("classes", "entropy", "confidence", "diversity")
 
 
 def _two_digits(value: float) -> str:
