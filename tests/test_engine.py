@@ -354,6 +354,8 @@ def random_part(r: random.Random, shape: tuple[int, ...]) -> nn.Module | None:
         groups = r.choice([g for g in (1, 1, 2) if c % g == 0])
         kernel, padding = (r.randint(1, min(3, h)), r.randint(1, min(3, w))), r.choice((0, 0, 1))
         mode = r.choice(("zeros", "zeros", "reflect", "replicate", "circular"))
+        if mode == "reflect" and min(h, w) == 1:
+            padding = 0  # nothing to reflect
         width = 4 * groups if r.random() < 0.7 else groups * r.randint(1, 4)
         return nn.Conv2d(c, width, kernel, r.choice((1, 1, 2)), padding, 1, groups, r.random() < 0.5, mode)
     if kind == "transposed":
