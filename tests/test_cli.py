@@ -289,6 +289,14 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("few_digits")
+def test_a_classifier_of_domains_is_stargans_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = tmp_path / "dense"
+    assert main(["train", "dcgan", "--width", "2", "--batch", "8", "--steps", "1", "--quiet", "--out", str(dense)]) == 0
+    assert main(["evaluate", str(dense), "--classifier", "c.safetensors"]) == 1
+    assert "only stargan is asked for a domain, and the task is dcgan" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few_digits")
 def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

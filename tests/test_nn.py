@@ -94,6 +94,12 @@ def test_dense_path(problem: tuple[nn.Module, Tensor, str]) -> None:
             assert_exact(layer(x), layer.to_dense()(x))
 
 
+def test_an_output_that_the_system_maps_anew() -> None:
+    torch.manual_seed(0)
+    layer, x = sparse(nn.Conv2d(1, 9, 1), sparsity=0.5), torch.randn(1, 1, 1001, 1000)  # 36 MB
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
 @given(convolutions(), st.sampled_from([0.0, 0.5, 0.9]))
 def test_what_a_layer_holds(problem: tuple[nn.Module, Tensor, str], sparsity: float) -> None:
     dense, _, granularity = problem

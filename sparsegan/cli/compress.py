@@ -28,8 +28,8 @@ from ..macs import count_macs
 from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
-from ..training import Run, endless, ranks, run_loop, write_text
-from ..training.adversarial import AdversarialTask
+from ..training import Run, endless, ranks, write_text
+from ..training.adversarial import teach
 from .common import (
     add_content,
     add_data_options,
@@ -309,18 +309,15 @@ def _warm_up(
     arguments: argparse.Namespace, gan: store.Gan, discriminator: nn.Module, training: Training, loader: Any
 ) -> None:
     """Train `discriminator` on the dense generator's images; resumable, in OUT/discriminator."""
-    task = AdversarialTask(
-        gan.generator,
-        discriminator,
-        gan.objective,
-        None,
-        torch.optim.Adam(discriminator.parameters(), arguments.discriminator_lr, training.betas),
-    )
     named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed", "direction", "domains", "data_free")
-    run_loop(
-        task,
+    teach(
+        discriminator,
+        gan.generator,
+        gan.objective,
         loader,
         arguments.warm_up,
+        lr=arguments.discriminator_lr,
+        betas=training.betas,
         run=Run(
             arguments.out / "discriminator",
             {"network": gan.config["network"]} | {name: getattr(arguments, name) for name in named},

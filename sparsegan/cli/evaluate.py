@@ -52,12 +52,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
     arguments.data = arguments.data or gan.config.get("data", GANS[task].training.data)
     size = arguments.size or network.get("image_size") or gan.config.get("size", GANS[task].training.size)
+    classifier = arguments.classifier
+    if classifier is not None and task != "stargan":
+        raise ValueError(f"--classifier is {classifier}; only stargan is asked for a domain, and the task is {task}")
     samples, split = test_data(arguments, task, size, network.get("channels", network.get("in_channels")))
     features = _features(arguments.features, task, arguments.data)
     if network["gan"] == "dcgan":
         _from_noise(arguments, gan.generator, samples, features)
         return
-    classifier = arguments.classifier
     if classifier is None and task == "stargan" and arguments.data in CLASSIFIERS:
         classifier = find_classifier(arguments.data, find_checkpoints())
     evaluator = metrics.TaskEvaluator(

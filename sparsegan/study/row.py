@@ -26,8 +26,8 @@ from ..gans import store
 from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..nn import SparseConv
-from ..training import Diverged, run_loop
-from ..training.adversarial import AdversarialTask
+from ..training import Diverged
+from ..training.adversarial import teach
 from ..training.files import write_tensors
 from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
@@ -175,9 +175,8 @@ def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminator = store.build(gan.config).discriminator
-    optimizer = torch.optim.Adam(discriminator.parameters(), task.discriminator_lr, (0.5, 0.999))
-    learning = AdversarialTask(gan.generator, discriminator, gan.objective, None, optimizer)
-    run_loop(learning, loader, steps, seed=seed, quiet=True)
+    lr = task.discriminator_lr
+    teach(discriminator, gan.generator, gan.objective, loader, steps, lr=lr, seed=seed, quiet=True)
     return discriminator
 
 

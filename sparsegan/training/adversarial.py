@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..gans.objective import ImagePool, Objective, detached
+from .loop import run_loop
 
 
 def decayed(step: int, steps: int) -> float:
@@ -103,3 +105,19 @@ class AdversarialTask:
             self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.pool.load_state_dict(state.get("pool", {}))
+
+
+def teach(
+    discriminator: nn.Module,
+    generator: nn.Module,
+    objective: Objective,
+    loader: Iterable[Any],
+    steps: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.5, 0.999),
+    **loop: Any,
+) -> None:
+    """Train `discriminator` alone, by its own loss on what `generator` makes. `loop`: more arguments of `run_loop`."""
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr, betas)
+    run_loop(AdversarialTask(generator, discriminator, objective, None, optimizer), loader, steps, **loop)
