@@ -235,9 +235,9 @@ class SparseConv(nn.Module):
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
         return self._scatter(self.values)
 
-    def to_dense(self) -> Any:
-        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
-        dense = nn.utils.skip_init(
+    def dense_twin(self, device: torch.device | str) -> Any:
+        """A ``torch.nn`` layer with these settings; its parameters are allocated and not set."""
+        return nn.utils.skip_init(
             self.dense_class,
             self.in_channels,
             self.out_channels,
@@ -248,10 +248,14 @@ class SparseConv(nn.Module):
             groups=self.groups,
             bias=self.bias is not None,
             padding_mode=self.padding_mode,
-            device=self.values.device,
+            device=device,
             dtype=self.values.dtype,
             **({"output_padding": self.output_padding} if self.transposed else {}),
         )
+
+    def to_dense(self) -> Any:
+        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
+        dense = self.dense_twin(self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.dense_weight())
             if self.bias is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .forks import TRACING
 from .nn import SparseConv
 
 NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
@@ -33,12 +35,21 @@ class Tracer(fx.Tracer):
     ``node.meta["value"]`` is what came out; of a tensor, one on the meta device: the values themselves live as long as
     the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel,
     ``node.meta["view"]`` whether the result shares memory with an argument.
+
+    The model and the arguments may be on the meta device: shapes are then found without computing anything, and a
+    forward that needs values or the device raises.
     """
 
     def __init__(self, root: nn.Module, arguments: Sequence[Any]) -> None:
         super().__init__()
         self.model, self.arguments = root, iter(arguments)
         self.running = False  # on values: nothing of that is traced
+        self.thread = threading.get_ident()
+
+    def trace(self, *arguments: Any, **options: Any) -> fx.Graph:
+        """torch.fx's own, one at a time: it replaces ``nn.Module.__call__`` for the whole process."""
+        with TRACING:
+            return super().trace(*arguments, **options)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
         """torch.fx's own, with a value."""
@@ -69,12 +80,16 @@ class Tracer(fx.Tracer):
         return isinstance(m, (*NORMS, SparseConv)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx's own, while it traces."""
-        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
+        """torch.fx's own, while it traces, and for the thread that traces."""
+        return forward(*args, **kwargs) if self._elsewhere() else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """torch.fx's own, while it traces."""
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        """torch.fx's own, while it traces, and for the thread that traces."""
+        return attr_val if self._elsewhere() else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _elsewhere(self) -> bool:
+        """Whether a module is used outside the trace: the example runs along, or another thread calls its own model."""
+        return self.running or threading.get_ident() != self.thread
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One that knows its shape."""
@@ -87,7 +102,13 @@ class _Shaped(fx.Proxy):
     shape = property(lambda self: _value(self).shape)
     ndim = property(lambda self: _value(self).ndim)
     dtype = property(lambda self: _value(self).dtype)
-    device = property(lambda self: _value(self).device)
+
+    @property
+    def device(self) -> torch.device:
+        device = _value(self).device
+        if device.type == "meta":
+            raise RuntimeError("the forward looks at the device, which is not the model's own while shapes are found")
+        return device
 
     def dim(self) -> int:
         return _value(self).dim()
@@ -101,12 +122,12 @@ def _value(argument: Any) -> Any:
 
 
 def _memory(values: Any) -> set[int]:
-    """Where the memory of the tensors among some values begins."""
+    """The storages of the tensors among some values: those on the meta device have no address, but an identity."""
     found: set[int] = set()
 
     def add(one: Any) -> Any:
-        if isinstance(one, Tensor) and one.numel():
-            found.add(one.untyped_storage().data_ptr())
+        if isinstance(one, Tensor):
+            found.add(one.untyped_storage()._cdata)
         return one
 
     fx.node.map_aggregate(values, add)

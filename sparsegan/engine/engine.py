@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from .. import _native
+from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..tracing import Tracer, close
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
 from .layers import Layers
-from .memory import Layout, Memory, plan_arena
+from .memory import Layout, Memory, new_arena, plan_arena
+from .shapes import Shapes
 from .steps import Step, Torch
 from .values import Slot
 
@@ -65,20 +67,28 @@ class StepTime:
     multiply_ms: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Compiled:
-    """A program and where its tensors lie; memories of runs that are over wait in `free`."""
+    """A program and where its tensors lie."""
 
     program: Program
     layout: Layout
-    free: list[tuple[Memory, list[Any]]]
+
+
+@dataclass(eq=False)
+class Workspace:
+    """An arena for one call at a time, and the programs that have run in it, ready to run there again."""
+
+    arena: Tensor
+    bound: WeakKeyDictionary[Compiled, tuple[Memory, list[Any]]] = field(default_factory=WeakKeyDictionary)
 
 
 class Engine:
     """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
 
-    Calls at the same time are safe: each has memory of its own, which later calls use again. `model` is the engine's
-    own copy of the model, in evaluation; :func:`sparsegan.save` of an engine saves that.
+    Calls at the same time are safe: each has memory of its own, which later calls of any size use again. A size that is
+    new is compiled meanwhile, and known sizes do not wait for it. `model` is the engine's own copy of the model, in
+    evaluation; :func:`sparsegan.save` of an engine saves that.
     """
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
@@ -86,8 +96,9 @@ class Engine:
         self.example = example
         self._plans = plans
         self._layers = Layers(self.model)
+        self._shapes = Shapes(self.model)
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
-        self._lock = threading.Lock()
+        self._workspaces: list[Workspace] = []  # those that no call is using
         with torch.no_grad():
             expected = self.model(*_copies(self.example))
             if not close(self(*_copies(self.example)), expected):
@@ -98,12 +109,11 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:
         """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+        leave_missing_threads()
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             compiled = self._compile(inputs)
-            with self._lock:
-                memory, runs = compiled.free.pop() if compiled.free else (None, None)
-            if memory is None or runs is None:
-                memory, runs = self._bind(compiled)
+            workspace = self._take_workspace(compiled)
+            memory, runs = workspace.bound[compiled]
             try:
                 self._enter(compiled.program, memory, inputs)
                 for run in runs:
@@ -111,8 +121,22 @@ class Engine:
                 return _results(compiled.program, memory)
             finally:
                 memory.forget()
-                with self._lock:
-                    compiled.free.append((memory, runs))
+                with ENGINES:
+                    self._workspaces.append(workspace)
+
+    def _take_workspace(self, compiled: Compiled) -> Workspace:
+        """One that is free, the program bound to it: one that knows the program, or else the largest."""
+        with ENGINES:
+            free = self._workspaces
+            free.sort(key=lambda one: (compiled in one.bound, one.arena.numel()))
+            workspace = free.pop() if free else Workspace(new_arena(0))
+        if compiled not in workspace.bound:
+            if workspace.arena.numel() < compiled.layout.bytes:
+                workspace.bound.clear()  # first: the old arena is free before the new one is there
+                workspace.arena = new_arena(0)
+                workspace.arena = new_arena(compiled.layout.bytes)
+            workspace.bound[compiled] = self._bind(compiled, workspace.arena)
+        return workspace
 
     # ------------------------------------------------------------------ programs
 
@@ -128,22 +152,32 @@ class Engine:
     def _compile(self, inputs: tuple[Any, ...]) -> Compiled:
         self._check(inputs)
         key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in inputs)
-        with self._lock:
-            if key in self._compiled:
-                self._compiled.move_to_end(key)
-                return self._compiled[key]
+        with ENGINES:
+            if (known := self._known(key)) is not None:
+                return known
+        with TRACING:
+            with ENGINES:
+                if (known := self._known(key)) is not None:  # another thread has compiled it meanwhile
+                    return known
             program = self._program(inputs)
-            compiled = Compiled(program, plan_arena(program.steps), [])
-            self._compiled[key] = compiled
-            while len(self._compiled) > self._plans:
-                self._compiled.popitem(last=False)
+            compiled = Compiled(program, plan_arena(program.steps))
+            with ENGINES:
+                self._compiled[key] = compiled
+                while len(self._compiled) > self._plans:
+                    self._compiled.popitem(last=False)
             return compiled
+
+    def _known(self, key: Any) -> Compiled | None:
+        """A program that is there; the one that was used longest ago goes first."""
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+        return self._compiled.get(key)
 
     def _program(self, inputs: tuple[Any, ...]) -> Program:
         """The steps for inputs of these shapes; the whole model as one step of torch where it cannot be cut up."""
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
-            graph = Tracer(self.model, _copies(inputs)).trace(self.model)
+            graph = self._shapes.trace(inputs) or Tracer(self.model, _copies(inputs)).trace(self.model)
             return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype, len(inputs)).compiled
         except Unsafe as error:
             why = str(error)
@@ -157,9 +191,9 @@ class Engine:
         )
         return Program([step], slots, y)
 
-    def _bind(self, compiled: Compiled) -> tuple[Memory, list[Any]]:
+    def _bind(self, compiled: Compiled, arena: Tensor) -> tuple[Memory, list[Any]]:
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
-        memory = Memory(compiled.layout, dtype)
+        memory = Memory(compiled.layout, dtype, arena)
         return memory, [step.bind(memory) for step in compiled.program.steps]
 
     def _enter(self, program: Program, memory: Memory, inputs: tuple[Any, ...]) -> None:
@@ -177,7 +211,7 @@ class Engine:
         inputs = inputs or self.example
         with torch.no_grad():
             compiled = self._compile(inputs)
-            memory, runs = self._bind(compiled)
+            memory, runs = self._bind(compiled, new_arena(compiled.layout.bytes))
             program = compiled.program
             times: list[list[tuple[float, float]]] = [[] for _ in runs]
             end = time.perf_counter() + seconds
