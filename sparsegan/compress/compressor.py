@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from ..allocation import Targets
 from ..gans.objective import Objective, images_in
-from ..prune import sparsify
+from ..prune import sparse_layers, sparsify
 from ..regrow import regrowable_layers
 from ..schedule import Schedule
 from ..training import Run, endless, ranks, run_loop
+from ..training.modes import train_as_set, trainable
 from ..training.outermost import autocast as autocast_networks
 from .comparison import feature_layers_of
 from .loss import GeneratorLoss, SelfSupervisedLoss
@@ -76,9 +78,13 @@ class Compressor:
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
 
+    Parameters that do not require a gradient stay as they are, those of a frozen convolution that is not excluded are
+    pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those
+    that are in training, a module in evaluation stays there (a norm on its stored statistics, say).
+
     In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
     `training.ranks`. Rank 0 writes.
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range, and for a network to be trained of which everything is frozen.
     """
 
     def __init__(
@@ -170,13 +176,15 @@ class Compressor:
         start = generator if student is None else student
         targets = Targets.of(start, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
         sparse = sparsify(copy.deepcopy(start), targets.at(schedule.sparsity(0)), granularity, exclude)
-        student = sparse.requires_grad_(True).train()
+        student = train_as_set(sparse)
+        _say_frozen(student)
         if regrow:
             regrowable_layers(student)
         if stored_statistics:
             for norm in batch_norms(student):
                 norm.eval()
-        judge = copy.deepcopy(discriminator).train(discriminator_mode == "updated")
+        judge = copy.deepcopy(discriminator)
+        judge = train_as_set(judge) if discriminator_mode == "updated" else judge.requires_grad_(False).eval()
         if prune_discriminator:
             judge = sparsify(judge, schedule.sparsity(0))
         compared = loss.matches or original_as_real
@@ -187,8 +195,13 @@ class Compressor:
             objective,
             schedule,
             loss,
-            torch.optim.Adam(student.parameters(), generator_lr, betas, fused=True),
-            torch.optim.Adam(judge.parameters(), discriminator_lr, betas, fused=True)
+            torch.optim.Adam(trainable(student, "generator"), generator_lr, betas, fused=True),
+            torch.optim.Adam(
+                trainable(judge, "discriminator", ', or set discriminator_mode="frozen"'),
+                discriminator_lr,
+                betas,
+                fused=True,
+            )
             if discriminator_mode == "updated"
             else None,
             generator_every,
@@ -256,6 +269,16 @@ class Compressor:
             raise ValueError("contrast needs an objective whose generate gives images [N, C, H, W]")
         for name in names:
             match(name)
+
+
+def _say_frozen(student: nn.Module) -> None:
+    frozen = [name for name, layer in sparse_layers(student) if not layer.values.requires_grad]
+    if frozen:
+        warnings.warn(
+            f"frozen convolutions (requires_grad is False) are pruned like the others, and what is kept of them is not "
+            f"trained: {', '.join(frozen)}. Name them in exclude to keep them dense",
+            stacklevel=3,
+        )
 
 
 def _fields(value: Any) -> dict[str, Any]:
