@@ -5,7 +5,6 @@ What takes channels out (``removal``) or puts them in another order (``reorder``
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .copying import bake, copy_model
 from .granularity import as_units
 from .prune import densify
 from .tracing import NORMS, Tracer, close
@@ -52,7 +52,7 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
 
     Raises ValueError where the model cannot be traced, or where the copy puts out something else for ``example``.
     """
-    changed = densify(copy.deepcopy(model)).eval()
+    changed = densify(bake(copy_model(model))).eval()
 
     def arguments() -> tuple[Any, ...]:
         """Anew each time: a forward may change them in place."""

@@ -6,7 +6,6 @@ as the generator was before. For serving on the compressed weights, `torch.expor
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copying import bake, copy_model
 from .prune import densify
 from .training.files import write_whole
 
@@ -76,7 +76,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
     inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
     _check_dtypes(model, inputs)
     # In torch's plain layout: in channels_last a module may take another way, with the example's sizes in it.
-    dense = densify(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    dense = densify(bake(copy_model(model))).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     dense.eval()
     inputs = tuple(x.detach().cpu().contiguous() for x in inputs)
     names = _arguments(dense, len(inputs))

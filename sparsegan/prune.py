@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
-from .allocation import prunable_layers, shares
+from .allocation import shares
+from .copying import WEIGHT_HOOKS, computed, plain_class
 from .granularity import by_layer, check_granularity, check_sparsity, kept, largest, magnitudes, units_of
-from .nn import SPARSE_CLASSES, SparseConv, plain_weight
+from .nn import SPARSE_CLASSES, SparseConv
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
+from .prunable import left_dense, prunable_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,17 +58,20 @@ def sparsify(
 
     Returns:
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
-        are pruned further, each by its own granularity, never revived. A subclass of a torch.nn convolution stays
-        dense, with a warning.
+        are pruned further, each by its own granularity, never revived. Masks of ``torch.nn.utils.prune`` become
+        supports; weights that are otherwise computed (spectral or weight normalisation, a parametrization) are folded
+        in as they are in evaluation, which one warning says. Another one lists what looks like a convolution and stays
+        dense: subclasses, other dimensions, scripted modules, weights outside layers.
 
     Raises:
-        ValueError: an argument is out of range, a pattern matches nothing, a layer matches none, two layers share one
-            weight, a weight is computed by a parametrization, or a layer is not whole units (the text names the layer).
-            The model is unchanged then.
+        ValueError: no layer can be pruned (the text names what looks like a convolution), an argument is out of range,
+            a pattern matches nothing, a layer matches none, two layers share one weight, or a layer is not whole units
+            (the text names the layer). The model is unchanged then.
     """
     for value in granularity.values() if isinstance(granularity, Mapping) else [granularity]:
         check_granularity(value)
-    layers = dict(prunable_layers(model, exclude))
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    layers = prunable_layers(model, exclude)
     granularities = by_layer(layers, granularity, "granularity")
     sparsities: Mapping[str, float | None] = dict.fromkeys(layers)
     if sparsity is not None:
@@ -73,22 +79,39 @@ def sparsify(
     elif allocation != "uniform":
         raise ValueError(f"allocation is {allocation!r} and sparsity is None; give a sparsity to allocate")
     owners: dict[int, str] = {}
+    folded: dict[str, str] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in layers.items():
         if isinstance(module, SparseConv):
             continue
-        weight = plain_weight(module)
-        if id(weight) in owners:
-            raise ValueError(f"{name} and {owners[id(weight)]} share one weight; exclude both, or give each its own")
-        owners[id(weight)] = name
+        for own, parameter in module.named_parameters():
+            if own.startswith(("weight", "parametrizations.weight")):
+                other = owners.setdefault(id(parameter), name)
+                if other != name:
+                    raise ValueError(f"{name} and {other} share one weight; exclude both, or give each its own")
+        by = [f"{kind} of {what}" for what, kind in computed(module).items() if (what, kind) != ("weight", "mask")]
+        if by:
+            folded[name or type(module).__name__] = ", ".join(by)
         try:
-            sparse = SPARSE_CLASSES[type(module)].from_dense(module, sparsities[name], granularities[name])
+            sparse = SPARSE_CLASSES[plain_class(module)].from_dense(module, sparsities[name], granularities[name])
         except ValueError as error:
             raise ValueError(f"{name or type(module).__name__}: {error}") from error
         _move_hooks(module, sparse)
         replacements[module] = sparse
     _shrink({name: (layer, sparsities[name]) for name, layer in layers.items() if isinstance(layer, SparseConv)})
+    _say(folded, left_dense(model, exclude))
     return _replace(model, replacements)
+
+
+def _say(folded: Mapping[str, str], left: Mapping[str, str]) -> None:
+    """One warning each for all layers whose computed parameters became plain, and for all that stay dense."""
+    if folded:
+        found = "; ".join(f"{name}: {by}" for name, by in folded.items())
+        text = "parameters that were computed are plain from now on, with their values in evaluation"
+        warnings.warn(f"{text}: {found}", stacklevel=3)
+    if left:
+        found = "; ".join(f"{name} {why}" for name, why in left.items())
+        warnings.warn(f"these stay dense, name them in exclude to say that this is meant: {found}", stacklevel=3)
 
 
 def densify(model: Model) -> Model:
@@ -103,8 +126,8 @@ def densify(model: Model) -> Model:
 def _move_hooks(old: nn.Module, new: nn.Module) -> None:
     for attribute in _HOOKS:
         hooks = getattr(old, attribute)
-        # torch.nn.utils.prune computes its weight in a hook; from_dense has applied the mask.
-        mine = {k: h for k, h in hooks.items() if type(h).__module__ != "torch.nn.utils.prune"}
+        # Those that compute a weight have done so: from_dense has taken it.
+        mine = {k: h for k, h in hooks.items() if not isinstance(h, WEIGHT_HOOKS)}
         getattr(new, attribute).update(mine)
     new._is_full_backward_hook = old._is_full_backward_hook
 
@@ -144,6 +167,8 @@ def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: O
                 "`.module`, on every rank, and wrap that again"
             )
     layers = dict(sparse_layers(model))
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no sparse layer to shrink; call sparsegan.sparsify first")
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
     sparsities = by_layer(layers, sparsity, "sparsity")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
+from ..copying import copy_model
 from ..gans.objective import Objective, images_in
+from ..modes import train_as_set, trainable
 from ..prune import sparse_layers, sparsify
 from ..regrow import regrowable_layers
 from ..schedule import Schedule
 from ..training import Run, endless, ranks, run_loop
-from ..training.modes import train_as_set, trainable
 from ..training.outermost import autocast as autocast_networks
 from .comparison import feature_layers_of
 from .loss import GeneratorLoss, SelfSupervisedLoss
@@ -175,7 +175,7 @@ class Compressor:
         }
         start = generator if student is None else student
         targets = Targets.of(start, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
-        sparse = sparsify(copy.deepcopy(start), targets.at(schedule.sparsity(0)), granularity, exclude)
+        sparse = sparsify(copy_model(start), targets.at(schedule.sparsity(0)), granularity, exclude)
         student = train_as_set(sparse)
         _say_frozen(student)
         if regrow:
@@ -183,13 +183,13 @@ class Compressor:
         if stored_statistics:
             for norm in batch_norms(student):
                 norm.eval()
-        judge = copy.deepcopy(discriminator)
+        judge = copy_model(discriminator)
         judge = train_as_set(judge) if discriminator_mode == "updated" else judge.requires_grad_(False).eval()
         if prune_discriminator:
             judge = sparsify(judge, schedule.sparsity(0))
         compared = loss.matches or original_as_real
         self.task = CompressionTask(
-            copy.deepcopy(generator).requires_grad_(False).eval() if compared else None,
+            copy_model(generator).requires_grad_(False).eval() if compared else None,
             student,
             judge,
             objective,

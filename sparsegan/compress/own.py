@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gans.objective import Objective
-from ..training.modes import in_mode
+from ..modes import in_mode
 
 
 class OwnImages:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..allocation import Targets
 from ..gans.objective import ImagePool, Objective, detached
+from ..modes import held
 from ..prune import shrink, sparse_layers
 from ..regrow import dense_gradients, regrow
 from ..schedule import Schedule, prunings
 from ..training import ranks
 from ..training.adversarial import decayed, set_rates
-from ..training.modes import held
 from ..training.outermost import mapped
 from .comparison import Comparison, Made
 from .loss import GeneratorLoss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _native
+from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..tracing import Tracer, close
 from .compiler import Compiler, Program, Unsafe
@@ -92,7 +92,7 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = bake(copy_model(model)).eval().requires_grad_(False)
         self.example = example
         self._plans = plans
         self._layers = Layers(self.model)

@@ -6,7 +6,6 @@ kernel of their own here: they run in torch, within the graph.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..copying import bake, copy_model
 from ..nn import SparseConv
 from ..tracing import Tracer
 from .compiler import runs_by_numbers
@@ -33,7 +33,7 @@ def fused(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, list[st
     Returns the copy, and a line for each layer that took something. Layers and followers that are called more than
     once, or whose result somebody else reads too, stay as they are; so does a model that torch.fx cannot trace.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = bake(copy_model(model)).eval().requires_grad_(False)
     modules = dict(model.named_modules())
     try:
         with torch.no_grad():
@@ -108,7 +108,7 @@ class GpuEngine:
     """
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = bake(copy_model(model)).eval().requires_grad_(False)
         self.example = example
         self._fused, self.lines = fused(model, example)
         self._plans = plans

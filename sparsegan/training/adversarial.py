@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..gans.objective import ImagePool, Objective, detached
+from ..modes import held, train_as_set, trainable
 from .loop import run_loop
-from .modes import held, train_as_set, trainable
 
 
 def decayed(step: int, steps: int) -> float:
@@ -34,7 +34,7 @@ class AdversarialTask:
     ones gives for them (`objective.pool`); then the generator steps on the same fakes, judged by the updated
     discriminator.
 
-    What is frozen stays frozen, and modules that are in evaluation stay there; see `training.modes`.
+    What is frozen stays frozen, and modules that are in evaluation stay there; see `sparsegan.modes`.
 
     `generator_optimizer`: None leaves the generator as it is, in evaluation mode, and trains the discriminator alone.
     `generator_every`: discriminator steps a generator step, n_critic. `decay`: the run's steps, over whose second half
