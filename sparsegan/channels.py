@@ -71,8 +71,9 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
                 f"the changed {type(model).__name__} does not put out the same; its forward does something "
                 "that torch.fx does not see"
             )
-    for ours, theirs in zip(changed.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in changed.named_modules():
+        module.training = modes[name]
     return changed
 
 

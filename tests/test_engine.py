@@ -44,7 +44,9 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
 
 
 def pruned(model: nn.Module, sparsity: float = 0.8, kernel: str = "sparse") -> nn.Module:
-    model = sg.sparsify(trained(model), sparsity=sparsity)
+    model = trained(model)
+    if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules()):
+        sg.sparsify(model, sparsity=sparsity)
     for _, layer in sg.sparse_layers(model):
         layer.kernel = kernel
     return model
