@@ -390,11 +390,13 @@ class _Spread(TorchDispatchMode):
                     self.mark(one, torch.ones_like(one, dtype=torch.bool))
             if hidden or op in _FORGETFUL:
                 self.whole = self.whole or f"{self._where(op)} hides which pixels its result depends on"
-            partly = max(mask.float().mean().item() for mask in before if mask.numel()) < 0.8
-            if partly and any(
-                bool(self.marks(one).all()) for one in made if one.numel() and id(one) not in self._masks
+            full = any(bool(self.marks(one).all()) for one in made if one.numel() and id(one) not in self._masks)
+            if (
+                full
+                and self.whole is None
+                and all(int(mask.sum()) < 0.8 * mask.numel() for mask in before if mask.numel())
             ):
-                self.whole = self.whole or f"{self._where(op)} looks at the whole image"
+                self.whole = f"{self._where(op)} looks at the whole image"
         return out
 
     def _mark_more(self, tensor: Tensor, mask: Tensor) -> None:

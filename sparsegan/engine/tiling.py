@@ -191,8 +191,8 @@ def _axis(
             return windows, True
     if not approximate:
         raise ValueError(
-            f"{why}, so tiles would not compute what the model computes; approximate=True lets each tile stand for "
-            "itself and blends neighbouring tiles"
+            f"{why}, so tiles would not compute what the model computes; approximate=True (generate --approximate) "
+            "lets each tile stand for itself and blends neighbouring tiles"
         )
     side, common, _ = _sides(replace(found, whole=why), axis, tile, overlap, approximate)
     return _windows(size, side, common, found.stride[axis]), False
