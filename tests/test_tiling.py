@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import sparsegan as sg
 from sparsegan.cli import main
@@ -151,13 +150,22 @@ def test_random_generators(seed: int) -> None:
     torch.manual_seed(seed)
     engine = Plain(random_model(r))
     try:
+        engine(image(64, 64, channels=2))
+    except RuntimeError:  # nothing is left of such a small image, or two does not divide something
+        assume(False)
+    try:
         found = field(engine, image(64, 64, channels=2))
-    except ValueError as error:  # everything was pooled away
-        assume("does not grow" not in str(error))
+    except ValueError:
+        assume(not any(isinstance(module, nn.PixelUnshuffle) for module in engine.model))
         raise
     assert found.whole is None
-    tile = [found.overlap(axis) + found.stride[axis] * r.randint(1, 3) for axis in (0, 1)]
-    x = image(*(side + r.randint(-8, 60) for side in tile), images=r.randint(1, 2), channels=2)
+    tile = [max(found.overlap(axis), found.thin[axis]) + found.stride[axis] * r.randint(1, 3) for axis in (0, 1)]
+    x = image(*(max(side + r.randint(-8, 60), 8) for side in tile), images=r.randint(1, 2), channels=2)
+    try:
+        engine(x)
+    except RuntimeError:
+        assume(False)
+    engine.seen.clear()
     check(engine, x, tile=(tile[0] + r.randint(0, 3), tile[1]))
     seen = [shape[2:] for shape in engine.seen[1:] if shape[0] == x.shape[0]]
     assert all(own <= side + 3 for shape in seen for own, side in zip(shape, tile, strict=True))
@@ -167,17 +175,19 @@ def test_random_generators(seed: int) -> None:
 def test_outputs_of_every_scale_in_any_structure() -> None:
     def forward(model: Any, x: Tensor, row: Tensor, extra: dict[str, Any]) -> Any:
         y = model.full(torch.cat([x, extra["mask"].unsqueeze(1).to(x)], 1)) * row[:, :, None, None]
-        return {"full": y, "others": (model.half(y), [model.double_(y)], None, 3), "class": (y > 0).all(1, True)}
+        return {"full": y, "others": (model.halved(y), [model.doubled(y)], None, 3), "bright": y > 0}
 
     model = Calls(
         forward,
         full=nn.Conv2d(4, 3, 3, padding=1),
-        half=nn.Conv2d(3, 2, 3, 2, 1),
-        double_=nn.ConvTranspose2d(3, 2, 4, 2, 1),
+        halved=nn.Conv2d(3, 2, 3, 2, 1),
+        doubled=nn.ConvTranspose2d(3, 2, 4, 2, 1),
     )
     engine = Plain(model)
     for size in ((64, 48), (53, 71)):
-        made = check(engine, image(*size, images=2), image(1, images=2)[:, :, 0], {"mask": torch.rand(2, *size) > 0.5}, tile=20)
+        made = check(
+            engine, image(*size, images=2), image(1, images=2)[:, :, 0], {"mask": torch.rand(2, *size) > 0.5}, tile=20
+        )
         assert made["others"][2:] == (None, 3)
 
 
@@ -221,6 +231,11 @@ LOCAL: dict[str, Callable[[], nn.Module]] = {
     "a branch on a weight": lambda: Calls(by_value_of_a_weight, conv=conv()),
     "channels normed": lambda: Calls(lambda m, x: m.conv(F.normalize(x)), conv=conv()),
     "scripted": lambda: nn.Sequential(torch.jit.script(nn.Sequential(conv(), nn.ReLU(), conv()).double())),
+    "thirds of thirds": lambda: nn.Sequential(conv(stride=3), conv(stride=3), nn.Upsample(scale_factor=9)),
+    "patches": lambda: Calls(lambda m, x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1)),
+    "cropped, then counted": lambda: nn.Sequential(
+        nn.ConvTranspose2d(3, 3, 2, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.AvgPool2d(2)
+    ),
     "constant": lambda: Calls(lambda m, x: torch.ones_like(x)),
 }
 
@@ -251,7 +266,7 @@ def test_steps_that_run_in_torch_and_other_dtypes() -> None:
 
 def planted(change: Callable[[Field], Field], monkeypatch: pytest.MonkeyPatch) -> tuple[Plain, Tensor, Field]:
     """An engine that believes something else about its model."""
-    engine = Plain(nn.Sequential(conv(padding=2, dilation=2), nn.ReLU(), conv(), nn.Upsample(scale_factor=2), conv()))
+    engine = Plain(nn.Sequential(conv(padding=2, dilation=2), nn.ReLU(), conv()))
     x = image(40, 57)
     found = field(engine, x)
     assert found.outputs[0] == (found.outputs[0][0],) * 2
@@ -275,8 +290,9 @@ def test_one_element_less_shows(side: str, much: int, monkeypatch: pytest.Monkey
 
     engine, x, found = planted(less, monkeypatch)
     tile = found.overlap(0) + 3
-    with pytest.raises(ValueError, match="something else for a part of an image"):
-        engine(x, tile=tile)
+    why = engine.tiles.disagreement(engine.model, Images((x,), {}), field(engine, x), 0, [(0, tile), (31, 40)])
+    assert why is not None
+    assert "something else for a part of an image" in why
     monkeypatch.setattr(tiling, "disagreement", lambda *arguments: None)
     engine.tiles.proofs.clear()
     exact, wrong = engine(x), engine(x, tile=tile)
@@ -287,12 +303,12 @@ def test_one_element_less_shows(side: str, much: int, monkeypatch: pytest.Monkey
 
 def test_a_stride_that_is_overlooked_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Plain(nn.Sequential(conv(stride=2), nn.ConvTranspose2d(3, 3, 4, 2, 1)))
-    x = image(40, 57)
+    x = image(40, 56)
     found = field(engine, x)
     assert found.stride == (2, 2)
     monkeypatch.setattr(tiling, "disagreement", lambda *arguments: None)
     engine.tiles.fields = dict.fromkeys(engine.tiles.fields, replace(found, stride=(1, 1)))
-    assert (engine(x)[..., :56] - engine(x, tile=11)[..., :56]).abs().max() > 1e-6
+    assert (engine(x) - engine(x, tile=12, overlap=5)).abs().max() > 1e-6
 
 
 # ---------------------------------------------------------------------- refused, or approximate
@@ -363,7 +379,6 @@ def test_models_that_look_at_the_whole_image_are_refused(name: str) -> None:
     made = engine(x, tile=32, approximate=True)
     assert made.shape == whole.shape
     assert made.isfinite().all()
-    torch.testing.assert_close(engine(x[..., :32, :32], tile=32).shape, whole[..., :32, :32].shape)  # one tile: no tiles
 
 
 def test_an_image_of_one_tile_is_the_whole_image() -> None:
@@ -399,7 +414,9 @@ def test_weights_of_a_blend_add_up_to_one(overlap: int | tuple[int, int]) -> Non
 
 def test_an_overlap_below_the_receptive_field_is_blended_and_said_once() -> None:
     engine, x = Plain(nn.Sequential(conv(), nn.ReLU(), conv(), nn.Tanh())), image(40, 40)
-    with pytest.warns(UserWarning, match="overlap is 2; for the result of the whole image this model needs 4 rows and 4"):
+    with pytest.warns(
+        UserWarning, match="overlap is 2; for the result of the whole image this model needs 4 rows and 4"
+    ):
         made = engine(x, tile=16, overlap=2)
     difference = (made - engine(x)).abs()
     assert difference.max() > 1e-6
@@ -440,7 +457,10 @@ def test_what_tiles_cannot_put_together_is_named() -> None:
         (lambda m, x: x.mT, r"output 0 is no image"),
         (lambda m, x: F.adaptive_avg_pool2d(x, 4), "output 0 does not grow with the image"),
         (lambda m, x: None, "the model puts out no image"),
-        (lambda m, x: x.flatten(1) @ x.new_ones(4800, 4800), "takes images of other sizes; this one says: .*reduction dim"),
+        (
+            lambda m, x: x.flatten(1) @ x.new_ones(4800, 4800),
+            "takes images of other sizes; this one says: .*reduction dim",
+        ),
         (lambda m, x: x if x.shape[2] < 9000 else x * 1, "does something else for images of another size"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -457,7 +477,9 @@ def test_what_tiles_cannot_put_together_is_named() -> None:
 
 def test_memory_does_not_grow_with_the_image() -> None:
     engine = sg.optimize_for_inference(trained(srgan.Generator(width=4, blocks=1)), image(16, 16))
-    arenas = {size: engine.memory(image(1, 1).expand(1, 3, *size), tile=48)["arena"] for size in ((60, 70), (3000, 4000))}
+    arenas = {
+        size: engine.memory(image(1, 1).expand(1, 3, *size), tile=48)["arena"] for size in ((60, 70), (3000, 4000))
+    }
     assert len(set(arenas.values())) == 1
     assert arenas[60, 70] == engine.memory(image(48, 48))["arena"] < engine.memory(image(60, 70))["arena"]
     engine = sg.optimize_for_inference(trained(srgan.Generator(width=4, blocks=1)), image(16, 16), plans=2)

@@ -132,9 +132,9 @@ class Engine:
             ValueError: with `tile`: no input is an image; an output is none; an output depends on the whole image, and
                 `approximate` is not set; the tile is too small.
         """
+        leave_missing_threads()
         if tile is not None or overlap is not None or approximate:
             return tiling.run(self, inputs, {}, tile, overlap, approximate)
-        leave_missing_threads()
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             compiled = self._compile(inputs)
             workspace = self._take_workspace(compiled)

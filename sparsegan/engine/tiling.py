@@ -52,7 +52,7 @@ class Tiles:
         """Why the model computes something else for the windows of an image than for the whole of it."""
         sizes = (windows[-1][1], windows[0][1], windows[-1][1] - windows[-1][0])
         unit = multiples(found.stride[axis])[-1]
-        key = (images.key, found.stride, axis, tuple(size % unit for size in sizes))
+        key = (images.key, found, axis, tuple(size % unit for size in sizes))
         if key not in self.proofs:
             self.proofs[key] = disagreement(model, images, found, axis, sizes)
         return self.proofs[key]
@@ -155,7 +155,7 @@ def _grid(
     for axis in (0, 1):
         own, right = [(0, images.size[axis])], True
         if images.size[axis] > most[axis]:
-            own, right = _axis(engine, images, found, axis, most[axis], shared[axis], approximate)
+            found, own, right = _axis(engine, images, found, axis, most[axis], shared[axis], approximate)
         windows.append(own)
         exact.append(right)
     if not all(exact) and not approximate and not engine.tiles.warned:
@@ -171,31 +171,27 @@ def _grid(
 
 def _axis(
     engine: Tiled, images: Images, found: Field, axis: int, tile: int, overlap: int | None, approximate: bool
-) -> tuple[Windows, bool]:
-    """Windows along an axis, and whether they share enough for the result of the whole image."""
+) -> tuple[Field, Windows, bool]:
+    """The field that holds, windows along an axis, and whether they share enough for the result of the whole image."""
     size, why = images.size[axis], found.whole
-    strides = multiples(found.stride[axis]) if why is None else []
-    for stride in strides:  # the first is the layers' own; a model that pads images to a multiple needs a larger one
-        field_ = found.strided(axis, stride)
-        if why is not None and tile // stride * stride < field_.overlap(axis) + stride:
-            why += (
-                f" (a model that pads images to a multiple may do with tiles of {field_.overlap(axis) + stride} pixels)"
-            )
-            break
-        side, common, enough = _sides(field_, axis, tile, overlap, approximate)
+    for one in found.variants(axis) if why is None else []:
+        stride = one.stride[axis]
+        if why is not None and tile // stride * stride < one.overlap(axis) + stride:
+            continue
+        side, common, enough = _sides(one, axis, tile, overlap, approximate)
         windows = _windows(size, side, common, stride)
         if not enough:
-            return windows, False
-        why = engine.tiles.disagreement(engine.model, images, field_, axis, windows)
+            return one, windows, False
+        why = engine.tiles.disagreement(engine.model, images, one, axis, windows)
         if why is None:
-            return windows, True
+            return one, windows, True
     if not approximate:
         raise ValueError(
-            f"{why}, so tiles would not compute what the model computes; approximate=True (generate --approximate) "
-            "lets each tile stand for itself and blends neighbouring tiles"
+            f"{why}, so tiles of {tile} pixels would not compute what the model computes; approximate=True (generate "
+            "--approximate) lets each tile stand for itself and blends neighbouring tiles"
         )
     side, common, _ = _sides(replace(found, whole=why), axis, tile, overlap, approximate)
-    return _windows(size, side, common, found.stride[axis]), False
+    return found, _windows(size, side, common, found.stride[axis]), False
 
 
 def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate: bool) -> tuple[int, int, bool]:
