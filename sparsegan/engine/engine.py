@@ -15,6 +15,7 @@ from .. import _native
 from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..tracing import Tracer, close
+from . import tiling
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
 from .layers import Layers
@@ -99,6 +100,7 @@ class Engine:
         self._shapes = Shapes(self.model)
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
         self._workspaces: list[Workspace] = []  # those that no call is using
+        self.tiles = tiling.Tiles()
         with torch.no_grad():
             expected = self.model(*_copies(self.example))
             if not close(self(*_copies(self.example)), expected):
@@ -107,9 +109,32 @@ class Engine:
                     "torch.fx does not see"
                 )
 
-    def __call__(self, *inputs: Any) -> Any:
-        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+    def __call__(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+    ) -> Any:
+        """What ``model(*inputs)`` returns, in evaluation and without gradients.
+
+        Args:
+            inputs: as the example's.
+            tile: compute images ``[N, C, H, W]`` in parts of at most so many pixels a side, or (rows, columns): a run
+                then needs the memory of one part. The result is that of the whole image.
+            overlap: pixels that neighbouring tiles share; by default as many as the model's receptive field asks for.
+                With fewer, tiles are blended, which is said once.
+            approximate: a result that only resembles that of the whole image is welcome: a layer that looks at the
+                whole image (an instance norm, attention) looks at a tile instead, and tiles are blended.
+
+        Raises:
+            TypeError: inputs are not of the example's kind.
+            ValueError: with `tile`: no input is an image; an output is none; an output depends on the whole image, and
+                `approximate` is not set; the tile is too small.
+        """
         leave_missing_threads()
+        if tile is not None or overlap is not None or approximate:
+            return tiling.run(self, inputs, {}, tile, overlap, approximate)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             compiled = self._compile(inputs)
             workspace = self._take_workspace(compiled)
@@ -237,11 +262,23 @@ class Engine:
         with torch.no_grad():
             return self._compile(inputs or self.example).program.steps
 
-    def memory(self, *inputs: Any) -> dict[str, int]:
-        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share."""
+    def memory(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+    ) -> dict[str, int]:
+        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share.
+
+        `tile`, `overlap`, `approximate`: as in a call, whose largest arena this is then.
+        """
         with torch.no_grad():
-            compiled = self._compile(inputs or self.example)
-        return {"arena": compiled.layout.bytes, "parameters": self._layers.bytes()}
+            calls = [inputs or self.example]
+            if tile is not None or overlap is not None or approximate:
+                calls = list(tiling.shapes(self, calls[0], tile, overlap, approximate))
+            arena = max(self._compile(call).layout.bytes for call in calls)
+        return {"arena": arena, "parameters": self._layers.bytes()}
 
     def __str__(self) -> str:
         rows = self.profile()

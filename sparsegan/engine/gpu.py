@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..copying import bake, copy_model
 from ..nn import SparseConv
 from ..tracing import Tracer
+from . import tiling
 from .compiler import runs_by_numbers
 from .layers import Layers
 
@@ -114,9 +115,18 @@ class GpuEngine:
         self._plans = plans
         self._graphs: OrderedDict[Any, Replayed] = OrderedDict()
         self._lock = threading.Lock()
+        self.tiles = tiling.Tiles()
 
-    def __call__(self, *inputs: Any) -> Any:
-        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+    def __call__(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+    ) -> Any:
+        """What ``model(*inputs)`` returns, in evaluation and without gradients; for `tile` see `Engine.__call__`."""
+        if tile is not None or overlap is not None or approximate:
+            return tiling.run(self, inputs, {}, tile, overlap, approximate)
         key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else one for one in inputs)
         with self._lock, torch.no_grad():
             if key not in self._graphs:
