@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .calls import Call, positional
 from .copying import bake, copy_model
 from .granularity import as_units
 from .prune import densify
@@ -54,15 +55,16 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
     """
     changed = densify(bake(copy_model(model))).eval()
 
+    call = Call.of(positional(example), {})
+
     def arguments() -> tuple[Any, ...]:
         """Anew each time: a forward may change them in place."""
-        given = tuple(example) if isinstance(example, tuple | list) else (example,)
-        return tuple(one.clone() if isinstance(one, Tensor) else one for one in given)
+        return call.copies()[0]
 
     with torch.no_grad():
         expected = changed(*arguments())
         try:
-            graph = Tracer(changed, arguments()).trace(changed)
+            graph = Tracer(changed, call.changed(Tensor.clone)).trace()
         except Exception as error:  # whatever the model's forward makes of a proxy
             raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
         rewrite(Channels(graph, dict(changed.named_modules())))

@@ -7,11 +7,13 @@ so the graph is traced on a copy that lies on the meta device and has no numbers
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..calls import Call
 from ..gans.parts import InstanceNorm2d
 from ..nn import SparseConv
 from ..tracing import Tracer
@@ -30,19 +32,21 @@ class Shapes:
         self._twin: nn.Module | None = None
         self.why_not: str | None = None
 
-    def trace(self, inputs: tuple[Any, ...]) -> fx.Graph | None:
-        """The graph for inputs of these shapes, as :class:`sparsegan.tracing.Tracer` makes it; None if `why_not`."""
+    def trace(self, call: Call, leaves: Collection[str]) -> tuple[fx.Graph, Any] | None:
+        """The graph for inputs of these shapes, and the structure of its outputs, as :class:`sparsegan.tracing.Tracer`
+        makes them; None if `why_not`. `leaves`: modules that are not looked into."""
         if self.why_not is not None:
             return None
         try:
             if self._twin is None:
                 self._twin = _without_numbers(self._model)
-            graph = Tracer(self._twin, [_empty(one) for one in inputs]).trace(self._twin)
+            tracer = Tracer(self._twin, call.changed(_empty), leaves)
+            graph = tracer.trace()
             self._check_constants(graph)
         except Exception as error:  # whatever a forward makes of tensors without values
             self.why_not = str(error)
             return None
-        return graph
+        return graph, tracer.out_structure
 
     def _check_constants(self, graph: fx.Graph) -> None:
         """Raises where the forward made a tensor of its own: the trace holds one without values, or in the copy."""
@@ -53,8 +57,8 @@ class Shapes:
                     found = getattr(found, part)
 
 
-def _empty(one: Any) -> Any:
-    return torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one
+def _empty(one: Tensor) -> Tensor:
+    return torch.empty_like(one, device="meta")
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:
