@@ -89,6 +89,7 @@ class Tracer(fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _value)
         self.running = True
+        value: Any
         if kind == "placeholder":
             value = next(self.arguments)
         elif kind == "get_attr":

@@ -83,10 +83,10 @@ def test_known_sizes_do_not_wait_for_new_ones(monkeypatch: pytest.MonkeyPatch) -
     compiling, go_on = threading.Event(), threading.Event()
     trace = Shapes.trace
 
-    def slow(self: Shapes, given: tuple[Any, ...]) -> Any:
+    def slow(self: Shapes, *given: Any) -> Any:
         compiling.set()
         assert go_on.wait(60)
-        return trace(self, given)
+        return trace(self, *given)
 
     monkeypatch.setattr(Shapes, "trace", slow)
     with ThreadPoolExecutor(2) as pool:

@@ -23,7 +23,6 @@ from .layers import Layers
 from .steps import Dense, Gather, Norm, Pointwise, Statistics, Step, Torch
 from .values import Affine, Padding, Slot, Value, concatenated
 
-
 #: What the steps compute in; a model of another dtype runs in torch.
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -61,9 +60,7 @@ class Compiler:
         dtype: of the activations.
     """
 
-    def __init__(
-        self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype) -> None:
         self.modules, self.layers, self.dtype = modules, layers, dtype
         self.map_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
@@ -129,9 +126,9 @@ class Compiler:
         """A tensor that the kernels can read, or anything else."""
         example = node.meta.get("value")
         native = self.dtype in NATIVE_DTYPES
-        fits = native and isinstance(example, Tensor) and example.dim() == 4 and example.dtype == self.dtype
-        fits = fits and example.numel()
-        return Value(slot) if fits else slot
+        if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
+            return slot
+        return Value(slot) if example.numel() else slot
 
     def _output(self, node: fx.Node) -> Any:
         known = self.known[node]

@@ -46,12 +46,12 @@ def optimize_for_inference(
         model: any module, sparse layers or pruned dense ones in it; unchanged. ``DataParallel`` and its kind and
             ``torch.compile`` are taken off first. The engine computes what the model computes in evaluation.
         example: an input, or a tuple (or list) of positional arguments; a list that is one argument goes into a tuple.
-            Tensors may be nested in lists, tuples and dicts, beside numbers, strings and None. Other shapes, batch sizes
-            and values of what is no tensor are compiled when they come.
+            Tensors may be nested in lists, tuples and dicts, beside numbers, strings and None. Other shapes, batch
+            sizes and values of what is no tensor are compiled when they come.
         plans: how many of these are kept compiled.
         kwargs: keyword arguments of the example.
-        statistics: ``"stored"``: batch norms use the statistics that they keep, as in evaluation. ``"batch"``: norms use
-            the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
+        statistics: ``"stored"``: batch norms use the statistics that they keep, as in evaluation. ``"batch"``: norms
+            use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
             former, with a warning where the model is in training mode and computes something else there.
 
     On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph.
@@ -77,13 +77,13 @@ def optimize_for_inference(
         if others := other_in_training(model):
             warnings.warn(
                 f"the model is in training mode, and {', '.join(others)} compute something else there; the engine "
-                'computes what they do in evaluation. Call model.eval() first if that is meant, or give '
+                "computes what they do in evaluation. Call model.eval() first if that is meant, or give "
                 'statistics="batch" for norms by the statistics of each batch',
                 stacklevel=2,
             )
     check_statistics(statistics)
     if any(device.type == "cuda" for device in devices):
-        return GpuEngine(model, call, plans, statistics)
+        return GpuEngine(unwrapped(model), call, plans, statistics)
     return Engine(model, call, plans, statistics)
 
 
@@ -168,7 +168,10 @@ class Engine:
     def _check(self) -> None:
         """Raises ValueError where the engine computes something else than the model, from the same random numbers."""
         calls = [self._example]
-        if any(one.is_floating_point() and one.numel() and bool((one == one.flatten()[0]).all()) for one in calls[0].tensors):
+        if any(
+            one.is_floating_point() and one.numel() and bool((one == one.flatten()[0]).all())
+            for one in calls[0].tensors
+        ):
             calls.append(calls[0].changed(_varied))  # a constant image says little
         for call in calls:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -206,7 +209,11 @@ class Engine:
     def fallbacks(self) -> list[Fallback]:
         """What runs in torch for inputs of the example's shapes, and why. Convolutions that are faster dense do not
         count."""
-        return [Fallback(step.name, self._opaque.get(step.name, step.why)) for step in self.steps() if step.kernel == "torch"]
+        return [
+            Fallback(step.name, self._opaque.get(step.name, step.why))
+            for step in self.steps()
+            if step.kernel == "torch"
+        ]
 
     def __call__(
         self,
@@ -268,7 +275,7 @@ class Engine:
     # ------------------------------------------------------------------ programs
 
     def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Raises TypeError where the model's forward takes no such arguments, or they are not of the example's dtypes."""
+        """Raises TypeError for arguments that the model's forward does not take, or of other dtypes than the example's."""
         try:
             self._signature.bind(*inputs, **kwargs)
         except TypeError as error:
@@ -372,8 +379,8 @@ class Engine:
         own = next((one.dtype for one in self.model.parameters() if one.is_floating_point()), dtype)
         if (device is not None and device.type != "cpu") or dtype not in (None, own):
             raise RuntimeError(
-                f"an engine is compiled for one device and dtype and cannot go to {device or dtype}; move the model and "
-                "call optimize_for_inference again"
+                f"an engine is compiled for one device and dtype and cannot go to {device or dtype}; move the model "
+                "and call optimize_for_inference again"
             )
         return self
 
@@ -410,10 +417,13 @@ class Engine:
             rows.append(StepTime(step.name, step.kernel, shape, tuple(step.fused), step.why, ms, multiply))
         return rows
 
-    def steps(self, *inputs: Any) -> list[Step]:
+    def _call_or_example(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return self._call(inputs, kwargs) if inputs or kwargs else self._example
+
+    def steps(self, *inputs: Any, **kwargs: Any) -> list[Step]:
         """The steps for inputs of these shapes, or the example's."""
         with torch.no_grad():
-            return self._compile(inputs or self.example).program.steps
+            return self._compile(self._call_or_example(inputs, kwargs)).program.steps
 
     def memory(
         self,
@@ -421,15 +431,18 @@ class Engine:
         tile: int | tuple[int, int] | None = None,
         overlap: int | tuple[int, int] | None = None,
         approximate: bool = False,
+        **kwargs: Any,
     ) -> dict[str, int]:
         """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share.
 
         `tile`, `overlap`, `approximate`: as in a call, whose largest arena this is then.
         """
         with torch.no_grad():
-            calls = [inputs or self.example]
+            calls = [self._call_or_example(inputs, kwargs)]
             if tile is not None or overlap is not None or approximate:
-                calls = list(tiling.shapes(self, calls[0], tile, overlap, approximate))
+                args, named = calls[0].arguments(calls[0].tensors)
+                parts = tiling.shapes(self, args, named, tile, overlap, approximate)
+                calls = [Call.of(*part) for part in parts]
             arena = max(self._compile(call).layout.bytes for call in calls)
         return {"arena": arena, "parameters": self._layers.bytes()}
 

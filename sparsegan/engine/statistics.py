@@ -33,7 +33,7 @@ def other_in_training(model: nn.Module) -> list[str]:
     return [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if module.training and (module in norms or getattr(module, "p", 0) and isinstance(module, _DROPOUTS))
+        if module.training and (module in norms or (getattr(module, "p", 0) and isinstance(module, _DROPOUTS)))
     ]
 
 

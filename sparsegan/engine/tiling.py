@@ -98,16 +98,21 @@ def run(
 
 
 def shapes(
-    engine: Tiled, args: tuple[Any, ...], tile: Pixels | None, overlap: Pixels | None, approximate: bool
-) -> Iterator[tuple[Any, ...]]:
+    engine: Tiled,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tile: Pixels | None,
+    overlap: Pixels | None,
+    approximate: bool,
+) -> Iterator[Arguments]:
     """The arguments of an engine's calls for tiles: one call of each size."""
-    images = Images(args, {})
+    images = Images(args, kwargs)
     grid = _grid(engine, images, tile, overlap, approximate)
     if grid is None:
-        yield args
+        yield args, kwargs
     else:
         for row, column in itertools.product({0, len(grid.rows) - 1}, {0, len(grid.columns) - 1}):
-            yield grid.window(images, row, column)[0]
+            yield grid.window(images, row, column)
 
 
 def corner(args: tuple[Any, ...], tile: Pixels) -> tuple[Any, ...]:
