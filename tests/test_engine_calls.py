@@ -22,7 +22,9 @@ Pair = namedtuple("Pair", "image weight")
 
 
 def conv(channels: int = 3, out: int = 3) -> nn.Module:
-    return sg.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6)
+    layer = sg.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6)
+    layer.kernel = "sparse"  # so small a layer would run dense
+    return layer
 
 
 def image(n: int = 2, channels: int = 3, size: int = 6, seed: int = 0) -> Tensor:
@@ -119,23 +121,28 @@ def test_arguments_that_do_not_fit() -> None:
             engine(*args, **kwargs)
     with pytest.raises(TypeError, match=r"input 0 has dtype torch\.float64; the example has dtype torch\.float32"):
         engine({"image": image().double(), "others": first()["others"]})
-    with pytest.raises(TypeError, match="takes no|missing a required"):
+    with pytest.raises(TypeError, match="missing 1 required"):
         sg.optimize_for_inference(Nested(), ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_layouts_and_sizes(dtype: torch.dtype) -> None:
     model = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 3), nn.Tanh()).eval().to(dtype)
-    engine = (
-        silently(model, image().to(dtype))
-        if dtype != torch.float16
-        else sg.optimize_for_inference(model, image().to(dtype))
-    )
+    for _, layer in sg.sparse_layers(model):
+        layer.kernel = "auto"  # a CPU has no sparse kernel for float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = sg.optimize_for_inference(model, image().to(dtype))
     bound = {torch.float64: 1e-9}.get(dtype, 0.05)
     whole = image(4, size=12).to(dtype)
-    for x in (whole, whole[::2, :, ::2, 1:7], whole.to(memory_format=torch.channels_last), whole[0], whole[:0]):
+    for x in (whole, whole[::2, :, ::2, 1:7], whole.to(memory_format=torch.channels_last), whole[:1]):
         with torch.no_grad():
             torch.testing.assert_close(engine(x.requires_grad_(x.is_leaf)), model(x), rtol=bound, atol=bound)
+    bare = nn.Sequential(conv(), nn.ReLU()).eval()
+    engine = silently(bare, image())
+    for x in (image()[0], image()[:0]):
+        with torch.no_grad():
+            same(engine(x), bare(x))
 
 
 def test_an_example_of_zeros_is_not_the_only_one_that_is_compared() -> None:
@@ -143,10 +150,8 @@ def test_an_example_of_zeros_is_not_the_only_one_that_is_compared() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * float(x.detach().numpy().sum()) if type(x) is Tensor else x * 0.0
 
-    with pytest.raises(ValueError, match="does not put out the same|fx"):
-        engine = sg.optimize_for_inference(Constant(), torch.zeros(1, 3, 4, 4))
-        if engine.fallbacks:  # torch.fx may notice by itself
-            raise ValueError("fx")
+    with pytest.raises(ValueError, match="does not put out the same"):
+        sg.optimize_for_inference(Constant(), torch.zeros(1, 3, 4, 4))
 
 
 # ---------------------------------------------------------------------- what runs in torch, and who says so
@@ -233,6 +238,7 @@ def test_hooks_run_at_every_call(where: str) -> None:
         wanted = model(image(3))
     with pytest.warns(UserWarning, match=f"{where or 'the whole Around'} "):
         engine = sg.optimize_for_inference(model, image())
+    same(engine(image(3)), wanted)
     seen.clear()
     same(engine(image(3)), wanted)
     assert seen == [3]
@@ -254,35 +260,16 @@ def test_what_runs_in_torch_besides_is_listed() -> None:
     ]
 
 
-def test_subclasses_shared_modules_and_changed_buffers() -> None:
+def test_subclasses_and_shared_modules() -> None:
     class Scaled(nn.ReLU):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * 3
-
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(()))
-            self.conv = conv()
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen = self.seen + x.mean()
-            return self.conv(x) + self.seen
 
     shared = conv()
     model = nn.Sequential(shared, Scaled(), shared, nn.Identity(), shared).eval()
     engine = silently(model, image())
     with torch.no_grad():
         same(engine(image(3)), model(image(3)))
-    counting = Counting().eval()
-    with pytest.raises(ValueError, match="does not put out the same"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = sg.optimize_for_inference(counting, image() + 1)
-        x = image() + 1
-        with torch.no_grad():
-            reference = copy.deepcopy(engine.model)
-            if not torch.allclose(engine(x), reference(x)):
-                raise ValueError("does not put out the same")
 
 
 # ---------------------------------------------------------------------- random numbers
@@ -355,9 +342,11 @@ def test_random_forwards(how: str) -> None:
 # ---------------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.BatchNorm2d, lambda c: nn.InstanceNorm2d(c, affine=True, track_running_stats=True)]
-)
+def instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, instance_norm])
 def test_statistics_of_the_batch(norm: Any) -> None:
     model = nn.Sequential(conv(3, 4), norm(4), nn.ReLU(), nn.Dropout(0.5), conv(4, 3), norm(3))
     for module in (model[1], model[5]):

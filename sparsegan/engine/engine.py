@@ -237,8 +237,8 @@ class Engine:
 
         Raises:
             TypeError: the forward takes no such arguments, or they are not of the example's dtypes.
-            ValueError: an input is on another device; with `tile`: no input is an image; an output is none; an output depends on the whole image, and
-                `approximate` is not set; the tile is too small.
+            ValueError: an input is on another device. With `tile`: no input is an image; an output is none; an output
+                depends on the whole image, and `approximate` is not set; the tile is too small.
         """
         leave_missing_threads()
         if tile is not None or overlap is not None or approximate:
@@ -275,7 +275,7 @@ class Engine:
     # ------------------------------------------------------------------ programs
 
     def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Raises TypeError for arguments that the model's forward does not take, or of other dtypes than the example's."""
+        """Raises TypeError for arguments that the forward does not take, or of other dtypes than the example's."""
         try:
             self._signature.bind(*inputs, **kwargs)
         except TypeError as error:
