@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsegan as sg
+from sparsegan.calls import Call
 from sparsegan.cli import main
 from sparsegan.engine import gpu, tiling
 from sparsegan.engine.receptive import Field, Images
@@ -518,8 +519,8 @@ def test_inputs_and_random_state_stay_as_they_are() -> None:
 
 
 def test_an_engine_on_a_gpu_takes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "Replayed", lambda model, inputs: lambda given: model(*given))
-    engine = gpu.GpuEngine(trained(srgan.Generator(width=4, blocks=1)), (image(16, 16),), 8)
+    monkeypatch.setattr(gpu, "Replayed", lambda model, call: lambda given: model(*given))
+    engine = gpu.GpuEngine(trained(srgan.Generator(width=4, blocks=1)), Call.of((image(16, 16),), {}), 8, "stored")
     check(engine, image(61, 50), tile=40)
     assert {key[0][0] for key in engine._graphs} >= {(1, 3, 40, 40)}
 
