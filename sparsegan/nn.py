@@ -353,15 +353,18 @@ class SparseConv(nn.Module):
 
         ``dtype``: of the tensors where it is not the layer's own (autocast).
         """
+        return self._choice(self._derived_if_readable(), x_shape, y_size, dtype or self.values.dtype)
+
+    def _choice(
+        self, derived: Derived | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
+    ) -> dispatch.Choice:
         if self.kernel != "auto":
             return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
-        dtype = dtype or self.values.dtype
         if torch.compiler.is_compiling():
             return dispatch.choose_by_sparsity(self.sparsity, dtype, self.values.device)
-        if not is_readable(self.support):
+        if derived is None:
             return self._modelled(x_shape, y_size, dtype)
-        # What a shape's choice depends on beside it: a support of another length has other choices.
-        choices = self.derived().choices
+        choices = derived.choices
         key = (x_shape, y_size, dtype, torch.backends.cudnn.allow_tf32)
         if key not in choices:
             choices[key] = self._modelled(x_shape, y_size, dtype)
@@ -384,6 +387,10 @@ class SparseConv(nn.Module):
         if derived is None or not derived.describes(self.support):
             self._derived = derived = self._derive(derived)
         return derived
+
+    def _derived_if_readable(self) -> Derived | None:
+        """None where a graph is being made, or nothing has numbers."""
+        return self.derived() if is_readable(self.support) else None
 
     def _derive(self, old: Derived | None) -> Derived:
         support = self.support
@@ -433,8 +440,8 @@ class SparseConv(nn.Module):
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             _warn_of_dense("torch.func (vmap, grad, jvp, ...) runs")
             return self._run_dense(x, self._scatter(values), bias, output_padding)
-        derived = self.derived() if is_readable(self.support) else None
-        if self.choose(tuple(x.shape), y_size, x.dtype).kernel == "dense":
+        derived = self._derived_if_readable()
+        if self._choice(derived, tuple(x.shape), y_size, x.dtype).kernel == "dense":
             return self._run_dense(x, self._weight_for_call(values, derived), bias, output_padding)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
