@@ -98,8 +98,7 @@ def why_not_sparse(call: Call) -> str | None:
         missing = kernels.why_not(call.geometry, call.dtype, call.device)
         return missing and f"the vector kernels cannot run it: {missing}"
     if call.dtype not in accepted:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
-        return f"the sparse kernels of a {kind} device take {names or 'nothing'}, not {call.dtype}"
+        return _wrong_dtype(kind, accepted, call.dtype)
     if kind == "cpu":
         return None
     if (capability := torch.cuda.get_device_capability(call.device)) < LEAST_CAPABILITY:
@@ -107,8 +106,15 @@ def why_not_sparse(call: Call) -> str | None:
     return None if ops.cuda_library() else "the CUDA kernels were not built: nvcc was not there"
 
 
-def choose_by_sparsity(sparsity: float) -> Choice:
+def _wrong_dtype(kind: str, accepted: tuple[torch.dtype, ...], dtype: torch.dtype) -> str:
+    names = ", ".join(str(one).removeprefix("torch.") for one in accepted)
+    return f"the sparse kernels of a {kind} device take {names or 'nothing'}, not {dtype}"
+
+
+def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device) -> Choice:
     """The rule while tracing, where shapes may be symbols."""
+    if dtype not in (accepted := DTYPES.get(device.type, ())):
+        return Choice("dense", _wrong_dtype(device.type, accepted, dtype))
     kernel = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
     return Choice(kernel, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
 

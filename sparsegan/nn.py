@@ -9,20 +9,22 @@ one input channel and kernel position, and ``values`` holds V weights for each.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from . import dispatch, ops
+from . import dispatch, loading, ops
 from .copying import mask_of, plain_layer
+from .derived import Derived, is_readable, version_of
 from .granularity import (
     as_units,
     check_mask,
     check_shape,
     check_sparsity,
-    keep_largest,
+    kept,
     magnitude_mask,
     nonzero_mask,
     support_of,
@@ -30,7 +32,7 @@ from .granularity import (
     units_of,
     vector_length,
 )
-from .plan import Geometry, Pair, check_support, plan_of
+from .plan import Geometry, Pair, check_support, numbers_of, plan_of
 
 #: What a layer has in common with its torch.nn twin, under the same names.
 SETTINGS = (
@@ -68,8 +70,9 @@ class SparseConv(nn.Module):
     values: nn.Parameter
     support: Tensor
     bias: nn.Parameter | None
-    _buffer: Tensor | None
-    _buffer_values: Tensor | None
+    #: Whether the positions are a mask that the caller gave: a dense weight is then read at them.
+    keeps_mask: bool
+    _derived: Derived | None
 
     # ------------------------------------------------------------------ construction
 
@@ -122,25 +125,33 @@ class SparseConv(nn.Module):
         self.granularity = granularity
         self.kernel = "auto"
         self.training = dense.training
-        #: True while the support only reflects this layer's own random weights: loading a dense weight replaces it.
-        self._support_is_initial = False
+        self.keeps_mask = mask is not None
+        self._derived = None
 
         self._prepare_geometries()
-        if mask is None:
-            how = (granularity, self.transposed, self.groups)
-            mask = nonzero_mask(weight, *how) if sparsity is None else magnitude_mask(weight, sparsity, *how)
-        elif sparsity is not None:
-            raise ValueError("sparsity and mask are both given; give one of them")
-        else:
-            self._check_mask(mask)
-        self.register_buffer("support", support_of(mask.to(weight.device), granularity, self.transposed))
+        self.register_buffer("support", self._chosen_support(weight, sparsity, mask))
         values = weight.detach().flatten()[self.positions()]
         self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         bias = dense.bias
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         )
-        self._clear_caches()
+
+    def _chosen_support(self, weight: Tensor, sparsity: float | None, mask: Tensor | None) -> Tensor:
+        """The support that a sparsity, a mask, or with neither the zeros of a dense weight ask for."""
+        how = (self.granularity, self.transposed, self.groups)
+        if mask is not None and sparsity is not None:
+            raise ValueError("sparsity and mask are both given; give one of them")
+        if mask is not None:
+            self._check_mask(mask)
+        if sparsity is not None:
+            check_sparsity(sparsity, self.granularity)
+        if weight.is_meta:
+            units = math.prod(self.weight_shape) // self.unit_size
+            return loading.empty_support(self, sparsity, mask, kept(units, sparsity or 0.0))
+        if mask is None:
+            mask = nonzero_mask(weight, *how) if sparsity is None else magnitude_mask(weight, sparsity, *how)
+        return support_of(mask.to(weight.device), self.granularity, self.transposed)
 
     def _check_mask(self, mask: Tensor) -> None:
         """Raises where a mask that a caller gave is none, or cuts a unit."""
@@ -212,14 +223,15 @@ class SparseConv(nn.Module):
 
     def _mask_of(self, support: Tensor) -> Tensor:
         flat = torch.zeros(math.prod(self.weight_shape), dtype=torch.bool, device=support.device)
-        flat[self._positions_of(support)] = True
+        flat[self.positions_of(support)] = True
         return flat.view(self.weight_shape)
 
     def positions(self) -> Tensor:
         """int64 ``[nnz]``: where in the flattened dense weight each of ``values`` belongs."""
-        return self._positions_of(self.support)
+        return self.positions_of(self.support)
 
-    def _positions_of(self, support: Tensor) -> Tensor:
+    def positions_of(self, support: Tensor) -> Tensor:
+        """The same of another support."""
         vector, units = self.geometry.vector, support.long()
         if vector == 1:
             return units
@@ -280,26 +292,54 @@ class SparseConv(nn.Module):
             values: ``[units * V]``, unit by unit, converted to the layer's dtype and device.
 
         Raises:
-            ValueError: the support is not valid, or the two lengths differ; the layer is unchanged.
+            ValueError: the support is not valid, the two lengths differ, or the layer is on the meta device; the layer
+                is unchanged.
         """
-        check_support(support, math.prod(self.geometry.unit_shape))
+        if self.values.is_meta:
+            raise ValueError(
+                "the layer is on the meta device and cannot hold numbers; load with assign=True, or move the model "
+                "with to_empty() first"
+            )
+        self._replace(self.check_entries(support, values), values)
+
+    def check_entries(self, support: Tensor, values: Tensor) -> Tensor:
+        """A copy of a support that fits the layer, as ``set_support`` takes it. Raises as that does."""
+        if support.dim() == 1 and support.shape[0] <= math.prod(self.geometry.unit_shape):
+            # Copied first: nobody can change what was checked.
+            support = support.detach().clone(memory_format=torch.contiguous_format)
+        self.check_positions(support)
         nnz = support.shape[0] * self.geometry.vector
         if tuple(values.shape) != (nnz,):
             raise ValueError(
                 f"values has shape {tuple(values.shape)}; it must be ({nnz},), {self.geometry.vector} for each of the "
                 f"support's {support.shape[0]} positions (granularity {self.granularity!r})"
             )
+        return support
+
+    def check_positions(self, support: Tensor) -> None:
+        """Raises ``ValueError`` unless a support is int32, sorted, unique, in range and of whole units."""
+        check_support(support, math.prod(self.geometry.unit_shape))
         if not units_of(self.granularity).listed:
             check_mask(self._mask_of(support), self.granularity, self.transposed, self.groups)
-        new = values.detach().to(self.values).clone()
-        # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may still
-        # hold with the old shape.
-        self.values.data = new.to(torch.float64 if new.dtype == torch.float32 else torch.float32)
-        self.values.data = new
+
+    def _replace(self, support: Tensor, values: Tensor, assign: bool = False) -> None:
+        """Takes over what was checked. ``assign``: as ``load_state_dict`` has it, the Parameter is replaced too."""
+        if assign:
+            self.values = _assigned(values, self.values)
+        elif values.shape == self.values.shape and not self.values.is_inference():
+            with torch.no_grad():
+                self.values.copy_(values.detach())
+        else:
+            new = values.detach().to(self.values).clone()
+            # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may
+            # still hold with the old shape.
+            self.values.data = new.to(torch.float64 if new.dtype == torch.float32 else torch.float32)
+            self.values.data = new
         self.values.grad = None
-        self.support = support.to(self.values.device).clone()
-        self._support_is_initial = False
-        self._clear_caches()
+        with torch.inference_mode(False):  # what is loaded while evaluating serves training too
+            self.support = support.to(self.values.device, copy=True)
+        self.keeps_mask = False
+        self._derived = None
 
     def extra_repr(self) -> str:
         """torch.nn's own line, and what is kept."""
@@ -324,19 +364,71 @@ class SparseConv(nn.Module):
 
         ``dtype``: of the tensors where it is not the layer's own (autocast).
         """
+        return self._choice(self._derived_if_readable(), x_shape, y_size, dtype or self.values.dtype)
+
+    def _choice(
+        self, derived: Derived | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
+    ) -> dispatch.Choice:
         if self.kernel != "auto":
             return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
         if torch.compiler.is_compiling():
-            return dispatch.choose_by_sparsity(self.sparsity)
-        dtype = dtype or self.values.dtype
+            return dispatch.choose_by_sparsity(self.sparsity, dtype, self.values.device)
+        if derived is None:
+            return self._modelled(x_shape, y_size, dtype)
+        choices = derived.choices
         key = (x_shape, y_size, dtype, torch.backends.cudnn.allow_tf32)
-        if key not in self._choices:
-            coarse = x_shape[2:] if self.adjoint else y_size
-            geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
-            size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
-            call = dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
-            self._choices[key] = dispatch.choose(call)
-        return self._choices[key]
+        if key not in choices:
+            choices[key] = self._modelled(x_shape, y_size, dtype)
+        return choices[key]
+
+    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype) -> dispatch.Choice:
+        coarse = x_shape[2:] if self.adjoint else y_size
+        geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
+        size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+        return dispatch.choose(
+            dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
+        )
+
+    def derived(self) -> Derived:
+        """What is derived from the support as it is now: checked again, and made anew, where that has changed.
+
+        Raises ``ValueError`` where it holds no valid support any more.
+        """
+        derived = self._derived
+        if derived is None or not derived.describes(self.support):
+            self._derived = derived = self._derive(derived)
+        return derived
+
+    def _derived_if_readable(self) -> Derived | None:
+        """None where a graph is being made, or nothing has numbers."""
+        return self.derived() if is_readable(self.support) else None
+
+    def _derive(self, old: Derived | None) -> Derived:
+        support = self.support
+        version = version_of(support)  # before its numbers: a change in between is then found at the next call
+        numbers = numbers_of(support).copy()
+        new = Derived(support, version, numbers)
+        if old is not None and new.digest == old.digest and support.device == old.support.device:
+            new.take_over(old)
+            return new
+        try:
+            self.check_positions(torch.from_numpy(numbers))
+            if self.values.shape[0] != numbers.shape[0] * self.geometry.vector:
+                raise ValueError(f"{self.values.shape[0]} values do not belong to {numbers.shape[0]} positions")
+        except ValueError as error:
+            raise ValueError(
+                f"{self} has no valid support: {error}. It was changed in place, as an average over a state_dict does "
+                "(an average of positions has no meaning), or never loaded. Load the layer's values and support, or "
+                "call set_support; sparsegan.averaging keeps an average of a sparse model"
+            ) from error
+        if old is not None and old.support is support:
+            warnings.warn(
+                f"the support of {self} was changed in place, not by load_state_dict or set_support. It is valid, and "
+                "the layer now runs on it; but where its values are averages over several supports, or the positions "
+                "are averages, its results are wrong. sparsegan.averaging keeps an average of a sparse model",
+                stacklevel=2,
+            )
+        return new
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() not in (3, 4):
@@ -350,39 +442,33 @@ class SparseConv(nn.Module):
         """One forward of an input ``[N, C, H, W]``, by the kernel of choice."""
         values: Tensor = self.values
         bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
-        if self.choose(tuple(x.shape), y_size, x.dtype).kernel == "dense":
-            weight, padding = self._weight_for_call(values), self.padding
-            if self.transposed:
-                assert isinstance(padding, tuple)
-                y = F.conv_transpose2d(
-                    x, weight, bias, self.stride, padding, output_padding, self.groups, self.dilation
-                )
-            else:
-                if self.padding_mode != "zeros":
-                    x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-                y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-            return y if self.negative_slope == 1 else F.leaky_relu(y, self.negative_slope)
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            _warn_of_dense("torch.func (vmap, grad, jvp, ...) runs")
+            return self._run_dense(x, self._scatter(values), bias, output_padding)
+        derived = self._derived_if_readable()
+        if self._choice(derived, tuple(x.shape), y_size, x.dtype).kernel == "dense":
+            return self._run_dense(x, self._weight_for_call(values, derived), bias, output_padding)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
-        forward_plan = self._plan(variant, self.adjoint)
+        forward_plan = self._plan(derived, variant, self.adjoint)
         # The other direction serves the gradient in x; a layer that only runs forward never builds it, and one that
         # would be slower for it than dense does not either: the op then takes that gradient dense.
         needed = torch.is_grad_enabled() and x.requires_grad
         if needed and x.is_cuda and self.geometry.vector > 1:
             needed = dispatch.vector_gradient_pays(1 - self.sparsity)
-        backward_plan = self._plan(variant, not self.adjoint) if needed else None
+        backward_plan = self._plan(derived, variant, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
         return ops.gather(
             x,
             values,
             bias,
-            self.support,
+            self.support if derived is None else derived.support,
             plan,
             adjoint_plan,
             self._numbers[variant],
@@ -393,35 +479,50 @@ class SparseConv(nn.Module):
             self.negative_slope,
         )
 
-    def _plan(self, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
-        key = (*variant, adjoint)
-        if key in self._plans:
-            return self._plans[key]
-        if torch.compiler.is_compiling():  # it becomes part of the graph
-            return torch.ops.sparsegan.plan(self.support, self._numbers[variant], adjoint)
-        with torch.inference_mode(False):  # a plan made while evaluating serves training too
-            plan = plan_of(self.support, self._numbers[variant], adjoint)
-        if type(plan) is Tensor:  # and not a fake one
-            self._plans[key] = plan
-        return plan
+    def _run_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Pair) -> Tensor:
+        """torch's own convolution."""
+        padding = self.padding
+        if self.transposed:
+            assert isinstance(padding, tuple)
+            y = F.conv_transpose2d(x, weight, bias, self.stride, padding, output_padding, self.groups, self.dilation)
+        else:
+            if self.padding_mode != "zeros":
+                x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+            y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return y if self.negative_slope == 1 else F.leaky_relu(y, self.negative_slope)
 
-    def _weight_for_call(self, values: Tensor) -> Tensor:
-        """The dense weight for one call: in a kept buffer where no gradient is taken, else a tensor of the graph.
+    def _record(self, x: Tensor, output_padding: Pair) -> Tensor:
+        """A forward that ``torch.jit.trace`` records: it then serves every batch and image size, as torch's own does.
+
+        The sparse op would be recorded with the output size of the example.
+        """
+        _warn_of_dense("torch.jit.trace records")
+        return self._run_dense(x, self._scatter(self.values), self.bias, output_padding)
+
+    def _as_leaf(self, x: Any, *args: Any) -> Any:
+        """A call of this module in a graph that ``torch.fx`` records: a leaf, as torch.nn's own layers are."""
+        if not isinstance(x.tracer, fx.Tracer):
+            raise TypeError(f"{type(x.tracer).__name__} does not record modules; a sparse layer is recorded as one")
+        given = tuple(arg for arg in args if arg is not None)
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
+
+    def _plan(self, derived: Derived | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
+        if derived is None:
+            return plan_of(self.support, self._numbers[variant], adjoint)  # where a graph is made, part of it
+        key = (*variant, adjoint)
+        if key not in derived.plans:
+            with torch.inference_mode(False):  # a plan made while evaluating serves training too
+                derived.plans[key] = plan_of(derived.support, self._numbers[variant], adjoint)
+        return derived.plans[key]
+
+    def _weight_for_call(self, values: Tensor, derived: Derived | None) -> Tensor:
+        """The dense weight for one call: kept where no gradient is taken, else a tensor of the graph.
 
         On a GPU always the latter: to compare would wait for the device.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or values.is_cuda:
+        if derived is None or torch.is_grad_enabled() or values.device.type != "cpu" or not is_readable(values):
             return self._scatter(values)
-        if self._buffer is None or self._buffer.dtype != values.dtype:
-            self._buffer_values = None
-            with torch.inference_mode(False):  # usable in both modes
-                self._buffer = torch.zeros(self.weight_shape, dtype=values.dtype, device=values.device)
-        # Compared every time: nothing else tells reliably whether values have changed (`values.data.mul_()` does not).
-        if self._buffer_values is None or not torch.equal(values, self._buffer_values):
-            with torch.inference_mode(False):
-                self._buffer_values = values.detach().clone()
-            self._buffer.view(-1).index_copy_(0, self.positions(), values)
-        return self._buffer
+        return derived.dense_weight(values, self.weight_shape, self.positions_of(derived.support))
 
     def _scatter(self, values: Tensor) -> Tensor:
         flat = values.new_zeros(math.prod(self.weight_shape))
@@ -429,24 +530,27 @@ class SparseConv(nn.Module):
 
     # ------------------------------------------------------------------ copies, devices, files
 
-    def _clear_caches(self) -> None:
-        """Everything that is derived from the support, the values and their place."""
-        self._plans: dict[tuple[bool, bool, bool], Tensor] = {}
-        self._choices: dict[Any, dispatch.Choice] = {}
-        self._buffer = self._buffer_values = None
-
     def plan_bytes(self) -> int:
         """Bytes of the plans that this layer holds now."""
-        return sum(plan.numel() * plan.element_size() for plan in self._plans.values())
+        derived = self._derived
+        return 0 if derived is None else derived.plan_bytes()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._clear_caches()
-        return super()._apply(fn, recurse)
+        self._derived, on_meta = None, self.support.is_meta
+        super()._apply(fn, recurse)
+        if on_meta and not self.support.is_meta:
+            with torch.no_grad():
+                self.support.fill_(-1)  # no numbers have come along: nobody may take what lies there for a support
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.update(_plans={}, _choices={}, _buffer=None, _buffer_values=None)
-        return state
+        return self.__dict__ | {"_derived": None}
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {self}: its kernels are chosen and its plans compiled in Python. "
+            "Script sparsegan.densify(model), or record the model with torch.jit.trace or torch.export"
+        )
 
     def _load_from_state_dict(
         self,
@@ -460,44 +564,62 @@ class SparseConv(nn.Module):
     ) -> None:
         """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
 
-        A dense weight is read at the layer's support. Only where that support came from the layer's own random
-        initialisation (``sparsity=`` in the constructor) is it chosen anew: as many units, those of largest norm.
+        A layer takes all of it or, where something is wrong, nothing. Which weights stay: see :class:`SparseConv2d`.
         """
-        names = ("values", "support", "weight", "weight_orig", "weight_mask", "bias")
-        own = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
-        if "weight_orig" in own and "weight_mask" in own:
-            own["weight"] = own["weight_orig"] * own["weight_mask"]
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        entries = {key[len(prefix) :]: entry for key, entry in state_dict.items() if key.startswith(prefix)}
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        name = prefix.rstrip(".") or type(self).__name__
         try:
-            if "values" in own and "support" in own:
-                self.set_support(own["support"], own["values"])
-            elif "weight" in own:
-                self._load_dense_weight(own["weight"])
-            elif strict:
-                missing_keys += [prefix + name for name in ("values", "support") if name not in own]
-            if self.bias is not None and "bias" in own:
-                if own["bias"].shape != self.bias.shape:
-                    raise ValueError(
-                        f"bias has shape {tuple(own['bias'].shape)}; the layer's is {tuple(self.bias.shape)}"
-                    )
-                with torch.no_grad():
-                    self.bias.copy_(own["bias"])
-        except (ValueError, TypeError) as error:
-            error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+            loaded, missing = loading.read(self, entries, strict)
+            if self.values.is_meta and not assign and any(entry is not None for entry in loaded):
+                raise ValueError(
+                    "the layer is on the meta device and cannot hold numbers; give assign=True, or move the model with "
+                    "to_empty() first"
+                )
+        except (ValueError, TypeError, RuntimeError) as error:
+            error_msgs.append(f"{name}: {error}")
+            return
         if strict:
-            if self.bias is not None and "bias" not in own:
-                missing_keys.append(prefix + "bias")
-            known = {prefix + name for name in own if name != "bias" or self.bias is not None}
-            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in known]
+            known = loading.KEYS if self.bias is not None else [k for k in loading.KEYS if not k.startswith("bias")]
+            unexpected = [key for key in entries if key not in known and key.split(".")[0] not in self._modules]
+            missing_keys += [prefix + key for key in missing]
+            unexpected_keys += [prefix + key for key in unexpected]
+            if missing or unexpected:
+                error_msgs.append(f"{name}: nothing of it was loaded, for keys are missing or unexpected")
+                return
+        if loaded.support is not None and loaded.values is not None:
+            keeps_mask = self.keeps_mask and "support" not in entries and "weight_mask" not in entries
+            self._replace(loaded.support, loaded.values, assign)
+            self.keeps_mask = keeps_mask
+        if loaded.bias is not None and self.bias is not None:
+            if assign:
+                self.bias = _assigned(loaded.bias, self.bias)
+            else:
+                with torch.no_grad():
+                    self.bias.copy_(loaded.bias)
 
-    def _load_dense_weight(self, weight: Tensor) -> None:
-        if tuple(weight.shape) != self.weight_shape:
-            raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {self.weight_shape}")
-        support = self.support.to(weight.device)
-        if self._support_is_initial:
-            how = (self.granularity, self.transposed, self.groups)
-            kept_units = self.nnz // self.unit_size
-            support = support_of(keep_largest(weight, kept_units, *how), self.granularity, self.transposed)
-        self.set_support(support, weight.detach().flatten()[self._positions_of(support)])
+
+def _is_recorded_by_fx(x: Any) -> bool:
+    return isinstance(x, fx.Proxy)
+
+
+def _warn_of_dense(who: str) -> None:
+    """The same words for every layer: Python shows them once."""
+    warnings.warn(
+        f"{who} sparse layers as torch's own dense convolutions: results are the same, speed is a dense layer's. "
+        "torch.compile and torch.export keep the sparse kernels",
+        stacklevel=3,
+    )
+
+
+def _assigned(new: Tensor, old: nn.Parameter) -> nn.Parameter:
+    """What ``load_state_dict(assign=True)`` puts in the place of a parameter, as torch does."""
+    if isinstance(new, nn.Parameter):
+        new.requires_grad_(old.requires_grad)
+        return new
+    return nn.Parameter(new.detach(), requires_grad=old.requires_grad)
 
 
 class SparseConv2d(SparseConv):
@@ -512,6 +634,18 @@ class SparseConv2d(SparseConv):
             ``sparsegan.granularity``.
 
     Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
+
+    ``load_state_dict`` takes one of these, all of it or, with an error, nothing:
+
+    - ``values`` and ``support``: as they are, of any length.
+    - ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``: the mask says which weights stay.
+    - ``weight``, a dense layer's. The layer chooses anew, by magnitude, as many units as it keeps now; where at least
+      the layer's share of units is zero already, the others are the mask. A layer made with ``mask=`` reads the weight
+      at its own positions. To keep positions that training has found, load
+      ``{"support": layer.support, "values": weight.flatten()[layer.positions()], ...}``.
+
+    ``values`` stays the same Parameter (with ``assign=True`` it does not), so an optimizer made before goes on with it.
+    Its state is that of the old weights, and where the length has changed its next step fails: make it after loading.
     """
 
     dense_class = nn.Conv2d
@@ -550,10 +684,13 @@ class SparseConv2d(SparseConv):
             dtype,
         )
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
-        self._support_is_initial = mask is None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.Conv2d computes it."""
+        if _is_recorded_by_fx(x):
+            return self._as_leaf(x)
+        if torch.jit.is_tracing():
+            return self._record(x, (0, 0))
         self._check_input(x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
@@ -626,7 +763,6 @@ class SparseConvTranspose2d(SparseConv):
             dtype,
         )
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
-        self._support_is_initial = mask is None
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.
@@ -634,6 +770,10 @@ class SparseConvTranspose2d(SparseConv):
         Args:
             output_size: (height, width), or one number a dimension: one of the sizes that the stride leaves open.
         """
+        if _is_recorded_by_fx(x):
+            return self._as_leaf(x, output_size)
+        if torch.jit.is_tracing() and output_size is None:
+            return self._record(x, self.output_padding)
         self._check_input(x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0), output_size).squeeze(0)

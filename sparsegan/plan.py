@@ -87,7 +87,7 @@ def _compile(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
 
         return vectors.compile_plan(support, vectors.geometry_of(geometry), adjoint)
     compile_native = _native.compile_device_plan if support.is_cuda else _native.compile_plan
-    plan = torch.from_numpy(compile_native(support.cpu().numpy(), geometry, adjoint))
+    plan = torch.from_numpy(compile_native(numbers_of(support), geometry, adjoint))
     return plan.to(support.device) if support.is_cuda else plan
 
 
@@ -133,7 +133,7 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
 def plan_of(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     """The same from a geometry's flat list. A plain call, where nothing traces: the first call of a custom op loads all
     of torch's compiler."""
-    plain = type(support) is Tensor and not torch.compiler.is_compiling()
+    plain = type(support) is Tensor and not support.is_meta and not torch.compiler.is_compiling()
     return (_compile if plain else torch.ops.sparsegan.plan)(support, geometry, adjoint)
 
 
@@ -153,4 +153,11 @@ def check_support(support: Tensor, size: int) -> None:
         raise ValueError(
             f"support has dtype {support.dtype} and {support.dim()} dimensions; it must be torch.int32 with one"
         )
-    _native.check_support(np.ascontiguousarray(support.detach().cpu().numpy()), size)
+    if support.shape[0] > size:  # before a copy is made of what a view may claim to have
+        raise ValueError(f"support has {support.shape[0]} positions; at most {size} are possible")
+    _native.check_support(numbers_of(support), size)
+
+
+def numbers_of(support: Tensor) -> np.ndarray:
+    """A support's positions, contiguous; on a CPU the tensor's own memory where that is."""
+    return np.ascontiguousarray((support if support.is_cpu else support.cpu()).numpy())

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace sparsegan {
@@ -23,6 +25,73 @@ inline void check_tensor(const char* op, const char* name, const torch::stable::
   check_device(op, name, tensor, like);
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "sparsegan::", op, ": ", name,
                   " has another dtype than the input; they must be the same");
+}
+
+// Where a tensor's numbers lie: `runs` of `length` bytes, `step` apart.
+struct Extent {
+  const char* first;
+  int64_t runs, length, step;
+
+  // The first dimension counts the runs (images, rows of maps) where the rest of each lies apart from the next one's;
+  // else all of it is one run.
+  explicit Extent(const torch::stable::Tensor& t) : first(static_cast<const char*>(t.const_data_ptr())), runs(1) {
+    const auto element = static_cast<int64_t>(t.element_size());
+    int64_t rest = 1;
+    for (int64_t d = 1; d < t.dim(); ++d) rest += (t.size(d) - 1) * t.stride(d);
+    const int64_t count = t.dim() == 0 ? 1 : t.size(0), apart = t.dim() == 0 ? 0 : t.stride(0);
+    length = rest * element;
+    step = apart * element;
+    if (t.numel() == 0) {
+      runs = 0;
+    } else if (apart >= rest) {
+      runs = count;
+    } else {
+      length += (count - 1) * step;
+    }
+  }
+
+  bool meets(const Extent& other) const {
+    for (int64_t i = 0, j = 0; i < runs && j < other.runs;) {
+      const char *const a = first + i * step, *const b = other.first + j * other.step;
+      if (a + length <= b) {
+        ++i;
+      } else if (b + other.length <= a) {
+        ++j;
+      } else {
+        return true;
+      }
+    }
+    return false;
+  }
+};
+
+// A tensor of a call by its name; null where it was not given.
+struct Named {
+  const char* name;
+  const torch::stable::Tensor* tensor;
+
+  Named(const char* name, const torch::stable::Tensor* tensor) : name(name), tensor(tensor) {}
+  Named(const char* name, const torch::stable::Tensor& tensor) : Named(name, &tensor) {}
+  Named(const char* name, const std::optional<torch::stable::Tensor>& tensor)
+      : Named(name, tensor ? &*tensor : nullptr) {}
+};
+
+// Throws where an op would write into what it reads, or twice into one place: what comes out would depend on the order
+// of its threads, and a plan would change under a kernel that has checked it.
+inline void check_apart(const char* op, std::initializer_list<Named> written, std::initializer_list<Named> read) {
+  std::vector<std::pair<const char*, Extent>> before;
+  for (const Named& one : read) {
+    if (one.tensor) before.emplace_back(one.name, *one.tensor);
+  }
+  for (const Named& one : written) {
+    if (!one.tensor) continue;
+    const Extent own(*one.tensor);
+    for (const auto& [name, extent] : before) {
+      STD_TORCH_CHECK(!own.meets(extent), "sparsegan::", op, ": ", one.name, " shares memory with ", name,
+                      "; it must have memory of its own");
+    }
+    before.emplace_back(one.name, own);
+  }
 }
 
 // A support or a plan.

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "../plan/support.h"
 
@@ -23,10 +24,12 @@ void check_rank(const Positions& positions) {
 
 py::bytes encode(const Positions& positions, int64_t size) {
   check_rank(positions);
+  // Copied first: another thread may write into the array at any time, and only what was checked may be coded.
+  const std::vector<int32_t> own(positions.data(), positions.data() + positions.size());
   std::vector<uint8_t> bytes;
   {
     py::gil_scoped_release release;
-    bytes = encode_support(positions.data(), static_cast<size_t>(positions.size()), size);
+    bytes = encode_support(own.data(), own.size(), size);
   }
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <vector>
 
 #include "../cpu/conv.h"
 #include "../cpu/registry.h"
@@ -28,12 +29,15 @@ template <class Shape, class Compile>
 Int32Array compiled(const Int32Array& support, const std::vector<int64_t>& numbers, bool adjoint, const Shape& shape,
                     const Compile& compile) {
   const Geometry geometry = Geometry::from_list(numbers);
-  const int64_t taps = support.size();
-  sparsegan::check_support(support.data(), static_cast<size_t>(taps), geometry.units());
+  // Copied first: another thread may write into the array at any time, and only what was checked may be compiled.
+  const std::vector<int32_t> units(support.data(), support.data() + support.size());
+  const auto taps = static_cast<int64_t>(units.size());
+  sparsegan::check_support(units.data(), units.size(), geometry.units());
   Int32Array plan(shape(geometry, adjoint, taps).size());
+  int32_t* const out = plan.mutable_data();
   {
     py::gil_scoped_release release;
-    compile(geometry, adjoint, support.data(), taps, plan.mutable_data());
+    compile(geometry, adjoint, units.data(), taps, out);
   }
   return plan;
 }

@@ -215,6 +215,17 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
     if (norm_bias) c.norm.bias = check_map(op, "norm_bias", *norm_bias, x, 0, y.size(1)).const_data_ptr();
     c.norm.eps = eps;
   }
+  sparsegan::check_apart(op, {{"y", y}, {"y_scale", y_scale}, {"y_shift", y_shift}},
+                         {{"x", x},
+                          {"scale", scale},
+                          {"shift", shift},
+                          {"slope", slope},
+                          {"values", values},
+                          {"bias", bias},
+                          {"support", support},
+                          {"plan", plan},
+                          {"norm_weight", norm_weight},
+                          {"norm_bias", norm_bias}});
   sparsegan::gather(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
                     y.mutable_data_ptr(), torch_team());
 }
@@ -240,8 +251,23 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
     b = {other->const_data_ptr(), image_stride(op, "other", *other),
          prologue(op, *other, other_scale, other_shift, other_slope)};
   }
+  // In place is possible: each element is read before the same thread writes it.
+  const int64_t y_image_stride = image_stride(op, "y", y);
+  const auto unless_in_place = [&](const Tensor* read, int64_t stride) -> const Tensor* {
+    const bool in_place = read && repeat == 1 && read->const_data_ptr() == y.const_data_ptr();
+    return in_place && stride == y_image_stride ? nullptr : read;
+  };
+  sparsegan::check_apart(op, {{"y", y}},
+                         {{"x", unless_in_place(&x, a.image_stride)},
+                          {"other", unless_in_place(other ? &*other : nullptr, b.image_stride)},
+                          {"scale", scale},
+                          {"shift", shift},
+                          {"slope", slope},
+                          {"other_scale", other_scale},
+                          {"other_shift", other_shift},
+                          {"other_slope", other_slope}});
   sparsegan::pointwise(dtype, a, other ? &b : nullptr, checked_curve(op, curve), x.size(0), x.size(1), x.size(2),
-                       x.size(3), repeat, y.mutable_data_ptr(), image_stride(op, "y", y), torch_team());
+                       x.size(3), repeat, y.mutable_data_ptr(), y_image_stride, torch_team());
 }
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,
