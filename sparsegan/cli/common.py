@@ -141,6 +141,10 @@ def add_gan_options(parser: argparse.ArgumentParser) -> None:
         "objective)",
     )
     parser.add_argument("--discriminator", nargs="+", metavar="FILE", help="its state_dict; CycleGAN's netD_A, netD_B")
+    parser.add_argument(
+        "--key", help="where in the generator's file the state_dict is (g_ema, models.G; default: found)"
+    )
+    parser.add_argument("--discriminator-key", metavar="KEY", help="the same of the discriminator's file")
 
 
 def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
@@ -148,14 +152,15 @@ def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
     if (arguments.folder is None) == (arguments.generator is None):
         raise ValueError("give a folder that train wrote, or --generator")
     if arguments.folder is not None:
-        if arguments.discriminator or arguments.task:
-            raise ValueError("--task and --discriminator go with --generator; a folder holds both networks")
+        if arguments.discriminator or arguments.task or arguments.key or arguments.discriminator_key:
+            raise ValueError("--task, --discriminator and --key go with --generator; a folder holds both networks")
         return store.load(arguments.folder), True
     if len(arguments.generator) == 1 and ":" in arguments.generator[0]:
-        if arguments.discriminator:
-            raise ValueError("--discriminator goes with files; a Python function gives its own")
+        if arguments.discriminator or arguments.key:
+            raise ValueError("--discriminator and --key go with files; a Python function gives its own")
         return load_entry(arguments.generator[0]), True
-    return store.load_public(arguments.generator, arguments.discriminator, arguments.task)
+    keys = {"key": arguments.key, "discriminator_key": arguments.discriminator_key}
+    return store.load_public(arguments.generator, arguments.discriminator, arguments.task, **keys)
 
 
 def load_any(arguments: argparse.Namespace) -> store.Gan:
