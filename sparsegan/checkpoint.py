@@ -114,8 +114,8 @@ def load(
     stay.
 
     Of other files (.pth, .pt, .ckpt, .bin, .safetensors) see :func:`sparsegan.state_dicts.read_state`, which gets
-    ``key``: where in a nest the state_dict is. A dense weight that goes into a sparse layer chooses the support anew, as
-    ``load_state_dict`` does.
+    ``key``: where in a nest the state_dict is. A dense weight that goes into a sparse layer chooses the support anew,
+    as ``load_state_dict`` does.
 
     A model on the meta device comes out on ``device``, the CPU by default; ``device`` is for such models alone.
 

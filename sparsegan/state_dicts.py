@@ -32,7 +32,7 @@ _AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
 #: What wrappers of modules put before names.
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
 #: Harmless types that trainers save beside their weights.
-_HARMLESS: list[Any] = [argparse.Namespace, collections.defaultdict, collections.Counter, set, np.ndarray, np.dtype]
+_HARMLESS: list[Any] = [argparse.Namespace, collections.Counter, set, np.ndarray, np.dtype]
 _HARMLESS += [getattr(np, "_core", np.core).multiarray.scalar, getattr(np, "_core", np.core).multiarray._reconstruct]
 _HARMLESS += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint8", "bool", "U1")]
 _WAY_OUT = (
@@ -93,8 +93,8 @@ def read_state(
     if not found:
         others = [f"{one!r}, a {type(entry).__name__}" for one, entry in content.items()]
         raise ValueError(
-            f"{name} has {', '.join(others[:4]) or 'nothing'}; a state_dict has tensors under names, and nothing else that "
-            "is named like a parameter"
+            f"{name} has {', '.join(others[:4]) or 'nothing'} and holds no tensors under names; it must hold a "
+            "state_dict, in which nothing else is named like a parameter"
         )
 
     def plain(state: State) -> State:
@@ -104,8 +104,10 @@ def read_state(
     wholes = [Found(one.path, unwrapped(one.state, wanted)) for one in found]
     parts = [part for one in found for part in _parts(one, wanted)]
     if key is None and (misfits is None or any(not misfits(one.state) for one in wholes)):
-        sides = [one for one in parts if one.words & SIDES[side]]  # of a file with both networks in one state_dict
-        return _chosen(name, wholes if misfits is not None or not sides else sides, side, key, misfits)
+        # A file may have both networks in one state_dict.
+        sides = [one for one in parts if one.path[-1].lower() in SIDES[side]]
+        told = misfits is not None or any(one.words & SIDES[side] for one in wholes)
+        return _chosen(name, wholes if told or not sides else sides, side, key, misfits)
     return _chosen(name, wholes + parts, side, key, misfits)
 
 
@@ -129,10 +131,8 @@ def _content(file: Path) -> Any:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file: {error}") from None
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(one.endswith("/constants.pkl") for one in archive.namelist()):
-                raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
+    if _is_program(file):
+        raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -142,6 +142,14 @@ def _content(file: Path) -> Any:
             kind = str(error).split("GLOBAL ", 1)[1].split(" ", 1)[0]
             reason = f"it holds a pickled {kind}, and reading that would run code from the file; {_WAY_OUT}"
         raise ValueError(f"{file} cannot be read as a state_dict without running code from it: {reason}") from None
+
+
+def _is_program(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(one.endswith("/constants.pkl") for one in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
 
 
 def _shards(file: Path) -> Any:
@@ -180,7 +188,7 @@ def _checked(name: str, state: State) -> State:
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise ValueError(f"{name} has {key!r}, a {tensor.layout} tensor; it must be a plain one with values")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() and 0 not in tensor.stride():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{name} has {key!r} of shape {list(tensor.shape)}, more than the file holds")
     return {key: tensor.detach() for key, tensor in state.items()}
 

@@ -6,7 +6,7 @@ import argparse
 import copy
 import json
 import warnings
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def model() -> nn.Sequential:
 def trained() -> State:
     torch.manual_seed(3)
     state = model().state_dict()
-    return {name: torch.randn_like(one) if one.is_floating_point() else one + 7 for name, one in state.items()}
+    return {name: torch.rand_like(one) + 0.1 if one.is_floating_point() else one + 7 for name, one in state.items()}
 
 
 def other(state: State) -> State:
@@ -75,7 +75,7 @@ NESTS: dict[str, Callable[[State], Any]] = {
     "inside a trainer's": lambda s: prefixed("module.model.", s),
     "a trainer's arguments": lambda s: {"args": argparse.Namespace(lr=1e-3, sizes=[1, 2]), "model": s},
     "numpy numbers": lambda s: {"model": s, "loss": np.float64(3.5), "step": np.int64(3), "curve": np.arange(3.0)},
-    "default dictionaries": lambda s: {"model": s, "log": defaultdict(list, {"loss": [1.0]})},
+    "counters": lambda s: {"model": s, "seen": Counter("abca"), "sizes": {1, 2}},
     "no counts of batches": lambda s: {name: one for name, one in s.items() if "num_batches" not in name},
     "half precision": lambda s: {name: one.half() if one.is_floating_point() else one for name, one in s.items()},
     "views of one buffer": lambda s: {
