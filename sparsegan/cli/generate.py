@@ -20,6 +20,7 @@ from ..data.layouts import decode, image_files, to_tensor
 from ..engine import optimize_for_inference, tiling
 from ..gans import store
 from ..gans.stargan import as_rows
+from ..progress import Progress, track
 from .common import add_gan_options, add_threads, grid, load_any, set_threads, write_png
 
 Translate = Callable[[Tensor], Tensor]
@@ -103,22 +104,18 @@ class _Server:
 
 
 def _from_noise(arguments: argparse.Namespace, generator: Any) -> None:
-    from rich.progress import track
-
     for name in ("images", "tile"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is given; dcgan makes images from noise")
     out, server = arguments.out or Path("samples.png"), _Server()
     batches = store.noise(generator, arguments.count, arguments.seed).split(arguments.batch or 64)
-    images = torch.cat([server(generator, z) for z in track(batches, "batches", disable=arguments.quiet)])
+    images = torch.cat([server(generator, z) for z in track(batches, "batches", arguments.quiet)])
     write_png(out, grid(images, arguments.columns))
     print(f"wrote {out}")
     print(server)
 
 
 def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
-    from rich.progress import Progress
-
     if arguments.images is None:
         raise ValueError("--images is missing; this GAN makes images from a folder of images")
     out = arguments.out or Path("generated")
@@ -135,8 +132,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     network = gan.config["network"]
     channels = network.get("channels", network.get("in_channels", 3))
     torch.manual_seed(arguments.seed)
-    with Progress(disable=arguments.quiet) as progress:
-        task = progress.add_task("images", total=len(files))
+    with Progress("images", len(files), quiet=arguments.quiet) as progress:
         for batch, pixels in _batches(files, channels, arguments.size, arguments.batch or 1):
             for name, translate in ways.items():
                 try:
@@ -146,7 +142,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
                     raise ValueError(f"{named}: {error}") from None
                 for index, image in zip(batch, made, strict=True):
                     write_png(out / name / places[index], _picture(image))
-            progress.advance(task, len(batch))
+            progress.advance(len(batch))
     print(f"wrote {len(files) * len(ways)} images to {out}")
     print(server)
 

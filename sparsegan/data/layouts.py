@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..progress import track
 from . import idx
 from .samples import FACTOR, Crops, Images, Pairs, Samples, Single, Unpaired
 
@@ -71,9 +72,7 @@ class Reading:
 
     def track(self, items: Sequence[Any]) -> Iterable[Any]:
         """The items, under a progress bar unless quiet."""
-        from rich.progress import track
-
-        return track(items, "reading images", disable=self.quiet, transient=True)
+        return track(items, "reading images", self.quiet)
 
     @property
     def training(self) -> dict[str, Any]:
