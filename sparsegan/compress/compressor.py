@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
+from ..averaging import Average
 from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import train_as_set, trainable
@@ -71,6 +72,8 @@ class Compressor:
     `generator_every`: discriminator steps a generator step, n_critic.
     `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
     the run. `rewind`: of every stretch between two prunings, at which they start anew (Renda et al., arXiv 2003.02389).
+    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
+    `sparsegan.Average`.
     `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
     part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
     `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
@@ -112,6 +115,7 @@ class Compressor:
         betas: tuple[float, float] = (0.5, 0.999),
         decay: bool = False,
         rewind: bool = False,
+        ema: float = 0.0,
         accumulate: int = 1,
         autocast: torch.dtype | None = None,
         run_dir: str | Path | None = None,
@@ -131,6 +135,8 @@ class Compressor:
             raise ValueError(f"regrow is {regrow}; it must be at least 0 and below 1")
         if rewind and not decay:
             raise ValueError("rewind is set and decay is not; without a decay no learning rate is ever lower")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema is {ema}; it must be at least 0 and below 1")
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
         if accumulate < 1:
@@ -171,6 +177,7 @@ class Compressor:
             # Without these, runs that were begun before they were there go on.
             **({"regrow": regrow} if regrow else {}),
             **({"rewind": rewind} if rewind else {}),
+            **({"ema": ema} if ema else {}),
             **(config or {}),
         }
         start = generator if student is None else student
@@ -213,6 +220,7 @@ class Compressor:
             accumulate,
             regrow,
             rewind,
+            Average(student, ema) if ema else None,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -241,7 +249,11 @@ class Compressor:
                 title=self.title,
                 quiet=self.quiet or ranks.rank() > 0,
             )
-        student = self.task.student.eval()
+        average = self.task.average
+        if average is not None:
+            for ours, theirs in zip(average.model.parameters(), self.task.student.parameters(), strict=True):
+                ours.requires_grad_(theirs.requires_grad)
+        student = self.task.student.eval() if average is None else average.model
         if self.contrast and self.schedule.steps > 0:
             original = self.task.original
             if original is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
+from ..averaging import Average
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held
 from ..prune import shrink, sparse_layers
@@ -51,10 +52,12 @@ class CompressionTask(Comparison):
         accumulate: int = 1,
         regrow: float = 0.0,
         rewind: bool = False,
+        average: Average | None = None,
     ) -> None:
         super().__init__(original, discriminator, objective, loss, feature_layers)
         self.accumulate = accumulate
         self.regrow = regrow
+        self.average = average
         self.stretches = prunings(schedule) if rewind else [0, schedule.steps]
         self.student = student
         self.judging = [one for one in discriminator.parameters() if one.requires_grad]
@@ -95,6 +98,8 @@ class CompressionTask(Comparison):
         # A loss that is no number is the loop's to report, and gives nothing to choose weights by.
         if share > 0 and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, share, self.optimizer)
+        if self.average is not None and step % self.generator_every == 0:
+            self.average.update(self.student)
         return figures
 
     def _rate(self, step: int) -> float:
@@ -192,7 +197,9 @@ class CompressionTask(Comparison):
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
         judge = self.discriminator_optimizer
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -215,6 +222,8 @@ class CompressionTask(Comparison):
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.pool.load_state_dict(state.get("pool", {}))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 class Part(NamedTuple):
