@@ -19,9 +19,8 @@ from sparsegan.schedule import GradualPruning
 
 def network(granularity: str = "element") -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 4, 2), nn.Conv2d(4, 3, 1)
-    ).double()
+    first, last = nn.Conv2d(4, 8, 3), nn.Conv2d(4, 3, 1)
+    net = nn.Sequential(first, nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 4, 2), last).double()
     return sg.sparsify(net, 0.5 if granularity == "2:4" else 0.2, granularity, exclude=("3",))
 
 
@@ -69,7 +68,7 @@ def test_the_average_is_that_of_dense_weights_at_what_is_kept(granularity: str) 
         torch.testing.assert_close(average.model[index].dense_weight(), dense[index], rtol=1e-12, atol=1e-12)
     for name, one in others.items():
         torch.testing.assert_close(average.model.state_dict()[name], one, rtol=1e-12, atol=1e-12)
-    average.model(torch.randn(1, 3, 6, 6, dtype=torch.float64))
+    average.model(torch.randn(1, 4, 6, 6, dtype=torch.float64))
 
 
 def test_saved_and_resumed() -> None:
@@ -109,9 +108,8 @@ def test_torchs_own_average_says_what_happened() -> None:
     average = torch.optim.swa_utils.AveragedModel(net)
     average.update_parameters(net)
     sg.shrink(net, 0.8)
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises(RuntimeError, match="size"):
         average.update_parameters(net)
-        average(torch.randn(1, 3, 6, 6, dtype=torch.float64))
 
 
 def compressed(tmp_path: Path | None = None, steps: int = 8, **options: Any) -> Any:
