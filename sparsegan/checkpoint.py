@@ -72,7 +72,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
     model = model.model if isinstance(model, Engine | GpuEngine) else model
     state = _State(model, lambda module: isinstance(module, _SPARSE))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
     layers = {}
     for name, layer in state.layers.items():
         assert isinstance(layer, _SPARSE)
@@ -86,7 +86,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         split = _split(description)
         units = units_of_support(layer.support.detach().cpu().contiguous(), *split)
         code = _native.encode_support(units.numpy(), math.prod(layer.weight_shape) // unit_size(*split))
-        tensors[_join(name, "values")] = kept
+        tensors[_join(name, "values")] = kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept
         tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
         layers[name] = description
     meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
@@ -97,6 +97,18 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         temporary.write_bytes(data)
 
     write_whole(Path(path), write)
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor in memory of its own and of its own size: parts of one buffer are written as what they are."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes:
+            tensors[name] = tensor = tensor.clone()
+            storage = tensor.untyped_storage()
+        seen.add(storage.data_ptr())
+    return tensors
 
 
 def load(
@@ -134,7 +146,7 @@ def load(
         raise ValueError(f"key is {key!r}; {path} is a file of sparsegan.save, which holds one model")
     file = _File(path)
     state = _match(model, file)
-    copies = [(tensor, file.tensors[name].to(tensor)) for name, tensor in state.tensors.items()]
+    copies = [_copy(file, name, tensor) for name, tensor in state.tensors.items()]
     refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in state.layers.items():
@@ -152,6 +164,20 @@ def load(
     for sparse, support, kept in refills:
         sparse.set_support(support, kept)
     return _replace(model, replacements)
+
+
+def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor to write into, and what to write: of an expanded one, the elements that it has in memory."""
+    source = file.tensors[name].to(target)
+    for axis, (size, step) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if size > 1 and step == 0:
+            first = source.narrow(axis, 0, 1)
+            if not bool((source == first).all()):
+                file.fail(f"has different values along dimension {axis} of {name}, which the model expands from one")
+            target, source = target.detach().narrow(axis, 0, 1), first
+    if torch._debug_has_internal_overlap(target) == 1:
+        file.fail(f"has {name}, elements of which share memory in the model; give the model a tensor of its own there")
+    return target, source
 
 
 def _is_ours(path: Path) -> bool:
