@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.layouts import decode, image_files, to_tensor
 from ..engine import optimize_for_inference, tiling
+from ..engine.statistics import STATISTICS
 from ..gans import store
 from ..gans.stargan import as_rows
 from ..progress import Progress, track
@@ -35,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, help="pixels that tiles share (default: as many as the generator sees)")
     parser.add_argument(
         "--approximate", action="store_true", help="tiles where a layer looks at the whole image (an instance norm) too"
+    )
+    parser.add_argument(
+        "--statistics",
+        choices=STATISTICS,
+        default="stored",
+        help="of batch norms: those that they have stored, or each batch's own, as pix2pix is often run (stored)",
     )
     parser.add_argument("--direction", choices=["a_to_b", "b_to_a"], help="of CycleGAN (default: both)")
     parser.add_argument("--domains", nargs="+", help="StarGAN's targets, names or numbers (default: all)")
@@ -69,11 +76,11 @@ def run(arguments: argparse.Namespace) -> None:
 class _Server:
     """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took.
 
-    `tiles`: keywords of a call of an engine, for images that run in tiles.
+    `statistics`: of the norms. `tiles`: keywords of a call of an engine, for images that run in tiles.
     """
 
-    def __init__(self, **tiles: Any) -> None:
-        self.tiles = tiles
+    def __init__(self, statistics: str, **tiles: Any) -> None:
+        self.statistics, self.tiles = statistics, tiles
         self.engines: dict[nn.Module, Callable[..., Tensor]] = {}
         self.images = 0
         self.sizes: set[tuple[nn.Module, torch.Size]] = set()
@@ -84,7 +91,7 @@ class _Server:
         start = time.perf_counter()
         if generator not in self.engines:
             example = tiling.corner(inputs, self.tiles["tile"]) if self.tiles else inputs
-            self.engines[generator] = optimize_for_inference(generator, example)
+            self.engines[generator] = optimize_for_inference(generator, example, statistics=self.statistics)
         images = self.engines[generator](*inputs, **self.tiles)
         took = 1e3 * (time.perf_counter() - start)
         size = (generator, inputs[0].shape)
@@ -107,7 +114,7 @@ def _from_noise(arguments: argparse.Namespace, generator: Any) -> None:
     for name in ("images", "tile"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is given; dcgan makes images from noise")
-    out, server = arguments.out or Path("samples.png"), _Server()
+    out, server = arguments.out or Path("samples.png"), _Server(arguments.statistics)
     batches = store.noise(generator, arguments.count, arguments.seed).split(arguments.batch or 64)
     images = torch.cat([server(generator, z) for z in track(batches, "batches", arguments.quiet)])
     write_png(out, grid(images, arguments.columns))
@@ -127,7 +134,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
         if place in places[:index]:
             raise ValueError(f"{files[places.index(place)]} and {files[index]} would both become {place}; rename one")
     tiles = {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
-    server = _Server(**tiles) if arguments.tile is not None else _Server()
+    server = _Server(arguments.statistics, **(tiles if arguments.tile is not None else {}))
     ways = dict(_ways(gan, arguments, server))
     network = gan.config["network"]
     channels = network.get("channels", network.get("in_channels", 3))
