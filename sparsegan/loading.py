@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     bias: Tensor | None = None
 
 
-def read(layer: SparseConv, entries: dict[str, Any], strict: bool) -> tuple[Loaded, list[str]]:
+def read(layer: SparseConv, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
     """A layer's part of a state_dict, prefix taken off: what to load, and the names of keys that are missing.
 
     Raises:
@@ -50,12 +50,10 @@ def read(layer: SparseConv, entries: dict[str, Any], strict: bool) -> tuple[Load
         _check_floating("bias", bias)
         if bias.shape != layer.bias.shape:  # type: ignore[union-attr]
             raise ValueError(f"bias has shape {tuple(bias.shape)}; the layer's is {tuple(layer.bias.shape)}")  # type: ignore[union-attr]
-    missing = ["bias"] if layer.bias is not None and bias is None else []
+    wanted = ["bias"] if layer.bias is not None and bias is None else []
     if weight is not None:
-        return Loaded(*_dense(layer, weight, entries.get("weight_mask")), bias), missing
-    missing += [name for name in ("values", "support") if name not in entries]
-    if len(missing) and missing[-1] in ("values", "support") and strict:
-        return Loaded(), missing
+        return Loaded(*_dense(layer, weight, entries.get("weight_mask")), bias), wanted
+    missing = [name for name in ("values", "support") if name not in entries]
     support, values = entries.get("support"), entries.get("values")
     if values is not None:
         _check_floating("values", values)
@@ -70,7 +68,7 @@ def read(layer: SparseConv, entries: dict[str, Any], strict: bool) -> tuple[Load
         if values is None:
             raise ValueError("support comes without its values")
         support = layer.check_entries(support, values)
-    return Loaded(support, values, bias), missing
+    return Loaded(support, values, bias), [*missing, *wanted]
 
 
 def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -564,7 +564,7 @@ class SparseConv(nn.Module):
     ) -> None:
         """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
 
-        A layer takes all of it or, where something is wrong, nothing. Which weights stay: see :class:`SparseConv2d`.
+        Where an entry is wrong the layer takes nothing. Which weights stay: see :class:`SparseConv2d`.
         """
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -572,7 +572,7 @@ class SparseConv(nn.Module):
         assign = local_metadata.get("assign_to_params_buffers", False)
         name = prefix.rstrip(".") or type(self).__name__
         try:
-            loaded, missing = loading.read(self, entries, strict)
+            loaded, missing = loading.read(self, entries)
             if self.values.is_meta and not assign and any(entry is not None for entry in loaded):
                 raise ValueError(
                     "the layer is on the meta device and cannot hold numbers; give assign=True, or move the model with "
@@ -583,12 +583,10 @@ class SparseConv(nn.Module):
             return
         if strict:
             known = loading.KEYS if self.bias is not None else [k for k in loading.KEYS if not k.startswith("bias")]
-            unexpected = [key for key in entries if key not in known and key.split(".")[0] not in self._modules]
             missing_keys += [prefix + key for key in missing]
-            unexpected_keys += [prefix + key for key in unexpected]
-            if missing or unexpected:
-                error_msgs.append(f"{name}: nothing of it was loaded, for keys are missing or unexpected")
-                return
+            unexpected_keys += [
+                prefix + key for key in entries if key not in known and key.split(".")[0] not in self._modules
+            ]
         if loaded.support is not None and loaded.values is not None:
             keeps_mask = self.keeps_mask and "support" not in entries and "weight_mask" not in entries
             self._replace(loaded.support, loaded.values, assign)
@@ -635,7 +633,7 @@ class SparseConv2d(SparseConv):
 
     Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
 
-    ``load_state_dict`` takes one of these, all of it or, with an error, nothing:
+    ``load_state_dict`` takes one of these, or nothing where an entry does not fit:
 
     - ``values`` and ``support``: as they are, of any length.
     - ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``: the mask says which weights stay.
