@@ -507,8 +507,9 @@ class SparseConv(nn.Module):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
 
     def _plan(self, derived: Derived | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
-        if derived is None:
-            return plan_of(self.support, self._numbers[variant], adjoint)  # where a graph is made, part of it
+        if derived is None:  # where a graph is made: a constant if a call before has made it, else part of the graph
+            made = None if self._derived is None else self._derived.plans.get((*variant, adjoint))
+            return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
         key = (*variant, adjoint)
         if key not in derived.plans:
             with torch.inference_mode(False):  # a plan made while evaluating serves training too
