@@ -193,7 +193,7 @@ def find(model: nn.Module, images: Images) -> Field:
     Raises:
         ValueError: an output is no image, or the model takes no images of other sizes.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with _without_modes():
         twin, images = _twin(model), images.one()
         stride, outputs = _growth(twin, images)
         field = Field(stride, (_thinnest(twin, images, stride, 0), _thinnest(twin, images, stride, 1)), outputs)
@@ -204,6 +204,14 @@ def find(model: nn.Module, images: Images) -> Field:
                 return replace(field, whole=found)
             axes.append(found)
         return replace(field, outputs=tuple(zip(*axes, strict=True)))
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """What a model computes is the same in whatever mode the caller is."""
+    cpu, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), cpu, gpu:
+        yield
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -466,7 +474,7 @@ def _thinnest(twin: nn.Module, images: Images, stride: tuple[int, int], axis: in
     size, problem = _about(8, stride[axis]), None
     while size <= _longest(stride[axis]):
         try:
-            _marked_run(twin, images, axis, _strip(axis, size, _about(64, stride[1 - axis])), slice(0))
+            _marked_run(twin, images, axis, _strip(axis, size, _shortest(stride[1 - axis])), slice(0))
         except Exception as error:  # a reflection of more rows than there are, say
             size, problem = 2 * size, error
         else:
@@ -478,6 +486,10 @@ def _about(pixels: int, stride: int) -> int:
     return stride * -(-pixels // stride)
 
 
+def _shortest(stride: int) -> int:
+    return max(_about(64, stride), 8 * stride)
+
+
 def _longest(stride: int) -> int:
     return max(_LONGEST, _MOST_STRIDES * stride)
 
@@ -486,7 +498,7 @@ def _reaches(twin: nn.Module, images: Images, field: Field, axis: int) -> list[R
     """How far each output looks along an axis; or why that is no bounded part of the image."""
     stride, across = field.stride[axis], field.thin[1 - axis]
     outputs = [output[axis] for output in field.outputs]
-    length = _about(64, stride)
+    length = _shortest(stride)
     while True:
         half = length // 2 // stride * stride
         found: list[list[Reach | None]] = []
@@ -576,7 +588,7 @@ def disagreement(model: nn.Module, images: Images, field: Field, axis: int, size
     early_length, late_length = (_like(size, unit, least) for size in sizes[1:])
     length = _like(sizes[0], unit, max(early_length, late_length) + 1)
     images = images.one()
-    with torch.inference_mode(False), torch.no_grad():
+    with _without_modes():
         image = Images(*images.made_up(_strip(axis, length, field.thin[1 - axis])))
         parts = (slice(None), slice(None), slice(early_length), slice(length - late_length, None))
         calls = [Images(*image.cut(*_part(axis, part))).changed(Tensor.clone) for part in parts]

@@ -88,11 +88,12 @@ def run(
         return engine(*args, **kwargs)
     places = list(itertools.product(range(len(grid.rows)), range(len(grid.columns))))
     canvas: _Canvas | None = None
-    for row, column in [places[-1], *places[:-1]]:  # the last one tells where the result ends
-        args, kwargs = grid.window(images, row, column)
-        result = engine(*args, **kwargs)
-        canvas = canvas or _Canvas(grid, result)
-        canvas.put(row, column, result)
+    with torch.no_grad():
+        for row, column in [places[-1], *places[:-1]]:  # the last one tells where the result ends
+            args, kwargs = grid.window(images, row, column)
+            result = engine(*args, **kwargs)
+            canvas = canvas or _Canvas(grid, result)
+            canvas.put(row, column, result)
     assert canvas is not None
     return canvas.result()
 
