@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import subprocess
+import sys
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import sparsegan as sg
+from sparsegan.cli import main
 from sparsegan.gans import dcgan, store
 from sparsegan.state_dicts import read_state
 
@@ -357,3 +360,28 @@ def test_reading_without_a_network(trained: State) -> None:
     both = {"netG": trained, "netD": {"0.weight": torch.ones(2)}}
     assert read_state(both).keys() == trained.keys()
     assert read_state(both, "discriminator").keys() == {"0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["FOLDER", "--key", "g"], "--key goes with --generator"),
+        (["FOLDER", "--discriminator", "d.pth", "--task", "dcgan"], "--discriminator, --task goes with --generator"),
+        (["--generator", "a.b:c", "--key", "g"], "--key goes with files; a Python function"),
+        (["--generator", "g.pth", "--discriminator-key", "d"], "--discriminator-key is given without --discriminator"),
+    ],
+)
+def test_no_option_is_without_effect(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(Path(__file__).parent.parent / "checkpoints" / "dcgan-mnist")
+    for command in ("generate", "compress"):
+        assert main([command, *(folder if word == "FOLDER" else word for word in words)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_the_command_line_says_which_weights_it_takes(tmp_path: Path) -> None:
+    state = dcgan.Generator(8, 2, 1).state_dict()
+    file = written({"g": state, "g_ema": other(state)}, tmp_path / "net.pt")
+    words = [sys.executable, "-m", "sparsegan", "generate", "--generator", str(file), "--count", "1"]
+    done = subprocess.run([*words, "--out", str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
+    assert done.stderr.count("the average is taken") == 1
+    assert "warnings.warn" not in done.stderr
