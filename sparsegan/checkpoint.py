@@ -240,7 +240,9 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
             shape = tuple(own[name].shape)
         if shape is None and of_sparse and part in ("values", "support", "weight_orig", "weight_mask"):
             continue  # the layer checks these
-        if shape is None:
+        if shape is None and part in ("values", "support") and _join(module, "weight") in own:
+            found.append(f"{name} is a sparse layer's and {module} is dense, so sparsify the model first")
+        elif shape is None:
             found.append(f"{name} is not part of it")
         elif tuple(tensor.shape) != shape:
             found.append(f"{name} has shape {list(tensor.shape)} where it has {list(shape)}")

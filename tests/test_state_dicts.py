@@ -254,6 +254,7 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
         "more.pth": ({**trained, "4.weight": torch.ones(1)}, "4.weight is not part of it"),
         "fewer.pth": ({name: one for name, one in trained.items() if name != "0.bias"}, "0.bias is missing"),
         "shape.pth": ({**trained, "0.bias": torch.ones(5)}, r"0.bias has shape \[5\] where it has \[4\]"),
+        "sparse.pth": (sg.sparsify(model(), 0.5).state_dict(), "0 is dense, so sparsify the model first"),
         "several.pth": (
             {"first": trained, "second": other(trained)},
             "several state_dicts that may be meant: first, se",

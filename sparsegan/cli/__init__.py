@@ -40,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training import ranks
 
     form = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: (
-        f"sparsegan {parsed.command}: {message}\n"
-    )  # a sentence, no source line
+    # A sentence is enough, without the source line that it comes from.
+    warnings.formatwarning = lambda message, *_: f"sparsegan {parsed.command}: {message}\n"
     try:
         with ranks.from_environment():
             parsed.run(parsed)
