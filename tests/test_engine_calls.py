@@ -411,3 +411,27 @@ def test_what_a_module_can_do_and_an_engine_cannot() -> None:
             getattr(engine, name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = engine.nothing
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_a_forward_that_keeps_something_from_call_to_call_runs_as_it_is(how: str) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "in place":
+                self.calls += 1
+            else:
+                self.calls = self.calls + 1
+            return self.conv(x) * self.calls
+
+    model = Counting().eval()
+    with pytest.warns(UserWarning, match=r"the whole Counting \(its forward changes calls\)"):
+        engine = sg.optimize_for_inference(model, image())
+    assert model.calls == 0
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            same(engine(image(n)), model(image(n)))

@@ -177,12 +177,15 @@ class Engine:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 state = torch.get_rng_state()
                 args, kwargs = call.copies()
+                buffers = _Buffers(self._running)
                 try:
                     expected = self._running(*args, **kwargs)
                 except Exception:
                     if call is self._example:
                         raise
                     continue  # numbers that the model does not take
+                if (changed := buffers.put_back()) and self._whole is None:
+                    self._whole = f"its forward changes {', '.join(changed)}"
                 torch.set_rng_state(state)
                 args, kwargs = call.copies()
                 if not close(self(*args, **kwargs), expected):
@@ -190,6 +193,7 @@ class Engine:
                         f"the compiled {type(self.model).__name__} does not put out the same; its forward does "
                         "something that torch.fx does not see"
                     )
+                buffers.put_back()
 
     def _say_fallbacks(self) -> None:
         """One warning, where the whole model or a convolution runs in torch although kernels for it are here."""
@@ -468,6 +472,28 @@ class Engine:
 def _compiled_again(model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str) -> Any:
     args, kwargs = example
     return optimize_for_inference(model, args, plans, kwargs=kwargs, statistics=statistics)
+
+
+class _Buffers:
+    """The buffers of a model as they were: a forward that keeps something from call to call changes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (f"{name}.{key}" if name else key, module, key, buffer, buffer.clone())
+            for name, module in model.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def put_back(self) -> list[str]:
+        """Restores them; returns the names of those that had changed."""
+        changed = []
+        for name, module, key, buffer, copied in self._kept:
+            if module._buffers.get(key) is not buffer or not torch.equal(buffer, copied):
+                changed.append(name)
+                buffer.copy_(copied)
+                module._buffers[key] = buffer
+        return changed
 
 
 def _varied(one: Tensor) -> Tensor:
