@@ -244,6 +244,8 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
             found.append(f"{name} is a sparse layer's and {module} is dense, so sparsify the model first")
         elif shape is None:
             found.append(f"{name} is not part of it")
+        elif name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            found.append(f"{name} has dtype {tensor.dtype} where it has {own[name].dtype}")
         elif tuple(tensor.shape) != shape:
             found.append(f"{name} has shape {list(tensor.shape)} where it has {list(shape)}")
     for name in own:

@@ -103,12 +103,7 @@ def read_state(
     found = [Found(one.path, plain(one.state)) for one in map(_without_count, found)]
     wholes = [Found(one.path, unwrapped(one.state, wanted)) for one in found]
     parts = [part for one in found for part in _parts(one, wanted)]
-    if key is None and (misfits is None or any(not misfits(one.state) for one in wholes)):
-        # A file may have both networks in one state_dict.
-        sides = [one for one in parts if one.path[-1].lower() in SIDES[side]]
-        told = misfits is not None or any(one.words & SIDES[side] for one in wholes)
-        return _chosen(name, wholes if told or not sides else sides, side, key, misfits)
-    return _chosen(name, wholes + parts, side, key, misfits)
+    return _chosen(name, wholes, parts, side, key, misfits)
 
 
 def _content(file: Path) -> Any:
@@ -221,46 +216,68 @@ def unwrapped(state: State, wanted: Collection[str] = ()) -> State:
     return {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
 
 
-def _chosen(name: str, found: list[Found], side: str, key: str | None, misfits: Callable[[State], int] | None) -> State:
+def _chosen(
+    name: str,
+    wholes: list[Found],
+    parts: list[Found],
+    side: str,
+    key: str | None,
+    misfits: Callable[[State], int] | None,
+) -> State:
+    """The state_dict that is meant, of whole ones and of their parts."""
     if key is not None:
-        path = tuple(key.split("."))
-        exact = [one for one in found if one.path == path]
-        found = exact or [one for one in found if one.path[-len(path) :] == path]
-        if not found:
+        found = [*wholes, *parts]
+        ranked = [one for one in found if one.name == key] or [one for one in found if one.name.endswith(f".{key}")]
+        if not ranked:
             raise ValueError(f"key is {key!r}; {name} has no state_dict there")
-    (other,) = set(SIDES) - {side}
-    own = [one for one in found if one.words & SIDES[side] and not one.words & SIDES[other]]
-    neutral = [one for one in found if not one.words & SIDES[other]]
-    ranked: list[Found] = [*own, *(one for one in neutral if one not in own)] or found
+    else:
+        ranked = _meant(wholes, parts, side, misfits)
+    averages = [one for one in ranked if one.average]
     if misfits is not None:
         scores = [misfits(one.state) for one in ranked]
-        best = min(scores)
-        if best:  # nothing fits: the caller says what is wrong with the nearest
-            return ranked[scores.index(best)].state
+        if min(scores):  # nothing fits: the caller says what is wrong with the nearest
+            return ranked[scores.index(min(scores))].state
         ranked = [one for one, score in zip(ranked, scores, strict=True) if not score]
-        ranked = [one for one in ranked if one in own] or ranked
-    elif own:
-        ranked = own
-    averages = [one for one in ranked if one.average]
     raw = [one for one in ranked if not one.average]
-    if averages and raw and averages[0].state.keys() >= raw[0].state.keys():
-        if key is None:
-            text = f"{name} has the weights {raw[0].name} and their moving average {averages[0].name}"
-            warnings.warn(f"{text}; the average is taken. key={raw[0].name!r} takes the others", stacklevel=5)
-        ranked = averages
-    elif raw:
-        ranked = raw
+    whole = [one for one in averages if one in ranked and (not raw or one.state.keys() >= raw[0].state.keys())]
+    ranked = whole or raw
     first = ranked[0]
     for one in ranked[1:]:
-        alike = one.state.keys() == first.state.keys() and all(
-            one.state[key].shape == first.state[key].shape and torch.equal(one.state[key], first.state[key])
-            for key in first.state
-        )
         within = one.path[: len(first.path)] == first.path  # a part of it: the whole comes first
-        if not alike and not (within and misfits is None) and (misfits is not None or one.path[:-1] == first.path[:-1]):
+        if not _alike(one.state, first.state) and not (within and misfits is None):
             names = ", ".join(sorted({each.name for each in ranked}))
             raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
+    if key is None and whole and raw:
+        text = f"{name} has the weights {raw[0].name} and their moving average {first.name}; the average is taken"
+        warnings.warn(f"{text}. key={raw[0].name!r} takes the others", stacklevel=5)
+    elif key is None and averages and not whole:
+        text = f"{name} has a moving average, {averages[0].name}, which does not hold all that {first.name} does"
+        warnings.warn(f"{text}; {first.name} is taken", stacklevel=5)
     return first.state
+
+
+def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable[[State], int] | None) -> list[Found]:
+    """Those that the names in the file point to: the network's own, or what is not the other one's."""
+    (other,) = set(SIDES) - {side}
+    neutral = [one for one in wholes if not one.words & SIDES[other]]
+    own = [one for one in neutral if one.words & SIDES[side]]
+    exact = [one for one in own if any(part.lower() in SIDES[side] for part in one.path)]
+    ranked = exact or own or neutral or wholes
+    ranked += [one for one in neutral if one.average and one not in ranked]
+    if misfits is None:
+        sides = [one for one in parts if one.path[-1].lower() in SIDES[side]]
+        return ranked if own or not sides else sides
+    if any(not misfits(one.state) for one in ranked):
+        return ranked
+    # A file may have both networks in one state_dict, or more names before each.
+    within = [one for one in parts if any(one.path[: len(whole.path)] == whole.path for whole in ranked)]
+    return ranked + [one for one in within if not one.words & SIDES[other]]
+
+
+def _alike(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(
+        one[key].shape == other[key].shape and torch.equal(one[key], other[key]) for key in other
+    )
 
 
 # ---------------------------------------------------------------------- computed weights

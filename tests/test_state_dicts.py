@@ -155,8 +155,32 @@ def test_an_average_is_taken_and_said(name: str, trained: State, tmp_path: Path)
 def test_an_average_that_lacks_buffers_is_not_taken(trained: State, tmp_path: Path) -> None:
     mean = {name: one for name, one in other(trained).items() if "running" not in name}
     net = model()
-    sg.load(net, written({"params": trained, "ema": mean}, tmp_path / "net.pth"))
+    with pytest.warns(UserWarning, match="average, ema, which does not hold all that params does"):
+        sg.load(net, written({"params": trained, "ema": mean}, tmp_path / "net.pth"))
     check(net, trained)
+
+
+def test_what_is_named_and_does_not_fit_is_not_replaced_by_another(trained: State, tmp_path: Path) -> None:
+    more = {**trained, "zz": torch.zeros(1)}
+    for content in ({"g": more, "g_init": other(trained)}, {"generator": more, "old": other(trained)}):
+        with pytest.raises(sg.CheckpointError, match="zz is not part of it"):
+            sg.load(model(), written(content, tmp_path / "net.pth"))
+    net = model()
+    sg.load(net, tmp_path / "net.pth", key="old")
+    check(net, other(trained))
+    averages = {"model": trained, "ema_0.999": other(trained), "ema_0.9999": other(other(trained))}
+    written(averages, tmp_path / "net.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no word of an average before the error
+        with pytest.raises(sg.CheckpointError, match="several state_dicts"):
+            sg.load(net, tmp_path / "net.pth")
+    sg.load(net, tmp_path / "net.pth", key="ema_0.999")
+    check(net, other(trained))
+    for kind in (torch.int8, torch.complex64):
+        short = {**trained, "3.0.weight": trained["3.0.weight"].to(kind)}
+        for into in (model(), sg.sparsify(model(), 0.5)):
+            with pytest.raises(sg.CheckpointError, match=r"3\.0.*(int8|complex64)"):
+                sg.load(into, written(short, tmp_path / "short.pth"))
 
 
 def test_an_averaged_model_alone(trained: State, tmp_path: Path) -> None:

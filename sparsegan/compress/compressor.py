@@ -139,8 +139,8 @@ class Compressor:
             raise ValueError(f"ema is {ema}; it must be at least 0 and below 1")
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}; it must be at least 1")
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; it must be an integer, at least 1")
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast is {autocast}; it must be torch.bfloat16, torch.float16 or None")
         self.schedule, self.contrast, self.autocast = schedule, contrast, autocast

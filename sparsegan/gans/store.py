@@ -267,6 +267,8 @@ def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[
                 misfits.append(f"{key} is not part of it")
         elif tensor.shape != wanted[key].shape:
             misfits.append(f"{key} has shape {list(tensor.shape)} where it has {list(wanted[key].shape)}")
+        elif wanted[key].is_floating_point() and not tensor.is_floating_point():
+            misfits.append(f"{key} has dtype {tensor.dtype} where it has {wanted[key].dtype}")
         else:
             adapted[key] = tensor
     for key, tensor in wanted.items():
