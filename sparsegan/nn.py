@@ -605,11 +605,11 @@ def _is_recorded_by_fx(x: Any) -> bool:
 
 
 def _warn_of_dense(who: str) -> None:
-    """The same words for every layer: Python shows them once."""
+    """The same words from the same line for every layer: Python shows them once."""
     warnings.warn(
         f"{who} sparse layers as torch's own dense convolutions: results are the same, speed is a dense layer's. "
         "torch.compile and torch.export keep the sparse kernels",
-        stacklevel=3,
+        stacklevel=2,
     )
 
 

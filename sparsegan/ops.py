@@ -153,6 +153,12 @@ def _padding_number(padding_mode: str) -> int:
     return PADDING_MODES.index(padding_mode)
 
 
+def _check_one_device(*args: Any) -> None:
+    """One tensor on the meta device is enough for torch to run a fake: real ones beside it would get no numbers."""
+    if len(devices := {arg.device for arg in args if isinstance(arg, Tensor)}) > 1:
+        raise RuntimeError(f"tensors are on {' and '.join(sorted(map(str, devices)))}; they must be on one device")
+
+
 @torch.library.register_fake("sparsegan::gather")
 def _(
     x: Tensor,
@@ -168,6 +174,7 @@ def _(
     pad_before: Any = (0, 0),
     negative_slope: float = 1.0,
 ) -> Tensor:
+    _check_one_device(x, values, bias, support, plan, adjoint_plan)
     return torch.empty((x.shape[0], *output_size), dtype=x.dtype, device=x.device)
 
 
@@ -183,6 +190,7 @@ def _(
     padding_mode: int = 0,
     pad_before: Any = (0, 0),
 ) -> Tensor:
+    _check_one_device(gy, x, support, plan, adjoint_plan)
     return torch.empty((support.shape[0] * geometry[-1] * geometry[-2],), dtype=x.dtype, device=x.device)
 
 
@@ -190,6 +198,7 @@ def _(
 @torch.library.register_fake("sparsegan::pointwise")
 def _(*args: Any) -> None:
     """They write into what they are given."""
+    _check_one_device(*args)
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
