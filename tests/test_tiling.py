@@ -32,7 +32,8 @@ class Plain:
     """An engine that runs the model as it is."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.tiles = model.double().eval().requires_grad_(False), tiling.Tiles()
+        self.model = model.double().eval().requires_grad_(False)
+        self.tiles = tiling.Tiles(self.model)
         self.seen: list[tuple[int, ...]] = []
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
@@ -61,7 +62,7 @@ def image(*size: int, images: int = 1, channels: int = 3) -> Tensor:
 
 
 def field(engine: Any, *inputs: Any) -> Field:
-    return engine.tiles.field(engine.model, Images(inputs, {}))
+    return engine.tiles.field(Images(inputs, {}))
 
 
 def check(engine: Any, *inputs: Any, **keywords: Any) -> Any:
@@ -265,40 +266,23 @@ def test_steps_that_run_in_torch_and_other_dtypes() -> None:
 # ---------------------------------------------------------------------- mistakes are seen
 
 
-def planted(change: Callable[[Field], Field], monkeypatch: pytest.MonkeyPatch) -> tuple[Plain, Tensor, Field]:
-    """An engine that believes something else about its model."""
-    engine = Plain(nn.Sequential(conv(padding=2, dilation=2), nn.ReLU(), conv()))
-    x = image(40, 57)
-    found = field(engine, x)
-    assert found.outputs[0] == (found.outputs[0][0],) * 2
-    engine.tiles.fields = dict.fromkeys(engine.tiles.fields, change(found))
-    return engine, x, found
-
-
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("much", [1, 100])
 def test_one_element_less_shows(side: str, much: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """100: what a model makes of the zeros around a tile is taken for the image."""
-
-    def less(found: Field) -> Field:
-        return replace(
-            found,
-            outputs=tuple(
-                tuple(replace(reach, **{side: max(getattr(reach, side) - much, 0)}) for reach in output)
-                for output in found.outputs
-            ),
-        )
-
-    engine, x, found = planted(less, monkeypatch)
-    tile = found.overlap(0) + 3
-    why = engine.tiles.disagreement(engine.model, Images((x,), {}), field(engine, x), 0, [(0, tile), (31, 40)])
+    engine, x = Plain(nn.Sequential(conv(padding=2, dilation=2), nn.ReLU(), conv())), image(40, 57)
+    found = field(engine, x)
+    reach = found.outputs[0][0]
+    less = replace(reach, **{side: max(getattr(reach, side) - much, 0)})
+    believed, tile = replace(found, outputs=((less, less),)), found.overlap(0) + 3
+    why = engine.tiles.disagreement(Images((x,), {}), believed, 0, [(0, tile), (31, 40)])
     assert why is not None
     assert "something else for a part of an image" in why
+
     monkeypatch.setattr(tiling, "disagreement", lambda *arguments: None)
-    engine.tiles.proofs.clear()
-    exact, wrong = engine(x), engine(x, tile=tile)
-    assert (exact - wrong).abs().max() > 1e-6
-    engine.tiles.fields = dict.fromkeys(engine.tiles.fields, found)
+    engine.tiles = tiling.Tiles(engine.model, dict.fromkeys(engine.tiles.fields, believed))
+    assert (engine(x) - engine(x, tile=tile)).abs().max() > 1e-6
+    engine.tiles = tiling.Tiles(engine.model, dict.fromkeys(engine.tiles.fields, found))
     check(engine, x, tile=tile)
 
 
@@ -366,7 +350,7 @@ GLOBAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
         "positions or the image's size enter",
     ),
-    "noise": (lambda: Calls(lambda m, x: x + torch.randn_like(x)), "draws random numbers"),
+    "noise": (lambda: Calls(lambda m, x: x + torch.randn_like(x)), "random numbers or a state of its own enter"),
 }
 
 
@@ -380,6 +364,35 @@ def test_models_that_look_at_the_whole_image_are_refused(name: str) -> None:
     made = engine(x, tile=32, approximate=True)
     assert made.shape == whole.shape
     assert made.isfinite().all()
+
+
+def test_batch_statistics_of_an_engine_are_those_of_the_whole_image() -> None:
+    model = trained(pix2pix.UnetGenerator(ngf=4, downs=5))
+    engine = sg.optimize_for_inference(model, image(32, 32), statistics="batch")
+    with pytest.raises(ValueError, match=r"\(BatchNorm2d\) looks at the whole image"):
+        engine(image(352, 64), tile=192)
+    on_gpu = gpu.GpuEngine(model, Call.of((image(32, 32),), {}), 8, "batch")
+    with pytest.raises(ValueError, match=r"\(BatchNorm2d\) looks at the whole image"):
+        on_gpu(image(352, 64), tile=192)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.conv(x)
+
+
+def test_looking_for_a_receptive_field_leaves_the_model_as_it_is() -> None:
+    engine = Plain(Counting())
+    check(engine, image(32, 20), tile=20)
+    assert engine.model.calls == len(engine.seen) == 3
+    assert not engine.model._forward_hooks
 
 
 def test_an_image_of_one_tile_is_the_whole_image() -> None:
@@ -407,8 +420,7 @@ def test_blending_hides_seams() -> None:
 @pytest.mark.parametrize("overlap", [0, 1, 5, 13, (3, 20)])
 def test_weights_of_a_blend_add_up_to_one(overlap: int | tuple[int, int]) -> None:
     """A model that is blended though it need not be: tiles of an identity are the identity."""
-    engine, x = Plain(nn.Sequential(nn.InstanceNorm2d(3))), image(75, 64, images=2)
-    engine.model = Calls(lambda m, x: nn.functional.interpolate(x, scale_factor=2))
+    engine, x = Plain(nn.Upsample(scale_factor=2)), image(75, 64, images=2)
     engine.tiles.fields[Images((x,), {}).key] = replace(field(engine, x), whole="it looks at the whole image")
     torch.testing.assert_close(engine(x, tile=24, overlap=overlap, approximate=True), engine(x), rtol=1e-12, atol=1e-12)
 

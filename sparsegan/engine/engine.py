@@ -161,7 +161,7 @@ class Engine:
         self._whole: str | None = None if not has_hooks(self.model) else "it has hooks"
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
         self._workspaces: list[Workspace] = []  # those that no call is using
-        self.tiles = tiling.Tiles()
+        self.tiles = tiling.Tiles(self._running)
         self._check()
         self._say_fallbacks()
 

@@ -113,11 +113,12 @@ class GpuEngine:
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
         self.model = bake(copy_model(model)).eval().requires_grad_(False)
         self.example, self.statistics = example.arguments(example.tensors), statistics
-        self._fused, self.lines = fused(self.model if statistics == "stored" else by_batch(self.model), example)
+        running = self.model if statistics == "stored" else by_batch(self.model)
+        self._fused, self.lines = fused(running, example)
         self._plans = plans
         self._graphs: OrderedDict[Any, Replayed] = OrderedDict()
         self._lock = threading.Lock()
-        self.tiles = tiling.Tiles()
+        self.tiles = tiling.Tiles(running)
 
     def __call__(
         self,

@@ -194,7 +194,7 @@ def find(model: nn.Module, images: Images) -> Field:
         ValueError: an output is no image, or the model takes no images of other sizes.
     """
     with _without_modes():
-        twin, images = _twin(model), images.one()
+        twin, images = _twin(model, dense=True), images.one()
         stride, outputs = _growth(twin, images)
         field = Field(stride, (_thinnest(twin, images, stride, 0), _thinnest(twin, images, stride, 1)), outputs)
         axes = []
@@ -214,10 +214,14 @@ def _without_modes() -> Iterator[None]:
         yield
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy for runs that nobody else sees: dense layers in the place of sparse ones, parameters shared."""
+def _twin(model: nn.Module, dense: bool) -> nn.Module:
+    """A copy for runs that nobody else sees: hooks and buffers are its own, parameters and sparse layers are shared.
+
+    `dense`: with dense layers in the place of the sparse ones.
+    """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    memo |= {id(layer): layer.to_dense() for layer in model.modules() if isinstance(layer, SparseConv)}
+    sparse = [layer for layer in model.modules() if isinstance(layer, SparseConv)]
+    memo |= {id(layer): layer.to_dense() if dense else layer for layer in sparse}
     return copy.deepcopy(model, memo)
 
 
@@ -592,14 +596,15 @@ def disagreement(model: nn.Module, images: Images, field: Field, axis: int, size
         image = Images(*images.made_up(_strip(axis, length, field.thin[1 - axis])))
         parts = (slice(None), slice(None), slice(early_length), slice(length - late_length, None))
         calls = [Images(*image.cut(*_part(axis, part))).changed(Tensor.clone) for part in parts]
+        twin = _twin(model, dense=False)
         try:
-            full, again, early, late = (_tensors(model(*args, **kwargs)) for args, kwargs in calls)
+            full, again, early, late = (_tensors(twin(*args, **kwargs)) for args, kwargs in calls)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the model does not take a part of {length} {AXES[axis]} of the image: {error}"
             ) from error
     if not all(map(_agree, again, full)):
-        return "the model draws random numbers, other ones in each call"
+        return "the model computes something else in each call: random numbers or a state of its own enter"
     for output, *made in zip(field.outputs, full, early, late, strict=True):
         if not _parts_agree(output[axis], 2 + axis, made, early_length, length - late_length):
             return "the model computes something else for a part of an image: positions or the image's size enter"

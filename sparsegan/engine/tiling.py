@@ -31,37 +31,37 @@ Pixels = int | tuple[int, int]
 
 @dataclass
 class Tiles:
-    """What an engine knows of how its model follows images.
+    """What an engine knows of how the model that it runs follows images.
 
     Threads that need to know the same at once each find it out, and find the same: nothing is locked when a process
     forks.
     """
 
+    model: nn.Module
     fields: dict[Any, Field] = field(default_factory=dict)
     proofs: dict[Any, str | None] = field(default_factory=dict)
     warned: bool = False
 
-    def field(self, model: nn.Module, images: Images) -> Field:
+    def field(self, images: Images) -> Field:
         """Of calls with such images."""
         found = self.fields.get(images.key)
         if found is None:
-            found = self.fields[images.key] = find(model, images)
+            found = self.fields[images.key] = find(self.model, images)
         return found
 
-    def disagreement(self, model: nn.Module, images: Images, found: Field, axis: int, windows: Windows) -> str | None:
+    def disagreement(self, images: Images, found: Field, axis: int, windows: Windows) -> str | None:
         """Why the model computes something else for the windows of an image than for the whole of it."""
         sizes = (windows[-1][1], windows[0][1], windows[-1][1] - windows[-1][0])
         unit = multiples(found.stride[axis])[-1]
         key = (images.key, found, axis, tuple(size % unit for size in sizes))
         if key not in self.proofs:
-            self.proofs[key] = disagreement(model, images, found, axis, sizes)
+            self.proofs[key] = disagreement(self.model, images, found, axis, sizes)
         return self.proofs[key]
 
 
 class Tiled(Protocol):
     """An engine."""
 
-    model: nn.Module
     tiles: Tiles
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,7 @@ def _grid(
     shared = (None, None) if overlap is None else _pair("overlap", overlap, 0)
     if all(size <= side for size, side in zip(images.size, most, strict=True)):
         return None
-    found = engine.tiles.field(engine.model, images)
+    found = engine.tiles.field(images)
     windows, exact = [], []
     for axis in (0, 1):
         own, right = [(0, images.size[axis])], True
@@ -188,7 +188,7 @@ def _axis(
         windows = _windows(size, side, common, stride)
         if not enough:
             return one, windows, False
-        why = engine.tiles.disagreement(engine.model, images, one, axis, windows)
+        why = engine.tiles.disagreement(images, one, axis, windows)
         if why is None:
             return one, windows, True
     if not approximate:
