@@ -435,3 +435,20 @@ def test_a_forward_that_keeps_something_from_call_to_call_runs_as_it_is(how: str
     with torch.no_grad():
         for n in (1, 2, 3):
             same(engine(image(n)), model(image(n)))
+
+
+def test_outputs_of_every_dtype() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x)
+            return y, y > 0, y.argmax(1), torch.complex(y, y)
+
+    model = Many().eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        for one, wanted in zip(engine(image(3)), model(image(3)), strict=True):
+            same(one, wanted)
