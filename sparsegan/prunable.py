@@ -107,4 +107,6 @@ def _weights(module: nn.Module, least: int) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(one.shape) for name, one in own.items() if least <= one.dim() <= 5}
     if least == 1:  # a quantized layer keeps its weight elsewhere
         return shapes or {"weight": ()}
+    # A modulated convolution's weight has a dimension for the images before its own.
+    shapes = {name: shape[1:] if len(shape) == 5 and shape[0] == 1 else shape for name, shape in shapes.items()}
     return {name: shape for name, shape in shapes.items() if shape[0] > 1 and shape[1] > 1}

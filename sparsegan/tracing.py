@@ -27,11 +27,10 @@ def close(ours: Any, theirs: Any) -> bool:
         scale = theirs.abs().max().item() if theirs.numel() else 0.0
         tolerance = max(1e-3, 16 * torch.finfo(theirs.dtype).eps)
         return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
-    if isinstance(theirs, dict):
-        return all(close(ours[key], value) for key, value in theirs.items())
-    if isinstance(theirs, list | tuple):
-        return all(close(a, b) for a, b in zip(ours, theirs, strict=True))
-    return bool(ours == theirs)
+    leaves, others = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
+    if len(others) == 1 and others[0] is theirs:
+        return bool(ours == theirs)
+    return len(leaves) == len(others) and all(map(close, leaves, others))
 
 
 class Tracer(fx.Tracer):

@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,33 @@ def test_outputs_of_every_dtype() -> None:
     with torch.no_grad():
         for one, wanted in zip(engine(image(3)), model(image(3)), strict=True):
             same(one, wanted)
+
+
+@dataclass
+class Outputs:
+    image: Tensor
+    features: Tensor
+
+
+def test_a_dataclass_is_refused_until_torch_knows_it() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = conv(), conv()
+
+        def forward(self, x: Tensor) -> Outputs:
+            y = self.first(x).relu()
+            return Outputs(self.second(y), y)
+
+    model = Model().eval()
+    with pytest.raises(TypeError, match=r"puts out a Outputs, a dataclass .*register_dataclass"):
+        sg.optimize_for_inference(model, image())
+    torch.utils._pytree.register_dataclass(Outputs)
+    engine = silently(model, image())
+    ours = engine(image(3))
+    engine(image(3, seed=5))  # results are the caller's own
+    with torch.no_grad():
+        wanted = model(image(3))
+    assert isinstance(ours, Outputs)
+    same(ours.image, wanted.image)
+    same(ours.features, wanted.features)

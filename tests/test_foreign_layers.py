@@ -233,6 +233,17 @@ class Functional(nn.Module):
         return F.conv2d(x, self.kernel)
 
 
+class Modulated(nn.Module):
+    """As style-based generators write it: a dimension for the images first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[0])
+
+
 class Own(nn.Conv2d):
     pass
 
@@ -252,6 +263,7 @@ UNPRUNABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "1-D": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.ConvTranspose1d(4, 3, 3)), "0 is a Conv1d; .*1 is a ConvTr"),
     "3-D": (lambda: nn.Sequential(nn.Conv3d(3, 4, 3)), "0 is a Conv3d; there are kernels for two dimensions"),
     "functional": (lambda: nn.Sequential(nn.ReLU(), Functional()), r"1 holds kernel of shape \(4, 3, 3, 3\)"),
+    "modulated": (lambda: nn.Sequential(nn.ReLU(), Modulated()), r"1 holds weight of shape \(4, 3, 3, 3\)"),
     "scripted": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "is scripted; prune it before"),
     "scripted inside": (lambda: nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))), "0 is scripted"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "0 is a LazyConv2d that has seen no input; call the model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import time
 import warnings
@@ -184,6 +185,12 @@ class Engine:
                     if call is self._example:
                         raise
                     continue  # numbers that the model does not take
+                for one in pytree.tree_leaves(expected):
+                    if dataclasses.is_dataclass(one):
+                        raise TypeError(
+                            f"the model puts out a {type(one).__name__}, a dataclass that torch cannot look into; "
+                            "register it with torch.utils._pytree.register_dataclass, or put out a tuple or a dict"
+                        )
                 if (changed := buffers.put_back()) and self._whole is None:
                     self._whole = f"its forward changes {', '.join(changed)}"
                 torch.set_rng_state(state)
