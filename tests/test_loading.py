@@ -155,6 +155,8 @@ def test_a_model_on_the_meta_device() -> None:
     assert empty(x.to("meta")).shape == expected.shape
     with torch.no_grad():
         assert empty(x.to("meta")).shape == expected.shape
+    with pytest.raises(RuntimeError, match="has lost its positions; load its values and support"):
+        empty.load_state_dict({"0.values": model[0].values}, strict=False, assign=True)
     moved = empty.to_empty(device="cpu")
     with pytest.raises(ValueError, match=r"SparseConv2d\(4, 8.* has no valid support: support\[0\] is -1"):
         moved(x)
