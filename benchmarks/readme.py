@@ -60,6 +60,18 @@ def checkpoint(report: Report) -> str:
     return markdown(head, rows, measured(report["command"], f"torch {report['torch']}"))
 
 
+def large_image(report: Report) -> str:
+    """Memory of one large image: one row a size of tiles."""
+    head = ["tiles", "arena, MB", "peak of the process, MB", "of it before the image, MB", "of it the result, MB"]
+    rows = [
+        [f"{row['tile']} pixels" if row["tile"] else "none"]
+        + [f"{row[key] / 1e6:.0f}" for key in ("arena_bytes", "peak_bytes", "bytes_before", "result_bytes")]
+        for row in report["rows"]
+    ]
+    machine = report["machine"]
+    return markdown(head, rows, measured(report["command"], f"{report['model']}, torch {machine['torch']}"))
+
+
 def _bench(report: Report) -> str:
     """How figures of `sparsegan bench` came to be."""
     if not report["complete"]:
@@ -379,6 +391,7 @@ def generators(report: Report) -> str:
 # name in a page -> file under results/, how to show it
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
+    "large_image": ("large_image", large_image),
     "bench_layers": ("layers", against_dense),
     "sparsity": ("sparsity", sparsity),
     "vectors": ("vectors", vectors),

@@ -5,6 +5,7 @@ import importlib.metadata
 import torch  # noqa: F401  (first: the native module uses torch's library)
 
 from . import allocation, gans, ops, prune, reference
+from .averaging import Average
 from .checkpoint import CheckpointError, load, save
 from .compress import Compressor
 from .engine import Engine, optimize_for_inference
@@ -19,6 +20,7 @@ from .reorder import reorder_channels
 __version__ = importlib.metadata.version("sparsegan")
 
 __all__ = [
+    "Average",
     "CheckpointError",
     "Compressor",
     "Engine",

@@ -18,20 +18,19 @@ unit; a layer of granularity ``"2:4"`` has its 0.5, and the others make up for i
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from .copying import bake, copy_model
 from .granularity import as_units, by_layer, check_granularity, check_sparsity, largest, magnitudes, mask_of, units_of
-from .nn import SPARSE_CLASSES, SparseConv, SparseConvTranspose2d, plain_weight
+from .nn import SparseConv, SparseConvTranspose2d, plain_weight
+from .prunable import prunable_layers
 
 #: Share of a layer's units that always stays where the share of each layer is chosen here.
 LEAST = 0.01
@@ -43,30 +42,6 @@ LEVELS = (0.25, 0.5, 0.75, 0.9)
 FIXED = 0.5
 
 ALLOCATIONS = ("uniform", "global", "global-normalized")
-
-
-def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every convolution, dense or sparse, that no name or pattern of ``exclude`` matches.
-
-    A subclass of a torch.nn convolution is left out, with a warning: its forward may be its own. Raises ``ValueError``
-    for an ``exclude`` that matches nothing and for a weight that is computed by a parametrization.
-    """
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    unused = set(patterns)
-    for name, module in model.named_modules():
-        matching = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
-        unused -= matching
-        if matching or not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | SparseConv):
-            continue
-        if not isinstance(module, SparseConv):
-            plain_weight(module)
-            if type(module) not in SPARSE_CLASSES:
-                kind = f"{type(module).__module__}.{type(module).__qualname__}"
-                warnings.warn(f"{name} is a {kind}, not torch.nn's own layer: it stays dense", stacklevel=3)
-                continue
-        yield name, module
-    if unused:
-        raise ValueError(f"exclude has {sorted(unused)}, which no module's name matches")
 
 
 @dataclass
@@ -108,8 +83,8 @@ class _Units:
         shape: Sequence[int]
         if isinstance(layer, SparseConv):
             weights, shape = layer.values, layer.weight_shape
-        else:  # torch.nn.utils.prune keeps its weight under the other name
-            weights = cast(nn.Parameter, layer._parameters.get("weight", layer._parameters.get("weight_orig")))
+        else:
+            weights = cast(nn.Parameter, layer.weight)
             shape = weights.shape
         keep = largest(torch.where(self.kept, self.norms, -1.0), self.count - count)
         unit_shape = as_units(torch.empty(shape, device="meta"), *self.split).shape[:-1]
@@ -173,7 +148,7 @@ def allocate(
     Raises:
         ValueError: an argument is out of range or does not fit the layers.
     """
-    return shares(dict(prunable_layers(model, exclude)), sparsity, granularity, allocation)
+    return shares(prunable_layers(model, exclude), sparsity, granularity, allocation)
 
 
 def shares(
@@ -234,8 +209,8 @@ def sensitivity(
     """
     for level in levels:
         check_sparsity(level)
-    model = copy.deepcopy(model).eval()
-    layers = dict(prunable_layers(model, exclude))
+    model = bake(copy_model(model)).eval()
+    layers = prunable_layers(model, exclude)
     units, budget = _units(layers, sparsity, granularity)
     if not units:
         return dict.fromkeys(layers, FIXED)
@@ -323,7 +298,7 @@ class Targets:
 
         Raises ``ValueError`` where they do not, within 1 % of all weights, and as ``allocate`` does.
         """
-        layers = dict(prunable_layers(model, exclude))
+        layers = prunable_layers(model, exclude)
         if isinstance(allocation, str):
             found = shares(layers, total, granularity, allocation)
         else:

@@ -5,7 +5,6 @@ What takes channels out (``removal``) or puts them in another order (``reorder``
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .calls import Call, positional
+from .copying import bake, copy_model
 from .granularity import as_units
 from .prune import densify
 from .tracing import NORMS, Tracer, close
@@ -52,17 +53,18 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
 
     Raises ValueError where the model cannot be traced, or where the copy puts out something else for ``example``.
     """
-    changed = densify(copy.deepcopy(model)).eval()
+    changed = densify(bake(copy_model(model))).eval()
+
+    call = Call.of(positional(example), {})
 
     def arguments() -> tuple[Any, ...]:
         """Anew each time: a forward may change them in place."""
-        given = tuple(example) if isinstance(example, tuple | list) else (example,)
-        return tuple(one.clone() if isinstance(one, Tensor) else one for one in given)
+        return call.copies()[0]
 
     with torch.no_grad():
         expected = changed(*arguments())
         try:
-            graph = Tracer(changed, arguments()).trace(changed)
+            graph = Tracer(changed, call.changed(Tensor.clone)).trace()
         except Exception as error:  # whatever the model's forward makes of a proxy
             raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
         rewrite(Channels(graph, dict(changed.named_modules())))
@@ -71,8 +73,9 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
                 f"the changed {type(model).__name__} does not put out the same; its forward does something "
                 "that torch.fx does not see"
             )
-    for ours, theirs in zip(changed.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in changed.named_modules():
+        module.training = modes[name]
     return changed
 
 

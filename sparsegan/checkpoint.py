@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,10 +31,12 @@ import torch
 from torch import nn
 
 from . import _native
+from .copying import copy_model
 from .engine import Engine, GpuEngine
 from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
+from .state_dicts import names_of, read_state
 from .training.files import write_whole
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -70,7 +72,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
     model = model.model if isinstance(model, Engine | GpuEngine) else model
     state = _State(model, lambda module: isinstance(module, _SPARSE))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
     layers = {}
     for name, layer in state.layers.items():
         assert isinstance(layer, _SPARSE)
@@ -84,7 +86,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         split = _split(description)
         units = units_of_support(layer.support.detach().cpu().contiguous(), *split)
         code = _native.encode_support(units.numpy(), math.prod(layer.weight_shape) // unit_size(*split))
-        tensors[_join(name, "values")] = kept
+        tensors[_join(name, "values")] = kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept
         tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
         layers[name] = description
     meta: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": layers, "ties": state.ties}
@@ -97,8 +99,25 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
     write_whole(Path(path), write)
 
 
-def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Reads a file that ``save`` wrote into ``model`` and returns the model.
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor in memory of its own and of its own size: parts of one buffer are written as what they are."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes:
+            tensors[name] = tensor = tensor.clone()
+            storage = tensor.untyped_storage()
+        seen.add(storage.data_ptr())
+    return tensors
+
+
+def load(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """Reads a file that ``save`` wrote, or a state_dict as trainers write them, into ``model`` and returns the model.
 
     ``model`` has the same names and shapes; each of its convolutions that is sparse in the file may be a ``torch.nn``
     layer, which is replaced in place, or a sparse one, which is refilled and keeps its ``values`` Parameter.
@@ -106,13 +125,28 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Floating-point tensors take the dtype that they have in the model; devices, ``requires_grad`` and the training flag
     stay.
 
+    Of other files (.pth, .pt, .ckpt, .bin, .safetensors) see :func:`sparsegan.state_dicts.read_state`, which gets
+    ``key``: where in a nest the state_dict is. A dense weight that goes into a sparse layer chooses the support anew,
+    as ``load_state_dict`` does.
+
+    A model on the meta device comes out on ``device``, the CPU by default; ``device`` is for such models alone.
+
     Everything in the file is verified before the model is touched: after a ``CheckpointError`` the model is as it was.
-    Raises ``CheckpointError`` for a file that is damaged, hostile, or does not fit; ``OSError`` where it cannot be
-    read.
+    Raises ``CheckpointError`` for a file that is damaged, hostile, or does not fit, and for a model on the meta device
+    with a buffer that no file holds; ``OSError`` where it cannot be read.
     """
-    file = _File(Path(path))
+    path = Path(path)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return _load_into_meta(model, path, key, torch.device("cpu" if device is None else device))
+    if device is not None:
+        raise ValueError(f"device is {device}; it is for models on the meta device, others stay where they are")
+    if not _is_ours(path):
+        return _load_state_dict(model, path, key)
+    if key is not None:
+        raise ValueError(f"key is {key!r}; {path} is a file of sparsegan.save, which holds one model")
+    file = _File(path)
     state = _match(model, file)
-    copies = [(tensor, file.tensors[name].to(tensor)) for name, tensor in state.tensors.items()]
+    copies = [_copy(file, name, tensor) for name, tensor in state.tensors.items()]
     refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in state.layers.items():
@@ -129,6 +163,119 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             target.copy_(source)
     for sparse, support, kept in refills:
         sparse.set_support(support, kept)
+    return _replace(model, replacements)
+
+
+def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor to write into, and what to write: of an expanded one, the elements that it has in memory."""
+    source = file.tensors[name].to(target)
+    for axis, (size, step) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if size > 1 and step == 0:
+            first = source.narrow(axis, 0, 1)
+            if not bool((source == first).all()):
+                file.fail(f"has different values along dimension {axis} of {name}, which the model expands from one")
+            target, source = target.detach().narrow(axis, 0, 1), first
+    if torch._debug_has_internal_overlap(target) == 1:
+        file.fail(f"has {name}, elements of which share memory in the model; give the model a tensor of its own there")
+    return target, source
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is to be read as one of ``save``: it says so, or it is no file of a trainer's either."""
+    if not path.is_file() or path.suffix not in (".safetensors", *_FOREIGN):
+        return True
+    if path.suffix in _FOREIGN:
+        with open(path, "rb") as stream:
+            head = stream.read(9)
+        if head[8:] != b"{":
+            return False
+    try:
+        with safetensors.safe_open(path, "pt") as content:
+            return FORMAT in (content.metadata() or {})
+    except Exception:  # whatever the parser makes of foreign bytes
+        return True
+
+
+#: Suffixes of files that trainers write.
+_FOREIGN = (".pth", ".pt", ".ckpt", ".bin", ".json", ".tar")
+
+
+def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module:
+    """A trainer's state_dict. It is loaded into a copy first, which may fail."""
+    wanted, transposed = names_of(model)
+
+    def misfits(state: Mapping[str, torch.Tensor]) -> int:
+        return len(_unlike(model, state))
+
+    try:
+        state = read_state(path, key=key, misfits=misfits, wanted=wanted, transposed=transposed)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    unlike = _unlike(model, state)
+    if unlike:
+        more = f" and {len(unlike) - 4} more" if len(unlike) > 4 else ""
+        raise CheckpointError(f"{path} does not fit the {type(model).__name__}: {'; '.join(unlike[:4])}{more}")
+    try:
+        copy_model(model).load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit the {type(model).__name__}: {error}") from error
+    model.load_state_dict(state)
+    return model
+
+
+def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps a state_dict from being loaded into a model, by names and shapes. A sparse layer takes a dense weight
+    too; counts of batches, which old files do not have, may be missing."""
+    own = model.state_dict()
+    dense: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _SPARSE):
+            dense[_join(name, "weight")] = module.weight_shape
+    found = []
+    for name, tensor in state.items():
+        shape = dense.get(name)
+        module, _, part = name.rpartition(".")
+        of_sparse = _join(module, "weight") in dense
+        if shape is None and name in own and not (of_sparse and part in ("values", "support")):
+            shape = tuple(own[name].shape)
+        if shape is None and of_sparse and part in ("values", "support", "weight_orig", "weight_mask"):
+            continue  # the layer checks these
+        if shape is None and part in ("values", "support") and _join(module, "weight") in own:
+            found.append(f"{name} is a sparse layer's and {module} is dense, so sparsify the model first")
+        elif shape is None:
+            found.append(f"{name} is not part of it")
+        elif name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            found.append(f"{name} has dtype {tensor.dtype} where it has {own[name].dtype}")
+        elif tuple(tensor.shape) != shape:
+            found.append(f"{name} has shape {list(tensor.shape)} where it has {list(shape)}")
+    for name in own:
+        module, _, part = name.rpartition(".")
+        from_dense = part in ("values", "support") and any(
+            _join(module, one) in state for one in ("weight", "weight_orig")
+        )
+        if name not in state and part != "num_batches_tracked" and not from_dense:
+            found.append(f"{name} is missing")
+    return found
+
+
+def _load_into_meta(model: nn.Module, path: Path, key: str | None, device: torch.device) -> nn.Module:
+    """Into a copy with memory on a device, whose content the model then takes over."""
+    kept = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and name not in kept:
+            raise CheckpointError(
+                f"{name} is a buffer on the meta device that is in no file (persistent=False); make the model on a "
+                "device that holds numbers"
+            )
+    loaded = load(copy_model(model).to_empty(device=device), path, key)
+    others = dict(loaded.named_modules(remove_duplicate=False))
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(others[name]) is not type(module):
+            replacements[module] = others[name]
+        else:
+            own = {field: value for field, value in vars(others[name]).items() if field != "_modules"}
+            module.__dict__.update(own)
     return _replace(model, replacements)
 
 

@@ -6,12 +6,12 @@ as the generator was before. For serving on the compressed weights, `torch.expor
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from .calls import Call, positional
+from .copying import bake, copy_model
 from .prune import densify
 from .training.files import write_whole
 
@@ -58,28 +61,48 @@ class OnnxExport:
         return "\n".join(lines)
 
 
-def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> OnnxExport:
+class _Flat(nn.Module):
+    """A model that takes the tensors of a call one by one, what else the call holds being part of it."""
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = self.call.arguments(tensors)
+        return self.model(*args, **kwargs)
+
+
+def export_onnx(
+    model: nn.Module, example: Any, path: str | os.PathLike[str], *, kwargs: Mapping[str, Any] | None = None
+) -> OnnxExport:
     """Write the dense twin of a model as an ONNX file, after ONNX Runtime, where installed, has computed the same.
 
     Args:
         model: any module in float32, with sparse layers or without; exported as in evaluation, and unchanged.
-        example: its input, a float32 tensor or a tuple of them, the first axis of each the batch. The file takes any
-            batch; and any height and width of images ``[N, C, H, W]``, where the model takes another than the example's
-            (twice the height, three times the width are tried).
+        example: its input, or a tuple of positional arguments: tensors in float32, integers or bool, the first axis of
+            each the batch, in lists, tuples and dicts too. Numbers, strings and None become part of the file. The file
+            takes any batch; and any height and width of images ``[N, C, H, W]``, where the model takes another than the
+            example's (twice the height, three times the width are tried).
+        kwargs: keyword arguments of the example.
         path: written whole or not at all. Inputs have the names of the arguments of ``model.forward``; outputs are
-            ``output``, ``output_0``, ..., or the keys of a dictionary.
+            ``output``, ``output_0``, ..., or the keys of a dictionary. Tensors of a nest are named by the way to them.
 
     Raises:
+        TypeError: an argument holds something else than tensors, numbers, strings and None.
         ValueError: the model or the example is not in float32.
         RuntimeError: torch cannot export the model, or ONNX Runtime computes something else than torch.
     """
-    inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
-    _check_dtypes(model, inputs)
+    call = Call.of(positional(example), kwargs or {})
+    _check_dtypes(model, call.tensors)
     # In torch's plain layout: in channels_last a module may take another way, with the example's sizes in it.
-    dense = densify(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    dense = densify(bake(copy_model(model))).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     dense.eval()
-    inputs = tuple(x.detach().cpu().contiguous() for x in inputs)
-    names = _arguments(dense, len(inputs))
+    inputs = tuple(x.detach().cpu().contiguous() for x in call.tensors)
+    plain = not kwargs and len(inputs) == len(positional(example)) and all(call.places)
+    names = _arguments(dense, len(inputs)) if plain and not _nested(call) else _names(dense, call)
+    if not plain or _nested(call):
+        dense = _Flat(dense, call).eval()
     with torch.no_grad():
         outputs = _named(dense(*inputs))
         tried = [inputs, tuple(torch.cat([x, x[:1]]) for x in inputs)]
@@ -93,18 +116,35 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
             name: {axis: label for axis, label in enumerate(shape) if isinstance(label, str)}
             for name, shape in (shapes | made).items()
         }
-        content = onnx_bytes(dense, inputs, free, list(outputs), checked=_can_check())
+        content = onnx_bytes(dense, inputs, free, list(outputs), checked=_can_check(), names=names)
         difference = _difference(content, dense, names, tried) if _can_check() else None
     write_whole(Path(path), lambda temporary: _write(temporary, content))
     sizes = tuple(tuple(tuple(x.shape) for x in one) for one in tried)
     return OnnxExport(Path(path), shapes, tuple(outputs), sizes, difference)
 
 
-def _check_dtypes(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _nested(call: Call) -> bool:
+    """Whether an argument is more than one tensor or number."""
+    return call.structure.num_leaves != len(call.structure.child(0).children()) + call.structure.child(1).num_leaves
+
+
+def _names(model: nn.Module, call: Call) -> list[str]:
+    """A name for each tensor of a call: its argument's, and the keys and numbers that lead to it."""
+    args, kwargs = call.arguments(call.tensors)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    paths, _ = pytree.tree_flatten_with_path(dict(given))
+    where = {id(leaf): path for path, leaf in paths if isinstance(leaf, Tensor)}
+    words = [re.sub(r"\W+", "_", pytree.keystr(where[id(tensor)])).strip("_") for tensor in call.tensors]
+    return [word if words.count(word) == 1 else f"{word}_{index}" for index, word in enumerate(words)]
+
+
+def _check_dtypes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     for x in inputs:
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or not x.dim():
-            what = f"a tensor of dtype {x.dtype}, {x.dim()}-dimensional" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"example has {what}; it must be float32 tensors with a batch as their first axis")
+        if (x.is_floating_point() and x.dtype != torch.float32) or x.is_complex() or not x.dim():
+            raise ValueError(
+                f"example has a tensor of dtype {x.dtype}, {x.dim()}-dimensional; tensors must be float32, integers or "
+                "bool, with a batch as their first axis"
+            )
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"the model's {name} has dtype {tensor.dtype}; float32 is accepted: use model.float()")
@@ -122,6 +162,7 @@ def onnx_bytes(
     free: Mapping[str, Mapping[int, str]] | None = None,
     outputs: list[str] | None = None,
     checked: bool = True,
+    names: Sequence[str] | None = None,
 ) -> bytes:
     """A dense model as an ONNX file, by torch's exporter that traces: the newer one needs a package, onnxscript.
 
@@ -130,6 +171,7 @@ def onnx_bytes(
         inputs: what it is traced on; in the file they have the names of the arguments of ``model.forward``.
         free: of inputs and outputs by name, the axes along which any number goes, and what the file calls them.
         outputs: their names.
+        names: of the inputs; by default as above.
         checked: the caller compares results, so the exporter's warnings of what a trace may freeze are left out.
     """
     stream = io.BytesIO()
@@ -141,7 +183,7 @@ def onnx_bytes(
             stream,  # type: ignore[arg-type]  # this exporter takes it
             dynamo=False,
             opset_version=OPSET,
-            input_names=_arguments(model, len(inputs)),
+            input_names=_arguments(model, len(inputs)) if names is None else list(names),
             output_names=outputs,
             dynamic_axes=free,
         )
@@ -208,7 +250,7 @@ def _enlarged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _is_image(x: Tensor) -> bool:
     """Noise of one pixel is none."""
-    return x.dim() == 4 and tuple(x.shape[2:]) != (1, 1)
+    return x.dim() == 4 and x.is_floating_point() and tuple(x.shape[2:]) != (1, 1)
 
 
 def _accepts(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:

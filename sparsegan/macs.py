@@ -48,11 +48,15 @@ class MacsReport:
         return "\n".join(lines)
 
 
+_WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
 def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module, Tensor, Tensor], None]) -> None:
-    """Runs ``model(*example)`` once without gradients and calls ``visit(name, layer, input, output)`` at every leaf."""
+    """Runs ``model(*example)`` once without gradients and calls ``visit(name, layer, input, output)`` at each layer."""
     hooks = []
     for name, module in model.named_modules():
-        if next(module.children(), None) is None:
+        # A layer whose weight is parametrized has children, which compute it.
+        if next(module.children(), None) is None or isinstance(module, _WITH_WEIGHTS):
 
             def hook(
                 module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .classifier import load_classifier
+from .progress import track
 from .training import ranks
 
 if TYPE_CHECKING:
@@ -247,15 +248,13 @@ class TaskEvaluator:
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
         """The score of each view, on every test sample. Leaves torch's generator as it was."""
-        from rich.progress import track
-
         tallies: dict[str, _Tally] = {}
         with torch.random.fork_rng(devices=[]), torch.no_grad(), ranks.divided(generator, padded=True):
             torch.manual_seed(self.seed)
             order = self.samples.order(shuffled=False)
             order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
             chunks = order.split(self.batch_size)
-            for chunk in track(chunks, "scoring", len(chunks), disable=self.quiet or ranks.rank() > 0):
+            for chunk in track(chunks, "scoring", self.quiet or ranks.rank() > 0):
                 batch = self.samples.batch(chunk, None)
                 for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import dispatch, loading, ops
+from .copying import mask_of, plain_layer
 from .derived import Derived, is_readable, version_of
 from .granularity import (
     as_units,
@@ -86,12 +87,15 @@ class SparseConv(nn.Module):
         """A sparse layer with the kept weights of a dense one.
 
         Args:
-            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``; one pruned with ``torch.nn.utils.prune`` too.
+            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A weight or bias that is computed (masks of
+                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) is taken as it is
+                in evaluation.
             sparsity: share of units to drop, smallest L2 norm first, in [0, 1).
             granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
                 ``"2:4"``; see ``sparsegan.granularity``.
-            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units with a
-                nonzero weight are kept: any pruning tool's result is taken as it is.
+            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units that the
+                mask of ``torch.nn.utils.prune`` keeps, or else those with a nonzero weight, are kept: any pruning
+                tool's result is taken as it is.
 
         Raises:
             ValueError, TypeError: an argument is out of range or does not fit the module.
@@ -99,9 +103,12 @@ class SparseConv(nn.Module):
         if not isinstance(module, cls.dense_class):
             wanted = f"a torch.nn.{cls.dense_class.__name__}"
             raise TypeError(f"module is a {type(module).__name__}; {cls.__name__} is made from {wanted}")
+        pruned = mask_of(module)
+        if pruned is not None and sparsity is None and mask is None:
+            mask = nonzero_mask(pruned.float(), granularity, issubclass(cls, SparseConvTranspose2d), module.groups)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._absorb(module, sparsity, granularity, mask)
+        layer._absorb(plain_layer(module), sparsity, granularity, mask)
         return layer
 
     def _absorb(
@@ -247,9 +254,9 @@ class SparseConv(nn.Module):
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
         return self._scatter(self.values)
 
-    def to_dense(self) -> Any:
-        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
-        dense = nn.utils.skip_init(
+    def dense_twin(self, device: torch.device | str) -> Any:
+        """A ``torch.nn`` layer with these settings; its parameters are allocated and not set."""
+        return nn.utils.skip_init(
             self.dense_class,
             self.in_channels,
             self.out_channels,
@@ -260,10 +267,14 @@ class SparseConv(nn.Module):
             groups=self.groups,
             bias=self.bias is not None,
             padding_mode=self.padding_mode,
-            device=self.values.device,
+            device=device,
             dtype=self.values.dtype,
             **({"output_padding": self.output_padding} if self.transposed else {}),
         )
+
+    def to_dense(self) -> Any:
+        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
+        dense = self.dense_twin(self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.dense_weight())
             if self.bias is not None:
@@ -496,8 +507,9 @@ class SparseConv(nn.Module):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
 
     def _plan(self, derived: Derived | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
-        if derived is None:
-            return plan_of(self.support, self._numbers[variant], adjoint)  # where a graph is made, part of it
+        if derived is None:  # where a graph is made: a constant if a call before has made it, else part of the graph
+            made = None if self._derived is None else self._derived.plans.get((*variant, adjoint))
+            return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
         key = (*variant, adjoint)
         if key not in derived.plans:
             with torch.inference_mode(False):  # a plan made while evaluating serves training too
@@ -805,16 +817,7 @@ def _initial_support(
 
 
 def plain_weight(module: nn.Module) -> Tensor:
-    """A dense layer's weight, ``torch.nn.utils.prune``'s mask applied; ``ValueError`` if computed otherwise."""
-    weight = module._parameters.get("weight")
-    if weight is not None:
-        return weight
-    if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
-        original, mask = module._parameters["weight_orig"], module._buffers["weight_mask"]
-        assert original is not None
-        assert mask is not None
-        return (original.detach() * mask).requires_grad_(original.requires_grad)
-    raise ValueError(
-        f"{type(module).__name__} computes its weight (spectral or weight normalisation, or another parametrization); "
-        "remove that first, for example with torch.nn.utils.parametrize.remove_parametrizations"
-    )
+    """A dense layer's weight; a computed one (mask, spectral or weight norm, parametrization) as in evaluation."""
+    weight = plain_layer(module)._parameters["weight"]
+    assert weight is not None
+    return weight

@@ -137,6 +137,8 @@ def regrow(
     absolute gradient come in, at 0. Where fewer are absent, the places left go back to those that were just dropped, by
     gradient too, with the value and the state that they had. Of equal ones the first by position stays, or comes in.
 
+    A frozen layer keeps its weights: what came in would stay 0.
+
     Args:
         network: its sparse layers are changed in place.
         gradients: layer's name to ``[weight_shape]``, as :func:`dense_gradients` gives them.
@@ -154,6 +156,8 @@ def regrow(
     layers = regrowable_layers(network)
     exchanges = {}
     for name, layer in layers.items():  # all of them before the first change: one may be refused
+        if not layer.values.requires_grad:
+            continue
         gradient = gradients.get(name)
         label = _label(name, layer)
         if gradient is None or tuple(gradient.shape) != layer.weight_shape:

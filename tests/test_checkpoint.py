@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -489,3 +490,59 @@ def test_metadata_that_is_not_canonical(tmp_path, target, rewrite):
     text = rewrite(checkpoint._canonical(file.meta))
     path.write_bytes(safetensors.torch.save(file.tensors, {checkpoint.FORMAT: text}))
     refused(target, path, "metadata|version")
+
+
+# ---------------------------------------------------------------------- shared memory
+
+
+class Sharing(nn.Module):
+    """Parameters that are parts of one buffer, in several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        base = torch.randn(6, 4)
+        parts = {
+            "slices": (base[:3], base[3:]),
+            "transposed": (base, base.t()),
+            "the whole and a part": (base, base[1]),
+            "overlapping": (base[:4], base[2:]),
+            "twice": (base, base),
+            "one of many": (torch.randn(1000, 4)[7], torch.randn(2)),
+            "expanded": (torch.randn(1, 4).expand(5, 4), torch.randn(3)),
+        }[how]
+        self.first, self.second = (nn.Parameter(part) for part in parts)
+        self.conv = sg.SparseConv2d(2, 3, 3, sparsity=0.5)
+        self.conv.values.data = torch.randn(100)[: self.conv.nnz]
+
+
+@pytest.mark.parametrize(
+    "how", ["slices", "transposed", "the whole and a part", "overlapping", "twice", "one of many", "expanded"]
+)
+def test_parameters_that_share_memory(how: str, tmp_path: Path) -> None:
+    model = Sharing(how)
+    wanted = {name: one.clone() for name, one in model.state_dict().items()}
+    sg.save(model, tmp_path / "g.safetensors")
+    assert (tmp_path / "g.safetensors").stat().st_size < 2500
+    with torch.no_grad():
+        model.first.narrow(0, 0, 1).add_(1)
+        model.second.add_(1)
+    sg.load(model, tmp_path / "g.safetensors")
+    assert all(torch.equal(one, wanted[name]) for name, one in model.state_dict().items())
+    plain = Sharing("slices")
+    plain.first, plain.second = (
+        nn.Parameter(torch.zeros_like(one).contiguous()) for one in (model.first, model.second)
+    )
+    sg.load(plain, tmp_path / "g.safetensors")
+    assert all(torch.equal(one, wanted[name]) for name, one in plain.state_dict().items())
+
+
+def test_an_expanded_parameter_takes_one_value_only(tmp_path: Path) -> None:
+    model = Sharing("expanded")
+    other = Sharing("expanded")
+    other.first = nn.Parameter(torch.randn(5, 4))
+    sg.save(other, tmp_path / "g.safetensors")
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    with pytest.raises(sg.CheckpointError, match="different values along dimension 0 of first"):
+        sg.load(model, tmp_path / "g.safetensors")
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())

@@ -220,7 +220,7 @@ def test_transparency_is_white_and_exif_turns(tmp_path: Path) -> None:
         ("dcgan", lambda r: r.mkdir(), "x holds no images; png, jpg"),
         ("dcgan", lambda r: (pictures(r, 3) / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"bad\.png is not an"),
         ("dcgan", lambda r: cut_short(pictures(r, 3, 50) / "001.png"), r"001\.png is not an image that pillow can"),
-        ("dcgan", lambda r: Image.new("I;16", (8, 8)).save(pictures(r, 1) / "deep.png"), "8 bits a channel are"),
+        ("dcgan", lambda r: Image.new("F", (8, 8)).save(pictures(r, 1) / "deep.tiff"), "8 or 16 bits a channel"),
         ("pix2pix", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 wide; .* even width"),
         ("pix2pix", lambda r: (pictures(r / "trainA", 3), pictures(r / "trainB", 4)), "names; '003' is in only"),
         ("pix2pix", lambda r: pictures(r / "trainA", 3), "must hold trainA and trainB"),

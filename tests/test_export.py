@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,3 +162,36 @@ def test_aotinductor_computes_what_the_model_does(tmp_path: Path) -> None:
         compiled = torch._inductor.aoti_load_package(package)
         for x in (example, other):
             torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_arguments_of_every_kind(tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.table = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(5, 4)
+
+        def forward(
+            self, x: dict[str, Any], labels: Any = None, scale: float = 1.0, skip: Any = None
+        ) -> dict[str, Any]:
+            y = self.conv(x["image"] + x["more"][0]) * scale
+            y = y if labels is None else y + self.table(labels)[:, :, None, None]
+            return {"image": y if skip is None else y + skip, "mean": y.mean((2, 3))}
+
+    def image(channels: int = 3) -> Any:
+        return torch.randn(2, channels, 6, 6)
+
+    model = sg.sparsify(Nested(), 0.5)
+    x = {"image": image(), "more": [image()]}
+    done = sg.export_onnx(
+        model, (x, torch.tensor([1, 3])), tmp_path / "g.onnx", kwargs={"scale": 2.0, "skip": image(4)}
+    )
+    assert list(done.inputs) == ["x_image", "x_more_0", "labels", "skip"]
+    assert done.outputs == ("image", "mean")
+    assert done.difference is not None
+    sg.export_onnx(model, (x,), tmp_path / "other.onnx")
+    for example, words in (((x, {1, 2}), "an argument holds a set"), ((x, object()), "an argument holds a object")):
+        with pytest.raises(TypeError, match=words):
+            sg.export_onnx(model, example, tmp_path / "no.onnx")
+    with pytest.raises(ValueError, match=r"a tensor of dtype torch\.float64"):
+        sg.export_onnx(model, ({"image": image().double(), "more": [image()]},), tmp_path / "no.onnx")
+    assert not (tmp_path / "no.onnx").exists()

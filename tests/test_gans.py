@@ -25,6 +25,7 @@ from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.prune import sparse_layers, sparsify
 from sparsegan.schedule import GradualPruning, OneShot
+from sparsegan.state_dicts import read_state
 from sparsegan.training.adversarial import AdversarialTask
 
 Shapes = dict[str, tuple[int, ...]]
@@ -270,12 +271,12 @@ def test_hostile_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     file = tmp_path / "net.pth"
     good = state_of(dcgan_shapes(8, 2, 2, 3)[0])
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in good.items()}}, file)
-    assert store.read_state(file).keys() == good.keys()
+    assert read_state(file).keys() == good.keys()
     judge = state_of(dcgan_shapes(8, 2, 2, 3)[1])
     torch.save({"netG": {"state_dict": good}, "netD": judge}, tmp_path / "both.pt")
     assert store.load_public(tmp_path / "both.pt", tmp_path / "both.pt")[1]
     save_file(good, tmp_path / "net.safetensors")
-    assert store.read_state(tmp_path / "net.safetensors").keys() == good.keys()
+    assert read_state(tmp_path / "net.safetensors").keys() == good.keys()
     for content, why in (
         (Evil(), "cannot be read as a state_dict without running code"),
         ([1, 2], "holds a list; it must hold a state_dict"),
@@ -286,17 +287,17 @@ def test_hostile_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         torch.save(content, file)
         with pytest.raises(ValueError, match=why):
-            store.read_state(file)
+            read_state(file)
     for name, content, why in (
         ("net.pth", b"\x80\x02garbage", "cannot be read as a state_dict"),
         ("net.safetensors", b"\xff" * 64, "is no safetensors file"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=why):
-            store.read_state(tmp_path / name)
+            read_state(tmp_path / name)
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="is no file"):
-        store.read_state(tmp_path / "none.pth")
+        read_state(tmp_path / "none.pth")
 
 
 # Tiny GANs of every kind

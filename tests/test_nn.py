@@ -13,7 +13,6 @@ from conftest import assert_exact
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
@@ -388,8 +387,6 @@ def test_bad_construction(how: dict[str, Any], error: type[Exception], words: st
 def test_wrong_modules() -> None:
     with pytest.raises(TypeError, match="module is a Linear"):
         sg.SparseConv2d.from_dense(nn.Linear(3, 4))
-    with pytest.raises(ValueError, match="parametrization"):
-        sg.SparseConv2d.from_dense(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
     with pytest.raises(ValueError, match="NaN"):
         sg.SparseConv2d.from_dense(_with_nan(), sparsity=0.5)
     with pytest.raises(AttributeError, match="dense_weight"):

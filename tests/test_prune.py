@@ -83,8 +83,6 @@ def test_a_layer_with_a_forward_of_its_own_stays_dense_and_is_named() -> None:
     with pytest.warns(UserWarning, match="0 is a .*Padded, not torch.nn's own layer"):
         sg.sparsify(net, 0.5)
     assert [name for name, _ in sg.sparse_layers(net)] == ["1"]
-    with pytest.raises(ValueError, match="parametrization"):
-        sg.sparsify(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))), 0.5)
 
 
 def test_magnitude_ties_are_broken_by_position() -> None:

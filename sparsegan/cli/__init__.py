@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(given)
     from ..training import ranks
 
+    form = warnings.formatwarning
+    # A sentence is enough, without the source line that it comes from.
+    warnings.formatwarning = lambda message, *_: f"sparsegan {parsed.command}: {message}\n"
     try:
         with ranks.from_environment():
             parsed.run(parsed)
@@ -47,4 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sparsegan {parsed.command}: interrupted; --resume continues a run", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = form
     return 0

@@ -141,25 +141,41 @@ def add_gan_options(parser: argparse.ArgumentParser) -> None:
         "objective)",
     )
     parser.add_argument("--discriminator", nargs="+", metavar="FILE", help="its state_dict; CycleGAN's netD_A, netD_B")
+    parser.add_argument(
+        "--key", help="where in the generator's file the state_dict is (g_ema, models.G; default: found)"
+    )
+    parser.add_argument("--discriminator-key", metavar="KEY", help="the same of the discriminator's file")
 
 
 def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
     """The dense GAN of `add_gan_options`, and whether its discriminator is a trained one."""
     if (arguments.folder is None) == (arguments.generator is None):
         raise ValueError("give a folder that train wrote, or --generator")
+    _check_gan_options(arguments)
     if arguments.folder is not None:
-        if arguments.discriminator or arguments.task:
-            raise ValueError("--task and --discriminator go with --generator; a folder holds both networks")
         return store.load(arguments.folder), True
     if len(arguments.generator) == 1 and ":" in arguments.generator[0]:
-        if arguments.discriminator:
-            raise ValueError("--discriminator goes with files; a Python function gives its own")
         return load_entry(arguments.generator[0]), True
-    return store.load_public(arguments.generator, arguments.discriminator, arguments.task)
+    keys = {"key": arguments.key, "discriminator_key": arguments.discriminator_key}
+    return store.load_public(arguments.generator, arguments.discriminator, arguments.task, **keys)
+
+
+def _check_gan_options(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options that would have no effect."""
+    of_files = ("discriminator", "key", "discriminator_key")
+    given = [f"--{name.replace('_', '-')}" for name in (*of_files, "task") if getattr(arguments, name) is not None]
+    if arguments.folder is not None and given:
+        raise ValueError(f"{', '.join(given)} goes with --generator; a folder holds both networks")
+    files = arguments.generator or []
+    if len(files) == 1 and ":" in files[0] and set(given) - {"--task"}:
+        raise ValueError(f"{', '.join(given)} goes with files; a Python function gives its own networks")
+    if arguments.discriminator_key is not None and arguments.discriminator is None:
+        raise ValueError("--discriminator-key is given without --discriminator, whose file it is for")
 
 
 def load_any(arguments: argparse.Namespace) -> store.Gan:
     """The GAN of `add_gan_options`, dense or compressed, its generator ready for evaluation."""
+    _check_gan_options(arguments)
     if arguments.folder is not None and arguments.generator is None:
         return load_trained(arguments.folder)
     gan = load_gan(arguments)[0]

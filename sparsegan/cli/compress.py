@@ -28,6 +28,7 @@ from ..macs import count_macs
 from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
+from ..progress import announce
 from ..training import Run, endless, ranks, write_text
 from ..training.adversarial import teach
 from .common import (
@@ -88,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--generator-every", type=int, help="discriminator steps a generator step (default: the task's)"
     )
     parser.add_argument("--decay", action="store_true", help="let both rates fall to 0 over the second half of the run")
+    parser.add_argument(
+        "--ema",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="the result is a moving average of the weights, of this decay (0.999, say; default: 0, none)",
+    )
     parser.add_argument(
         "--accumulate",
         type=int,
@@ -183,6 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
         betas=training.betas,
         decay=arguments.decay,
         accumulate=arguments.accumulate,
+        ema=arguments.ema,
         autocast=getattr(torch, arguments.autocast) if arguments.autocast else None,
         run_dir=arguments.out,
         resume=arguments.resume,
@@ -277,6 +286,7 @@ def _allocation(
     batches = list(islice(endless(loader, arguments.seed), SENSITIVITY_BATCHES))
     measure = gap(gan.generator, discriminator, objective, batches, seed=arguments.seed)
     granularity, exclude = parse_granularity(arguments.granularity), tuple(arguments.exclude)
+    announce("measuring how sensitive each layer is, on its own, before the first step", arguments.quiet)
     return sensitivity(gan.generator, measure, arguments.sparsity, granularity, exclude)
 
 
@@ -309,6 +319,11 @@ def _warm_up(
     arguments: argparse.Namespace, gan: store.Gan, discriminator: nn.Module, training: Training, loader: Any
 ) -> None:
     """Train `discriminator` on the dense generator's images; resumable, in OUT/discriminator."""
+    announce(
+        f"there is no trained discriminator: a fresh one first learns from the dense generator's images, "
+        f"{arguments.warm_up} steps (--warm-up), then the compression begins",
+        arguments.quiet,
+    )
     named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed", "direction", "domains", "data_free")
     teach(
         discriminator,

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.layouts import decode, image_files, to_tensor
-from ..engine import optimize_for_inference
+from ..engine import optimize_for_inference, tiling
+from ..engine.statistics import STATISTICS
 from ..gans import store
 from ..gans.stargan import as_rows
+from ..progress import Progress, track
 from .common import add_gan_options, add_threads, grid, load_any, set_threads, write_png
 
 Translate = Callable[[Tensor], Tensor]
@@ -30,6 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gan_options(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="inputs, for a GAN that makes images from images")
     parser.add_argument("--size", type=int, help="resize each input to this square, in pixels (default: as it is)")
+    parser.add_argument("--tile", type=int, help="run larger images in tiles of this side, in pixels: less memory")
+    parser.add_argument("--overlap", type=int, help="pixels that tiles share (default: as many as the generator sees)")
+    parser.add_argument(
+        "--approximate", action="store_true", help="tiles where a layer looks at the whole image (an instance norm) too"
+    )
+    parser.add_argument(
+        "--statistics",
+        choices=STATISTICS,
+        default="stored",
+        help="of batch norms: those that they have stored, or each batch's own, as pix2pix is often run (stored)",
+    )
     parser.add_argument("--direction", choices=["a_to_b", "b_to_a"], help="of CycleGAN (default: both)")
     parser.add_argument("--domains", nargs="+", help="StarGAN's targets, names or numbers (default: all)")
     parser.add_argument("--count", type=int, default=64, help="images from noise (default: 64)")
@@ -45,10 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the grid, or the images, and how long the generator took."""
-    for name in ("count", "columns", "batch", "size"):
+    for name in ("count", "columns", "batch", "size", "tile"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
+    if arguments.tile is None and (arguments.overlap is not None or arguments.approximate):
+        raise ValueError("--overlap or --approximate is given without --tile; both say how tiles are put together")
     set_threads(arguments.threads)
     gan = load_any(arguments)
     with torch.inference_mode():
@@ -59,9 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Server:
-    """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took."""
+    """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took.
 
-    def __init__(self) -> None:
+    `statistics`: of the norms. `tiles`: keywords of a call of an engine, for images that run in tiles.
+    """
+
+    def __init__(self, statistics: str, **tiles: Any) -> None:
+        self.statistics, self.tiles = statistics, tiles
         self.engines: dict[nn.Module, Callable[..., Tensor]] = {}
         self.images = 0
         self.sizes: set[tuple[nn.Module, torch.Size]] = set()
@@ -71,8 +90,9 @@ class _Server:
     def __call__(self, generator: nn.Module, *inputs: Tensor) -> Tensor:
         start = time.perf_counter()
         if generator not in self.engines:
-            self.engines[generator] = optimize_for_inference(generator, inputs)
-        images = self.engines[generator](*inputs)
+            example = tiling.corner(inputs, self.tiles["tile"]) if self.tiles else inputs
+            self.engines[generator] = optimize_for_inference(generator, example, statistics=self.statistics)
+        images = self.engines[generator](*inputs, **self.tiles)
         took = 1e3 * (time.perf_counter() - start)
         size = (generator, inputs[0].shape)
         (self.later if size in self.sizes else self.first).append(took)
@@ -91,21 +111,18 @@ class _Server:
 
 
 def _from_noise(arguments: argparse.Namespace, generator: Any) -> None:
-    from rich.progress import track
-
-    if arguments.images is not None:
-        raise ValueError("--images is given; dcgan makes images from noise")
-    out, server = arguments.out or Path("samples.png"), _Server()
+    for name in ("images", "tile"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is given; dcgan makes images from noise")
+    out, server = arguments.out or Path("samples.png"), _Server(arguments.statistics)
     batches = store.noise(generator, arguments.count, arguments.seed).split(arguments.batch or 64)
-    images = torch.cat([server(generator, z) for z in track(batches, "batches", disable=arguments.quiet)])
+    images = torch.cat([server(generator, z) for z in track(batches, "batches", arguments.quiet)])
     write_png(out, grid(images, arguments.columns))
     print(f"wrote {out}")
     print(server)
 
 
 def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
-    from rich.progress import Progress
-
     if arguments.images is None:
         raise ValueError("--images is missing; this GAN makes images from a folder of images")
     out = arguments.out or Path("generated")
@@ -116,13 +133,13 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     for index, place in enumerate(places):
         if place in places[:index]:
             raise ValueError(f"{files[places.index(place)]} and {files[index]} would both become {place}; rename one")
-    server = _Server()
+    tiles = {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
+    server = _Server(arguments.statistics, **(tiles if arguments.tile is not None else {}))
     ways = dict(_ways(gan, arguments, server))
     network = gan.config["network"]
     channels = network.get("channels", network.get("in_channels", 3))
     torch.manual_seed(arguments.seed)
-    with Progress(disable=arguments.quiet) as progress:
-        task = progress.add_task("images", total=len(files))
+    with Progress("images", len(files), quiet=arguments.quiet) as progress:
         for batch, pixels in _batches(files, channels, arguments.size, arguments.batch or 1):
             for name, translate in ways.items():
                 try:
@@ -132,7 +149,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
                     raise ValueError(f"{named}: {error}") from None
                 for index, image in zip(batch, made, strict=True):
                     write_png(out / name / places[index], _picture(image))
-            progress.advance(task, len(batch))
+            progress.advance(len(batch))
     print(f"wrote {len(files) * len(ways)} images to {out}")
     print(server)
 

@@ -18,7 +18,6 @@ reading is this one:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from torch import nn
 
 from ..allocation import Targets
+from ..copying import copy_model
 from ..gans.objective import Objective
 from ..prune import sparsify
 from ..schedule import GradualPruning, OneShot, Rounds, Schedule
@@ -270,7 +270,7 @@ def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:
     """Parameters of a generator pruned to `sparsity`; `how` has granularity, exclude and allocation of `Compressor`."""
     targets = Targets.of(generator, sparsity, **how)
     split = {key: how[key] for key in ("granularity", "exclude") if key in how}
-    pruned = sparsify(copy.deepcopy(generator), targets.layers, **split)
+    pruned = sparsify(copy_model(generator), targets.layers, **split)
     return sum(parameter.numel() for parameter in pruned.parameters())
 
 

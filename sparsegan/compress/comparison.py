@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..training import ranks
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
@@ -98,9 +98,9 @@ def gap(
     if not batches:
         raise ValueError("batches is empty; at least one is needed")
     minimised = SelfSupervisedLoss() if loss is None else loss
-    judge = copy.deepcopy(discriminator).requires_grad_(False).eval()
+    judge = copy_model(discriminator).requires_grad_(False).eval()
     layers = feature_layers_of(judge, ()) if minimised.matches_features else []
-    both = Comparison(copy.deepcopy(generator).eval(), judge, objective, minimised, layers)
+    both = Comparison(copy_model(generator).eval(), judge, objective, minimised, layers)
 
     def measure(network: nn.Module) -> float:
         total = 0.0

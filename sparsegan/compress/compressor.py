@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
+from ..averaging import Average
+from ..copying import copy_model
 from ..gans.objective import Objective, images_in
-from ..prune import sparsify
+from ..modes import train_as_set, trainable
+from ..prune import sparse_layers, sparsify
 from ..regrow import regrowable_layers
 from ..schedule import Schedule
 from ..training import Run, endless, ranks, run_loop
@@ -69,6 +72,8 @@ class Compressor:
     `generator_every`: discriminator steps a generator step, n_critic.
     `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
     the run. `rewind`: of every stretch between two prunings, at which they start anew (Renda et al., arXiv 2003.02389).
+    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
+    `sparsegan.Average`.
     `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
     part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
     `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
@@ -76,9 +81,13 @@ class Compressor:
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
 
+    Parameters that do not require a gradient stay as they are, those of a frozen convolution that is not excluded are
+    pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those
+    that are in training, a module in evaluation stays there (a norm on its stored statistics, say).
+
     In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
     `training.ranks`. Rank 0 writes.
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range, and for a network to be trained of which everything is frozen.
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class Compressor:
         betas: tuple[float, float] = (0.5, 0.999),
         decay: bool = False,
         rewind: bool = False,
+        ema: float = 0.0,
         accumulate: int = 1,
         autocast: torch.dtype | None = None,
         run_dir: str | Path | None = None,
@@ -125,10 +135,12 @@ class Compressor:
             raise ValueError(f"regrow is {regrow}; it must be at least 0 and below 1")
         if rewind and not decay:
             raise ValueError("rewind is set and decay is not; without a decay no learning rate is ever lower")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema is {ema}; it must be at least 0 and below 1")
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}; it must be at least 1")
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; it must be an integer, at least 1")
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast is {autocast}; it must be torch.bfloat16, torch.float16 or None")
         self.schedule, self.contrast, self.autocast = schedule, contrast, autocast
@@ -165,30 +177,38 @@ class Compressor:
             # Without these, runs that were begun before they were there go on.
             **({"regrow": regrow} if regrow else {}),
             **({"rewind": rewind} if rewind else {}),
+            **({"ema": ema} if ema else {}),
             **(config or {}),
         }
         start = generator if student is None else student
         targets = Targets.of(start, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
-        sparse = sparsify(copy.deepcopy(start), targets.at(schedule.sparsity(0)), granularity, exclude)
-        student = sparse.requires_grad_(True).train()
+        sparse = sparsify(copy_model(start), targets.at(schedule.sparsity(0)), granularity, exclude)
+        student = train_as_set(sparse)
+        _say_frozen(student)
         if regrow:
             regrowable_layers(student)
         if stored_statistics:
             for norm in batch_norms(student):
                 norm.eval()
-        judge = copy.deepcopy(discriminator).train(discriminator_mode == "updated")
+        judge = copy_model(discriminator)
+        judge = train_as_set(judge) if discriminator_mode == "updated" else judge.requires_grad_(False).eval()
         if prune_discriminator:
             judge = sparsify(judge, schedule.sparsity(0))
         compared = loss.matches or original_as_real
         self.task = CompressionTask(
-            copy.deepcopy(generator).requires_grad_(False).eval() if compared else None,
+            copy_model(generator).requires_grad_(False).eval() if compared else None,
             student,
             judge,
             objective,
             schedule,
             loss,
-            torch.optim.Adam(student.parameters(), generator_lr, betas, fused=True),
-            torch.optim.Adam(judge.parameters(), discriminator_lr, betas, fused=True)
+            torch.optim.Adam(trainable(student, "generator"), generator_lr, betas, fused=True),
+            torch.optim.Adam(
+                trainable(judge, "discriminator", ', or set discriminator_mode="frozen"'),
+                discriminator_lr,
+                betas,
+                fused=True,
+            )
             if discriminator_mode == "updated"
             else None,
             generator_every,
@@ -200,6 +220,7 @@ class Compressor:
             accumulate,
             regrow,
             rewind,
+            Average(student, ema) if ema else None,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -228,7 +249,11 @@ class Compressor:
                 title=self.title,
                 quiet=self.quiet or ranks.rank() > 0,
             )
-        student = self.task.student.eval()
+        average = self.task.average
+        if average is not None:
+            for ours, theirs in zip(average.model.parameters(), self.task.student.parameters(), strict=True):
+                ours.requires_grad_(theirs.requires_grad)
+        student = self.task.student.eval() if average is None else average.model
         if self.contrast and self.schedule.steps > 0:
             original = self.task.original
             if original is None:
@@ -256,6 +281,16 @@ class Compressor:
             raise ValueError("contrast needs an objective whose generate gives images [N, C, H, W]")
         for name in names:
             match(name)
+
+
+def _say_frozen(student: nn.Module) -> None:
+    frozen = [name for name, layer in sparse_layers(student) if not layer.values.requires_grad]
+    if frozen:
+        warnings.warn(
+            f"frozen convolutions (requires_grad is False) are pruned like the others, and what is kept of them is not "
+            f"trained: {', '.join(frozen)}. Name them in exclude to keep them dense",
+            stacklevel=3,
+        )
 
 
 def _fields(value: Any) -> dict[str, Any]:

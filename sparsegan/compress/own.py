@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gans.objective import Objective
+from ..modes import in_mode
 
 
 class OwnImages:
@@ -31,12 +32,9 @@ class OwnImages:
     def __iter__(self) -> Iterator[Any]:
         seed = int(torch.randint(2**62, ()))
         for index, batch in enumerate(self.loader):
-            training = self.generator.training
-            self.generator.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with in_mode(self.generator, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + index)
                 fake = self.objective.generate(self.generator, batch)
-            self.generator.train(training)
             yield self.own(fake, batch)
 
 

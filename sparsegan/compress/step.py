@@ -6,13 +6,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..allocation import Targets
+from ..averaging import Average
 from ..gans.objective import ImagePool, Objective, detached
+from ..modes import held
 from ..prune import shrink, sparse_layers
 from ..regrow import dense_gradients, regrow
 from ..schedule import Schedule, prunings
@@ -50,12 +52,15 @@ class CompressionTask(Comparison):
         accumulate: int = 1,
         regrow: float = 0.0,
         rewind: bool = False,
+        average: Average | None = None,
     ) -> None:
         super().__init__(original, discriminator, objective, loss, feature_layers)
         self.accumulate = accumulate
         self.regrow = regrow
+        self.average = average
         self.stretches = prunings(schedule) if rewind else [0, schedule.steps]
         self.student = student
+        self.judging = [one for one in discriminator.parameters() if one.requires_grad]
         self.schedule = schedule
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
@@ -93,6 +98,8 @@ class CompressionTask(Comparison):
         # A loss that is no number is the loop's to report, and gives nothing to choose weights by.
         if share > 0 and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, share, self.optimizer)
+        if self.average is not None and step % self.generator_every == 0:
+            self.average.update(self.student)
         return figures
 
     def _rate(self, step: int) -> float:
@@ -112,50 +119,48 @@ class CompressionTask(Comparison):
 
     def _generator_step(
         self,
-        parts: list[Any],
+        parts: list[Part],
         made: list[tuple[Tensor, Made | None, Made | None]],
         gradients: Mapping[str, Tensor],
         figures: dict[str, float],
     ) -> None:
         """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too."""
-        self.discriminator.requires_grad_(False)
         self.optimizer.zero_grad()
         for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
             gradient.zero_()
         for part, (before, ours, theirs) in zip(parts, made, strict=True):
             if ours is None:
-                ours = self._generate_with_graph(part, before)
-            with _judging_once(self.discriminator):
-                self._generator_backward(ours, theirs, part, before, len(parts), figures)
+                ours = self._generate_with_graph(part.batch, before)
+            with _judging_once(self.discriminator), held(self.judging):
+                self._generator_backward(ours, theirs, part, before, figures)
         ranks.sum_gradients(self.optimizer)
         ranks.sum_tensors(gradients.values())
         self.optimizer.step()
 
     def _discriminator_step(
-        self, parts: list[Any], with_graph: bool, figures: dict[str, float]
+        self, parts: list[Part], with_graph: bool, figures: dict[str, float]
     ) -> list[tuple[Tensor, Made | None, Made | None]]:
         """Fakes of every part, and a step of the discriminator on them. Returns, a part: the random state before its
         noise, what the generator made, what the original did. Of several parts only the random state is kept."""
         optimizer = self.discriminator_optimizer
         made: list[tuple[Tensor, Made | None, Made | None]] = []
         if optimizer is not None:
-            self.discriminator.requires_grad_(True)
             optimizer.zero_grad()
         for part in parts:
-            before, theirs = torch.get_rng_state(), None
+            before, theirs, batch = torch.get_rng_state(), None, part.batch
             with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
-                ours = self.generate(self.student, part)
+                ours = self.generate(self.student, batch)
             if self.original is not None and self.original_as_real:
-                theirs = self.generate_again(self.original, part, before)
+                theirs = self.generate_again(self.original, batch, before)
             if optimizer is not None:
                 past = self.pool(detached(ours[0]))
-                terms = self.objective.discriminator_terms(self.student, self.discriminator, past, part)
+                terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
                 loss = self.objective.total(terms)
                 if self.original is not None and theirs is not None:
-                    real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], part)
+                    real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
                     loss = loss + self.objective.total(real)
-                (loss / len(parts)).backward()
-                _add(figures, terms, len(parts))
+                (loss / part.parts).backward()
+                _add(figures, terms, part.parts)
             made.append((before, ours, theirs) if len(parts) == 1 else (before, None, None))
         if optimizer is not None:
             ranks.sum_gradients(optimizer)
@@ -171,9 +176,9 @@ class CompressionTask(Comparison):
         return made
 
     def _generator_backward(
-        self, ours: Made, theirs: Made | None, part: Any, before: Tensor, parts: int, figures: dict[str, float]
+        self, ours: Made, theirs: Made | None, part: Part, before: Tensor, figures: dict[str, float]
     ) -> None:
-        compressed, original = self.compare(self.student, ours, theirs, part, before)
+        compressed, original = self.compare(self.student, ours, theirs, part.batch, before)
         judged = compressed.discriminator
         if judged and not any(term.requires_grad for term in judged.values()):
             raise ValueError(
@@ -181,18 +186,20 @@ class CompressionTask(Comparison):
                 "discriminator_terms must not detach its argument fake"
             )
         loss = self.loss(self.objective, compressed, original)
-        (loss / parts).backward()
-        _add(figures, compressed.generator, parts)
-        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, parts)
+        (loss / part.parts).backward()
+        _add(figures, compressed.generator, part.parts)
+        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
         if original is not None:
             both = original.generator | original.discriminator
-            _add(figures, {f"{name}_original": term for name, term in both.items()}, parts)
-        _add(figures, {"loss": loss}, parts)
+            _add(figures, {f"{name}_original": term for name, term in both.items()}, part.parts)
+        _add(figures, {"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
         judge = self.discriminator_optimizer
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -215,26 +222,49 @@ class CompressionTask(Comparison):
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.loss.load_state_dict(state["loss"])
         self.pool.load_state_dict(state.get("pool", {}))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
-def split(batch: Any, parts: int) -> list[Any]:
-    """A batch, tensors inside tuples and dicts too, in so many equal parts. Raises ValueError where it has none."""
-    if parts == 1:
-        return [batch]
+class Part(NamedTuple):
+    """Some images of a batch. `parts`: the batch has so many times as many, which its mean over images divides by."""
 
-    def part(index: int) -> Any:
-        def cut(tensor: Tensor) -> Tensor:
-            if tensor.shape[0] % parts:
-                raise ValueError(f"a batch of {tensor.shape[0]} does not divide into accumulate={parts} parts")
-            return tensor.chunk(parts)[index]
-
-        return mapped(batch, cut)
-
-    return [part(index) for index in range(parts)]
+    batch: Any
+    parts: float
 
 
-def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: int) -> None:
-    """Terms of one part to those of the parts before it: their mean."""
+def split(batch: Any, parts: int) -> list[Part]:
+    """A batch, tensors inside tuples and dicts too, in so many parts; one of fewer images in as many as it has images.
+
+    Parts differ by at most one image. Raises ValueError where the tensors do not all have as many images.
+    """
+    sizes: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.add(tensor.shape[0] if tensor.dim() else 0)
+        return tensor
+
+    mapped(batch, note)
+    if parts == 1 or not sizes:
+        return [Part(batch, 1)]
+    if len(sizes) > 1 or 0 in sizes:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise ValueError(
+            f"a batch has tensors of {found} images; accumulate={parts} needs tensors of as many images each, "
+            "at least one, along the first dimension"
+        )
+    (images,) = sizes
+    cuts = torch.arange(images).tensor_split(min(parts, images))
+
+    def part(rows: Tensor) -> Part:
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        return Part(mapped(batch, lambda tensor: tensor[first:last]), images / len(rows))
+
+    return [part(rows) for rows in cuts]
+
+
+def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: float) -> None:
+    """Terms of one part to those of the parts before it: their mean over images."""
     for name, term in terms.items():
         figures[name] = figures.get(name, 0.0) + term.item() / parts
 

@@ -15,6 +15,7 @@ everything else must be readable. Images with transparency are laid on white.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..progress import announce, track
 from . import idx
 from .samples import FACTOR, Crops, Images, Pairs, Samples, Single, Unpaired
 
@@ -71,9 +73,7 @@ class Reading:
 
     def track(self, items: Sequence[Any]) -> Iterable[Any]:
         """The items, under a progress bar unless quiet."""
-        from rich.progress import track
-
-        return track(items, "reading images", disable=self.quiet, transient=True)
+        return track(items, "reading images", self.quiet)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -93,39 +93,57 @@ def _endings() -> frozenset[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image file in `folder`, in any depth, sorted. Raises when the folder is missing or holds none."""
+    """Every image file in `folder`, in any depth, sorted. Hidden files are left out, and other files, which one line
+    counts. Raises when the folder is missing or holds no images."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; a folder with images is expected")
     try:
         endings = _endings()
     except ModuleNotFoundError:
         raise ModuleNotFoundError("images are read by pillow, which is not installed; pip install pillow") from None
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
-    files = sorted(path for path in inside if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    inside = (path for path in folder.rglob("*") if path.is_file())
+    seen = [path for path in inside if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    files = sorted(path for path in seen if path.suffix.lower() in endings)
+    if others := sorted({path.suffix or path.name for path in seen} - {path.suffix for path in files}):
+        count = len(seen) - len(files)
+        announce(f"{folder}: {count} files are no images and are left out ({', '.join(others[:4])})")
     if not files:
         raise ValueError(f"{folder} holds no images; png, jpg, webp and what else pillow reads are accepted")
     return files
 
 
 def decode(file: Path, channels: int = 3) -> Pillow.Image:
-    """Read one image file, turned as its EXIF says, as RGB (or grey, for 1 channel), transparency laid on white.
+    """Read one image file as RGB, or grey for 1 channel, 8 bits each: the one reader of every command.
 
-    Raises ValueError naming the file when pillow cannot read it.
+    It is turned as its EXIF says; transparency is laid on white; palettes, CMYK, grey and 1-bit images are converted;
+    of an animation the first frame is taken, with a warning. 16 bits of grey are scaled (65535 is white) and rounded;
+    of 16 bits a colour pillow keeps the upper 8.
+
+    Raises ValueError naming the file when pillow cannot read it, or where pixels are neither 8 nor 16 bits.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as opened:
             opened.load()
+            if getattr(opened, "n_frames", 1) > 1:
+                warnings.warn(f"{file} has {opened.n_frames} frames; the first is taken", stacklevel=2)  # type: ignore[attr-defined]
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
-                raise ValueError(f"it has pixels of type {image.mode}; 8 bits a channel are accepted")
+                image = Image.fromarray(_eight_bits(np.array(image), image.mode))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
+
+
+def _eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Grey pixels of 16 bits, which pillow may hold in 32, as uint8."""
+    if mode[0] == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"it has pixels of type {mode}; 8 or 16 bits a channel are accepted")
+    return ((pixels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 def to_tensor(image: Pillow.Image) -> Tensor:

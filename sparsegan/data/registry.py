@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..progress import track
 from . import idx, layouts, mnist
 
 SPLIT_RULE = "a tenth of the base items is held out, by the SHA-256 of the base item's name"
@@ -141,9 +142,7 @@ def prepare(
     places = {package.name: package.find(given) for package in chosen.packages}
 
     def progress(items: Iterable[Any], what: str) -> Iterator[Any]:
-        from rich.progress import track
-
-        return iter(track(list(items), what, disable=quiet))
+        return track(items, what, quiet)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -18,22 +18,36 @@ from torch import Tensor, fx, nn
 from .. import dispatch
 from ..gans.parts import InstanceNorm2d
 from ..nn import SparseConv
+from ..tracing import has_hooks, is_random
 from .layers import Layers
-from .steps import Gather, Norm, Pointwise, Statistics, Step, Torch
+from .steps import Dense, Gather, Norm, Pointwise, Statistics, Step, Torch
 from .values import Affine, Padding, Slot, Value, concatenated
+
+#: What the steps compute in; a model of another dtype runs in torch.
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Unsafe(Exception):
-    """The graph cannot be cut into steps: why."""
+    """The graph cannot be cut into steps: why. `module`: the name of the one in whose forward that is, "" for the
+    model's own."""
+
+    def __init__(self, why: str, node: fx.Node) -> None:
+        super().__init__(why)
+        stack = node.meta.get("nn_module_stack") or {}
+        self.module = str(list(stack)[-1]) if stack else ""
 
 
 @dataclass
 class Program:
-    """The steps of a graph for one shape of its inputs. `result`: the graph's output, slots in the place of tensors."""
+    """The steps of a graph for one shape of its inputs.
+
+    `result`: the graph's output, slots in the place of tensors; its leaves in a list, where there is a `structure`.
+    """
 
     steps: list[Step]
     inputs: list[Slot]
     result: Any
+    structure: Any = None
 
 
 class Compiler:
@@ -44,13 +58,10 @@ class Compiler:
         modules: of the model, by name.
         layers: its convolutions, as the kernels read them.
         dtype: of the activations.
-        given: how many of the forward's arguments a call gives; the others keep their defaults.
     """
 
-    def __init__(
-        self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype, given: int
-    ) -> None:
-        self.modules, self.layers, self.dtype, self.given = modules, layers, dtype, given
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Layers, dtype: torch.dtype) -> None:
+        self.modules, self.layers, self.dtype = modules, layers, dtype
         self.map_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
         self.inputs: list[Slot] = []
@@ -70,8 +81,6 @@ class Compiler:
 
     def _follow(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            if len(self.inputs) == self.given:
-                return node.args[0] if node.args else None
             slot = self._outside(node)
             self.inputs.append(slot)
             return self._held(slot, node)
@@ -90,7 +99,7 @@ class Compiler:
         if node.op != "call_module":
             return node.target, None
         module = self.modules[str(node.target)]
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_hooks(module):
             return None, module
         if isinstance(module, SparseConv):
             return SparseConv, module
@@ -116,8 +125,10 @@ class Compiler:
     def _held(self, slot: Slot, node: fx.Node) -> Value | Slot:
         """A tensor that the kernels can read, or anything else."""
         example = node.meta.get("value")
-        fits = isinstance(example, Tensor) and example.dim() == 4 and example.dtype == self.dtype and example.numel()
-        return Value(slot) if fits else slot
+        native = self.dtype in NATIVE_DTYPES
+        if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
+            return slot
+        return Value(slot) if example.numel() else slot
 
     def _output(self, node: fx.Node) -> Any:
         known = self.known[node]
@@ -166,7 +177,7 @@ class Compiler:
         if noted is not None and in_place:
             held = self._value(node.args[0])
             if held in self.views or held.slot in self.views:
-                raise Unsafe(f"{node.name} changes in place what shares memory with something else")
+                raise Unsafe(f"{node.name} changes in place what shares memory with something else", node)
             held.become(noted)
             return held
         return noted
@@ -277,7 +288,7 @@ class Compiler:
     def _dense(self, node: fx.Node, layer: SparseConv, name: str, value: Value, weights: Any, why: str) -> Value:
         x, slot = self._written(value), self._outside(node)
         function, args = self.layers.dense_call(name, layer, weights, tuple(node.meta["value"].shape[2:]), x.shape)
-        self.steps.append(Torch(name=name, why=why, function=function, args=(x, *args), y=slot))
+        self.steps.append(Dense(name=name, why=why, function=function, args=(x, *args), y=slot))
         return Value(slot)
 
     def _batch_norm_after(self, node: fx.Node) -> str | None:
@@ -382,11 +393,22 @@ class Compiler:
         affine, slope = concatenated(placed)
         return Value(whole, affine, slope)
 
+    def _alone(self, node: fx.Node) -> bool:
+        """Whether nobody else can see that a node changes its argument in place: it was computed for this node only."""
+        first = node.args[0] if node.args and "out" not in node.kwargs else None
+        if not isinstance(first, fx.Node) or first.op in ("placeholder", "get_attr") or len(first.users) > 1:
+            return False
+        held = self.known.get(first)
+        slot = held.slot if isinstance(held, Value) else held
+        if not isinstance(slot, Slot) or held in self.views or slot in self.views or slot.parent or slot.parts:
+            return False
+        others = (one for other, one in self.known.items() if other is not first)
+        return not any(slot is (one.slot if isinstance(one, Value) else one) for one in others)
+
     def _torch(self, node: fx.Node, kind: Any, module: Any) -> Any:
         """Torch's own function, or a constant where nothing of a run enters."""
-        in_place = _changes_its_input(node, kind, module)
-        if in_place:
-            raise Unsafe(f"{node.name} changes its input in place, and is not known here")
+        if _changes_its_input(node, kind, module) and not self._alone(node):
+            raise Unsafe(f"{node.name} changes its input in place, and is not known here", node)
 
         def given(one: fx.Node) -> Any:
             known = self.known[one]
@@ -402,7 +424,8 @@ class Compiler:
         name = str(node.target) if node.op == "call_module" else node.name
         what = type(module).__name__ if module is not None else _name(kind)
         step = Torch(name=name, why=f"{what} runs in torch", function=function, args=args, kwargs=kwargs, y=slot)
-        if not step.reads:
+        random = is_random(_name(kind)) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.training)
+        if not step.reads and not random:
             return function(*args, **kwargs)
         self.steps.append(step)
         if node.meta.get("view"):
@@ -444,9 +467,7 @@ def _changes_its_input(node: fx.Node, kind: Any, module: Any) -> bool:
 
 def runs_by_numbers(module: Any) -> bool:
     """Whether a module normalises by numbers known beforehand, and does nothing else."""
-    if type(module).forward not in (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward):
-        return False
-    if module._forward_hooks or module._forward_pre_hooks:
+    if type(module).forward not in (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward) or has_hooks(module):
         return False
     return bool(module.track_running_stats and module.running_mean is not None and not module.training)
 
@@ -492,8 +513,8 @@ def _norm(c: Compiler, node: fx.Node, module: Any) -> Value | None:
     if runs_by_numbers(module):
         scale, shift = c.layers.running_map(str(node.target))
         return c.mapped(node, value, scale.to(c.map_dtype), shift.to(c.map_dtype))
-    if isinstance(module, nn.BatchNorm2d):
-        return None
+    if isinstance(module, nn.BatchNorm2d) and (value.slot.shape[0] > 1 or module.training):
+        return None  # of one image, the batch's statistics are the image's
     return c.instance_norm(value, module.weight, module.bias, module.eps, str(node.target))
 
 

@@ -2,51 +2,108 @@
 
 from __future__ import annotations
 
-import copy
-import threading
+import inspect
 import time
+import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from .. import _native
-from ..tracing import Tracer, close
+from ..calls import Call, positional
+from ..copying import bake, copy_model
+from ..forks import ENGINES, TRACING, leave_missing_threads
+from ..nn import SparseConv
+from ..tracing import Tracer, close, has_hooks
+from . import tiling
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
 from .layers import Layers
-from .memory import Layout, Memory, plan_arena
+from .memory import Layout, Memory, new_arena, plan_arena
+from .shapes import Shapes
+from .statistics import by_batch, check_statistics, other_in_training
 from .steps import Step, Torch
 from .values import Slot
 
 
-def optimize_for_inference(model: nn.Module, example: Any, plans: int = 8) -> Engine | GpuEngine:
+def optimize_for_inference(
+    model: nn.Module,
+    example: Any,
+    plans: int = 8,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    statistics: str | None = None,
+) -> Engine | GpuEngine:
     """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
 
     Args:
-        model: any module, sparse layers or pruned dense ones in it; unchanged. The engine computes what it computes in
-            evaluation.
-        example: an input, a tensor or a tuple of arguments. Other shapes and batch sizes are compiled when they come.
-        plans: how many shapes are kept compiled.
+        model: any module, sparse layers or pruned dense ones in it; unchanged. ``DataParallel`` and its kind and
+            ``torch.compile`` are taken off first. The engine computes what the model computes in evaluation.
+        example: an input, or a tuple (or list) of positional arguments; a list that is one argument goes into a tuple.
+            Tensors may be nested in lists, tuples and dicts, beside numbers, strings and None. Other shapes, batch
+            sizes and values of what is no tensor are compiled when they come.
+        plans: how many of these are kept compiled.
+        kwargs: keyword arguments of the example.
+        statistics: ``"stored"``: batch norms use the statistics that they keep, as in evaluation. ``"batch"``: norms
+            use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
+            former, with a warning where the model is in training mode and computes something else there.
 
     On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph.
+    What draws random numbers draws them anew at every call, in the model's order: from the same state of torch's
+    generator an engine on a CPU computes what the model computes. Compiling leaves that state as it was.
+
+    What no kernel is here for runs in torch: ``engine.fallbacks`` lists it, and a warning names convolutions among it.
 
     Raises:
+        TypeError: an argument holds something else than tensors, numbers, strings and None.
         ValueError: the model computes something for the example that torch.fx does not see; it is on several devices,
-            or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1.
+            or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics is another word.
     """
     if plans < 1:
         raise ValueError(f"plans is {plans}; it must be at least 1")
-    inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
+    call = Call.of(positional(example), kwargs or {})
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1 or any(device.type not in ("cpu", "cuda") for device in devices):
         found = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"the model is on {found}; an engine needs one device, a CPU or an NVIDIA GPU")
+    if statistics is None:
+        statistics = "stored"
+        if others := other_in_training(model):
+            warnings.warn(
+                f"the model is in training mode, and {', '.join(others)} compute something else there; the engine "
+                "computes what they do in evaluation. Call model.eval() first if that is meant, or give "
+                'statistics="batch" for norms by the statistics of each batch',
+                stacklevel=2,
+            )
+    check_statistics(statistics)
     if any(device.type == "cuda" for device in devices):
-        return GpuEngine(model, inputs, plans)
-    return Engine(model, inputs, plans)
+        return GpuEngine(unwrapped(model), call, plans, statistics)
+    return Engine(model, call, plans, statistics)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``DataParallel`` and its kind and ``torch.compile``."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A step that runs in torch: the module or function, and why."""
+
+    name: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -65,124 +122,290 @@ class StepTime:
     multiply_ms: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Compiled:
-    """A program and where its tensors lie; memories of runs that are over wait in `free`."""
+    """A program and where its tensors lie."""
 
     program: Program
     layout: Layout
-    free: list[tuple[Memory, list[Any]]]
+
+
+@dataclass(eq=False)
+class Workspace:
+    """An arena for one call at a time, and the programs that have run in it, ready to run there again."""
+
+    arena: Tensor
+    bound: WeakKeyDictionary[Compiled, tuple[Memory, list[Any]]] = field(default_factory=WeakKeyDictionary)
 
 
 class Engine:
     """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
 
-    Calls at the same time are safe: each has memory of its own, which later calls use again. `model` is the engine's
-    own copy of the model, in evaluation; :func:`sparsegan.save` of an engine saves that.
+    Calls at the same time are safe: each has memory of its own, which later calls of any size use again. A size that is
+    new is compiled meanwhile, and known sizes do not wait for it. `model` is the engine's own copy of the model, in
+    evaluation; :func:`sparsegan.save` of an engine saves that.
     """
 
-    def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.example = example
+    def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
+        self.model = bake(copy_model(unwrapped(model))).eval().requires_grad_(False)
+        self.example = example.arguments([tensor.detach().clone() for tensor in example.tensors])
+        self.statistics = statistics
         self._plans = plans
-        self._layers = Layers(self.model)
+        self._example = Call.of(*self.example)
+        self._signature = inspect.signature(self.model.forward)
+        self._running = self.model if statistics == "stored" else by_batch(self.model)
+        self._layers = Layers(self._running)
+        self._shapes = Shapes(self._running)
+        #: Modules that run as one step of torch, and why; why the whole model does.
+        self._opaque: dict[str, str] = {}
+        self._whole: str | None = None if not has_hooks(self.model) else "it has hooks"
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
-        self._lock = threading.Lock()
-        with torch.no_grad():
-            expected = self.model(*_copies(self.example))
-            if not close(self(*_copies(self.example)), expected):
-                raise ValueError(
-                    f"the compiled {type(model).__name__} does not put out the same; its forward does something that "
-                    "torch.fx does not see"
-                )
+        self._workspaces: list[Workspace] = []  # those that no call is using
+        self.tiles = tiling.Tiles()
+        self._check()
+        self._say_fallbacks()
 
-    def __call__(self, *inputs: Any) -> Any:
-        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
+    def _check(self) -> None:
+        """Raises ValueError where the engine computes something else than the model, from the same random numbers."""
+        calls = [self._example]
+        if any(
+            one.is_floating_point() and one.numel() and bool((one == one.flatten()[0]).all())
+            for one in calls[0].tensors
+        ):
+            calls.append(calls[0].changed(_varied))  # a constant image says little
+        for call in calls:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                state = torch.get_rng_state()
+                args, kwargs = call.copies()
+                buffers = _Buffers(self._running)
+                try:
+                    expected = self._running(*args, **kwargs)
+                except Exception:
+                    if call is self._example:
+                        raise
+                    continue  # numbers that the model does not take
+                if (changed := buffers.put_back()) and self._whole is None:
+                    self._whole = f"its forward changes {', '.join(changed)}"
+                torch.set_rng_state(state)
+                args, kwargs = call.copies()
+                if not close(self(*args, **kwargs), expected):
+                    raise ValueError(
+                        f"the compiled {type(self.model).__name__} does not put out the same; its forward does "
+                        "something that torch.fx does not see"
+                    )
+                buffers.put_back()
+
+    def _say_fallbacks(self) -> None:
+        """One warning, where the whole model or a convolution runs in torch although kernels for it are here."""
+        if self._whole is not None:
+            found = f"the whole {type(self.model).__name__} ({self._whole})"
+        else:
+            modules = dict(self._running.named_modules())
+            names = [one for one in self.fallbacks if _holds_convolutions(modules.get(one.name), one)]
+            found = "; ".join(f"{one.name} ({one.why})" for one in names)
+        if found:
+            warnings.warn(
+                f"the engine leaves to torch what it has kernels for: {found}. engine.fallbacks lists all of it",
+                stacklevel=4,
+            )
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """What runs in torch for inputs of the example's shapes, and why. Convolutions that are faster dense do not
+        count."""
+        return [
+            Fallback(step.name, self._opaque.get(step.name, step.why))
+            for step in self.steps()
+            if step.kernel == "torch"
+        ]
+
+    def __call__(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """What ``model(*inputs, **kwargs)`` returns, in evaluation and without gradients.
+
+        Args:
+            inputs, kwargs: what the model's forward takes: tensors, numbers, strings, None, nested in lists, tuples and
+                dicts. Each new combination of shapes, and of all that is no tensor, is compiled when it comes.
+            tile: compute images ``[N, C, H, W]`` in parts of at most so many pixels a side, or (rows, columns): a run
+                then needs the memory of one part. The result is that of the whole image.
+            overlap: pixels that neighbouring tiles share; by default as many as the model's receptive field asks for.
+                With fewer, tiles are blended, which is said once.
+            approximate: a result that only resembles that of the whole image is welcome: a layer that looks at the
+                whole image (an instance norm, attention) looks at a tile instead, and tiles are blended.
+
+        Raises:
+            TypeError: the forward takes no such arguments, or they are not of the example's dtypes.
+            ValueError: an input is on another device. With `tile`: no input is an image; an output is none; an output
+                depends on the whole image, and `approximate` is not set; the tile is too small.
+        """
+        leave_missing_threads()
+        if tile is not None or overlap is not None or approximate:
+            return tiling.run(self, inputs, kwargs, tile, overlap, approximate)
+        call = self._call(inputs, kwargs)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            compiled = self._compile(inputs)
-            with self._lock:
-                memory, runs = compiled.free.pop() if compiled.free else (None, None)
-            if memory is None or runs is None:
-                memory, runs = self._bind(compiled)
+            compiled = self._compile(call)
+            workspace = self._take_workspace(compiled)
+            memory, runs = workspace.bound[compiled]
             try:
-                self._enter(compiled.program, memory, inputs)
+                self._enter(compiled.program, memory, call.tensors)
                 for run in runs:
                     run()
                 return _results(compiled.program, memory)
             finally:
                 memory.forget()
-                with self._lock:
-                    compiled.free.append((memory, runs))
+                with ENGINES:
+                    self._workspaces.append(workspace)
+
+    def _take_workspace(self, compiled: Compiled) -> Workspace:
+        """One that is free, the program bound to it: one that knows the program, or else the largest."""
+        with ENGINES:
+            free = self._workspaces
+            free.sort(key=lambda one: (compiled in one.bound, one.arena.numel()))
+            workspace = free.pop() if free else Workspace(new_arena(0))
+        if compiled not in workspace.bound:
+            if workspace.arena.numel() < compiled.layout.bytes:
+                workspace.bound.clear()  # first: the old arena is free before the new one is there
+                workspace.arena = new_arena(0)
+                workspace.arena = new_arena(compiled.layout.bytes)
+            workspace.bound[compiled] = self._bind(compiled, workspace.arena)
+        return workspace
 
     # ------------------------------------------------------------------ programs
 
-    def _check(self, inputs: tuple[Any, ...]) -> None:
-        """Raises where inputs are not of the example's kind."""
-        if len(inputs) != len(self.example):
-            raise TypeError(f"the engine takes {len(self.example)} inputs; {len(inputs)} were given")
-        for place, (one, like) in enumerate(zip(inputs, self.example, strict=True)):
-            if isinstance(like, Tensor) and (not isinstance(one, Tensor) or one.dtype != like.dtype):
-                given = f"dtype {one.dtype}" if isinstance(one, Tensor) else f"type {type(one).__name__}"
-                raise TypeError(f"input {place} has {given}; the example has dtype {like.dtype}")
+    def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """Raises TypeError for arguments that the forward does not take, or of other dtypes than the example's."""
+        try:
+            self._signature.bind(*inputs, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"the engine's model, {type(self.model).__name__}, does not take that: {error}") from None
+        call = Call.of(inputs, kwargs)
+        if call.structure == self._example.structure and call.places == self._example.places:
+            for place, (one, like) in enumerate(zip(call.tensors, self._example.tensors, strict=True)):
+                if one.dtype != like.dtype:
+                    raise TypeError(f"input {place} has dtype {one.dtype}; the example has dtype {like.dtype}")
+        for place, one in enumerate(call.tensors):
+            if one.device.type != "cpu":
+                raise ValueError(f"input {place} is on {one.device}; the engine is on the CPU")
+        return call
 
-    def _compile(self, inputs: tuple[Any, ...]) -> Compiled:
-        self._check(inputs)
-        key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else (type(one), one) for one in inputs)
-        with self._lock:
-            if key in self._compiled:
-                self._compiled.move_to_end(key)
-                return self._compiled[key]
-            program = self._program(inputs)
-            compiled = Compiled(program, plan_arena(program.steps), [])
-            self._compiled[key] = compiled
-            while len(self._compiled) > self._plans:
-                self._compiled.popitem(last=False)
+    def _compile(self, call: Call) -> Compiled:
+        key = call.key
+        with ENGINES:
+            if (known := self._known(key)) is not None:
+                return known
+        with TRACING:
+            with ENGINES:
+                if (known := self._known(key)) is not None:  # another thread has compiled it meanwhile
+                    return known
+            with torch.random.fork_rng(devices=[]):  # a forward that draws random numbers is run to trace it
+                program = self._program(call)
+            compiled = Compiled(program, plan_arena(program.steps))
+            with ENGINES:
+                self._compiled[key] = compiled
+                while len(self._compiled) > self._plans:
+                    self._compiled.popitem(last=False)
             return compiled
 
-    def _program(self, inputs: tuple[Any, ...]) -> Program:
-        """The steps for inputs of these shapes; the whole model as one step of torch where it cannot be cut up."""
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        try:
-            graph = Tracer(self.model, _copies(inputs)).trace(self.model)
-            return Compiler(graph, dict(self.model.named_modules()), self._layers, dtype, len(inputs)).compiled
-        except Unsafe as error:
-            why = str(error)
-        except Exception as error:  # whatever a forward makes of a proxy
-            why = f"torch.fx cannot trace it: {error}"
-        slots = [Slot(tuple(getattr(one, "shape", ())), torch.float32, outside=True) for one in inputs]
-        y = Slot((), torch.float32, outside=True)
-        name = type(self.model).__name__
-        step = Torch(
-            name=name, why=f"the whole model runs in torch: {why}", function=self.model, args=tuple(slots), y=y
-        )
-        return Program([step], slots, y)
+    def _known(self, key: Any) -> Compiled | None:
+        """A program that is there; the one that was used longest ago goes first."""
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+        return self._compiled.get(key)
 
-    def _bind(self, compiled: Compiled) -> tuple[Memory, list[Any]]:
+    def _program(self, call: Call) -> Program:
+        """The steps for inputs of these shapes. Modules that cannot be cut up run as one step of torch each; or the
+        whole model does, which later calls then know."""
+        dtype = next((p.dtype for p in self._running.parameters() if p.is_floating_point()), torch.float32)
+        modules = dict(self._running.named_modules())
+        while self._whole is None:
+            tracer = Tracer(self._running, call.changed(Tensor.clone), self._opaque)
+            try:
+                graph, structure = self._shapes.trace(call, self._opaque) or (tracer.trace(), tracer.out_structure)
+                program = Compiler(graph, modules, self._layers, dtype).compiled
+                program.structure = structure
+                return program
+            except Unsafe as error:
+                module, why = error.module, str(error)
+            except Exception as error:  # whatever a forward makes of a proxy
+                module, why = tracer.failed or "", f"torch.fx cannot trace it: {error}"
+            if module in ("", *self._opaque):
+                self._whole = why
+            else:
+                self._opaque[module] = why
+        slots = [Slot(tuple(one.shape), one.dtype, outside=True) for one in call.tensors]
+        y = Slot((), torch.float32, outside=True)
+
+        def whole(*tensors: Tensor) -> Any:
+            args, kwargs = call.arguments(tensors)
+            return self._running(*args, **kwargs)
+
+        name, why = type(self.model).__name__, f"the whole model runs in torch: {self._whole}"
+        return Program([Torch(name=name, why=why, function=whole, args=tuple(slots), y=y)], slots, y)
+
+    def _bind(self, compiled: Compiled, arena: Tensor) -> tuple[Memory, list[Any]]:
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
-        memory = Memory(compiled.layout, dtype)
+        memory = Memory(compiled.layout, dtype, arena)
         return memory, [step.bind(memory) for step in compiled.program.steps]
 
-    def _enter(self, program: Program, memory: Memory, inputs: tuple[Any, ...]) -> None:
-        for slot, one in zip(program.inputs, inputs, strict=True):
-            memory.outside[slot] = one.contiguous() if isinstance(one, Tensor) and one.dim() == 4 else one
+    def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:
+        for slot, one in zip(program.inputs, tensors, strict=True):
+            memory.outside[slot] = one.contiguous() if one.dim() == 4 else one
         for step in program.steps:
             for slot in step.writes:
                 if slot.fresh:
                     memory.outside[slot] = torch.empty(slot.shape, dtype=slot.dtype)
 
+    # ------------------------------------------------------------------ python's and torch's habits
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles hold the model and the example; they compile again."""
+        return _compiled_again, (self.model, self.example, self._plans, self.statistics)
+
+    def eval(self) -> Engine:
+        """Itself: an engine computes what a model computes in evaluation."""
+        return self
+
+    def train(self, mode: bool = True) -> Engine:
+        """Raises ``RuntimeError``, but for ``mode=False``."""
+        if mode:
+            raise RuntimeError("an engine only infers; train the model, then call optimize_for_inference again")
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Engine:
+        """Itself where that is no change; else ``RuntimeError``: move the model and compile it again."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        own = next((one.dtype for one in self.model.parameters() if one.is_floating_point()), dtype)
+        if (device is not None and device.type != "cpu") or dtype not in (None, own):
+            raise RuntimeError(
+                f"an engine is compiled for one device and dtype and cannot go to {device or dtype}; move the model "
+                "and call optimize_for_inference again"
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(nn.Module, name):
+            raise AttributeError(f"an Engine has no attribute {name!r}")
+        raise AttributeError(f"an Engine is no torch.nn.Module and has no {name!r}; its model is `engine.model`")
+
     # ------------------------------------------------------------------ reports
 
-    def profile(self, *inputs: Any, seconds: float = 0.5) -> list[StepTime]:
+    def profile(self, *inputs: Any, seconds: float = 0.5, **kwargs: Any) -> list[StepTime]:
         """Each step, timed in whole runs: medians of as many as fit in `seconds`, at least three."""
-        inputs = inputs or self.example
+        call = self._call_or_example(inputs, kwargs)
         with torch.no_grad():
-            compiled = self._compile(inputs)
-            memory, runs = self._bind(compiled)
+            compiled = self._compile(call)
+            memory, runs = self._bind(compiled, new_arena(compiled.layout.bytes))
             program = compiled.program
             times: list[list[tuple[float, float]]] = [[] for _ in runs]
             end = time.perf_counter() + seconds
             while len(times[0]) < 4 or time.perf_counter() < end:
-                self._enter(program, memory, _copies(inputs))
+                self._enter(program, memory, call.changed(Tensor.clone).tensors)
                 for run, own in zip(runs, times, strict=True):
                     before, start = _native.part_times(), time.perf_counter()
                     run()
@@ -198,16 +421,34 @@ class Engine:
             rows.append(StepTime(step.name, step.kernel, shape, tuple(step.fused), step.why, ms, multiply))
         return rows
 
-    def steps(self, *inputs: Any) -> list[Step]:
+    def _call_or_example(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return self._call(inputs, kwargs) if inputs or kwargs else self._example
+
+    def steps(self, *inputs: Any, **kwargs: Any) -> list[Step]:
         """The steps for inputs of these shapes, or the example's."""
         with torch.no_grad():
-            return self._compile(inputs or self.example).program.steps
+            return self._compile(self._call_or_example(inputs, kwargs)).program.steps
 
-    def memory(self, *inputs: Any) -> dict[str, int]:
-        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share."""
+    def memory(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, int]:
+        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share.
+
+        `tile`, `overlap`, `approximate`: as in a call, whose largest arena this is then.
+        """
         with torch.no_grad():
-            compiled = self._compile(inputs or self.example)
-        return {"arena": compiled.layout.bytes, "parameters": self._layers.bytes()}
+            calls = [self._call_or_example(inputs, kwargs)]
+            if tile is not None or overlap is not None or approximate:
+                args, named = calls[0].arguments(calls[0].tensors)
+                parts = tiling.shapes(self, args, named, tile, overlap, approximate)
+                calls = [Call.of(*part) for part in parts]
+            arena = max(self._compile(call).layout.bytes for call in calls)
+        return {"arena": arena, "parameters": self._layers.bytes()}
 
     def __str__(self) -> str:
         rows = self.profile()
@@ -228,10 +469,43 @@ class Engine:
         return "\n".join(lines)
 
 
-def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward may change them in place."""
-    return tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+def _compiled_again(model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str) -> Any:
+    args, kwargs = example
+    return optimize_for_inference(model, args, plans, kwargs=kwargs, statistics=statistics)
+
+
+class _Buffers:
+    """The buffers of a model as they were: a forward that keeps something from call to call changes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (f"{name}.{key}" if name else key, module, key, buffer, buffer.clone())
+            for name, module in model.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def put_back(self) -> list[str]:
+        """Restores them; returns the names of those that had changed."""
+        changed = []
+        for name, module, key, buffer, copied in self._kept:
+            if module._buffers.get(key) is not buffer or not torch.equal(buffer, copied):
+                changed.append(name)
+                buffer.copy_(copied)
+                module._buffers[key] = buffer
+        return changed
+
+
+def _varied(one: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, one.numel(), dtype=one.dtype).view(one.shape) if one.is_floating_point() else one
+
+
+def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:
+    if module is None:
+        return "conv2d runs in torch" in step.why or "conv_transpose2d runs in torch" in step.why
+    return any(isinstance(one, SparseConv | nn.Conv2d | nn.ConvTranspose2d) for one in module.modules())
 
 
 def _results(program: Program, memory: Memory) -> Any:
-    return fx.node.map_aggregate(program.result, lambda one: memory.outside[one] if isinstance(one, Slot) else one)
+    found = fx.node.map_aggregate(program.result, lambda one: memory.outside[one] if isinstance(one, Slot) else one)
+    return found if program.structure is None else pytree.tree_unflatten(found, program.structure)

@@ -6,7 +6,6 @@ kernel of their own here: they run in torch, within the graph.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,11 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from ..calls import Call
+from ..copying import bake, copy_model
 from ..nn import SparseConv
 from ..tracing import Tracer
+from . import tiling
 from .compiler import runs_by_numbers
 from .layers import Layers
+from .statistics import by_batch
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
 _ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
@@ -27,18 +31,17 @@ _ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
 }
 
 
-def fused(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:
+def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
     """A copy in evaluation with batch norms and activations made part of the sparse layers before them.
 
     Returns the copy, and a line for each layer that took something. Layers and followers that are called more than
     once, or whose result somebody else reads too, stay as they are; so does a model that torch.fx cannot trace.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = bake(copy_model(model)).eval().requires_grad_(False)
     modules = dict(model.named_modules())
     try:
         with torch.no_grad():
-            copies = [one.clone() if isinstance(one, Tensor) else one for one in inputs]
-            graph = Tracer(model, copies).trace(model)
+            graph = Tracer(model, call.changed(Tensor.clone)).trace()
     except Exception as error:  # whatever a forward makes of a proxy
         return model, [f"{type(model).__name__}: nothing fused, torch.fx cannot trace it: {error}"]
     calls: dict[str, list[fx.Node]] = {}
@@ -80,25 +83,25 @@ def fused(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, list[st
 class Replayed:
     """A model as a CUDA graph for inputs of one shape."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.inputs = tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        self.inputs = tuple(tensor.clone() for tensor in call.tensors)
+        args, kwargs = call.arguments(self.inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(side):
             for _ in range(3):  # plans are made now, which waits for the device
-                model(*self.inputs)
+                model(*args, **kwargs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.outputs = model(*self.inputs)
+            self.outputs = model(*args, **kwargs)
 
-    def __call__(self, inputs: tuple[Any, ...]) -> Any:
+    def __call__(self, tensors: tuple[Tensor, ...]) -> Any:
         """The outputs, tensors of the caller's own."""
-        for static, one in zip(self.inputs, inputs, strict=True):
-            if isinstance(static, Tensor):
-                static.copy_(one)
+        for static, one in zip(self.inputs, tensors, strict=True):
+            static.copy_(one)
         self.graph.replay()
-        return fx.node.map_aggregate(self.outputs, lambda one: one.clone() if isinstance(one, Tensor) else one)
+        return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
 
 
 class GpuEngine:
@@ -107,24 +110,35 @@ class GpuEngine:
     Calls at the same time take turns: a graph has one set of inputs.
     """
 
-    def __init__(self, model: nn.Module, example: tuple[Any, ...], plans: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.example = example
-        self._fused, self.lines = fused(model, example)
+    def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
+        self.model = bake(copy_model(model)).eval().requires_grad_(False)
+        self.example, self.statistics = example.arguments(example.tensors), statistics
+        self._fused, self.lines = fused(self.model if statistics == "stored" else by_batch(self.model), example)
         self._plans = plans
         self._graphs: OrderedDict[Any, Replayed] = OrderedDict()
         self._lock = threading.Lock()
+        self.tiles = tiling.Tiles()
 
-    def __call__(self, *inputs: Any) -> Any:
-        """What ``model(*inputs)`` returns, in evaluation and without gradients."""
-        key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else one for one in inputs)
+    def __call__(
+        self,
+        *inputs: Any,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | tuple[int, int] | None = None,
+        approximate: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """What ``model(*inputs, **kwargs)`` returns, in evaluation and without gradients; `tile`: `Engine.__call__`."""
+        if tile is not None or overlap is not None or approximate:
+            return tiling.run(self, inputs, kwargs, tile, overlap, approximate)
+        call = Call.of(inputs, kwargs)
+        key = call.key
         with self._lock, torch.no_grad():
             if key not in self._graphs:
-                self._graphs[key] = Replayed(self._fused, inputs)
+                self._graphs[key] = Replayed(self._fused, call)
             self._graphs.move_to_end(key)
             while len(self._graphs) > self._plans:
                 self._graphs.popitem(last=False)
-            return self._graphs[key](inputs)
+            return self._graphs[key](call.tensors)
 
     def __str__(self) -> str:
         return "\n".join([f"{type(self.model).__name__}, one CUDA graph a shape", *self.lines])

@@ -42,10 +42,10 @@ class Layers:
 
     def bytes(self) -> int:
         """Of values, biases, supports and plans."""
-        supports = [layer.support for layer in self._layers.values() if layer is not None]
-        weights = [one for pair in self._weights.values() for one in pair if one is not None]
-        taps = [one for pair in self._taps.values() for one in pair]
-        tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *self._dense.values()]}
+        supports = [layer.support for layer in list(self._layers.values()) if layer is not None]
+        weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
+        taps = [one for pair in list(self._taps.values()) for one in pair]
+        tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *list(self._dense.values())]}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def constant(self, name: str) -> Tensor:

@@ -73,11 +73,16 @@ def plan_arena(steps: Sequence[Step]) -> Layout:
     return Layout(size, {**offsets, **{slot: offsets[root] for slot, root in same.items()}})
 
 
-class Memory:
-    """One run's tensors. Runs at the same time each have their own."""
+def new_arena(size: int) -> Tensor:
+    """uint8 ``[size]``."""
+    return torch.empty(size, dtype=torch.uint8)
 
-    def __init__(self, layout: Layout, map_dtype: torch.dtype) -> None:
-        self.arena = torch.empty(layout.bytes, dtype=torch.uint8)
+
+class Memory:
+    """One run's tensors, in an arena of at least the layout's bytes. Runs at the same time each have their own."""
+
+    def __init__(self, layout: Layout, map_dtype: torch.dtype, arena: Tensor) -> None:
+        self.arena = arena
         self.outside: dict[Slot, Any] = {}
         self._layout, self._map_dtype = layout, map_dtype
         self._views: dict[Slot, Tensor] = {}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..state_dicts import read_state
 from ..training.files import write_tensors
 from . import GANS, Reference, dcgan
 from .objective import Objective
@@ -128,26 +128,34 @@ def noise(generator: dcgan.Generator, count: int, seed: int | None = None) -> to
 
 # Public files
 
-#: what a training script may have put a state_dict in
-_WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model")
-_SIDES = {"generator": ("generator", "netG", "G"), "discriminator": ("discriminator", "netD", "D")}
-
 
 def load_public(
     generator: str | Path | State | Sequence[str | Path | State],
     discriminator: str | Path | State | Sequence[str | Path | State] | None = None,
     gan: str | None = None,
+    key: str | None = None,
+    discriminator_key: str | None = None,
     **sizes: Any,
 ) -> tuple[Gan, bool]:
     """A GAN from public files or state_dicts, its architecture recognised: (gan, whether a discriminator was given).
 
     For CycleGAN each may be two, in the order of the public netG_A, netG_B (netD_A, netD_B); one generator is A to B
     alone. `gan`: its name, where the file fits several. `sizes`: of the network, for what a file does not tell (without
-    a discriminator's file: that of a fresh discriminator; StarGAN's image_size). Networks are ready for evaluation.
+    a discriminator's file: that of a fresh discriminator; StarGAN's image_size). `key`, `discriminator_key`: where in a
+    file the state_dict is; see :func:`sparsegan.state_dicts.read_state`. Networks are ready for evaluation.
     Raises ValueError where a file is not a state_dict, or fits no reference GAN.
     """
-    first = _joined(generator, "generator", ("a_to_b", "b_to_a"))
-    second = None if discriminator is None else _joined(discriminator, "discriminator", ("b", "a"))
+    first = _joined(generator, "generator", ("a_to_b", "b_to_a"), key, lambda state: _fewest_misfits(state, gan, sizes))
+    second = None
+    if discriminator is not None:
+        found = recognise(first, None, gan, **sizes)
+        second = _joined(
+            discriminator,
+            "discriminator",
+            ("b", "a"),
+            discriminator_key,
+            lambda state: _judge_misfits(found, state, sizes),
+        )
     network = recognise(first, second, gan, **sizes)
     built = build({"network": network})
     fit(built.generator, first, "the generator's state_dict")
@@ -158,67 +166,17 @@ def load_public(
     return built, second is not None
 
 
-def _joined(given: Any, side: str, names: tuple[str, str]) -> dict[str, Tensor]:
+def _joined(
+    given: Any, side: str, names: tuple[str, str], key: str | None, misfits: Callable[[State], int]
+) -> dict[str, Tensor]:
     """One state_dict from one file, or from CycleGAN's two."""
     several = list(given) if isinstance(given, list | tuple) else [given]
-    states = [read_state(one, side) for one in several]
+    states = [read_state(one, side, key, misfits if len(several) == 1 else None) for one in several]
     if len(states) == 1:
         return states[0]
     if len(states) != 2:
         raise ValueError(f"{side} is {len(states)} files; it must be one, or CycleGAN's two")
     return {f"{name}.{key}": value for name, state in zip(names, states, strict=True) for key, value in state.items()}
-
-
-def read_state(source: str | Path | Mapping[str, Any], side: str = "generator") -> dict[str, Tensor]:
-    """Names and tensors of a .pth, .pt or .safetensors file, or of a mapping, out of what is wrapped around them.
-
-    `side`: "generator" or "discriminator", of a file that holds both. Nothing in a file is executed (torch.load's
-    weights_only). Raises FileNotFoundError, and ValueError where there is no state_dict in it.
-    """
-    name, content = "the state_dict", source
-    if isinstance(source, str | Path):
-        name, content = str(source), _read(Path(source))
-    for _ in range(4):  # wrapped, and wrapped again
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{name} holds a {type(content).__name__}; it must hold a state_dict, names and tensors")
-        inner = [content[key] for key in (*_SIDES[side], *_WRAPPERS) if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    assert isinstance(content, Mapping)
-    state = {}
-    for key, tensor in content.items():
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            kind = type(tensor).__name__
-            raise ValueError(f"{name} has {key!r}, a {kind}; a state_dict has names and tensors only")
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ValueError(f"{name} has {key!r}, a {tensor.layout} tensor; it must be a plain one with values")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name} has {key!r} of shape {list(tensor.shape)}, more than the file holds")
-        state[key] = tensor.detach()
-    if not state:
-        raise ValueError(f"{name} holds no tensors")
-    while all(key.startswith("module.") for key in state):  # from DataParallel
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
-
-
-def _read(file: Path) -> Any:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file")
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no safetensors file: {error}") from None
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} cannot be read as a state_dict without running code from it: {reason}") from None
 
 
 # Which GAN, and of what size
@@ -234,15 +192,8 @@ def recognise(
     """
     if gan is not None and gan not in GANS:
         raise ValueError(f"gan is {gan!r}; it must be one of {', '.join(GANS)}")
-    candidates = [
-        (rank, {"gan": name, **network, **sizes})
-        for name, reference in GANS.items()
-        if gan == name or (gan is None and set(sizes) <= set(sizes_of(name)))
-        for rank, network in enumerate(reference.generator_sizes(generator))
-    ]
-    candidates.sort(key=lambda candidate: candidate[0])  # the ordinary generator of each GAN first
     nearest: tuple[list[str], dict[str, Any]] | None = None
-    for _, network in candidates:
+    for network in _candidates(generator, gan, sizes):
         misfits = _misfits(network, 0, generator)
         if not misfits:
             return network if discriminator is None else _with_discriminator(network, discriminator, sizes)
@@ -251,6 +202,27 @@ def recognise(
     if nearest is None:
         raise ValueError(f"no GAN of {', '.join(GANS)} has all of {', '.join(sizes)}")
     raise ValueError(f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}")
+
+
+def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Networks that a generator's state_dict may be of: the ordinary generator of each GAN first."""
+    ranked = [
+        (rank, {"gan": name, **network, **sizes})
+        for name, reference in GANS.items()
+        if gan == name or (gan is None and set(sizes) <= set(sizes_of(name)))
+        for rank, network in enumerate(reference.generator_sizes(state))
+    ]
+    return [network for _, network in sorted(ranked, key=lambda one: one[0])]
+
+
+def _fewest_misfits(state: State, gan: str | None, sizes: Mapping[str, Any]) -> int:
+    """Of a generator's state_dict, over all architectures."""
+    return min((len(_misfits(network, 0, state)) for network in _candidates(state, gan, sizes)), default=0)
+
+
+def _judge_misfits(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> int:
+    """Of a discriminator's state_dict, for a GAN that is known."""
+    return len(_misfits(network | GANS[network["gan"]].discriminator_sizes(state) | sizes, 1, state))
 
 
 def _with_discriminator(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +267,8 @@ def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[
                 misfits.append(f"{key} is not part of it")
         elif tensor.shape != wanted[key].shape:
             misfits.append(f"{key} has shape {list(tensor.shape)} where it has {list(wanted[key].shape)}")
+        elif wanted[key].is_floating_point() and not tensor.is_floating_point():
+            misfits.append(f"{key} has dtype {tensor.dtype} where it has {wanted[key].dtype}")
         else:
             adapted[key] = tensor
     for key, tensor in wanted.items():

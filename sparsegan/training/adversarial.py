@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..gans.objective import ImagePool, Objective, detached
+from ..modes import held, train_as_set, trainable
 from .loop import run_loop
 
 
@@ -33,6 +34,8 @@ class AdversarialTask:
     ones gives for them (`objective.pool`); then the generator steps on the same fakes, judged by the updated
     discriminator.
 
+    What is frozen stays frozen, and modules that are in evaluation stay there; see `sparsegan.modes`.
+
     `generator_optimizer`: None leaves the generator as it is, in evaluation mode, and trains the discriminator alone.
     `generator_every`: discriminator steps a generator step, n_critic. `decay`: the run's steps, over whose second half
     both rates fall linearly to 0; None for constant rates.
@@ -50,8 +53,9 @@ class AdversarialTask:
     ) -> None:
         if generator_every < 1:
             raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        self.generator = generator.train(generator_optimizer is not None)
-        self.discriminator = discriminator.train()
+        self.generator = generator.eval() if generator_optimizer is None else train_as_set(generator)
+        self.discriminator = train_as_set(discriminator)
+        self.judging = trainable(discriminator, "discriminator")
         self.objective = objective
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
@@ -68,7 +72,6 @@ class AdversarialTask:
         with nullcontext() if generator_steps else torch.no_grad():
             fake = self.objective.generate(self.generator, batch)
 
-        self.discriminator.requires_grad_(True)
         past = self.pool(detached(fake))
         terms = self.objective.discriminator_terms(self.generator, self.discriminator, past, batch)
         self.discriminator_optimizer.zero_grad()
@@ -78,11 +81,11 @@ class AdversarialTask:
         if not generator_steps:
             return figures
 
-        self.discriminator.requires_grad_(False)  # the generator's step needs no gradient of D's weights
-        terms = self.objective.generator_terms(self.generator, self.discriminator, fake, batch)
         assert self.generator_optimizer is not None
-        self.generator_optimizer.zero_grad()
-        self.objective.total(terms).backward()
+        with held(self.judging):
+            terms = self.objective.generator_terms(self.generator, self.discriminator, fake, batch)
+            self.generator_optimizer.zero_grad()
+            self.objective.total(terms).backward()
         self.generator_optimizer.step()
         return figures | {name: term.item() for name, term in terms.items()}
 
@@ -119,5 +122,5 @@ def teach(
     **loop: Any,
 ) -> None:
     """Train `discriminator` alone, by its own loss on what `generator` makes. `loop`: more arguments of `run_loop`."""
-    optimizer = torch.optim.Adam(discriminator.parameters(), lr, betas)
+    optimizer = torch.optim.Adam(trainable(discriminator, "discriminator"), lr, betas)
     run_loop(AdversarialTask(generator, discriminator, objective, None, optimizer), loader, steps, **loop)

@@ -9,8 +9,8 @@ from itertools import chain, count
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..progress import Progress
 from .run import Run
 
 _NOTHING = object()
@@ -91,6 +91,8 @@ def run_loop(
     a run that was never stopped (parameters, buffers, optimizer state, data order and random state are all in the
     checkpoint). A checkpoint is written every `checkpoint_every` steps and at the end.
 
+    Unless `quiet`, progress and an estimate of time and memory go to standard error; see `sparsegan.progress`.
+
     Raises Diverged when a figure is not finite or its magnitude exceeds `limit`, ValueError for an empty loader.
     """
     if steps < 1:
@@ -115,15 +117,7 @@ def run_loop(
         torch.manual_seed(seed)
         random.seed(seed)
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, disable=quiet, refresh_per_second=2) as progress:
-        bar = progress.add_task(title, total=steps, completed=start, figures="")
+    with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress:
         for step in range(start, steps):
             figures = task.step(step, next(batches))
             _check(figures, limit, step, run)
@@ -133,7 +127,7 @@ def run_loop(
                 run.log(row)
                 if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                     _save(run, step + 1, task)
-            progress.update(bar, advance=1, figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
+            progress.advance(figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
     return history
 
 

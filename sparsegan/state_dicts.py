@@ -1,0 +1,349 @@
+"""State_dicts as trainers write them: out of files, wrappers and nests, averages chosen, computed weights made plain.
+
+Nothing in a file is executed: torch reads with ``weights_only=True``, and of other types only those that hold plain
+data are let in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+#: Names of each network in the keys of a file.
+SIDES = {
+    "generator": {"generator", "netg", "net_g", "gen", "g", "g_ema", "generator_ema", "g_model", "student"},
+    "discriminator": {"discriminator", "netd", "net_d", "dis", "disc", "d", "d_model", "critic"},
+}
+#: Parts of a key that say that it is a moving average of the weights.
+_AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
+#: What wrappers of modules put before names.
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
+#: Harmless types that trainers save beside their weights.
+_HARMLESS: list[Any] = [argparse.Namespace, collections.Counter, set, np.ndarray, np.dtype]
+_HARMLESS += [getattr(np, "_core", np.core).multiarray.scalar, getattr(np, "_core", np.core).multiarray._reconstruct]
+_HARMLESS += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint8", "bool", "U1")]
+_WAY_OUT = (
+    "where it was trained, run torch.save(model.state_dict(), FILE) with that code's own classes, and load that file"
+)
+
+
+class Found(NamedTuple):
+    """A state_dict inside a file: the keys that lead to it."""
+
+    path: tuple[str, ...]
+    state: State
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path) or "the file itself"
+
+    @property
+    def words(self) -> set[str]:
+        """The path's keys in lower case, and their parts."""
+        lower = [part.lower() for part in self.path]
+        return {*lower, *(word for part in lower for word in part.split("_"))}
+
+    @property
+    def average(self) -> bool:
+        return bool(self.words & set(_AVERAGES))
+
+
+def read_state(
+    source: str | Path | Mapping[str, Any],
+    side: str = "generator",
+    key: str | None = None,
+    misfits: Callable[[State], int] | None = None,
+    wanted: Collection[str] = (),
+    transposed: Collection[str] = (),
+) -> State:
+    """Names and tensors of a file (.pth, .pt, .ckpt, .bin, .safetensors, an index of shards), or of a mapping.
+
+    Args:
+        side: ``"generator"`` or ``"discriminator"``, of a file that holds both.
+        key: the keys that lead to the state_dict, joined by dots; their end is enough where it is the only one.
+        misfits: of a state_dict, how many of its names and shapes keep it from being loaded; decides among several.
+        wanted: names that the network has: a computed weight that it computes itself stays as it is.
+        transposed: names of its transposed convolutions, whose spectral norm is along the other dimension.
+
+    A moving average of the weights is taken before the weights themselves where it has all of them, with a warning.
+    Masks, weight norm and spectral norm become plain weights.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, no state_dict in it, or several that may be meant.
+    """
+    name, content = "the state_dict", source
+    if isinstance(source, str | Path):
+        name, content = str(source), _content(Path(source))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} holds a {type(content).__name__}; it must hold a state_dict, names and tensors")
+    found = [Found(one.path, _checked(name, one.state)) for one in _search(content, ())]
+    if not found:
+        others = [f"{one!r}, a {type(entry).__name__}" for one, entry in content.items()]
+        raise ValueError(
+            f"{name} has {', '.join(others[:4]) or 'nothing'} and holds no tensors under names; it must hold a "
+            "state_dict, in which nothing else is named like a parameter"
+        )
+
+    def plain(state: State) -> State:
+        return without_computed(state, wanted, transposed)
+
+    found = [Found(one.path, plain(one.state)) for one in map(_without_count, found)]
+    wholes = [Found(one.path, unwrapped(one.state, wanted)) for one in found]
+    parts = [part for one in found for part in _parts(one, wanted)]
+    return _chosen(name, wholes, parts, side, key, misfits)
+
+
+def _content(file: Path) -> Any:
+    """What a file holds."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is {'a folder' if file.is_dir() else 'no file'}")
+    size = file.stat().st_size
+    if not size:
+        raise ValueError(f"{file} is empty")
+    with open(file, "rb") as stream:
+        head = stream.read(9)
+    if file.name.endswith(".index.json"):
+        return _shards(file)
+    header = int.from_bytes(head[:8], "little")
+    if file.suffix == ".safetensors" or (head[8:] == b"{" and header < size):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file: {error}") from None
+    if _is_program(file):
+        raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the parsers make of foreign bytes
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            kind = str(error).split("GLOBAL ", 1)[1].split(" ", 1)[0]
+            reason = f"it holds a pickled {kind}, and reading that would run code from the file; {_WAY_OUT}"
+        raise ValueError(f"{file} cannot be read as a state_dict without running code from it: {reason}") from None
+
+
+def _is_program(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(one.endswith("/constants.pkl") for one in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+
+
+def _shards(file: Path) -> Any:
+    try:
+        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} is no index of shards: {error}") from None
+    whole: dict[str, Any] = {}
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{file} names {name!r}; its shards must lie beside it")
+        whole.update(_content(file.parent / name))
+    return whole
+
+
+def _search(content: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Found]:
+    """Every mapping in a nest that holds tensors under names; optimizers' states are none."""
+    if len(path) > 6 or "param_groups" in content:
+        return
+    state = {name: one for name, one in content.items() if isinstance(one, Tensor) and isinstance(name, str)}
+    if state and len(state) == sum(isinstance(one, Tensor) for one in content.values()):
+        others = [name for name, one in content.items() if not isinstance(one, Tensor)]
+        if all(isinstance(content[name], Mapping) or not _may_be_lost(name) for name in others):
+            yield Found(path, state)
+    for name, one in content.items():
+        if isinstance(one, Mapping) and isinstance(name, str) and name != "_metadata":
+            yield from _search(one, (*path, name))
+
+
+def _may_be_lost(name: Any) -> bool:
+    """Whether an entry that is no tensor would be missed: one that is named like a parameter."""
+    return "." in str(name)
+
+
+def _checked(name: str, state: State) -> State:
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{name} has {key!r}, a {tensor.layout} tensor; it must be a plain one with values")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} has {key!r} of shape {list(tensor.shape)}, more than the file holds")
+    return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def _without_count(found: Found) -> Found:
+    """Without the count that torch.optim.swa_utils.AveragedModel keeps beside its module."""
+    state = {key: one for key, one in found.state.items() if key != "n_averaged"}
+    averaged = len(state) < len(found.state) and all(key.startswith("module.") for key in state)
+    return Found((*found.path, "averaged"), state) if averaged else found
+
+
+def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Found]:
+    """The parts of a state_dict under one name each (``netG.``, ``model.generator.``), without wrappers' prefixes."""
+    state = unwrapped(found.state, wanted)
+    for head in sorted({key.partition(".")[0] for key in state if "." in key}):
+        part = {key.removeprefix(f"{head}."): one for key, one in state.items() if key.startswith(f"{head}.")}
+        one = Found((*found.path, head), unwrapped(part, wanted))
+        yield one
+        if depth > 1:
+            yield from _parts(one, wanted, depth - 1)
+
+
+def unwrapped(state: State, wanted: Collection[str] = ()) -> State:
+    """Without what wrappers put before names, however often; ``torch.compile``'s mark goes wherever it stands."""
+    while state and not any(key in wanted for key in state):
+        prefix = next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
+
+
+def _chosen(
+    name: str,
+    wholes: list[Found],
+    parts: list[Found],
+    side: str,
+    key: str | None,
+    misfits: Callable[[State], int] | None,
+) -> State:
+    """The state_dict that is meant, of whole ones and of their parts."""
+    if key is not None:
+        found = [*wholes, *parts]
+        ranked = [one for one in found if one.name == key] or [one for one in found if one.name.endswith(f".{key}")]
+        if not ranked:
+            raise ValueError(f"key is {key!r}; {name} has no state_dict there")
+    else:
+        ranked = _meant(wholes, parts, side, misfits)
+    averages = [one for one in ranked if one.average]
+    if misfits is not None:
+        scores = [misfits(one.state) for one in ranked]
+        if min(scores):  # nothing fits: the caller says what is wrong with the nearest
+            return ranked[scores.index(min(scores))].state
+        ranked = [one for one, score in zip(ranked, scores, strict=True) if not score]
+    raw = [one for one in ranked if not one.average]
+    whole = [one for one in averages if one in ranked and (not raw or one.state.keys() >= raw[0].state.keys())]
+    ranked = whole or raw
+    first = ranked[0]
+    for one in ranked[1:]:
+        within = one.path[: len(first.path)] == first.path  # a part of it: the whole comes first
+        if not _alike(one.state, first.state) and not (within and misfits is None):
+            names = ", ".join(sorted({each.name for each in ranked}))
+            raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
+    if key is None and whole and raw:
+        text = f"{name} has the weights {raw[0].name} and their moving average {first.name}; the average is taken"
+        warnings.warn(f"{text}. key={raw[0].name!r} takes the others", stacklevel=5)
+    elif key is None and averages and not whole:
+        text = f"{name} has a moving average, {averages[0].name}, which does not hold all that {first.name} does"
+        warnings.warn(f"{text}; {first.name} is taken", stacklevel=5)
+    return first.state
+
+
+def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable[[State], int] | None) -> list[Found]:
+    """Those that the names in the file point to: the network's own, or what is not the other one's."""
+    (other,) = set(SIDES) - {side}
+    neutral = [one for one in wholes if not one.words & SIDES[other]]
+    own = [one for one in neutral if one.words & SIDES[side]]
+    exact = [one for one in own if any(part.lower() in SIDES[side] for part in one.path)]
+    ranked = exact or own or neutral or wholes
+    ranked += [one for one in neutral if one.average and one not in ranked]
+    if misfits is None:
+        sides = [one for one in parts if one.path[-1].lower() in SIDES[side]]
+        return ranked if own or not sides else sides
+    if any(not misfits(one.state) for one in ranked):
+        return ranked
+    # A file may have both networks in one state_dict, or more names before each.
+    within = [one for one in parts if any(one.path[: len(whole.path)] == whole.path for whole in ranked)]
+    return ranked + [one for one in within if not one.words & SIDES[other]]
+
+
+def _alike(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(
+        one[key].shape == other[key].shape and torch.equal(one[key], other[key]) for key in other
+    )
+
+
+# ---------------------------------------------------------------------- computed weights
+
+
+def without_computed(state: State, wanted: Collection[str] = (), transposed: Collection[str] = ()) -> State:
+    """Plain weights in the place of masked, weight-normed and spectrally normed ones that the network has not.
+
+    Both spellings of ``torch.nn.utils``. The arguments are those of :func:`read_state`.
+    """
+    state = dict(state)
+
+    def take(*names: str) -> list[Tensor] | None:
+        """The entries of these names, taken out, if all are there and the network has none of them."""
+        if not all(one in state for one in names) or any(one in wanted for one in names):
+            return None
+        return [state.pop(one) for one in names]
+
+    for name in list(state):
+        if name.endswith("_orig"):
+            plain = name.removesuffix("_orig")
+            module, _, tensor = plain.rpartition(".")
+            base = f"{module}." if module else ""
+            if found := take(name, f"{plain}_mask"):
+                state[plain] = torch.where(found[1] != 0, found[0], torch.zeros_like(found[0]))
+            elif found := take(name, f"{base}{tensor}_u", f"{base}{tensor}_v"):
+                state[plain] = _spectral(plain, found, module in transposed)
+            elif found := take(name, f"{base}{tensor}_u"):
+                raise ValueError(f"{name} has a spectral norm of a form that has no {tensor}_v; {_WAY_OUT}")
+        elif name.endswith("_g") and (found := take(name, f"{name.removesuffix('_g')}_v")):
+            state[name.removesuffix("_g")] = _weight_norm(*found)
+        elif ".parametrizations." in f".{name}" and name.endswith(".original0"):
+            if found := take(name, f"{name.removesuffix('0')}1"):
+                state[_parametrized(name)] = _weight_norm(*found)
+        elif ".parametrizations." in f".{name}" and name.endswith(".original"):
+            base = name.removesuffix("original")
+            if found := take(name, f"{base}0._u", f"{base}0._v"):
+                plain = _parametrized(name)
+                state[plain] = _spectral(plain, found, plain.rpartition(".")[0] in transposed)
+            elif found := take(name, f"{base}0.mask"):
+                state[_parametrized(name)] = found[0] * found[1]
+    return state
+
+
+def _parametrized(name: str) -> str:
+    """``conv.parametrizations.weight.original0`` is of ``conv.weight``."""
+    return name.replace("parametrizations.", "", 1).rpartition(".")[0]
+
+
+def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    along = [axis for axis in range(v.dim()) if g.dim() != v.dim() or g.shape[axis] == 1]
+    return v * (g / v.norm(2, along, keepdim=True))
+
+
+def _spectral(name: str, parts: list[Tensor], transposed: bool) -> Tensor:
+    weight, u, v = parts
+    dim = int(transposed) if weight.dim() > 1 else 0
+    matrix = weight.transpose(0, dim).flatten(1)
+    if (len(u), len(v)) != tuple(matrix.shape):  # as the vectors say
+        matrix = weight.transpose(0, 1 - dim).flatten(1)
+    if (len(u), len(v)) != tuple(matrix.shape):
+        raise ValueError(f"{name} has a spectral norm with vectors of {len(u)} and {len(v)} numbers, which do not fit")
+    return weight / torch.dot(u, matrix @ v)
+
+
+def names_of(model: nn.Module) -> tuple[set[str], set[str]]:
+    """``wanted`` and ``transposed`` of :func:`read_state` for a model."""
+    transposed = {name for name, module in model.named_modules() if getattr(module, "transposed", False)}
+    return set(model.state_dict()), transposed

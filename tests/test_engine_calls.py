@@ -1,0 +1,437 @@
+"""The engine takes what a forward takes, runs in torch what it must and says so, draws what the model draws."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparsegan as sg
+from sparsegan.engine import Engine
+from sparsegan.engine.shapes import Shapes
+
+Pair = namedtuple("Pair", "image weight")
+
+
+def conv(channels: int = 3, out: int = 3) -> nn.Module:
+    layer = sg.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6)
+    layer.kernel = "sparse"  # so small a layer would run dense
+    return layer
+
+
+def image(n: int = 2, channels: int = 3, size: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def same(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def silently(model: nn.Module, example: Any, **options: Any) -> Any:
+    """No warning, and no convolution in torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return sg.optimize_for_inference(model.eval(), example, **options)
+
+
+# ---------------------------------------------------------------------- arguments and results
+
+
+class Nested(nn.Module):
+    """Lists, tuples, dicts, a named tuple, labels, flags, optional tensors; any output tree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table = conv(), nn.Embedding(5, 3)
+
+    def forward(
+        self,
+        first: Any,
+        labels: Any = None,
+        scale: float = 1.0,
+        *more: Any,
+        skip: Any = None,
+        flag: bool = False,
+        **rest: Any,
+    ) -> Any:
+        y = self.conv(first["image"]) + first["others"][0] * first["others"][1].weight
+        if labels is not None:
+            y = y + self.table(labels)[:, :, None, None]
+        y = F.relu(y) * scale
+        if skip is not None:
+            y = y + skip
+        if flag is True:
+            y = -y
+        for one in more:
+            y = y + one
+        tail = [y, {"half": y[:, :1], "what": ("text", scale, None)}]
+        return (Pair(tail, y.mean((2, 3))), *sorted(rest)) if rest else tail
+
+
+CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "positional": ((), {}),
+    "labels": ((torch.tensor([1, 4]),), {}),
+    "an int": ((None, 2), {}),
+    "a float": ((None, 2.0), {}),
+    "a flag": ((None, 1), {"flag": True}),
+    "a number for a flag": ((None, 1), {"flag": 1}),
+    "an optional tensor": ((), {"skip": image(seed=3)}),
+    "varargs": ((None, 1.5, image(seed=4), image(seed=5)), {}),
+    "more keywords": ((), {"whatever": image(seed=4), "labels": torch.tensor([0, 1])}),
+}
+
+
+def first(n: int = 2) -> dict[str, Any]:
+    return {"image": image(n, seed=1), "others": [image(n, seed=2), Pair(image(n), 0.5)]}
+
+
+@pytest.mark.parametrize("example", CALLS)
+def test_whatever_a_forward_takes_and_gives(example: str) -> None:
+    model = Nested()
+    args, kwargs = CALLS[example]
+    engine = silently(model, (first(), *args), kwargs=kwargs, plans=20)
+    assert not [one for one in engine.fallbacks if "conv" in one.name]
+    with torch.no_grad():
+        for other, (args, kwargs) in CALLS.items():
+            ours, theirs = engine(first(), *args, **kwargs), model(first(), *args, **kwargs)
+            assert torch.utils._pytree.tree_structure(ours) == torch.utils._pytree.tree_structure(theirs), other
+            for one, wanted in zip(*map(torch.utils._pytree.tree_leaves, (ours, theirs)), strict=True):
+                assert type(one) is type(wanted)
+                same(one, wanted) if isinstance(one, Tensor) else None
+        same(engine(first(3))[0], model(first(3))[0])
+    assert len(engine._compiled) == len(CALLS) + 1  # 1, 1.0 and True are three
+
+
+def test_arguments_that_do_not_fit() -> None:
+    engine = silently(Nested(), (first(),))
+    for args, kwargs, words in (
+        ((), {}, "missing a required argument: 'first'"),
+        ((first(), object()), {}, "an argument holds a object; tensors, numbers, strings and None"),
+        ((first(), None, {1, 2}), {}, "an argument holds a set"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            engine(*args, **kwargs)
+    with pytest.raises(TypeError, match=r"input 0 has dtype torch\.float64; the example has dtype torch\.float32"):
+        engine({"image": image().double(), "others": first()["others"]})
+    with pytest.raises(TypeError, match="missing 1 required"):
+        sg.optimize_for_inference(Nested(), ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_layouts_and_sizes(dtype: torch.dtype) -> None:
+    model = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 3), nn.Tanh()).eval().to(dtype)
+    for _, layer in sg.sparse_layers(model):
+        layer.kernel = "auto"  # a CPU has no sparse kernel for float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = sg.optimize_for_inference(model, image().to(dtype))
+    bound = {torch.float64: 1e-9}.get(dtype, 0.05)
+    whole = image(4, size=12).to(dtype)
+    for x in (whole, whole[::2, :, ::2, 1:7], whole.to(memory_format=torch.channels_last), whole[:1]):
+        with torch.no_grad():
+            torch.testing.assert_close(engine(x.requires_grad_(x.is_leaf)), model(x), rtol=bound, atol=bound)
+    bare = nn.Sequential(conv(), nn.ReLU()).eval()
+    engine = silently(bare, image())
+    for x in (image()[0], image()[:0]):
+        with torch.no_grad():
+            same(engine(x), bare(x))
+
+
+def test_an_example_of_zeros_is_not_the_only_one_that_is_compared() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.detach().numpy().sum()) if type(x) is Tensor else x * 0.0
+
+    with pytest.raises(ValueError, match="does not put out the same"):
+        sg.optimize_for_inference(Constant(), torch.zeros(1, 3, 4, 4))
+
+
+# ---------------------------------------------------------------------- what runs in torch, and who says so
+
+
+class Untraceable(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) if x.sum() > -1e9 else x
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.head, self.inner, self.tail = conv(), inner, conv()
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return self.tail(self.inner(self.head(x).relu(), **kwargs))
+
+
+def test_wrappers_are_taken_off() -> None:
+    model = Around(nn.Tanh()).eval()
+    wanted = model(image()).detach()
+    for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
+        engine = silently(wrapped, image())
+        assert [step.kernel for step in engine.steps()].count("sparse") == 2
+        assert not engine.fallbacks
+        same(engine(image()), wanted)
+
+
+def test_forwarded_keywords_are_no_reason_to_give_up() -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+            return x + shift
+
+    model = Around(Shifted()).eval()
+    engine = silently(model, image(), kwargs={"shift": 2.0})
+    with torch.no_grad():
+        same(engine(image(), shift=2.0), model(image(), shift=2.0))
+        same(engine(image(), shift=-1.0), model(image(), shift=-1.0))
+    assert not engine.fallbacks
+
+
+def test_a_module_that_cannot_be_traced_is_one_step() -> None:
+    """The rest stays native; a warning only where a convolution is in it."""
+    engine = silently(Around(Untraceable(nn.Tanh())), image())
+    assert [one.name for one in engine.fallbacks] == ["inner"]
+    assert [step.kernel for step in engine.steps()].count("sparse") == 2
+    nested = Around(nn.Sequential(nn.Identity(), Untraceable(conv()))).eval()
+    with pytest.warns(UserWarning, match=r"inner\.1 \(torch\.fx cannot trace it") as said:
+        engine = sg.optimize_for_inference(nested, image())
+    assert len(said) == 1
+    for size in (6, 9):
+        with torch.no_grad():
+            same(engine(image(size=size)), nested(image(size=size)))
+
+
+def test_a_whole_model_in_torch_is_said_once_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Untraceable(conv()).eval()
+    with pytest.warns(UserWarning, match=r"the whole Untraceable \(torch\.fx cannot trace") as said:
+        engine = sg.optimize_for_inference(model, image())
+    assert len(said) == 1
+    assert len(engine.fallbacks) == 1
+    monkeypatch.setattr(Shapes, "trace", lambda *_: pytest.fail("traced again"))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        same(engine(image(3)), model(image(3)))
+
+
+@pytest.mark.parametrize("where", ["", "head", "inner"])
+def test_hooks_run_at_every_call(where: str) -> None:
+    model = Around(nn.Sequential(conv(), nn.ReLU())).eval()
+    seen: list[int] = []
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(len(output))
+        return output * 2
+
+    model.get_submodule(where).register_forward_hook(hook)
+    with torch.no_grad():
+        wanted = model(image(3))
+    with pytest.warns(UserWarning, match=f"{where or 'the whole Around'} "):
+        engine = sg.optimize_for_inference(model, image())
+    same(engine(image(3)), wanted)
+    seen.clear()
+    same(engine(image(3)), wanted)
+    assert seen == [3]
+
+
+def test_what_runs_in_torch_besides_is_listed() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(), nn.GroupNorm(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.softplus(self.norm(self.conv(x)))
+
+    engine = silently(Odd(), image())
+    assert [(one.name, one.why) for one in engine.fallbacks] == [
+        ("norm", "GroupNorm runs in torch"),
+        ("softplus", "softplus runs in torch"),
+    ]
+
+
+def test_subclasses_and_shared_modules() -> None:
+    class Scaled(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 3
+
+    shared = conv()
+    model = nn.Sequential(shared, Scaled(), shared, nn.Identity(), shared).eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        same(engine(image(3)), model(image(3)))
+
+
+# ---------------------------------------------------------------------- random numbers
+
+
+class Noisy(nn.Module):
+    """`how`: one way of drawing."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second, self.how = conv(), conv(), how
+        self.dropout = nn.Dropout2d(0.5)
+        self.register_buffer("noise", torch.zeros(1, 1, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        n, _, h, w = y.shape
+        if self.how == "randn":
+            y = y + torch.randn(n, 1, h, w)
+        elif self.how == "randn on its device":
+            y = y + torch.randn(n, 1, h, w, device=x.device)
+        elif self.how == "randn_like":
+            y = y + torch.randn_like(y) * 0.5
+        elif self.how == "new_empty":
+            y = y + y.new_empty(n, 1, h, w).normal_()
+        elif self.how == "empty":
+            y = y + torch.empty(n, 1, h, w).uniform_(-1, 1)
+        elif self.how == "a buffer":
+            self.noise.normal_()
+            y = y + self.noise[..., :h, :w]
+        elif self.how == "dropout":
+            y = F.dropout(y, 0.5, training=True)
+        elif self.how == "bernoulli":
+            y = y * torch.bernoulli(torch.full((n, 1, h, w), 0.5))
+        elif self.how == "a module":
+            y = self.dropout.train()(y)
+        elif self.how == "numbers alone":
+            y = y + torch.randint(0, 9, (n, 1, 1, 1)) * torch.rand(1)
+        return self.second(y)
+
+
+HOWS = [
+    *("randn", "randn on its device", "randn_like", "new_empty", "empty", "a buffer", "dropout", "bernoulli"),
+    *("a module", "numbers alone"),
+]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_random_forwards(how: str) -> None:
+    """From one seed the engine and the model draw the same; no call repeats another; compiling draws nothing."""
+    model = Noisy(how).eval()
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = sg.optimize_for_inference(model, image())
+    assert torch.equal(torch.get_rng_state(), state)
+    if how not in ("a buffer", "bernoulli", "a module"):
+        assert [step.kernel for step in engine.steps()].count("sparse") == 2, engine.steps()
+    for size in (6, 5):  # the second one is compiled in between
+        x = image(size=size)
+        torch.manual_seed(7)
+        ours = [engine(x), engine(x)]
+        torch.manual_seed(7)
+        with torch.no_grad():
+            for one in ours:
+                same(one, model(x))
+        assert not torch.allclose(*ours)
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, instance_norm])
+def test_statistics_of_the_batch(norm: Any) -> None:
+    model = nn.Sequential(conv(3, 4), norm(4), nn.ReLU(), nn.Dropout(0.5), conv(4, 3), norm(3))
+    for module in (model[1], model[5]):
+        module.running_mean.normal_()
+        nn.init.normal_(module.weight)
+    state = copy.deepcopy(model.state_dict())
+    engine = silently(copy.deepcopy(model).train(), image(), statistics="batch")
+    reference = copy.deepcopy(model).train()
+    reference[3].eval()
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            same(engine(image(n)), reference(image(n)))
+            assert not torch.allclose(engine(image(n)), model.eval()(image(n)), atol=1e-2)
+    ours = engine.model.state_dict()
+    assert all(torch.equal(ours[name], one) for name, one in state.items())
+    single = [step.kernel for step in engine.steps(image(1))]
+    assert "torch" not in single  # of one image they are native
+
+    for statistics, words in (("Batch", "statistics is 'Batch'"), ("", "statistics is ''")):
+        with pytest.raises(ValueError, match=words):
+            sg.optimize_for_inference(model, image(), statistics=statistics)
+
+
+def test_a_model_in_training_mode_is_said() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.Dropout(0.0), nn.Dropout(0.3), nn.InstanceNorm2d(3)).train()
+    with pytest.warns(UserWarning, match=r"training mode, and 1 \(BatchNorm2d\), 3 \(Dropout\) compute") as said:
+        engine = sg.optimize_for_inference(model, image())
+    assert len(said) == 1
+    assert model.training
+    with torch.no_grad():
+        same(engine(image()), copy.deepcopy(model).eval()(image()))
+    silently(model.train(), image(), statistics="stored")
+    silently(nn.Sequential(conv(), nn.ReLU()).train(), image())
+
+
+# ---------------------------------------------------------------------- habits of Python and torch
+
+
+def test_copies_and_pickles_compile_again(tmp_path: Path) -> None:
+    model = Nested()
+    engine = silently(model, (first(),), kwargs={"flag": True})
+    torch.save(engine, tmp_path / "engine.pt")
+    others = [copy.copy(engine), copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))]
+    others.append(torch.load(tmp_path / "engine.pt", weights_only=False))
+    for other in others:
+        assert isinstance(other, Engine)
+        same(other(first(3))[0], engine(first(3))[0])
+
+
+def test_what_a_module_can_do_and_an_engine_cannot() -> None:
+    engine = silently(nn.Sequential(conv()), image())
+    assert engine.eval() is engine.train(False) is engine.to("cpu") is engine.to(torch.float32) is engine
+    for call, words in (
+        (lambda: engine.train(), "an engine only infers"),
+        (lambda: engine.to("meta"), "cannot go to meta"),
+        (lambda: engine.to(torch.float16), r"cannot go to torch\.float16"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            call()
+    for name in ("parameters", "state_dict", "half", "cuda", "requires_grad_", "named_modules"):
+        with pytest.raises(AttributeError, match=r"is no torch\.nn\.Module.*`engine\.model`"):
+            getattr(engine, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = engine.nothing
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_a_forward_that_keeps_something_from_call_to_call_runs_as_it_is(how: str) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "in place":
+                self.calls += 1
+            else:
+                self.calls = self.calls + 1
+            return self.conv(x) * self.calls
+
+    model = Counting().eval()
+    with pytest.warns(UserWarning, match=r"the whole Counting \(its forward changes calls\)"):
+        engine = sg.optimize_for_inference(model, image())
+    assert model.calls == 0
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            same(engine(image(n)), model(image(n)))
