@@ -63,7 +63,7 @@ def read(layer: SparseConv, entries: dict[str, Any]) -> tuple[Loaded, list[str]]
                 f"values has shape {tuple(values.shape)} and comes without its support; the layer's values have shape "
                 f"{tuple(layer.values.shape)}"
             )
-        support = layer.support
+        support = _own_support(layer)
     elif support is not None:
         if values is None:
             raise ValueError("support comes without its values")
@@ -80,7 +80,7 @@ def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tens
     if mask is not None:
         kept = nonzero_mask(mask, *how)
     elif layer.keeps_mask:
-        support = layer.support.to(weight.device)
+        support = _own_support(layer).to(weight.device)
         layer.check_positions(support)
         return support, weight.detach().flatten()[layer.positions_of(support)]
     elif _is_pruned(layer, weight):
@@ -89,6 +89,12 @@ def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tens
         kept = keep_largest(weight, layer.nnz // layer.unit_size, *how)
     support = support_of(kept, layer.granularity, layer.transposed)
     return support, weight.detach().flatten()[layer.positions_of(support)]
+
+
+def _own_support(layer: SparseConv) -> Tensor:
+    if layer.support.is_meta:
+        raise ValueError("the layer is on the meta device and has lost its positions; load its values and support")
+    return layer.support
 
 
 def _is_pruned(layer: SparseConv, weight: Tensor) -> bool:

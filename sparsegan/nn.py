@@ -103,12 +103,13 @@ class SparseConv(nn.Module):
         if not isinstance(module, cls.dense_class):
             wanted = f"a torch.nn.{cls.dense_class.__name__}"
             raise TypeError(f"module is a {type(module).__name__}; {cls.__name__} is made from {wanted}")
-        pruned = mask_of(module)
+        pruned, keeps_mask = mask_of(module), mask is not None
         if pruned is not None and sparsity is None and mask is None:
             mask = nonzero_mask(pruned.float(), granularity, issubclass(cls, SparseConvTranspose2d), module.groups)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._absorb(plain_layer(module), sparsity, granularity, mask)
+        layer.keeps_mask = keeps_mask  # the mask of a pruning tool is no more than zeros that are there
         return layer
 
     def _absorb(

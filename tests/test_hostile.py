@@ -196,6 +196,8 @@ def _mutated(name: str, value: Any, call: dict[str, Any]) -> Any:
 
 def _alias(memory: Tensor, like: Tensor) -> Tensor:
     """A tensor of a shape and type in the memory of another, moved by some elements, where it fits."""
+    if memory.is_meta or like.is_meta:
+        return like
     storage = torch.tensor([], dtype=like.dtype).set_(memory.untyped_storage()) if memory.numel() else memory
     start = random.choice([0, 0, 1, 3])
     if storage.dtype != like.dtype or storage.numel() < like.numel() + start:

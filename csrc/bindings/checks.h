@@ -123,6 +123,11 @@ inline void check_sizes(const char* op, int64_t sources, int64_t targets, const 
   STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
                   ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
                   " and the output ", y_height, " x ", y_width);
+  // So far nothing overflows, whatever stride and dilation a geometry has.
+  constexpr int64_t kMost = int64_t{1} << 31;
+  for (const int64_t size : {x.size(2), x.size(3), y_height, y_width}) {
+    STD_TORCH_CHECK(size <= kMost, "sparsegan::", op, ": a height or width is ", size, "; it must be at most ", kMost);
+  }
 }
 
 inline void check_gather(const torch::stable::Tensor& x, const torch::stable::Tensor& values,

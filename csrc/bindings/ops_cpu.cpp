@@ -51,10 +51,11 @@ void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
   const auto check = [&](const sparsegan::Axis& axis, int64_t before, int64_t x, int64_t y) {
     STD_TORCH_CHECK(axis.padding == 0, "sparsegan::", op, ": the geometry's padding is ", axis.padding,
                     "; it must be 0 with padding_mode ", padding_mode, ", whose padding pad_before gives");
-    const int64_t after = (y - 1) * axis.stride + axis.offset(axis.kernel - 1) - before - (x - 1);
     const int64_t most = c.padding == Padding::reflect ? x - 1 : c.padding == Padding::circular ? x : int64_t{1} << 20;
-    STD_TORCH_CHECK(before >= 0 && before <= most && after <= most, "sparsegan::", op, ": an input of ", x,
-                    " elements would be padded by ", before, " and ", after, "; this padding mode takes 0 to ", most);
+    const bool fits = before >= 0 && before <= most;  // else a difference could overflow
+    const int64_t after = fits ? (y - 1) * axis.stride + axis.offset(axis.kernel - 1) - before - (x - 1) : 0;
+    STD_TORCH_CHECK(fits && after <= most, "sparsegan::", op, ": an input of ", x, " elements would be padded by ",
+                    before, " and ", after, "; this padding mode takes 0 to ", most);
   };
   check(c.geometry->h, c.pad_before_h, c.x_height, c.y_height);
   check(c.geometry->w, c.pad_before_w, c.x_width, c.y_width);
@@ -237,8 +238,8 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
   const char* const op = "pointwise";
   const DType dtype = dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
-  STD_TORCH_CHECK(repeat >= 1 && y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) == x.size(2) * repeat &&
-                      y.size(3) == x.size(3) * repeat,
+  STD_TORCH_CHECK(repeat >= 1 && y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) % repeat == 0 &&
+                      y.size(2) / repeat == x.size(2) && y.size(3) % repeat == 0 && y.size(3) / repeat == x.size(3),
                   "sparsegan::", op, ": y must have the input's shape, ", repeat, " times as high and wide");
   const sparsegan::Operand a{x.const_data_ptr(), image_stride(op, "x", x), prologue(op, x, scale, shift, slope)};
   sparsegan::Operand b;
