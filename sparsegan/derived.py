@@ -46,6 +46,10 @@ class Derived:
             and (self._sample is None or _sample(support.numpy()) == self._sample)
         )
 
+    def unchanged(self) -> bool:
+        """Whether torch has counted no change of the support in place; reads no numbers, so it serves while tracing."""
+        return version_of(self.support) == self._version
+
     def take_over(self, other: Derived) -> None:
         """Everything that was made from the same positions, in another tensor or before a copy onto themselves."""
         self.plans, self.choices, self._dense = other.plans, other.choices, other._dense

@@ -509,7 +509,8 @@ class SparseConv(nn.Module):
 
     def _plan(self, derived: Derived | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
         if derived is None:  # where a graph is made: a constant if a call before has made it, else part of the graph
-            made = None if self._derived is None else self._derived.plans.get((*variant, adjoint))
+            before = self._derived
+            made = before.plans.get((*variant, adjoint)) if before is not None and before.unchanged() else None
             return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
         key = (*variant, adjoint)
         if key not in derived.plans:
