@@ -48,7 +48,7 @@ class Call:
         """Equal for calls that one program serves; 1, 1.0 and True are three."""
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.tensors)
         # -0.0 and nan too: by how they are written.
-        return shapes, tuple((type(one), repr(one)) for one in self.constants), self.places, str(self.structure)
+        return shapes, tuple((type(one), repr(one)) for one in self.constants), self.places, self.structure
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with others in the place of the tensors."""

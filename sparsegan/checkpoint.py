@@ -181,23 +181,19 @@ def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is to be read as one of ``save``: it says so, or it is no file of a trainer's either."""
-    if not path.is_file() or path.suffix not in (".safetensors", *_FOREIGN):
-        return True
-    if path.suffix in _FOREIGN:
-        with open(path, "rb") as stream:
-            head = stream.read(9)
-        if head[8:] != b"{":
-            return False
-    try:
-        with safetensors.safe_open(path, "pt") as content:
-            return FORMAT in (content.metadata() or {})
-    except Exception:  # whatever the parser makes of foreign bytes
-        return True
-
-
-#: Suffixes of files that trainers write.
-_FOREIGN = (".pth", ".pt", ".ckpt", ".bin", ".json", ".tar")
+    """Whether a file is to be read as one of ``save``: by its content, or because it is no trainer's file either."""
+    if not path.is_file() or path.name.endswith(".index.json"):
+        return not path.is_file()
+    with open(path, "rb") as stream:
+        head = stream.read(9)
+    if head[8:] == b"{":
+        try:
+            with safetensors.safe_open(path, "pt") as content:
+                return FORMAT in (content.metadata() or {})
+        except Exception:  # whatever the parser makes of foreign bytes
+            return True
+    # torch.save writes a zip archive or, long ago, a pickle; by the other suffixes only trainers' files are called so.
+    return not head.startswith((b"PK", b"\x80")) and path.suffix not in (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module:

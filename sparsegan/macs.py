@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .modes import Buffers
 from .nn import SparseConv
 from .prune import sparse_layers
 
@@ -66,27 +67,14 @@ def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module
                     visit(name, module, x, output)
 
             hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+    buffers = Buffers(model)
     try:
-        with torch.no_grad(), _buffers_kept(model):
+        with torch.no_grad():
             model(*example) if isinstance(example, tuple | list) else model(example)
     finally:
+        buffers.put_back()  # counting must not change a model
         for handle in hooks:
             handle.remove()
-
-
-class _buffers_kept:
-    """Batch-norm statistics and other buffers are as before afterwards: counting must not change a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = [(b, b.detach().clone()) for b in model.buffers() if b.is_floating_point() or b.numel() == 1]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for buffer, before in self.buffers:
-                buffer.copy_(before)
 
 
 def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Who is trained, and which modules are in training mode: as the user set it.
+"""Parameters that are trained, modules in training mode, and buffers: each stays as the user set it.
 
 A network that is in evaluation as a whole was evaluated before, and is put into training mode as a whole. In a network
 that is in training mode, a module in evaluation is there on purpose (a norm on its stored statistics, say) and stays.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -54,3 +55,31 @@ def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, own in before:
             module.training = own
+
+
+class Buffers:
+    """The buffers of a model as they were when this was made: norms in training change them, and some forwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (f"{name}.{key}" if name else key, module, key, buffer, buffer.detach().clone())
+            for name, module in model.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> list[str]:
+        """Restores them; returns the names of those that had changed."""
+        changed = []
+        for name, module, key, buffer, copied in self._kept:
+            if module._buffers.get(key) is not buffer or not torch.equal(_bits(buffer), _bits(copied)):
+                changed.append(name)
+                buffer.copy_(copied)
+                module._buffers[key] = buffer
+        return changed
+
+
+def _bits(buffer: Tensor) -> Tensor:
+    """A buffer's bytes: NaN is equal to itself there."""
+    return buffer.detach().reshape(-1).view(torch.uint8)

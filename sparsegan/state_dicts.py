@@ -33,7 +33,8 @@ _AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
 #: Harmless types that trainers save beside their weights.
 _HARMLESS: list[Any] = [argparse.Namespace, collections.Counter, set, np.ndarray, np.dtype]
-_HARMLESS += [getattr(np, "_core", np.core).multiarray.scalar, getattr(np, "_core", np.core).multiarray._reconstruct]
+_ARRAYS: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+_HARMLESS += [_ARRAYS.scalar, _ARRAYS._reconstruct]
 _HARMLESS += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint8", "bool", "U1")]
 _WAY_OUT = (
     "where it was trained, run torch.save(model.state_dict(), FILE) with that code's own classes, and load that file"
@@ -132,7 +133,8 @@ def _content(file: Path) -> Any:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the parsers make of foreign bytes
-        reason = str(error).strip().split("\n")[0]
+        # torch's own text goes on to recommend weights_only=False, which runs code from the file.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             kind = str(error).split("GLOBAL ", 1)[1].split(" ", 1)[0]
             reason = f"it holds a pickled {kind}, and reading that would run code from the file; {_WAY_OUT}"

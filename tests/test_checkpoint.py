@@ -329,14 +329,6 @@ def _pickle(path):
     path.write_bytes(pickle.dumps({"0.values": 1}))
 
 
-def _torch_save(path):
-    torch.save(network(0).state_dict(), path)
-
-
-def _other_safetensors(path):
-    safetensors.torch.save_file(network(0).state_dict(), path)
-
-
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -344,9 +336,7 @@ def _other_safetensors(path):
         (lambda path: path.write_bytes(b""), "damaged or not a safetensors file"),
         (lambda path: path.write_text("hello " * 100), "damaged or not a safetensors file"),
         (lambda path: path.write_bytes(b"\x00\xff\xff\xff\xff\xff\xff\xff{}"), "damaged or not a safetensors file"),
-        (_pickle, "damaged or not a safetensors file"),
-        (_torch_save, "damaged or not a safetensors file"),
-        (_other_safetensors, "sparsegan.save did not write"),
+        (_pickle, "cannot be read as a state_dict without running code"),
     ],
 )
 def test_not_our_file(tmp_path, target, make, match):

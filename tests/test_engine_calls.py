@@ -410,7 +410,7 @@ def test_what_a_module_can_do_and_an_engine_cannot() -> None:
     for name in ("parameters", "state_dict", "half", "cuda", "requires_grad_", "named_modules"):
         with pytest.raises(AttributeError, match=r"is no torch\.nn\.Module.*`engine\.model`"):
             getattr(engine, name)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="Engine has no attribute 'nothing'"):
         _ = engine.nothing
 
 

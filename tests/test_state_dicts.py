@@ -244,7 +244,11 @@ def test_kinds_of_files(trained: State, tmp_path: Path) -> None:
     }
     (tmp_path / "model.index.json").write_text(json.dumps({"weight_map": index}))
     (tmp_path / "renamed.ckpt").write_bytes((tmp_path / "net.safetensors").read_bytes())
-    for name in ("net.safetensors", "old.bin", "model.index.json", "renamed.ckpt"):
+    (tmp_path / "no-suffix").write_bytes((tmp_path / "old.bin").read_bytes())
+    (tmp_path / "net.pth.tar").write_bytes(written(trained, tmp_path / "net.pth").read_bytes())
+    (tmp_path / "net.model").write_bytes((tmp_path / "net.pth").read_bytes())
+    names = ("net.safetensors", "old.bin", "model.index.json", "renamed.ckpt", "no-suffix", "net.pth.tar", "net.model")
+    for name in names:
         net = model()
         sg.load(net, tmp_path / name)
         check(net, trained)
@@ -290,9 +294,10 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
     for name, words in bad.items():
         net = model()
         before = copy.deepcopy(net.state_dict())
-        with pytest.raises(sg.CheckpointError, match=words):
+        with pytest.raises(sg.CheckpointError, match=words) as raised:
             sg.load(net, tmp_path / name)
         assert all(torch.equal(one, before[key]) for key, one in net.state_dict().items()), name
+        assert "weights_only" not in str(raised.value), "torch recommends to run the file's code"
     assert "code ran" not in capfd.readouterr().out
     with pytest.raises(sg.CheckpointError, match="key is 'third'"):
         sg.load(model(), tmp_path / "several.pth", key="third")

@@ -20,6 +20,7 @@ from .. import _native
 from ..calls import Call, positional
 from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
+from ..modes import Buffers
 from ..nn import SparseConv
 from ..tracing import Tracer, close, has_hooks
 from . import tiling
@@ -27,6 +28,7 @@ from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
 from .layers import Layers
 from .memory import Layout, Memory, new_arena, plan_arena
+from .served import Served
 from .shapes import Shapes
 from .statistics import by_batch, check_statistics, other_in_training
 from .steps import Step, Torch
@@ -139,13 +141,15 @@ class Workspace:
     bound: WeakKeyDictionary[Compiled, tuple[Memory, list[Any]]] = field(default_factory=WeakKeyDictionary)
 
 
-class Engine:
+class Engine(Served):
     """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
 
     Calls at the same time are safe: each has memory of its own, which later calls of any size use again. A size that is
     new is compiled meanwhile, and known sizes do not wait for it. `model` is the engine's own copy of the model, in
     evaluation; :func:`sparsegan.save` of an engine saves that.
     """
+
+    device_type = "cpu"
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
         self.model = bake(copy_model(unwrapped(model))).eval().requires_grad_(False)
@@ -178,7 +182,7 @@ class Engine:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 state = torch.get_rng_state()
                 args, kwargs = call.copies()
-                buffers = _Buffers(self._running)
+                buffers = Buffers(self._running)
                 try:
                     expected = self._running(*args, **kwargs)
                 except Exception:
@@ -368,38 +372,6 @@ class Engine:
                 if slot.fresh:
                     memory.outside[slot] = torch.empty(slot.shape, dtype=slot.dtype)
 
-    # ------------------------------------------------------------------ python's and torch's habits
-
-    def __reduce__(self) -> Any:
-        """Copies and pickles hold the model and the example; they compile again."""
-        return _compiled_again, (self.model, self.example, self._plans, self.statistics)
-
-    def eval(self) -> Engine:
-        """Itself: an engine computes what a model computes in evaluation."""
-        return self
-
-    def train(self, mode: bool = True) -> Engine:
-        """Raises ``RuntimeError``, but for ``mode=False``."""
-        if mode:
-            raise RuntimeError("an engine only infers; train the model, then call optimize_for_inference again")
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Engine:
-        """Itself where that is no change; else ``RuntimeError``: move the model and compile it again."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        own = next((one.dtype for one in self.model.parameters() if one.is_floating_point()), dtype)
-        if (device is not None and device.type != "cpu") or dtype not in (None, own):
-            raise RuntimeError(
-                f"an engine is compiled for one device and dtype and cannot go to {device or dtype}; move the model "
-                "and call optimize_for_inference again"
-            )
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(nn.Module, name):
-            raise AttributeError(f"an Engine has no attribute {name!r}")
-        raise AttributeError(f"an Engine is no torch.nn.Module and has no {name!r}; its model is `engine.model`")
-
     # ------------------------------------------------------------------ reports
 
     def profile(self, *inputs: Any, seconds: float = 0.5, **kwargs: Any) -> list[StepTime]:
@@ -474,33 +446,6 @@ class Engine:
             f"{memory['parameters'] / 1e6:.1f} MB"
         )
         return "\n".join(lines)
-
-
-def _compiled_again(model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str) -> Any:
-    args, kwargs = example
-    return optimize_for_inference(model, args, plans, kwargs=kwargs, statistics=statistics)
-
-
-class _Buffers:
-    """The buffers of a model as they were: a forward that keeps something from call to call changes them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._kept = [
-            (f"{name}.{key}" if name else key, module, key, buffer, buffer.clone())
-            for name, module in model.named_modules()
-            for key, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-
-    def put_back(self) -> list[str]:
-        """Restores them; returns the names of those that had changed."""
-        changed = []
-        for name, module, key, buffer, copied in self._kept:
-            if module._buffers.get(key) is not buffer or not torch.equal(buffer, copied):
-                changed.append(name)
-                buffer.copy_(copied)
-                module._buffers[key] = buffer
-        return changed
 
 
 def _varied(one: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ..tracing import Tracer
 from . import tiling
 from .compiler import runs_by_numbers
 from .layers import Layers
+from .served import Served
 from .statistics import by_batch
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
@@ -104,11 +105,13 @@ class Replayed:
         return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
 
 
-class GpuEngine:
+class GpuEngine(Served):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
 
     Calls at the same time take turns: a graph has one set of inputs.
     """
+
+    device_type = "cuda"
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
         self.model = bake(copy_model(model)).eval().requires_grad_(False)
