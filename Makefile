@@ -23,7 +23,7 @@ CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests/native benchmarks/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint)))
+SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint hostile)))
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22

@@ -34,6 +34,8 @@ from .granularity import (
 )
 from .plan import Geometry, Pair, check_support, numbers_of, plan_of
 
+#: Choices of a kernel that a layer remembers, one per shape of its input.
+MOST_CHOICES = 1024
 #: What a layer has in common with its torch.nn twin, under the same names.
 SETTINGS = (
     "transposed",
@@ -378,9 +380,12 @@ class SparseConv(nn.Module):
             return self._modelled(x_shape, y_size, dtype)
         choices = derived.choices
         key = (x_shape, y_size, dtype, torch.backends.cudnn.allow_tf32)
-        if key not in choices:
-            choices[key] = self._modelled(x_shape, y_size, dtype)
-        return choices[key]
+        choice = choices.get(key)
+        if choice is None:
+            if len(choices) >= MOST_CHOICES:  # a server meets ever new sizes
+                choices.clear()
+            choices[key] = choice = self._modelled(x_shape, y_size, dtype)
+        return choice
 
     def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype) -> dispatch.Choice:
         coarse = x_shape[2:] if self.adjoint else y_size

@@ -146,22 +146,26 @@ def test_under_distributed_data_parallel(tmp_path: Any) -> None:
     """Its buckets have the sizes of before: wrap again. Then it trains as without."""
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        plain, inside = sg.sparsify(network(), 0.3), sg.sparsify(network(), 0.3)
-        wrapped = nn.parallel.DistributedDataParallel(inside)
-        optimizers = [optim.Adam(model.parameters(), 0.01) for model in (plain, inside)]
-        step(plain, optimizers[0], 0)
-        step(wrapped, optimizers[1], 0)
-        with pytest.raises(ValueError, match=r"shrink its `\.module`.*wrap that again"):
-            shrink(wrapped, 0.7, optimizers[1])
-        with pytest.raises(ValueError, match="0 is a DistributedDataParallel"):
-            shrink(nn.Sequential(wrapped), 0.7, optimizers[1])
-        for model, optimizer in zip((plain, inside), optimizers, strict=True):
-            shrink(model, 0.7, optimizer)
-        wrapped = nn.parallel.DistributedDataParallel(inside)
-        for number in range(3):
-            step(plain, optimizers[0], number)
-            step(wrapped, optimizers[1], number)
-        ours: list[Tensor] = list(inside.parameters())
-        assert all(torch.equal(one, other) for one, other in zip(ours, plain.parameters(), strict=True))
+        _wrapped_again()  # a function of its own: what it wraps is gone before the process group is
     finally:
         dist.destroy_process_group()
+
+
+def _wrapped_again() -> None:
+    plain, inside = sg.sparsify(network(), 0.3), sg.sparsify(network(), 0.3)
+    wrapped = nn.parallel.DistributedDataParallel(inside)
+    optimizers = [optim.Adam(model.parameters(), 0.01) for model in (plain, inside)]
+    step(plain, optimizers[0], 0)
+    step(wrapped, optimizers[1], 0)
+    with pytest.raises(ValueError, match=r"shrink its `\.module`.*wrap that again"):
+        shrink(wrapped, 0.7, optimizers[1])
+    with pytest.raises(ValueError, match="0 is a DistributedDataParallel"):
+        shrink(nn.Sequential(wrapped), 0.7, optimizers[1])
+    for model, optimizer in zip((plain, inside), optimizers, strict=True):
+        shrink(model, 0.7, optimizer)
+    wrapped = nn.parallel.DistributedDataParallel(inside)
+    for number in range(3):
+        step(plain, optimizers[0], number)
+        step(wrapped, optimizers[1], number)
+    ours: list[Tensor] = list(inside.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain.parameters(), strict=True))
