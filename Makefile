@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
 # The same list as build-system.requires in pyproject.toml: the build runs without isolation, so that torch is fetched once.
-BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.25' ninja 'pybind11>=2.13' numpy
+BUILD_TOOLS := 'setuptools>=77' 'cmake>=3.25' ninja
 
 export PATH := $(abspath $(BIN)):$(PATH)
 SHELL       := bash
