@@ -39,7 +39,7 @@ def _load_cuda_library() -> str | None:
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        return str(error)
+        return str(error.__cause__ or error)  # torch's own sentence leaves out the reason
     return None
 
 
