@@ -44,7 +44,7 @@ $(VENV)/.tools: pyproject.toml | $(PY)
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
 	ln -sf build/$(CACHE_TAG)/compile_commands.json .  # for clangd
-	@cd build && $(BIN)/sparsegan info | sed -n 's/^cuda kernels */CUDA kernels: /p'
+	@$(BIN)/sparsegan info | sed -n 's/^cuda kernels */CUDA kernels: /p'
 	touch $@
 
 venv: $(VENV)/.installed ## make .venv and install sparsegan and its tools into it
@@ -112,6 +112,7 @@ clang-check: venv ## build everything with clang, check the kernels, and run the
 	rm -rf build/clang/package && mkdir build/clang/package && cp -r sparsegan build/clang/package && cp -r kernels build/clang/package/sparsegan/kernels
 	cp build/clang/_cpu.so build/clang/package/sparsegan
 	PYTHONPATH=build/clang/package $(BIN)/pytest $(KERNEL_TESTS)
+	$(CLANG) -std=c++20 -U__linux__ -Wall -Wextra -Werror -fsyntax-only csrc/cpu/conv.cpp csrc/cpu/registry.cpp csrc/plan/*.cpp  # as on macOS
 
 # Needs nvcc, about 8 GB and a quarter of an hour the first time.
 CUDA_TORCH ?= torch==2.14.1

@@ -6,13 +6,13 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import resource
 from typing import Any
 
 import torch
 
 from . import _native, ops
 from .kernels import tuned_table
+from .progress import peak_memory
 
 
 def info() -> dict[str, Any]:
@@ -45,10 +45,10 @@ def cuda_kernels() -> str:
 
 
 def peak_bytes() -> int:
-    """Most memory held at a time: torch's allocations on a GPU, or what of this process was resident."""
+    """Most memory held at a time: torch's allocations on a GPU, or what of this process was resident; 0 if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory() or 0
 
 
 def cpu_name() -> str:

@@ -19,6 +19,13 @@ def test_facts() -> None:
     assert "scalar" in _native.supported_isas()
 
 
+def test_one_library_serves_every_python() -> None:
+    """The wheel says so: no function of Python's is among what the library needs."""
+    assert not [
+        name for name in (b"PyInit_", b"PyObject_", b"PyErr_", b"_Py_Dealloc") if name in _native.LIBRARY.read_bytes()
+    ]
+
+
 @pytest.mark.parametrize("isa", [*_native.supported_isas(), "mmx"])
 def test_environment_variable(isa: str) -> None:
     result = subprocess.run(

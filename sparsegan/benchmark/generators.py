@@ -11,6 +11,7 @@ import copy
 import ctypes
 import gc
 import re
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -178,6 +179,7 @@ def time_generator(job: GeneratorJob, seconds: float) -> Row:
 
     Raises ``RuntimeError`` where an engine computes something else than the dense generator.
     """
+    check_memory_can_be_measured()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads)
@@ -282,12 +284,19 @@ def layers_profile(model: nn.Module, inputs: Inputs, milliseconds: float, calls:
 OURS = "engine"
 
 
+def check_memory_can_be_measured() -> None:
+    """Raises ``RuntimeError`` on systems that do not say what of a process is in memory."""
+    if sys.platform != "linux":
+        raise RuntimeError(f"this is {sys.platform}; the benchmark of generators measures memory by Linux's /proc")
+
+
 def peak_memory(job: GeneratorJob, engine: str) -> int:
     """Bytes that an engine makes a process larger by while it runs: weights, plans, activations and workspace.
 
     Measured in a process of its own, on Linux: the peak of its resident memory during its first calls, less what is
     resident after the same engine has run one small layer.
     """
+    check_memory_can_be_measured()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak, job, engine).result()
 
