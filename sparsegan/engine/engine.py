@@ -52,16 +52,20 @@ def optimize_for_inference(
             use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
             former, with a warning where the model is in training mode and computes something else there.
 
-    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph.
+    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph,
+    which is compared with the model before its first use.
+
     What draws random numbers draws them anew at every call, in the model's order: from the same state of torch's
-    generator an engine on a CPU computes what the model computes. Compiling leaves that state as it was.
+    generator an engine computes what the model computes. Compiling leaves that state as it was.
 
     What no kernel is here for runs in torch: ``engine.fallbacks`` lists it, and a warning names convolutions among it.
 
     Raises:
         TypeError: an argument holds something else than tensors, numbers, strings and None.
-        ValueError: the model computes something for the example that torch.fx does not see; it is on several devices,
-            or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics is another word.
+        ValueError: the model computes something for the example that torch.fx (or, on a GPU, a CUDA graph) does not
+            see; on a GPU, its forward waits for the GPU, as a branch on values does; it is on several devices, on
+            another than the example, or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics
+            is another word.
     """
     if plans < 1:
         raise ValueError(f"plans is {plans}; it must be at least 1")

@@ -139,12 +139,13 @@ class Replayed:
         stream = torch.cuda.current_stream()
         with self.turns.lock:
             stream.wait_event(self.turns.done)
-            for static, one in zip(self.inputs, tensors, strict=True):
-                static.copy_(one)
-            self.graph.replay()
-            results = pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
-            self.turns.done.record(stream)
-        return results
+            try:
+                for static, one in zip(self.inputs, tensors, strict=True):
+                    static.copy_(one)
+                self.graph.replay()
+                return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
+            finally:  # also where there is no memory for the results: the replay is on its way
+                self.turns.done.record(stream)
 
     def __del__(self) -> None:
         """Its memory is free for others afterwards: a replay may still be using it."""
@@ -170,8 +171,8 @@ class GpuEngine(Served):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
 
     Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
-    stream of the engine's device and returns at once, as torch does. What it returns belongs to the caller: no later
-    call writes to it. Replays on one device take turns, also those of several engines.
+    stream of the engine's device and returns at once, as torch does. What it returns are copies in new memory of that
+    stream: no later call writes to them. Replays on one device take turns, also those of several engines.
 
     While a new shape is captured, replays of other threads wait, and no thread may wait for the whole device or draw
     random numbers on it: CUDA and torch allow neither.
