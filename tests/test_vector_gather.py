@@ -256,7 +256,13 @@ def test_bad_calls_raise_a_sentence() -> None:
     gy, x, values, bias = tensors(p, support, torch.float32)
     size = list(p.y_shape[1:])
 
-    def gather(x: Tensor = x, values: Tensor = values, plan: Tensor | None = plan, size: list[int] = size) -> Tensor:
+    def gather(
+        x: Tensor = x,
+        values: Tensor = values,
+        plan: Tensor | None = plan,
+        size: list[int] = size,
+        support: Tensor = support,
+    ) -> Tensor:
         return ops.vector_gather(x, values, bias, support, plan, adjoint_plan, p.numbers, False, size)
 
     with pytest.raises(ValueError, match=r"x has shape \(2, 1, 5, 5\)"):
@@ -269,6 +275,8 @@ def test_bad_calls_raise_a_sentence() -> None:
         gather(plan=None)
     with pytest.raises(ValueError, match=r"from sparsegan\.kernels\.plan"):
         gather(plan=plan[1:])
+    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
+        gather(x=x.to("meta"), values=values.to("meta"))
     with pytest.raises(ValueError, match="output_size has 5 channels; the geometry writes 4"):
         gather(size=[5, *size[1:]])
     with pytest.raises(ValueError, match="gy has 1 images and x 2"):
