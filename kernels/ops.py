@@ -160,7 +160,8 @@ def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
 
 def _precision(x: Tensor) -> str:
     """How a float32 product runs: as cuDNN's convolutions do."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if x.dtype == torch.float32 and conv.fp32_precision == "tf32" else "ieee"
 
 
 @functools.cache

@@ -261,7 +261,6 @@ def test_bad_calls_raise_a_sentence() -> None:
         values: Tensor = values,
         plan: Tensor | None = plan,
         size: list[int] = size,
-        support: Tensor = support,
     ) -> Tensor:
         return ops.vector_gather(x, values, bias, support, plan, adjoint_plan, p.numbers, False, size)
 
@@ -275,12 +274,12 @@ def test_bad_calls_raise_a_sentence() -> None:
         gather(plan=None)
     with pytest.raises(ValueError, match=r"from sparsegan\.kernels\.plan"):
         gather(plan=plan[1:])
-    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
-        gather(x=x.to("meta"), values=values.to("meta"))
     with pytest.raises(ValueError, match="output_size has 5 channels; the geometry writes 4"):
         gather(size=[5, *size[1:]])
     with pytest.raises(ValueError, match="gy has 1 images and x 2"):
         ops.vector_wgrad(gy[:1], x, support, plan, adjoint_plan, p.numbers, False)
+    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
+        ops.vector_wgrad(gy.to("meta"), x.to("meta"), support, plan, adjoint_plan, p.numbers, False)
 
 
 def test_why_not() -> None:
