@@ -137,6 +137,11 @@ def test_the_models_device_is_current(gpu: SimulatedGpu) -> None:
             torch.cuda.graph(graph, capture_error_mode="thread_local"),
         ):
             engine(image())
+    engine.device = torch.device("cuda", 0)
+    assert engine.to("cuda") is engine.to("cuda:0") is engine
+    for other in ("cuda:1", "cpu"):
+        with pytest.raises(RuntimeError, match=f"cannot go to {other}"):
+            engine.to(other)
 
 
 class Keyed(nn.Module):
