@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,14 @@ from torch import Tensor
 
 import sparsegan as sg
 from sparsegan.benchmark.gpu import gpu_facts
+from sparsegan.clock import Clock
 from sparsegan.training import write_json
 
 
 def latency(call: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int = 50) -> list[float]:
     """Milliseconds from input to output on the host's clock: median, 95th percentile."""
-    times = []
-    for index in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call(inputs[index % len(inputs)])
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
+    clock = Clock(inputs)
+    times = [clock.ms(partial(call, inputs[index % len(inputs)])) for index in range(repeats)]
     return [statistics.median(times), statistics.quantiles(times, n=20)[-1]]
 
 

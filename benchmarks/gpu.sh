@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine: Python >= 3.10 with torch (CUDA), Triton, numpy, safetensors, rich, pytest,
-# hypothesis, setuptools, wheel, cmake, ninja, pybind11; nvcc; no network. Each stage takes less than 8 minutes, leaves what it
-# made, and may be stopped and called again.
+# hypothesis, setuptools >= 77, wheel, cmake, ninja, pybind11 (and pytest-xdist, which makes the tests faster); nvcc; no network.
+# Each stage takes less than 8 minutes, leaves what it made, and may be stopped and called again.
 #
 #   bash benchmarks/gpu.sh                 all stages, one after the other
 #   bash benchmarks/gpu.sh build test      some of them
 #   bash benchmarks/gpu.sh --dry-run       only say what would run
 #
-# OUT=folder    logs and results are copied there too (default: runs/gpu)
+# Nothing follows a build that failed. Where another stage fails, the next ones run nevertheless; the exit status tells.
+#
+# OUT=folder    the log and results are copied there too (default: runs/gpu)
 # PYTHON=...    the interpreter (default: python3)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +19,7 @@ OUT=${OUT:-runs/gpu}
 LIMIT=470 # seconds a stage
 
 declare -A STAGES=(
-  [build]="build the CPU and CUDA objects with nvcc, install the package without its dependencies"
+  [build]="build the CPU and CUDA objects with nvcc, install the package without its dependencies, look whether torch has the CUDA ops"
   [test]="all GPU tests, and the tests of the ops, plans and layers on this Python and torch"
   [sanitize]="compute-sanitizer, memcheck and racecheck, over a small set of calls of every kernel"
   [tune]="measure the Triton block sizes and write the table of chosen ones"
@@ -27,21 +29,29 @@ declare -A STAGES=(
 ORDER=(build test sanitize tune bench table)
 
 build() {
-  SPARSEGAN_CUDA=1 "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
+  SPARSEGAN_CUDA=1 "$PYTHON" -m pip install -q --no-index --no-build-isolation --no-deps -e .
   "$PYTHON" -m sparsegan info
+  "$PYTHON" -c 'import sys, torch, sparsegan.ops as ops
+if not torch.cuda.is_available(): sys.exit("gpu.sh: torch sees no GPU")
+for op in ("gather", "wgrad"):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsegan::{op}", "CUDA"):
+        sys.exit(f"gpu.sh: torch has no sparsegan::{op} for CUDA; the library is {ops.cuda_library()}")
+print("gpu.sh: torch has the CUDA ops of", ops.cuda_library())'
 }
-test() {
-  SPARSEGAN_TEST_DEVICE=cuda "$PYTHON" -m pytest -q -x tests/gpu
-  "$PYTHON" -m pytest -q tests/test_plan.py tests/test_gather.py tests/test_wgrad.py tests/test_nn.py
+test() { # the same examples at each call: what Triton has compiled serves the next one
+  local many=()
+  if "$PYTHON" -c "import xdist" 2>/dev/null; then many=(-n 8); fi
+  SPARSEGAN_TEST_DEVICE=cuda "$PYTHON" -m pytest -q --maxfail 20 --hypothesis-seed 0 "${many[@]}" tests/gpu
+  OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q "${many[@]}" tests/test_plan.py tests/test_gather.py tests/test_wgrad.py tests/test_nn.py
 }
-sanitize() {
-  for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
-  done
+sanitize() { # torch keeps memory for later calls: without that each tensor's end is the end of its memory
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
+  compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
 }
 tune() {
-  "$PYTHON" -m sparsegan.kernels.tune
-  cp kernels/tuned* "$OUT"/
+  "$PYTHON" -m sparsegan.kernels.tune --seconds 380
+  cp kernels/tuned_table.py "$OUT"/
 }
 bench() { # resumable: a stopped run goes on where it was
   "$PYTHON" benchmarks/cuda_graph.py --json benchmarks/results/cuda_graph.json
@@ -73,15 +83,28 @@ if ((dry_run)); then
   exit 0
 fi
 
+command -v "$PYTHON" >/dev/null || {
+  echo "gpu.sh: PYTHON is $PYTHON, and there is no such program" >&2
+  exit 2
+}
 mkdir -p "$OUT"
-export PYTHON OUT
+# cmake and ninja lie beside the interpreter, where pip has installed them; nvcc and compute-sanitizer where CUDA is.
+PATH=$(dirname "$(command -v "$PYTHON")"):$PATH:/usr/local/cuda/bin
+export PATH PYTHON OUT PYTHONUNBUFFERED=1
+failed=()
 for stage in "${chosen[@]}"; do
-  echo "== $stage: ${STAGES[$stage]}"
+  echo "== $stage: ${STAGES[$stage]}" | tee -a "$OUT/gpu.log"
   status=0
-  timeout "$LIMIT" bash -euo pipefail -c "$(declare -f "$stage"); $stage" 2>&1 | tee "$OUT/$stage.log" || status=$?
+  timeout --signal INT --kill-after 20 "$LIMIT" bash -euo pipefail -c "$(declare -f "$stage"); $stage" 2>&1 |
+    tee -a "$OUT/gpu.log" || status=$?
   cp -f benchmarks/results/{gpu,cuda_graph}.json "$OUT"/ 2>/dev/null || true
   ((status == 0)) || {
-    echo "gpu.sh: $stage stopped with status $status (124: out of time; call it again)" >&2
-    exit "$status"
+    echo "gpu.sh: $stage stopped with status $status (124 and 137: out of time; call it again)" | tee -a "$OUT/gpu.log" >&2
+    failed+=("$stage")
+    [[ $stage != build ]] || exit "$status"
   }
 done
+((${#failed[@]} == 0)) || {
+  echo "gpu.sh: these stages failed: ${failed[*]}" >&2
+  exit 1
+}

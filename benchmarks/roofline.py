@@ -20,6 +20,7 @@ import torch
 
 from sparsegan import _native
 from sparsegan.benchmark import LAYERS, LayerCase
+from sparsegan.clock import Clock
 from sparsegan.info import cpu_name
 from sparsegan.nn import SPARSE_CLASSES
 from sparsegan.profiling import interleaved_ms
@@ -33,7 +34,7 @@ TAPS = (4, 12, 29, 72, 288)
 def stream_gbytes() -> float:
     """GB/s of a copy of 128 MB, read and written bytes together."""
     source, target = torch.randn(2**25), torch.empty(2**25)
-    return 2 * source.numel() * 4 / interleaved_ms([lambda: target.copy_(source)], 1.0)[0] * 1e-6
+    return 2 * source.numel() * 4 / interleaved_ms(Clock(), [lambda: target.copy_(source)], 1.0)[0] * 1e-6
 
 
 def measure(case: LayerCase, seconds: float, ceilings: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def measure(case: LayerCase, seconds: float, ceilings: dict[str, Any]) -> dict[s
     y = layers[0](x)
     sites = x if case.transposed else y
     gflop = 2e-9 * layers[0].nnz * case.batch * sites.shape[2] * sites.shape[3]
-    whole, without = interleaved_ms([lambda: layers[0](x), lambda: layers[1](x)], seconds)
+    whole, without = interleaved_ms(Clock(), [lambda: layers[0](x), lambda: layers[1](x)], seconds)
     tensors = 4 * (x.numel() + y.numel())
     return {
         "layer": str(case),

@@ -76,7 +76,7 @@ def vector_gather(
     _check_vector("values", values, support.shape[0] * d.geometry.vector, x)
     if bias is not None:
         _check_vector("bias", bias, d.targets, x)
-    taps = _check_plan(d, support, adjoint_plan if adjoint else plan)
+    taps = _check_plan(d, x, support, adjoint_plan if adjoint else plan)
     _check_size("output_size", d.targets * size[0] * size[1])
     sizes = ((x.shape[2], x.shape[3]), size)
     launch = _launch(
@@ -131,7 +131,7 @@ def vector_wgrad(
         raise ValueError(f"gy is {gy.dtype} on {gy.device} and x {x.dtype} on {x.device}; they must be alike")
     if d.depth > 1:  # The sum is the same with sources and targets in each other's place, and then it is wide.
         d, gy, x = Direction(d.geometry, not adjoint), x, gy
-    taps = _check_plan(d, support, adjoint_plan if d.adjoint else plan)
+    taps = _check_plan(d, x, support, adjoint_plan if d.adjoint else plan)
     units = support.shape[0]
     gy, x = gy.contiguous(), x.contiguous()
     sizes = ((x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3]))
@@ -160,7 +160,8 @@ def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
 
 def _precision(x: Tensor) -> str:
     """How a float32 product runs: as cuDNN's convolutions do."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if x.dtype == torch.float32 and conv.fp32_precision == "tf32" else "ieee"
 
 
 @functools.cache
@@ -204,7 +205,9 @@ def _check_vector(name: str, vector: Tensor, size: int, x: Tensor) -> None:
         raise ValueError(f"{name} is {vector.dtype} on {vector.device}; x is {x.dtype} on {x.device}")
 
 
-def _check_plan(d: Direction, support: Tensor, plan: Tensor | None) -> Tensor:
+def _check_plan(d: Direction, x: Tensor, support: Tensor, plan: Tensor | None) -> Tensor:
+    if support.device != x.device:
+        raise ValueError(f"support is on {support.device}; x is on {x.device}")
     name, size = "adjoint_plan" if d.adjoint else "plan", d.plan_size(support.shape[0])
     if plan is None:
         raise ValueError(f"{name} is None; this call needs it")

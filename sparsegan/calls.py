@@ -45,10 +45,11 @@ class Call:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that one program serves; 1, 1.0 and True are three."""
+        """Equal for calls that one program serves; 1, 1.0 and True are three, as numbers and as keys of a dict."""
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.tensors)
-        # -0.0 and nan too: by how they are written.
-        return shapes, tuple((type(one), repr(one)) for one in self.constants), self.places, self.structure
+        # By how they are written: so -0.0 and nan are told apart too, and the keys of dicts in the structure.
+        constants = tuple((type(one), repr(one)) for one in self.constants)
+        return shapes, constants, self.places, self.structure, repr(self.structure)
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with others in the place of the tensors."""

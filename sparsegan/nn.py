@@ -379,7 +379,8 @@ class SparseConv(nn.Module):
         if derived is None:
             return self._modelled(x_shape, y_size, dtype)
         choices = derived.choices
-        key = (x_shape, y_size, dtype, torch.backends.cudnn.allow_tf32)
+        cudnn: Any = torch.backends.cudnn  # whose allow_tf32 raises where torch.backends.fp32_precision is set
+        key = (x_shape, y_size, dtype, cudnn.conv.fp32_precision)
         choice = choices.get(key)
         if choice is None:
             if len(choices) >= MOST_CHOICES:  # a server meets ever new sizes

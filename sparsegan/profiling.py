@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .clock import Clock
 from .macs import layer_macs, visit_layers
 from .nn import SparseConv
 
@@ -59,16 +60,18 @@ class ProfileReport:
 
 
 def interleaved_ms(
-    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+    clock: Clock, functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
 ) -> list[float]:
     """Median milliseconds of each function, timed as :func:`interleaved_times` does."""
-    return [statistics.median(own) for own in interleaved_times(functions, seconds, least, rest)]
+    return [statistics.median(own) for own in interleaved_times(clock, functions, seconds, least, rest)]
 
 
 def interleaved_times(
-    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+    clock: Clock, functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
 ) -> list[list[float]]:
     """Milliseconds of every call of each function, in turns so that a change of the machine's clock meets all alike.
+
+    ``clock`` knows which devices the functions give work to: each call is timed until they have done it.
 
     With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function: thread pools of
     other engines, which spin for a while after their work, have let go of the cores by then.
@@ -76,15 +79,13 @@ def interleaved_times(
     for function in functions:
         function()
     times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < least or time.perf_counter() < end:
+    end = clock.seconds() + seconds
+    while len(times[0]) < least or clock.seconds() < end:
         for function, own in zip(functions, times, strict=True):
             if rest:
                 time.sleep(rest)
                 function()
-            start = time.perf_counter()
-            function()
-            own.append((time.perf_counter() - start) * 1e3)
+            own.append(clock.ms(function))
     return times
 
 
@@ -96,7 +97,8 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         example: its input, a tensor or a tuple of arguments.
         seconds: time spent on a layer.
 
-    Dense time is the better of torch's NCHW and channels_last convolution, the layout's conversion not included.
+    Dense time is the better of torch's NCHW and channels_last convolution, the layout's conversion not included. On a
+    GPU a time is that of one call by itself, its launches included; in a CUDA graph small layers take less.
     """
     report = ProfileReport(torch.get_num_threads())
 
@@ -111,7 +113,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         layer = copy.deepcopy(module)
         layer._forward_hooks.clear()
         layer.kernel = "sparse"
-        times = interleaved_ms([lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds)
+        times = interleaved_ms(Clock(layer, x), [lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds)
         dense_macs, executed = layer_macs(module, x, y)
         report.rows.append(
             LayerProfile(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -278,6 +280,27 @@ def test_the_gpu_script_says_what_it_would_do() -> None:
     wrong = subprocess.run([*script, "mesure"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "mesure is no stage; accepted: build test" in wrong.stderr
+
+
+@pytest.mark.parametrize("failing", ["pip", "info", "pytest", "nothing"])
+def test_the_gpu_script_stops_where_the_build_fails_and_nowhere_else(tmp_path: Path, failing: str) -> None:
+    for folder in ("benchmarks", "kernels", "bin"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "kernels" / "tuned_table.py").touch()
+    shutil.copy(BENCHMARKS / "gpu.sh", tmp_path / "benchmarks")
+    for name in ("python", "compute-sanitizer"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho "ran $*"\ncase "$*" in *{failing}*) exit 3;; esac\n')
+        program.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "bin" / "python"), "OUT": str(tmp_path / "out")}
+    script = ["bash", str(tmp_path / "benchmarks" / "gpu.sh"), "build", "test", "sanitize", "table"]
+    ran = subprocess.run(script, capture_output=True, text=True, env=environment)
+    begun = [line.split()[1].strip(":") for line in ran.stdout.splitlines() if line.startswith("== ")]
+    assert begun == (["build"] if failing in ("pip", "info") else ["build", "test", "sanitize", "table"])
+    assert ran.returncode == {"pip": 3, "info": 3, "pytest": 1, "nothing": 0}[failing]
+    assert ("these stages failed: test" in ran.stderr) == (failing == "pytest")
+    log = (tmp_path / "out" / "gpu.log").read_text()
+    assert all(line in log for line in ran.stdout.splitlines())
 
 
 def test_gpu_rows_and_what_is_asked_of_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,18 @@ def test_a_float32_element_layer_turns_on_whether_dense_may_round(monkeypatch: p
     assert kernels_chosen == ["sparse", "dense"]
 
 
+def test_either_way_to_set_tf32() -> None:
+    """torch's newer settings make the older one, ``torch.backends.cudnn.allow_tf32``, raise when it is read."""
+    layer, x = sg.sparsify(nn.Conv2d(4, 8, 3), 0.5), torch.randn(1, 4, 8, 8)
+    expected = layer(x)
+    rnn, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
+    rnn.fp32_precision = "ieee" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32"
+    try:
+        assert torch.equal(layer(x), expected)
+    finally:
+        rnn.fp32_precision = before
+
+
 @pytest.mark.usefixtures("h100")
 def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "cuda_library", lambda: None)

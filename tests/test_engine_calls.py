@@ -111,6 +111,17 @@ def test_whatever_a_forward_takes_and_gives(example: str) -> None:
     assert len(engine._compiled) == len(CALLS) + 1  # 1, 1.0 and True are three
 
 
+def test_keys_of_a_dict_are_told_apart() -> None:
+    class ByKey(nn.Module):
+        def forward(self, images: dict[Any, Tensor]) -> Tensor:
+            ((key, x),) = images.items()
+            return x * {bool: 2, int: 3, float: 5}[type(key)]
+
+    engine, x = silently(ByKey(), ({1: image()},)), image()
+    for key, scale in ((1, 3), (True, 2), (1.0, 5), (1, 3)):
+        assert torch.equal(engine({key: x}), x * scale)
+
+
 def test_arguments_that_do_not_fit() -> None:
     engine = silently(Nested(), (first(),))
     for args, kwargs, words in (

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from simulated_gpu import SimulatedGpu
 from torch import Tensor, nn
 
 import sparsegan as sg
@@ -366,11 +367,12 @@ def test_models_that_look_at_the_whole_image_are_refused(name: str) -> None:
     assert made.isfinite().all()
 
 
-def test_batch_statistics_of_an_engine_are_those_of_the_whole_image() -> None:
+def test_batch_statistics_of_an_engine_are_those_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(pix2pix.UnetGenerator(ngf=4, downs=5))
     engine = sg.optimize_for_inference(model, image(32, 32), statistics="batch")
     with pytest.raises(ValueError, match=r"\(BatchNorm2d\) looks at the whole image"):
         engine(image(352, 64), tile=192)
+    SimulatedGpu(monkeypatch)
     on_gpu = gpu.GpuEngine(model, Call.of((image(32, 32),), {}), 8, "batch")
     with pytest.raises(ValueError, match=r"\(BatchNorm2d\) looks at the whole image"):
         on_gpu(image(352, 64), tile=192)
@@ -531,10 +533,13 @@ def test_inputs_and_random_state_stay_as_they_are() -> None:
 
 
 def test_an_engine_on_a_gpu_takes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "Replayed", lambda model, call: lambda given: model(*given))
-    engine = gpu.GpuEngine(trained(srgan.Generator(width=4, blocks=1)), Call.of((image(16, 16),), {}), 8, "stored")
-    check(engine, image(61, 50), tile=40)
-    assert {key[0][0][0] for key in engine._graphs} >= {(1, 3, 40, 40)}
+    simulated, model = SimulatedGpu(monkeypatch), trained(srgan.Generator(width=4, blocks=1))
+    for _, layer in sg.sparse_layers(model):
+        layer.kernel = "sparse"
+    with simulated.running():
+        engine = gpu.GpuEngine(model, Call.of((image(16, 16),), {}), 8, "stored")
+        check(engine, image(61, 50), tile=40)
+    assert {key[0][0][0][0] for key in engine._compiled} >= {(1, 3, 40, 40)}
 
 
 def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

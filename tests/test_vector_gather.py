@@ -256,7 +256,12 @@ def test_bad_calls_raise_a_sentence() -> None:
     gy, x, values, bias = tensors(p, support, torch.float32)
     size = list(p.y_shape[1:])
 
-    def gather(x: Tensor = x, values: Tensor = values, plan: Tensor | None = plan, size: list[int] = size) -> Tensor:
+    def gather(
+        x: Tensor = x,
+        values: Tensor = values,
+        plan: Tensor | None = plan,
+        size: list[int] = size,
+    ) -> Tensor:
         return ops.vector_gather(x, values, bias, support, plan, adjoint_plan, p.numbers, False, size)
 
     with pytest.raises(ValueError, match=r"x has shape \(2, 1, 5, 5\)"):
@@ -273,6 +278,8 @@ def test_bad_calls_raise_a_sentence() -> None:
         gather(size=[5, *size[1:]])
     with pytest.raises(ValueError, match="gy has 1 images and x 2"):
         ops.vector_wgrad(gy[:1], x, support, plan, adjoint_plan, p.numbers, False)
+    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
+        ops.vector_wgrad(gy.to("meta"), x.to("meta"), support, plan, adjoint_plan, p.numbers, False)
 
 
 def test_why_not() -> None:

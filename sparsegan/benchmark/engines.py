@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..clock import Clock
 from ..export import onnx_bytes
 from ..profiling import interleaved_times
 
@@ -102,7 +103,7 @@ class Timing(NamedTuple):
 def timed(functions: list[Engine], seconds: float) -> list[Timing]:
     """Times each function, in turns; each timed call after a pause and a warm one."""
     timings = []
-    for own in interleaved_times(functions, seconds, rest=0.005):
+    for own in interleaved_times(Clock(), functions, seconds, rest=0.005):  # all on the CPU
         first, middle, third = statistics.quantiles(own, n=4, method="inclusive")
         timings.append(Timing(middle, (first, third)))
     return timings

@@ -26,6 +26,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from .. import _native
+from ..clock import Clock
 from ..engine import Engine, optimize_for_inference
 from ..engine.steps import Gather, Torch
 from ..gans import GANS
@@ -221,7 +222,7 @@ def _times(
     for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
         check_same(output_of(call()), wanted, f"{job.case}: what {name} makes")
     row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs))
-    (calls,) = interleaved_times([lambda: engine(*inputs)], seconds, least=LATENCY_CALLS)
+    (calls,) = interleaved_times(Clock(inputs), [lambda: engine(*inputs)], seconds, least=LATENCY_CALLS)
     steps = engine_profile(engine, inputs, seconds)
     return {
         **row,

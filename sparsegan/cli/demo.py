@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .. import data, metrics
 from ..checkpoint import load, save
 from ..classifier import find_classifier, load_classifier
+from ..clock import Clock
 from ..compress import RECIPES, baseline
 from ..gans import store
 from ..macs import count_macs, training_bytes
@@ -212,12 +213,12 @@ def _milliseconds(generator: nn.Module, noise: Tensor) -> dict[str, float]:
     for module in plain.modules():
         if isinstance(module, nn.ConvTranspose2d):
             module.weight.data = module.weight.data.contiguous()
-    networks = [copy.deepcopy(generator), plain, last]
+    networks, clock = [copy.deepcopy(generator), plain, last], Clock(noise)
     with torch.no_grad():
-        forward = interleaved_ms([partial(network, noise) for network in networks], seconds=1.0)
+        forward = interleaved_ms(clock, [partial(network, noise) for network in networks], seconds=1.0)
     for network in networks:
         network.requires_grad_(True).train()
-    both = interleaved_ms([partial(_forward_backward, network, noise) for network in networks], seconds=2.0)
+    both = interleaved_ms(clock, [partial(_forward_backward, network, noise) for network in networks], seconds=2.0)
     return {
         "forward_ms": forward[0],
         "forward_ms_dense": min(forward[1:]),

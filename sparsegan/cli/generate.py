@@ -6,7 +6,6 @@ The generator runs as `sparsegan.optimize_for_inference` makes it.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..clock import Clock
 from ..data.layouts import decode, image_files, to_tensor
 from ..engine import optimize_for_inference, tiling
 from ..engine.statistics import STATISTICS
@@ -88,12 +88,13 @@ class _Server:
         self.later: list[float] = []
 
     def __call__(self, generator: nn.Module, *inputs: Tensor) -> Tensor:
-        start = time.perf_counter()
+        clock = Clock(generator, inputs)
+        start = clock.seconds()
         if generator not in self.engines:
             example = tiling.corner(inputs, self.tiles["tile"]) if self.tiles else inputs
             self.engines[generator] = optimize_for_inference(generator, example, statistics=self.statistics)
         images = self.engines[generator](*inputs, **self.tiles)
-        took = 1e3 * (time.perf_counter() - start)
+        took = 1e3 * (clock.seconds() - start)
         size = (generator, inputs[0].shape)
         (self.later if size in self.sizes else self.first).append(took)
         self.sizes.add(size)

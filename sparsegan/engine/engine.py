@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +15,9 @@ from torch.utils import _pytree as pytree
 
 from .. import _native
 from ..calls import Call, positional
-from ..copying import bake, copy_model
-from ..forks import ENGINES, TRACING, leave_missing_threads
-from ..modes import Buffers
+from ..forks import ENGINES
 from ..nn import SparseConv
-from ..tracing import Tracer, close, has_hooks
+from ..tracing import Tracer, has_hooks
 from . import tiling
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
@@ -30,7 +25,7 @@ from .layers import Layers
 from .memory import Layout, Memory, new_arena, plan_arena
 from .served import Served
 from .shapes import Shapes
-from .statistics import by_batch, check_statistics, other_in_training
+from .statistics import check_statistics, other_in_training
 from .steps import Step, Torch
 from .values import Slot
 
@@ -57,16 +52,20 @@ def optimize_for_inference(
             use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
             former, with a warning where the model is in training mode and computes something else there.
 
-    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph.
+    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph,
+    which is compared with the model before its first use.
+
     What draws random numbers draws them anew at every call, in the model's order: from the same state of torch's
-    generator an engine on a CPU computes what the model computes. Compiling leaves that state as it was.
+    generator an engine computes what the model computes. Compiling leaves that state as it was.
 
     What no kernel is here for runs in torch: ``engine.fallbacks`` lists it, and a warning names convolutions among it.
 
     Raises:
         TypeError: an argument holds something else than tensors, numbers, strings and None.
-        ValueError: the model computes something for the example that torch.fx does not see; it is on several devices,
-            or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics is another word.
+        ValueError: the model computes something for the example that torch.fx (or, on a GPU, a CUDA graph) does not
+            see; on a GPU, its forward waits for the GPU, as a branch on values does; it is on several devices, on
+            another than the example, or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics
+            is another word.
     """
     if plans < 1:
         raise ValueError(f"plans is {plans}; it must be at least 1")
@@ -87,7 +86,7 @@ def optimize_for_inference(
     check_statistics(statistics)
     if any(device.type == "cuda" for device in devices):
         return GpuEngine(unwrapped(model), call, plans, statistics)
-    return Engine(model, call, plans, statistics)
+    return Engine(unwrapped(model), call, plans, statistics)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -149,62 +148,18 @@ class Engine(Served):
     evaluation; :func:`sparsegan.save` of an engine saves that.
     """
 
-    device_type = "cpu"
+    unseen = "torch.fx"
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
-        self.model = bake(copy_model(unwrapped(model))).eval().requires_grad_(False)
-        self.example = example.arguments([tensor.detach().clone() for tensor in example.tensors])
-        self.statistics = statistics
-        self._plans = plans
-        self._example = Call.of(*self.example)
-        self._signature = inspect.signature(self.model.forward)
-        self._running = self.model if statistics == "stored" else by_batch(self.model)
+        super().__init__(model, example, plans, statistics)
         self._layers = Layers(self._running)
         self._shapes = Shapes(self._running)
-        #: Modules that run as one step of torch, and why; why the whole model does.
+        #: Modules that run as one step of torch, and why.
         self._opaque: dict[str, str] = {}
-        self._whole: str | None = None if not has_hooks(self.model) else "it has hooks"
-        self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
+        self._whole = None if not has_hooks(self.model) else "it has hooks"
         self._workspaces: list[Workspace] = []  # those that no call is using
-        self.tiles = tiling.Tiles(self._running)
         self._check()
         self._say_fallbacks()
-
-    def _check(self) -> None:
-        """Raises ValueError where the engine computes something else than the model, from the same random numbers."""
-        calls = [self._example]
-        if any(
-            one.is_floating_point() and one.numel() and bool((one == one.flatten()[0]).all())
-            for one in calls[0].tensors
-        ):
-            calls.append(calls[0].changed(_varied))  # a constant image says little
-        for call in calls:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                state = torch.get_rng_state()
-                args, kwargs = call.copies()
-                buffers = Buffers(self._running)
-                try:
-                    expected = self._running(*args, **kwargs)
-                except Exception:
-                    if call is self._example:
-                        raise
-                    continue  # numbers that the model does not take
-                for one in pytree.tree_leaves(expected):
-                    if dataclasses.is_dataclass(one):
-                        raise TypeError(
-                            f"the model puts out a {type(one).__name__}, a dataclass that torch cannot look into; "
-                            "register it with torch.utils._pytree.register_dataclass, or put out a tuple or a dict"
-                        )
-                if (changed := buffers.put_back()) and self._whole is None:
-                    self._whole = f"its forward changes {', '.join(changed)}"
-                torch.set_rng_state(state)
-                args, kwargs = call.copies()
-                if not close(self(*args, **kwargs), expected):
-                    raise ValueError(
-                        f"the compiled {type(self.model).__name__} does not put out the same; its forward does "
-                        "something that torch.fx does not see"
-                    )
-                buffers.put_back()
 
     def _say_fallbacks(self) -> None:
         """One warning, where the whole model or a convolution runs in torch although kernels for it are here."""
@@ -230,48 +185,18 @@ class Engine(Served):
             if step.kernel == "torch"
         ]
 
-    def __call__(
-        self,
-        *inputs: Any,
-        tile: int | tuple[int, int] | None = None,
-        overlap: int | tuple[int, int] | None = None,
-        approximate: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """What ``model(*inputs, **kwargs)`` returns, in evaluation and without gradients.
-
-        Args:
-            inputs, kwargs: what the model's forward takes: tensors, numbers, strings, None, nested in lists, tuples and
-                dicts. Each new combination of shapes, and of all that is no tensor, is compiled when it comes.
-            tile: compute images ``[N, C, H, W]`` in parts of at most so many pixels a side, or (rows, columns): a run
-                then needs the memory of one part. The result is that of the whole image.
-            overlap: pixels that neighbouring tiles share; by default as many as the model's receptive field asks for.
-                With fewer, tiles are blended, which is said once.
-            approximate: a result that only resembles that of the whole image is welcome: a layer that looks at the
-                whole image (an instance norm, attention) looks at a tile instead, and tiles are blended.
-
-        Raises:
-            TypeError: the forward takes no such arguments, or they are not of the example's dtypes.
-            ValueError: an input is on another device. With `tile`: no input is an image; an output is none; an output
-                depends on the whole image, and `approximate` is not set; the tile is too small.
-        """
-        leave_missing_threads()
-        if tile is not None or overlap is not None or approximate:
-            return tiling.run(self, inputs, kwargs, tile, overlap, approximate)
-        call = self._call(inputs, kwargs)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            compiled = self._compile(call)
-            workspace = self._take_workspace(compiled)
-            memory, runs = workspace.bound[compiled]
-            try:
-                self._enter(compiled.program, memory, call.tensors)
-                for run in runs:
-                    run()
-                return _results(compiled.program, memory)
-            finally:
-                memory.forget()
-                with ENGINES:
-                    self._workspaces.append(workspace)
+    def _run(self, program: Compiled, call: Call) -> Any:
+        workspace = self._take_workspace(program)
+        memory, runs = workspace.bound[program]
+        try:
+            self._enter(program.program, memory, call.tensors)
+            for run in runs:
+                run()
+            return _results(program.program, memory)
+        finally:
+            memory.forget()
+            with ENGINES:
+                self._workspaces.append(workspace)
 
     def _take_workspace(self, compiled: Compiled) -> Workspace:
         """One that is free, the program bound to it: one that knows the program, or else the largest."""
@@ -289,45 +214,9 @@ class Engine(Served):
 
     # ------------------------------------------------------------------ programs
 
-    def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Raises TypeError for arguments that the forward does not take, or of other dtypes than the example's."""
-        try:
-            self._signature.bind(*inputs, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"the engine's model, {type(self.model).__name__}, does not take that: {error}") from None
-        call = Call.of(inputs, kwargs)
-        if call.structure == self._example.structure and call.places == self._example.places:
-            for place, (one, like) in enumerate(zip(call.tensors, self._example.tensors, strict=True)):
-                if one.dtype != like.dtype:
-                    raise TypeError(f"input {place} has dtype {one.dtype}; the example has dtype {like.dtype}")
-        for place, one in enumerate(call.tensors):
-            if one.device.type != "cpu":
-                raise ValueError(f"input {place} is on {one.device}; the engine is on the CPU")
-        return call
-
-    def _compile(self, call: Call) -> Compiled:
-        key = call.key
-        with ENGINES:
-            if (known := self._known(key)) is not None:
-                return known
-        with TRACING:
-            with ENGINES:
-                if (known := self._known(key)) is not None:  # another thread has compiled it meanwhile
-                    return known
-            with torch.random.fork_rng(devices=[]):  # a forward that draws random numbers is run to trace it
-                program = self._program(call)
-            compiled = Compiled(program, plan_arena(program.steps))
-            with ENGINES:
-                self._compiled[key] = compiled
-                while len(self._compiled) > self._plans:
-                    self._compiled.popitem(last=False)
-            return compiled
-
-    def _known(self, key: Any) -> Compiled | None:
-        """A program that is there; the one that was used longest ago goes first."""
-        if key in self._compiled:
-            self._compiled.move_to_end(key)
-        return self._compiled.get(key)
+    def _make(self, call: Call) -> Compiled:
+        program = self._program(call)
+        return Compiled(program, plan_arena(program.steps))
 
     def _program(self, call: Call) -> Program:
         """The steps for inputs of these shapes. Modules that cannot be cut up run as one step of torch each; or the
@@ -377,7 +266,7 @@ class Engine(Served):
     def profile(self, *inputs: Any, seconds: float = 0.5, **kwargs: Any) -> list[StepTime]:
         """Each step, timed in whole runs: medians of as many as fit in `seconds`, at least three."""
         call = self._call_or_example(inputs, kwargs)
-        with torch.no_grad():
+        with self._computing():
             compiled = self._compile(call)
             memory, runs = self._bind(compiled, new_arena(compiled.layout.bytes))
             program = compiled.program
@@ -405,7 +294,7 @@ class Engine(Served):
 
     def steps(self, *inputs: Any, **kwargs: Any) -> list[Step]:
         """The steps for inputs of these shapes, or the example's."""
-        with torch.no_grad():
+        with self._computing():
             return self._compile(self._call_or_example(inputs, kwargs)).program.steps
 
     def memory(
@@ -420,7 +309,7 @@ class Engine(Served):
 
         `tile`, `overlap`, `approximate`: as in a call, whose largest arena this is then.
         """
-        with torch.no_grad():
+        with self._computing():
             calls = [self._call_or_example(inputs, kwargs)]
             if tile is not None or overlap is not None or approximate:
                 args, named = calls[0].arguments(calls[0].tensors)
@@ -446,10 +335,6 @@ class Engine(Served):
             f"{memory['parameters'] / 1e6:.1f} MB"
         )
         return "\n".join(lines)
-
-
-def _varied(one: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, one.numel(), dtype=one.dtype).view(one.shape) if one.is_floating_point() else one
 
 
 def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:

@@ -7,8 +7,9 @@ kernel of their own here: they run in torch, within the graph.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from torch.utils import _pytree as pytree
 
 from ..calls import Call
 from ..copying import bake, copy_model
+from ..forks import ENGINES
 from ..nn import SparseConv
-from ..tracing import Tracer
-from . import tiling
+from ..tracing import Tracer, has_hooks
 from .compiler import runs_by_numbers
 from .layers import Layers
 from .served import Served
-from .statistics import by_batch
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
 _ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
@@ -81,68 +81,152 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
     return model, lines
 
 
-class Replayed:
-    """A model as a CUDA graph for inputs of one shape."""
+class _Turns:
+    """The order of replays on one device: each begins when the one before it has left its results.
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
-        self.inputs = tuple(tensor.clone() for tensor in call.tensors)
-        args, kwargs = call.arguments(self.inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(side):
+    A graph has one set of inputs and outputs. Besides, torch keeps the state of random numbers and the workspace of
+    matrix products once for many graphs, so two graphs cannot run at the same time either.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # of threads, while they put a replay into their streams, or capture
+        self.done = torch.cuda.Event()  # of streams: the last replay's results are copied
+
+
+_TURNS: dict[torch.device, _Turns] = {}
+
+
+class Replayed:
+    """A model as a CUDA graph for inputs of one shape.
+
+    A call copies its inputs to where the graph reads them, replays the graph, and copies its outputs, all on the
+    calling thread's current stream; that stream waits for the replay before, whichever stream that is on.
+
+    Raises ValueError for a forward that waits for the device, as a branch on values does: no graph can hold that.
+    """
+
+    def __init__(self, model: nn.Module, call: Call, turns: _Turns) -> None:
+        self.turns, self.model = turns, model  # whose weights the graph reads
+        self.inputs = tuple(torch.empty_like(one, memory_format=_layout(one)).copy_(one) for one in call.tensors)
+        stream, warm, capture = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()
+        warm.wait_stream(stream)
+        with torch.cuda.stream(warm):
             for _ in range(3):  # plans are made now, which waits for the device
+                args, kwargs = call.arguments([one.clone() for one in self.inputs])
                 model(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(side)
+        stream.wait_stream(warm)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.outputs = model(*args, **kwargs)
+        args, kwargs = call.arguments(self.inputs)
+        try:
+            # The outer one puts the stream back where a capture fails. Other threads go on meanwhile.
+            with (
+                turns.lock,
+                torch.cuda.stream(capture),
+                torch.cuda.graph(self.graph, stream=capture, capture_error_mode="thread_local"),
+            ):
+                self.outputs = model(*args, **kwargs)
+        except RuntimeError as error:
+            first = error.__context__ or error  # after an error within a capture torch raises another one at its end
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            raise ValueError(
+                f"a CUDA graph cannot hold what the forward of {type(model).__name__} does: {first}. It may not wait "
+                "for the GPU, as branches on values and `.item()` do; change that, or call the model as it is"
+            ) from error
 
     def __call__(self, tensors: tuple[Tensor, ...]) -> Any:
-        """The outputs, tensors of the caller's own."""
-        for static, one in zip(self.inputs, tensors, strict=True):
-            static.copy_(one)
-        self.graph.replay()
-        return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
+        """The outputs: copies, which no later call writes to."""
+        stream = torch.cuda.current_stream()
+        with self.turns.lock:
+            stream.wait_event(self.turns.done)
+            try:
+                for static, one in zip(self.inputs, tensors, strict=True):
+                    static.copy_(one)
+                self.graph.replay()
+                return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
+            finally:  # also where there is no memory for the results: the replay is on its way
+                self.turns.done.record(stream)
+
+    def __del__(self) -> None:
+        """Its memory is free for others afterwards: a replay may still be using it."""
+        self.turns.done.synchronize()
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """How a graph's copy of an input lies in memory: as the input does, where that is one of torch's two layouts."""
+    if tensor.is_contiguous() or tensor.dim() != 4:
+        return torch.contiguous_format
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _arithmetic() -> tuple[Any, ...]:
+    """The settings of torch that choose the kernels which a graph holds."""
+    cudnn: Any = torch.backends.cudnn
+    deterministic = cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    return cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, *deterministic
 
 
 class GpuEngine(Served):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
 
-    Calls at the same time take turns: a graph has one set of inputs.
+    Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
+    stream of the engine's device and returns at once, as torch does. What it returns are copies in new memory of that
+    stream: no later call writes to them. Replays on one device take turns, also those of several engines.
+
+    While a new shape is captured, replays of other threads wait, and no thread may wait for the whole device or draw
+    random numbers on it: CUDA and torch allow neither.
     """
 
-    device_type = "cuda"
+    unseen = "torch.fx or a CUDA graph"
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
-        self.model = bake(copy_model(model)).eval().requires_grad_(False)
-        self.example, self.statistics = example.arguments(example.tensors), statistics
-        running = self.model if statistics == "stored" else by_batch(self.model)
-        self._fused, self.lines = fused(running, example)
-        self._plans = plans
-        self._graphs: OrderedDict[Any, Replayed] = OrderedDict()
-        self._lock = threading.Lock()
-        self.tiles = tiling.Tiles(running)
+        with torch.inference_mode(False):  # else nothing could be copied into the graphs' inputs outside of that mode
+            super().__init__(model, example, plans, statistics)
+        with ENGINES:
+            self._turns = _TURNS.setdefault(self.device, _Turns())
+        hooked = [name or type(model).__name__ for name, one in self._running.named_modules() if has_hooks(one)]
+        if hooked:
+            self._whole = f"hooks are on {', '.join(hooked)}"
+        with self._computing(), self._still():
+            self._fused, self.lines = fused(self._running, self._example)
+        self._check()
+        if self._whole is not None:
+            warnings.warn(
+                f"the engine calls the whole {type(self.model).__name__} as it is, and no CUDA graph ({self._whole})",
+                stacklevel=3,
+            )
 
-    def __call__(
-        self,
-        *inputs: Any,
-        tile: int | tuple[int, int] | None = None,
-        overlap: int | tuple[int, int] | None = None,
-        approximate: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """What ``model(*inputs, **kwargs)`` returns, in evaluation and without gradients; `tile`: `Engine.__call__`."""
-        if tile is not None or overlap is not None or approximate:
-            return tiling.run(self, inputs, kwargs, tile, overlap, approximate)
-        call = Call.of(inputs, kwargs)
-        key = call.key
-        with self._lock, torch.no_grad():
-            if key not in self._graphs:
-                self._graphs[key] = Replayed(self._fused, call)
-            self._graphs.move_to_end(key)
-            while len(self._graphs) > self._plans:
-                self._graphs.popitem(last=False)
-            return self._graphs[key](call.tensors)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # In inference mode the graphs' inputs could not be written to outside of it.
+        with torch.cuda.device(self.device), torch.inference_mode(False), super()._computing():
+            yield
+
+    def _key(self, call: Call) -> Any:
+        return call.key, tuple(map(_layout, call.tensors)), _arithmetic()
+
+    def _make(self, call: Call) -> Replayed:
+        made = Replayed(self._fused, call, self._turns)
+        self._compare(lambda *args, **kwargs: made(Call.of(args, kwargs).tensors), call, self._expected(call))
+        return made
+
+    def _compile(self, call: Call) -> Any:
+        """None where the whole model is called as it is."""
+        if self._whole is not None:
+            return None
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "an engine on a GPU is a CUDA graph and cannot be captured in another: capture its model"
+            )
+        return super()._compile(call)
+
+    def _run(self, program: Replayed | None, call: Call) -> Any:
+        if program is None:
+            args, kwargs = call.arguments(call.tensors)
+            return self._running(*args, **kwargs)
+        return program(call.tensors)
 
     def __str__(self) -> str:
-        return "\n".join([f"{type(self.model).__name__}, one CUDA graph a shape", *self.lines])
+        how = "one CUDA graph a shape" if self._whole is None else f"no CUDA graph: {self._whole}"
+        return "\n".join([f"{type(self.model).__name__}, {how}", *self.lines])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import load
+from ..clock import Clock
 from ..engine import optimize_for_inference
 from ..gans import store
 from ..info import cpu_name
@@ -69,7 +70,9 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
         if row.granularity == "filter":
             networks["removed"] = remove_filters(sparse, example)
         with torch.inference_mode():
-            found = interleaved_ms([partial(network, *example) for network in networks.values()], seconds)
+            found = interleaved_ms(
+                Clock(example), [partial(network, *example) for network in networks.values()], seconds
+            )
         ms = dict(zip(networks, found, strict=True))
         ms["dense"] = min(ms["dense"], ms.pop("last"))
         entry = {"batch": len(example[0]), "threads": 1, "machine": cpu_name(), "ms": ms}
