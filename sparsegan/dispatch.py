@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -177,7 +177,8 @@ def gpu(device: torch.device) -> Gpu:
 def _choose_on_gpu(call: Call) -> Choice:
     """By seconds of the whole device."""
     g, geometry, size = gpu(call.device), call.geometry, call.dtype.itemsize
-    tensor_rate = g.half if size == 2 else g.tf32 if torch.backends.cudnn.allow_tf32 else g.fp32
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    tensor_rate = g.half if size == 2 else g.tf32 if conv.fp32_precision == "tf32" else g.fp32
     clocks = g.multiprocessors * g.hertz
     weights, nnz = math.prod(geometry.weight_shape), call.units * geometry.vector
     sources = geometry.coarse_channels if call.adjoint else geometry.fine_channels
