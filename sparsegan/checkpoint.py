@@ -31,13 +31,13 @@ import torch
 from torch import nn
 
 from . import _native
+from .atomic_files import write_whole
 from .copying import copy_model
 from .engine import Engine, GpuEngine
 from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
 from .state_dicts import names_of, read_state
-from .training.files import write_whole
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
 
