@@ -1,6 +1,7 @@
 """Does an installed sparsegan work, away from its sources?  python -I tests/smoke.py [SOURCE_TREE]
 
-With the source tree given: is every Python file of it in the installation, stubs included, and is the installation another place?
+With the source tree given: is every Python file and stub of it in the installation, and is the installation another
+place?
 """
 
 import importlib
