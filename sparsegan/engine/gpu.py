@@ -106,7 +106,7 @@ class Replayed:
 
 
 class GpuEngine(Served):
-    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
+    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
 
     Calls at the same time take turns: a graph has one set of inputs.
     """
