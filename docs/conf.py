@@ -14,9 +14,7 @@ project, version, copyright = "sparsegan", sparsegan.__version__, "the sparsegan
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "csrc/*/NOTES.md", "kernels/NOTES.md", "checkpoints/README.md"]
-pages = ["docs/api", "docs/modules", "docs/method", "docs/study", "docs/cpu", "docs/roofline", "docs/engine", "docs/gpu"]
-pages += ["csrc/cpu/NOTES", "csrc/cuda/NOTES", "kernels/NOTES", "checkpoints/README"]
-pages += ["CONTRIBUTING", "CHANGELOG", "SECURITY"]
+pages = ["docs/api", "docs/modules", "docs/*", "csrc/*/NOTES", "kernels/NOTES", "checkpoints/README", "C*", "SECURITY"]
 
 html_theme = "furo"
 myst_heading_anchors = 4
@@ -25,9 +23,10 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 nitpicky = True
+nitpick_ignore = [("py:data", "KERNELS")]  # a constant of sparsegan.dispatch without a comment of its own
 # In signatures: types of other packages, type variables, and classes that no user makes.
 inside = r"calls|derived|engine\.(compiler|memory|steps|values)"
-nitpick_ignore_regex = [("py:.*", rf"(?!sparsegan).*|.*\.(Model|Module|Setting)|sparsegan\.({inside})\..*")]
+nitpick_ignore_regex = [("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Setting)|sparsegan\.({inside})\..*")]
 
 #: How a paragraph or a row on an argument begins: `name`: or `one`, `other`:
 ARGUMENT = re.compile(r"`[^`]+`(, `[^`]+`)*: ")
@@ -36,13 +35,12 @@ ARGUMENT = re.compile(r"`[^`]+`(, `[^`]+`)*: ")
 def add_pages(app: Any, name: str, source: list[str]) -> None:
     """The list of pages, which GitHub does not need, goes to the end of README.md."""
     if name == root_doc:
-        source[0] += "\n```{toctree}\n:hidden:\n" + "\n".join(pages) + "\n```\n"
+        source[0] += "\n```{toctree}\n:hidden:\n:glob:\n" + "\n".join(pages) + "\n```\n"
 
 
 def public_once(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
     """A public name is described as `sparsegan.NAME`, not a second time in its module."""
-    here = app.env.current_document.docname
-    return True if here == "docs/modules" and getattr(sparsegan, name, None) is value else None
+    return True if app.env.docname == "docs/modules" and getattr(sparsegan, name, None) is value else None
 
 
 def to_rst(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -58,6 +56,8 @@ def to_rst(app: Any, what: str, name: str, value: Any, options: Any, lines: list
             rows = (line.strip() for line in paragraph.split("\n"))
             paragraphs[at] = "\n".join(f"{'- ' if ARGUMENT.match(row) else '  '}{row}" for row in rows)
     lines[:] = "\n\n".join(paragraphs).split("\n")
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment: napoleon would take the words before a first line's colon for a type
 
 
 def setup(app: Any) -> None:
