@@ -10,20 +10,20 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
 # The same list as build-system.requires in pyproject.toml: the build runs without isolation, so that torch is fetched once.
-BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.25' ninja 'pybind11>=2.13' numpy
+BUILD_TOOLS := 'setuptools>=77' 'cmake>=3.25' ninja build
 
 export PATH := $(abspath $(BIN)):$(PATH)
 SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format wheel-check sanitize avx512-check clean
+.PHONY: help venv demo test lint format wheel-check sanitize avx512-check arm-check clang-check cuda-import-check clean
 
 CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests/native benchmarks/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-SANITIZED_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint hostile)))
+KERNEL_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint hostile)))
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -44,6 +44,7 @@ $(VENV)/.tools: pyproject.toml | $(PY)
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
 	ln -sf build/$(CACHE_TAG)/compile_commands.json .  # for clangd
+	@cd build && $(BIN)/sparsegan info | sed -n 's/^cuda kernels */CUDA kernels: /p'
 	touch $@
 
 venv: $(VENV)/.installed ## make .venv and install sparsegan and its tools into it
@@ -67,9 +68,11 @@ format: venv ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
-wheel-check: venv ## build the wheel, install it in a fresh environment, run a smoke test outside the source tree
-	rm -rf build/wheel-check build/lib.* build/bdist.*
-	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel-check .
+wheel-check: venv ## build the sdist, from it the wheel, install that in a fresh environment, run a smoke test outside the source tree
+	rm -rf build/wheel-check
+	$(PY) -m build -q --sdist --no-isolation --outdir build/wheel-check .
+	tar -xzf build/wheel-check/sparsegan-*.tar.gz -C build/wheel-check
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel-check build/wheel-check/sparsegan-*/
 	$(PYTHON) -m venv build/wheel-check/venv
 	build/wheel-check/venv/bin/python -m pip install -q '$(TORCH)' build/wheel-check/*.whl
 	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py ../..
@@ -82,13 +85,47 @@ sanitize: venv ## the kernel tests under the address and undefined-behaviour san
 	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
 	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
-	$(BIN)/pytest --capture=sys $(SANITIZED_TESTS)  # leaves what a sanitizer says on the terminal
+	$(BIN)/pytest --capture=sys $(KERNEL_TESTS)  # leaves what a sanitizer says on the terminal
 	cmake --build build/sanitize-$(CACHE_TAG) --target check_kernels
 	build/sanitize-$(CACHE_TAG)/check_kernels
 
 avx512-check: venv ## check the AVX-512 kernels on an emulated processor, where the machine has none (Debian 12)
 	cmake --build build/$(CACHE_TAG) --target check_kernels
 	tests/native/emulate.sh build/$(CACHE_TAG)/check_kernels
+
+# Cross-built and run under user-mode emulation. On Debian: apt-get install g++-aarch64-linux-gnu qemu-user
+ARM_CXX  ?= aarch64-linux-gnu-g++
+ARM_QEMU ?= qemu-aarch64
+arm-check: venv ## build the kernels for 64-bit ARM and check them under emulation
+	@for tool in $(ARM_CXX) $(ARM_QEMU); do command -v $$tool >/dev/null || { echo "There is no $$tool. On Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	cmake -S . -B build/arm -G Ninja -DSPARSEGAN_KERNELS_ONLY=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX)
+	cmake --build build/arm
+	$(ARM_QEMU) build/arm/check_kernels all 300
+	$(PY) tests/native/inner_loops.py $(ARM_CXX)
+
+CLANG ?= clang++-16
+clang-check: venv ## build everything with clang, check the kernels, and run their tests against that build
+	@command -v $(CLANG) >/dev/null || { echo 'There is no $(CLANG). On Debian: apt-get install clang-16; another: make clang-check CLANG=clang++'; exit 1; }
+	cmake -S . -B build/clang -G Ninja -DCMAKE_CXX_COMPILER=$(CLANG) -DPython_EXECUTABLE=$(abspath $(PY)) -DSPARSEGAN_CUDA=0
+	cmake --build build/clang --target _cpu check_kernels
+	build/clang/check_kernels all 1000
+	rm -rf build/clang/package && mkdir build/clang/package && cp -r sparsegan build/clang/package && cp -r kernels build/clang/package/sparsegan/kernels
+	cp build/clang/_cpu.so build/clang/package/sparsegan
+	PYTHONPATH=build/clang/package $(BIN)/pytest $(KERNEL_TESTS)
+
+# Needs nvcc, about 8 GB and a quarter of an hour the first time.
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV  ?= build/cuda-import/venv
+cuda-import-check: venv ## build, import and run the CPU tests with a CUDA build of torch, in an environment of its own; no GPU is needed
+	rm -rf build/cuda-import/source && mkdir -p build/cuda-import/source
+	$(PY) -m build -q --sdist --no-isolation --outdir build/cuda-import .
+	tar -xzf build/cuda-import/sparsegan-*.tar.gz --strip-components=1 -C build/cuda-import/source
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install -q '$(CUDA_TORCH)' $(BUILD_TOOLS)
+	export PATH=$(abspath $(CUDA_VENV)/bin):$$PATH; cd build/cuda-import/source; \
+	SPARSEGAN_CUDA=1 python -m pip install -q --no-build-isolation -e '.[demo,test]'; \
+	python -c 'import torch, sparsegan.info as i; print(torch.__version__, i.cuda_kernels()); assert i.cuda_kernels().endswith("; loaded")'; \
+	python -m pytest
 
 clean: ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json

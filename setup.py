@@ -1,47 +1,81 @@
 """Drives CMake, the one description of the build, and maps kernels/ to sparsegan.kernels."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+SANITIZE = os.environ.get("SPARSEGAN_SANITIZE", "0") == "1"
+BUILD = ROOT / "build" / f"{'sanitize-' if SANITIZE else ''}{sys.implementation.cache_tag}"
+
+
+def configure(cuda: str) -> None:
+    """Let CMake look at the machine. `cuda`: SPARSEGAN_CUDA, or "failed"."""
+    options = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DSPARSEGAN_SANITIZE={'ON' if SANITIZE else 'OFF'}",
+        f"-DSPARSEGAN_CUDA={cuda}",
+    ]
+    subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", *options], check=True)
+
+
+def built(target: str, check: bool) -> bool:
+    """Whether a target could be built; where it could not, and `check`, raises."""
+    return subprocess.run(["cmake", "--build", BUILD, "--target", target], check=check).returncode == 0
 
 
 class CMakeBuild(build_ext):
-    """Builds sparsegan._native with CMake and ninja, in build/ so that a second build is incremental.
+    """Builds sparsegan/_cpu.so with CMake and ninja, in build/ so that a second build is incremental.
 
-    Where nvcc is found, the CUDA kernels as well, sparsegan/_cuda.so; ``SPARSEGAN_CUDA`` 0 or 1 decides it otherwise.
+    Where there is an nvcc that can, the CUDA kernels as well, sparsegan/_cuda.so; ``SPARSEGAN_CUDA`` 0 or 1 decides it
+    otherwise.
     """
 
+    def run(self) -> None:
+        cuda = os.environ.get("SPARSEGAN_CUDA", "")
+        configure(cuda)
+        if not built("cuda", check=cuda == "1"):
+            print(
+                "sparsegan: nvcc did not compile the CUDA kernels; the CPU kernels are built without them",
+                file=sys.stderr,
+            )
+            configure("failed")
+        built("_cpu", check=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        sanitize = os.environ.get("SPARSEGAN_SANITIZE", "0") == "1"
-        build = ROOT / "build" / f"{'sanitize-' if sanitize else ''}{sys.implementation.cache_tag}"
-        configure = [
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DSPARSEGAN_SANITIZE={'ON' if sanitize else 'OFF'}",
-            f"-DSPARSEGAN_CUDA={os.environ.get('SPARSEGAN_CUDA', '')}",
-        ]
-        cuda = build / "_cuda.so"
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "modules"], check=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (target.parent / cuda.name).unlink(missing_ok=True)
-        for built, to in [(build / target.name, target), (cuda, target.parent / cuda.name)]:
-            if built.exists():
-                # Not in place: a running process may have the old one mapped.
-                temporary = to.with_suffix(".new")
-                shutil.copy2(built, temporary)
-                os.replace(temporary, to)
+        built, target = BUILD / self.get_ext_filename(ext.name).split("/")[-1], Path(self.get_ext_fullpath(ext.name))
+        if built.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(built), str(target))
+        else:
+            target.unlink(missing_ok=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation. Not in place: a running process may have the old ones mapped."""
+        for old in (ROOT / "sparsegan").glob("*.so"):
+            old.unlink()
+        super().copy_extensions_to_source()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """No version of Python in the name: ctypes loads these files, and Python's headers are not used."""
+        return fullname.replace(".", "/") + ".so"
+
+
+class Wheel(bdist_wheel):
+    """One wheel a platform, for every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
-    ext_modules=[Extension("sparsegan._native", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=[Extension("sparsegan._cpu", []), Extension("sparsegan._cuda", [], optional=True)],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
     package_dir={"sparsegan.kernels": "kernels"},
 )

@@ -26,7 +26,7 @@ nitpicky = True
 nitpick_ignore = [("py:data", "KERNELS")]  # a constant of sparsegan.dispatch without a comment of its own
 # In signatures: types of other packages, type variables, and classes that no user makes.
 inside = r"calls|derived|engine\.(compiler|memory|steps|values)"
-nitpick_ignore_regex = [("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Setting)|sparsegan\.({inside})\..*")]
+nitpick_ignore_regex = [("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Self|Setting)|sparsegan\.({inside})\..*")]
 
 #: How a paragraph or a row on an argument begins: `name`: or `one`, `other`:
 ARGUMENT = re.compile(r"`[^`]+`(, `[^`]+`)*: ")

@@ -103,7 +103,7 @@ def why_not_sparse(call: Call) -> str | None:
         return None
     if (capability := torch.cuda.get_device_capability(call.device)) < LEAST_CAPABILITY:
         return f"the GPU has compute capability {capability}; the kernels are built for {LEAST_CAPABILITY} and later"
-    return None if ops.cuda_library() else "the CUDA kernels were not built: nvcc was not there"
+    return ops.why_no_cuda()
 
 
 def _wrong_dtype(kind: str, accepted: tuple[torch.dtype, ...], dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from .kernels import tuned_table
 
 def info() -> dict[str, Any]:
     """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
-    triton, library = importlib.util.find_spec("triton") is not None, ops.cuda_library()
+    triton = importlib.util.find_spec("triton") is not None
     return {
         "sparsegan": importlib.metadata.version("sparsegan"),
         "python": platform.python_version(),
@@ -29,11 +29,19 @@ def info() -> dict[str, Any]:
         "cpu isa in use": _native.isa(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "cuda kernels": library.name if library else "not built: nvcc was not there, or SPARSEGAN_CUDA=0",
+        "cuda kernels": cuda_kernels(),
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "triton": importlib.metadata.version("triton") if triton else "not installed",
         "triton block sizes": tuned_table.SOURCE,
     }
+
+
+def cuda_kernels() -> str:
+    """Whether the CUDA kernels were built, by what, and whether they are loaded; or what stands in the way."""
+    if why := ops.why_no_cuda():
+        return why.removeprefix("the CUDA kernels ").removeprefix("were ")
+    loaded = "loaded" if torch.version.cuda is not None else "not loaded: this torch has no CUDA"
+    return f"{_native.cuda_build}; {loaded}"
 
 
 def peak_bytes() -> int:

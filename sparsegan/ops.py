@@ -18,19 +18,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from . import _native  # noqa: F401  (importing it registers the ops)
+from . import _native  # importing it registers the ops
 from .flops import with_flop_counter
 from .plan import is_vector
 
 
 def cuda_library() -> Path | None:
     """The shared object of the CUDA kernels, where they were built."""
-    return next(iter(sorted(Path(__file__).parent.glob("_cuda*.so"))), None)
+    library = _native.LIBRARY.with_name("_cuda.so")
+    return library if library.exists() else None
 
 
-if torch.version.cuda is not None and (_library := cuda_library()) is not None:
-    torch.ops.load_library(_library)
+def _load_cuda_library() -> str | None:
+    """Loads it where torch has CUDA; what went wrong. The rest of the package works without it."""
+    library = cuda_library()
+    if library is None or torch.version.cuda is None:
+        return None
+    try:
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        return str(error.__cause__ or error)  # torch's own sentence leaves out the reason
+    return None
+
+
+_load_error = _load_cuda_library()
+
+
+def why_no_cuda() -> str | None:
+    """Why single elements cannot run sparse on a GPU, or ``None``."""
+    if cuda_library() is None:
+        lost = "not built in: _cuda.so is not among the package's files"
+        return f"the CUDA kernels were {lost if _native.cuda_build.startswith('built') else _native.cuda_build}"
+    return f"the CUDA kernels did not load: {_load_error}" if _load_error else None
+
+
+def _require_cuda(x: Tensor) -> None:
+    """Shapes alone need no kernels."""
+    if not isinstance(x, FakeTensor) and (why := why_no_cuda()):
+        raise RuntimeError(
+            f"x is on {x.device}, and {why}; set the layer's kernel to 'dense', or move the model to a CPU"
+        )
+
 
 _gather = torch.ops.sparsegan.gather.default
 _wgrad = torch.ops.sparsegan.wgrad.default
@@ -85,6 +115,7 @@ def gather(
         x, mode, before = _padded(x, geometry, output_size[1:], mode, before), 0, [0, 0]
         if is_vector(geometry):
             return _vector_ops().vector_gather(x, values, bias, *taps, adjoint, output_size, negative_slope)
+        _require_cuda(x)
     return _gather(x, values, bias, *taps, adjoint, output_size, mode, before, negative_slope)
 
 
@@ -114,6 +145,7 @@ def wgrad(
         x, mode, before = _padded(x, geometry, list(gy.shape[2:]), mode, before), 0, [0, 0]
         if is_vector(geometry):
             return _vector_ops().vector_wgrad(gy, x, *taps, adjoint)
+        _require_cuda(x)
     return _wgrad(gy, x, *taps, adjoint, mode, before)
 
 

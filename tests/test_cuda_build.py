@@ -140,17 +140,66 @@ def test_tiled_kernels_use_what_they_are_built_on(kernels: list[Kernel]) -> None
         assert found["FFMA"] >= 64 * int(strip), kernel
 
 
-def test_loads_into_torch(library: Path, tmp_path: Path) -> None:
-    """With the one function that only a torch with CUDA has, a CPU-only torch takes the library and its kernels."""
-    source, stub = tmp_path / "stream.c", tmp_path / "stream.so"
-    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }")
-    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", source, "-o", stub], check=True)
-    program = f"""
-import ctypes, torch, sparsegan
+#: Loads the object as ``torch.ops.load_library`` does. Torch loads its CUDA library for itself alone: the symbols are
+#: found only through the name that the object says it needs. The stub stands in where torch has no such library.
+LOAD = """
+import ctypes, sys, torch, sparsegan
 if torch.version.cuda is None:
-    stub = ctypes.CDLL({str(stub)!r}, mode=ctypes.RTLD_GLOBAL)
-    torch.ops.load_library({str(library)!r})
+    stub = ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_LOCAL)
+    torch.ops.load_library(sys.argv[1])
 for op in ("sparsegan::gather", "sparsegan::wgrad"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_loads_as_torch_loads_it(library: Path) -> None:
+    stub = library.parent / "stub" / "libtorch_cuda.so"
+    subprocess.run([sys.executable, "-c", LOAD, library, stub], check=True, cwd=ROOT)
+
+
+def test_a_library_that_does_not_load_leaves_the_rest(library: Path, tmp_path: Path) -> None:
+    """Torch has CUDA, and the object is broken: the package imports, runs on the CPU, and says what happened."""
+    copy = tmp_path / "sparsegan"
+    ignored = shutil.ignore_patterns("__pycache__", "_cuda.so")
+    shutil.copytree(ROOT / "sparsegan", copy, ignore=ignored)
+    shutil.copytree(ROOT / "kernels", copy / "kernels", ignore=ignored)
+    (copy / "_cuda.so").write_bytes(b"no object at all")
+    program = """
+import torch
+torch.version.cuda = "13.0"
+import sparsegan as sg
+from sparsegan.info import info
+y = sg.sparsify(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), 0.5)(torch.ones(1, 3, 8, 8))
+print(info()["cuda kernels"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert re.match(r"did not load: .*_cuda\.so: (file too short|invalid ELF header)", ran.stdout), ran.stdout
+
+
+#: A compiler that says it is nvcc of some version, and does nothing else.
+FAKE_NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 11.8, V11.8.89" ;;
+  *) echo "nvcc fatal   : Unsupported gpu architecture" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "why"),
+    [("11.8", "nvcc 11.8.89 is too old: 12.0 or later is wanted"), ("12.9", "nvcc 12.9.89 does not compile")],
+)
+def test_a_compiler_that_cannot_build_is_no_error_unless_asked_for(version: str, why: str, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(FAKE_NVCC.replace("11.8", version))
+    nvcc.chmod(0o755)
+    environment = {**os.environ, "PATH": BIN, "CUDACXX": str(nvcc)}
+    for asked in ("", "1"):
+        command = ["cmake", "-S", ROOT, "-B", tmp_path / asked, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+        command.append(f"-DSPARSEGAN_CUDA={asked}")
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        said = " ".join((ran.stdout + ran.stderr).split())
+        assert why in said, said
+        assert (ran.returncode == 0) == (asked == ""), said
+        assert ("CUDA kernels cannot be built" in said) == (asked == "1"), said

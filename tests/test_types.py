@@ -1,10 +1,8 @@
-"""What type checkers learn of the package: a user's program in strict mode, and the native module's stub."""
+"""What type checkers learn of the package: a user's program in strict mode."""
 
 from __future__ import annotations
 
-import ast
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sparsegan as sg
-from sparsegan import _native, kernels
+from sparsegan import kernels
 
 PACKAGE = Path(sg.__file__).parent
 
@@ -37,13 +35,3 @@ def test_a_users_program_in_strict_mode(tmp_path: Path, pytestconfig: pytest.Con
     environment = os.environ | {"MYPYPATH": str(installed(tmp_path))}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-def test_the_native_stub_has_the_modules_names_and_arguments() -> None:
-    stub = ast.parse((PACKAGE / "_native.pyi").read_text(encoding="utf-8"))
-    functions = {one.name: [arg.arg for arg in one.args.args] for one in stub.body if isinstance(one, ast.FunctionDef)}
-    values = {ast.unparse(one.target) for one in stub.body if isinstance(one, ast.AnnAssign)}
-    assert functions.keys() | values == {name for name in dir(_native) if not name.startswith("__")}
-    for name, arguments in functions.items():
-        signature = getattr(_native, name).__doc__.splitlines()[0]  # pybind11 writes: name(argument: type, ...) -> type
-        assert re.findall(r"[(,] ?(\w+): ", signature) == arguments, signature

@@ -178,7 +178,7 @@ constexpr double kWgradFma = 0.62, kWgradTap = 8;
 // Vectors that pack or unpack handle for a plane row of `cols` columns, phases together.
 double row_vectors(const Problem& p, int64_t cols, int64_t phases) {
   const int64_t rest = cols * phases % p.lanes;
-  const int64_t last = rest == 0 ? 0 : rest <= kFewElements ? 4 * rest : p.lanes;
+  const int64_t last = rest == 0 ? 0 : rest <= few_elements(p.lanes) ? 4 * rest : p.lanes;
   return double(cols * phases - rest + last) / double(phases);
 }
 

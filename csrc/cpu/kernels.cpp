@@ -23,7 +23,8 @@ struct Row {
   }
 };
 // The portable build has the shape of AVX-512, so that a machine without AVX-512 still runs every path of it.
-constexpr Row avx512{16, 8, 32, 24, 8, 4}, avx2{8, 4, 16, 15, 7, 2}, scalar{16, 8, 32, 24, 8, 4};
+[[maybe_unused]] constexpr Row avx512{16, 8, 32, 24, 8, 4}, avx2{8, 4, 16, 15, 7, 2}, neon{4, 2, 32, 24, 8, 4},
+    scalar{16, 8, 32, 24, 8, 4};
 constexpr Row row = SPARSEGAN_ISA;
 
 // Independent chains of x * a + b, nothing from memory.

@@ -87,7 +87,7 @@ struct TapRange {
 constexpr int kTensorTypes = 3;
 constexpr int kPanelTypes = 2;
 // Pack takes up to so many elements of a lane one by one: faster than a vector hardly filled.
-constexpr int64_t kFewElements = 2;
+constexpr int64_t few_elements(int64_t lanes) { return lanes >= 8 ? 2 : lanes / 4; }
 // The widest register tile, in output columns.
 constexpr int64_t kMaxCols = 8;
 // Target channels a register tile: index i is kWidths[i]. A unit is cut into the widest that divides it and is there.
@@ -146,6 +146,6 @@ struct Kernels {
 };
 
 // The tables that this build has, best first. A table whose ISA the machine lacks must not be called.
-extern const Kernels kernels_avx512, kernels_avx2, kernels_scalar;
+extern const Kernels kernels_avx512, kernels_avx2, kernels_neon, kernels_scalar;
 
 }  // namespace sparsegan

@@ -106,7 +106,8 @@ struct Columns {
   int32_t from[L][L];     // [element][lane]: the tensor's column that stands there; -1 for a zero
 
   SPARSEGAN_INLINE void set(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
-    const auto number = lanes<T, L>([](int i) { return i; });
+    Vec<Int, L> number;
+    for (int i = 0; i < L; ++i) number[i] = i;
     count = smaller(L, f.cols * f.phases_w - first);
     for (int64_t e = 0; e < count; ++e) {
       place[e] = (first + e) % f.phases_w * f.plane + (first + e) / f.phases_w * L;
@@ -239,7 +240,7 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
       for (int64_t k = 0; k < column_table.count; ++k) {
         const Columns<T, L>& columns = column_table.at[k];
         // Whole vectors may be read where they stay inside the tensor, whatever they meet there.
-        const bool vectors = columns.count > kFewElements && c * f.channel_stride + table.least + columns.least >= 0 &&
+        const bool vectors = columns.count > few_elements(L) && c * f.channel_stride + table.least + columns.least >= 0 &&
                              c * f.channel_stride + table.most + columns.most + L <= f.size;
         T* out = panel + (c * f.phases_h + phase) * f.phases_w * f.plane + row * f.cols * L;
         for (int64_t r = 0; r < rows; ++r, out += f.cols * L) {

@@ -22,6 +22,8 @@ const Entry entries[] = {
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
      }},
     {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#elif defined(__aarch64__)
+    {&kernels_neon, [] { return true; }},  // a part of every 64-bit ARM processor
 #endif
     {&kernels_scalar, [] { return true; }},
 };

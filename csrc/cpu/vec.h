@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kernels.h"
 
@@ -53,44 +54,59 @@ struct IntOf<8> {
   using type = int64_t;
 };
 
-// Lane numbers 0 .. L-1 mapped by F, as a shuffle mask.
+// Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F has no state: the lane numbers
+// must be constants.
+template <class T, int L, class F, int... I>
+SPARSEGAN_INLINE Vec<T, L> shuffle_lanes(Vec<T, L> a, Vec<T, L> b, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, F{}(I)...);
+#else
+  return __builtin_shuffle(a, b, Vec<typename IntOf<sizeof(T)>::type, L>{F{}(I)...});
+#endif
+}
 template <class T, int L, class F>
-SPARSEGAN_INLINE auto lanes(F f) {
-  Vec<typename IntOf<sizeof(T)>::type, L> m;
-  for (int i = 0; i < L; ++i) m[i] = f(i);
-  return m;
+SPARSEGAN_INLINE Vec<T, L> shuffle(Vec<T, L> a, Vec<T, L> b, F) {
+  return shuffle_lanes<T, L, F>(a, b, std::make_integer_sequence<int, L>{});
+}
+
+// v with each half of every 2 * Half lanes in the other's place, and so on down to N lanes, added to v each time.
+template <class T, int L, int N, int Half = L / 2>
+SPARSEGAN_INLINE Vec<T, L> fold(Vec<T, L> v) {
+  if constexpr (Half >= N) {
+    v += shuffle<T, L>(v, v, [](int i) { return (i + Half) % L; });
+    return fold<T, L, N, Half / 2>(v);
+  } else {
+    return v;
+  }
 }
 
 // Sum of the lanes, pairwise: halves are folded onto each other, so the rounding does not depend on the ISA's own
 // reduction.
 template <class T, int L>
 SPARSEGAN_INLINE T sum(Vec<T, L> v) {
-#pragma GCC unroll 8
-  for (int half = L / 2; half > 0; half /= 2) {
-    v += __builtin_shuffle(v, lanes<T, L>([half](int i) { return (i + half) % L; }));
-  }
-  return v[0];
+  return fold<T, L, 1>(v)[0];
 }
+
+// Which lanes of two rows make up the lower and the upper one after their off-diagonal blocks are exchanged.
+template <int L, int Block>
+struct Exchanged {
+  static constexpr auto low = [](int i) { return (i & Block) ? L + i - Block : i; };
+  static constexpr auto high = [](int i) { return (i & Block) ? L + i : i + Block; };
+};
 
 // Lane k of the result is the sum of v[k]'s lanes, for the first N of them; N rows are folded onto each other at once,
 // which takes a third of the shuffles of N separate sums.
 template <class T, int L, int N, int Block = N / 2>
 SPARSEGAN_INLINE Vec<T, L> sum_each(Vec<T, L> (&v)[N]) {
   if constexpr (Block > 0) {
-    const auto low = lanes<T, L>([](int i) { return (i & Block) ? L + i - Block : i; });
-    const auto high = lanes<T, L>([](int i) { return (i & Block) ? L + i : i + Block; });
+    using Lanes = Exchanged<L, Block>;
 #pragma GCC unroll 16
     for (int i = 0; i < Block; ++i) {
-      v[i] = __builtin_shuffle(v[i], v[i + Block], low) + __builtin_shuffle(v[i], v[i + Block], high);
+      v[i] = shuffle<T, L>(v[i], v[i + Block], Lanes::low) + shuffle<T, L>(v[i], v[i + Block], Lanes::high);
     }
     return sum_each<T, L, N, Block / 2>(v);
   } else {
-    Vec<T, L> total = v[0];
-#pragma GCC unroll 4
-    for (int half = L / 2; half >= N; half /= 2) {
-      total += __builtin_shuffle(total, lanes<T, L>([half](int i) { return (i + half) % L; }));
-    }
-    return total;
+    return fold<T, L, N>(v[0]);
   }
 }
 
@@ -98,14 +114,13 @@ SPARSEGAN_INLINE Vec<T, L> sum_each(Vec<T, L> (&v)[N]) {
 template <class T, int L, int Least, int Block = L / 2>
 SPARSEGAN_INLINE void exchange_blocks(Vec<T, L> (&rows)[L]) {
   if constexpr (Block >= Least) {
-    const auto low = lanes<T, L>([](int i) { return (i & Block) ? L + i - Block : i; });
-    const auto high = lanes<T, L>([](int i) { return (i & Block) ? L + i : i + Block; });
+    using Lanes = Exchanged<L, Block>;
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       if ((i & Block) == 0) {
         const Vec<T, L> a = rows[i], b = rows[i | Block];
-        rows[i] = __builtin_shuffle(a, b, low);
-        rows[i | Block] = __builtin_shuffle(a, b, high);
+        rows[i] = shuffle<T, L>(a, b, Lanes::low);
+        rows[i | Block] = shuffle<T, L>(a, b, Lanes::high);
       }
     }
     exchange_blocks<T, L, Least, Block / 2>(rows);
@@ -116,16 +131,16 @@ SPARSEGAN_INLINE void exchange_blocks(Vec<T, L> (&rows)[L]) {
 template <class T, int L, int Piece, int Rounds>
 SPARSEGAN_INLINE void interleave_pieces(Vec<T, L> (&rows)[L]) {
   if constexpr (Rounds > 1) {
-    const auto low = lanes<T, L>([](int i) { return i / Piece * Piece + i % Piece / 2 + i % 2 * L; });
-    const auto high = lanes<T, L>([](int i) { return i / Piece * Piece + Piece / 2 + i % Piece / 2 + i % 2 * L; });
+    const auto low = [](int i) { return i / Piece * Piece + i % Piece / 2 + i % 2 * L; };
+    const auto high = [](int i) { return i / Piece * Piece + Piece / 2 + i % Piece / 2 + i % 2 * L; };
     Vec<T, L> next[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       const int block = i / Piece * Piece, k = i % Piece;
       if (k < Piece / 2) {
         const Vec<T, L> a = rows[block + k], b = rows[block + k + Piece / 2];
-        next[block + 2 * k] = __builtin_shuffle(a, b, low);
-        next[block + 2 * k + 1] = __builtin_shuffle(a, b, high);
+        next[block + 2 * k] = shuffle<T, L>(a, b, low);
+        next[block + 2 * k + 1] = shuffle<T, L>(a, b, high);
       }
     }
 #pragma GCC unroll 16

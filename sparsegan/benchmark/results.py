@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def facts() -> dict[str, Any]:
     """What figures depend on: machine, instruction set, torch, and the build of the kernels."""
-    build = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()[:16]
+    build = hashlib.sha256(_native.LIBRARY.read_bytes()).hexdigest()[:16]
     return {"machine": cpu_name(), "isa": _native.isa(), "torch": torch.__version__, "build": build}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Self = TypeVar("Self", bound="Served")
 
 
 class Served:
@@ -25,17 +24,17 @@ class Served:
         """Copies and pickles hold the model and the example; they compile again."""
         return _compiled_again, (self.model, self.example, self._plans, self.statistics)
 
-    def eval(self) -> Self:
+    def eval(self: Self) -> Self:
         """Itself: an engine computes what a model computes in evaluation."""
         return self
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: Self, mode: bool = True) -> Self:
         """Raises ``RuntimeError``, but for ``mode=False``."""
         if mode:
             raise RuntimeError("an engine only infers; train the model, then call optimize_for_inference again")
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """Itself where that is no change; else ``RuntimeError``: move the model and compile it again."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         own = next((one.dtype for one in self.model.parameters() if one.is_floating_point()), dtype)

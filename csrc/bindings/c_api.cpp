@@ -1,0 +1,194 @@
+// The library's functions for Python, as plain C: sparsegan/_native.py calls them through ctypes. No Python header is
+// read here, so that one library serves every version of Python.
+//
+// A function that can fail returns 0, or a kind of error that sparsegan_error() then has a sentence for. Pointers are
+// to contiguous arrays; Python has checked their dtypes and lengths.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cpu/conv.h"
+#include "../cpu/registry.h"
+#include "../plan/device_plan.h"
+#include "../plan/plan.h"
+#include "../plan/support.h"
+
+#define SPARSEGAN_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using sparsegan::Geometry;
+
+enum Status : int32_t { ok = 0, invalid = 1, out_of_memory = 2, failed = 3 };
+
+thread_local std::string error;
+
+// No exception crosses into Python.
+template <class Body>
+int32_t guarded(const Body& body) noexcept {
+  try {
+    try {
+      body();
+      return ok;
+    } catch (const std::invalid_argument& e) {
+      error = e.what();
+      return invalid;
+    } catch (const std::bad_alloc&) {
+      return out_of_memory;
+    } catch (const std::exception& e) {
+      error = e.what();
+      return failed;
+    }
+  } catch (...) {  // the sentence itself found no memory
+    return out_of_memory;
+  }
+}
+
+// The plans that the package compiles; sparsegan/_native.py has the same numbers.
+enum class PlanKind : int32_t { plan = 0, direct = 1, device = 2 };
+
+Geometry geometry_of(const int64_t* numbers, int64_t count) {
+  return Geometry::from_list({numbers, numbers + count});
+}
+
+int64_t plan_size(PlanKind kind, const Geometry& geometry, bool adjoint, int64_t taps) {
+  switch (kind) {
+    case PlanKind::plan:
+      return sparsegan::plan_shape(geometry, adjoint, taps).size();
+    case PlanKind::direct:
+      return sparsegan::direct_plan_shape(geometry, adjoint, taps).size();
+    case PlanKind::device:
+      return sparsegan::device_plan_shape(geometry, adjoint, taps).size();
+  }
+  throw std::invalid_argument("kind is no plan's");
+}
+
+const char* joined(const std::vector<std::string>& names) {
+  thread_local std::string text;
+  text.clear();
+  for (const std::string& name : names) text += (text.empty() ? "" : ",") + name;
+  return text.c_str();
+}
+
+}  // namespace
+
+// Of the last function that failed in this thread.
+SPARSEGAN_API const char* sparsegan_error() { return error.c_str(); }
+
+// ---------------------------------------------------------------- the build and the machine
+
+SPARSEGAN_API const char* sparsegan_compiler() { return SPARSEGAN_COMPILER; }
+SPARSEGAN_API const char* sparsegan_cuda_build() { return SPARSEGAN_CUDA_BUILD; }
+SPARSEGAN_API int32_t sparsegan_sanitized() { return SPARSEGAN_SANITIZED; }
+
+// Names with commas between them, until this thread's next call.
+SPARSEGAN_API const char* sparsegan_built_isas() { return joined(sparsegan::built_isas()); }
+SPARSEGAN_API const char* sparsegan_supported_isas() { return joined(sparsegan::supported_isas()); }
+
+SPARSEGAN_API int32_t sparsegan_isa(const char** name) {
+  return guarded([&] { *name = sparsegan::kernels().isa; });
+}
+
+SPARSEGAN_API int32_t sparsegan_set_isa(const char* name) {
+  return guarded([&] { sparsegan::set_isa(name); });
+}
+
+SPARSEGAN_API int32_t sparsegan_lanes(int32_t float64, int64_t* lanes) {
+  return guarded([&] { *lanes = sparsegan::kernels().lanes[float64 ? 1 : 0]; });
+}
+
+SPARSEGAN_API int32_t sparsegan_fma_gflops(double* gflops) {
+  return guarded([&] { *gflops = sparsegan::fma_gflops(); });
+}
+
+SPARSEGAN_API int64_t sparsegan_workspace_bytes() { return sparsegan::workspace_bytes(); }
+
+// Nanoseconds: packing, multiplying, unpacking, ordering values.
+SPARSEGAN_API void sparsegan_part_times(int64_t* parts) {
+  const sparsegan::PartTimes times = sparsegan::part_times();
+  const int64_t all[] = {times.pack, times.multiply, times.unpack, times.order};
+  std::copy(std::begin(all), std::end(all), parts);
+}
+
+// ---------------------------------------------------------------- plans
+
+SPARSEGAN_API int32_t sparsegan_plan_size(int32_t kind, const int64_t* numbers, int64_t count, int32_t adjoint,
+                                          int64_t taps, int64_t* size) {
+  return guarded([&] { *size = plan_size(PlanKind{kind}, geometry_of(numbers, count), adjoint != 0, taps); });
+}
+
+// `plan` has room for sparsegan_plan_size numbers; `order` [taps] is written for a direct plan only.
+SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* numbers, int64_t count, int32_t adjoint,
+                                             const int32_t* support, int64_t taps, int32_t* plan, int32_t* order) {
+  return guarded([&] {
+    const Geometry geometry = geometry_of(numbers, count);
+    // Copied first: another thread may write into the array at any time, and only what was checked may be compiled.
+    const std::vector<int32_t> units(support, support + taps);
+    sparsegan::check_support(units.data(), units.size(), geometry.units());
+    switch (PlanKind{kind}) {
+      case PlanKind::plan:
+        return sparsegan::compile_plan(geometry, adjoint != 0, units.data(), taps, plan);
+      case PlanKind::direct:
+        return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, order);
+      case PlanKind::device:
+        return sparsegan::compile_device_plan(geometry, adjoint != 0, units.data(), taps, plan);
+    }
+  });
+}
+
+// Modelled cycles of one gather on one core: multiplying, reading taps, changing targets, packing, unpacking, ordering
+// values. `sizes`: height and width of x and of y.
+SPARSEGAN_API int32_t sparsegan_gather_cycles(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
+                                              int64_t images, const int64_t* sizes, int32_t float64, double* cycles) {
+  return guarded([&] {
+    const Geometry geometry = geometry_of(numbers, count);
+    sparsegan::PlanView plan;
+    plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
+    const auto dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
+    const sparsegan::Cycles found = sparsegan::gather_cycles(
+        {&geometry, adjoint != 0, &plan, dtype, images, sizes[0], sizes[1], sizes[2], sizes[3]});
+    const double all[] = {found.multiply, found.taps, found.targets, found.pack, found.unpack, found.order};
+    std::copy(std::begin(all), std::end(all), cycles);
+  });
+}
+
+// ---------------------------------------------------------------- the codec of plan/support.h
+
+SPARSEGAN_API int32_t sparsegan_check_support(const int32_t* positions, int64_t count, int64_t size) {
+  return guarded([&] { sparsegan::check_support(positions, static_cast<size_t>(count), size); });
+}
+
+// `*code` is the caller's, to be given back to sparsegan_free.
+SPARSEGAN_API int32_t sparsegan_encode_support(const int32_t* positions, int64_t count, int64_t size, uint8_t** code,
+                                               int64_t* bytes) {
+  return guarded([&] {
+    // Copied first: as in sparsegan_compile_plan.
+    const std::vector<int32_t> own(positions, positions + count);
+    const std::vector<uint8_t> coded = sparsegan::encode_support(own.data(), own.size(), size);
+    *code = static_cast<uint8_t*>(std::malloc(std::max<size_t>(coded.size(), 1)));
+    if (!*code) throw std::bad_alloc();
+    std::copy(coded.begin(), coded.end(), *code);
+    *bytes = static_cast<int64_t>(coded.size());
+  });
+}
+
+SPARSEGAN_API void sparsegan_free(void* memory) { std::free(memory); }
+
+SPARSEGAN_API int32_t sparsegan_check_support_count(int64_t bytes, int64_t size, int64_t count) {
+  return guarded([&] {
+    sparsegan::check_support_count(static_cast<size_t>(bytes), size, static_cast<size_t>(count));
+  });
+}
+
+SPARSEGAN_API int32_t sparsegan_decode_support(const uint8_t* code, int64_t bytes, int64_t size, int64_t count,
+                                               int32_t* positions) {
+  return guarded([&] {
+    sparsegan::decode_support(code, static_cast<size_t>(bytes), size, static_cast<size_t>(count), positions);
+  });
+}
