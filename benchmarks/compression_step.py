@@ -22,6 +22,7 @@ from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 
 from sparsegan import _native
+from sparsegan.atomic_files import write_json
 from sparsegan.benchmark.engines import Timing, timed
 from sparsegan.compress.loss import SelfSupervisedLoss
 from sparsegan.compress.step import CompressionTask
@@ -30,7 +31,6 @@ from sparsegan.granularity import magnitude_mask
 from sparsegan.info import cpu_name
 from sparsegan.prune import sparsify
 from sparsegan.schedule import OneShot
-from sparsegan.training import write_json
 
 SPARSITY, TARGET = 0.9, 1.5
 

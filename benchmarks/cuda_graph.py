@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import sparsegan as sg
+from sparsegan.atomic_files import write_json
 from sparsegan.benchmark.gpu import gpu_facts
 from sparsegan.clock import Clock
-from sparsegan.training import write_json
 
 
 def latency(call: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int = 50) -> list[float]:

@@ -18,8 +18,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from sparsegan.atomic_files import write_whole
 from sparsegan.benchmark.generators import DENSE, MULTIPLYING, PACKING, POINTWISE, REST
-from sparsegan.training import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 

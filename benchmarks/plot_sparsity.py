@@ -19,7 +19,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from sparsegan.training import write_whole
+from sparsegan.atomic_files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,8 +20,8 @@ import triton
 from triton.runtime.errors import OutOfResources
 
 from sparsegan import nn
+from sparsegan.atomic_files import write_text
 from sparsegan.benchmark.gpu import gpu_layers
-from sparsegan.training.files import write_text
 
 from . import tuned_table
 from .gather import gather_kernel

@@ -1,48 +1,43 @@
-"""sparsegan: compress a trained GAN's generator, and run and train it on its compressed weights."""
+"""sparsegan: compress a trained GAN's generator, and run and train it on its compressed weights.
 
+``import sparsegan`` loads torch and registers the ops. Everything else is loaded when its name is first used, so that
+a program that serves a generator never loads the training loop. ``__init__.pyi`` lists the public names.
+"""
+
+import ast
+import importlib
 import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
 
-import torch  # noqa: F401  (first: the native module uses torch's library)
-
-from . import allocation, gans, ops, prune, reference
-from .averaging import Average
-from .checkpoint import CheckpointError, load, save
-from .compress import Compressor
-from .engine import Engine, optimize_for_inference
-from .export import export_onnx
-from .macs import count_macs, training_bytes
-from .nn import SparseConv2d, SparseConvTranspose2d
-from .profiling import profile, tune
-from .prune import densify, shrink, sparse_layers, sparsify
-from .removal import remove_filters
-from .reorder import reorder_channels
+from . import ops as ops  # loads the native module, which registers the ops
 
 __version__ = importlib.metadata.version("sparsegan")
 
-__all__ = [
-    "Average",
-    "CheckpointError",
-    "Compressor",
-    "Engine",
-    "SparseConv2d",
-    "SparseConvTranspose2d",
-    "allocation",
-    "count_macs",
-    "densify",
-    "export_onnx",
-    "gans",
-    "load",
-    "ops",
-    "optimize_for_inference",
-    "profile",
-    "prune",
-    "reference",
-    "remove_filters",
-    "reorder_channels",
-    "save",
-    "shrink",
-    "sparse_layers",
-    "sparsify",
-    "training_bytes",
-    "tune",
-]
+
+def _modules_of_names() -> dict[str, str]:
+    """Each public name with the module that has it. The stub is the only list: type checkers read the same."""
+    stub = ast.parse(Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8"))
+    imports = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
+    return {alias.name: "." + (statement.module or "") for statement in imports for alias in statement.names}
+
+
+_MODULES = _modules_of_names()
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name, ".")
+    if module != ".":
+        value = getattr(importlib.import_module(module, __name__), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

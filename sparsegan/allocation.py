@@ -41,6 +41,7 @@ LEVELS = (0.25, 0.5, 0.75, 0.9)
 #: The sparsity of a layer whose granularity, "2:4", allows no other.
 FIXED = 0.5
 
+#: Names of the ways to share a sparsity out.
 ALLOCATIONS = ("uniform", "global", "global-normalized")
 
 

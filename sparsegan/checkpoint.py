@@ -24,20 +24,20 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import safetensors.torch
 import torch
 from torch import nn
 
 from . import _native
-from .copying import copy_model
+from .atomic_files import write_whole
+from .copying import Model, copy_model
 from .engine import Engine, GpuEngine
 from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
 from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
 from .prune import _move_hooks, _replace
 from .state_dicts import names_of, read_state
-from .training.files import write_whole
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
 
@@ -111,6 +111,27 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@overload
+def load(
+    model: nn.Conv2d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Conv2d | SparseConv2d: ...
+@overload
+def load(
+    model: nn.ConvTranspose2d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.ConvTranspose2d | SparseConvTranspose2d: ...
+@overload
+def load(
+    model: Model,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> Model: ...
 def load(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -470,7 +491,7 @@ def _sparse_twin(
         raise CheckpointError(f"{file.path} has a bad layer {_shown(name)}: {error}") from error
     twin.set_support(support.to(weight.device), values.to(weight))
     twin.values.requires_grad_(weight.requires_grad)
-    twin.bias = layer.bias
+    twin.bias = layer.bias  # type: ignore[assignment]  # torch's annotation leaves out that it is a Parameter
     _move_hooks(layer, twin)
     return twin
 

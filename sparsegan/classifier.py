@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .training.files import write_tensors
+from .atomic_files import write_tensors
 
 #: The data set that a classifier of this repository was trained on -> its name, and with a hyphen its folder's.
 CLASSIFIERS = {

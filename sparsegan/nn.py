@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ from .granularity import (
     vector_length,
 )
 from .plan import Geometry, Pair, check_support, numbers_of, plan_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Choices of a kernel that a layer remembers, one per shape of its input.
 MOST_CHOICES = 1024
@@ -85,7 +88,7 @@ class SparseConv(nn.Module):
         sparsity: float | None = None,
         granularity: str = "element",
         mask: Tensor | None = None,
-    ) -> Any:
+    ) -> Self:
         """A sparse layer with the kept weights of a dense one.
 
         Args:
@@ -257,7 +260,7 @@ class SparseConv(nn.Module):
         """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
         return self._scatter(self.values)
 
-    def dense_twin(self, device: torch.device | str) -> Any:
+    def dense_twin(self, device: torch.device | str) -> nn.Conv2d | nn.ConvTranspose2d:
         """A ``torch.nn`` layer with these settings; its parameters are allocated and not set."""
         return nn.utils.skip_init(
             self.dense_class,
@@ -275,12 +278,12 @@ class SparseConv(nn.Module):
             **({"output_padding": self.output_padding} if self.transposed else {}),
         )
 
-    def to_dense(self) -> Any:
+    def to_dense(self) -> nn.Conv2d | nn.ConvTranspose2d:
         """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
         dense = self.dense_twin(self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.dense_weight())
-            if self.bias is not None:
+            if self.bias is not None and dense.bias is not None:
                 dense.bias.copy_(self.bias)
                 dense.bias.requires_grad_(self.bias.requires_grad)
         dense.weight.requires_grad_(self.values.requires_grad)
@@ -692,6 +695,10 @@ class SparseConv2d(SparseConv):
         )
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
 
+    def to_dense(self) -> nn.Conv2d:
+        """A ``torch.nn.Conv2d`` that computes the same, zeros in place. Parameters are copies."""
+        return cast(nn.Conv2d, super().to_dense())
+
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.Conv2d computes it."""
         if _is_recorded_by_fx(x):
@@ -770,6 +777,10 @@ class SparseConvTranspose2d(SparseConv):
             dtype,
         )
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
+
+    def to_dense(self) -> nn.ConvTranspose2d:
+        """A ``torch.nn.ConvTranspose2d`` that computes the same, zeros in place. Parameters are copies."""
+        return cast(nn.ConvTranspose2d, super().to_dense())
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.

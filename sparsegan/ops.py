@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import _native  # importing it registers the ops
+from .flops import with_flop_counter
 from .plan import is_vector
 
 
@@ -312,7 +312,6 @@ def macs(nnz: int, images: int, coarse_height: int, coarse_width: int) -> int:
     return nnz * images * coarse_height * coarse_width
 
 
-@register_flop_formula(torch.ops.sparsegan.gather)
 def _gather_flops(
     x_shape: Any,
     values_shape: Any,
@@ -330,7 +329,6 @@ def _gather_flops(
     return 2 * macs(values_shape[0], x_shape[0], *coarse)
 
 
-@register_flop_formula(torch.ops.sparsegan.wgrad)
 def _wgrad_flops(
     gy_shape: Any,
     x_shape: Any,
@@ -344,3 +342,13 @@ def _wgrad_flops(
 ) -> int:
     coarse = x_shape[2:] if adjoint else gy_shape[2:]
     return 2 * macs(support_shape[0] * geometry[-1] * geometry[-2], x_shape[0], *coarse)
+
+
+def _register_flop_formulas() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    register_flop_formula(torch.ops.sparsegan.gather)(_gather_flops)
+    register_flop_formula(torch.ops.sparsegan.wgrad)(_wgrad_flops)
+
+
+with_flop_counter(_register_flop_formulas)

@@ -106,7 +106,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         if not isinstance(module, SparseConv) or x.dim() != 4:
             return
         choice = module.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
-        dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)
+        dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous()
         x_last = x.contiguous(memory_format=torch.channels_last)
         # The copy has no hooks: the layer itself would call this visitor again.

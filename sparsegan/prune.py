@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar, cast
+from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
 from .allocation import shares
 from .copying import WEIGHT_HOOKS, computed, plain_class
 from .granularity import by_layer, check_granularity, check_sparsity, kept, largest, magnitudes, units_of
-from .nn import SPARSE_CLASSES, SparseConv
+from .nn import SPARSE_CLASSES, SparseConv, SparseConv2d, SparseConvTranspose2d
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
 from .prunable import left_dense, prunable_layers
 
 Model = TypeVar("Model", bound=nn.Module)
+
+#: One value for all layers, or ``{pattern: value}``; no sparsity keeps the zeros that are there.
+Sparsities = float | Mapping[str, float] | None
+Granularities = str | Mapping[str, str]
 
 _HOOKS = (
     "_forward_hooks",
@@ -36,13 +40,37 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
             yield name, module
 
 
+@overload
 def sparsify(
-    model: Model,
-    sparsity: float | Mapping[str, float] | None = None,
-    granularity: str | Mapping[str, str] = "element",
+    model: nn.Conv2d,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
     exclude: Iterable[str] = (),
     allocation: str = "uniform",
-) -> Model:
+) -> SparseConv2d: ...
+@overload
+def sparsify(
+    model: nn.ConvTranspose2d,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
+    exclude: Iterable[str] = (),
+    allocation: str = "uniform",
+) -> SparseConvTranspose2d: ...
+@overload
+def sparsify(
+    model: Model,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
+    exclude: Iterable[str] = (),
+    allocation: str = "uniform",
+) -> Model: ...
+def sparsify(
+    model: nn.Module,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
+    exclude: Iterable[str] = (),
+    allocation: str = "uniform",
+) -> nn.Module:
     """Makes every ``Conv2d`` and ``ConvTranspose2d`` of a model sparse, in place.
 
     Args:
@@ -114,7 +142,13 @@ def _say(folded: Mapping[str, str], left: Mapping[str, str]) -> None:
         warnings.warn(f"these stay dense, name them in exclude to say that this is meant: {found}", stacklevel=3)
 
 
-def densify(model: Model) -> Model:
+@overload
+def densify(model: SparseConv2d) -> nn.Conv2d: ...
+@overload
+def densify(model: SparseConvTranspose2d) -> nn.ConvTranspose2d: ...
+@overload
+def densify(model: Model) -> Model: ...
+def densify(model: nn.Module) -> nn.Module:
     """Back to ``torch.nn`` layers, zeros in place; in place, returns the model (a new layer for a bare one)."""
     replacements: dict[nn.Module, nn.Module] = {}
     for _name, layer in sparse_layers(model):
@@ -132,13 +166,13 @@ def _move_hooks(old: nn.Module, new: nn.Module) -> None:
     new._is_full_backward_hook = old._is_full_backward_hook
 
 
-def _replace(model: Model, replacements: dict[nn.Module, nn.Module]) -> Model:
+def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """Puts each replacement wherever its original is a child; one that is there twice is replaced twice."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in replacements:
                 parent._modules[name] = replacements[child]
-    return cast(Model, replacements.get(model, model))
+    return replacements.get(model, model)
 
 
 def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: Optimizers = None) -> None:

@@ -127,8 +127,7 @@ def _content(file: Path) -> Any:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file: {error}") from None
-    if _is_program(file):
-        raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
+    _check_archive(file, size)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -141,12 +140,20 @@ def _content(file: Path) -> Any:
         raise ValueError(f"{file} cannot be read as a state_dict without running code from it: {reason}") from None
 
 
-def _is_program(file: Path) -> bool:
+def _check_archive(file: Path, size: int) -> None:
+    """Raises where the file is an archive that torch.save does not write; a file that is none passes."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(one.endswith("/constants.pkl") for one in archive.namelist())
+            parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError):
-        return False
+        return
+    if any(part.filename.endswith("/constants.pkl") for part in parts):
+        raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
+    if (unpacked := sum(part.file_size for part in parts)) > size:
+        raise ValueError(
+            f"{file} has {size} bytes and unpacks to {unpacked}; torch.save compresses nothing, and a small file that "
+            "takes much memory is refused"
+        )
 
 
 def _shards(file: Path) -> Any:

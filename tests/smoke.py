@@ -1,6 +1,7 @@
 """Does an installed sparsegan work, away from its sources?  python -I tests/smoke.py [SOURCE_TREE]
 
-With the source tree given: is every Python file of it in the installation, and is the installation another place?
+With the source tree given: is every Python file and stub of it in the installation, and is the installation another
+place?
 """
 
 import importlib
@@ -21,7 +22,8 @@ def check_files(source: Path, installed: Path) -> None:
         f"{installed} is the source tree, not an installation"
     )
     for folder, target in ((source / "sparsegan", installed), (source / "kernels", installed / "kernels")):
-        missing = [str(file) for file in folder.rglob("*.py") if not (target / file.relative_to(folder)).exists()]
+        files = [file for pattern in ("*.py", "*.pyi", "py.typed") for file in folder.rglob(pattern)]
+        missing = [str(file) for file in files if not (target / file.relative_to(folder)).exists()]
         assert not missing, f"not in the wheel: {', '.join(missing)}"
 
 

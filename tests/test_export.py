@@ -13,10 +13,10 @@ from torch.export import Dim
 
 import sparsegan as sg
 from sparsegan import ops
+from sparsegan.atomic_files import write_json
 from sparsegan.cli import main
 from sparsegan.export import export_onnx
 from sparsegan.gans import GANS, cyclegan, store
-from sparsegan.training import write_json
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
@@ -266,7 +267,15 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "escape.index.json").write_text(json.dumps({"weight_map": {"a": "../net.pth"}}))
     (tmp_path / "text.pth").write_text("hello")
+    written({**trained, "0.weight": torch.zeros(400, 3, 50, 50)}, tmp_path / "plain.pth")
+    repacked = {ZIP_DEFLATED: tmp_path / "compressed.pth", ZIP_STORED: tmp_path / "stored.pth"}
+    for how, file in repacked.items():
+        with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(file, "w", how) as archive:
+            for name in plain.namelist():
+                archive.writestr(name, plain.read(name))
     bad: dict[str, str] = {
+        "compressed.pth": r"and unpacks to 12\d{6}",
+        "stored.pth": "0.weight has shape",  # the same parts, read and found to be another model's
         "traced.pt": "is a program of torch.jit.save",
         "empty.pth": "is empty",
         "cut.pth": "cannot be read as a state_dict",

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from sparsegan.atomic_files import write_text, write_whole
 from sparsegan.data import Batches
-from sparsegan.training import Diverged, Run, endless, run_loop, write_text, write_whole
+from sparsegan.training import Diverged, Run, endless, run_loop
 
 
 class Walk:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .. import _native
+from ..atomic_files import write_json
 from ..info import cpu_name
-from ..training import write_json
 
 Row = dict[str, Any]
 

@@ -63,7 +63,7 @@ def write_png(path: Path, picture: Tensor) -> None:
     """Write a picture uint8 [H, W, 1 or 3] as PNG, whole or not at all. Needs pillow."""
     from PIL import Image
 
-    from ..training import write_whole
+    from ..atomic_files import write_whole
 
     array = picture.numpy()
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import ALLOCATIONS, sensitivity
+from ..atomic_files import write_text
 from ..checkpoint import save
 from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, gap, of_size
 from ..data import Samples
@@ -29,7 +30,7 @@ from ..metrics import TaskEvaluator, load_features
 from ..nn import SparseConv
 from ..profiling import profile
 from ..progress import announce
-from ..training import Run, endless, ranks, write_text
+from ..training import Run, endless, ranks
 from ..training.adversarial import teach
 from .common import (
     add_content,

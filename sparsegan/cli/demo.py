@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, metrics
+from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
 from ..classifier import find_classifier, load_classifier
 from ..clock import Clock
@@ -28,7 +29,7 @@ from ..macs import count_macs, training_bytes
 from ..nn import SparseConvTranspose2d
 from ..profiling import interleaved_ms, profile
 from ..prune import densify
-from ..training import Run, write_json, write_text
+from ..training import Run
 from .common import add_threads, find_checkpoints, set_threads
 from .report import report, show_table
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from .. import data
+from ..atomic_files import write_json
 from ..classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..gans import GANS, store
-from ..training import Run, run_loop, write_json
+from ..training import Run, run_loop
 from ..training.adversarial import AdversarialTask
 from .common import (
     add_content,

@@ -168,7 +168,7 @@ def _arithmetic() -> tuple[Any, ...]:
 
 
 class GpuEngine(Served):
-    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.engine.Engine`.
+    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
 
     Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
     stream of the engine's device and returns at once, as torch does. What it returns are copies in new memory of that

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..atomic_files import write_tensors
 from ..state_dicts import read_state
-from ..training.files import write_tensors
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State

@@ -13,8 +13,8 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogFormatter
 
+from ..atomic_files import write_whole
 from ..compress import RECIPES
-from ..training import write_whole
 from . import paper
 from .cell import Cell, percent
 from .grids import (

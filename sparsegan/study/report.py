@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..training import write_text
+from ..atomic_files import write_text
 from .plots import draw
 from .results import Results
 from .tables import TABLES

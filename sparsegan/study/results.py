@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..training import write_text
+from ..atomic_files import write_text
 from .grids import Row
 
 Report = dict[str, Any]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import data, metrics
 from ..allocation import sensitivity
+from ..atomic_files import write_tensors
 from ..checkpoint import save
 from ..classifier import Classifier, find_classifier, load_classifier
 from ..compress import OwnImages, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
@@ -28,7 +29,6 @@ from ..macs import count_macs
 from ..nn import SparseConv
 from ..training import Diverged
 from ..training.adversarial import teach
-from ..training.files import write_tensors
 from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned

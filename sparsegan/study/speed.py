@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..atomic_files import write_json
 from ..checkpoint import load
 from ..clock import Clock
 from ..engine import optimize_for_inference
@@ -20,7 +21,6 @@ from ..info import cpu_name
 from ..profiling import interleaved_ms
 from ..prune import densify
 from ..removal import remove_filters
-from ..training import write_json
 from .grids import DENSE, TASKS, TECHNIQUES, Row
 from .results import Results
 

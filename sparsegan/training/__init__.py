@@ -1,7 +1,6 @@
-"""Runs that can be stopped at any moment: the run directory, the training loop, files written whole."""
+"""Runs that can be stopped at any moment: the run directory and the training loop."""
 
-from .files import write_json, write_tensors, write_text, write_whole
 from .loop import Diverged, Task, endless, run_loop
 from .run import Run
 
-__all__ = ["Diverged", "Run", "Task", "endless", "run_loop", "write_json", "write_tensors", "write_text", "write_whole"]
+__all__ = ["Diverged", "Run", "Task", "endless", "run_loop"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from ..atomic_files import write_json, write_text, write_whole
 from . import ranks
-from .files import write_json, write_text, write_whole
 
 
 class Run:

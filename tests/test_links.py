@@ -1,0 +1,74 @@
+"""Every relative link of the repository's Markdown pages leads to a file, and to a heading where it names one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "checkpoints", "csrc", "docs", "kernels", "sparsegan", "tests")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]+`")
+#: The target of a link or an image, and of a link that is defined elsewhere on the page.
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
+HTML = re.compile(r"""(?:href|src)=["']([^"']+)["']""")
+#: A file that a page names as code; NAME stands for any. The change log may name files that are gone.
+NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`")
+HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+
+
+def pages(root: Path) -> list[Path]:
+    """The Markdown pages at the top, and in the folders of the repository."""
+    return sorted([*root.glob("*.md"), *(page for name in FOLDERS for page in (root / name).rglob("*.md"))])
+
+
+def anchors(text: str) -> set[str]:
+    """The headings' anchors as GitHub makes them: a second one of the same words gets -1."""
+    found: set[str] = set()
+    for heading in HEADING.findall(FENCED.sub("", text)):
+        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # a link's text
+        slug = "".join(c for c in shown.lower() if c.isalnum() or c in " -_").replace(" ", "-")
+        count = 0
+        while (name := f"{slug}-{count}" if count else slug) in found:
+            count += 1
+        found.add(name)
+    return found
+
+
+def dead_links(root: Path) -> list[str]:
+    """'PAGE: TARGET' of everything that leads nowhere."""
+    dead = []
+    for page in pages(root):
+        text = FENCED.sub("", page.read_text(encoding="utf-8"))
+        named = [one for one in NAMED.findall(text) if "NAME" not in one and page.name != "CHANGELOG.md"]
+        dead += [f"{page.relative_to(root)}: {one}" for one in named if not (root / one).exists()]
+        prose = CODE.sub("", text)
+        for target in [a or b for a, b in LINK.findall(prose)] + HTML.findall(prose):
+            if re.match(r"[a-z][a-z0-9+.-]*:", target):
+                continue  # another site
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            known = file.exists() and file.is_relative_to(root.resolve())
+            if known and anchor and file.suffix == ".md":
+                known = anchor in anchors(file.read_text(encoding="utf-8"))
+            if not known:
+                dead.append(f"{page.relative_to(root)}: {target}")
+    return dead
+
+
+def test_no_link_is_dead() -> None:
+    assert len(pages(ROOT)) > 10
+    assert dead_links(ROOT) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Speed: 90 % of it\n## Same\n## Same\n[up](../README.md#top-page)")
+    good = "[a](docs/a.md) [b](docs/a.md#speed-90--of-it) [c](docs/a.md#same-1) [d](#top-page) `docs/a.md` `[e](no.md)`"
+    bad = ["docs/b.md", "docs/a.md#speed", "docs/a.md#same-2", "#bottom", "../outside.md", "docs"]
+    (tmp_path / "README.md").write_text(
+        f"# Top page\n{good}\n"
+        + " ".join(f"[x]({one})" for one in bad)
+        + "\n`tests/test_no.py`\n```\n[f](no.md)\n```\n"
+    )
+    assert dead_links(tmp_path) == [f"README.md: {one}" for one in ["tests/test_no.py", *bad[:-1]]]
