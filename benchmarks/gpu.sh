@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine: Python >= 3.10 with torch (CUDA), Triton, numpy, safetensors, rich, pytest,
-# hypothesis, setuptools >= 77, wheel, cmake, ninja, pybind11 (and pytest-xdist, which makes the tests faster); nvcc; no network.
+# hypothesis, setuptools >= 77, cmake, ninja (and pytest-xdist, which makes the tests faster); nvcc; no network.
 # Each stage takes less than 8 minutes, leaves what it made, and may be stopped and called again.
 #
 #   bash benchmarks/gpu.sh                 all stages, one after the other
