@@ -17,7 +17,7 @@ SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format wheel-check sanitize avx512-check arm-check clang-check cuda-import-check clean
+.PHONY: help venv demo test lint format wheel-check sanitize avx512-check arm-check clang-check cuda-import-check docs clean
 
 CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
@@ -67,6 +67,11 @@ format: venv ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+docs: venv ## render README.md, docs/ and the docstrings into build/docs; a dead link or reference is an error
+	$(PY) -m pip install -q --no-build-isolation -e '.[docs]'
+	$(PY) -m sphinx -q -E -a -W --keep-going -c docs . build/docs
+	cp build/docs/README.html build/docs/index.html
 
 wheel-check: venv ## build the sdist, from it the wheel, install that in a fresh environment, run a smoke test outside the source tree
 	rm -rf build/wheel-check

@@ -21,6 +21,7 @@ import torch
 from . import _native, kernels, ops
 from .plan import Geometry
 
+#: What a layer's ``kernel`` may be.
 KERNELS = ("auto", "sparse", "dense")
 #: What the sparse kernels of each kind of device multiply.
 DTYPES = {
