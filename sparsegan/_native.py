@@ -23,7 +23,13 @@ if not LIBRARY.exists():
         f"sparsegan's library {LIBRARY.name} is not in {LIBRARY.parent}; install the package with pip, or run "
         "`make venv` in its source tree"
     )
-torch.ops.load_library(LIBRARY)
+try:
+    torch.ops.load_library(LIBRARY)
+except OSError as error:
+    raise ImportError(
+        f"sparsegan's library does not load into torch {torch.__version__}; it needs torch 2.10 or later, on the machine "
+        f"and system that it was built for: {error.__cause__ or error}"
+    ) from error
 _library = ctypes.CDLL(str(LIBRARY))
 
 _INT64 = np.iinfo(np.int64)

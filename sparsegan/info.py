@@ -17,7 +17,6 @@ from .progress import peak_memory
 
 def info() -> dict[str, Any]:
     """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
-    triton = importlib.util.find_spec("triton") is not None
     return {
         "sparsegan": importlib.metadata.version("sparsegan"),
         "python": platform.python_version(),
@@ -31,7 +30,7 @@ def info() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cuda kernels": cuda_kernels(),
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "triton": importlib.metadata.version("triton") if triton else "not installed",
+        "triton": triton_version(),
         "triton block sizes": tuned_table.SOURCE,
     }
 
@@ -42,6 +41,14 @@ def cuda_kernels() -> str:
         return why.removeprefix("the CUDA kernels ").removeprefix("were ")
     loaded = "loaded" if torch.version.cuda is not None else "not loaded: this torch has no CUDA"
     return f"{_native.cuda_build}; {loaded}"
+
+
+def triton_version() -> str:
+    """Of whichever distribution brings the module triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    names = importlib.metadata.packages_distributions().get("triton", [])
+    return importlib.metadata.version(names[0]) if names else "installed, of no known version"
 
 
 def peak_bytes() -> int:
