@@ -27,8 +27,8 @@ try:
     torch.ops.load_library(LIBRARY)
 except OSError as error:
     raise ImportError(
-        f"sparsegan's library does not load into torch {torch.__version__}; it needs torch 2.10 or later, on the machine "
-        f"and system that it was built for: {error.__cause__ or error}"
+        f"sparsegan's library does not load into torch {torch.__version__}; it needs torch 2.10 or later, and "
+        f"the kind of machine that it was built for: {error.__cause__ or error}"
     ) from error
 _library = ctypes.CDLL(str(LIBRARY))
 
