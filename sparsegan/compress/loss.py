@@ -31,7 +31,7 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 - The detach trap. Discriminator terms must see G_C's images undetached here: in common GAN code `fake.detach()` sits
   inside the discriminator's loss, and L_DC then gives G_C no gradient. The caller hands in undetached images, and
   discriminator terms of which none depends on them are an error, not a silence.
-- Sharing. Both generators see the same batch, noise and penalty coefficient; the caller rewinds the random generator.
+- Sharing. Both generators see the same batch, noise and penalty coefficient (`sparsegan.randomness.Draws`).
 - L_DC's gradient. Whether the discriminator terms should move G_C at all: `discriminator_gradient=False` leaves L_DC in
   the loss as a number only, which is what the trap above does unseen.
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or

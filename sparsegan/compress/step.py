@@ -16,6 +16,7 @@ from ..averaging import Average
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held
 from ..prune import shrink, sparse_layers
+from ..randomness import Draws, devices_of
 from ..regrow import dense_gradients, regrow
 from ..schedule import Schedule, prunings
 from ..training import ranks
@@ -120,7 +121,7 @@ class CompressionTask(Comparison):
     def _generator_step(
         self,
         parts: list[Part],
-        made: list[tuple[Tensor, Made | None, Made | None]],
+        made: list[tuple[Draws, Made | None, Made | None]],
         gradients: Mapping[str, Tensor],
         figures: dict[str, float],
     ) -> None:
@@ -128,30 +129,31 @@ class CompressionTask(Comparison):
         self.optimizer.zero_grad()
         for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
             gradient.zero_()
-        for part, (before, ours, theirs) in zip(parts, made, strict=True):
+        for part, (noise, ours, theirs) in zip(parts, made, strict=True):
             if ours is None:
-                ours = self._generate_with_graph(part.batch, before)
+                ours = self.generate_again(self.student, part.batch, noise, with_graph=True)
             with _judging_once(self.discriminator), held(self.judging):
-                self._generator_backward(ours, theirs, part, before, figures)
+                self._generator_backward(ours, theirs, part, noise, figures)
         ranks.sum_gradients(self.optimizer)
         ranks.sum_tensors(gradients.values())
         self.optimizer.step()
 
     def _discriminator_step(
         self, parts: list[Part], with_graph: bool, figures: dict[str, float]
-    ) -> list[tuple[Tensor, Made | None, Made | None]]:
-        """Fakes of every part, and a step of the discriminator on them. Returns, a part: the random state before its
-        noise, what the generator made, what the original did. Of several parts only the random state is kept."""
+    ) -> list[tuple[Draws, Made | None, Made | None]]:
+        """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
+        made, what the original did. Of several parts only the noise is kept."""
         optimizer = self.discriminator_optimizer
-        made: list[tuple[Tensor, Made | None, Made | None]] = []
+        made: list[tuple[Draws, Made | None, Made | None]] = []
+        devices = devices_of(self.student, self.original, self.discriminator)
         if optimizer is not None:
             optimizer.zero_grad()
         for part in parts:
-            before, theirs, batch = torch.get_rng_state(), None, part.batch
+            noise, theirs, batch = Draws(devices), None, part.batch
             with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
-                ours = self.generate(self.student, batch)
+                ours = self.generate(self.student, batch, noise)
             if self.original is not None and self.original_as_real:
-                theirs = self.generate_again(self.original, batch, before)
+                theirs = self.generate_again(self.original, batch, noise)
             if optimizer is not None:
                 past = self.pool(detached(ours[0]))
                 terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
@@ -161,24 +163,16 @@ class CompressionTask(Comparison):
                     loss = loss + self.objective.total(real)
                 (loss / part.parts).backward()
                 _add(figures, terms, part.parts)
-            made.append((before, ours, theirs) if len(parts) == 1 else (before, None, None))
+            made.append((noise, ours, theirs) if len(parts) == 1 else (noise, None, None))
         if optimizer is not None:
             ranks.sum_gradients(optimizer)
             optimizer.step()
         return made
 
-    def _generate_with_graph(self, part: Any, before: Tensor) -> Made:
-        """The same fakes again, from the random state before their noise."""
-        now = torch.get_rng_state()
-        torch.set_rng_state(before)
-        made = self.generate(self.student, part)
-        torch.set_rng_state(now)
-        return made
-
     def _generator_backward(
-        self, ours: Made, theirs: Made | None, part: Part, before: Tensor, figures: dict[str, float]
+        self, ours: Made, theirs: Made | None, part: Part, noise: Draws, figures: dict[str, float]
     ) -> None:
-        compressed, original = self.compare(self.student, ours, theirs, part.batch, before)
+        compressed, original = self.compare(self.student, ours, theirs, part.batch, noise)
         judged = compressed.discriminator
         if judged and not any(term.requires_grad for term in judged.values()):
             raise ValueError(
