@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .randomness import seeded
 from .training.files import write_tensors
 
 #: The data set that a classifier of this repository was trained on -> its name, and with a hyphen its folder's.
@@ -72,8 +73,7 @@ def train_classifier(
     """
     if not 1 <= held_out < len(images):
         raise ValueError(f"held_out is {held_out}; it must be from 1 to {len(images) - 1}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         order = torch.randperm(len(images))
         test, train = order[:held_out], order[held_out:]
         model = Classifier(images.shape[1], int(labels.max()) + 1, name)

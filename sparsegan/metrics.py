@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .classifier import load_classifier
 from .progress import track
+from .randomness import seeded
 from .training import ranks
 
 if TYPE_CHECKING:
@@ -150,8 +151,7 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
     for metric in (fid, kid):
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return fid.compute().item(), kid.compute()[0].item()
 
 
@@ -247,10 +247,9 @@ class TaskEvaluator:
         self.real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
-        """The score of each view, on every test sample. Leaves torch's generator as it was."""
+        """The score of each view, on every test sample. Leaves torch's generators as they were."""
         tallies: dict[str, _Tally] = {}
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), ranks.divided(generator, padded=True):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed), torch.no_grad(), ranks.divided(generator, padded=True):
             order = self.samples.order(shuffled=False)
             order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
             chunks = order.split(self.batch_size)
@@ -364,8 +363,7 @@ class Evaluator:
         """Distances of a generator: `sample(n)` gives n images, drawing from torch's generator, seeded here."""
         results = []
         for seed in seeds:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(seed)
+            with seeded(seed), torch.no_grad():
                 left, images = samples, []
                 while left > 0:
                     images.append(sample(min(left, self.batch_size)))

@@ -8,6 +8,7 @@ of all devices that it is on are set back.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -66,7 +67,7 @@ class Draws:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Within it is one more pass with the numbers of the first; afterwards all generators go on as if it was not."""
+        """Within it is one more pass with the numbers of the first. Generators go on as if it had not been."""
         if not self._unnamed:
             yield
             return
@@ -80,7 +81,8 @@ class Draws:
     def _look(self) -> None:
         """Notes whether numbers were drawn since the last look without a name."""
         now = states(self._last)
-        self._unnamed = self._unnamed or any(not torch.equal(state, now[device]) for device, state in self._last.items())
+        changed = (not torch.equal(state, now[device]) for device, state in self._last.items())
+        self._unnamed = self._unnamed or any(changed)
 
 
 def devices_of(*networks: nn.Module | None) -> list[torch.device]:
@@ -107,11 +109,14 @@ def set_states(kept: States) -> None:
 
 
 @contextmanager
-def undisturbed(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
-    """After it these devices' generators, by default all that there are, go on as if nothing had been drawn in it."""
+def undisturbed(devices: Iterable[torch.device] | None = None) -> Iterator[States]:
+    """After it these devices' generators, by default all that are in use, go on as if nothing had been drawn in it.
+
+    Gives their states.
+    """
     kept = states(_all() if devices is None else devices)
     try:
-        yield
+        yield kept
     finally:
         set_states(kept)
 
@@ -157,19 +162,23 @@ def run_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def set_run_state(state: dict[str, Any], device: torch.device) -> bool:
-    """Go back to what `run_state` gave; whether `device` draws as the one did that it was given for.
-
-    The state of a device of another type is of no use here; `device` draws on from where it is.
+def set_run_state(state: dict[str, Any], device: torch.device, seed: int) -> None:
+    """Go back to what `run_state` gave. What a device of another type drew cannot go on here: `device` then draws from
+    `seed`, which one warning says.
     """
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    kept = state.get("device")
-    if kept is None or kept["type"] != device.type:
-        return kept is None and (device == CPU or _module(device) is None)
-    set_states({device: kept["state"]})
-    return True
+    kept = state.get("device", {"type": "cpu"})
+    if kept["type"] != device.type:
+        seed_devices([one for one in (device,) if one != CPU and _module(one) is not None], seed)
+        warnings.warn(
+            f"the run was on a device of type {kept['type']} and goes on on {device}, whose random numbers are others: "
+            "it will not give what it would have given there",
+            stacklevel=3,
+        )
+    elif device != CPU:
+        set_states({device: kept["state"]})
 
 
 # Devices

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Samples
 from ..gans.objective import Objective
+from ..randomness import seeded
 
 GAP, HEAD = 2, 13  # pixels between cells; of a line of text
 LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor
@@ -35,10 +36,9 @@ def comparison(
     `generators` by the name over their column. All of them draw the same noise, from `seed`. Strips of fewer than eight
     cells lie beside each other. `domains`: names for StarGAN's numbers.
     """
-    with torch.random.fork_rng(devices=[]):
-        galleries = {}
-        for name, generator in generators.items():
-            torch.manual_seed(seed)
+    galleries = {}
+    for name, generator in generators.items():
+        with seeded(seed):
             galleries[name] = objective.look(generator, batch)
     columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, whose, images
     for kind, view in next(iter(galleries.values())).items():

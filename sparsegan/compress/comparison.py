@@ -13,6 +13,7 @@ from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
+from ..training.placement import device_of, moved
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
 
 #: What a generator made of a batch, and its activations on the way, where a loss matches those.
@@ -68,9 +69,7 @@ class Comparison:
         with outputs_of(layers, found):
             return self.objective.drawing(noise).generate(generator, batch), found
 
-    def _scores(
-        self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws
-    ) -> Scores:
+    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
         scores, objective = Scores({}, images=images_in(fake), intermediate=activations), self.objective.drawing(draws)
         if self.loss.uses_terms:
@@ -101,6 +100,8 @@ def gap(
     minimised = SelfSupervisedLoss() if loss is None else loss
     judge = copy_model(discriminator).requires_grad_(False).eval()
     layers = feature_layers_of(judge, ()) if minimised.matches_features else []
+    device = device_of(generator=generator, discriminator=discriminator)
+    batches = [moved(batch, device) for batch in batches]
     both = Comparison(copy_model(generator).eval(), judge, objective, minimised, layers)
 
     def measure(network: nn.Module) -> float:

@@ -22,6 +22,8 @@ from ..schedule import Schedule, prunings
 from ..training import ranks
 from ..training.adversarial import decayed, set_rates
 from ..training.outermost import mapped
+from ..training.placement import device_of
+from ..training.scaling import LossScale
 from .comparison import Comparison, Made
 from .loss import GeneratorLoss
 from .statistics import batch_norms
@@ -54,6 +56,7 @@ class CompressionTask(Comparison):
         regrow: float = 0.0,
         rewind: bool = False,
         average: Average | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(original, discriminator, objective, loss, feature_layers)
         self.accumulate = accumulate
@@ -65,6 +68,7 @@ class CompressionTask(Comparison):
         self.schedule = schedule
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
+        self.scales = {side: LossScale(autocast, self.device) for side in ("generator", "discriminator")}
         self.generator_every = generator_every
         self.decay = decay
         self.targets = targets
@@ -72,6 +76,11 @@ class CompressionTask(Comparison):
         self.original_as_real = original_as_real
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return device_of(generator=self.student, discriminator=self.discriminator, original=self.original)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
@@ -94,10 +103,10 @@ class CompressionTask(Comparison):
         with watched as gradients:
             generator_steps = step % self.generator_every == 0
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, figures)
-            if generator_steps:
-                self._generator_step(parts, made, gradients, figures)
-        # A loss that is no number is the loop's to report, and gives nothing to choose weights by.
-        if share > 0 and all(math.isfinite(figure) for figure in figures.values()):
+            stepped = generator_steps and self._generator_step(parts, made, gradients, figures)
+        # A loss that is no number is the loop's to report. It gives nothing to choose weights by, and neither do
+        # gradients that overflowed.
+        if share > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, share, self.optimizer)
         if self.average is not None and step % self.generator_every == 0:
             self.average.update(self.student)
@@ -124,8 +133,11 @@ class CompressionTask(Comparison):
         made: list[tuple[Draws, Made | None, Made | None]],
         gradients: Mapping[str, Tensor],
         figures: dict[str, float],
-    ) -> None:
-        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too."""
+    ) -> bool:
+        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too.
+
+        Returns whether it was taken, and none of `gradients` overflowed in float16.
+        """
         self.optimizer.zero_grad()
         for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
             gradient.zero_()
@@ -136,14 +148,16 @@ class CompressionTask(Comparison):
                 self._generator_backward(ours, theirs, part, noise, figures)
         ranks.sum_gradients(self.optimizer)
         ranks.sum_tensors(gradients.values())
-        self.optimizer.step()
+        scale = self.scales["generator"]
+        stepped = scale.step(self.optimizer)
+        return stepped and not (scale.used and any(not one.isfinite().all() for one in gradients.values()))
 
     def _discriminator_step(
         self, parts: list[Part], with_graph: bool, figures: dict[str, float]
     ) -> list[tuple[Draws, Made | None, Made | None]]:
         """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
         made, what the original did. Of several parts only the noise is kept."""
-        optimizer = self.discriminator_optimizer
+        optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
         made: list[tuple[Draws, Made | None, Made | None]] = []
         devices = devices_of(self.student, self.original, self.discriminator)
         if optimizer is not None:
@@ -161,12 +175,12 @@ class CompressionTask(Comparison):
                 if self.original is not None and theirs is not None:
                     real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
                     loss = loss + self.objective.total(real)
-                (loss / part.parts).backward()
+                scale.backward(loss / part.parts)
                 _add(figures, terms, part.parts)
             made.append((noise, ours, theirs) if len(parts) == 1 else (noise, None, None))
         if optimizer is not None:
             ranks.sum_gradients(optimizer)
-            optimizer.step()
+            scale.step(optimizer)
         return made
 
     def _generator_backward(
@@ -180,7 +194,7 @@ class CompressionTask(Comparison):
                 "discriminator_terms must not detach its argument fake"
             )
         loss = self.loss(self.objective, compressed, original)
-        (loss / part.parts).backward()
+        self.scales["generator"].backward(loss / part.parts)
         _add(figures, compressed.generator, part.parts)
         _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
         if original is not None:
@@ -192,8 +206,10 @@ class CompressionTask(Comparison):
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
         judge = self.discriminator_optimizer
         average = {} if self.average is None else {"average": self.average.state_dict()}
+        scales = {side: scale.state_dict() for side, scale in self.scales.items() if scale.used}
         return {
             **average,
+            **({"scales": scales} if scales else {}),
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -214,6 +230,8 @@ class CompressionTask(Comparison):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        for side, scale in self.scales.items():
+            scale.load_state_dict(state.get("scales", {}).get(side, {}))
         self.loss.load_state_dict(state["loss"])
         self.pool.load_state_dict(state.get("pool", {}))
         if self.average is not None:

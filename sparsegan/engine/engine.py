@@ -22,6 +22,7 @@ from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..modes import Buffers
 from ..nn import SparseConv
+from ..randomness import CPU, set_states, undisturbed
 from ..tracing import Tracer, close, has_hooks
 from . import tiling
 from .compiler import Compiler, Program, Unsafe
@@ -179,8 +180,7 @@ class Engine(Served):
         ):
             calls.append(calls[0].changed(_varied))  # a constant image says little
         for call in calls:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                state = torch.get_rng_state()
+            with undisturbed([CPU]) as before, torch.no_grad(), torch.autocast("cpu", enabled=False):
                 args, kwargs = call.copies()
                 buffers = Buffers(self._running)
                 try:
@@ -197,7 +197,7 @@ class Engine(Served):
                         )
                 if (changed := buffers.put_back()) and self._whole is None:
                     self._whole = f"its forward changes {', '.join(changed)}"
-                torch.set_rng_state(state)
+                set_states(before)
                 args, kwargs = call.copies()
                 if not close(self(*args, **kwargs), expected):
                     raise ValueError(
@@ -314,7 +314,7 @@ class Engine(Served):
             with ENGINES:
                 if (known := self._known(key)) is not None:  # another thread has compiled it meanwhile
                     return known
-            with torch.random.fork_rng(devices=[]):  # a forward that draws random numbers is run to trace it
+            with undisturbed([CPU]):  # a forward that draws random numbers is run to trace it
                 program = self._program(call)
             compiled = Compiled(program, plan_arena(program.steps))
             with ENGINES:

@@ -84,7 +84,8 @@ class Objective:
 
     def drawing(self, draws: Draw) -> Objective:
         """This objective, those of its functions that know of draws taking their random numbers from `draws`."""
-        return replace(self, **{name: partial(getattr(self, name), draws=draws) for name in self._drawing})
+        bound: dict[str, Any] = {name: partial(getattr(self, name), draws=draws) for name in self._drawing}
+        return replace(self, **bound)
 
     def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
         """The gallery, without a graph."""

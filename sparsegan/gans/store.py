@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..randomness import seeded
 from ..state_dicts import read_state
 from ..training.files import write_tensors
 from . import GANS, Reference, dcgan
@@ -75,8 +76,7 @@ def example(gan: Gan, count: int, size: int | None = None, seed: int = 0) -> tup
     reference = reference_of(gan.config)
     network = gan.config["network"]
     size = size or network.get("image_size") or gan.config.get("size") or reference.training.size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return reference.example(network, count, size)
 
 

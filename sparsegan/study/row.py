@@ -26,6 +26,7 @@ from ..gans import store
 from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..nn import SparseConv
+from ..randomness import seeded
 from ..training import Diverged
 from ..training.adversarial import teach
 from ..training.files import write_tensors
@@ -85,8 +86,7 @@ def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
 
 def _some(samples: Samples, count: int) -> Any:
     """A batch of samples drawn from all of them, the same each time, without augmentation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return samples.batch(samples.order()[:count], None)
 
 
@@ -172,8 +172,7 @@ def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
 
 def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -> nn.Module:
     """A fresh discriminator that learnt for so many steps to tell the dense generator's images from the loader's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         discriminator = store.build(gan.config).discriminator
     lr = task.discriminator_lr
     teach(discriminator, gan.generator, gan.objective, loader, steps, lr=lr, seed=seed, quiet=True)
@@ -184,8 +183,7 @@ def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -
 def _changed(gan: store.Gan, technique: Technique, seed: int) -> nn.Module:
     """The trained discriminator with the technique's layers untrained, or noise on its weights."""
     discriminator = copy.deepcopy(gan.discriminator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         fresh = dict(store.build(gan.config).discriminator.named_modules())
         found = set()
         for name, module in discriminator.named_modules():
@@ -245,8 +243,7 @@ def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier:
     shares, in bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest class.
     """
     real = torch.cat([classifier.features(images) for images in samples_of(gan, task, "test").in_order(250)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(NOISE)
+    with seeded(NOISE):
         noise = torch.randn(task.images, *store.noise(gan.generator, 1, 0).shape[1:])
     fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
     fid, kid = metrics.distances_between(real, fake)

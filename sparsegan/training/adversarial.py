@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held, train_as_set, trainable
 from .loop import run_loop
+from .placement import device_of
 
 
 def decayed(step: int, steps: int) -> float:
@@ -62,6 +63,11 @@ class AdversarialTask:
         self.generator_every = generator_every
         self.decay = decay
         self.pool = ImagePool(objective.pool)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both networks are."""
+        return device_of(generator=self.generator, discriminator=self.discriminator)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """One update of the discriminator and, every `generator_every` steps, of the generator; every term's value."""
