@@ -1,0 +1,327 @@
+"""Other devices than the CPU: a generator of random numbers of their own, batches elsewhere, float16.
+
+No GPU is needed. A second device is a generator that torch's functions for the CPU's do not know. Tensors that are not
+on the CPU are on the meta device.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import test_gans
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsegan import randomness
+from sparsegan.compress import Compressor, DistillationLoss, PlainLoss, SelfSupervisedLoss
+from sparsegan.compress.comparison import Comparison
+from sparsegan.gans import Objective, dcgan, store
+from sparsegan.prune import sparse_layers
+from sparsegan.randomness import Draws, run_state, seeded, set_run_state
+from sparsegan.schedule import OneShot
+from sparsegan.training.outermost import autocast
+from sparsegan.training.placement import moved
+
+OTHER = torch.device("xpu", 0)
+
+
+class OfEither(torch.Generator):
+    """A generator for either device, which is the CPU's."""
+
+    def __new__(cls, device: Any = None) -> OfEither:
+        return super().__new__(cls)
+
+
+class OnOther(TorchFunctionMode):
+    """Within it random tensors are drawn as on a device of its own: ``torch.get_rng_state`` says nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = OfEither().manual_seed(1)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.randn, torch.rand, torch.randperm, torch.randint) and "generator" not in kwargs:
+            kwargs["generator"] = self.generator
+        if func is torch.randn_like:
+            return torch.randn(args[0].shape, generator=self.generator, **kwargs)
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnOther]:
+    """A machine with a second device, which torch knows as its accelerator."""
+    mode = OnOther()
+    module = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        get_rng_state=lambda device: mode.generator.get_state(),
+        set_rng_state=lambda state, device: mode.generator.set_state(state),
+    )
+    known = torch.get_device_module
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module if device.type == "xpu" else known(device))
+    # Optimizers ask for one that is really there.
+    found = {False: OTHER, True: None}
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found[check_available])
+    monkeypatch.setattr(torch, "Generator", OfEither)
+    monkeypatch.setattr("sparsegan.compress.step.devices_of", lambda *_: [randomness.CPU, OTHER])
+    with mode:
+        yield mode
+
+
+# The same numbers for both generators
+
+
+class Noisy(nn.Module):
+    """Noise is added to what goes in."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.nz = inner, inner.nz
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + torch.randn_like(x))
+
+
+def generate(generator: Any, real: Tensor) -> Tensor:
+    return generator(torch.randn(len(real), generator.nz, 1, 1))
+
+
+def generate_from_draws(generator: Any, real: Tensor, draws: Any) -> Tensor:
+    return generator(draws("noise", lambda: torch.randn(len(real), generator.nz, 1, 1)))
+
+
+def mixed_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+    mix = torch.rand(len(real), 1, 1, 1)
+    return {"dis": judge(mix * real + (1 - mix) * fake).mean()}
+
+
+def of_user(name: str) -> store.Gan:
+    """A GAN whose generator draws in its forward, and whose functions know nothing of draws, or one of them does."""
+    gan = test_gans.tiny("dcgan")
+    makes = generate if name == "user" else generate_from_draws
+    objective = Objective(dcgan.generator_terms, mixed_terms, makes)
+    return store.Gan(Noisy(gan.generator), gan.discriminator, objective, gan.config)
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["dcgan", "stargan", "user", "user with draws"])
+def test_both_generators_see_the_same_numbers_of_another_device(name: str, accumulate: int) -> None:
+    """A compressed generator with all its weights then has the scores of the original, and the loss is 0."""
+    users = name.startswith("user")
+    gan = of_user(name) if users else test_gans.tiny(name)
+    (batch,) = test_gans.batches("dcgan" if users else name, 1)
+    settings: dict[str, Any] = {"stored_statistics": True, "accumulate": accumulate, "quiet": True}
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, OneShot(1, 0.0), **settings)
+    figures = compressor.task.step(0, batch)
+    pairs = [(figures[key.replace("_compressed", "_original")], figures[key]) for key in figures if "_comp" in key]
+    pairs.append((figures["gen"], figures["gen_original"]))
+    assert len(pairs) == (3 if name == "stargan" else 2)  # dis, gp; and gen
+    for ours, theirs in pairs:
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert figures["loss"] < 1e-3
+
+
+def test_what_a_forward_draws_after_named_numbers_is_the_same_too() -> None:
+    """Also where a later pass draws less before them: a discriminator is not asked twice about the same images."""
+    draws, seen = Draws(), []
+    for passing in (draws.first, draws.again, draws.again):
+        before = torch.get_rng_state()
+        with passing():
+            torch.rand(1 if passing == draws.first else 0)
+            seen.append((draws("noise", lambda: torch.rand(3)), torch.rand(2)))
+        assert torch.equal(torch.get_rng_state(), before) == (passing != draws.first)
+        torch.rand(1)  # what comes between two passes
+    for named, last in seen:
+        assert named is seen[0][0]
+        assert torch.equal(last, seen[0][1])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", test_gans.TINY)
+def test_the_reference_gans_set_no_generator_back(name: str, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gan = test_gans.tiny(name)
+    if name == "pix2pix":  # dropout draws in the forward itself
+        sizes = test_gans.TINY[name] | {"gan": name, "dropout": False}
+        gan = store.build({"network": sizes})
+    (batch,) = test_gans.batches(name, 1)
+    compressor = Compressor(
+        gan.generator,
+        gan.discriminator,
+        gan.objective,
+        OneShot(1, 0.5),
+        original_as_real=True,
+        accumulate=accumulate,
+        quiet=True,
+    )
+
+    def refused(state: Tensor) -> None:
+        raise AssertionError("torch's generator is set back")
+
+    monkeypatch.setattr(torch, "set_rng_state", refused)
+    compressor.task.step(0, batch)
+
+
+def test_a_seeded_stretch_seeds_every_device_and_leaves_none_seeded(other: OnOther) -> None:
+    numbers = []
+    for seed in (3, 3, 4):
+        before = other.generator.get_state(), torch.get_rng_state()
+        with seeded(seed):
+            cpu = torch.empty(2).uniform_()
+            numbers.append((torch.rand(2), cpu))
+        assert torch.equal(other.generator.get_state(), before[0])
+        assert torch.equal(torch.get_rng_state(), before[1])
+        torch.rand(5), torch.empty(2).uniform_()
+    assert torch.equal(numbers[0][0], numbers[1][0])
+    assert torch.equal(numbers[0][1], numbers[1][1])
+    assert not torch.equal(numbers[0][0], numbers[2][0])
+
+
+def test_a_checkpoint_holds_the_runs_own_device(other: OnOther) -> None:
+    state = run_state(OTHER)
+    assert state["device"]["type"] == "xpu"
+    assert "device" not in run_state(randomness.CPU)
+    expected = torch.rand(3), torch.empty(2).uniform_(), random.random()
+    set_run_state(state, OTHER, seed=9)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert torch.equal(torch.empty(2).uniform_(), expected[1])
+    assert random.random() == expected[2]
+    with pytest.warns(UserWarning, match="was on a device of type xpu and goes on on cpu"):
+        set_run_state(state, randomness.CPU, seed=9)
+    with pytest.warns(UserWarning, match="was on a device of type cpu and goes on on xpu:0"):
+        set_run_state(run_state(randomness.CPU), OTHER, seed=9)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=OfEither().manual_seed(9)))
+
+
+# Tensors where they belong
+
+
+class Elsewhere(TorchDispatchMode):
+    """Names the ops that put out a tensor on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.device.type == "cpu":
+            self.found.append(str(func))
+        return output
+
+
+LOSSES = {
+    "terms and features": SelfSupervisedLoss(features=0.5),
+    "distances": SelfSupervisedLoss(terms=0.0, features=1.0),
+    "plain": PlainLoss(),
+    "distillation": DistillationLoss(own=1.0, intermediate=1.0),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("name", test_gans.TINY)
+def test_all_tensors_of_a_step_are_where_the_networks_are(name: str, loss: Any) -> None:
+    """On the device of shapes alone, with gradients: "cuda" needs a torch that was built for it."""
+    gan = test_gans.tiny(name)
+    (batch,) = test_gans.batches(name, 1)
+    if name == "stargan":
+        batch = batch[0], torch.eye(3)[batch[1]]  # attributes: no number of theirs is looked at
+    there = torch.device("meta")
+    student, original, judge = (
+        net.to(there) for net in (gan.generator, copy.deepcopy(gan.generator), gan.discriminator)
+    )
+    judge.requires_grad_(False)
+    batch = moved(batch, there)
+    layers = [one for one in judge.modules() if isinstance(one, nn.LeakyReLU)]
+    both = Comparison(original.eval(), judge, gan.objective, loss, layers if loss.matches_features else [])
+    noise = Draws([])
+    with Elsewhere() as elsewhere:
+        scores = both.compare(student, both.generate(student, batch, noise), None, batch, noise)
+        total = loss(gan.objective, *scores)
+        total.backward()
+    assert total.device == there
+    assert not elsewhere.found
+
+
+def test_batches_go_where_the_networks_are() -> None:
+    there = torch.device("meta")
+    batch = {"images": torch.ones(2), "more": [torch.ones(1), "text"]}
+    assert moved(batch, randomness.CPU) is batch
+    gone = moved(batch, there)
+    assert gone["images"].device == gone["more"][0].device == there
+    assert gone["more"][1] == "text"
+    gan = test_gans.tiny("dcgan")
+    gan.discriminator.to(there)
+    with pytest.raises(ValueError, match=r"generator's main\.0\.weight is on cpu and the discriminator's .* on meta"):
+        Compressor(gan.generator, gan.discriminator, gan.objective, OneShot(1, 0.5), quiet=True)
+
+
+# float16
+
+
+def test_gradients_that_float16_cannot_hold_train() -> None:
+    """Losses of 1e-9 of their size have gradients that float16 rounds to 0; scaled, they move every layer."""
+    gan = test_gans.tiny("dcgan")
+
+    def small_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        return {name: 1e-9 * term for name, term in dcgan.discriminator_terms(generator, judge, fake, real).items()}
+
+    def small_gen(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        return {"gen": 1e-9 * dcgan.generator_terms(generator, judge, fake, real)["gen"]}
+
+    objective = Objective(small_gen, small_terms, dcgan.generate)
+    compressor = Compressor(
+        gan.generator,
+        gan.discriminator,
+        objective,
+        OneShot(2, 0.5),
+        loss=PlainLoss(),
+        autocast=torch.float16,
+        quiet=True,
+    )
+    task = compressor.task
+    before = copy.deepcopy([task.student, task.discriminator])
+    compressor.fit(list(test_gans.batches("dcgan", 2)))
+    for old, new in zip(before, (task.student, task.discriminator), strict=True):
+        for (name, one), other in zip(old.named_parameters(), new.parameters(), strict=True):
+            assert not torch.equal(one, other), name
+    scales = task.state_dict()["scales"]
+    assert scales["generator"]["scale"] == scales["discriminator"]["scale"] == 65536
+    task.load_state_dict(task.state_dict())
+
+
+def test_a_step_whose_gradients_overflow_is_left_out() -> None:
+    gan = test_gans.tiny("dcgan")
+    objective = Objective(
+        lambda *given: {"gen": 1e3 * dcgan.generator_terms(*given)["gen"]}, dcgan.discriminator_terms, dcgan.generate
+    )
+    compressor = Compressor(
+        gan.generator,
+        gan.discriminator,
+        objective,
+        OneShot(40, 0.5),
+        loss=PlainLoss(),
+        regrow=0.3,
+        autocast=torch.float16,
+        limit=1e9,
+        quiet=True,
+    )
+    task = compressor.task
+    kept = [layer.support.clone() for _, layer in sparse_layers(task.student)]
+    before = copy.deepcopy(task.student)
+    (batch,) = test_gans.batches("dcgan", 1)
+    with autocast(torch.float16, task.student, task.discriminator):
+        task.step(0, batch)
+    assert all(torch.equal(*pair) for pair in zip(task.student.parameters(), before.parameters(), strict=True))
+    after = [layer.support for _, layer in sparse_layers(task.student)]
+    assert all(torch.equal(*pair) for pair in zip(kept, after, strict=True))
+    assert task.scales["generator"].state_dict()["scale"] == 32768
