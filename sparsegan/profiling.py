@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .macs import layer_macs, visit_layers
 from .nn import SparseConv
+from .randomness import CPU
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class LayerProfile:
 
 @dataclass
 class ProfileReport:
-    """Rows a layer and the machine's thread count. ``str()`` is a table."""
+    """Rows a layer, the machine's thread count, and where the model is. ``str()`` is a table."""
 
     threads: int
     rows: list[LayerProfile] = field(default_factory=list)
+    device: str = "cpu"
 
     def __str__(self) -> str:
         head = f"{'layer':<14}{'kind':<23}{'geometry':<40}{'nnz':>9}{'sparsity':>9}{'dense ms':>10}{'sparse ms':>10}"
@@ -54,27 +56,43 @@ class ProfileReport:
                 f"{r.name:<14}{r.kind:<23}{r.geometry:<40}{r.nnz:>9,}{r.sparsity:>9.3f}"
                 f"{r.dense_ms:>10.3f}{r.sparse_ms:>10.3f}  {r.kernel} ({r.why})"
             )
-        lines.append(f"{self.threads} thread(s); medians of interleaved runs")
+        where = f"{self.threads} thread(s)" if self.device == "cpu" else self.device
+        lines.append(f"{where}; medians of interleaved runs")
         return "\n".join(lines)
 
 
 def interleaved_ms(
-    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+    functions: Sequence[Callable[[], Any]],
+    seconds: float = 0.2,
+    least: int = 5,
+    rest: float = 0.0,
+    device: torch.device = CPU,
 ) -> list[float]:
     """Median milliseconds of each function, timed as :func:`interleaved_times` does."""
-    return [statistics.median(own) for own in interleaved_times(functions, seconds, least, rest)]
+    return [statistics.median(own) for own in interleaved_times(functions, seconds, least, rest, device)]
 
 
 def interleaved_times(
-    functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
+    functions: Sequence[Callable[[], Any]],
+    seconds: float = 0.2,
+    least: int = 5,
+    rest: float = 0.0,
+    device: torch.device = CPU,
 ) -> list[list[float]]:
     """Milliseconds of every call of each function, in turns so that a change of the machine's clock meets all alike.
 
     With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function: thread pools of
-    other engines, which spin for a while after their work, have let go of the cores by then.
+    other engines, which spin for a while after their work, have let go of the cores by then. On a ``device`` other than
+    the CPU each function is waited for.
     """
+
+    def wait() -> None:
+        if device != CPU:
+            torch.accelerator.synchronize(device)
+
     for function in functions:
         function()
+    wait()
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while len(times[0]) < least or time.perf_counter() < end:
@@ -82,8 +100,10 @@ def interleaved_times(
             if rest:
                 time.sleep(rest)
                 function()
+                wait()
             start = time.perf_counter()
             function()
+            wait()
             own.append((time.perf_counter() - start) * 1e3)
     return times
 
@@ -106,12 +126,13 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         choice = module.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
         dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)
         x = x.contiguous()
+        report.device = str(x.device)
         x_last = x.contiguous(memory_format=torch.channels_last)
         # The copy has no hooks: the layer itself would call this visitor again.
         layer = copy.deepcopy(module)
         layer._forward_hooks.clear()
         layer.kernel = "sparse"
-        times = interleaved_ms([lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds)
+        times = interleaved_ms([lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds, device=x.device)
         dense_macs, executed = layer_macs(module, x, y)
         report.rows.append(
             LayerProfile(

@@ -31,6 +31,7 @@ from ..profiling import profile
 from ..progress import announce
 from ..training import Run, endless, ranks, write_text
 from ..training.adversarial import teach
+from ..training.placement import device_of, moved
 from .common import (
     add_content,
     add_data_options,
@@ -40,8 +41,10 @@ from .common import (
     load_data,
     load_gan,
     need,
+    placed,
     set_threads,
     test_data,
+    use_device,
     write_png,
 )
 from .pictures import comparison, some
@@ -142,7 +145,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
+    device = use_device(arguments)
     gan, trained_discriminator = load_gan(arguments)
+    placed(gan, device)
     objective = content_objective(arguments, gan)
     task, training = _defaults(arguments, gan)
     network = gan.config["network"]
@@ -166,7 +171,7 @@ def run(arguments: argparse.Namespace) -> None:
     judged = trained_discriminator or arguments.warm_up > 0
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
-        discriminator = _fresh_discriminator(network, arguments.size)
+        discriminator = _fresh_discriminator(network, arguments.size).to(device)
         _warm_up(arguments, gan, discriminator, training, loader)
 
     written = dict(network)  # what generator.safetensors will fit
@@ -178,9 +183,9 @@ def run(arguments: argparse.Namespace) -> None:
         objective,
         steps=arguments.steps,
         sparsity=arguments.sparsity,
-        fresh=lambda: _fresh_discriminator(network, arguments.size),
-        fresh_generator=lambda: _fresh_generator(network),
-        small=lambda parameters: _small_generator(written, parameters),
+        fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
+        fresh_generator=lambda: _fresh_generator(network).to(device),
+        small=lambda parameters: _small_generator(written, parameters).to(device),
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=parse_granularity(arguments.granularity),
         allocation=_allocation(arguments, gan, discriminator, objective, loader, judged),
@@ -215,7 +220,8 @@ def run(arguments: argparse.Namespace) -> None:
         unseen, split = test_data(arguments, task, arguments.size, channels)
         batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
     if arguments.features:
-        evaluator = TaskEvaluator(unseen, gan.objective, load_features(arguments.features), quiet=arguments.quiet)
+        features = load_features(arguments.features, device)
+        evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
         for name, generator in generators.items():
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
@@ -397,7 +403,7 @@ def _inputs(generator: nn.Module, objective: Objective, batch: Any) -> tuple[Ten
     seen: list[tuple[Tensor, ...]] = []
     hook = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     with torch.no_grad():
-        objective.generate(generator, batch)
+        objective.generate(generator, moved(batch, device_of(generator=generator)))
     hook.remove()
     return seen[0]
 
