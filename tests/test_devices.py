@@ -20,12 +20,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsegan import randomness
+from sparsegan.cli import main
+from sparsegan.cli.common import device_named, use_device
 from sparsegan.compress import Compressor, DistillationLoss, PlainLoss, SelfSupervisedLoss
 from sparsegan.compress.comparison import Comparison
 from sparsegan.gans import Objective, dcgan, store
 from sparsegan.prune import sparse_layers
 from sparsegan.randomness import Draws, run_state, seeded, set_run_state
 from sparsegan.schedule import OneShot
+from sparsegan.training import ranks
 from sparsegan.training.outermost import autocast
 from sparsegan.training.placement import moved
 
@@ -325,3 +328,76 @@ def test_a_step_whose_gradients_overflow_is_left_out() -> None:
     after = [layer.support for _, layer in sparse_layers(task.student)]
     assert all(torch.equal(*pair) for pair in zip(kept, after, strict=True))
     assert task.scales["generator"].state_dict()["scale"] == 32768
+
+
+# --device
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with two GPUs; which one is made the current one."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    return current
+
+
+def test_a_device_is_one_of_this_machines(monkeypatch: pytest.MonkeyPatch, two_gpus: list[int]) -> None:
+    names = {None: "cuda:0", "cuda": "cuda:0", "cuda:1": "cuda:1", "cpu": "cpu", "cpu:0": "cpu"}
+    assert {name: str(device_named(name)) for name in names} == names
+    for name in ("cuda:2", "xpu", "meta", "gpu", "cpu:1", ""):
+        with pytest.raises(ValueError, match=rf"--device is '{name}'.*; this machine has cpu, cuda:0, cuda:1$"):
+            device_named(name)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [str(device_named(name)) for name in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    with pytest.raises(ValueError, match="is 'cuda:1' in all processes; --device cuda gives each one of its own"):
+        device_named("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="--device is 'cuda' in process 2; this machine has cpu, cuda:0, cuda:1"):
+        device_named("cuda")
+
+
+def test_a_gpu_in_use_is_announced(two_gpus: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert use_device(SimpleNamespace(device="cuda:1", quiet=False)) == torch.device("cuda", 1)
+    assert two_gpus == [1]
+    assert capsys.readouterr().err == "running on cuda:1 (Some GPU); --device cpu runs on the CPU\n"
+    assert use_device(SimpleNamespace(device="cpu", quiet=False)) == randomness.CPU
+    assert two_gpus == [1]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "backend"), [("cpu", "gloo"), ("cuda:1", "cpu:gloo,cuda:nccl")], ids=["cpu", "gpu"])
+def test_processes_talk_by_where_their_networks_are(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch, two_gpus: list[int]
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", begun.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with ranks.from_environment(torch.device(name)):
+        assert begun == [backend]
+        assert two_gpus == ([] if name == "cpu" else [1])
+
+
+COMMANDS = {
+    "train": ["dcgan"],
+    "compress": ["folder"],
+    "generate": ["folder"],
+    "evaluate": ["folder"],
+    "study": ["paper-table2"],
+    "demo": [],
+    "profile": ["folder"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_a_device_that_is_not_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*COMMANDS[command], "--device", "cuda:7"]
+    assert main([command, *given]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"sparsegan {command}: --device is 'cuda:7'; this machine has cpu")

@@ -68,12 +68,13 @@ def device_named(name: str | None) -> torch.device:
         device = torch.device("meta")
     if device.type == "cpu" and not device.index:
         return CPU
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.index is not None:
+    rank, several = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.index is not None:
         raise ValueError(f"--device is {name!r} in all processes; --device {device.type} gives each one of its own")
     device = torch.device(device.type, rank if device.index is None else device.index)
     if device not in there:
-        raise ValueError(f"--device is {name!r}, which is {device} here; this machine has {', '.join(map(str, there))}")
+        process = f" in process {rank}" if several else ""
+        raise ValueError(f"--device is {name!r}{process}; this machine has {', '.join(map(str, there))}")
     return device
 
 

@@ -49,10 +49,10 @@ def from_environment(device: torch.device = CPU) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    backend = "cpu:gloo"
+    backend = "gloo"
     if device != CPU:
         torch.accelerator.set_device_index(device.index)
-        backend += f",{device.type}:{dist.get_default_backend_for_device(device)}"
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     dist.init_process_group(backend)
     try:
         yield
