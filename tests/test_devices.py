@@ -28,7 +28,7 @@ from sparsegan.gans import Objective, dcgan, store
 from sparsegan.prune import sparse_layers
 from sparsegan.randomness import Draws, run_state, seeded, set_run_state
 from sparsegan.schedule import OneShot
-from sparsegan.training import ranks
+from sparsegan.training import ranks, run_loop
 from sparsegan.training.outermost import autocast
 from sparsegan.training.placement import moved
 
@@ -266,6 +266,44 @@ def test_batches_go_where_the_networks_are() -> None:
     gan.discriminator.to(there)
     with pytest.raises(ValueError, match=r"generator's main\.0\.weight is on cpu and the discriminator's .* on meta"):
         Compressor(gan.generator, gan.discriminator, gan.objective, OneShot(1, 0.5), quiet=True)
+
+
+class Slow:
+    """A task on a device of shapes alone, which notes what happens when."""
+
+    device = torch.device("meta")
+    meanwhile: Any = None
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def step(self, step: int, batch: Tensor) -> dict[str, float]:
+        assert batch.device == self.device
+        self.events.append(f"begins {step}")
+        self.meanwhile()
+        self.events.append(f"waits {step}")
+        return {"loss": 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    load_state_dict = None
+
+
+def test_the_next_batch_is_made_while_another_device_works() -> None:
+    events: list[str] = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[Tensor]:
+            for index in range(9):
+                events.append(f"makes {index}")
+                yield torch.ones(1)
+
+    task = Slow(events)
+    run_loop(task, Loader(), 3, quiet=True)
+    steps = ["begins 0", "makes 1", "waits 0", "begins 1", "makes 2", "waits 1", "begins 2", "waits 2"]
+    assert events == ["makes 0", *steps]  # and none that no step takes
+    assert task.meanwhile is None
 
 
 # float16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..regrow import dense_gradients, regrow
 from ..schedule import Schedule, prunings
 from ..training import ranks
 from ..training.adversarial import decayed, set_rates
+from ..training.figures import Figures
 from ..training.outermost import mapped
 from ..training.placement import device_of
 from ..training.scaling import LossScale
@@ -76,6 +77,8 @@ class CompressionTask(Comparison):
         self.original_as_real = original_as_real
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
+        #: Called before a step waits for its figures.
+        self.meanwhile: Callable[[], None] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,7 @@ class CompressionTask(Comparison):
             if self.prune_discriminator:
                 shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
-        figures = {"sparsity": self._sparsity}
+        terms = Figures()
         if self.decay:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, self._rate(step))
@@ -102,8 +105,9 @@ class CompressionTask(Comparison):
             watched = dense_gradients(self.student)
         with watched as gradients:
             generator_steps = step % self.generator_every == 0
-            made = self._discriminator_step(parts, generator_steps and len(parts) == 1, figures)
-            stepped = generator_steps and self._generator_step(parts, made, gradients, figures)
+            made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
+            stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
+        figures = {"sparsity": self._sparsity} | terms.read(self.meanwhile)
         # A loss that is no number is the loop's to report. It gives nothing to choose weights by, and neither do
         # gradients that overflowed.
         if share > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
@@ -132,7 +136,7 @@ class CompressionTask(Comparison):
         parts: list[Part],
         made: list[tuple[Draws, Made | None, Made | None]],
         gradients: Mapping[str, Tensor],
-        figures: dict[str, float],
+        figures: Figures,
     ) -> bool:
         """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too.
 
@@ -153,7 +157,7 @@ class CompressionTask(Comparison):
         return stepped and not (scale.used and any(not one.isfinite().all() for one in gradients.values()))
 
     def _discriminator_step(
-        self, parts: list[Part], with_graph: bool, figures: dict[str, float]
+        self, parts: list[Part], with_graph: bool, figures: Figures
     ) -> list[tuple[Draws, Made | None, Made | None]]:
         """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
         made, what the original did. Of several parts only the noise is kept."""
@@ -176,16 +180,14 @@ class CompressionTask(Comparison):
                     real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
                     loss = loss + self.objective.total(real)
                 scale.backward(loss / part.parts)
-                _add(figures, terms, part.parts)
+                figures.add(terms, part.parts)
             made.append((noise, ours, theirs) if len(parts) == 1 else (noise, None, None))
         if optimizer is not None:
             ranks.sum_gradients(optimizer)
             scale.step(optimizer)
         return made
 
-    def _generator_backward(
-        self, ours: Made, theirs: Made | None, part: Part, noise: Draws, figures: dict[str, float]
-    ) -> None:
+    def _generator_backward(self, ours: Made, theirs: Made | None, part: Part, noise: Draws, figures: Figures) -> None:
         compressed, original = self.compare(self.student, ours, theirs, part.batch, noise)
         judged = compressed.discriminator
         if judged and not any(term.requires_grad for term in judged.values()):
@@ -195,12 +197,12 @@ class CompressionTask(Comparison):
             )
         loss = self.loss(self.objective, compressed, original)
         self.scales["generator"].backward(loss / part.parts)
-        _add(figures, compressed.generator, part.parts)
-        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
+        figures.add(compressed.generator, part.parts)
+        figures.add({f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
         if original is not None:
             both = original.generator | original.discriminator
-            _add(figures, {f"{name}_original": term for name, term in both.items()}, part.parts)
-        _add(figures, {"loss": loss}, part.parts)
+            figures.add({f"{name}_original": term for name, term in both.items()}, part.parts)
+        figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
@@ -273,12 +275,6 @@ def split(batch: Any, parts: int) -> list[Part]:
         return Part(mapped(batch, lambda tensor: tensor[first:last]), images / len(rows))
 
     return [part(rows) for rows in cuts]
-
-
-def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: float) -> None:
-    """Terms of one part to those of the parts before it: their mean over images."""
-    for name, term in terms.items():
-        figures[name] = figures.get(name, 0.0) + term.item() / parts
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any, Protocol
 
@@ -26,7 +27,8 @@ class Task(Protocol):
     """What the loop drives: one optimisation step at a time, and a state that says everything about it.
 
     One that has an attribute `device` gets its batches there, and checkpoints hold the state of that device's random
-    numbers beside the CPU's.
+    numbers beside the CPU's. One that has an attribute `meanwhile` as well finds a function in it, where that device is
+    a GPU, to call when it has begun all of a step's work: the next batch is then made while the GPU works.
     """
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
@@ -106,10 +108,10 @@ def run_loop(
         torch.manual_seed(seed)
         random.seed(seed)
 
-    with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress:
+    feed = _Feed(batches, device, steps - start)
+    with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress, feed.ahead_of(task):
         for step in range(start, steps):
-            batch = next(batches)
-            figures = task.step(step, batch if device is None else moved(batch, device))
+            figures = task.step(step, feed.take())
             _check(figures, limit, step, run)
             row = {"step": step, **figures}
             history.append(row)
@@ -119,6 +121,38 @@ def run_loop(
                     _save(run, step + 1, task, device or CPU)
             progress.advance(figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
     return history
+
+
+class _Feed:
+    """So many batches, each on the device of a task."""
+
+    def __init__(self, batches: Iterator[Any], device: torch.device | None, count: int) -> None:
+        self.batches, self.device, self.left = batches, device, count
+        self.ready: list[Any] = []
+
+    def take(self) -> Any:
+        """The next batch."""
+        self.fetch()
+        return self.ready.pop()
+
+    def fetch(self) -> None:
+        """Have the next batch ready, if one is left."""
+        if self.left and not self.ready:
+            self.left -= 1
+            batch = next(self.batches)
+            self.ready.append(batch if self.device is None else moved(batch, self.device))
+
+    @contextmanager
+    def ahead_of(self, task: Any) -> Iterator[None]:
+        """Within it a task on a GPU has the next batch made while it works."""
+        if self.device in (None, CPU) or not hasattr(task, "meanwhile"):
+            yield
+            return
+        task.meanwhile = self.fetch
+        try:
+            yield
+        finally:
+            task.meanwhile = None
 
 
 def _check(figures: dict[str, float], limit: float, step: int, run: Run | None) -> None:
