@@ -379,6 +379,8 @@ def _report(
     layers = [asdict(row) for row in profile(generators["compressed"], inputs, seconds=0.05).rows]
     settings = ("data", "size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch", "lr")
     facts = {name: getattr(arguments, name) for name in (*settings, "discriminator_lr", "warm_up", "seed")}
+    running = {"device": device_of(generator=generators["dense"]), "threads": torch.get_num_threads()}
+    running |= {"peak memory": f"{peak_bytes() / 1e6:,.0f} MB"}
     curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
     head = ["generator", "sparsity", "weights", "MACs an image", "file", *scores["dense"]]
     body = f"""<div class="wide">{table(head, lines)}</div>
@@ -393,7 +395,7 @@ def _report(
 <h2>Settings</h2>
 {facts_table(facts)}
 <h2>Machine</h2>
-{facts_table({**info(), "threads": torch.get_num_threads(), "peak memory": f"{peak_bytes() / 1e6:,.0f} MB"})}"""
+{facts_table({**info(), **running})}"""
     title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
     write_text(arguments.out / "report.html", page(title, body))
 

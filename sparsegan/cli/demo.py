@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoints = arguments.checkpoints or find_checkpoints()
     settings = ("sparsity", "steps", "batch", "samples", "seed")
     config = {"command": "demo"} | {name: getattr(arguments, name) for name in settings}
+    config |= {} if device == CPU else {"device": str(device)}  # times of two devices make no table
     Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
     gan = placed(store.load(checkpoints / "dcgan-mnist"), device)
     features = metrics.load_features(find_classifier("mnist", checkpoints), device)
@@ -119,6 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         "rows": rows,
         "layers": layers,
         "machine": machine(),
+        "where": f"{torch.get_num_threads()} thread(s)" if device == CPU else str(device),
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(arguments.out / "results.json", results)
@@ -127,9 +129,8 @@ def run(arguments: argparse.Namespace) -> None:
     histories = {title: _history(arguments.out / recipe) for title, recipe in ROWS.items()}
     write_text(arguments.out / "report.html", report(results, samples, histories))
     show_table(results)
-    where = f"{results['machine']['threads']} thread(s)" if device == CPU else str(device)
     print(
-        f"{results['seconds']:.0f} s on {where}. Pictures and curves: "
+        f"{results['seconds']:.0f} s on {results['where']}. Pictures and curves: "
         f"{arguments.out / 'report.html'}; figures: {arguments.out / 'results.json'}"
     )
 
