@@ -35,6 +35,7 @@ class Draws:
     """The random numbers of one batch, drawn once and used by every generator under comparison.
 
     ``draws(name, draw)`` gives ``draw()`` at the first asking of a name, and the very same tensor at each later asking.
+    Raises RuntimeError where it was changed in place meanwhile.
 
     Numbers that nobody asks for by name (noise within a network's forward, dropout) come out the same too: the first
     pass over the batch runs in `first`, each later one in `again`. Where the first pass drew such numbers, a later one
@@ -43,7 +44,7 @@ class Draws:
 
     def __init__(self, devices: Iterable[torch.device] = (CPU,)) -> None:
         self.devices = list(devices)
-        self._drawn: dict[str, tuple[Tensor, States]] = {}  # the numbers, and the states behind them
+        self._drawn: dict[str, tuple[Tensor, int, States]] = {}  # the numbers, their version, the states after them
         self._before: States = {}
         self._last: States = {}
         self._unnamed = self._rewound = False
@@ -53,10 +54,16 @@ class Draws:
             self._look()
             tensor = draw()
             self._last = states(self.devices)
-            self._drawn[name] = tensor, self._last
-        elif self._rewound:
-            set_states(self._drawn[name][1])
-        return self._drawn[name][0]
+            self._drawn[name] = tensor, tensor._version, self._last
+            return tensor
+        tensor, version, after = self._drawn[name]
+        if tensor._version != version:
+            raise RuntimeError(
+                f"the random numbers {name!r} were changed in place; a function must work on a copy of them"
+            )
+        if self._rewound:
+            set_states(after)
+        return tensor
 
     @contextmanager
     def first(self) -> Iterator[None]:

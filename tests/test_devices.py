@@ -59,6 +59,9 @@ def test_what_a_forward_draws_after_named_numbers_is_the_same_too() -> None:
     for named, last in seen:
         assert named is seen[0][0]
         assert torch.equal(last, seen[0][1])
+    seen[0][0].neg_()
+    with pytest.raises(RuntimeError, match="the random numbers 'noise' were changed in place"), draws.again():
+        draws("noise", lambda: torch.rand(3))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
