@@ -31,6 +31,7 @@ from .copying import bake, copy_model
 from .granularity import as_units, by_layer, check_granularity, check_sparsity, largest, magnitudes, mask_of, units_of
 from .nn import SparseConv, SparseConvTranspose2d, plain_weight
 from .prunable import prunable_layers
+from .randomness import devices_of, repeated, states
 
 #: Share of a layer's units that always stays where the share of each layer is chosen here.
 LEAST = 0.01
@@ -215,12 +216,11 @@ def sensitivity(
     units, budget = _units(layers, sparsity, granularity)
     if not units:
         return dict.fromkeys(layers, FIXED)
-    random = torch.get_rng_state()
+    random = states(devices_of(model))
 
     def measure(what: str) -> float:
-        torch.set_rng_state(random)
-        value = float(loss(model))
-        torch.set_rng_state(random)
+        with repeated(random):
+            value = float(loss(model))
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} {what}; it must be finite")
         return value

@@ -49,5 +49,5 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named dense tensors to a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(contiguous, temporary))

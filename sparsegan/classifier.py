@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .atomic_files import write_tensors
+from .randomness import CPU, seeded
 
 #: The data set that a classifier of this repository was trained on -> its name, and with a hyphen its folder's.
 CLASSIFIERS = {
@@ -63,20 +64,21 @@ def train_classifier(
     batch_size: int = 100,
     held_out: int = 1000,
     seed: int = 0,
+    device: torch.device = CPU,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Classifier, float]:
     """Train a classifier on `images` [N, C, 64, 64] and `labels` int64 [N]; returns it and its held-out accuracy.
 
     `held_out` images, drawn with `seed`, are never trained on. Adam 2e-3 with cosine decay; every batch is shifted by
-    up to 3 pixels. `progress(epoch, loss)` is called after each epoch.
+    up to 3 pixels. It learns on `device`, and stays there. `progress(epoch, loss)` is called after each epoch.
     """
     if not 1 <= held_out < len(images):
         raise ValueError(f"held_out is {held_out}; it must be from 1 to {len(images) - 1}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         order = torch.randperm(len(images))
         test, train = order[:held_out], order[held_out:]
-        model = Classifier(images.shape[1], int(labels.max()) + 1, name)
+        model = Classifier(images.shape[1], int(labels.max()) + 1, name).to(device)
+        images, labels = images.to(device), labels.to(device)
         optimizer = torch.optim.Adam(model.parameters(), 2e-3)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         for epoch in range(epochs):

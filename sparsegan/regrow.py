@@ -108,10 +108,12 @@ class _Watched(torch.autograd.Function):
                 extra[axis] = g.shape[2 + axis] - least
         # The zeros' part of the gradient in x is nothing, but its own derivative is not: only for a second backward.
         again = torch.is_grad_enabled() and ctx.needs_input_grad[1]
+        # A sum over all pixels of a batch overflows in float16, where the gradients of the kept weights may not.
+        dtype = torch.float32 if g.dtype == torch.float16 else g.dtype
         gx, gw, _ = torch.ops.aten.convolution_backward(
-            g,
-            x.to(g.dtype),
-            zeros.to(g.dtype),
+            g.to(dtype),
+            x.to(dtype),
+            zeros.to(dtype),
             None,
             layer.stride,
             padding,

@@ -137,6 +137,17 @@ def plain_exchange(kept: dict[int, float], slope: list[float], share: float) -> 
     return {*stays, *back[: count - len(new)]}, set(new)
 
 
+def test_gradients_of_float16_layers_are_summed_in_float32() -> None:
+    """What a weight sums over all pixels is beyond 65504, float16's largest number."""
+    layer, x, found = sparsify(nn.Conv2d(2, 3, 3, padding=1), 0.5), torch.rand(2, 2, 64, 64) + 1, []
+    for enabled in (True, False):
+        with dense_gradients(layer) as gradients, torch.autocast("cpu", torch.float16, enabled=enabled):
+            layer(x).float().mul(100).sum().backward()
+        found.append(gradients[""])
+    assert found[0].abs().max() > 65504
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=0)
+
+
 @given(st.sampled_from([0.0, 0.05, 0.5, 0.9]), st.sampled_from([0.0, 0.1, 0.5, 0.99]), st.booleans(), st.data())
 def test_an_exchange_against_plain_python(sparsity: float, share: float, adam: bool, data: st.DataObject) -> None:
     """Few different numbers: many ties. What was kept has the state that it had, what is new has none."""

@@ -37,13 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     parsed = parser.parse_args(given)
+    from ..randomness import CPU
     from ..training import ranks
 
     form = warnings.formatwarning
     # A sentence is enough, without the source line that it comes from.
     warnings.formatwarning = lambda message, *_: f"sparsegan {parsed.command}: {message}\n"
     try:
-        with ranks.from_environment():
+        device = CPU
+        if hasattr(parsed, "device"):
+            from .common import device_named
+
+            device = device_named(parsed.device)
+        with ranks.from_environment(device):
             parsed.run(parsed)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
         print(f"sparsegan {parsed.command}: {error}", file=sys.stderr)

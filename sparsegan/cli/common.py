@@ -1,9 +1,10 @@
-"""What several commands share: options, threads, pictures."""
+"""What several commands share: options, threads, the device, pictures."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from .. import data
 from ..data.registry import SETS
 from ..gans import GANS, Objective, srgan, store
+from ..progress import announce
+from ..randomness import CPU
+from ..training import ranks
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """--out, --resume, --seed, --threads, --quiet."""
+    """--out, --resume, --seed, --threads, --device, --quiet."""
     parser.add_argument("--out", type=Path, default=Path(out), help=f"run directory (default: {out})")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add_threads(parser)
+    add_device(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -38,6 +43,56 @@ def set_threads(count: int) -> None:
         raise ValueError(f"--threads is {count}; it must be at least 1, or 0 for torch's own choice")
     if count:
         torch.set_num_threads(count)
+
+
+def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--device."""
+    text = default or "the first GPU that torch can use, else the CPU"
+    parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... (default: {text})")
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of --device; of several processes (`torchrun`) each has a GPU of its own.
+
+    Raises ValueError for a device that this machine does not have.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = [CPU]
+    if accelerator is not None:
+        there += [torch.device(accelerator.type, index) for index in range(torch.accelerator.device_count())]
+    if name is None:
+        name = "cuda" if torch.device("cuda", 0) in there else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no kind of device that torch knows
+        device = torch.device("meta")
+    if device.type == "cpu" and not device.index:
+        return CPU
+    rank, several = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.index is not None:
+        raise ValueError(f"--device is {name!r} in all processes; --device {device.type} gives each one of its own")
+    device = torch.device(device.type, rank if device.index is None else device.index)
+    if device not in there:
+        process = f" in process {rank}" if several else ""
+        raise ValueError(f"--device is {name!r}{process}; this machine has {', '.join(map(str, there))}")
+    return device
+
+
+def use_device(arguments: argparse.Namespace) -> torch.device:
+    """The device of --device, made the current one; of one that is not the CPU a line says so."""
+    device = device_named(arguments.device)
+    if device != CPU:
+        torch.accelerator.set_device_index(device.index)
+        kind = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        announce(f"running on {device}{kind}; --device cpu runs on the CPU", arguments.quiet or ranks.rank() > 0)
+    return device
+
+
+def placed(gan: store.Gan, device: torch.device) -> store.Gan:
+    """The GAN with both networks on `device`."""
+    gan.generator.to(device)
+    gan.discriminator.to(device)
+    return gan
 
 
 def need(*packages: str) -> None:
@@ -201,7 +256,10 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
         return gan.objective
     if gan.config["network"]["gan"] != "srgan":
         raise ValueError("--content is srgan's")
-    return srgan.objective_with(call_entry("--content", arguments.content))
+    features = call_entry("--content", arguments.content)
+    if isinstance(features, nn.Module):
+        features.to(next(gan.generator.parameters()).device)
+    return srgan.objective_with(features)
 
 
 def load_entry(entry: str) -> store.Gan:

@@ -32,6 +32,7 @@ from ..profiling import profile
 from ..progress import announce
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
+from ..training.placement import device_of, moved
 from .common import (
     add_content,
     add_data_options,
@@ -41,8 +42,10 @@ from .common import (
     load_data,
     load_gan,
     need,
+    placed,
     set_threads,
     test_data,
+    use_device,
     write_png,
 )
 from .pictures import comparison, some
@@ -143,7 +146,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
+    device = use_device(arguments)
     gan, trained_discriminator = load_gan(arguments)
+    placed(gan, device)
     objective = content_objective(arguments, gan)
     task, training = _defaults(arguments, gan)
     network = gan.config["network"]
@@ -167,7 +172,7 @@ def run(arguments: argparse.Namespace) -> None:
     judged = trained_discriminator or arguments.warm_up > 0
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
-        discriminator = _fresh_discriminator(network, arguments.size)
+        discriminator = _fresh_discriminator(network, arguments.size).to(device)
         _warm_up(arguments, gan, discriminator, training, loader)
 
     written = dict(network)  # what generator.safetensors will fit
@@ -179,9 +184,9 @@ def run(arguments: argparse.Namespace) -> None:
         objective,
         steps=arguments.steps,
         sparsity=arguments.sparsity,
-        fresh=lambda: _fresh_discriminator(network, arguments.size),
-        fresh_generator=lambda: _fresh_generator(network),
-        small=lambda parameters: _small_generator(written, parameters),
+        fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
+        fresh_generator=lambda: _fresh_generator(network).to(device),
+        small=lambda parameters: _small_generator(written, parameters).to(device),
         loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
         granularity=parse_granularity(arguments.granularity),
         allocation=_allocation(arguments, gan, discriminator, objective, loader, judged),
@@ -216,7 +221,8 @@ def run(arguments: argparse.Namespace) -> None:
         unseen, split = test_data(arguments, task, arguments.size, channels)
         batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
     if arguments.features:
-        evaluator = TaskEvaluator(unseen, gan.objective, load_features(arguments.features), quiet=arguments.quiet)
+        features = load_features(arguments.features, device)
+        evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
         for name, generator in generators.items():
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
@@ -225,7 +231,7 @@ def run(arguments: argparse.Namespace) -> None:
     picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
     write_png(arguments.out / "samples.png", picture)
     _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
-    memory = f"peak memory {peak_bytes() / 1e6:,.0f} MB"
+    memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")
 
 
@@ -374,6 +380,9 @@ def _report(
     layers = [asdict(row) for row in profile(generators["compressed"], inputs, seconds=0.05).rows]
     settings = ("data", "size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch", "lr")
     facts = {name: getattr(arguments, name) for name in (*settings, "discriminator_lr", "warm_up", "seed")}
+    device = device_of(generator=generators["dense"])
+    running = {"device": device, "threads": torch.get_num_threads()}
+    running |= {"peak memory": f"{peak_bytes(device) / 1e6:,.0f} MB"}
     curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
     head = ["generator", "sparsity", "weights", "MACs an image", "file", *scores["dense"]]
     body = f"""<div class="wide">{table(head, lines)}</div>
@@ -388,7 +397,7 @@ def _report(
 <h2>Settings</h2>
 {facts_table(facts)}
 <h2>Machine</h2>
-{facts_table({**info(), "threads": torch.get_num_threads(), "peak memory": f"{peak_bytes() / 1e6:,.0f} MB"})}"""
+{facts_table({**info(), **running})}"""
     title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
     write_text(arguments.out / "report.html", page(title, body))
 
@@ -398,7 +407,7 @@ def _inputs(generator: nn.Module, objective: Objective, batch: Any) -> tuple[Ten
     seen: list[tuple[Tensor, ...]] = []
     hook = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     with torch.no_grad():
-        objective.generate(generator, batch)
+        objective.generate(generator, moved(batch, device_of(generator=generator)))
     hook.remove()
     return seen[0]
 

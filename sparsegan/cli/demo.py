@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import data, metrics
 from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
-from ..classifier import find_classifier, load_classifier
+from ..classifier import find_classifier
 from ..clock import Clock
 from ..compress import RECIPES, baseline
 from ..gans import store
@@ -29,8 +29,9 @@ from ..macs import count_macs, training_bytes
 from ..nn import SparseConvTranspose2d
 from ..profiling import interleaved_ms, profile
 from ..prune import densify
+from ..randomness import CPU
 from ..training import Run
-from .common import add_threads, find_checkpoints, set_threads
+from .common import add_device, add_threads, find_checkpoints, placed, set_threads, use_device
 from .report import report, show_table
 
 #: name in the table -> recipe; in the table's order, the method last
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_threads(parser)
+    add_device(parser)
 
 
 STEPS, BATCH = 900, 16
@@ -64,15 +66,17 @@ GENERATOR_LR, DISCRIMINATOR_LR = 2e-3, 2e-4
 def run(arguments: argparse.Namespace) -> None:
     """Make every row, then the table, results.json and report.html."""
     set_threads(arguments.threads)
+    device = use_device(arguments)
     started = time.perf_counter()
     checkpoints = arguments.checkpoints or find_checkpoints()
     settings = ("sparsity", "steps", "batch", "samples", "seed")
     config = {"command": "demo"} | {name: getattr(arguments, name) for name in settings}
+    config |= {} if device == CPU else {"device": str(device)}  # times of two devices make no table
     Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
-    gan = store.load(checkpoints / "dcgan-mnist")
-    classifier = load_classifier(find_classifier("mnist", checkpoints))
+    gan = placed(store.load(checkpoints / "dcgan-mnist"), device)
+    features = metrics.load_features(find_classifier("mnist", checkpoints), device)
     images, _ = data.labelled("mnist")
-    evaluator = metrics.Evaluator(images, classifier.features, classifier.name)
+    evaluator = metrics.Evaluator(images, features, features.network)
 
     rows = {"dense": _row(arguments, "dense", gan.generator, evaluator)}
     generators: dict[str, nn.Module] = {"dense": gan.generator}
@@ -118,16 +122,17 @@ def run(arguments: argparse.Namespace) -> None:
         "rows": rows,
         "layers": layers,
         "machine": machine(),
+        "where": f"{torch.get_num_threads()} thread(s)" if device == CPU else str(device),
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(arguments.out / "results.json", results)
     with torch.no_grad():
-        samples = {title: generator(example[:40]) for title, generator in generators.items()}
+        samples = {title: generator(example[:40]).cpu() for title, generator in generators.items()}
     histories = {title: _history(arguments.out / recipe) for title, recipe in ROWS.items()}
     write_text(arguments.out / "report.html", report(results, samples, histories))
     show_table(results)
     print(
-        f"{results['seconds']:.0f} s on {results['machine']['threads']} thread(s). Pictures and curves: "
+        f"{results['seconds']:.0f} s on {results['where']}. Pictures and curves: "
         f"{arguments.out / 'report.html'}; figures: {arguments.out / 'results.json'}"
     )
 
@@ -161,7 +166,7 @@ def _row(
         file = arguments.out / "dense.safetensors"
         save(generator, file)
     noise = store.noise(generator, 64, 0)  # type: ignore[arg-type]
-    distances = evaluator.distances(lambda n: generator(torch.randn(n, *noise.shape[1:])), arguments.samples)
+    distances = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples)  # type: ignore[arg-type]
     macs = count_macs(generator, noise[:1])
     row = {
         "fid": distances.fid,

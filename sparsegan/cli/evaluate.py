@@ -14,7 +14,18 @@ from .. import metrics
 from ..classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..gans import GANS, store
 from ..training import ranks
-from .common import add_data_options, add_gan_options, add_threads, find_checkpoints, load_any, set_threads, test_data
+from .common import (
+    add_data_options,
+    add_device,
+    add_gan_options,
+    add_threads,
+    find_checkpoints,
+    load_any,
+    placed,
+    set_threads,
+    test_data,
+    use_device,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_threads(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the scores; dcgan's as mean and spread over the seeds."""
     set_threads(arguments.threads)
-    gan = load_any(arguments)
+    device = use_device(arguments)
+    gan = placed(load_any(arguments), device)
     network = gan.config["network"]
     task = network["gan"] or arguments.task
     if task is None:
@@ -56,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     if classifier is not None and task != "stargan":
         raise ValueError(f"--classifier is {classifier}; only stargan is asked for a domain, and the task is {task}")
     samples, split = test_data(arguments, task, size, network.get("channels", network.get("in_channels")))
-    features = _features(arguments.features, task, arguments.data)
+    features = _features(arguments.features, task, arguments.data, device)
     if network["gan"] == "dcgan":
         _from_noise(arguments, gan.generator, samples, features)
         return
@@ -68,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         features,
         seed=arguments.seed,
         quiet=arguments.quiet,
-        classifier=load_classifier(classifier) if classifier else None,
+        classifier=load_classifier(classifier).to(device) if classifier else None,
     )
     scores = evaluator.scores(gan.generator)
     if ranks.rank() > 0:  # the first of several processes speaks
@@ -82,10 +95,10 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{split} data")
 
 
-def _features(which: str | None, task: str, source: str) -> metrics.Features | None:
+def _features(which: str | None, task: str, source: str, device: torch.device) -> metrics.Features | None:
     if which is None and task == "dcgan" and source in CLASSIFIERS:
-        return metrics.load_features(find_classifier(source, find_checkpoints()))
-    return None if which == "none" else metrics.load_features(which or "efficientnet-lite0")
+        return metrics.load_features(find_classifier(source, find_checkpoints()), device)
+    return None if which == "none" else metrics.load_features(which or "efficientnet-lite0", device)
 
 
 def _from_noise(arguments: argparse.Namespace, generator: Any, samples: Any, features: metrics.Features | None) -> None:

@@ -22,7 +22,8 @@ from ..engine.statistics import STATISTICS
 from ..gans import store
 from ..gans.stargan import as_rows
 from ..progress import Progress, track
-from .common import add_gan_options, add_threads, grid, load_any, set_threads, write_png
+from ..training.placement import device_of, moved
+from .common import add_device, add_gan_options, add_threads, grid, load_any, placed, set_threads, use_device, write_png
 
 Translate = Callable[[Tensor], Tensor]
 
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_threads(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tile is None and (arguments.overlap is not None or arguments.approximate):
         raise ValueError("--overlap or --approximate is given without --tile; both say how tiles are put together")
     set_threads(arguments.threads)
-    gan = load_any(arguments)
+    gan = placed(load_any(arguments), use_device(arguments))
     with torch.inference_mode():
         if gan.config["network"]["gan"] == "dcgan":
             _from_noise(arguments, gan.generator)
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Server:
-    """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took.
+    """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took, the way of
+    inputs and images to a GPU and back included.
 
     `statistics`: of the norms. `tiles`: keywords of a call of an engine, for images that run in tiles.
     """
@@ -88,12 +91,13 @@ class _Server:
         self.later: list[float] = []
 
     def __call__(self, generator: nn.Module, *inputs: Tensor) -> Tensor:
-        clock = Clock(generator, inputs)
+        clock = Clock(generator)
         start = clock.seconds()
+        inputs = moved(inputs, device_of(generator=generator))
         if generator not in self.engines:
             example = tiling.corner(inputs, self.tiles["tile"]) if self.tiles else inputs
             self.engines[generator] = optimize_for_inference(generator, example, statistics=self.statistics)
-        images = self.engines[generator](*inputs, **self.tiles)
+        images = self.engines[generator](*inputs, **self.tiles).cpu()
         took = 1e3 * (clock.seconds() - start)
         size = (generator, inputs[0].shape)
         (self.later if size in self.sizes else self.first).append(took)
@@ -103,7 +107,9 @@ class _Server:
 
     def __str__(self) -> str:
         calls, rate = len(self.first + self.later), 1e3 * self.images / sum(self.first + self.later)
-        text = f"{self.images} images in {calls} call(s) on {torch.get_num_threads()} thread(s): {rate:.1f} a second; "
+        devices = {str(device_of(generator=one)) for one in self.engines} - {"cpu"}
+        where = ", ".join(sorted(devices)) or f"{torch.get_num_threads()} thread(s)"
+        text = f"{self.images} images in {calls} call(s) on {where}: {rate:.1f} a second; "
         text += f"the first call of a size at most {max(self.first):.1f} ms"
         if self.later:
             median, most, nearly_all = np.percentile(self.later, [50, 95, 99])

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..data import Samples
 from ..gans.objective import Objective
+from ..randomness import seeded
+from ..training.placement import device_of, moved
 
 GAP, HEAD = 2, 13  # pixels between cells; of a line of text
 LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor
@@ -35,10 +37,10 @@ def comparison(
     `generators` by the name over their column. All of them draw the same noise, from `seed`. Strips of fewer than eight
     cells lie beside each other. `domains`: names for StarGAN's numbers.
     """
-    with torch.random.fork_rng(devices=[]):
-        galleries = {}
-        for name, generator in generators.items():
-            torch.manual_seed(seed)
+    batch = moved(batch, device_of(generator=next(iter(generators.values()))))
+    galleries = {}
+    for name, generator in generators.items():
+        with seeded(seed):
             galleries[name] = objective.look(generator, batch)
     columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, whose, images
     for kind, view in next(iter(galleries.values())).items():
@@ -60,7 +62,7 @@ def comparison(
 def _cells(images: Tensor, side: int) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] -> uint8 [N, side, side, 3], enlarged by a whole factor, on grey."""
     factor = max(1, side // max(images.shape[2:]))
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round()
+    pixels = ((images.cpu().float().clamp(-1, 1) + 1) * 127.5).round()
     pixels = F.interpolate(pixels, scale_factor=factor, mode="nearest") if factor > 1 else pixels
     right, below = side - pixels.shape[3], side - pixels.shape[2]
     pixels = F.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2), value=64)

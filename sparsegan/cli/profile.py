@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..gans import store
-from .common import add_threads, load_trained, set_threads
+from .common import add_device, add_threads, load_trained, placed, set_threads, use_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a folder that compress wrote")
     parser.add_argument("--batch", type=int, default=64, help="images a call (default: 64)")
     add_threads(parser)
+    add_device(parser)
+    parser.add_argument("--quiet", action="store_true", help="say nothing of the device")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -23,5 +25,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")
     set_threads(arguments.threads)
-    gan = load_trained(arguments.folder)
+    gan = placed(load_trained(arguments.folder), use_device(arguments))
     print(profile(gan.generator, store.example(gan, arguments.batch)))

@@ -67,7 +67,7 @@ def note(results: dict[str, Any]) -> str:
         f"every row. Plain GAN loss: {made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. "
         "Times: milliseconds for a batch of 64, forward, and forward with "
         "backward (training), medians; dense is the better of torch's two layouts with the zeros in place, sparse the "
-        f"compressed generator as it is; {results['machine']['threads']} thread(s). Training state: parameters, "
+        f"compressed generator as it is; {results['where']}. Training state: parameters, "
         "gradients, Adam's moments, support and plans."
     )
 

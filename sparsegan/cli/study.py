@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..gans import store
+from ..randomness import CPU
 from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
 from ..study.row import samples_of
 from ..study.runner import chosen, command, run_missing
 from ..study.speed import FILE, left_behind, measure
-from .common import find_checkpoints, need, write_png
+from .common import add_device, device_named, find_checkpoints, need, use_device, write_png
 from .pictures import comparison, some
 
 
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="(default: %(default)s)")
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="for generators (default: %(default)s)")
+    add_device(parser, "cpu")  # what the rows in the repository ran on, and their commands repeat
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -62,6 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("give one of --repeat, --report, --list, --time and --pictures")
     rows = chosen(rows_of(arguments.study), arguments.only)
     results = Results(arguments.results)
+    runs_nothing = arguments.report or arguments.list or arguments.time or arguments.pictures
+    if runs_nothing and device_named(arguments.device) != CPU:
+        raise ValueError(f"--device is {arguments.device!r}; without rows to run there is nothing that it would change")
     if arguments.report:
         need("matplotlib")
         from ..study.report import rebuild
@@ -84,13 +89,15 @@ def run(arguments: argparse.Namespace) -> None:
         _draw(rows, arguments.out, arguments.page.parent)
         return
     need("torchmetrics")
+    device = use_device(arguments)
     if not arguments.repeat:
         where = ["--out", str(arguments.out)]
-        run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet, where)
+        run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet, where, device)
         return
     possible = [row for row in rows if not row.obstacle()]
     for row in possible or rows:  # of impossible ones alone, the first is an error
-        report = run_row(row, find_checkpoints(), arguments.out, shlex.join(command(arguments.study, row)))
+        repeats = shlex.join(command(arguments.study, row, device))
+        report = run_row(row, find_checkpoints(), arguments.out, repeats, device)
         print(json.dumps(report), flush=True)
         before = results.of(row)
         if before is not None:

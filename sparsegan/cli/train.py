@@ -20,8 +20,10 @@ from .common import (
     content_objective,
     load_data,
     need,
+    placed,
     set_threads,
     test_data,
+    use_device,
     write_png,
 )
 from .pictures import comparison, some
@@ -67,13 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the trained networks, and for a GAN samples.png, into the run directory."""
     set_threads(arguments.threads)
+    device = use_device(arguments)
     if arguments.what == "classifier":
-        _classifier(arguments)
+        _classifier(arguments, device)
     else:
-        _gan(arguments)
+        _gan(arguments, device)
 
 
-def _gan(arguments: argparse.Namespace) -> None:
+def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
     need("PIL")
     task, reference = arguments.what, GANS[arguments.what]
     for name in OPTIONS:
@@ -90,7 +93,7 @@ def _gan(arguments: argparse.Namespace) -> None:
     run = Run(arguments.out, config, resume=arguments.resume, keep=arguments.keep)
 
     torch.manual_seed(arguments.seed)
-    gan = store.build(config)
+    gan = placed(store.build(config), device)
     betas = reference.training.betas
     training = AdversarialTask(
         gan.generator,
@@ -159,7 +162,7 @@ def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
     return " ".join(words) + (" --half" if arguments.half else "")
 
 
-def _classifier(arguments: argparse.Namespace) -> None:
+def _classifier(arguments: argparse.Namespace, device: torch.device) -> None:
     source = arguments.data or "mnist"
     if source not in CLASSIFIERS:
         raise ValueError(f"--data is {source}; a classifier is trained on one of {', '.join(CLASSIFIERS)}")
@@ -172,6 +175,7 @@ def _classifier(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         held_out=held_out,
         seed=arguments.seed,
+        device=device,
         progress=None if arguments.quiet else lambda epoch, loss: print(f"epoch {epoch + 1}: loss {loss:.4f}"),
     )
     file = arguments.out / FILE

@@ -22,13 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..allocation import Targets
 from ..copying import copy_model
 from ..gans.objective import Objective
 from ..prune import sparsify
+from ..randomness import seeded, undisturbed
 from ..schedule import GradualPruning, OneShot, Rounds, Schedule
 from .compressor import Compressor
 from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
@@ -217,8 +217,7 @@ def baseline(
         if asked and makers[argument] is None:
             raise ValueError(f"recipe {name!r} needs {argument}=, a function that makes an untrained {what[argument]}")
     student = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.get("seed", 0))
+    with seeded(options.get("seed", 0)):
         if recipe.fresh_discriminator and fresh is not None:
             discriminator = fresh()
         if recipe.start == "fresh" and fresh_generator is not None:
@@ -284,7 +283,7 @@ def of_size(make: Callable[[int], nn.Module], parameters: int, widest: int) -> n
         raise ValueError(f"parameters is {parameters} and widest is {widest}; both must be at least 1")
 
     def size(width: int) -> int:
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed():
             return sum(parameter.numel() for parameter in make(width).parameters())
 
     low, high = 1, widest

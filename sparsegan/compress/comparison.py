@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..copying import copy_model
 from ..gans.objective import Objective, images_in
+from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
+from ..training.placement import device_of, moved
 from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
 
 #: What a generator made of a batch, and its activations on the way, where a loss matches those.
@@ -36,48 +38,46 @@ class Comparison:
         self.feature_layers = feature_layers
 
     def compare(
-        self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, before: Tensor
+        self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, noise: Draws
     ) -> tuple[Scores, Scores | None]:
         """Scores of what `generator` made, `ours`, and of what the original makes of the same batch and random numbers.
 
-        `theirs`: the latter, if it is there already. `before`: the random state before `ours` was made.
+        `theirs`: the latter, if it is there already. `noise`: the random numbers that `ours` was made from.
         """
-        middle = torch.get_rng_state()
-        compressed = self._scores(generator, *ours, batch)
+        draws = Draws(noise.devices)  # a penalty's coefficient
+        with draws.first():
+            compressed = self._scores(generator, *ours, batch, draws)
         if self.original is None or not self.loss.matches:
             return compressed, None
-        after = torch.get_rng_state()
-        theirs = theirs or self.generate_again(self.original, batch, before)
-        torch.set_rng_state(middle)  # the same penalty coefficient
-        original = self._scores(self.original, *theirs, batch)
-        torch.set_rng_state(after)
-        return compressed, original
+        theirs = theirs or self.generate_again(self.original, batch, noise)
+        with draws.again():
+            return compressed, self._scores(self.original, *theirs, batch, draws)
 
-    def generate(self, generator: nn.Module, batch: Any) -> Made:
-        """A fake, and the activations on its way where the loss matches those."""
+    def generate(self, generator: nn.Module, batch: Any, noise: Draws) -> Made:
+        """A fake from `noise`, drawn by it first, and the activations on its way where the loss matches those."""
+        with noise.first():
+            return self._made(generator, batch, noise)
+
+    def generate_again(self, generator: nn.Module, batch: Any, noise: Draws, with_graph: bool = False) -> Made:
+        """:meth:`generate` from noise that is drawn already."""
+        with torch.set_grad_enabled(with_graph), noise.again():
+            return self._made(generator, batch, noise)
+
+    def _made(self, generator: nn.Module, batch: Any, noise: Draws) -> Made:
         found: list[Tensor] = []
         layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
         with outputs_of(layers, found):
-            return self.objective.generate(generator, batch), found
+            return self.objective.drawing(noise).generate(generator, batch), found
 
-    def generate_again(self, generator: nn.Module, batch: Any, before: Tensor) -> Made:
-        """:meth:`generate` without a graph, from the noise that was drawn at the random state `before`."""
-        now = torch.get_rng_state()
-        torch.set_rng_state(before)
-        with torch.no_grad():
-            made = self.generate(generator, batch)
-        torch.set_rng_state(now)
-        return made
-
-    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any) -> Scores:
+    def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
-        scores = Scores({}, images=images_in(fake), intermediate=activations)
+        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), self.objective.drawing(draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
-                scores.generator = self.objective.generator_terms(generator, self.discriminator, fake, batch)
+                scores.generator = objective.generator_terms(generator, self.discriminator, fake, batch)
         if self.loss.matches_discriminator_terms:
-            terms = self.objective.discriminator_terms(generator, self.discriminator, fake, batch)
-            scores.discriminator = {k: term for k, term in terms.items() if k not in self.objective.real_terms}
+            terms = objective.discriminator_terms(generator, self.discriminator, fake, batch)
+            scores.discriminator = {k: term for k, term in terms.items() if k not in objective.real_terms}
         return scores
 
 
@@ -100,15 +100,16 @@ def gap(
     minimised = SelfSupervisedLoss() if loss is None else loss
     judge = copy_model(discriminator).requires_grad_(False).eval()
     layers = feature_layers_of(judge, ()) if minimised.matches_features else []
+    device = device_of(generator=generator, discriminator=discriminator)
+    batches = [moved(batch, device) for batch in batches]
     both = Comparison(copy_model(generator).eval(), judge, objective, minimised, layers)
 
     def measure(network: nn.Module) -> float:
-        total = 0.0
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # a gradient penalty differentiates
-            torch.manual_seed(seed)
+        total, devices = 0.0, devices_of(network, judge)
+        with seeded(seed), torch.enable_grad():  # a gradient penalty differentiates
             for batch in batches:
-                before = torch.get_rng_state()
-                scores = both.compare(network, both.generate(network, batch), None, batch, before)
+                noise = Draws(devices)
+                scores = both.compare(network, both.generate(network, batch, noise), None, batch, noise)
                 total += minimised(objective, *scores).item()
         return total / len(batches)
 

@@ -18,10 +18,12 @@ from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import train_as_set, trainable
 from ..prune import sparse_layers, sparsify
+from ..randomness import seeded
 from ..regrow import regrowable_layers
 from ..schedule import Schedule
 from ..training import Run, endless, ranks, run_loop
 from ..training.outermost import autocast as autocast_networks
+from ..training.placement import device_of, moved
 from .comparison import feature_layers_of
 from .loss import GeneratorLoss, SelfSupervisedLoss
 from .statistics import batch_norms, match_contrast
@@ -76,7 +78,8 @@ class Compressor:
     `sparsegan.Average`.
     `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
     part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
-    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
+    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are. With
+    torch.float16 losses are scaled for the backward pass; see `training.scaling`.
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `training.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
@@ -85,9 +88,11 @@ class Compressor:
     pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those
     that are in training, a module in evaluation stays there (a norm on its stored statistics, say).
 
+    Networks stay on the device that they are on, one for all, and batches are moved there.
     In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
     `training.ranks`. Rank 0 writes.
-    Raises ValueError for values out of range, and for a network to be trained of which everything is frozen.
+    Raises ValueError for values out of range, for networks on several devices, and for a network to be trained of which
+    everything is frozen.
     """
 
     def __init__(
@@ -143,6 +148,8 @@ class Compressor:
             raise ValueError(f"accumulate is {accumulate}; it must be an integer, at least 1")
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast is {autocast}; it must be torch.bfloat16, torch.float16 or None")
+        given = {"generator": generator, "discriminator": discriminator, "student": student}
+        device_of(**given)
         self.schedule, self.contrast, self.autocast = schedule, contrast, autocast
         self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
         self.title, self.quiet = title, quiet
@@ -221,6 +228,7 @@ class Compressor:
             regrow,
             rewind,
             Average(student, ema) if ema else None,
+            autocast,
         )
         # Last: a refused argument leaves no folder behind.
         self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
@@ -258,7 +266,7 @@ class Compressor:
             original = self.task.original
             if original is None:
                 raise ValueError("contrast needs a loss that looks at the original generator; PlainLoss() does not")
-            batches = list(islice(endless(loader, self.seed), 16))
+            batches = [moved(batch, self.task.device) for batch in islice(endless(loader, self.seed), 16)]
             self._match_contrast(student, original, batches)
         return Result(student, history, self.task.optimizer)
 
@@ -267,8 +275,7 @@ class Compressor:
 
         def images(net: nn.Module) -> dict[str, Tensor]:
             """For `batches`, from the same noise at every call."""
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(self.seed)
+            with seeded(self.seed), torch.no_grad():
                 made = [images_in(self.task.objective.generate(net, batch)) for batch in batches]
             return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 

@@ -31,7 +31,7 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 - The detach trap. Discriminator terms must see G_C's images undetached here: in common GAN code `fake.detach()` sits
   inside the discriminator's loss, and L_DC then gives G_C no gradient. The caller hands in undetached images, and
   discriminator terms of which none depends on them are an error, not a silence.
-- Sharing. Both generators see the same batch, noise and penalty coefficient; the caller rewinds the random generator.
+- Sharing. Both generators see the same batch, noise and penalty coefficient (`sparsegan.randomness.Draws`).
 - L_DC's gradient. Whether the discriminator terms should move G_C at all: `discriminator_gradient=False` leaves L_DC in
   the loss as a number only, which is what the trap above does unseen.
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
@@ -198,7 +198,7 @@ class SelfSupervisedLoss:
         """L, a scalar."""
         if original is None:
             raise ValueError("original is None; this loss needs the original generator's scores")
-        loss = torch.zeros(())
+        loss = _nothing(compressed)
         if self.terms > 0:
             loss = loss + self.terms * self._matched(objective, "generator", compressed, original)
         elif objective.distances:
@@ -219,7 +219,7 @@ class SelfSupervisedLoss:
                 f"the {side} terms are {sorted(all_ours)} for the compressed generator and {sorted(all_theirs)} for "
                 "the original; they must have the same names, at least one"
             )
-        total = torch.zeros(())
+        total = _nothing(compressed)
         for name, ours in all_ours.items():
             theirs = all_theirs[name]
             if side == "discriminator" and not self.discriminator_gradient:
@@ -239,7 +239,7 @@ class SelfSupervisedLoss:
                 f"the discriminator gave {len(all_ours)} activations for the compressed generator and "
                 f"{len(all_theirs)} for the original; there must be equally many, at least one"
             )
-        total = torch.zeros(())
+        total = torch.zeros((), device=all_ours[0].device)
         for index, (ours, theirs) in enumerate(zip(all_ours, all_theirs, strict=True)):
             theirs = theirs.detach()
             gap = (ours - theirs).abs().mean()
@@ -261,6 +261,13 @@ class SelfSupervisedLoss:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what `state_dict` gave."""
         self._average = dict(state)
+
+
+def _nothing(scores: Scores) -> Tensor:
+    """0, where the scores are."""
+    terms = (*scores.generator.values(), *scores.discriminator.values(), *scores.images.values())
+    found = (*terms, *scores.features, *scores.intermediate)
+    return torch.zeros((), device=found[0].device if found else None)
 
 
 def _only(names: Sequence[str], scores: Scores) -> Scores:
@@ -314,7 +321,7 @@ class DistillationLoss:
         """L, a scalar."""
         if original is None:
             raise ValueError("original is None; this loss needs the original generator's images")
-        loss = torch.zeros(())
+        loss = _nothing(compressed)
         if self.own > 0:
             loss = loss + self.own * objective.total(compressed.generator)
         if self.outputs > 0:
@@ -336,7 +343,7 @@ class DistillationLoss:
 def _mean_distance(
     pairs: Sequence[tuple[Tensor | None, Tensor | None]], distance: Callable[[Tensor, Tensor], Tensor], what: str
 ) -> Tensor:
-    total = torch.zeros(())
+    total = torch.zeros((), device=next((ours.device for ours, _ in pairs if ours is not None), None))
     for ours, theirs in pairs:
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [None if one is None else tuple(one.shape) for one in (ours, theirs)]

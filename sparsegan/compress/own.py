@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..gans.objective import Objective
 from ..modes import in_mode
+from ..randomness import seeded
+from ..training.placement import device_of, moved
 
 
 class OwnImages:
@@ -32,8 +34,8 @@ class OwnImages:
     def __iter__(self) -> Iterator[Any]:
         seed = int(torch.randint(2**62, ()))
         for index, batch in enumerate(self.loader):
-            with in_mode(self.generator, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed + index)
+            batch = moved(batch, device_of(generator=self.generator))
+            with in_mode(self.generator, False), torch.no_grad(), seeded(seed + index):
                 fake = self.objective.generate(self.generator, batch)
             yield self.own(fake, batch)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,11 +16,15 @@ from ..averaging import Average
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held
 from ..prune import shrink, sparse_layers
+from ..randomness import Draws, devices_of
 from ..regrow import dense_gradients, regrow
 from ..schedule import Schedule, prunings
 from ..training import ranks
 from ..training.adversarial import decayed, set_rates
+from ..training.figures import Figures
 from ..training.outermost import mapped
+from ..training.placement import device_of
+from ..training.scaling import LossScale
 from .comparison import Comparison, Made
 from .loss import GeneratorLoss
 from .statistics import batch_norms
@@ -53,6 +57,7 @@ class CompressionTask(Comparison):
         regrow: float = 0.0,
         rewind: bool = False,
         average: Average | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(original, discriminator, objective, loss, feature_layers)
         self.accumulate = accumulate
@@ -64,6 +69,7 @@ class CompressionTask(Comparison):
         self.schedule = schedule
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
+        self.scales = {side: LossScale(autocast, self.device) for side in ("generator", "discriminator")}
         self.generator_every = generator_every
         self.decay = decay
         self.targets = targets
@@ -71,6 +77,13 @@ class CompressionTask(Comparison):
         self.original_as_real = original_as_real
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
+        #: Called before a step waits for its figures.
+        self.meanwhile: Callable[[], None] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return device_of(generator=self.student, discriminator=self.discriminator, original=self.original)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
@@ -80,7 +93,7 @@ class CompressionTask(Comparison):
             if self.prune_discriminator:
                 shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
-        figures = {"sparsity": self._sparsity}
+        terms = Figures()
         if self.decay:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, self._rate(step))
@@ -92,11 +105,12 @@ class CompressionTask(Comparison):
             watched = dense_gradients(self.student)
         with watched as gradients:
             generator_steps = step % self.generator_every == 0
-            made = self._discriminator_step(parts, generator_steps and len(parts) == 1, figures)
-            if generator_steps:
-                self._generator_step(parts, made, gradients, figures)
-        # A loss that is no number is the loop's to report, and gives nothing to choose weights by.
-        if share > 0 and all(math.isfinite(figure) for figure in figures.values()):
+            made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
+            stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
+        figures = {"sparsity": self._sparsity} | terms.read(self.meanwhile)
+        # A loss that is no number is the loop's to report. It gives nothing to choose weights by, and neither do
+        # gradients that overflowed.
+        if share > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, share, self.optimizer)
         if self.average is not None and step % self.generator_every == 0:
             self.average.update(self.student)
@@ -120,38 +134,44 @@ class CompressionTask(Comparison):
     def _generator_step(
         self,
         parts: list[Part],
-        made: list[tuple[Tensor, Made | None, Made | None]],
+        made: list[tuple[Draws, Made | None, Made | None]],
         gradients: Mapping[str, Tensor],
-        figures: dict[str, float],
-    ) -> None:
-        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too."""
+        figures: Figures,
+    ) -> bool:
+        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too.
+
+        Returns whether it was taken, and none of `gradients` overflowed in float16.
+        """
         self.optimizer.zero_grad()
         for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
             gradient.zero_()
-        for part, (before, ours, theirs) in zip(parts, made, strict=True):
+        for part, (noise, ours, theirs) in zip(parts, made, strict=True):
             if ours is None:
-                ours = self._generate_with_graph(part.batch, before)
+                ours = self.generate_again(self.student, part.batch, noise, with_graph=True)
             with _judging_once(self.discriminator), held(self.judging):
-                self._generator_backward(ours, theirs, part, before, figures)
+                self._generator_backward(ours, theirs, part, noise, figures)
         ranks.sum_gradients(self.optimizer)
         ranks.sum_tensors(gradients.values())
-        self.optimizer.step()
+        scale = self.scales["generator"]
+        stepped = scale.step(self.optimizer)
+        return stepped and not (scale.used and any(not one.isfinite().all() for one in gradients.values()))
 
     def _discriminator_step(
-        self, parts: list[Part], with_graph: bool, figures: dict[str, float]
-    ) -> list[tuple[Tensor, Made | None, Made | None]]:
-        """Fakes of every part, and a step of the discriminator on them. Returns, a part: the random state before its
-        noise, what the generator made, what the original did. Of several parts only the random state is kept."""
-        optimizer = self.discriminator_optimizer
-        made: list[tuple[Tensor, Made | None, Made | None]] = []
+        self, parts: list[Part], with_graph: bool, figures: Figures
+    ) -> list[tuple[Draws, Made | None, Made | None]]:
+        """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
+        made, what the original did. Of several parts only the noise is kept."""
+        optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
+        made: list[tuple[Draws, Made | None, Made | None]] = []
+        devices = devices_of(self.student, self.original, self.discriminator)
         if optimizer is not None:
             optimizer.zero_grad()
         for part in parts:
-            before, theirs, batch = torch.get_rng_state(), None, part.batch
+            noise, theirs, batch = Draws(devices), None, part.batch
             with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
-                ours = self.generate(self.student, batch)
+                ours = self.generate(self.student, batch, noise)
             if self.original is not None and self.original_as_real:
-                theirs = self.generate_again(self.original, batch, before)
+                theirs = self.generate_again(self.original, batch, noise)
             if optimizer is not None:
                 past = self.pool(detached(ours[0]))
                 terms = self.objective.discriminator_terms(self.student, self.discriminator, past, batch)
@@ -159,26 +179,16 @@ class CompressionTask(Comparison):
                 if self.original is not None and theirs is not None:
                     real = self.objective.generator_terms(self.original, self.discriminator, theirs[0], batch)
                     loss = loss + self.objective.total(real)
-                (loss / part.parts).backward()
-                _add(figures, terms, part.parts)
-            made.append((before, ours, theirs) if len(parts) == 1 else (before, None, None))
+                scale.backward(loss / part.parts)
+                figures.add(terms, part.parts)
+            made.append((noise, ours, theirs) if len(parts) == 1 else (noise, None, None))
         if optimizer is not None:
             ranks.sum_gradients(optimizer)
-            optimizer.step()
+            scale.step(optimizer)
         return made
 
-    def _generate_with_graph(self, part: Any, before: Tensor) -> Made:
-        """The same fakes again, from the random state before their noise."""
-        now = torch.get_rng_state()
-        torch.set_rng_state(before)
-        made = self.generate(self.student, part)
-        torch.set_rng_state(now)
-        return made
-
-    def _generator_backward(
-        self, ours: Made, theirs: Made | None, part: Part, before: Tensor, figures: dict[str, float]
-    ) -> None:
-        compressed, original = self.compare(self.student, ours, theirs, part.batch, before)
+    def _generator_backward(self, ours: Made, theirs: Made | None, part: Part, noise: Draws, figures: Figures) -> None:
+        compressed, original = self.compare(self.student, ours, theirs, part.batch, noise)
         judged = compressed.discriminator
         if judged and not any(term.requires_grad for term in judged.values()):
             raise ValueError(
@@ -186,20 +196,22 @@ class CompressionTask(Comparison):
                 "discriminator_terms must not detach its argument fake"
             )
         loss = self.loss(self.objective, compressed, original)
-        (loss / part.parts).backward()
-        _add(figures, compressed.generator, part.parts)
-        _add(figures, {f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
+        self.scales["generator"].backward(loss / part.parts)
+        figures.add(compressed.generator, part.parts)
+        figures.add({f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
         if original is not None:
             both = original.generator | original.discriminator
-            _add(figures, {f"{name}_original": term for name, term in both.items()}, part.parts)
-        _add(figures, {"loss": loss}, part.parts)
+            figures.add({f"{name}_original": term for name, term in both.items()}, part.parts)
+        figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
         judge = self.discriminator_optimizer
         average = {} if self.average is None else {"average": self.average.state_dict()}
+        scales = {side: scale.state_dict() for side, scale in self.scales.items() if scale.used}
         return {
             **average,
+            **({"scales": scales} if scales else {}),
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -220,6 +232,8 @@ class CompressionTask(Comparison):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        for side, scale in self.scales.items():
+            scale.load_state_dict(state.get("scales", {}).get(side, {}))
         self.loss.load_state_dict(state["loss"])
         self.pool.load_state_dict(state.get("pool", {}))
         if self.average is not None:
@@ -261,12 +275,6 @@ def split(batch: Any, parts: int) -> list[Part]:
         return Part(mapped(batch, lambda tensor: tensor[first:last]), images / len(rows))
 
     return [part(rows) for rows in cuts]
-
-
-def _add(figures: dict[str, float], terms: Mapping[str, Tensor], parts: float) -> None:
-    """Terms of one part to those of the parts before it: their mean over images."""
-    for name, term in terms.items():
-        figures[name] = figures.get(name, 0.0) + term.item() / parts
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..randomness import Draw, afresh
 from .objective import Objective, Terms, View
 from .parts import State, check, cross_entropy, initialise, size_of
 from .reference import Reference, Training
@@ -57,11 +58,10 @@ class Discriminator(nn.Module):
         return self.main(images).flatten()
 
 
-def generate(generator: nn.Module, images: Tensor) -> Tensor:
+def generate(generator: nn.Module, images: Tensor, draws: Draw = afresh) -> Tensor:
     """One fake a real image: noise [N, nz, 1, 1] through the generator."""
-    first = next(generator.parameters())
-    nz = cast(Generator, generator).nz
-    return generator(torch.randn(len(images), nz, 1, 1, dtype=first.dtype, device=first.device))
+    first, shape = next(generator.parameters()), (len(images), cast(Generator, generator).nz, 1, 1)
+    return generator(draws("noise", lambda: torch.randn(shape, dtype=first.dtype, device=first.device)))
 
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:

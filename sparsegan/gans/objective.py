@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..randomness import Draw, afresh
+
 Terms = dict[str, Tensor]
-TermsFunction = Callable[[nn.Module, nn.Module, Any, Any], Terms]
+#: Of generator, discriminator, fake and batch, and of draws where it has an argument of that name.
+TermsFunction = Callable[..., Terms]
 
 
 class View(NamedTuple):
@@ -34,8 +39,8 @@ class Objective:
     `generator_terms(generator, discriminator, fake, batch) -> {"gen": t, ...}`: what the generator minimises.
     `discriminator_terms(generator, discriminator, fake, batch) -> {"dis": t, ...}`: what the discriminator minimises.
         It must not detach `fake`: whoever trains the discriminator hands in a detached one.
-    `generate(generator, batch) -> fake`: one image a sample of the batch; draws its noise from torch's generator. A
-        tensor, or a dict or tuple that holds tensors.
+    `generate(generator, batch) -> fake`: one image a sample of the batch. A tensor, or a dict or tuple that holds
+        tensors.
     `weights`: a term's weight; 1 where a term is not named.
     `distances`: generator terms that compare images, and which no discriminator judges.
     `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
@@ -45,13 +50,16 @@ class Objective:
     `views(fake, batch) -> {"name": View, ...}`: what a distance is measured on.
     `gallery(generator, batch) -> {"name": View, ...}`: what a person looks at; by default the views of `generate`.
 
-    `batch` is whatever the loader gives. Random numbers drawn inside the functions (noise, a gradient penalty's
-    interpolation) come out the same for two generators under comparison: the caller rewinds torch's generator.
+    `batch` is whatever the loader gives. Two generators under comparison see the same random numbers (noise, a gradient
+    penalty's interpolation), on every device. These three functions may have one more argument, named `draws`:
+    `draws("noise", lambda: torch.randn(...))` gives both generators the very same tensor; see
+    `sparsegan.randomness.Draws`. A function without it draws as it likes: the second time it runs from the state in
+    which torch's generators were the first time.
     """
 
     generator_terms: TermsFunction
     discriminator_terms: TermsFunction
-    generate: Callable[[nn.Module, Any], Any]
+    generate: Callable[..., Any]
     weights: Mapping[str, float] = field(default_factory=dict)
     distances: tuple[str, ...] = ()
     real_terms: tuple[str, ...] = ()
@@ -61,6 +69,23 @@ class Objective:
         default=lambda fake, batch: {name: View(None, images) for name, images in images_in(fake).items()}
     )
     gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self._drawing:  # called without draws, by whoever compares nothing, each draws afresh
+            function = getattr(self, name)
+            if inspect.signature(function).parameters["draws"].default is inspect.Parameter.empty:
+                object.__setattr__(self, name, partial(function, draws=afresh))
+
+    @cached_property
+    def _drawing(self) -> list[str]:
+        """Names of the functions that have an argument named draws."""
+        names = ("generate", "generator_terms", "discriminator_terms")
+        return [name for name in names if _has_draws(getattr(self, name))]
+
+    def drawing(self, draws: Draw) -> Objective:
+        """This objective, those of its functions that know of draws taking their random numbers from `draws`."""
+        bound: dict[str, Any] = {name: partial(getattr(self, name), draws=draws) for name in self._drawing}
+        return replace(self, **bound)
 
     def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
         """The gallery, without a graph."""
@@ -78,6 +103,13 @@ class Objective:
         if not terms:
             raise ValueError("there are no terms; a terms function must return at least one named scalar")
         return sum((self.weight(name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0)
+
+
+def _has_draws(function: Callable[..., Any]) -> bool:
+    try:
+        return "draws" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a callable that says nothing of its arguments
+        return False
 
 
 def detached(fake: Any) -> Any:
@@ -130,7 +162,7 @@ class ImagePool:
     def _draw(self, name: str, images: Tensor) -> Tensor:
         if images.dim() != 4:
             return images
-        kept = self._kept.get(name, images[:0])
+        kept = self._kept.get(name, images[:0]).to(images.device)  # a resumed run's come from a file
         room = self.size - len(kept)
         kept = torch.cat([kept, images[:room]]) if room > 0 else kept
         given = images.clone()

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..randomness import Draw, afresh
 from .objective import Objective, Terms, View
 from .parts import InstanceNorm2d, State, check, count_up, size_of
 from .reference import Reference, Training
@@ -151,10 +152,10 @@ def as_rows(labels: Tensor, domains: int) -> Tensor:
     return labels.float()
 
 
-def generate(generator: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def generate(generator: nn.Module, batch: Batch, draws: Draw = afresh) -> dict[str, Tensor]:
     """{"images": G(x, c'), "labels": c'} for `batch` = (x, c), c' being c in a random order."""
     images, labels = batch
-    target = labels[torch.randperm(len(labels))]
+    target = labels[draws("targets", lambda: torch.randperm(len(labels), device=labels.device))]
     return {"images": _translate(generator, images, target), "labels": target}
 
 
@@ -170,7 +171,9 @@ def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[s
     return {"gen": -score.mean(), "cla": _classified(logits, fake["labels"]), "rec": (images - back).abs().mean()}
 
 
-def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
+def discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch, draws: Draw = afresh
+) -> Terms:
     """{"dis", "gp", "cla_real"}."""
     images, labels = batch
     if _trained(discriminator):  # one call: the deep layers' gradients are larger than what they are computed from
@@ -180,17 +183,17 @@ def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: di
         (on_real, logits), (on_fake, _) = discriminator(images), discriminator(fake["images"])
     return {
         "dis": on_fake.mean() - on_real.mean(),
-        "gp": gradient_penalty(discriminator, images, fake["images"]),
+        "gp": gradient_penalty(discriminator, images, fake["images"], draws),
         "cla_real": _classified(logits, labels),
     }
 
 
-def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, draws: Draw = afresh) -> Tensor:
     """mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images.
 
     Differentiable in D and in `fake`; a number where D is this module's and not trained, its gradient being 0.
     """
-    share = torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
+    share = draws("share", lambda: torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device))
     between = share * real + (1 - share) * fake
     constant = isinstance(discriminator, Discriminator) and not _trained(discriminator)
     if constant or not between.requires_grad:

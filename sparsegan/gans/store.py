@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_files import write_tensors
+from ..randomness import seeded
 from ..state_dicts import read_state
+from ..training.placement import device_of
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State
@@ -68,16 +70,16 @@ def build(config: dict[str, Any]) -> Gan:
 
 
 def example(gan: Gan, count: int, size: int | None = None, seed: int = 0) -> tuple[Tensor, ...]:
-    """`count` random inputs of a reference GAN's generator, the same every time, to profile it with.
+    """`count` random inputs of a reference GAN's generator, where that is, the same every time, to profile it with.
 
     `size`: of the images, in pixels; by default what `gan.config` says that it was trained on, or is by default.
     """
     reference = reference_of(gan.config)
     network = gan.config["network"]
     size = size or network.get("image_size") or gan.config.get("size") or reference.training.size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return reference.example(network, count, size)
+    device = device_of(generator=gan.generator)
+    with seeded(seed):
+        return tuple(tensor.to(device) for tensor in reference.example(network, count, size))
 
 
 def channels_last(network: Module) -> Module:
@@ -121,9 +123,12 @@ def save(folder: str | Path, generator: nn.Module, discriminator: nn.Module, hal
 
 
 def noise(generator: dcgan.Generator, count: int, seed: int | None = None) -> torch.Tensor:
-    """Noise float32 [count, nz, 1, 1]; from torch's generator, or the same every time for a `seed`."""
+    """Noise float32 [count, nz, 1, 1], where the generator is; the same every time for a `seed`.
+
+    It is drawn on the CPU, from torch's generator without a seed: a seed gives the same noise on every device.
+    """
     source = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.randn(count, generator.nz, 1, 1, generator=source)
+    return torch.randn(count, generator.nz, 1, 1, generator=source).to(device_of(generator=generator))
 
 
 # Public files

@@ -27,8 +27,10 @@ from ..gans import store
 from ..info import info, peak_bytes
 from ..macs import count_macs
 from ..nn import SparseConv
+from ..randomness import CPU, seeded
 from ..training import Diverged
 from ..training.adversarial import teach
+from ..training.placement import device_of, moved
 from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned
@@ -36,11 +38,12 @@ from .watch import Watched, thinned
 NOISE = 20_000  # seed of the noise of every row's scored images, of no training
 
 
-def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
+def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.device = CPU) -> Report:
     """Everything about a row, as plain values: the same numbers each time on one thread, its seconds excepted.
 
     `checkpoints`: the folder with the dense GANs. `out`: the generator is left in a folder of the row's name in it.
-    `command`: what repeats it. A run that diverged gives a report with "failed" in the place of figures.
+    `command`: what repeats it. `device`: where networks train and are scored.
+    A run that diverged gives a report with "failed" in the place of figures.
     Raises ValueError for a row that cannot be run, FileNotFoundError for a GAN or data that are missing.
     """
     if row.obstacle():
@@ -48,6 +51,8 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
     torch.set_num_threads(1)
     task = row.run
     gan = store.load(checkpoints / task.checkpoint)
+    gan.generator.to(device)
+    gan.discriminator.to(device)
     machine = {name: value for name, value in info().items() if "built" not in name and "triton" not in name}
     report: Report = {"row": row.key, "command": command, "settings": row.settings(), "machine": machine}
     generator: nn.Module = gan.generator
@@ -69,7 +74,9 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str) -> Report:
         "weights": weights,
         "kept": kept,
     }
-    classifier = load_classifier(find_classifier(task.classifier, checkpoints)) if task.classifier else None
+    classifier = None
+    if task.classifier:
+        classifier = load_classifier(find_classifier(task.classifier, checkpoints)).to(device)
     if task.gan == "dcgan" and classifier is not None:
         return report | _score_classes(gan, generator, task, classifier)
     return report | _score(gan, generator, task, classifier, out)
@@ -85,8 +92,7 @@ def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
 
 def _some(samples: Samples, count: int) -> Any:
     """A batch of samples drawn from all of them, the same each time, without augmentation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return samples.batch(samples.order()[:count], None)
 
 
@@ -96,6 +102,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
     loader: Any = samples.batches(task.batch)
     if technique.data_free:
         loader = OwnImages(gan.generator, gan.objective, loader)
+    device = device_of(generator=gan.generator)
     discriminator = _changed(gan, technique, row.seed)
     if technique.warm_up:
         discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
@@ -113,9 +120,9 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         gan.objective,
         steps=task.steps,
         sparsity=row.sparsity,
-        fresh=lambda: store.build(gan.config).discriminator,
-        fresh_generator=lambda: store.build(gan.config).generator,
-        small=lambda parameters: _narrower(gan, parameters),
+        fresh=lambda: store.build(gan.config).discriminator.to(device),
+        fresh_generator=lambda: store.build(gan.config).generator.to(device),
+        small=lambda parameters: _narrower(gan, parameters).to(device),
         loss=loss,
         granularity=granularity,
         allocation=allocation,
@@ -130,9 +137,8 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         rewind=technique.rewind,
         regrow=technique.regrow,
     )
-    watched = Watched(
-        loader, compressor, gan.generator, task, _some(samples, max(4, 2 * task.batch)), technique.average
-    )
+    looked_at = moved(_some(samples, max(4, 2 * task.batch)), device)
+    watched = Watched(loader, compressor, gan.generator, task, looked_at, technique.average)
     result = compressor.fit(watched)
     watched.finish()
     generator = result.generator
@@ -146,7 +152,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
             "steps": compressor.schedule.steps,
             "images": compressor.schedule.steps * task.batch,
             "macs": watched.macs,
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": peak_bytes(device),
         },
     }
     if isinstance(allocation, dict):
@@ -172,9 +178,8 @@ def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
 
 def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -> nn.Module:
     """A fresh discriminator that learnt for so many steps to tell the dense generator's images from the loader's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        discriminator = store.build(gan.config).discriminator
+    with seeded(seed):
+        discriminator = store.build(gan.config).discriminator.to(device_of(generator=gan.generator))
     lr = task.discriminator_lr
     teach(discriminator, gan.generator, gan.objective, loader, steps, lr=lr, seed=seed, quiet=True)
     return discriminator
@@ -184,8 +189,7 @@ def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -
 def _changed(gan: store.Gan, technique: Technique, seed: int) -> nn.Module:
     """The trained discriminator with the technique's layers untrained, or noise on its weights."""
     discriminator = copy.deepcopy(gan.discriminator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         fresh = dict(store.build(gan.config).discriminator.named_modules())
         found = set()
         for name, module in discriminator.named_modules():
@@ -225,10 +229,12 @@ def _dense_weights(generator: nn.Module) -> int:
 def _score(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier | None, out: Path) -> Report:
     """On the whole test set, in features of ImageNet; those of the real images are kept in `out` for the next row."""
     samples = samples_of(gan, task, "test")
-    features = metrics.load_features()
+    device = device_of(generator=generator)
+    features = metrics.load_features(device=device)
     evaluator = metrics.TaskEvaluator(samples, gan.objective, features, classifier=classifier, asked=task.asked)
     pixels = b"".join(image.numpy().tobytes() for image in samples.images)
-    kept = out / "real" / f"{sha256(pixels + torch.__version__.encode()).hexdigest()[:16]}.safetensors"
+    by = torch.__version__ + ("" if device == CPU else device.type)
+    kept = out / "real" / f"{sha256(pixels + by.encode()).hexdigest()[:16]}.safetensors"
     if kept.is_file():
         evaluator.real |= load_file(kept)
     scores = evaluator.scores(generator)
@@ -244,12 +250,13 @@ def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier:
     "modes": classes that are drawn at least a fifth as often as an even share of ten. "mode_entropy": of the classes'
     shares, in bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest class.
     """
-    real = torch.cat([classifier.features(images) for images in samples_of(gan, task, "test").in_order(250)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(NOISE)
+    device = device_of(generator=generator)
+    reals = samples_of(gan, task, "test").in_order(250)
+    real = torch.cat([classifier.features(images.to(device)) for images in reals])
+    with seeded(NOISE):
         noise = torch.randn(task.images, *store.noise(gan.generator, 1, 0).shape[1:])
-    fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
-    fid, kid = metrics.distances_between(real, fake)
+    fake = torch.cat([classifier.features(generator(part.to(device))) for part in noise.split(250)])
+    fid, kid = metrics.distances_between(real.cpu(), fake.cpu())
     probabilities = classifier.head(fake).softmax(1)
     shares = probabilities.argmax(1).bincount(minlength=10) / len(fake)
     classes = {

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..randomness import CPU
 from .grids import Row
 from .results import Report, Results
 
 
-def command(study: str, row: Row) -> list[str]:
+def command(study: str, row: Row, device: torch.device = CPU) -> list[str]:
     """What repeats a row alone."""
-    return ["sparsegan", "study", study, "--only", row.key, "--repeat"]
+    where = [] if device == CPU else ["--device", str(device)]
+    return ["sparsegan", "study", study, "--only", row.key, "--repeat", *where]
 
 
 def chosen(rows: Iterable[Row], only: Sequence[str]) -> list[Row]:
@@ -36,11 +39,18 @@ def chosen(rows: Iterable[Row], only: Sequence[str]) -> list[Row]:
 
 
 def run_missing(
-    study: str, rows: Iterable[Row], results: Results, workers: int, quiet: bool, more: Sequence[str] = ()
+    study: str,
+    rows: Iterable[Row],
+    results: Results,
+    workers: int,
+    quiet: bool,
+    more: Sequence[str] = (),
+    device: torch.device = CPU,
 ) -> None:
     """Run the rows that are not done, `workers` at a time, and add each to `results` as it ends.
 
-    `more`: arguments of their commands that change no figure. Each row is printed with the command that repeats it.
+    `device`: where each runs. `more`: arguments of their commands that change no figure. Each row is printed with the
+    command that repeats it.
 
     A row that the system killed for its memory is added as failed. Raises RuntimeError, after the last row, where
     others ended in an error.
@@ -52,7 +62,7 @@ def run_missing(
     errors: list[str] = []
     with ThreadPoolExecutor(workers) as pool, Progress(TextColumn(study), *bars, disable=quiet) as progress:
         bar = progress.add_task(study, total=len(todo))
-        futures = {pool.submit(_run, command(study, row), more, row): row for row in todo}
+        futures = {pool.submit(_run, command(study, row, device), more, row): row for row in todo}
         try:
             for future in as_completed(futures):
                 report, error = future.result()
@@ -61,7 +71,8 @@ def run_missing(
                 else:
                     errors.append(f"{futures[future].key}: {error}")
                 line = _line(futures[future], report, error)
-                progress.console.print(line, shlex.join(command(study, futures[future])), sep="\n  ", soft_wrap=True)
+                words = shlex.join(command(study, futures[future], device))
+                progress.console.print(line, words, sep="\n  ", soft_wrap=True)
                 progress.advance(bar)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)

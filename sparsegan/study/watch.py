@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..compress import Compressor
+from ..randomness import seeded
 from .grids import Task
 
 POINTS, LOOKS = 24, 12  # of a curve; at the discriminator, which cost time
@@ -114,19 +115,18 @@ class Watched:
         judge, student, original = map(copy.deepcopy, (task.discriminator, task.student, self.original))
         outputs: list[Tensor] = []
         judge.register_forward_hook(lambda module, inputs, output: outputs.append(_first(output).detach()))
-        with torch.random.fork_rng(devices=[]):
-            fakes = []
-            for generator in (student, original):
-                torch.manual_seed(0)
-                with torch.no_grad():
-                    fakes.append(task.objective.generate(generator, self.batch))
+        fakes = []
+        for generator in (student, original):
+            with seeded(0), torch.no_grad():
+                fakes.append(task.objective.generate(generator, self.batch))
+        with seeded(0):
             task.objective.generator_terms(original, judge, fakes[1], self.batch)
-            on_original = outputs[0]
-            outputs.clear()
-            torch.manual_seed(0)
+        on_original = outputs[0]
+        outputs.clear()
+        with seeded(0):
             task.objective.discriminator_terms(student, judge, fakes[0], self.batch)
-            # In one call or two, real images come first.
-            on_real, on_fake, *_ = torch.cat(outputs).split(len(on_original))
+        # In one call or two, real images come first.
+        on_real, on_fake, *_ = torch.cat(outputs).split(len(on_original))
         look: dict[str, float] = {"step": self.step}
         for name, output in (("real", on_real), ("compressed", on_fake), ("original", on_original)):
             if self.task.probability:

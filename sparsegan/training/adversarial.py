@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held, train_as_set, trainable
+from .figures import Figures
 from .loop import run_loop
+from .placement import device_of
 
 
 def decayed(step: int, steps: int) -> float:
@@ -62,6 +64,13 @@ class AdversarialTask:
         self.generator_every = generator_every
         self.decay = decay
         self.pool = ImagePool(objective.pool)
+        #: Called before a step waits for its figures.
+        self.meanwhile: Callable[[], None] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where both networks are."""
+        return device_of(generator=self.generator, discriminator=self.discriminator)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """One update of the discriminator and, every `generator_every` steps, of the generator; every term's value."""
@@ -77,9 +86,10 @@ class AdversarialTask:
         self.discriminator_optimizer.zero_grad()
         self.objective.total(terms).backward()
         self.discriminator_optimizer.step()
-        figures = {name: term.item() for name, term in terms.items()}
+        judged, made = Figures(), Figures()
+        judged.add(terms)
         if not generator_steps:
-            return figures
+            return judged.read(self.meanwhile)
 
         assert self.generator_optimizer is not None
         with held(self.judging):
@@ -87,7 +97,8 @@ class AdversarialTask:
             self.generator_optimizer.zero_grad()
             self.objective.total(terms).backward()
         self.generator_optimizer.step()
-        return figures | {name: term.item() for name, term in terms.items()}
+        made.add(terms)
+        return judged.read(self.meanwhile) | made.read()
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks (buffers too), both optimizers and the pool."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any, Protocol
 
 import torch
 
 from ..progress import Progress
+from ..randomness import CPU, run_state, seeded, set_run_state
+from .placement import moved
 from .run import Run
 
 _NOTHING = object()
@@ -21,7 +24,12 @@ class Diverged(RuntimeError):
 
 
 class Task(Protocol):
-    """What the loop drives: one optimisation step at a time, and a state that says everything about it."""
+    """What the loop drives: one optimisation step at a time, and a state that says everything about it.
+
+    One that has an attribute `device` gets its batches there, and checkpoints hold the state of that device's random
+    numbers beside the CPU's. One that has an attribute `meanwhile` as well finds a function in it, where that device is
+    a GPU, to call when it has begun all of a step's work: the next batch is then made while the GPU works.
+    """
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """Do step number `step` (from 0) on `batch`; return the figures to log."""
@@ -42,8 +50,7 @@ def endless(loader: Iterable[Any], seed: int, start: int = 0) -> Iterator[Any]:
     length = len(loader) if isinstance(loader, Sized) else 0
     first_epoch, skip = divmod(start, length) if length else (0, start)
     for epoch in count(first_epoch):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        with seeded((seed * 1_000_003 + epoch) % 2**63):
             opened = iter(loader)
             first = next(opened, _NOTHING)
         if first is _NOTHING:
@@ -53,24 +60,6 @@ def endless(loader: Iterable[Any], seed: int, start: int = 0) -> Iterator[Any]:
                 skip -= 1
             else:
                 yield batch
-
-
-def random_state() -> dict[str, Any]:
-    """The state of the random generators that training draws from (torch's and Python's)."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to a state that `random_state` gave."""
-    torch.set_rng_state(state["torch"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def run_loop(
@@ -89,7 +78,8 @@ def run_loop(
 
     With a `run` that holds a checkpoint, continue behind it: on one thread the results are the same bits as those of
     a run that was never stopped (parameters, buffers, optimizer state, data order and random state are all in the
-    checkpoint). A checkpoint is written every `checkpoint_every` steps and at the end.
+    checkpoint). On a device of another type than before random numbers start anew, which one warning says. A checkpoint
+    is written every `checkpoint_every` steps and at the end.
 
     Unless `quiet`, progress and an estimate of time and memory go to standard error; see `sparsegan.progress`.
 
@@ -106,29 +96,63 @@ def run_loop(
         start = state["step"] if state else 0
         run.rewind(start)
         history = run.metrics()
+    device: torch.device | None = getattr(task, "device", None)
     batches = endless(loader, seed, start)
     if state is not None:
         task.load_state_dict(state["task"])
         if start < steps:
             first = next(batches)  # opening the epoch may draw random numbers: do it before going back to the state
             batches = chain([first], batches)
-        set_random_state(state["random"])
+        set_run_state(state["random"], device or CPU, seed + start)
     else:
         torch.manual_seed(seed)
         random.seed(seed)
 
-    with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress:
+    feed = _Feed(batches, device, steps - start)
+    with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress, feed.ahead_of(task):
         for step in range(start, steps):
-            figures = task.step(step, next(batches))
+            figures = task.step(step, feed.take())
             _check(figures, limit, step, run)
             row = {"step": step, **figures}
             history.append(row)
             if run is not None:
                 run.log(row)
                 if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                    _save(run, step + 1, task)
+                    _save(run, step + 1, task, device or CPU)
             progress.advance(figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
     return history
+
+
+class _Feed:
+    """So many batches, each on the device of a task."""
+
+    def __init__(self, batches: Iterator[Any], device: torch.device | None, count: int) -> None:
+        self.batches, self.device, self.left = batches, device, count
+        self.ready: list[Any] = []
+
+    def take(self) -> Any:
+        """The next batch."""
+        self.fetch()
+        return self.ready.pop()
+
+    def fetch(self) -> None:
+        """Have the next batch ready, if one is left."""
+        if self.left and not self.ready:
+            self.left -= 1
+            batch = next(self.batches)
+            self.ready.append(batch if self.device is None else moved(batch, self.device))
+
+    @contextmanager
+    def ahead_of(self, task: Any) -> Iterator[None]:
+        """Within it a task on a GPU has the next batch made while it works."""
+        if self.device in (None, CPU) or not hasattr(task, "meanwhile"):
+            yield
+            return
+        task.meanwhile = self.fetch
+        try:
+            yield
+        finally:
+            task.meanwhile = None
 
 
 def _check(figures: dict[str, float], limit: float, step: int, run: Run | None) -> None:
@@ -138,12 +162,12 @@ def _check(figures: dict[str, float], limit: float, step: int, run: Run | None) 
             raise Diverged(f"step {step}: {name} is {value:g} and {why}; {_last_good(run)}")
 
 
-def _save(run: Run, step: int, task: Task) -> None:
+def _save(run: Run, step: int, task: Task, device: torch.device) -> None:
     state = task.state_dict()
     bad = sorted(name for name, tensor in _tensors("", state) if not torch.isfinite(tensor).all())
     if bad:
         raise Diverged(f"step {step - 1}: {', '.join(bad[:3])} holds values that are not finite; {_last_good(run)}")
-    run.save(step, {"task": state, "random": random_state()})
+    run.save(step, {"task": state, "random": run_state(device)})
 
 
 def _last_good(run: Run | None) -> str:

@@ -46,7 +46,8 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple | list):
-        return type(value)(mapped(item, function) for item in value)
+        make = getattr(type(value), "_make", type(value))  # a named tuple takes its fields one by one
+        return make(mapped(item, function) for item in value)
     if isinstance(value, dict):
         return {key: mapped(item, function) for key, item in value.items()}
     return value

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..randomness import CPU
 from .outermost import Outermost, mapped
 
 
@@ -39,12 +40,20 @@ def rank() -> int:
 
 
 @contextmanager
-def from_environment() -> Iterator[None]:
-    """Within it this process is one of the run's, where `torchrun` started it; NCCL on GPUs, Gloo without."""
+def from_environment(device: torch.device = CPU) -> Iterator[None]:
+    """Within it this process is one of the run's, where `torchrun` started it.
+
+    `device`: where the networks will be. Tensors on the CPU go through Gloo, those on an accelerator through what torch
+    has for it (NCCL for GPUs), whose current device becomes `device`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "gloo"
+    if device != CPU:
+        torch.accelerator.set_device_index(device.index)
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    dist.init_process_group(backend)
     try:
         yield
     finally:
