@@ -52,7 +52,7 @@ def triton_version() -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory held at a time: torch's allocations on a GPU, on a CPU what of this process was resident; 0 if unknown."""
+    """Most memory held at a time: torch's allocations on a GPU, else what of it was resident; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_memory() or 0
