@@ -55,6 +55,9 @@ class Backend(backend_registration._DummyBackendModule):
     def manual_seed_all(self, seed: int) -> None:
         NUMBERS.manual_seed(seed)
 
+    def synchronize(self, device: Any = None) -> None:
+        pass
+
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
 torch.Generator = EitherGenerator  # type: ignore[misc]

@@ -32,7 +32,7 @@ from ..prune import densify
 from ..randomness import CPU
 from ..training import Run
 from .common import add_device, add_threads, find_checkpoints, placed, set_threads, use_device
-from .report import report, show_table
+from .report import report, show_table, where
 
 #: name in the table -> recipe; in the table's order, the method last
 ROWS = {
@@ -121,8 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
         "rows_made": {title: RECIPES[recipe].text for title, recipe in ROWS.items()},
         "rows": rows,
         "layers": layers,
-        "machine": machine(),
-        "where": f"{torch.get_num_threads()} thread(s)" if device == CPU else str(device),
+        "machine": machine(device),
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(arguments.out / "results.json", results)
@@ -132,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_text(arguments.out / "report.html", report(results, samples, histories))
     show_table(results)
     print(
-        f"{results['seconds']:.0f} s on {results['where']}. Pictures and curves: "
+        f"{results['seconds']:.0f} s on {where(results)}. Pictures and curves: "
         f"{arguments.out / 'report.html'}; figures: {arguments.out / 'results.json'}"
     )
 
@@ -142,11 +141,11 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def machine() -> dict[str, Any]:
-    """Processor, threads and versions that the figures depend on."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, device, threads and versions that the figures depend on."""
     from ..info import info
 
-    return {**info(), "threads": torch.get_num_threads()}
+    return {**info(), "device": str(device), "threads": torch.get_num_threads()}
 
 
 def _row(

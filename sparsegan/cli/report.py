@@ -55,6 +55,12 @@ def _mean_spread(mean: float, spread: float) -> str:
     return f"{mean:.0f} ± {spread:.0f}" if abs(mean) >= 100 else f"{mean:.1f} ± {spread:.1f}"
 
 
+def where(results: dict[str, Any]) -> str:
+    """The device that computed, a CPU by its threads."""
+    machine = results["machine"]
+    return f"{machine['threads']} thread(s)" if machine.get("device", "cpu") == "cpu" else machine["device"]
+
+
 def note(results: dict[str, Any]) -> str:
     """What the figures are, in one paragraph."""
     row = results["rows"]["dense"]
@@ -67,7 +73,7 @@ def note(results: dict[str, Any]) -> str:
         f"every row. Plain GAN loss: {made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. "
         "Times: milliseconds for a batch of 64, forward, and forward with "
         "backward (training), medians; dense is the better of torch's two layouts with the zeros in place, sparse the "
-        f"compressed generator as it is; {results['where']}. Training state: parameters, "
+        f"compressed generator as it is; {where(results)}. Training state: parameters, "
         "gradients, Adam's moments, support and plans."
     )
 
