@@ -85,7 +85,7 @@ wheel-check: venv ## build the sdist, from it the wheel, install that in a fresh
 # A second copy of the package, found before the one in .venv. The sanitizers' library must be loaded first, and libstdc++
 # with it: it looks up the throwing of C++ exceptions when it starts.
 sanitize: venv ## the kernel tests under the address and undefined-behaviour sanitizers
-	rm -rf build/sanitize build/lib.* build/bdist.*
+	rm -rf build/sanitize
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
 	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \

@@ -1,12 +1,15 @@
 """Drives CMake, the one description of the build, and maps kernels/ to sparsegan.kernels."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -21,7 +24,13 @@ def configure(cuda: str) -> None:
         f"-DSPARSEGAN_SANITIZE={'ON' if SANITIZE else 'OFF'}",
         f"-DSPARSEGAN_CUDA={cuda}",
     ]
+    # CMake keeps the compilers and the place of the first time; where these are others now, it begins anew.
+    wanted = json.dumps([str(ROOT), os.environ.get("CXX"), os.environ.get("CUDACXX")])
+    made_with = BUILD / "made-with.json"
+    if not made_with.exists() or made_with.read_text() != wanted:
+        options.append("--fresh")
     subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", *options], check=True)
+    made_with.write_text(wanted)
 
 
 def built(target: str, check: bool) -> bool:
@@ -67,6 +76,13 @@ class CMakeBuild(build_ext):
         return fullname.replace(".", "/") + ".so"
 
 
+class Build(build):
+    def run(self) -> None:
+        """Without what an earlier build has left: a file that is no longer there would be installed."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class Wheel(bdist_wheel):
     """One wheel a platform, for every Python."""
 
@@ -76,6 +92,6 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("sparsegan._cpu", []), Extension("sparsegan._cuda", [], optional=True)],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+    cmdclass={"build": Build, "build_ext": CMakeBuild, "bdist_wheel": Wheel},
     package_dir={"sparsegan.kernels": "kernels"},
 )

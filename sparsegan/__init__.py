@@ -31,7 +31,9 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name, ".")
     if module != ".":
         value = getattr(importlib.import_module(module, __name__), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+    elif (
+        name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None
+    ):
         value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ NumPy's, int32; a wrong dtype is a TypeError, numbers out of range are a ValueEr
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,17 @@ _PLAN, _DIRECT, _DEVICE = range(3)
 
 
 def _number(name: str, value: int) -> int:
-    """ctypes would cut off the digits of a number beyond 64 bits."""
+    """ctypes would cut off the digits of a number beyond 64 bits. NumPy's integers count, floats do not."""
+    value = operator.index(value)
     if not _INT64.min <= value <= _INT64.max:
         raise ValueError(f"{name} is {value}; it must fit 64 bits")
     return value
 
 
 def _list(name: str, values: Sequence[int]) -> Any:
-    return (_int64 * len(values))(*(_number(name, value) for value in values))
+    """An array with a length of its own: the caller's list may change at any time."""
+    own = [_number(name, value) for value in values]
+    return (_int64 * len(own))(*own)
 
 
 def _support(positions: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -142,13 +146,15 @@ def isa() -> str:
 
 def set_isa(name: str) -> None:
     """Forces an ISA level by name; an empty name picks the best."""
+    if "\0" in name:
+        raise ValueError(f"isa is {name!r}; accepted: {', '.join(supported_isas())}, and an empty name")
     _set_isa(name.encode())
 
 
 def lanes(float64: bool = False) -> int:
     """Vector lanes of the ISA level in use."""
     count = _int64()
-    _lanes(float64, count)
+    _lanes(bool(float64), count)
     return count.value
 
 
@@ -176,9 +182,9 @@ def part_times() -> dict[str, float]:
 # Plans
 
 
-def _size(kind: int, geometry: list[int], adjoint: bool, taps: int) -> int:
+def _size(kind: int, numbers: Any, adjoint: bool, taps: int) -> int:
     size = _int64()
-    _plan_size(kind, _list("geometry", geometry), len(geometry), adjoint, _number("taps", taps), size)
+    _plan_size(kind, numbers, len(numbers), bool(adjoint), _number("taps", taps), size)
     return size.value
 
 
@@ -187,11 +193,10 @@ def _compiled(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """A plan, and the order of its values where it is a direct one."""
     support = _support(support)
-    taps = len(support)
-    plan = np.empty(_size(kind, geometry, adjoint, taps), np.int32)
+    taps, numbers = len(support), _list("geometry", geometry)
+    plan = np.empty(_size(kind, numbers, adjoint, taps), np.int32)
     order = np.empty(taps if kind == _DIRECT else 0, np.int32)
-    numbers = _list("geometry", geometry)
-    _compile_plan(kind, numbers, len(geometry), adjoint, _at(support), taps, _at(plan), _at(order))
+    _compile_plan(kind, numbers, len(numbers), bool(adjoint), _at(support), taps, _at(plan), _at(order))
     return plan, order
 
 
@@ -202,7 +207,7 @@ def compile_plan(support: NDArray[np.int32], geometry: list[int], adjoint: bool)
 
 def plan_size(geometry: list[int], adjoint: bool, taps: int) -> int:
     """Length of that plan."""
-    return _size(_PLAN, geometry, adjoint, taps)
+    return _size(_PLAN, _list("geometry", geometry), adjoint, taps)
 
 
 def compile_direct_plan(
@@ -219,7 +224,7 @@ def compile_device_plan(support: NDArray[np.int32], geometry: list[int], adjoint
 
 def device_plan_size(geometry: list[int], adjoint: bool, taps: int) -> int:
     """Length of that plan."""
-    return _size(_DEVICE, geometry, adjoint, taps)
+    return _size(_DEVICE, _list("geometry", geometry), adjoint, taps)
 
 
 def gather_cycles(
@@ -238,7 +243,7 @@ def gather_cycles(
     cycles = (ctypes.c_double * 6)()
     numbers = _list("geometry", geometry)
     taps, images = _number("taps", taps), _number("images", images)
-    _gather_cycles(numbers, len(geometry), adjoint, taps, images, sizes, float64, cycles)
+    _gather_cycles(numbers, len(numbers), bool(adjoint), taps, images, sizes, bool(float64), cycles)
     parts = ("multiplying", "reading taps", "changing targets", "packing", "unpacking", "ordering values")
     return dict(zip(parts, cycles, strict=True))
 
@@ -259,7 +264,7 @@ def encode_support(positions: NDArray[np.int32], size: int) -> bytes:
 
 def decode_support(code: bytes, size: int, count: int) -> NDArray[np.int32]:
     """The positions that `encode_support` coded; ValueError for bytes that are not exactly such a code."""
-    size = _number("size", size)
+    code, size = bytes(code), _number("size", size)
     if _number("count", count) < 0:
         raise ValueError(f"count is {count}; a support has at least 0 positions")
     _check_support_count(len(code), size, count)

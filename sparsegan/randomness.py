@@ -53,11 +53,13 @@ class Draws:
         if name not in self._drawn:
             self._look()
             tensor = draw()
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"the random numbers {name!r} are a {type(tensor).__name__}; they must be one tensor")
             self._last = states(self.devices)
-            self._drawn[name] = tensor, tensor._version, self._last
+            self._drawn[name] = tensor, version_of(tensor), self._last
             return tensor
         tensor, version, after = self._drawn[name]
-        if tensor._version != version:
+        if version_of(tensor) != version:
             raise RuntimeError(
                 f"the random numbers {name!r} were changed in place; a function must work on a copy of them"
             )
@@ -90,6 +92,11 @@ class Draws:
         now = states(self._last)
         changed = (not torch.equal(state, now[device]) for device, state in self._last.items())
         self._unnamed = self._unnamed or any(changed)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def devices_of(*networks: nn.Module | None) -> list[torch.device]:

@@ -283,6 +283,13 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
     from sparsegan.cli.common import load_trained
 
     assert load_trained(out).generator[0].sparsity == pytest.approx(0.5, abs=0.01)
+    assert main(["profile", str(out)]) == 1
+    assert (
+        "is made by 'test_cli:build', a Python function; to have it run, add --generator test_cli:build"
+        in capsys.readouterr().err
+    )
+    assert main(["evaluate", str(out), "--task", "dcgan", "--generator", "os:abort"]) == 1
+    assert "add --generator test_cli:build" in capsys.readouterr().err
     for entry, why in (("test_cli:nothing", "must be package.module:function"), ("test_cli:features", "it must give")):
         assert main(["compress", "--generator", entry, "--task", "dcgan", "--out", str(tmp_path / "x")]) == 1
         assert why in capsys.readouterr().err

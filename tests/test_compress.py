@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import masked
 import pytest
@@ -892,3 +893,97 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
     assert found[0] != found[1]
     with pytest.raises(ValueError, match=r"autocast is torch\.float64"):
         steps_of([images()], autocast=torch.float64)
+
+
+# ---- other people's discriminators and objectives
+
+
+class _Judge(nn.Module):
+    """Draws within its forward where `drop` is not 0; takes its images by position or by name."""
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(1, 4, 3), nn.Dropout(drop)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.drop(self.conv(images)).mean((1, 2, 3))
+
+
+def _one_step(objective: Objective, judge: nn.Module, **options: Any) -> dict[str, float]:
+    """Of a generator that is the original's equal."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+    schedule = OneShot(steps=1, target=0.0)
+    compressor = Compressor(generator, judge, objective, schedule, generator_lr=0.0, quiet=True, **options)
+    return compressor.fit([torch.randn(4, 1, 8, 8)]).history[0]
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_equal_generators_before_a_judge_that_draws_are_scored_alike(drop: float) -> None:
+    """Both terms look at the real images, and so the judge sees them several times."""
+    objective = Objective(
+        lambda g, d, fake, batch: {"gen": (d(batch).mean() - d(images=fake).mean()).square()},
+        lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).mean()},
+        lambda g, batch: g(torch.randn_like(batch)),
+    )
+    assert _one_step(objective, _Judge(drop), discriminator_lr=0.0)["loss"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_judgement_is_given_again_only_to_what_is_unchanged() -> None:
+    seen: dict[str, Tensor] = {}
+
+    def generator_terms(g: nn.Module, d: nn.Module, fake: Tensor, batch: Tensor) -> dict[str, Tensor]:
+        mine = batch.clone()
+        seen["first"] = d(mine).detach()
+        seen["again"] = d(mine).detach()
+        mine.mul_(3)
+        seen["changed input"] = d(mine).detach()
+        answer = d(batch)
+        seen["whole"] = answer.detach().clone()
+        answer.detach().mul_(10)
+        seen["changed answer"] = d(batch).detach()
+        return {"gen": -d(fake).mean()}
+
+    terms = lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).mean()}  # noqa: E731
+    _one_step(Objective(generator_terms, terms, lambda g, batch: g(batch)), _Judge(0.0))
+    assert seen["first"] is not seen["changed input"]
+    torch.testing.assert_close(seen["first"], seen["again"])
+    assert not torch.allclose(seen["first"], seen["changed input"])
+    torch.testing.assert_close(seen["whole"], seen["changed answer"])
+
+
+def test_objectives_with_a_constructor_of_their_own() -> None:
+    class Mine(Objective):
+        def __init__(self, weight: float) -> None:
+            super().__init__(self.terms, lambda g, d, fake, batch: {"dis": d(fake).mean()}, self.make)
+            object.__setattr__(self, "scale", weight)
+
+        def terms(self, g: nn.Module, d: nn.Module, fake: Tensor, batch: Tensor, *, draws: Any) -> dict[str, Tensor]:
+            return {"gen": d(fake + draws("n", lambda: torch.randn_like(fake))).mean()}
+
+        def make(self, g: nn.Module, batch: Tensor, draws: Any) -> Tensor:
+            return g(draws("n", lambda: torch.randn(4, 1, 8, 8)))
+
+    assert _one_step(Mine(2.0), _Judge(0.0), discriminator_lr=0.0)["loss"] == pytest.approx(0, abs=1e-5)
+
+
+def test_batches_in_parts_are_counted_once_by_norms_of_every_kind() -> None:
+    for momentum in (0.1, None):
+        found = []
+        for accumulate in (1, 2):
+            torch.manual_seed(0)
+            generator = nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum), nn.Conv2d(4, 1, 1)
+            )
+            objective = Objective(
+                lambda g, d, fake, batch: {"gen": d(fake).mean()},
+                lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).mean()},
+                lambda g, batch: g(batch),
+            )
+            options = {"accumulate": accumulate, "generator_lr": 0.0, "quiet": True}
+            compressor = Compressor(generator, _Judge(0.0), objective, OneShot(steps=3, target=0.0), **options)
+            result = compressor.fit([torch.randn(1, 1, 8, 8).repeat(2, 1, 1, 1)])  # parts are equal
+            found.append(result.generator[1])
+        assert found[1].num_batches_tracked == 2 * found[0].num_batches_tracked
+        if momentum is None:
+            torch.testing.assert_close(found[0].running_var, found[1].running_var, rtol=0.1, atol=0)

@@ -270,7 +270,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_device_is_one_of_this_machines(monkeypatch: pytest.MonkeyPatch, two_gpus: list[int]) -> None:
     names = {None: "cuda:0", "cuda": "cuda:0", "cuda:1": "cuda:1", "cpu": "cpu", "cpu:0": "cpu"}
     assert {name: str(device_named(name)) for name in names} == names
-    for name in ("cuda:2", "xpu", "meta", "gpu", "cpu:1", ""):
+    for name in ("cuda:2", "cuda:256", "cuda:99999", "cuda:", "cuda:01", "xpu", "meta", "gpu", "cpu:1", ""):
         with pytest.raises(ValueError, match=rf"--device is '{name}'.*; this machine has cpu, cuda:0, cuda:1$"):
             device_named(name)
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Problem, problems
@@ -66,3 +69,29 @@ def test_a_coarse_grid_of_one_element_separates_the_kernel_positions() -> None:
     assert g.for_coarse_size(7, 7) == g
     assert g.for_coarse_size(1, 7).stride == (4, 2)
     assert g.for_coarse_size(1, 1).stride == (4, 3)
+
+
+class _Changing(list[int]):
+    """A geometry that is another one each time somebody reads it, as a list that another thread changes may be."""
+
+    def __iter__(self) -> Iterator[int]:
+        self.append(self.pop())
+        self.reads = getattr(self, "reads", 0) + 1
+        return iter([8, *self[1:]] if self.reads % 2 else [8 * 512, *self[1:]])
+
+    def __len__(self) -> int:
+        self.asked = getattr(self, "asked", 0) + 1
+        return super().__len__() + (self.asked > 1) * 100
+
+
+def test_a_geometry_is_read_once() -> None:
+    support = np.arange(4, dtype=np.int32)
+    plain = _native.compile_plan(support, GEOMETRY.numbers(), True)
+    for _ in range(50):
+        assert (_native.compile_plan(support, _Changing(GEOMETRY.numbers()), True) == plain).all()
+
+
+@pytest.mark.parametrize("numbers", [[], [1] * 5, [8, 6, 2, 3, 3, 2, 2, 1, 1, 1, 1, 1, 2**70], [8.0] * 13, [None] * 13])
+def test_geometries_that_are_none(numbers: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        _native.compile_plan(np.arange(4, dtype=np.int32), numbers, False)

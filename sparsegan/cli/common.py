@@ -62,20 +62,17 @@ def device_named(name: str | None) -> torch.device:
         there += [torch.device(accelerator.type, index) for index in range(torch.accelerator.device_count())]
     if name is None:
         name = "cuda" if torch.device("cuda", 0) in there else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:  # no kind of device that torch knows
-        device = torch.device("meta")
-    if device.type == "cpu" and not device.index:
-        return CPU
+    kind, numbered, _ = name.partition(":")
     rank, several = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and device.index is not None:
-        raise ValueError(f"--device is {name!r} in all processes; --device {device.type} gives each one of its own")
-    device = torch.device(device.type, rank if device.index is None else device.index)
-    if device not in there:
+    if several and numbered and kind != "cpu":
+        raise ValueError(f"--device is {name!r} in all processes; --device {kind} gives each one of its own")
+    # By its name: torch counts devices in 8 bits, so that another one could answer to a number beyond.
+    wanted = "cpu" if name in ("cpu", "cpu:0") else name if numbered else f"{kind}:{rank}"
+    found = [one for one in there if str(one) == wanted]
+    if not found:
         process = f" in process {rank}" if several else ""
         raise ValueError(f"--device is {name!r}{process}; this machine has {', '.join(map(str, there))}")
-    return device
+    return found[0]
 
 
 def use_device(arguments: argparse.Namespace) -> torch.device:
@@ -209,7 +206,7 @@ def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
     _check_gan_options(arguments)
     if arguments.folder is not None:
         return store.load(arguments.folder), True
-    if len(arguments.generator) == 1 and ":" in arguments.generator[0]:
+    if _is_entry(arguments.generator):
         return load_entry(arguments.generator[0]), True
     keys = {"key": arguments.key, "discriminator_key": arguments.discriminator_key}
     return store.load_public(arguments.generator, arguments.discriminator, arguments.task, **keys)
@@ -219,10 +216,10 @@ def _check_gan_options(arguments: argparse.Namespace) -> None:
     """Raises ValueError for options that would have no effect."""
     of_files = ("discriminator", "key", "discriminator_key")
     given = [f"--{name.replace('_', '-')}" for name in (*of_files, "task") if getattr(arguments, name) is not None]
-    if arguments.folder is not None and given:
-        raise ValueError(f"{', '.join(given)} goes with --generator; a folder holds both networks")
     files = arguments.generator or []
-    if len(files) == 1 and ":" in files[0] and set(given) - {"--task"}:
+    if arguments.folder is not None and given and not _is_entry(files):
+        raise ValueError(f"{', '.join(given)} goes with --generator; a folder holds both networks")
+    if _is_entry(files) and set(given) - {"--task"}:
         raise ValueError(f"{', '.join(given)} goes with files; a Python function gives its own networks")
     if arguments.discriminator_key is not None and arguments.discriminator is None:
         raise ValueError("--discriminator-key is given without --discriminator, whose file it is for")
@@ -231,11 +228,30 @@ def _check_gan_options(arguments: argparse.Namespace) -> None:
 def load_any(arguments: argparse.Namespace) -> store.Gan:
     """The GAN of `add_gan_options`, dense or compressed, its generator ready for evaluation."""
     _check_gan_options(arguments)
-    if arguments.folder is not None and arguments.generator is None:
+    if arguments.folder is not None and (arguments.generator is None or _is_entry(arguments.generator)):
+        check_entry(arguments)
         return load_trained(arguments.folder)
     gan = load_gan(arguments)[0]
     gan.generator.eval()
     return gan
+
+
+def _is_entry(generator: list[str]) -> bool:
+    return len(generator) == 1 and ":" in generator[0]
+
+
+def check_entry(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where a folder names a Python function to call and the command line does not: a folder may come
+    from anybody, and the function is code."""
+    network = store.read_config(arguments.folder).get("network")
+    entry = network.get("entry") if isinstance(network, Mapping) else None
+    given = arguments.generator[0] if arguments.generator else None
+    if given != entry:
+        told = f"the GAN of {arguments.folder} is made by {entry!r}, a Python function" if entry else None
+        raise ValueError(
+            f"{told or f'{arguments.folder} names no Python function'}; "
+            + (f"to have it run, add --generator {entry}" if entry else f"--generator {given} does not go with it")
+        )
 
 
 def call_entry(option: str, entry: str) -> Any:

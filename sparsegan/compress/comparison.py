@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..copying import copy_model
-from ..gans.objective import Objective, images_in
+from ..gans.objective import Objective, drawing, images_in
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
 from ..training.placement import device_of, moved
@@ -67,11 +67,11 @@ class Comparison:
         found: list[Tensor] = []
         layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
         with outputs_of(layers, found):
-            return self.objective.drawing(noise).generate(generator, batch), found
+            return drawing(self.objective, noise).generate(generator, batch), found
 
     def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
-        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), self.objective.drawing(draws)
+        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.objective, draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
                 scores.generator = objective.generator_terms(generator, self.discriminator, fake, batch)

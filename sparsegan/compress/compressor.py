@@ -83,6 +83,8 @@ class Compressor:
     `run_dir`, `resume`, `checkpoint_every`, `keep`: see `training.Run`; without a folder nothing is written.
     `config`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
+    `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
+    generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
 
     Parameters that do not require a gradient stay as they are, those of a frozen convolution that is not excluded are
     pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,21 +72,10 @@ class Objective:
     gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
 
     def __post_init__(self) -> None:
-        for name in self._drawing:  # called without draws, by whoever compares nothing, each draws afresh
+        for name in _drawing(self):  # called without draws, by whoever compares nothing, each draws afresh
             function = getattr(self, name)
             if inspect.signature(function).parameters["draws"].default is inspect.Parameter.empty:
                 object.__setattr__(self, name, partial(function, draws=afresh))
-
-    @cached_property
-    def _drawing(self) -> list[str]:
-        """Names of the functions that have an argument named draws."""
-        names = ("generate", "generator_terms", "discriminator_terms")
-        return [name for name in names if _has_draws(getattr(self, name))]
-
-    def drawing(self, draws: Draw) -> Objective:
-        """This objective, those of its functions that know of draws taking their random numbers from `draws`."""
-        bound: dict[str, Any] = {name: partial(getattr(self, name), draws=draws) for name in self._drawing}
-        return replace(self, **bound)
 
     def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
         """The gallery, without a graph."""
@@ -105,11 +95,33 @@ class Objective:
         return sum((self.weight(name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0)
 
 
+def drawing(objective: Any, draws: Draw) -> Any:
+    """An objective like this one, whose functions take their random numbers from `draws` where they know of it."""
+    bound = copy(objective)
+    for name in _drawing(objective):
+        object.__setattr__(bound, name, partial(getattr(objective, name), draws=_named(name, draws)))
+    return bound
+
+
+def _named(function: str, draws: Draw) -> Draw:
+    """Each function has names of its own."""
+    return lambda name, draw: draws(f"{function}: {name}", draw)
+
+
+def _drawing(objective: Any) -> list[str]:
+    """Names of the functions that have an argument named draws, which they call."""
+    names = ("generate", "generator_terms", "discriminator_terms")
+    return [name for name in names if _has_draws(getattr(objective, name))]
+
+
 def _has_draws(function: Callable[..., Any]) -> bool:
     try:
-        return "draws" in inspect.signature(function).parameters
+        found = inspect.signature(function).parameters.get("draws")
     except (TypeError, ValueError):  # a callable that says nothing of its arguments
         return False
+    if found is None or found.kind not in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY):
+        return False
+    return found.default is found.empty or found.default is None or callable(found.default)
 
 
 def detached(fake: Any) -> Any:
