@@ -19,6 +19,7 @@ from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..modes import Buffers
+from ..randomness import devices_of, undisturbed
 from ..tracing import close
 from . import tiling
 from .statistics import by_batch
@@ -104,8 +105,7 @@ class Served(ABC):
 
     def _still(self) -> AbstractContextManager[Any]:
         """Within it random numbers are drawn as usual; afterwards torch's generators are as they were before."""
-        devices = [] if self.device.type == "cpu" else [self.device]
-        return torch.random.fork_rng(devices=devices, device_type="cuda")
+        return undisturbed(devices_of(self.model))
 
     def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Raises TypeError for arguments that the forward does not take, or of other dtypes than the example's, and
