@@ -53,9 +53,7 @@ int32_t guarded(const Body& body) noexcept {
 // The plans that the package compiles; sparsegan/_native.py has the same numbers.
 enum class PlanKind : int32_t { plan = 0, direct = 1, device = 2 };
 
-Geometry geometry_of(const int64_t* numbers, int64_t count) {
-  return Geometry::from_list({numbers, numbers + count});
-}
+Geometry geometry_of(const int64_t* numbers, int64_t count) { return Geometry::from_list({numbers, numbers + count}); }
 
 int64_t plan_size(PlanKind kind, const Geometry& geometry, bool adjoint, int64_t taps) {
   switch (kind) {
@@ -181,9 +179,7 @@ SPARSEGAN_API int32_t sparsegan_encode_support(const int32_t* positions, int64_t
 SPARSEGAN_API void sparsegan_free(void* memory) { std::free(memory); }
 
 SPARSEGAN_API int32_t sparsegan_check_support_count(int64_t bytes, int64_t size, int64_t count) {
-  return guarded([&] {
-    sparsegan::check_support_count(static_cast<size_t>(bytes), size, static_cast<size_t>(count));
-  });
+  return guarded([&] { sparsegan::check_support_count(static_cast<size_t>(bytes), size, static_cast<size_t>(count)); });
 }
 
 SPARSEGAN_API int32_t sparsegan_decode_support(const uint8_t* code, int64_t bytes, int64_t size, int64_t count,

@@ -240,7 +240,8 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
       for (int64_t k = 0; k < column_table.count; ++k) {
         const Columns<T, L>& columns = column_table.at[k];
         // Whole vectors may be read where they stay inside the tensor, whatever they meet there.
-        const bool vectors = columns.count > few_elements(L) && c * f.channel_stride + table.least + columns.least >= 0 &&
+        const bool vectors = columns.count > few_elements(L) &&
+                             c * f.channel_stride + table.least + columns.least >= 0 &&
                              c * f.channel_stride + table.most + columns.most + L <= f.size;
         T* out = panel + (c * f.phases_h + phase) * f.phases_w * f.plane + row * f.cols * L;
         for (int64_t r = 0; r < rows; ++r, out += f.cols * L) {

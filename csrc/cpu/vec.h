@@ -54,8 +54,8 @@ struct IntOf<8> {
   using type = int64_t;
 };
 
-// Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F has no state: the lane numbers
-// must be constants.
+// Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F has no state: the lane
+// numbers must be constants.
 template <class T, int L, class F, int... I>
 SPARSEGAN_INLINE Vec<T, L> shuffle_lanes(Vec<T, L> a, Vec<T, L> b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
