@@ -368,3 +368,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 def test_info_prints_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     assert torch.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["generate", "x", "--seed", str(2**64)], ["generate", "x", "--seed", "-1"], ["evaluate", "x", "--samples", "0"]],
+)
+def test_numbers_out_of_range_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(command)
+    assert f"{command[2]}: it is '{command[3]}'; it must be an integer from" in capsys.readouterr().err

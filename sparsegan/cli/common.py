@@ -26,10 +26,34 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     """--out, --resume, --seed, --threads, --device, --quiet."""
     parser.add_argument("--out", type=Path, default=Path(out), help=f"run directory (default: {out})")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    add_seed(parser, "everything random")
     add_threads(parser)
     add_device(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+    """--seed."""
+    parser.add_argument("--seed", type=_seed, default=0, help=f"seed of {of} (default: 0)")
+
+
+def _seed(text: str) -> int:
+    return _between(text, 0, 2**63 - 1)
+
+
+def at_least_one(text: str) -> int:
+    """The type of an option that counts something."""
+    return _between(text, 1, 2**31 - 1)
+
+
+def _between(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be an integer from {least} to {most}")
+    return number
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from ..profiling import interleaved_ms, profile
 from ..prune import densify
 from ..randomness import CPU
 from ..training import Run
-from .common import add_device, add_threads, find_checkpoints, placed, set_threads, use_device
+from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, placed, set_threads, use_device
 from .report import report, show_table, where
 
 #: name in the table -> recipe; in the table's order, the method last
@@ -49,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
-    parser.add_argument("--samples", type=int, default=2000, help="images a distance is taken from (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument(
+        "--samples", type=at_least_one, default=2000, help="images a distance is taken from (default: 2000)"
+    )
+    add_seed(parser, "everything random")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_threads(parser)
     add_device(parser)

@@ -18,7 +18,9 @@ from .common import (
     add_data_options,
     add_device,
     add_gan_options,
+    add_seed,
     add_threads,
+    at_least_one,
     find_checkpoints,
     load_any,
     placed,
@@ -45,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a classifier's .safetensors, which says how many of stargan's images come out in the domain asked for "
         "(default: for emoji-styles this repository's)",
     )
-    parser.add_argument("--samples", type=int, default=2500, help="dcgan's images a seed (default: 2500)")
+    parser.add_argument("--samples", type=at_least_one, default=2500, help="dcgan's images a seed (default: 2500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan's sample seeds (default: 0 1 2)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of what the others draw (default: 0)")
+    add_seed(parser, "what the others draw")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_threads(parser)

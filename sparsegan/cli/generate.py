@@ -23,7 +23,18 @@ from ..gans import store
 from ..gans.stargan import as_rows
 from ..progress import Progress, track
 from ..training.placement import device_of, moved
-from .common import add_device, add_gan_options, add_threads, grid, load_any, placed, set_threads, use_device, write_png
+from .common import (
+    add_device,
+    add_gan_options,
+    add_seed,
+    add_threads,
+    grid,
+    load_any,
+    placed,
+    set_threads,
+    use_device,
+    write_png,
+)
 
 Translate = Callable[[Tensor], Tensor]
 
@@ -49,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=64, help="images from noise (default: 64)")
     parser.add_argument("--batch", type=int, help="images a call (default: 64 from noise, 1 from images)")
     parser.add_argument("--columns", type=int, default=8, help="images a row of the grid (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add_seed(parser, "the noise")
     parser.add_argument(
         "--out", type=Path, help="file to write, or the folder of the images (default: samples.png, or generated)"
     )
