@@ -1,12 +1,12 @@
-# The CUDA kernels: the target _cuda, a shared object of their own. Sets CUDA_BUILD, one line for `sparsegan info`:
-# "built by ...", or "not built: " and the reason. A CUDA compiler that cannot build them is no error unless
+# The CUDA kernels: the target _cuda, a shared object of their own. This file sets CUDA_BUILD, a line for `sparsegan info`:
+# "built by ...", or "not built: " and the reason. A CUDA compiler that cannot build the kernels is an error only where
 # SPARSEGAN_CUDA is 1.
 
-# Every torch that this package takes has CUDA 12.6 or later; nvcc 12 is the oldest of which its driver runs the code.
+# Torch 2.10 and later come with CUDA 12.6 or later; an older compiler was never tried.
 set(OLDEST_NVCC 12.0)
 
-# Sets `reason` to why there can be no CUDA kernels here, in words; to nothing where there can, and then the language
-# CUDA may be enabled.
+# Sets `reason` to the words that say why the CUDA kernels cannot be built here. It is empty where they can be built: the
+# language CUDA may then be enabled.
 function(look_for_cuda reason)
   set(${reason} "" PARENT_SCOPE)
   if(SPARSEGAN_SANITIZE)

@@ -32,7 +32,9 @@ def cuda_library() -> Path | None:
 
 
 def _load_cuda_library() -> str | None:
-    """Loads it where torch has CUDA; what went wrong. The rest of the package works without it."""
+    """Loads the CUDA kernels where torch has CUDA. Returns the error, if any: the package works without them."""
+    if torch.version.hip is not None:
+        return "this torch is for AMD GPUs"
     library = cuda_library()
     if library is None or torch.version.cuda is None:
         return None
@@ -55,7 +57,7 @@ def why_no_cuda() -> str | None:
 
 
 def _require_cuda(x: Tensor) -> None:
-    """Shapes alone need no kernels."""
+    """Raises RuntimeError where ``x`` is on a GPU that the CUDA kernels cannot serve. Fake tensors need no kernels."""
     if not isinstance(x, FakeTensor) and (why := why_no_cuda()):
         raise RuntimeError(
             f"x is on {x.device}, and {why}; set the layer's kernel to 'dense', or move the model to a CPU"
