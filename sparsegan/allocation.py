@@ -173,7 +173,7 @@ def shares(
     units, budget = _units(layers, sparsity, granularity)
     if not units:
         return dict.fromkeys(layers, FIXED)
-    ranks = [one.ranks(normalized=allocation == "global-normalized") for one in units.values()]
+    ranks = [one.ranks(normalized=allocation == "global-normalized").cpu() for one in units.values()]
     sizes = torch.cat([torch.full((len(rank),), one.size) for rank, one in zip(ranks, units.values(), strict=True)])
     order = torch.cat(ranks).argsort(stable=True)
     dropped = torch.cat([torch.zeros(1), sizes[order].cumsum(0)])

@@ -130,6 +130,8 @@ class Channels:
     fixed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        tensors = (one for module in self.modules.values() for one in module.parameters())
+        self.device = next((one.device for one in tensors), torch.device("cpu"))
         self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
         owners: dict[int, set[str]] = {}
         for name, module in self.modules.items():
@@ -218,11 +220,11 @@ class Channels:
     def _convolution(self, name: str, x: Tracked) -> Tracked:
         module = self.modules[name]
         assert isinstance(module, CONVOLUTIONS)
-        for one, constant, why in zip(x.ids, x.value.tolist(), x.why, strict=True):
+        for one, constant, why in zip(x.ids, x.value.cpu().tolist(), x.why, strict=True):
             if constant != constant:
                 self.keep(one, why)
         zero = zero_filters(module)
-        bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
+        bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach()
         ids = self._new(module.out_channels)
         self.layers[name] = Layer(module, Tracked(x.ids, x.value, x.why), ids, zero)
         return Tracked(ids, torch.where(zero, bias.double(), torch.nan), [""] * len(ids))
@@ -273,7 +275,7 @@ class Channels:
         return all(isinstance(other, int | float) for other in others)
 
     def _because(self, x: Tracked, value: Tensor, why: str) -> list[str]:
-        lost = (value.isnan() & ~x.value.isnan()).tolist()
+        lost = (value.isnan() & ~x.value.isnan()).cpu().tolist()
         return [why if new else old for new, old in zip(lost, x.why, strict=True)]
 
     def _sum(self, node: fx.Node) -> Tracked | None:
@@ -346,7 +348,8 @@ class Channels:
         ids = self._new(shape[1])
         for one in ids:
             self.keep(one, why)
-        return Tracked(ids, torch.full((shape[1],), torch.nan, dtype=torch.float64), [why] * shape[1])
+        unknown = torch.full((shape[1],), torch.nan, dtype=torch.float64, device=self.device)
+        return Tracked(ids, unknown, [why] * shape[1])
 
 
 def rows(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:

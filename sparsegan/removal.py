@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .channels import ADDED, NORMS, Channels, Layer, replace, rewritten, rows, zero_filters
@@ -91,7 +90,7 @@ class _Removal:
         """Sentences on the filters of zeros that stay."""
         found = []
         for name, layer in self.layers.items():
-            zero = layer.zero.nonzero().flatten().tolist()
+            zero = layer.zero.nonzero().flatten().cpu().tolist()
             stuck = [self.kept.get(self.root(layer.ids[index]), _CARRIER) or ADDED for index in zero]
             for why, count in Counter(stuck).items():
                 if why != _CARRIER:
@@ -123,7 +122,7 @@ class _Removal:
             return
         gone = sorted(set(range(len(value))) - set(stays))
         weight = rows(module).double()
-        bias = torch.zeros(module.out_channels).double() if module.bias is None else module.bias.detach().double()
+        bias = weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach().double()
         seen = weight[:, gone] * value[gone, None, None]
         if layer.alike:
             bias = bias + seen.sum((1, 2, 3))

@@ -90,7 +90,7 @@ def similar_order(weight: Tensor, vector: int, sparsity: float) -> list[int]:
     least = sizes.flatten().kthvalue(max(1, sizes.numel() - count + 1)).values if count else torch.inf
     keeps = (sizes >= least).float()
     shared = keeps @ keeps.T
-    left = torch.ones(len(weight), dtype=torch.bool)
+    left = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     order: list[int] = []
     while left.any():
         group = keeps.sum(1)

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from sparsegan.allocation import sensitivity
+from sparsegan.allocation import allocate, sensitivity
 from sparsegan.cli import main
 from sparsegan.compress import Compressor, DistillationLoss, OwnImages, SelfSupervisedLoss, gap
 from sparsegan.gans import Objective, dcgan, store
 from sparsegan.metrics import Evaluator, load_features
 from sparsegan.prune import sparse_layers
 from sparsegan.randomness import CPU, run_state, seeded, set_run_state
+from sparsegan.removal import remove_filters
+from sparsegan.reorder import reorder_channels
 from sparsegan.schedule import GradualPruning, OneShot
 
 NAME = "second"
@@ -305,6 +307,26 @@ def test_sensitivity_and_own_images_repeat_there() -> None:
         torch.randn(3, device=DEVICE)
     assert found[0] == found[2]
     assert all(torch.equal(*pair) for pair in zip(found[1], found[3], strict=True))
+
+
+def test_channels_are_cut_and_put_in_order_there() -> None:
+    """As on the CPU: filters that are zero go, similar channels come together, sparsity is shared out."""
+    found: list[list[Any]] = []
+    for device in (torch.device("cpu"), DEVICE):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)
+        ).eval()
+        with torch.no_grad():
+            model[0].weight[:4] = 0
+            model[1].bias[:4] = torch.tensor([1.0, 0.0, 0.5, 0.0])
+        model.to(device)
+        x = torch.ones(1, 3, 8, 8).to(device)
+        small, ordered = remove_filters(model, x), reorder_channels(model, x, "vector:4", 0.5)
+        assert small[0].out_channels < 16
+        shares = [allocate(model, 0.5, allocation=how) for how in ("global", "global-normalized")]
+        found.append([small(x).cpu(), ordered(x).cpu(), *shares])
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("task", ["stargan", "pix2pix"])
