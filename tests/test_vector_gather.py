@@ -21,8 +21,9 @@ import sparsegan
 from sparsegan import kernels, reference
 from sparsegan.plan import Geometry
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
+import triton
 from sparsegan.kernels import ops, tiling
 from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
