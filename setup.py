@@ -34,7 +34,7 @@ def configure(cuda: str) -> None:
 
 
 def built(target: str, check: bool) -> bool:
-    """Whether a target could be built; where it could not, and `check`, raises."""
+    """Builds a target. Returns whether that worked, or, with `check`, raises where it did not."""
     return subprocess.run(["cmake", "--build", BUILD, "--target", target], check=check).returncode == 0
 
 
@@ -58,15 +58,15 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        built, target = BUILD / self.get_ext_filename(ext.name).split("/")[-1], Path(self.get_ext_fullpath(ext.name))
-        if built.exists():
+        library, target = BUILD / self.get_ext_filename(ext.name).split("/")[-1], Path(self.get_ext_fullpath(ext.name))
+        if library.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.copy_file(str(built), str(target))
+            self.copy_file(str(library), str(target))
         else:
             target.unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Of an editable installation. Not in place: a running process may have the old ones mapped."""
+        """For an editable installation. The old files are unlinked first: a running process may have them mapped."""
         for old in (ROOT / "sparsegan").glob("*.so"):
             old.unlink()
         super().copy_extensions_to_source()
@@ -78,7 +78,7 @@ class CMakeBuild(build_ext):
 
 class Build(build):
     def run(self) -> None:
-        """Without what an earlier build has left: a file that is no longer there would be installed."""
+        """Deletes what an earlier build left: files that are gone from the sources would be installed."""
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 

@@ -69,14 +69,14 @@ class Draws:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Within it is the pass that the others repeat."""
+        """The pass that the others repeat runs within this block."""
         self._before = self._last = states(self.devices)
         yield
         self._look()
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Within it is one more pass with the numbers of the first. Generators go on as if it had not been."""
+        """One more pass with the numbers of the first runs within this block. Generators are put back afterwards."""
         if not self._unnamed:
             yield
             return
@@ -88,7 +88,7 @@ class Draws:
                 self._rewound = False
 
     def _look(self) -> None:
-        """Notes whether numbers were drawn since the last look without a name."""
+        """Notes whether unnamed numbers were drawn since the last look."""
         now = states(self._last)
         changed = (not torch.equal(state, now[device]) for device, state in self._last.items())
         self._unnamed = self._unnamed or any(changed)
@@ -124,9 +124,9 @@ def set_states(kept: States) -> None:
 
 @contextmanager
 def undisturbed(devices: Iterable[torch.device] | None = None) -> Iterator[States]:
-    """After it these devices' generators, by default all that are in use, go on as if nothing had been drawn in it.
+    """Puts the generators of devices, by default of all in use, back at the end, as if nothing had been drawn within.
 
-    Gives their states.
+    Yields their states at the beginning.
     """
     kept = states(_all() if devices is None else devices)
     try:

@@ -1,8 +1,8 @@
 // The library's functions for Python, as plain C: sparsegan/_native.py calls them through ctypes. No Python header is
 // read here, so that one library serves every version of Python.
 //
-// A function that can fail returns 0, or a kind of error that sparsegan_error() then has a sentence for. Pointers are
-// to contiguous arrays; Python has checked their dtypes and lengths.
+// A function that can fail returns a Status; sparsegan_error() then has the sentence. Pointers are to contiguous
+// arrays, whose dtypes and lengths Python has checked.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>

@@ -270,12 +270,13 @@ def check_entry(arguments: argparse.Namespace) -> None:
     network = store.read_config(arguments.folder).get("network")
     entry = network.get("entry") if isinstance(network, Mapping) else None
     given = arguments.generator[0] if arguments.generator else None
-    if given != entry:
-        told = f"the GAN of {arguments.folder} is made by {entry!r}, a Python function" if entry else None
+    if entry and given != entry:
         raise ValueError(
-            f"{told or f'{arguments.folder} names no Python function'}; "
-            + (f"to have it run, add --generator {entry}" if entry else f"--generator {given} does not go with it")
+            f"the GAN of {arguments.folder} is made by {entry!r}, a Python function; to have it run, add "
+            f"--generator {entry}"
         )
+    if given and not entry:
+        raise ValueError(f"{arguments.folder} names no Python function; --generator {given} does not go with it")
 
 
 def call_entry(option: str, entry: str) -> Any:
