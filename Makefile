@@ -23,7 +23,7 @@ CACHE_TAG  = $(shell $(PY) -c 'import sys; print(sys.implementation.cache_tag)')
 NATIVE    := $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests/native benchmarks/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-KERNEL_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan gather wgrad conv ops nn checkpoint hostile)))
+KERNEL_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan sparse_conv wgrad conv ops nn checkpoint hostile)))
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -117,7 +117,7 @@ clang-check: venv ## build everything with clang, check the kernels, and run the
 	rm -rf build/clang/package && mkdir build/clang/package && cp -r sparsegan build/clang/package && cp -r kernels build/clang/package/sparsegan/kernels
 	cp build/clang/_cpu.so build/clang/package/sparsegan
 	PYTHONPATH=build/clang/package $(BIN)/pytest $(KERNEL_TESTS)
-	$(CLANG) -std=c++20 -U__linux__ -Wall -Wextra -Werror -fsyntax-only csrc/cpu/conv.cpp csrc/cpu/registry.cpp csrc/plan/*.cpp  # as on macOS
+	$(CLANG) -std=c++20 -U__linux__ -Wall -Wextra -Werror -fsyntax-only csrc/cpu/conv.cpp csrc/cpu/registry.cpp csrc/core/*.cpp  # as on macOS
 
 # Needs nvcc, about 8 GB and a quarter of an hour the first time.
 CUDA_TORCH ?= torch==2.14.1
@@ -130,7 +130,7 @@ cuda-import-check: venv ## build, import and run the CPU tests with a CUDA build
 	$(CUDA_VENV)/bin/python -m pip install -q '$(CUDA_TORCH)' $(BUILD_TOOLS)
 	export PATH=$(abspath $(CUDA_VENV)/bin):$$PATH; cd build/cuda-import/source; \
 	SPARSEGAN_CUDA=1 python -m pip install -q --no-build-isolation -e '.[demo,test]'; \
-	python -c 'import torch, sparsegan.info as i; print(torch.__version__, i.cuda_kernels()); assert i.cuda_kernels().endswith("; loaded")'; \
+	python -c 'import torch, sparsegan.profiling.info as i; print(torch.__version__, i.cuda_kernels()); assert i.cuda_kernels().endswith("; loaded")'; \
 	python -m pytest
 
 clean: ## remove what was built; .venv and runs/ stay

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsegan.nn import SparseConv
+from sparsegan.nn.layer import SparseConv
 
 
 def test_values_gradient(benchmark: Any, problem: tuple[SparseConv, Tensor]) -> None:

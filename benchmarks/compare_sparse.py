@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsegan import _native
 from sparsegan.benchmark import LAYERS, Job, Results, facts
 from sparsegan.benchmark.engines import timed
 from sparsegan.benchmark.layers import both_layers, check_same, multiplications
+from sparsegan.ops import native
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path("build") / str(sys.implementation.cache_tag)
@@ -122,7 +122,7 @@ def main() -> None:
     command = f"cmake --build {BUILD} --target through_memory && python benchmarks/compare_sparse.py"
     command += f" --seconds {options.seconds:g}" if options.seconds != 1 else ""
     command += f" --json {options.json}" if options.json else ""
-    results = Results(command, options.json, facts(), {"fma_peak_gflops_a_core": _native.fma_gflops()})
+    results = Results(command, options.json, facts(), {"fma_peak_gflops_a_core": native.fma_gflops()})
     print(f"{'layer':<43}{'sparse ms':>10}{'torch.sparse ms':>24}{'through memory ms':>24}")
     for job in (Job(case, 0.9, "element", 1) for case in LAYERS):
         row = results.row(job.name, partial(compare, job, options.seconds))

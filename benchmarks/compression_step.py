@@ -21,16 +21,16 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 
-from sparsegan import _native
 from sparsegan.atomic_files import write_json
 from sparsegan.benchmark.engines import Timing, timed
-from sparsegan.compress.loss import SelfSupervisedLoss
+from sparsegan.compress.losses import SelfSupervisedLoss
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import store
-from sparsegan.granularity import magnitude_mask
-from sparsegan.info import cpu_name
-from sparsegan.prune import sparsify
-from sparsegan.schedule import OneShot
+from sparsegan.nn.granularity import magnitude_mask
+from sparsegan.ops import native
+from sparsegan.profiling.info import cpu_name
+from sparsegan.pruning.schedule import OneShot
+from sparsegan.pruning.surgery import sparsify
 
 SPARSITY, TARGET = 0.9, 1.5
 
@@ -139,7 +139,7 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        head = {"command": command, "machine": cpu_name(), "isa": _native.isa()}
+        head = {"command": command, "machine": cpu_name(), "isa": native.isa()}
         write_json(options.json, {**head, "torch": torch.__version__, "rows": rows})
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsegan.benchmark import LAYERS, LayerCase
-from sparsegan.nn import SPARSE_CLASSES, SparseConv
+from sparsegan.nn.layer import SPARSE_CLASSES, SparseConv
 
 
 @pytest.fixture(params=LAYERS, ids=str)

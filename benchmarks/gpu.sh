@@ -33,7 +33,7 @@ build() {
   "$PYTHON" -m sparsegan info
   "$PYTHON" -c 'import sys, torch, sparsegan.ops as ops
 if not torch.cuda.is_available(): sys.exit("gpu.sh: torch sees no GPU")
-for op in ("gather", "wgrad"):
+for op in ("sparse_conv", "wgrad"):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsegan::{op}", "CUDA"):
         sys.exit(f"gpu.sh: torch has no sparsegan::{op} for CUDA; the library is {ops.cuda_library()}")
 print("gpu.sh: torch has the CUDA ops of", ops.cuda_library())'
@@ -42,7 +42,7 @@ test() { # the same examples at each call: what Triton has compiled serves the n
   local many=()
   if "$PYTHON" -c "import xdist" 2>/dev/null; then many=(-n 8); fi
   SPARSEGAN_TEST_DEVICE=cuda "$PYTHON" -m pytest -q --maxfail 20 --hypothesis-seed 0 "${many[@]}" tests/gpu
-  OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q "${many[@]}" tests/test_plan.py tests/test_gather.py tests/test_wgrad.py tests/test_nn.py
+  OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q "${many[@]}" tests/test_plan.py tests/test_sparse_conv.py tests/test_wgrad.py tests/test_nn.py
 }
 sanitize() { # torch keeps memory for later calls: without that each tensor's end is the end of its memory
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
@@ -50,7 +50,7 @@ sanitize() { # torch keeps memory for later calls: without that each tensor's en
   compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
 }
 tune() {
-  "$PYTHON" -m sparsegan.kernels.tune --seconds 380
+  "$PYTHON" -m sparsegan.benchmark.tune_kernels --seconds 380
   cp kernels/tuned_table.py "$OUT"/
 }
 bench() { # resumable: a stopped run goes on where it was

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from sparsegan import _native
 from sparsegan.benchmark import LAYERS, LayerCase
 from sparsegan.clock import Clock
-from sparsegan.info import cpu_name
-from sparsegan.nn import SPARSE_CLASSES
-from sparsegan.profiling import interleaved_ms
+from sparsegan.nn.layer import SPARSE_CLASSES
+from sparsegan.profiling.info import cpu_name
+from sparsegan.profiling.layers import interleaved_ms
 
 CASES = (LAYERS[1], LAYERS[4], LAYERS[9])
 SPARSITY = 0.9
@@ -75,13 +74,13 @@ def main() -> None:
     if not library.exists():
         sys.exit(f"{library} is not built: cmake --build {BUILD} --target inner_loop")
     native = ctypes.CDLL(str(library.resolve()))
-    native.fma_from_cache_gflops.restype = native.gather_tile_gflops.restype = ctypes.c_double
+    native.fma_from_cache_gflops.restype = native.sparse_conv_tile_gflops.restype = ctypes.c_double
     torch.set_num_threads(1)
-    _native.set_isa("avx2")
+    native.set_isa("avx2")
     ceilings: dict[str, Any] = {
-        "fma": _native.fma_gflops(),
+        "fma": native.fma_gflops(),
         "fma_from_cache": native.fma_from_cache_gflops(),
-        "gather_tile": {str(taps): native.gather_tile_gflops(taps) for taps in TAPS},
+        "sparse_conv_tile": {str(taps): native.sparse_conv_tile_gflops(taps) for taps in TAPS},
         "stream_gbytes": stream_gbytes(),
     }
     with torch.inference_mode():
@@ -89,7 +88,7 @@ def main() -> None:
     print(json.dumps({"ceilings": ceilings, "rows": rows}, indent=1))
     if options.json:
         command = "python benchmarks/roofline.py --json benchmarks/results/roofline.json"
-        facts = {"machine": cpu_name(), "isa": _native.isa(), "torch": torch.__version__}
+        facts = {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__}
         report = {"command": command, **facts, "ceilings": ceilings, "rows": rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

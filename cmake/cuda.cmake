@@ -111,7 +111,7 @@ set_target_properties(torch_cuda_stub PROPERTIES
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
 # C++17 and no more: CMake knows C++20 only of the versions of nvcc that are older than itself.
-add_library(cuda_kernels OBJECT csrc/cuda/gather.cu csrc/cuda/wgrad.cu)
+add_library(cuda_kernels OBJECT csrc/cuda/sparse_conv.cu csrc/cuda/wgrad.cu)
 set_target_properties(cuda_kernels PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
 # A tap jumps to its FMAs through a table (window.h); without -jtd nvcc makes six comparisons of it, old ones always.
 include(CheckCompilerFlag)
@@ -121,8 +121,8 @@ target_compile_options(cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra $<$<BOOL:${
 add_torch_module(_cuda
   csrc/bindings/ops_cuda.cpp
   csrc/cuda/tiling.cpp
-  csrc/plan/device_plan.cpp
-  csrc/plan/geometry.cpp
+  csrc/core/device_plan.cpp
+  csrc/core/geometry.cpp
   $<TARGET_OBJECTS:cuda_kernels>)
 target_compile_definitions(_cuda PRIVATE USE_CUDA)
 target_link_libraries(_cuda PRIVATE torch_cuda_stub CUDA::cudart_static)

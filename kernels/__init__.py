@@ -1,6 +1,6 @@
 """Triton kernels for NVIDIA GPUs: units of vectors on tensor cores. ``ops`` has the torch ops, ``NOTES.md`` the why.
 
-Importing this package imports no Triton: ask :func:`why_not`, then import ``sparsegan.kernels.ops``.
+Importing this package imports no Triton: ask :func:`why_not`, then import ``sparsegan.ops.vector_ops``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 
 import torch
 
-from sparsegan.plan import Geometry
+from sparsegan.geometry import Geometry
 
 #: Weights a unit that the kernels take.
 MOST_VECTOR = 64

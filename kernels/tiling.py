@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from .plan import Direction
+from sparsegan.geometry import Direction
+
 from .tuned import Blocks, Key, key, tuned_blocks
 
 #: Programs that a launch is cut into, where there is so much: a few for each multiprocessor of a large GPU.
 PROGRAMS = 1024
-#: Programs that a gather has at least, if shares of the sum can make so many: two for each multiprocessor.
+#: Programs that a sparse_conv has at least, if shares of the sum can make so many: two for each multiprocessor.
 LEAST_PROGRAMS = 264
-#: Positions of a gather's tile at most where x is read one element at a time: more would not fit the registers.
+#: Positions of a sparse_conv's tile at most where x is read one element at a time: more would not fit the registers.
 PLAIN_POSITIONS = 64
 
 Size = tuple[int, int]
@@ -45,7 +46,7 @@ class Tiling:
 class Launch:
     """One launch: number of programs, the arguments that follow the tensors, the compile-time constants.
 
-    ``shares``: of the result, to be added: a gather's by kernel columns, a wgrad's by positions.
+    ``shares``: of the result, to be added: a sparse_conv's by kernel columns, a wgrad's by positions.
     """
 
     programs: int
@@ -106,10 +107,10 @@ def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsi
 
 
 def call_key(op: str, d: Direction, units: int, images: int, target_size: Size, dtype: torch.dtype) -> Key:
-    """Where the table of tuned blocks has a call of ``op``: ``"gather"`` or ``"wgrad"``."""
+    """Where the table of tuned blocks has a call of ``op``: ``"sparse_conv"`` or ``"wgrad"``."""
     rows, width = phase_size(d, target_size)
     channels, taps = max(16, power_of_2(d.block)), units // (d.blocks * d.phases)
-    return key("deep gather" if d.depth > 1 else op, channels, dtype.itemsize, images * rows * width, taps)
+    return key("deep sparse_conv" if d.depth > 1 else op, channels, dtype.itemsize, images * rows * width, taps)
 
 
 def _fit(most: Blocks, images: int, rows: int, width: int) -> Blocks:
@@ -135,7 +136,7 @@ def _constants(d: Direction, precision: str, cut: Blocks) -> dict[str, Any]:
     }
 
 
-def gather_launch(
+def sparse_conv_launch(
     d: Direction,
     units: int,
     images: int,
@@ -147,9 +148,9 @@ def gather_launch(
     negative_slope: float,
     given: Blocks | None = None,
 ) -> Launch:
-    """A launch of ``gather_kernel``; ``precision``: ``tl.dot``'s; ``given`` instead of the tuned blocks."""
+    """A launch of ``sparse_conv_kernel``; ``precision``: ``tl.dot``'s; ``given`` instead of the tuned blocks."""
     rows, width = phase_size(d, target_size)
-    most = given or tuned_blocks(call_key("gather", d, units, images, target_size, dtype))
+    most = given or tuned_blocks(call_key("sparse_conv", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, width)
     tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
     if not tiling.deferred:

@@ -10,7 +10,7 @@ from .tuned_table import TABLE
 class Blocks(NamedTuple):
     """How a kernel is cut: positions and taps a step, warps a program, stages of the software pipeline.
 
-    ``walk``: blocks of target channels that a program of a gather writes at most, one after the other.
+    ``walk``: blocks of target channels that a program of a sparse_conv writes at most, one after the other.
     """
 
     positions: int
@@ -25,14 +25,14 @@ Key = tuple[str, int, int, int, int]
 
 #: By op, bytes an element and channels a block. No run on a GPU stands behind them: kernels/NOTES.md has the reasons.
 DEFAULTS = {
-    ("gather", 2, 16): Blocks(128, 32, 4, 3, 8),
-    ("gather", 2, 32): Blocks(128, 32, 8, 3, 8),
-    ("gather", 2, 64): Blocks(64, 32, 4, 3, 8),
-    ("gather", 4, 16): Blocks(128, 16, 4, 3, 8),
-    ("gather", 4, 32): Blocks(128, 16, 8, 3, 8),
-    ("gather", 4, 64): Blocks(64, 16, 4, 3, 8),
-    ("deep gather", 2, 16): Blocks(128, 32, 4, 3),
-    ("deep gather", 4, 16): Blocks(128, 16, 4, 3),
+    ("sparse_conv", 2, 16): Blocks(128, 32, 4, 3, 8),
+    ("sparse_conv", 2, 32): Blocks(128, 32, 8, 3, 8),
+    ("sparse_conv", 2, 64): Blocks(64, 32, 4, 3, 8),
+    ("sparse_conv", 4, 16): Blocks(128, 16, 4, 3, 8),
+    ("sparse_conv", 4, 32): Blocks(128, 16, 8, 3, 8),
+    ("sparse_conv", 4, 64): Blocks(64, 16, 4, 3, 8),
+    ("deep sparse_conv", 2, 16): Blocks(128, 32, 4, 3),
+    ("deep sparse_conv", 4, 16): Blocks(128, 16, 4, 3),
     ("wgrad", 2, 16): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 32): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 64): Blocks(64, 64, 4, 3),

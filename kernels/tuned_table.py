@@ -1,4 +1,4 @@
-"""Written by ``python -m sparsegan.kernels.tune``: block sizes that were the fastest, by ``tuned.key``."""
+"""Written by ``python -m sparsegan.benchmark.tune_kernels``: block sizes that were the fastest, by ``tuned.key``."""
 
 #: Where the figures come from.
 SOURCE = "not measured yet"

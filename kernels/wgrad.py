@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The gradient of a wide gather in its values, at the kept positions only.
+"""The gradient of a wide sparse_conv in its values, at the kept positions only.
 
     dv[t, o] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])
 
-A program owns the taps of one block of target channels, phase and kernel column (``kernels/plan.py``) and every
-``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one of gy
-[positions, channels] and writes its float32 share of the sum; the caller adds the shares, always in the same order. A
-deep gather's gradient is the wide one of the other direction, x and gy in each other's place.
+A program owns the taps of one block of target channels, phase and kernel column (``sparsegan/ops/vector_plan.py``) and
+every ``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one
+of gy [positions, channels] and writes its float32 share of the sum; the caller adds the shares, always in the same
+order. A deep sparse_conv's gradient is the wide one of the other direction, x and gy in each other's place.
 """
 
 from __future__ import annotations

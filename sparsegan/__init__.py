@@ -11,7 +11,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from . import ops as ops  # loads the native module, which registers the ops
+from . import ops as ops  # registers the torch ops
+from ._moved import find_moved_modules
 
 __version__ = importlib.metadata.version("sparsegan")
 
@@ -23,6 +24,7 @@ def _modules_of_names() -> dict[str, str]:
     return {alias.name: "." + (statement.module or "") for statement in imports for alias in statement.names}
 
 
+find_moved_modules()
 _MODULES = _modules_of_names()
 __all__ = sorted(_MODULES)
 

@@ -8,7 +8,7 @@ tensor                    dtype and shape                  content
 ``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
 ``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
                                                            layer's granularity (weights with ``"2:4"``), Golomb-Rice
-                                                           coded (``csrc/plan/support.h``)
+                                                           coded (``csrc/core/support.h``)
 ========================  ===============================  ==========================================================
 
 Every other entry of the model's ``state_dict`` is stored as it is, tied tensors once. The one metadata entry
@@ -30,13 +30,19 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from . import _native
 from .atomic_files import write_whole
 from .copying import Model, copy_model
 from .engine import Engine, GpuEngine
-from .granularity import check_shape, support_of_units, unit_size, units_of_support, vector_length
-from .nn import SETTINGS, SparseConv2d, SparseConvTranspose2d
-from .prune import _move_hooks, _replace
+from .nn.granularity import (
+    check_shape,
+    support_of_units,
+    unit_size,
+    units_of_support,
+    vector_length,
+)
+from .nn.layer import SETTINGS, SparseConv2d, SparseConvTranspose2d
+from .nn.replace import move_hooks, replaced
+from .ops import native
 from .state_dicts import names_of, read_state
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -85,7 +91,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
         }
         split = _split(description)
         units = units_of_support(layer.support.detach().cpu().contiguous(), *split)
-        code = _native.encode_support(units.numpy(), math.prod(layer.weight_shape) // unit_size(*split))
+        code = native.encode_support(units.numpy(), math.prod(layer.weight_shape) // unit_size(*split))
         tensors[_join(name, "values")] = kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept
         tensors[_join(name, "support")] = torch.tensor(bytearray(code), dtype=torch.uint8)
         layers[name] = description
@@ -184,7 +190,7 @@ def load(
             target.copy_(source)
     for sparse, support, kept in refills:
         sparse.set_support(support, kept)
-    return _replace(model, replacements)
+    return replaced(model, replacements)
 
 
 def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,7 +299,7 @@ def _load_into_meta(model: nn.Module, path: Path, key: str | None, device: torch
         else:
             own = {field: value for field, value in vars(others[name]).items() if field != "_modules"}
             module.__dict__.update(own)
-    return _replace(model, replacements)
+    return replaced(model, replacements)
 
 
 def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -375,7 +381,7 @@ class _File:
         size = unit_size(*split)
         code = self.tensors[_join(name, "support")].numpy().tobytes()
         try:
-            units = _native.decode_support(code, count // size, layer["nnz"] // size)
+            units = native.decode_support(code, count // size, layer["nnz"] // size)
             support = support_of_units(torch.from_numpy(units), *split)
         except ValueError as error:
             raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
@@ -492,12 +498,12 @@ def _sparse_twin(
     twin.set_support(support.to(weight.device), values.to(weight))
     twin.values.requires_grad_(weight.requires_grad)
     twin.bias = layer.bias  # type: ignore[assignment]  # torch's annotation leaves out that it is a Parameter
-    _move_hooks(layer, twin)
+    move_hooks(layer, twin)
     return twin
 
 
 def _split(layer: dict[str, Any]) -> tuple[list[int], str, bool, int]:
-    """How a described layer's weight is cut into units: the arguments of sparsegan.granularity's functions."""
+    """How a described layer's weight is cut into units: the arguments of sparsegan.nn.granularity's functions."""
     return layer["weight_shape"], layer["granularity"], layer["transposed"] is True, layer["groups"]
 
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsegan import _native
-from sparsegan.plan import Geometry, compile_plan
+from sparsegan.geometry import Geometry
+from sparsegan.ops import native
+from sparsegan.ops.plan import compile_plan
 
 #: What is in tests/gpu/ needs a GPU: benchmarks/gpu.sh runs it.
 collect_ignore = [] if torch.cuda.is_available() or "SPARSEGAN_TEST_DEVICE" in os.environ else ["gpu"]
@@ -28,13 +29,13 @@ settings.register_profile(
 settings.load_profile("sparsegan")
 
 
-@pytest.fixture(params=_native.supported_isas())
+@pytest.fixture(params=native.supported_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every ISA level of this build that this machine can run, one after the other."""
-    before = _native.isa()
-    _native.set_isa(request.param)
+    before = native.isa()
+    native.set_isa(request.param)
     yield request.param
-    _native.set_isa(before)
+    native.set_isa(before)
 
 
 @pytest.fixture(autouse=True)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from sparsegan.allocation import allocate, sensitivity
 from sparsegan.cli import main
 from sparsegan.compress import Compressor, DistillationLoss, OwnImages, SelfSupervisedLoss, gap
 from sparsegan.gans import Objective, dcgan, store
-from sparsegan.metrics import Evaluator, load_features
-from sparsegan.prune import sparse_layers
+from sparsegan.metrics.distances import Evaluator, load_features
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.allocation import allocate, sensitivity
+from sparsegan.pruning.removal import remove_filters
+from sparsegan.pruning.reorder import reorder_channels
+from sparsegan.pruning.schedule import GradualPruning, OneShot
 from sparsegan.randomness import CPU, run_state, seeded, set_run_state
-from sparsegan.removal import remove_filters
-from sparsegan.reorder import reorder_channels
-from sparsegan.schedule import GradualPruning, OneShot
 
 NAME = "second"
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.allocation import LEAST, allocate, sensitivity
-from sparsegan.granularity import unit_size
+from sparsegan.nn.granularity import unit_size
+from sparsegan.pruning.allocation import LEAST, allocate, sensitivity
 
 GRANULARITIES = ["element", "vector:2", "kernel", "filter", {"0": "filter", "2": "2:4", "*": "kernel"}]
 

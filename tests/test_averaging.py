@@ -13,8 +13,8 @@ from torch import nn
 import sparsegan as sg
 from sparsegan.compress import Compressor
 from sparsegan.gans import dcgan
-from sparsegan.prune import move_support
-from sparsegan.schedule import GradualPruning
+from sparsegan.pruning.schedule import GradualPruning
+from sparsegan.pruning.surgery import move_support
 
 
 def network(granularity: str = "element") -> nn.Module:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsegan as sg
-from sparsegan import _native, checkpoint
+from sparsegan import checkpoint
 from sparsegan.checkpoint import CheckpointError, file_report
 from sparsegan.gans import dcgan
+from sparsegan.ops import native
 
 
 def network(seed: int) -> nn.Sequential:
@@ -225,8 +226,8 @@ def test_codec_round_trip(data):
     size = data.draw(st.integers(0, 2**31) | st.integers(0, 300))
     positions = sorted(data.draw(st.sets(st.integers(0, max(size - 1, 0)), max_size=200))) if size else []
     support = np.array(positions, np.int32)
-    code = _native.encode_support(support, size)
-    assert _native.decode_support(code, size, len(positions)).tolist() == positions
+    code = native.encode_support(support, size)
+    assert native.decode_support(code, size, len(positions)).tolist() == positions
     # no other count and no shorter or longer code passes
     others = [(code, len(positions) + 1), (code[:-1], len(positions)), (code + b"\0", len(positions))]
     if positions:
@@ -235,18 +236,18 @@ def test_codec_round_trip(data):
         others.remove((code[:-1], 0))
     for other, count in others:
         with pytest.raises(ValueError, match="support"):
-            _native.decode_support(other, size, count)
+            native.decode_support(other, size, count)
 
 
 @given(st.binary(max_size=40), st.integers(0, 200) | st.integers(0, 2**31), st.integers(0, 60))
 def test_decoding_foreign_bytes_gives_a_valid_support_or_an_error(code, size, count):
     try:
-        support = _native.decode_support(code, size, count)
+        support = native.decode_support(code, size, count)
     except ValueError:
         return
     assert support.dtype == np.int32
     assert support.shape == (count,)
-    _native.check_support(support, size)
+    native.check_support(support, size)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_decoding_foreign_bytes_gives_a_valid_support_or_an_error(code, size, co
     ],
 )
 def test_bad_supports_are_named(positions, message):
-    for use in (_native.check_support, _native.encode_support):
+    for use in (native.check_support, native.encode_support):
         with pytest.raises(ValueError, match=message):
             use(np.array(positions, np.int32), 8)
         with pytest.raises(TypeError):
@@ -268,7 +269,7 @@ def test_bad_supports_are_named(positions, message):
 
 def test_memory_is_bounded_by_the_code():
     with pytest.raises(ValueError, match="its code of 4 bytes cannot hold that many"):
-        _native.decode_support(b"\0\0\0\0", 2**31, 2**31)
+        native.decode_support(b"\0\0\0\0", 2**31, 2**31)
 
 
 # ---- files that must be refused; the model stays as it was, bit for bit
@@ -347,7 +348,7 @@ def test_not_our_file(tmp_path, target, make, match):
 
 
 def code(positions: list[int], size: int) -> torch.Tensor:
-    return torch.tensor(bytearray(_native.encode_support(np.array(positions, np.int32), size)), dtype=torch.uint8)
+    return torch.tensor(bytearray(native.encode_support(np.array(positions, np.int32), size)), dtype=torch.uint8)
 
 
 # Each edit gets the metadata and tensors of a good file, whose layer 0 keeps 48 of 192 weights; the hash is made to fit

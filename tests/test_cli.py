@@ -14,13 +14,13 @@ import torch
 import sparsegan.cli
 import sparsegan.cli.compress
 from sparsegan import data
-from sparsegan.allocation import sensitivity
-from sparsegan.classifier import Classifier, find_classifier, save_classifier
 from sparsegan.cli import main
 from sparsegan.compress import gap
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import Objective, store
-from sparsegan.prune import sparse_layers
+from sparsegan.metrics.classifier import Classifier, find_classifier, save_classifier
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.allocation import sensitivity
 from sparsegan.training import endless
 from sparsegan.training.adversarial import AdversarialTask
 

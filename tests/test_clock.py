@@ -19,7 +19,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
     gpu, now = SimulatedGpu(monkeypatch), [0.0]
 
     def on_op(name: str) -> None:
-        now[0] += 3e-3 if name == "sparsegan::gather" else 5e-3 if "convolution" in name else 0.0
+        now[0] += 3e-3 if name == "sparsegan::sparse_conv" else 5e-3 if "convolution" in name else 0.0
 
     gpu.on_op = on_op
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsegan.allocation import allocate, sensitivity
 from sparsegan.compress import (
     RECIPES,
     ROWS,
@@ -29,12 +28,14 @@ from sparsegan.compress import (
     recalibrate_batch_norm,
 )
 from sparsegan.compress.baselines import kept_parameters
-from sparsegan.compress.loss import Scores
+from sparsegan.compress.losses import Scores
 from sparsegan.compress.step import CompressionTask, split
 from sparsegan.data import Batches
 from sparsegan.gans import Objective, dcgan
-from sparsegan.prune import sparse_layers, sparsify
-from sparsegan.schedule import GradualPruning, OneShot, Rounds, prunings
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.allocation import allocate, sensitivity
+from sparsegan.pruning.schedule import GradualPruning, OneShot, Rounds, prunings
+from sparsegan.pruning.surgery import sparsify
 from sparsegan.training import Diverged
 
 SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}

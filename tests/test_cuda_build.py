@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="building t
 ARCHITECTURES = ("sm_80", "sm_90")
 TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 #: Registers a thread may have under the kernel's __launch_bounds__, 65536 a multiprocessor.
-MOST_REGISTERS = {"gather_tiled": 128, "wgrad_tiled": 128, "gather_small": 80, "wgrad_small": 255}
+MOST_REGISTERS = {"sparse_conv_tiled": 128, "wgrad_tiled": 128, "sparse_conv_small": 80, "wgrad_small": 255}
 
 
 def cuobjdump() -> str:
@@ -103,7 +103,7 @@ def kernels(library: Path) -> list[Kernel]:
 
 def test_every_kernel_is_built(kernels: list[Kernel]) -> None:
     tiled = [(strip, step) for strip in "48" for step in "12"]
-    templates = {"gather_tiled": tiled, "wgrad_tiled": tiled, "gather_small": [*"124"]}
+    templates = {"sparse_conv_tiled": tiled, "wgrad_tiled": tiled, "sparse_conv_small": [*"124"]}
     templates |= {name: [()] for name in ("wgrad_small", "add_parts", "add_tiles")}
     wanted = {
         (architecture, name, (dtype, *variant))
@@ -147,7 +147,7 @@ import ctypes, sys, torch, sparsegan
 if torch.version.cuda is None:
     stub = ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_LOCAL)
     torch.ops.load_library(sys.argv[1])
-for op in ("sparsegan::gather", "sparsegan::wgrad"):
+for op in ("sparsegan::sparse_conv", "sparsegan::wgrad"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
 """
 
@@ -168,7 +168,7 @@ def test_a_library_that_does_not_load_leaves_the_rest(library: Path, tmp_path: P
 import torch
 torch.version.cuda = "13.0"
 import sparsegan as sg
-from sparsegan.info import info
+from sparsegan.profiling.info import info
 y = sg.sparsify(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), 0.5)(torch.ones(1, 3, 8, 8))
 print(info()["cuda kernels"])
 """

@@ -26,12 +26,12 @@ from sparsegan.cli.common import device_named, use_device
 from sparsegan.compress import Compressor, DistillationLoss, PlainLoss, SelfSupervisedLoss
 from sparsegan.compress.comparison import Comparison
 from sparsegan.gans import Objective, dcgan, store
-from sparsegan.prune import sparse_layers
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.outermost import autocast
+from sparsegan.placement import moved
+from sparsegan.pruning.schedule import OneShot
 from sparsegan.randomness import Draws
-from sparsegan.schedule import OneShot
 from sparsegan.training import ranks, run_loop
-from sparsegan.training.outermost import autocast
-from sparsegan.training.placement import moved
 
 
 def test_a_second_device() -> None:

@@ -11,9 +11,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsegan as sg
-from sparsegan import dispatch, kernels, ops
-from sparsegan.dispatch import Call
-from sparsegan.plan import Geometry
+from sparsegan import kernels, ops
+from sparsegan.geometry import Geometry
+from sparsegan.nn import dispatch
+from sparsegan.nn.dispatch import Call
 
 CUDA = torch.device("cuda", 0)
 RESIDUAL = Geometry(256, 256, 1, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -129,7 +130,7 @@ def test_gpu_layers_trace(name: str, granularity: str, kernel: str) -> None:
         with Note(), torch.no_grad():
             y = layer(torch.empty(2, 16, size, size, device="cuda"))
     assert (y.shape, y.device.type) == (expected, "cuda")
-    op = "sparsegan.gather" if granularity == "element" else "sparsegan.vector_gather"
+    op = "sparsegan.sparse_conv" if granularity == "element" else "sparsegan.vector_sparse_conv"
     if kernel != "auto":
         assert any(op in one for one in calls) == (kernel == "sparse")
     assert not any("_local_scalar_dense" in one or "aten.equal" in one for one in calls)

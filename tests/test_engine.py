@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.engine import gpu
-from sparsegan.engine.steps import Gather, Pointwise, Statistics, Torch
+from sparsegan.engine.steps import Pointwise, SparseConvStep, Statistics, Torch
 from sparsegan.gans import cyclegan, dcgan, pix2pix, srgan, stargan, store
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -95,7 +95,7 @@ def test_reference_generators(name: str) -> None:
     model = pruned(build())
     engine = check(model, *(x.double() for x in inputs(2)))
     layers = [module for module in model.modules() if isinstance(module, sg.SparseConv2d | sg.SparseConvTranspose2d)]
-    assert kinds(engine).count(Gather) == len(layers)
+    assert kinds(engine).count(SparseConvStep) == len(layers)
     assert Statistics not in kinds(engine)
     heavy = [s for s in engine.steps() if (isinstance(s, Torch) and "Norm" in s.why) or "cat" in s.why]
     assert not heavy
@@ -300,7 +300,7 @@ def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
 def test_kernels_that_are_pinned_and_dense_layers() -> None:
     model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1), 0.5, kernel="dense")
     engine = check(model, torch.randn(1, 3, 16, 16, dtype=torch.float64))
-    assert Gather not in kinds(engine)
+    assert SparseConvStep not in kinds(engine)
     assert Statistics in kinds(engine)
     transposed = trained(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
     check(transposed, torch.randn(2, 4, 5, 3, dtype=torch.float64))
@@ -479,7 +479,7 @@ def test_arena_is_shared_by_what_is_not_needed_at_once() -> None:
     engine = check(pruned(nn.Sequential(*blocks, nn.Conv2d(8, 8, 1))), x)
     assert engine.memory()["arena"] == 2 * x.numel() * 8
     residual = check(pruned(cyclegan.ResnetGenerator(ngf=8, blocks=4)), torch.randn(1, 3, 32, 32, dtype=torch.float64))
-    largest = max(step.writes[0].bytes for step in residual.steps() if isinstance(step, Gather | Pointwise))
+    largest = max(step.writes[0].bytes for step in residual.steps() if isinstance(step, SparseConvStep | Pointwise))
     assert residual.memory()["arena"] <= 2 * largest
 
 

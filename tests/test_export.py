@@ -15,7 +15,7 @@ import sparsegan as sg
 from sparsegan import ops
 from sparsegan.atomic_files import write_json
 from sparsegan.cli import main
-from sparsegan.export import export_onnx
+from sparsegan.engine.export import export_onnx
 from sparsegan.gans import GANS, cyclegan, store
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -78,7 +78,7 @@ def test_nothing_is_written_that_does_not_hold(tmp_path: Path) -> None:
 
 
 def test_without_onnx_runtime_it_says_that_nothing_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsegan.export.find_spec", lambda name: None)
+    monkeypatch.setattr("sparsegan.engine.export.find_spec", lambda name: None)
     with pytest.warns(torch.jit.TracerWarning):  # then its warnings are all there is
         report = export_onnx(Frozen(), torch.rand(1, 2, 4, 4), tmp_path / "frozen.onnx")
     assert report.difference is None
@@ -143,8 +143,8 @@ def test_torch_export_computes_what_the_model_does(name: str, tmp_path: Path) ->
         model(example)  # makes the plans, which are then constants of the graph
         program = torch.export.export(model, (example,), dynamic_shapes=None if free is None else (free,))
         calls = [node.target for node in program.graph.nodes]
-        assert torch.ops.sparsegan.plan.default not in calls
-        assert calls.count(ops._gather) == len(list(sg.sparse_layers(model)))
+        assert torch.ops.sparsegan.ops.plan.default not in calls
+        assert calls.count(ops._sparse_conv) == len(list(sg.sparse_layers(model)))
         torch.export.save(program, tmp_path / "g.pt2")
         loaded = torch.export.load(tmp_path / "g.pt2").module()
         for x in (example, other):

@@ -18,7 +18,7 @@ import sparsegan as sg
 from sparsegan.compress import Compressor
 from sparsegan.copying import bake, copy_model
 from sparsegan.gans import Objective, dcgan
-from sparsegan.schedule import GradualPruning
+from sparsegan.pruning.schedule import GradualPruning
 
 
 class Half(nn.Module):
@@ -284,7 +284,7 @@ def test_nothing_to_prune_is_an_error(name: str) -> None:
     for prune_it in (
         lambda: sg.sparsify(model, 0.5),
         lambda: sg.sparsify(model),
-        lambda: sg.allocation.allocate(model, 0.5),
+        lambda: sg.pruning.allocation.allocate(model, 0.5),
         lambda: Compressor(model, nn.Conv2d(3, 1, 3), dcgan.objective, GradualPruning(steps=2)),
     ):
         with pytest.raises(ValueError, match=words):

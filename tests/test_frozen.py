@@ -12,10 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsegan.compress import Compressor, PlainLoss, SelfSupervisedLoss, match_contrast, recalibrate_batch_norm
-from sparsegan.compress.own import OwnImages
+from sparsegan.compress import (
+    Compressor,
+    PlainLoss,
+    SelfSupervisedLoss,
+    match_contrast,
+    recalibrate_batch_norm,
+)
+from sparsegan.compress.data_free import OwnImages
 from sparsegan.gans import Objective, dcgan
-from sparsegan.schedule import GradualPruning
+from sparsegan.pruning.schedule import GradualPruning
 from sparsegan.training import run_loop
 from sparsegan.training.adversarial import AdversarialTask, teach
 

@@ -1,4 +1,4 @@
-"""The inference engine's ops, gather_fused and pointwise, against torch: every geometry and ISA, views, bad calls."""
+"""The inference engine's ops against torch: every geometry and ISA, views, bad calls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsegan import reference
-from sparsegan.ops import CURVES, PADDING_MODES
-from sparsegan.plan import compile_direct_plan
+from sparsegan.ops import reference
+from sparsegan.ops.plan import compile_direct_plan
+from sparsegan.ops.sparse_conv import CURVES, PADDING_MODES
 
-gather_fused = torch.ops.sparsegan.gather_fused.default
+sparse_conv_fused = torch.ops.sparsegan.sparse_conv_fused.default
 pointwise = torch.ops.sparsegan.pointwise.default
 
 
@@ -89,7 +89,7 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve
     whole, around = a["y"]._base, a["y"]._base.clone()
     for call in (a, direct(a, p)):
         a["y"].fill_(torch.nan)
-        gather_fused(*call.values())
+        sparse_conv_fused(*call.values())
         _compare(p, a, shuffle, norm, curve)
     channels = a["y"].shape[1]
     for part in (slice(0, 1), slice(1 + channels, None)):  # nothing is written beside y
@@ -98,7 +98,7 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve
 
 def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str) -> None:
     x = changed(a["x"], (a["scale"], a["shift"]), a["slope"])
-    expected = reference.gather(
+    expected = reference.sparse_conv(
         x, a["values"], a["bias"], a["support"], p.geometry, p.adjoint, p.y_shape[1:], *p.padding
     )
     expected = bent(F.pixel_shuffle(expected, shuffle), curve)
@@ -111,7 +111,7 @@ def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str
 
 
 @given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(CURVES))
-def test_gather_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, curve: str) -> None:
+def test_sparse_conv_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, curve: str) -> None:
     check(p, 1, affine, slope, norm, curve)
 
 
@@ -146,7 +146,7 @@ def test_statistics_do_not_cancel(isa: str) -> None:
     a |= dict.fromkeys(("scale", "shift", "slope", "norm_weight", "norm_bias"))
     a |= {"bias": torch.full((1,), 4096.0), "eps": 0.0}
     a["values"].mul_(1e-1)
-    gather_fused(*a.values())
+    sparse_conv_fused(*a.values())
     variance = a["y"].double().var((2, 3), correction=0)
     torch.testing.assert_close(a["y_scale"].double(), variance.rsqrt(), rtol=1e-4, atol=0)
 
@@ -237,7 +237,7 @@ def test_bad_calls_are_refused(message: str) -> None:
     if message == "images of y":
         message = "each image of y must be contiguous"
     with pytest.raises((RuntimeError, ValueError), match=message):
-        gather_fused(*a.values())
+        sparse_conv_fused(*a.values())
 
 
 @pytest.mark.parametrize("adjoint", [False, True])
@@ -251,10 +251,10 @@ def test_bad_direct_plans_are_refused(adjoint: bool) -> None:
         (torch.cat([a["plan"][:1] + 1, a["plan"][1:]]), "its rows do not rise"),
     ):
         with pytest.raises(ValueError, match=message):
-            gather_fused(*(a | {"plan": damaged}).values())
+            sparse_conv_fused(*(a | {"plan": damaged}).values())
     plans = (None, a["plan"]) if adjoint else (a["plan"], None)
     with pytest.raises(ValueError, match="numbers where"):  # whose values are in the support's order
-        torch.ops.sparsegan.gather(
+        torch.ops.sparsegan.sparse_conv(
             a["x"], a["values"], None, a["support"], *plans, p.numbers, adjoint, list(p.y_shape[1:])
         )
 
@@ -277,7 +277,7 @@ def test_bad_pointwise_calls_are_refused() -> None:
 
 def test_opcheck() -> None:
     a = arguments(SMALL)
-    torch.library.opcheck(gather_fused, tuple(a.values()), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(sparse_conv_fused, tuple(a.values()), test_utils=("test_schema", "test_faketensor"))
     x, y = torch.randn(2, 3, 4, 4), torch.empty(2, 3, 4, 4)
     nothing = (None, None, None)
     opcheck = (x, *nothing, x.clone(), *nothing, 0, 1, y)

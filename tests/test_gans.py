@@ -23,8 +23,9 @@ from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
-from sparsegan.prune import sparse_layers, sparsify
-from sparsegan.schedule import GradualPruning, OneShot
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.schedule import GradualPruning, OneShot
+from sparsegan.pruning.surgery import sparsify
 from sparsegan.state_dicts import read_state
 from sparsegan.training.adversarial import AdversarialTask
 

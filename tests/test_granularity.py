@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan import _native, checkpoint
-from sparsegan.granularity import kept, parse_granularity
+from sparsegan import checkpoint
+from sparsegan.nn.granularity import kept, parse_granularity
+from sparsegan.ops import native
 
 Layer = nn.Conv2d | nn.ConvTranspose2d
 
@@ -173,7 +174,7 @@ def test_files(tmp_path: Path, problem: tuple[Layer, str], into_sparse: bool) ->
 
 def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
     def code(positions: list[int], size: int) -> Tensor:
-        return torch.tensor(bytearray(_native.encode_support(torch.tensor(positions).int().numpy(), size))).byte()
+        return torch.tensor(bytearray(native.encode_support(torch.tensor(positions).int().numpy(), size))).byte()
 
     path = tmp_path / "g"
     edits = {

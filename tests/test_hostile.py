@@ -19,9 +19,9 @@ from test_fused import arguments, direct
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan import reference
-from sparsegan.ops import PADDING_MODES
-from sparsegan.plan import compile_plan
+from sparsegan.ops import reference
+from sparsegan.ops.plan import compile_plan
+from sparsegan.ops.sparse_conv import PADDING_MODES
 
 ROUNDS = int(os.environ.get("SPARSEGAN_FUZZ", "1500"))
 #: What an op or load_state_dict may raise.
@@ -209,21 +209,21 @@ def _alias(memory: Tensor, like: Tensor) -> Tensor:
 UNKNOWABLE = {"support", "plan", "adjoint_plan", "geometry", "adjoint"}
 
 
-def _gather_calls() -> list[tuple[str, dict[str, Any]]]:
+def _sparse_conv_calls() -> list[tuple[str, dict[str, Any]]]:
     calls: list[tuple[str, dict[str, Any]]] = []
     for p in SMALLS.values():
         fused = arguments(p, dtype=torch.float32)
-        calls += [("gather_fused", fused), ("gather_fused", direct(fused, p))]
+        calls += [("sparse_conv_fused", fused), ("sparse_conv_fused", direct(fused, p))]
         support = p.support()
         other = compile_plan(torch.arange(len(support), dtype=torch.int32), p.geometry, p.adjoint)
-        calls.append(("gather_fused", fused | {"support": support, "plan": other, "values": fused["values"]}))
+        calls.append(("sparse_conv_fused", fused | {"support": support, "plan": other, "values": fused["values"]}))
         taps = dict(zip(("plan", "adjoint_plan"), p.plans(support), strict=True))
         common = {"support": support, **taps, "geometry": p.numbers, "adjoint": p.adjoint}
         padding = {"padding_mode": PADDING_MODES.index(p.padding_mode), "pad_before": list(p.pad_before)}
         x, values = torch.randn(p.x_shape), torch.randn(len(support) * p.geometry.vector)
         bias, size = torch.randn(p.y_shape[1]), list(p.y_shape[1:])
-        gather = {"x": x, "values": values, "bias": bias, **common, "output_size": size, **padding}
-        calls.append(("gather", gather | {"negative_slope": 0.5}))
+        sparse_conv = {"x": x, "values": values, "bias": bias, **common, "output_size": size, **padding}
+        calls.append(("sparse_conv", sparse_conv | {"negative_slope": 0.5}))
         calls.append(("wgrad", {"gy": torch.randn(p.y_shape), "x": x, **common, **padding}))
     return calls
 
@@ -240,7 +240,7 @@ def _pointwise_calls() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", [_gather_calls, _pointwise_calls], ids=["gather", "pointwise"])
+@pytest.mark.parametrize("family", [_sparse_conv_calls, _pointwise_calls], ids=["sparse_conv", "pointwise"])
 def test_ops(family: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
     random.seed(0)
     calls = family()
@@ -261,7 +261,7 @@ def test_ops(family: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
         except REFUSALS:
             refused += 1
             continue
-        if op in ("pointwise", "gather") and not UNKNOWABLE & set(changed):
+        if op in ("pointwise", "sparse_conv") and not UNKNOWABLE & set(changed):
             expected = _expected(op, before)
             torch.testing.assert_close(
                 call["y"] if op == "pointwise" else result, expected, rtol=1e-3, atol=1e-3, equal_nan=True
@@ -283,11 +283,11 @@ def _too_much(call: dict[str, Any]) -> bool:
 
 
 def _expected(op: str, call: dict[str, Any]) -> Tensor:
-    if op == "gather":
+    if op == "sparse_conv":
         p = next(p for p in SMALLS.values() if p.numbers == call["geometry"] and p.adjoint == call["adjoint"])
         padding = (PADDING_MODES[call["padding_mode"]], tuple(call["pad_before"]))
         taps = (call["values"], call["bias"], call["support"], p.geometry, p.adjoint, call["output_size"])
-        y = reference.gather(call["x"], *taps, *padding)
+        y = reference.sparse_conv(call["x"], *taps, *padding)
         return torch.where(y > 0, y, y * call["negative_slope"])
 
     def mapped(x: Tensor, scale: Tensor | None, shift: Tensor | None, slope: Tensor | None) -> Tensor:
@@ -308,7 +308,7 @@ def test_an_output_in_the_memory_of_an_input_is_refused() -> None:
     p = replace(p, geometry=replace(p.geometry, padding=(1, 0)))
     call = arguments(p, dtype=torch.float32) | {"y_scale": None, "y_shift": None}
     call |= {name: call[name].contiguous() for name in ("scale", "shift")}
-    op = torch.ops.sparsegan.gather_fused.default
+    op = torch.ops.sparsegan.sparse_conv_fused.default
     n, channels = call["y"].shape[:2]
     both = torch.zeros(n, channels + p.x_shape[1], 5, 5)
     floats = torch.zeros(10000)

@@ -8,28 +8,28 @@ import sys
 
 import pytest
 
-from sparsegan import _native
-from sparsegan.info import info
+from sparsegan.ops import native
+from sparsegan.profiling.info import info
 
 
 def test_facts() -> None:
     facts = info()
     assert facts["cpu isa in use"] in facts["cpu isa supported"].split(", ")
-    assert set(_native.supported_isas()) <= set(_native.built_isas())
-    assert "scalar" in _native.supported_isas()
+    assert set(native.supported_isas()) <= set(native.built_isas())
+    assert "scalar" in native.supported_isas()
 
 
 def test_one_library_serves_every_python() -> None:
     """The wheel says so: no function of Python's is among what the library needs."""
     assert not [
-        name for name in (b"PyInit_", b"PyObject_", b"PyErr_", b"_Py_Dealloc") if name in _native.LIBRARY.read_bytes()
+        name for name in (b"PyInit_", b"PyObject_", b"PyErr_", b"_Py_Dealloc") if name in native.LIBRARY.read_bytes()
     ]
 
 
-@pytest.mark.parametrize("isa", [*_native.supported_isas(), "mmx"])
+@pytest.mark.parametrize("isa", [*native.supported_isas(), "mmx"])
 def test_environment_variable(isa: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", "import torch; from sparsegan import _native; print(_native.isa())"],
+        [sys.executable, "-c", "import torch; from sparsegan.ops import native; print(native.isa())"],
         env={**os.environ, "SPARSEGAN_CPU_ISA": isa},
         capture_output=True,
         text=True,

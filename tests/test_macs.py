@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparsegan as sg
-from sparsegan.macs import masked_dense_bytes
+from sparsegan.profiling.macs import masked_dense_bytes
 
 
 def net() -> nn.Sequential:

@@ -14,9 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegan import data, metrics
-from sparsegan.classifier import CLASSIFIERS, find_classifier, load_classifier, save_classifier, train_classifier
+from sparsegan import data
 from sparsegan.gans import pix2pix, stargan
+from sparsegan.metrics import distances as metrics
+from sparsegan.metrics.classifier import (
+    CLASSIFIERS,
+    find_classifier,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
-from sparsegan import reference
+from sparsegan.ops import reference
 
 Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn, optim
 
 import sparsegan as sg
-from sparsegan.prune import move_support, shrink
+from sparsegan.pruning.surgery import move_support, shrink
 
 
 def network() -> nn.Sequential:

@@ -13,8 +13,10 @@ from conftest import Problem, problems
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsegan import _native, ops
-from sparsegan.plan import Geometry, compile_plan
+from sparsegan import ops
+from sparsegan.geometry import Geometry
+from sparsegan.ops import native
+from sparsegan.ops.plan import compile_plan
 
 GEOMETRY = Geometry(8, 6, 2, (3, 3), (2, 2), (1, 1), (1, 1))
 VECTORS = [replace(GEOMETRY, coarse_vector=4), replace(GEOMETRY, fine_vector=3)]
@@ -25,7 +27,7 @@ def test_every_kept_weight_is_one_tap(p: Problem) -> None:
     support = p.support()
     for adjoint, plan in enumerate(p.plans(support)):
         nnz = len(support)
-        assert plan.numel() == _native.plan_size(p.numbers, bool(adjoint), nnz)
+        assert plan.numel() == native.plan_size(p.numbers, bool(adjoint), nnz)
         if adjoint:
             order = plan[plan.numel() - nnz :]
             assert torch.equal(order.sort().values, torch.arange(nnz, dtype=torch.int32))
@@ -56,7 +58,7 @@ def test_a_hostile_plan_raises_or_computes_but_never_reads_outside(data: st.Data
     taps = (support, None, plan) if adjoint else (support, plan, None)
     values = torch.randn(len(support) * geometry.vector)
     try:
-        y = ops.gather(x, values, None, *taps, geometry.numbers(), adjoint, size)
+        y = ops.sparse_conv(x, values, None, *taps, geometry.numbers(), adjoint, size)
         assert y.shape == (2, *size)
         assert ops.wgrad(y, x, *taps, geometry.numbers(), adjoint).shape == values.shape
     except ValueError as error:
@@ -86,12 +88,12 @@ class _Changing(list[int]):
 
 def test_a_geometry_is_read_once() -> None:
     support = np.arange(4, dtype=np.int32)
-    plain = _native.compile_plan(support, GEOMETRY.numbers(), True)
+    plain = native.compile_plan(support, GEOMETRY.numbers(), True)
     for _ in range(50):
-        assert (_native.compile_plan(support, _Changing(GEOMETRY.numbers()), True) == plain).all()
+        assert (native.compile_plan(support, _Changing(GEOMETRY.numbers()), True) == plain).all()
 
 
 @pytest.mark.parametrize("numbers", [[], [1] * 5, [8, 6, 2, 3, 3, 2, 2, 1, 1, 1, 1, 1, 2**70], [8.0] * 13, [None] * 13])
 def test_geometries_that_are_none(numbers: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
-        _native.compile_plan(np.arange(4, dtype=np.int32), numbers, False)
+        native.compile_plan(np.arange(4, dtype=np.int32), numbers, False)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
-from sparsegan.granularity import check_granularity, magnitude_mask
+from sparsegan.nn.granularity import check_granularity, magnitude_mask
 
 
 def model() -> nn.Sequential:

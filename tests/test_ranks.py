@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from sparsegan import metrics
 from sparsegan.compress import Compressor, SelfSupervisedLoss
-from sparsegan.prune import sparse_layers
-from sparsegan.schedule import GradualPruning
+from sparsegan.metrics import distances as metrics
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.schedule import GradualPruning
 from sparsegan.training import ranks
 
 Figures = list[dict[str, float]]

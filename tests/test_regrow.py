@@ -25,9 +25,10 @@ from sparsegan.compress import Compressor
 from sparsegan.compress import step as step_module
 from sparsegan.data import Batches
 from sparsegan.gans import Objective, dcgan
-from sparsegan.prune import sparse_layers, sparsify
-from sparsegan.regrow import dense_gradients, regrow
-from sparsegan.schedule import GradualPruning, OneShot
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.regrow import dense_gradients, regrow
+from sparsegan.pruning.schedule import GradualPruning, OneShot
+from sparsegan.pruning.surgery import sparsify
 
 
 def gradients_of(net: nn.Module, x: Tensor, backward: Callable[[Tensor, Tensor], None]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.gans import GANS, dcgan
-from sparsegan.removal import remove_filters
+from sparsegan.pruning.removal import remove_filters
 
 
 def ready(net: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.gans import store
-from sparsegan.granularity import magnitude_mask
-from sparsegan.reorder import similar_order
+from sparsegan.nn.granularity import magnitude_mask
+from sparsegan.pruning.reorder import similar_order
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 

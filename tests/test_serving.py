@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import sparsegan as sg
 from sparsegan.engine.shapes import Shapes
 from sparsegan.gans.parts import InstanceNorm2d
-from sparsegan.nn import SparseConv
+from sparsegan.nn.layer import SparseConv
 
 SIZES = [(1, 16, 16), (2, 12, 20), (1, 9, 33), (3, 16, 16), (1, 40, 8)]
 

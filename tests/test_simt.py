@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsegan import reference
-from sparsegan.plan import Geometry
+from sparsegan.geometry import Geometry
+from sparsegan.ops import reference
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
@@ -164,7 +164,7 @@ def call(p: Problem, dtype: torch.dtype, support: Tensor, wgrad: bool, how: Circ
     return Call((ctypes.c_int64 * 13)(*p.numbers), *fixed, how.seed, how.offset, how.damage)
 
 
-def gather(
+def sparse_conv(
     simt: ctypes.CDLL,
     p: Problem,
     x: Tensor,
@@ -191,18 +191,18 @@ def wgrad(simt: ctypes.CDLL, p: Problem, gy: Tensor, x: Tensor, support: Tensor,
     return dv
 
 
-def check_gather(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, how: Circumstances) -> None:
+def check_sparse_conv(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, bias: bool, how: Circumstances) -> None:
     support = p.support()
     x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support)).to(dtype)
     b = torch.randn(p.y_shape[1]).to(dtype) if bias else None
 
     def twin(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
-        return reference.gather(x, values, b, support, p.geometry, p.adjoint, p.y_shape[1:])
+        return reference.sparse_conv(x, values, b, support, p.geometry, p.adjoint, p.y_shape[1:])
 
     exact, magnitude = (
         twin(f(x.double()), f(values.double()), None if b is None else f(b.double())) for f in (same, torch.abs)
     )
-    assert_close(gather(simt, p, x, values, b, support, how), exact, twin(x, values, b), magnitude)
+    assert_close(sparse_conv(simt, p, x, values, b, support, how), exact, twin(x, values, b), magnitude)
 
 
 def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, how: Circumstances) -> None:
@@ -232,8 +232,8 @@ CIRCUMSTANCES = st.builds(Circumstances, st.integers(0, 3), st.integers(0, 1), s
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=40)
 @given(p=PLAIN, bias=st.booleans(), how=CIRCUMSTANCES)
-def test_gather(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, bias: bool, how: Circumstances) -> None:
-    check_gather(simt, p, dtype, bias, how)
+def test_sparse_conv(simt: ctypes.CDLL, dtype: torch.dtype, p: Problem, bias: bool, how: Circumstances) -> None:
+    check_sparse_conv(simt, p, dtype, bias, how)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -290,12 +290,12 @@ NAMES = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel(simt: ctypes.CDLL, dtype: torch.dtype) -> None:
     tiled = [f"{strip}, {step}" for strip in (4, 8) for step in (1, 2)]
-    expected = {f"gather_tiled {s}" for s in tiled} | {f"wgrad_tiled {s}" for s in tiled}
-    expected |= {f"gather_small {pixels}" for pixels in (1, 2, 4)} | {"wgrad_small", "add_parts", "add_tiles"}
+    expected = {f"sparse_conv_tiled {s}" for s in tiled} | {f"wgrad_tiled {s}" for s in tiled}
+    expected |= {f"sparse_conv_small {pixels}" for pixels in (1, 2, 4)} | {"wgrad_small", "add_parts", "add_tiles"}
     launched = set()
     for p in LAYERS.values():
         for adjoint, how in ((False, Circumstances(multiprocessors=1)), (True, Circumstances(2, 0, 132))):
-            for check in (partial(check_gather, bias=True), check_wgrad):
+            for check in (partial(check_sparse_conv, bias=True), check_wgrad):
                 check(simt, replace(p, adjoint=adjoint), dtype, how=how)
                 found = re.findall(r"(\w+)<(\w+)(?:, )?([\d, ]*)>\(", simt.simt_launched().decode())
                 assert all(name == NAMES[dtype] for _, name, _ in found)
@@ -312,8 +312,8 @@ def test_activation(simt: ctypes.CDLL, slope: float) -> None:
             support = p.support()
             x, values = torch.randn(p.x_shape), torch.randn(len(support))
             x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
-            plain = gather(simt, p, x, values, None, support, how)
-            active = gather(simt, p, x, values, None, support, how, slope)
+            plain = sparse_conv(simt, p, x, values, None, support, how)
+            active = sparse_conv(simt, p, x, values, None, support, how, slope)
             expected = torch.nn.functional.leaky_relu(plain, slope) if slope else plain.relu()
             torch.testing.assert_close(active, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -324,5 +324,5 @@ def test_damaged_plan(simt: ctypes.CDLL, p: Problem, damage: int) -> None:
     """Nonsense in a plan or a support gives nonsense, but no access outside the tensors and no kernel that hangs."""
     support, how = p.support(), Circumstances(damage=damage)
     x, values = torch.randn(p.x_shape), torch.randn(len(support))
-    gather(simt, p, x, values, None, support, how)
+    sparse_conv(simt, p, x, values, None, support, how)
     wgrad(simt, p, torch.randn(p.y_shape), x, support, how)

@@ -22,8 +22,8 @@ from sparsegan.cli.study import COLUMNS
 from sparsegan.compress import Compressor
 from sparsegan.data import Batches, idx
 from sparsegan.gans import store
-from sparsegan.prune import sparsify
-from sparsegan.schedule import GradualPruning
+from sparsegan.pruning.schedule import GradualPruning
+from sparsegan.pruning.surgery import sparsify
 from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
 from sparsegan.study.cell import Cell, distance
 from sparsegan.study.report import rebuild

@@ -80,7 +80,7 @@ def test_an_average_of_positions_is_refused(kernel: str) -> None:
         for key, value in average.state_dict().items():
             value.copy_(0.5 * value + 0.5 * student.state_dict()[key])
     average.support[1] = average.support[0]  # halves of sorted positions may stay apart by luck
-    words = "no valid support: .* changed in place, as an average over a state_dict does .* sparsegan.averaging"
+    words = "no valid support: .* changed in place, as an average over a state_dict does .* sparsegan.pruning.averaging"
     for _ in range(2):
         with pytest.raises(ValueError, match=words):
             average(X)

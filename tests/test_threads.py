@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan import _native
-from sparsegan.plan import Geometry
+from sparsegan.geometry import Geometry
+from sparsegan.ops import native
 
 THREADS = 4
 
@@ -176,8 +176,8 @@ def test_a_support_that_changes_while_its_plan_is_compiled() -> None:
     try:
         for _ in range(300):
             try:
-                plan = torch.from_numpy(_native.compile_plan(numbers, geometry.numbers(), True))
-                _, order = _native.compile_direct_plan(numbers, geometry.numbers(), False)
+                plan = torch.from_numpy(native.compile_plan(numbers, geometry.numbers(), True))
+                _, order = native.compile_direct_plan(numbers, geometry.numbers(), False)
             except ValueError as error:
                 assert "sorted" in str(error)  # noqa: PT017  (either is right)
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
 import sparsegan as sg
-from sparsegan.plan import Geometry
+from sparsegan.geometry import Geometry
 
 
 def model(sparsity: float = 0.8) -> nn.Sequential:

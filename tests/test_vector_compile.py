@@ -11,23 +11,24 @@ from typing import Any
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from sparsegan.kernels.plan import Direction, plan_size
 from torch._functorch.aot_autograd import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from sparsegan.plan import Geometry
+from sparsegan.geometry import Direction, Geometry
+from sparsegan.ops.vector_plan import plan_size
 
 pytest.importorskip("triton")
 
 import triton
-from sparsegan.kernels import ops
-from sparsegan.kernels.gather import gather_kernel
-from sparsegan.kernels.tiling import Launch, gather_launch, wgrad_launch
+from sparsegan.kernels.sparse_conv import sparse_conv_kernel
+from sparsegan.kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
 from sparsegan.kernels.wgrad import wgrad_kernel
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+
+from sparsegan.ops import vector_ops as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
@@ -93,9 +94,9 @@ def compile_case(op: str, d: Direction, dtype: torch.dtype, capability: int) -> 
     fine = (32 * g.stride[0], 32 * g.stride[1])
     sizes = ((32, 32), fine) if d.adjoint else (fine, (32, 32))
     units = torch.Size(g.unit_shape).numel() // 10
-    if op == "gather":
-        launch = gather_launch(d, units, 16, *sizes, dtype, "tf32", False, 1.0)
-        return compile_kernel(gather_kernel, [*[dtype] * 4, torch.int32], launch, capability)
+    if op == "sparse_conv":
+        launch = sparse_conv_launch(d, units, 16, *sizes, dtype, "tf32", False, 1.0)
+        return compile_kernel(sparse_conv_kernel, [*[dtype] * 4, torch.int32], launch, capability)
     launch = wgrad_launch(d, units, 16, *sizes, dtype, "tf32")
     return compile_kernel(wgrad_kernel, [dtype, dtype, torch.float32, torch.int32], launch, capability)
 
@@ -108,13 +109,13 @@ HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
 
 CASES = {
-    "gather, vector:16, bfloat16, sm_90": ("gather", conv(16), BRAIN, 90),
-    "gather, vector:32, float16, sm_80": ("gather", conv(32), HALF, 80),
-    "gather, vector:64, bfloat16, sm_90": ("gather", conv(64), BRAIN, 90),
-    "gather, vector:64, float32, sm_80": ("gather", conv(64), FLOAT, 80),
-    "gather, vector:16, float32, sm_90": ("gather", conv(16), FLOAT, 90),
-    "transposed gather, vector:32, bfloat16, sm_80": ("gather", transposed(32), BRAIN, 80),
-    "transposed gather, vector:64, float16, sm_90": ("gather", transposed(64), HALF, 90),
+    "sparse_conv, vector:16, bfloat16, sm_90": ("sparse_conv", conv(16), BRAIN, 90),
+    "sparse_conv, vector:32, float16, sm_80": ("sparse_conv", conv(32), HALF, 80),
+    "sparse_conv, vector:64, bfloat16, sm_90": ("sparse_conv", conv(64), BRAIN, 90),
+    "sparse_conv, vector:64, float32, sm_80": ("sparse_conv", conv(64), FLOAT, 80),
+    "sparse_conv, vector:16, float32, sm_90": ("sparse_conv", conv(16), FLOAT, 90),
+    "transposed sparse_conv, vector:32, bfloat16, sm_80": ("sparse_conv", transposed(32), BRAIN, 80),
+    "transposed sparse_conv, vector:64, float16, sm_90": ("sparse_conv", transposed(64), HALF, 90),
     "wgrad, vector:16, bfloat16, sm_90": ("wgrad", conv(16), BRAIN, 90),
     "wgrad, vector:64, float32, sm_90": ("wgrad", conv(64), FLOAT, 90),
     "transposed wgrad, vector:32, float16, sm_80": ("wgrad", transposed(32), HALF, 80),
@@ -132,7 +133,7 @@ def test_wide(op: str, d: Direction, dtype: torch.dtype, capability: int) -> Non
     if dtype != FLOAT or op == "wgrad":
         # x, which is most of what is read, comes 16 bytes at a time and by way of no register.
         assert count(r"cp\.async\.c[ag]\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", compiled.ptx) >= 4
-    if op == "gather":  # A wgrad reads gy shifted, 2 bytes at a time.
+    if op == "sparse_conv":  # A wgrad reads gy shifted, 2 bytes at a time.
         assert count(r"ld\.global\S*\.[bu]16", compiled.ptx) == 0
 
 
@@ -145,8 +146,8 @@ def test_wide(op: str, d: Direction, dtype: torch.dtype, capability: int) -> Non
     ],
     ids=["deep", "deep, strided", "strided"],
 )
-def test_other_gathers(d: Direction, dtype: torch.dtype, capability: int) -> None:
-    compiled = compile_case("gather", d, dtype, capability)
+def test_other_directions(d: Direction, dtype: torch.dtype, capability: int) -> None:
+    compiled = compile_case("sparse_conv", d, dtype, capability)
     assert compiled.spilled == 0
     assert 2 * compiled.shared <= SHARED[capability]
     assert count(r"mma_async" if capability == 90 else r"mma\.sync", compiled.ptx) >= 2
@@ -156,8 +157,8 @@ def test_sizes_of_one() -> None:
     """Triton takes them for constants."""
     g = Geometry(2, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 2, 1)
     for d in (Direction(g, False), Direction(g, True)):
-        launch = gather_launch(d, 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
-        compile_kernel(gather_kernel, [*[HALF] * 4, torch.int32], launch, 80)
+        launch = sparse_conv_launch(d, 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
+        compile_kernel(sparse_conv_kernel, [*[HALF] * 4, torch.int32], launch, 80)
     launch = wgrad_launch(Direction(g, False), 1, 1, (1, 1), (1, 1), HALF, "ieee")
     compile_kernel(wgrad_kernel, [HALF, HALF, torch.float32, torch.int32], launch, 80)
 
@@ -169,7 +170,7 @@ class NoGpu:
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.parametrize("op", ["gather", "wgrad"])
+@pytest.mark.parametrize("op", ["sparse_conv", "wgrad"])
 def test_traced_to_one_kernel_that_writes_its_result_alone(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.runtime.driver, "_active", NoGpu())
     g, units = conv(16).geometry, 60
@@ -183,14 +184,14 @@ def test_traced_to_one_kernel_that_writes_its_result_alone(op: str, monkeypatch:
         taps = (support, plan, None, g.numbers(), False)
         if op == "wgrad":
             return ops.vector_wgrad(gy, x, *taps)
-        return ops.vector_gather(x, values, None, *taps, [256, 16, 16])
+        return ops.vector_sparse_conv(x, values, None, *taps, [256, 16, 16])
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(2, 256, 16, 16, device="cuda", dtype=BRAIN)
         integers = (torch.empty(n, device="cuda", dtype=torch.int32) for n in (units, plan_size(g, False, units)))
         aot_function(call, fw_compiler=keep)(images, images, images.new_empty(units * 16), *integers)
     (kernel,) = (node for node in graphs[0].graph.nodes if "triton_kernel" in str(node.target))
-    assert kernel.kwargs["tensors_to_clone"] == ["y" if op == "gather" else "shares"]
+    assert kernel.kwargs["tensors_to_clone"] == ["y" if op == "sparse_conv" else "shares"]
 
 
 def test_sizes_may_be_symbols() -> None:
@@ -204,7 +205,7 @@ def test_sizes_may_be_symbols() -> None:
         values = torch.empty(units * 16, device="cuda", dtype=BRAIN)
         support, plan = (torch.empty(k, device="cuda", dtype=torch.int32) for k in (units, plan_size(g, False, units)))
         taps = (support, plan, None, g.numbers(), False)
-        y = ops.vector_gather(x, values, None, *taps, [256, rows, width])
+        y = ops.vector_sparse_conv(x, values, None, *taps, [256, rows, width])
         assert y.shape == x.shape
         assert ops.vector_wgrad(y, x, *taps).shape == values.shape
     assert not shapes.replacements.keys() & {n.node.expr, rows.node.expr}  # no size was taken for good

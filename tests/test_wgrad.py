@@ -8,8 +8,9 @@ from conftest import SMALL, Problem, assert_close, assert_exact, problems, same,
 from hypothesis import given
 from torch import Tensor
 
-from sparsegan import ops, reference
-from sparsegan.plan import Geometry
+from sparsegan import ops
+from sparsegan.geometry import Geometry
+from sparsegan.ops import reference
 
 
 def call(p: Problem, gy: Tensor, x: Tensor, support: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from sparsegan.kernels.plan import compile_plan
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
@@ -13,12 +12,13 @@ from sparsegan import kernels
 from sparsegan.compress.compressor import Result
 from sparsegan.engine import Engine, GpuEngine
 from sparsegan.engine.engine import Fallback, StepTime
-from sparsegan.export import OnnxExport
+from sparsegan.engine.export import OnnxExport
 from sparsegan.gans import Objective
-from sparsegan.macs import MacsReport
-from sparsegan.nn import SparseConv
-from sparsegan.profiling import ProfileReport
-from sparsegan.schedule import GradualPruning
+from sparsegan.nn.layer import SparseConv
+from sparsegan.ops.vector_plan import compile_plan
+from sparsegan.profiling.layers import ProfileReport
+from sparsegan.profiling.macs import MacsReport
+from sparsegan.pruning.schedule import GradualPruning
 
 
 class Generator(nn.Module):
@@ -65,7 +65,7 @@ def models(model: Generator, conv: nn.Conv2d, transposed: nn.ConvTranspose2d, ex
     assert_type(sg.profile(model, example), ProfileReport)
     assert_type(sg.tune(model, example), ProfileReport)
     assert_type(sg.export_onnx(model, example, path), OnnxExport)
-    assert_type(sg.allocation.allocate(model, 0.9), dict[str, float])
+    assert_type(sg.pruning.allocation.allocate(model, 0.9), dict[str, float])
     assert_type(sg.Average(model).model, nn.Module)
     assert_type(sg.gans.srgan.Generator(width=16, blocks=2), sg.gans.srgan.Generator)
 
@@ -86,7 +86,7 @@ def compression(generator: Generator, discriminator: nn.Module, objective: Objec
 
 def ops(layer: sg.SparseConv2d, x: Tensor) -> None:
     taps = (layer.support, None, None, layer.geometry.numbers())
-    assert_type(sg.ops.gather(x, layer.values, layer.bias, *taps, adjoint=False, output_size=[4, 6, 6]), Tensor)
+    assert_type(sg.ops.sparse_conv(x, layer.values, layer.bias, *taps, adjoint=False, output_size=[4, 6, 6]), Tensor)
     assert_type(sg.ops.wgrad(x, x, *taps, adjoint=False), Tensor)
     assert_type(kernels.why_not(layer.geometry, torch.float16, torch.device("cuda")), str | None)
     assert_type(compile_plan(layer.support, layer.geometry), Tensor)

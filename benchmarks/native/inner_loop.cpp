@@ -1,5 +1,5 @@
-// The gather kernel's inner loop alone, everything in the first-level cache: the ceiling that a layer is held against
-// (benchmarks/roofline.py). One ISA, AVX2, whatever the machine has.
+// The sparse_conv kernel's inner loop alone, everything in the first-level cache: the ceiling that a layer is held
+// against (benchmarks/roofline.py). One ISA, AVX2, whatever the machine has.
 #define SPARSEGAN_ISA avx2
 #include <algorithm>
 #include <chrono>
@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/gather.h"
+#include "../../csrc/cpu/sparse_conv.h"
 
 namespace {
 
@@ -57,7 +57,7 @@ extern "C" double fma_from_cache_gflops() {
 }
 
 // GFLOP/s of the 3 x 4 register tile over random taps of a 3x3 kernel, `taps` a target on average, 8 source channels.
-extern "C" double gather_tile_gflops(int taps) {
+extern "C" double sparse_conv_tile_gflops(int taps) {
   constexpr int kTargets = 256, kChannels = 8, kRows = 5, kCols = 6, kR = 3, kQ = 4;
   std::mt19937 random(1);
   std::vector<int32_t> offsets(size_t{1} << 16);
@@ -78,8 +78,8 @@ extern "C" double gather_tile_gflops(int taps) {
   float* const y = floats(kTargets * kR * kQ * kLanes);
   const TapRange range{rows.data(), 1, 1, 1, 1, 1, codes.data(), offsets.data(), nullptr, 0, kTargets};
   const double seconds = best_seconds([&] {
-    gather_tile<float, kLanes, 1, kR, kQ>(range, values.data(), x, kCols * kLanes, y, kQ * kLanes, kR * kQ * kLanes,
-                                          nullptr);
+    sparse_conv_tile<float, kLanes, 1, kR, kQ>(range, values.data(), x, kCols * kLanes, y, kQ * kLanes,
+                                               kR * kQ * kLanes, nullptr);
   });
   std::free(x);
   std::free(y);

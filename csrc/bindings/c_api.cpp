@@ -1,5 +1,5 @@
-// The library's functions for Python, as plain C: sparsegan/_native.py calls them through ctypes. No Python header is
-// read here, so that one library serves every version of Python.
+// The library's functions for Python, as plain C: sparsegan/ops/native.py calls them through ctypes. No Python header
+// is read here, so that one library serves every version of Python.
 //
 // A function that can fail returns a Status; sparsegan_error() then has the sentence. Pointers are to contiguous
 // arrays, whose dtypes and lengths Python has checked.
@@ -13,11 +13,11 @@
 #include <string>
 #include <vector>
 
+#include "../core/device_plan.h"
+#include "../core/plan.h"
+#include "../core/support.h"
 #include "../cpu/conv.h"
 #include "../cpu/registry.h"
-#include "../plan/device_plan.h"
-#include "../plan/plan.h"
-#include "../plan/support.h"
 
 #define SPARSEGAN_API extern "C" __attribute__((visibility("default")))
 
@@ -50,7 +50,7 @@ int32_t guarded(const Body& body) noexcept {
   }
 }
 
-// The plans that the package compiles; sparsegan/_native.py has the same numbers.
+// The plans that the package compiles; sparsegan/ops/native.py has the same numbers.
 enum class PlanKind : int32_t { plan = 0, direct = 1, device = 2 };
 
 Geometry geometry_of(const int64_t* numbers, int64_t count) { return Geometry::from_list({numbers, numbers + count}); }
@@ -140,16 +140,17 @@ SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* number
   });
 }
 
-// Modelled cycles of one gather on one core: multiplying, reading taps, changing targets, packing, unpacking, ordering
-// values. `sizes`: height and width of x and of y.
-SPARSEGAN_API int32_t sparsegan_gather_cycles(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
-                                              int64_t images, const int64_t* sizes, int32_t float64, double* cycles) {
+// Modelled cycles of one sparse_conv on one core: multiplying, reading taps, changing targets, packing, unpacking,
+// ordering values. `sizes`: height and width of x and of y.
+SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
+                                                   int64_t images, const int64_t* sizes, int32_t float64,
+                                                   double* cycles) {
   return guarded([&] {
     const Geometry geometry = geometry_of(numbers, count);
     sparsegan::PlanView plan;
     plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
     const auto dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
-    const sparsegan::Cycles found = sparsegan::gather_cycles(
+    const sparsegan::Cycles found = sparsegan::sparse_conv_cycles(
         {&geometry, adjoint != 0, &plan, dtype, images, sizes[0], sizes[1], sizes[2], sizes[3]});
     const double all[] = {found.multiply, found.taps, found.targets, found.pack, found.unpack, found.order};
     std::copy(std::begin(all), std::end(all), cycles);

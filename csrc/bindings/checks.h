@@ -130,18 +130,18 @@ inline void check_sizes(const char* op, int64_t sources, int64_t targets, const 
   }
 }
 
-inline void check_gather(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
-                         const std::vector<int64_t>& output_size, double negative_slope) {
-  check_tensor("gather", "x", x, x, 4);
-  check_tensor("gather", "values", values, x, 1);
-  STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::gather: output_size has ", output_size.size(),
+inline void check_sparse_conv(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
+                              const std::vector<int64_t>& output_size, double negative_slope) {
+  check_tensor("sparse_conv", "x", x, x, 4);
+  check_tensor("sparse_conv", "values", values, x, 1);
+  STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::sparse_conv: output_size has ", output_size.size(),
                   " numbers; it must be [channels, height, width]");
-  STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::gather: negative_slope is ", negative_slope,
-                  "; it must be from 0 (ReLU) to 1 (no activation)");
+  STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::sparse_conv: negative_slope is ",
+                  negative_slope, "; it must be from 0 (ReLU) to 1 (no activation)");
 }
 
 inline void check_values(const torch::stable::Tensor& values, const torch::stable::Tensor& support, int64_t vector) {
-  STD_TORCH_CHECK(values.numel() == support.numel() * vector, "sparsegan::gather: values has ", values.numel(),
+  STD_TORCH_CHECK(values.numel() == support.numel() * vector, "sparsegan::sparse_conv: values has ", values.numel(),
                   " elements; a support of ", support.numel(), " units has ", support.numel() * vector);
 }
 
@@ -149,9 +149,9 @@ inline void check_values(const torch::stable::Tensor& values, const torch::stabl
 inline std::optional<torch::stable::Tensor> checked_bias(const std::optional<torch::stable::Tensor>& bias,
                                                          const torch::stable::Tensor& x, int64_t channels) {
   if (!bias.has_value()) return std::nullopt;
-  check_tensor("gather", "bias", *bias, x, 1);
-  STD_TORCH_CHECK(bias->numel() == channels, "sparsegan::gather: bias has ", bias->numel(), " elements; it must have ",
-                  channels);
+  check_tensor("sparse_conv", "bias", *bias, x, 1);
+  STD_TORCH_CHECK(bias->numel() == channels, "sparsegan::sparse_conv: bias has ", bias->numel(),
+                  " elements; it must have ", channels);
   return torch::stable::contiguous(*bias);
 }
 

@@ -102,14 +102,14 @@ Team torch_team() {
           }};
 }
 
-Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
-              const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
-              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
-              std::vector<int64_t> pad_before, double negative_slope) {
-  dtype_of("gather", x);
-  sparsegan::check_gather(x, values, output_size, negative_slope);
-  Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1], output_size[2],
-            padding_mode, pad_before);
+Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
+                   const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
+                   std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
+                   std::vector<int64_t> pad_before, double negative_slope) {
+  dtype_of("sparse_conv", x);
+  sparsegan::check_sparse_conv(x, values, output_size, negative_slope);
+  Call call("sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
+            output_size[2], padding_mode, pad_before);
   call.conv.epilogue.negative_slope = negative_slope;
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
@@ -120,8 +120,8 @@ Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>
   if (const int64_t bytes = y.numel() * static_cast<int64_t>(y.element_size()); bytes >= kMapped) {
     sparsegan::prefer_huge_pages(y.mutable_data_ptr(), bytes);
   }
-  sparsegan::gather(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
-                    bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
+  sparsegan::sparse_conv(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
+                         bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
   return y;
 }
 
@@ -173,14 +173,14 @@ sparsegan::Curve checked_curve(const char* op, int64_t curve) {
   return static_cast<sparsegan::Curve>(curve);
 }
 
-void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                  const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
-                  const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
-                  int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t curve,
-                  int64_t shuffle, const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
-                  double eps, const Tensor& y, const std::optional<Tensor>& y_scale,
-                  const std::optional<Tensor>& y_shift) {
-  const char* const op = "gather_fused";
+void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                       const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
+                       const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
+                       int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t curve,
+                       int64_t shuffle, const std::optional<Tensor>& norm_weight,
+                       const std::optional<Tensor>& norm_bias, double eps, const Tensor& y,
+                       const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift) {
+  const char* const op = "sparse_conv_fused";
   dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
   STD_TORCH_CHECK(shuffle >= 1 && shuffle <= 64 && (shuffle == 1 || !adjoint), "sparsegan::", op, ": shuffle is ",
@@ -188,7 +188,7 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
   STD_TORCH_CHECK(y.size(0) == x.size(0) && y.size(2) % shuffle == 0 && y.size(3) % shuffle == 0, "sparsegan::", op,
                   ": y is [", y.size(0), ", ", y.size(1), ", ", y.size(2), ", ", y.size(3), "]; it must have ",
                   x.size(0), " images, and whole blocks of ", shuffle, " x ", shuffle);
-  sparsegan::check_gather(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
+  sparsegan::check_sparse_conv(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
   const int64_t channels = y.size(1) * shuffle * shuffle;
   Call call(op, x, support, plan, plan, geometry, adjoint, channels, y.size(2) / shuffle, y.size(3) / shuffle,
             padding_mode, pad_before, true);
@@ -227,8 +227,8 @@ void gather_fused(const Tensor& x, const std::optional<Tensor>& scale, const std
                           {"plan", plan},
                           {"norm_weight", norm_weight},
                           {"norm_bias", norm_bias}});
-  sparsegan::gather(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
-                    y.mutable_data_ptr(), torch_team());
+  sparsegan::sparse_conv(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
+                         y.mutable_data_ptr(), torch_team());
 }
 
 void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
@@ -287,8 +287,8 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegan, CPU, m) {
-  m.impl("gather", TORCH_BOX(&gather));
+  m.impl("sparse_conv", TORCH_BOX(&sparse_conv));
   m.impl("wgrad", TORCH_BOX(&wgrad));
-  m.impl("gather_fused", TORCH_BOX(&gather_fused));
+  m.impl("sparse_conv_fused", TORCH_BOX(&sparse_conv_fused));
   m.impl("pointwise", TORCH_BOX(&pointwise));
 }

@@ -72,7 +72,7 @@ struct Call {
     plan = torch::stable::contiguous(chosen);
     const sparsegan::DevicePlanShape shape = sparsegan::device_plan_shape(conv.geometry, adjoint, support.numel());
     STD_TORCH_CHECK(plan.numel() == shape.size(), "sparsegan::", op, ": the plan has ", plan.numel(), " numbers where ",
-                    shape.size(), " are expected; it must come from sparsegan.plan for this geometry on a GPU");
+                    shape.size(), " are expected; it must come from sparsegan.ops.plan for this geometry on a GPU");
     sparsegan::check_sizes(op, shape.groups * shape.group_sources, shape.targets() / shape.target_phases, x, y_channels,
                            y_height, y_width);
     conv.adjoint = adjoint;
@@ -92,22 +92,22 @@ struct Call {
   Tensor workspace(int64_t floats) const { return torch::stable::new_empty(x, {floats}, ScalarType::Float); }
 };
 
-Tensor gather(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
-              const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
-              std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
-              std::vector<int64_t> pad_before, double negative_slope) {
-  dtype_of("gather", x);
-  sparsegan::check_gather(x, values, output_size, negative_slope);
-  const Call call("gather", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
+Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& support,
+                   const std::optional<Tensor>& plan, const std::optional<Tensor>& adjoint_plan,
+                   std::vector<int64_t> geometry, bool adjoint, std::vector<int64_t> output_size, int64_t padding_mode,
+                   std::vector<int64_t> pad_before, double negative_slope) {
+  dtype_of("sparse_conv", x);
+  sparsegan::check_sparse_conv(x, values, output_size, negative_slope);
+  const Call call("sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
                   output_size[2], padding_mode, pad_before);
   sparsegan::check_values(values, support, 1);
   const Tensor values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
-  const Tensor workspace = call.workspace(sparsegan::cuda::gather_workspace(call.conv));
-  sparsegan::cuda::gather(call.conv, call.x.const_data_ptr(), values_c.const_data_ptr(),
-                          bias_c ? bias_c->const_data_ptr() : nullptr, static_cast<float>(negative_slope),
-                          y.mutable_data_ptr(), static_cast<float*>(workspace.mutable_data_ptr()), call.stream);
+  const Tensor workspace = call.workspace(sparsegan::cuda::sparse_conv_workspace(call.conv));
+  sparsegan::cuda::sparse_conv(call.conv, call.x.const_data_ptr(), values_c.const_data_ptr(),
+                               bias_c ? bias_c->const_data_ptr() : nullptr, static_cast<float>(negative_slope),
+                               y.mutable_data_ptr(), static_cast<float*>(workspace.mutable_data_ptr()), call.stream);
   return y;
 }
 
@@ -129,6 +129,6 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegan, CUDA, m) {
-  m.impl("gather", TORCH_BOX(&gather));
+  m.impl("sparse_conv", TORCH_BOX(&sparse_conv));
   m.impl("wgrad", TORCH_BOX(&wgrad));
 }

@@ -128,7 +128,7 @@ struct Problem {
   int64_t reach_h, reach_w;       // halo: how far the taps' shifts spread
   int64_t lanes, max_tile, max_rows, element;
   int width_index;      // of kWidths
-  bool register_tiles;  // gather keeps outputs in registers, wgrad does not
+  bool register_tiles;  // sparse_conv keeps outputs in registers, wgrad does not
   bool fold;            // images are rows
 
   using Key = std::array<int64_t, 24>;
@@ -143,8 +143,8 @@ struct Problem {
   }
 };
 
-// A small map: each tap serves one register tile, small enough to read values through the taps' order (gather.h), and
-// is not worth a copy.
+// A small map: each tap serves one register tile, small enough to read values through the taps' order (sparse_conv.h),
+// and is not worth a copy.
 bool reads_taps_once(const Tiling& t, const PlanShape& shape) {
   constexpr int64_t kMostIndirect = 6;
   return t.groups == 1 && t.tile_h == t.rows && t.tile_w == t.cols && t.rows * t.cols <= kMostIndirect &&
@@ -169,9 +169,9 @@ int64_t joined_blocks(const Problem& p, const Tiling& t) {
   return joined_blocks(p, t.rows, p.register_tiles ? t.cols : t.tile_w);
 }
 
-// Cycles of a gather's parts on one core: a least-squares fit (no part below zero) to 1,174 timings on AVX2, random
-// tilings of 13 layers at 60 and 90 % sparsity: half of them are predicted within 10 %, 79 % within 20 %, 95 % within
-// 35 %. A vector FMA's share of cache misses is in kFma, a mispredicted loop exit in kSegment.
+// Cycles of a sparse_conv's parts on one core: a least-squares fit (no part below zero) to 1,174 timings on AVX2,
+// random tilings of 13 layers at 60 and 90 % sparsity: half of them are predicted within 10 %, 79 % within 20 %, 95 %
+// within 35 %. A vector FMA's share of cache misses is in kFma, a mispredicted loop exit in kSegment.
 constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // a vector FMA; a tap and a row of a register tile
 constexpr double kSegment = 49, kSegmentOutput = 0.43;     // a target and joined blocks, and each vector of outputs
 constexpr double kPack = 11.7, kUnpack = 12.3;             // a vector
@@ -429,7 +429,7 @@ void share(const Team& team, int64_t workers, int64_t count, const Body& body) {
 // A call's taps in the order in which the kernels read them.
 struct Taps {
   const uint16_t* codes = nullptr;
-  const char* values = nullptr;  // gather only
+  const char* values = nullptr;  // sparse_conv only
   const int32_t* offsets = nullptr;
   const int32_t* order = nullptr;  // of the values; null where they are in the taps' order
 };
@@ -568,7 +568,7 @@ void for_each_join(const Setup& s, const PlanView& plan, const Taps& taps, const
 
 }  // namespace
 
-void gather(const ConvCall& c, const void* x, const void* values, const void* bias, void* y, const Team& team) {
+void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, void* y, const Team& team) {
   if (c.images == 0) return;
   const Setup s = prepare(c, true);
   const PlanView& plan = *c.plan;
@@ -619,8 +619,8 @@ void gather(const ConvCall& c, const void* x, const void* values, const void* bi
         for (int64_t some = first; some < last; some += targets) {
           for_each_join(s, plan, taps, x_panel, some, std::min(some + targets, last),
                         [&](const TapRange& range, const char* span, bool start) {
-                          s.k.gather[s.panel_type][s.width](range, s.tiling, s.x, s.y, row, col, taps.values, span,
-                                                            y_panel, start ? init : nullptr);
+                          s.k.sparse_conv[s.panel_type][s.width](range, s.tiling, s.x, s.y, row, col, taps.values, span,
+                                                                 y_panel, start ? init : nullptr);
                         });
         }
       }
@@ -722,7 +722,7 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Tea
   }
 }
 
-Cycles gather_cycles(const ConvCall& c) {
+Cycles sparse_conv_cycles(const ConvCall& c) {
   const Problem problem = problem_of(c, kernels(), true);
   return tiling_cycles(problem, choose_tiling(problem));
 }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "../plan/plan.h"
+#include "../core/plan.h"
 #include "kernels.h"
 
 namespace sparsegan {
@@ -18,7 +18,7 @@ struct Team {
   std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
 };
 
-// InstanceNorm of what a gather wrote, as the affine map that a later pack applies: found while it is written.
+// InstanceNorm of what a sparse_conv wrote, as the affine map that a later pack applies: found while it is written.
 // y * scale + shift has mean bias and standard deviation weight in every image and channel.
 struct Norm {
   const void* weight = nullptr;  // [channels] of the panel's type; null: 1
@@ -41,16 +41,16 @@ struct ConvCall {
   Padding padding = Padding::zeros;                // around x
   int64_t pad_before_h = 0, pad_before_w = 0;      // of it before x; the geometry's padding is then 0
   int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: images lie side by side
-  // What only gather does:
+  // What only sparse_conv does:
   Prologue prologue = {};  // of x
   Epilogue epilogue = {};  // of y
   Norm norm = {};          // of y, after that
   int64_t shuffle = 1;     // PixelShuffle: y has channels / shuffle^2, each as many times higher and wider
 };
 
-// y = bias + gather(x, values), changed as the call says; every element of y is written. bias [target channels] may be
-// null.
-void gather(const ConvCall& call, const void* x, const void* values, const void* bias, void* y, const Team& team);
+// y = bias + sparse_conv(x, values), changed as the call says; every element of y is written. bias [target channels]
+// may be null.
+void sparse_conv(const ConvCall& call, const void* x, const void* values, const void* bias, void* y, const Team& team);
 
 // dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps * vector] is written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const Team& team);
@@ -65,7 +65,7 @@ struct Cycles {
 
   double total() const { return multiply + taps + targets + pack + unpack + order; }
 };
-Cycles gather_cycles(const ConvCall& call);
+Cycles sparse_conv_cycles(const ConvCall& call);
 
 // One tensor of a pointwise call: NCHW, its images contiguous and image_stride elements apart.
 struct Operand {
@@ -80,7 +80,7 @@ struct Operand {
 void pointwise(DType dtype, const Operand& a, const Operand* b, Curve curve, int64_t images, int64_t channels,
                int64_t height, int64_t width, int64_t repeat, void* y, int64_t y_image_stride, const Team& team);
 
-// Nanoseconds that all threads have spent in gather's parts since the process began.
+// Nanoseconds that all threads have spent in sparse_conv's parts since the process began.
 struct PartTimes {
   int64_t pack = 0, multiply = 0, unpack = 0, order = 0;
 };

@@ -2,9 +2,9 @@
 // and one here.
 #include "kernels.h"
 
-#include "gather.h"
 #include "panel.h"
 #include "pointwise.h"
+#include "sparse_conv.h"
 #include "wgrad.h"
 
 namespace sparsegan {
@@ -41,9 +41,9 @@ float fma(int64_t iterations) {
 }
 
 template <class T, int L, int W>
-constexpr auto gather_or_null() {
+constexpr auto sparse_conv_or_null() {
   if constexpr (row.max_tile(W) > 0) {
-    return &gather<T, L, W, row.max_tile(W), row.max_rows>;
+    return &sparse_conv<T, L, W, row.max_tile(W), row.max_rows>;
   } else {
     return nullptr;
   }
@@ -59,9 +59,9 @@ constexpr auto gather_or_null() {
 
 namespace isa = SPARSEGAN_ISA;
 
-#define SPARSEGAN_GATHER(T, L)                                                       \
-  {isa::gather_or_null<T, L, kWidths[0]>(), isa::gather_or_null<T, L, kWidths[1]>(), \
-   isa::gather_or_null<T, L, kWidths[2]>()}
+#define SPARSEGAN_GATHER(T, L)                                                                 \
+  {isa::sparse_conv_or_null<T, L, kWidths[0]>(), isa::sparse_conv_or_null<T, L, kWidths[1]>(), \
+   isa::sparse_conv_or_null<T, L, kWidths[2]>()}
 #define SPARSEGAN_WGRAD(T, L) {isa::wgrad<T, L, kWidths[0]>, isa::wgrad<T, L, kWidths[1]>, isa::wgrad<T, L, kWidths[2]>}
 
 extern const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA);

@@ -15,7 +15,7 @@ struct Tiling {
   int64_t tile_h = 1, tile_w = 1;    // outputs a tile
   int64_t tiles_h = 1, tiles_w = 1;  // tiles an image
   int64_t lanes = 1, groups = 0;
-  int64_t rows = 1, cols = 1;  // outputs a register tile (gather), rows a strip (wgrad)
+  int64_t rows = 1, cols = 1;  // outputs a register tile (sparse_conv), rows a strip (wgrad)
 
   int64_t tiles() const { return images * tiles_h * tiles_w; }
 };
@@ -129,9 +129,9 @@ struct Kernels {
 
   // y[target] += sum over taps (value * x[offset + position]) for the register tile of outputs at (row, col); starts
   // from init[target channel] where init is not null.
-  void (*gather[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
-                                           int64_t row, int64_t col, const void* values, const void* x, void* y,
-                                           const void* init);
+  void (*sparse_conv[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame,
+                                                const Frame& y_frame, int64_t row, int64_t col, const void* values,
+                                                const void* x, void* y, const void* init);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
                                           const void* gy, const void* x, void* dv);

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../plan/device_plan.h"
+#include "../core/device_plan.h"
 
 namespace sparsegan::cuda {
 
@@ -28,17 +28,17 @@ struct ConvCall {
 };
 
 // Floats of workspace that a call needs.
-int64_t gather_workspace(const ConvCall& call);
+int64_t sparse_conv_workspace(const ConvCall& call);
 int64_t wgrad_workspace(const ConvCall& call);
 
-// y = bias + gather(x, values), what is not above 0 then multiplied by negative_slope; every element of y is written.
-// bias [target channels] may be null. Deterministic.
-// Throws std::invalid_argument for a call too large for 32-bit indices, std::runtime_error if CUDA refuses a launch.
-void gather(const ConvCall& call, const void* x, const void* values, const void* bias, float negative_slope, void* y,
-            float* workspace, cudaStream_t stream);
+// y = bias + sparse_conv(x, values), what is not above 0 then multiplied by negative_slope; every element of y is
+// written. bias [target channels] may be null. Deterministic. Throws std::invalid_argument for a call too large for
+// 32-bit indices, std::runtime_error if CUDA refuses a launch.
+void sparse_conv(const ConvCall& call, const void* x, const void* values, const void* bias, float negative_slope,
+                 void* y, float* workspace, cudaStream_t stream);
 
 // dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps] is written.
-// Deterministic. Throws as gather does.
+// Deterministic. Throws as sparse_conv does.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, float* workspace, cudaStream_t stream);
 
 }  // namespace sparsegan::cuda

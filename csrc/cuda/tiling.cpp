@@ -10,7 +10,7 @@ namespace {
 
 // Both copies of what is staged: four blocks a multiprocessor (what registers allow), below the 48 KiB that need no
 // asking.
-constexpr int64_t kGatherStageBytes = 38 * 1024;
+constexpr int64_t kSparseConvStageBytes = 38 * 1024;
 constexpr int64_t kWgradStageBytes = 22 * 1024;  // beside the lanes' sums of 32 taps a warp
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
@@ -166,10 +166,10 @@ int64_t blocks(const Tiling& t) {
 
 }  // namespace
 
-Tiling gather_tiling(const ConvCall& c) {
+Tiling sparse_conv_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
-  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kGatherStageBytes, 19);
+  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
   t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
                                                  std::min(stages, kMaxParts)));
@@ -207,8 +207,8 @@ Tiling wgrad_tiling(const ConvCall& c) {
   return t;
 }
 
-int64_t gather_workspace(const ConvCall& c) {
-  const Tiling t = gather_tiling(c);
+int64_t sparse_conv_workspace(const ConvCall& c) {
+  const Tiling t = sparse_conv_tiling(c);
   return t.parts == 1 ? 0 : t.parts * int64_t{t.images} * t.y.channels * t.y.plane();
 }
 

@@ -71,19 +71,19 @@ struct Tiling {
   int row_limit = 0;                                  // elements: where the last slab's last row starts
   Divider by_fours, by_rows, by_stage;
   int stage_slabs = 0;  // slabs staged at a time
-  int parts = 1;        // gather: cuts of the slabs; wgrad: cuts of the tiles, whose sums are added up afterwards
+  int parts = 1;        // sparse_conv: cuts of the slabs; wgrad: cuts of the tiles, whose sums are added up afterwards
   int slices = 1;       // wgrad: cuts of the slabs
 
   // Kernels for small maps
   bool small = false;
-  int log_pixels = 0;   // gather: lanes that hold different pixels; the others hold different taps
-  int lane_pixels = 1;  // gather: pixels a lane
-  int ways = 1;         // gather: warps a target
+  int log_pixels = 0;   // sparse_conv: lanes that hold different pixels; the others hold different taps
+  int lane_pixels = 1;  // sparse_conv: pixels a lane
+  int ways = 1;         // sparse_conv: warps a target
   int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1,
       dilation_w = 1;
 };
 
-Tiling gather_tiling(const ConvCall& call);
+Tiling sparse_conv_tiling(const ConvCall& call);
 Tiling wgrad_tiling(const ConvCall& call);
 
 }  // namespace sparsegan::cuda

@@ -1,8 +1,8 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled    gy of a bundle in registers, x as in gather; a tap is a dot product, its lanes' sums added by one lane
-// add_tiles      sums the parts, in order, and brings them into the order of the support
-// wgrad_small    small maps: a tap a thread
+// wgrad_tiled    gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, its lanes' sums added by one
+// lane add_tiles      sums the parts, in order, and brings them into the order of the support wgrad_small    small
+// maps: a tap a thread
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -33,7 +33,7 @@ __device__ __forceinline__ void read(const Tiling& t, const T* row, int column, 
   }
 }
 
-// A thread's strips of gy: the elements that gather would write.
+// A thread's strips of gy: the elements that sparse_conv would write.
 template <class T, int Strip>
 __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
                                             const Lane& lane, const T* gy, float (&strips)[kSlots][Strip]) {

@@ -11,7 +11,14 @@ gpu         layers on an NVIDIA GPU                    ``sparsegan bench gpu``
 
 from .cases import LAYERS, Job, LayerCase, jobs, target
 from .engines import dense_engines
-from .generators import GENERATORS, GeneratorCase, GeneratorJob, generator_jobs, generator_target, time_generator
+from .generators import (
+    GENERATORS,
+    GeneratorCase,
+    GeneratorJob,
+    generator_jobs,
+    generator_target,
+    time_generator,
+)
 from .layers import time_layer
 from .results import Results, facts
 from .training import CycleGanGenerator, time_new_mask, time_training, training_memory

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..granularity import check_channels, check_granularity, magnitude_mask
+from ..nn.granularity import check_channels, check_granularity, magnitude_mask
 
 Case = TypeVar("Case")
 

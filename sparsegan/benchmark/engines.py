@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..clock import Clock
-from ..export import onnx_bytes
-from ..profiling import interleaved_times
+from ..engine.export import onnx_bytes
+from ..profiling.layers import interleaved_times
 
 Engine = Callable[[], Any]
 Inputs = tuple[Tensor, ...]

@@ -25,15 +25,15 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from .. import _native
 from ..clock import Clock
 from ..engine import Engine, optimize_for_inference
-from ..engine.steps import Gather, Torch
+from ..engine.steps import SparseConvStep, Torch
 from ..gans import GANS
-from ..granularity import check_channels, check_granularity, magnitude_mask
-from ..macs import count_macs
-from ..profiling import interleaved_times
-from ..prune import sparsify
+from ..nn.granularity import check_channels, check_granularity, magnitude_mask
+from ..ops import native
+from ..profiling.layers import interleaved_times
+from ..profiling.macs import count_macs
+from ..pruning.surgery import sparsify
 from .cases import TARGET_SHARE, named
 from .engines import Engine as Call
 from .engines import Inputs, against_dense, dense_engines, makers, output_of
@@ -197,7 +197,7 @@ def time_generator(job: GeneratorJob, seconds: float) -> Row:
     memory = {name: peak_memory(job, name) for name in (OURS, row["best_dense"])}
     return {
         **row,
-        **verdict(row["ratio"], generator_target(job, _native.isa())),
+        **verdict(row["ratio"], generator_target(job, native.isa())),
         "first_call_s": first_call,
         "memory": memory,
         "limits": {
@@ -236,13 +236,13 @@ def _times(
 
 # Where the time goes
 
-#: Kinds of work. The first two are a gather's, which packs its input and unpacks its output.
+#: Kinds of work. The first two are a sparse_conv's, which packs its input and unpacks its output.
 MULTIPLYING, PACKING = "multiplying", "packing and unpacking"
 DENSE, POINTWISE, REST = "dense convolutions", "norms, activations, sums", "rest"
 KINDS = (MULTIPLYING, PACKING, DENSE, POINTWISE, REST)
 #: What is in the names of torch's ops for each kind; the first that fits is taken.
 _OPS = {
-    MULTIPLYING: re.compile("sparsegan::gather"),
+    MULTIPLYING: re.compile("sparsegan::sparse_conv"),
     POINTWISE: re.compile("norm|relu|clamp|tanh|sigmoid|::add|::mul|::sub|::div"),
     DENSE: re.compile("conv|mkldnn"),
 }
@@ -252,7 +252,7 @@ def engine_profile(engine: Engine, inputs: Inputs, seconds: float) -> dict[str, 
     """Milliseconds of an engine's run, by kind of work."""
     times = dict.fromkeys(KINDS, 0.0)
     for step, row in zip(engine.steps(*inputs), engine.profile(*inputs, seconds=seconds), strict=True):
-        if isinstance(step, Gather):
+        if isinstance(step, SparseConvStep):
             times[MULTIPLYING] += row.multiply_ms
             times[PACKING] += row.ms - row.multiply_ms
         elif isinstance(step, Torch):
@@ -264,7 +264,7 @@ def engine_profile(engine: Engine, inputs: Inputs, seconds: float) -> dict[str, 
 
 def layers_profile(model: nn.Module, inputs: Inputs, milliseconds: float, calls: int = 3) -> dict[str, float]:
     """A call's ``milliseconds``, shared out to kinds of work as torch's profiler finds them."""
-    before = _native.part_times()
+    before = native.part_times()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(calls):
             model(*inputs)
@@ -272,9 +272,9 @@ def layers_profile(model: nn.Module, inputs: Inputs, milliseconds: float, calls:
     for event in profiled.key_averages():
         kind = next((kind for kind, names in _OPS.items() if names.search(event.key)), REST)
         times[kind] += event.self_cpu_time_total
-    parts = {name: spent - before[name] for name, spent in _native.part_times().items()}
-    if gathers := sum(parts.values()):
-        times[PACKING] = times[MULTIPLYING] * (1 - parts["multiplying"] / gathers)
+    parts = {name: spent - before[name] for name, spent in native.part_times().items()}
+    if total := sum(parts.values()):
+        times[PACKING] = times[MULTIPLYING] * (1 - parts["multiplying"] / total)
         times[MULTIPLYING] -= times[PACKING]
     total = sum(times.values())
     return {kind: milliseconds * own / total for kind, own in times.items()}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels, ops
-from ..nn import SPARSE_CLASSES, SparseConv
+from ..nn.layer import SPARSE_CLASSES, SparseConv
 from .cases import LAYERS, LayerCase
 from .engines import Timing
 from .results import Row

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _native
-from ..nn import SPARSE_CLASSES, SparseConv
+from ..nn.layer import SPARSE_CLASSES, SparseConv
+from ..ops import native
 from .cases import Job, target
 from .engines import against_dense, dense_engines
 from .results import verdict
@@ -56,7 +56,7 @@ def time_layer(job: Job, seconds: float) -> dict[str, Any]:
     choice = layer.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
     return {
         **row,
-        **verdict(row["ratio"], target(job, _native.isa())),
+        **verdict(row["ratio"], target(job, native.isa())),
         "kernel": choice.kernel,
         "why": choice.why,
         "gflops": 2e-6 * multiplications(layer, x, y) / row["sparse_ms"],

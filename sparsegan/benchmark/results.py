@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from .. import _native
 from ..atomic_files import write_json
-from ..info import cpu_name
+from ..ops import native
+from ..profiling.info import cpu_name
 
 Row = dict[str, Any]
 
 
 def facts() -> dict[str, Any]:
     """What figures depend on: machine, instruction set, torch, and the build of the kernels."""
-    build = hashlib.sha256(_native.LIBRARY.read_bytes()).hexdigest()[:16]
-    return {"machine": cpu_name(), "isa": _native.isa(), "torch": torch.__version__, "build": build}
+    build = hashlib.sha256(native.LIBRARY.read_bytes()).hexdigest()[:16]
+    return {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__, "build": build}
 
 
 class Results:

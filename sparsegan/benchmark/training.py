@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _native
-from ..macs import masked_dense_bytes, training_bytes
-from ..plan import compile_plan
-from ..prune import sparse_layers, sparsify
+from ..nn.replace import sparse_layers
+from ..ops import native
+from ..ops.plan import compile_plan
+from ..profiling.macs import masked_dense_bytes, training_bytes
+from ..pruning.surgery import sparsify
 from .cases import LAYERS, Job, target
 from .engines import against_dense, timed
 from .layers import both_layers, check_same, multiplications
@@ -62,7 +63,7 @@ def time_training(job: Job, seconds: float) -> dict[str, Any]:
     choice = layer.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
     return {
         **row,
-        **verdict(row["ratio"], target(job, _native.isa(), training=True)),
+        **verdict(row["ratio"], target(job, native.isa(), training=True)),
         "kernel": choice.kernel,
         "gflops": 6e-6 * multiplications(layer, x, y) / row["sparse_ms"],
     }
@@ -151,7 +152,7 @@ def training_memory(sparsity: float, width: int = 64) -> list[dict[str, Any]]:
                 "model": name,
                 "sparsity": sparsity,
                 **held,
-                "workspace": _native.workspace_bytes(),
+                "workspace": native.workspace_bytes(),
                 "masked_dense": dense,
                 "ratio": ratio,
                 "target": MEMORY_TARGET if sparsity == 0.9 else None,

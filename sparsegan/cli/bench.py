@@ -70,14 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _cpu(arguments: argparse.Namespace) -> None:
-    from .. import _native
     from ..benchmark import Job, Results, facts, jobs, time_layer, time_training
+    from ..ops import native
 
     threads = _numbers("--threads", arguments.threads, int, 1, 1024)
     sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
     todo, left_out = jobs(arguments.layers, sparsities, arguments.granularity.split(","), threads)
     measure = time_layer if arguments.what == "layers" else time_training
-    peak = _native.fma_gflops()
+    peak = native.fma_gflops()
     results = Results(_command(arguments), arguments.json, facts(), {"fma_peak_gflops_a_core": peak})
 
     def measured(job: Job) -> dict[str, Any]:
@@ -94,13 +94,13 @@ def _cpu(arguments: argparse.Namespace) -> None:
 
 
 def _generators(arguments: argparse.Namespace) -> None:
-    from .. import _native
     from ..benchmark import GeneratorJob, Results, facts, generator_jobs, time_generator
+    from ..ops import native
 
     threads = _numbers("--threads", arguments.threads, int, 1, 1024)
     sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
     todo = generator_jobs(arguments.generators, sparsities, arguments.granularity.split(","), threads)
-    peak = _native.fma_gflops()
+    peak = native.fma_gflops()
     results = Results(_command(arguments), arguments.json, facts(), {"fma_peak_gflops_a_core": peak})
 
     def measured(job: GeneratorJob) -> dict[str, Any]:

@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..allocation import ALLOCATIONS, sensitivity
 from ..atomic_files import write_text
 from ..checkpoint import save
 from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, gap, of_size
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
-from ..granularity import parse_granularity
-from ..info import info, peak_bytes
-from ..macs import count_macs
-from ..metrics import TaskEvaluator, load_features
-from ..nn import SparseConv
-from ..profiling import profile
+from ..metrics.distances import TaskEvaluator, load_features
+from ..nn.granularity import parse_granularity
+from ..nn.layer import SparseConv
+from ..placement import device_of, moved
+from ..profiling.info import info, peak_bytes
+from ..profiling.layers import profile
+from ..profiling.macs import count_macs
 from ..progress import announce
+from ..pruning.allocation import ALLOCATIONS, sensitivity
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
-from ..training.placement import device_of, moved
 from .common import (
     add_content,
     add_data_options,

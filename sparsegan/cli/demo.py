@@ -18,20 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import data, metrics
+from .. import data
 from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
-from ..classifier import find_classifier
 from ..clock import Clock
 from ..compress import RECIPES, baseline
 from ..gans import store
-from ..macs import count_macs, training_bytes
-from ..nn import SparseConvTranspose2d
-from ..profiling import interleaved_ms, profile
-from ..prune import densify
+from ..metrics import distances as metrics
+from ..metrics.classifier import find_classifier
+from ..nn.layer import SparseConvTranspose2d
+from ..nn.replace import densify
+from ..profiling.layers import interleaved_ms, profile
+from ..profiling.macs import count_macs, training_bytes
 from ..randomness import CPU
 from ..training import Run
-from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, placed, set_threads, use_device
+from .common import (
+    add_device,
+    add_seed,
+    add_threads,
+    at_least_one,
+    find_checkpoints,
+    placed,
+    set_threads,
+    use_device,
+)
 from .report import report, show_table, where
 
 #: name in the table -> recipe; in the table's order, the method last
@@ -145,7 +155,7 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads and versions that the figures depend on."""
-    from ..info import info
+    from ..profiling.info import info
 
     return {**info(), "device": str(device), "threads": torch.get_num_threads()}
 

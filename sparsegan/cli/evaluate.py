@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .. import metrics
-from ..classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..gans import GANS, store
+from ..metrics import distances as metrics
+from ..metrics.classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..training import ranks
 from .common import (
     add_data_options,

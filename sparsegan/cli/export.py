@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file, and say what it takes and how close ONNX Runtime comes."""
-    from ..export import export_onnx
+    from ..engine.export import export_onnx
 
     if arguments.size is not None and arguments.size < 1:
         raise ValueError(f"--size is {arguments.size}; it must be at least 1")

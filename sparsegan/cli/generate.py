@@ -21,8 +21,8 @@ from ..engine import optimize_for_inference, tiling
 from ..engine.statistics import STATISTICS
 from ..gans import store
 from ..gans.stargan import as_rows
+from ..placement import device_of, moved
 from ..progress import Progress, track
-from ..training.placement import device_of, moved
 from .common import (
     add_device,
     add_gan_options,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..data import Samples
 from ..gans.objective import Objective
+from ..placement import device_of, moved
 from ..randomness import seeded
-from ..training.placement import device_of, moved
 
 GAP, HEAD = 2, 13  # pixels between cells; of a line of text
 LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from ..gans import store
-from .common import add_device, add_threads, check_entry, load_trained, placed, set_threads, use_device
+from .common import (
+    add_device,
+    add_threads,
+    check_entry,
+    load_trained,
+    placed,
+    set_threads,
+    use_device,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
-    from ..profiling import profile
+    from ..profiling.layers import profile
 
     if arguments.batch < 1:
         raise ValueError(f"--batch is {arguments.batch}; it must be at least 1")

@@ -9,8 +9,8 @@ import torch
 
 from .. import data
 from ..atomic_files import write_json
-from ..classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..gans import GANS, store
+from ..metrics.classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..training import Run, run_loop
 from ..training.adversarial import AdversarialTask
 from .common import (

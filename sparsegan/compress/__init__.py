@@ -3,8 +3,8 @@
 from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
 from .comparison import gap
 from .compressor import Compressor, Result
-from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
-from .own import Blank, OwnImages
+from .data_free import Blank, OwnImages
+from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 from .statistics import match_contrast, recalibrate_batch_norm
 
 __all__ = [

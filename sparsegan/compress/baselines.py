@@ -24,14 +24,14 @@ from typing import Any
 
 from torch import nn
 
-from ..allocation import Targets
 from ..copying import copy_model
 from ..gans.objective import Objective
-from ..prune import sparsify
+from ..pruning.allocation import Targets
+from ..pruning.schedule import GradualPruning, OneShot, Rounds, Schedule
+from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
-from ..schedule import GradualPruning, OneShot, Rounds, Schedule
 from .compressor import Compressor
-from .loss import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 #: The weight of the distance between images beside the GAN's own loss: CycleGAN's for its cycle.
 DISTILLATION = 10.0

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..copying import copy_model
 from ..gans.objective import Objective, drawing, images_in
+from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
-from ..training.placement import device_of, moved
-from .loss import GeneratorLoss, Scores, SelfSupervisedLoss
+from .losses import GeneratorLoss, Scores, SelfSupervisedLoss
 
 #: What a generator made of a batch, and its activations on the way, where a loss matches those.
 Made = tuple[Any, list[Tensor]]
@@ -89,7 +89,7 @@ def gap(
     loss: GeneratorLoss | None = None,
     seed: int = 0,
 ) -> Callable[[nn.Module], float]:
-    """A measure of how far other generators are from `generator`, for `sparsegan.allocation.sensitivity`.
+    """A measure of how far other generators are from `generator`, for `sparsegan.pruning.allocation.sensitivity`.
 
     Returns a function of a generator of the same kind: the mean over `batches` of `loss` (by default equations 7-9)
     under the frozen `discriminator`, each time with the same noise. No network is trained; those handed in stay.

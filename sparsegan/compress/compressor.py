@@ -12,20 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..allocation import Targets
-from ..averaging import Average
 from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import train_as_set, trainable
-from ..prune import sparse_layers, sparsify
+from ..nn.replace import sparse_layers
+from ..outermost import autocast as autocast_networks
+from ..placement import device_of, moved
+from ..pruning.allocation import Targets
+from ..pruning.averaging import Average
+from ..pruning.regrow import regrowable_layers
+from ..pruning.schedule import Schedule
+from ..pruning.surgery import sparsify
 from ..randomness import seeded
-from ..regrow import regrowable_layers
-from ..schedule import Schedule
 from ..training import Run, endless, ranks, run_loop
-from ..training.outermost import autocast as autocast_networks
-from ..training.placement import device_of, moved
 from .comparison import feature_layers_of
-from .loss import GeneratorLoss, SelfSupervisedLoss
+from .losses import GeneratorLoss, SelfSupervisedLoss
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 
@@ -55,13 +56,13 @@ class Compressor:
     `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
     along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
     `allocation`: how the schedule's last sparsity is shared out among the layers of `generator`: "uniform", "global",
-    "global-normalized", or sparsities by layer, as `sparsegan.allocation.sensitivity` finds them. A layer is always as
-    far on its way as the schedule is on its own.
+    "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer is
+    always as far on its way as the schedule is on its own.
     `regrow`: share of a layer's kept weights that change places with absent ones, at first; 0 for never. From the first
     pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude go and those of
-    largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.regrow`). The share falls as
-    half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the run. Granularity
-    "element" only; a pruned discriminator's weights stay dropped.
+    largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.pruning.regrow`). The share
+    falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the run.
+    Granularity "element" only; a pruned discriminator's weights stay dropped.
     `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
     mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
     `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.

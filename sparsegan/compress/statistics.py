@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modes import in_mode
-from ..nn import SparseConv
+from ..nn.layer import SparseConv
 
 
 def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

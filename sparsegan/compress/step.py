@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..allocation import Targets
-from ..averaging import Average
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held
-from ..prune import shrink, sparse_layers
+from ..nn.replace import sparse_layers
+from ..outermost import mapped
+from ..placement import device_of
+from ..pruning.allocation import Targets
+from ..pruning.averaging import Average
+from ..pruning.regrow import dense_gradients, regrow
+from ..pruning.schedule import Schedule, prunings
+from ..pruning.surgery import shrink
 from ..randomness import Draws, devices_of, states, version_of
-from ..regrow import dense_gradients, regrow
-from ..schedule import Schedule, prunings
 from ..training import ranks
 from ..training.adversarial import decayed, set_rates
 from ..training.figures import Figures
-from ..training.outermost import mapped
-from ..training.placement import device_of
 from ..training.scaling import LossScale
 from .comparison import Comparison, Made
-from .loss import GeneratorLoss
+from .losses import GeneratorLoss
 from .statistics import batch_norms
 
 #: Steps between two exchanges of weights, and the part of the run after which there are no more.

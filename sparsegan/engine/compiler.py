@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import dispatch
 from ..gans.parts import InstanceNorm2d
-from ..nn import SparseConv
-from ..tracing import has_hooks, is_random
+from ..nn import dispatch
+from ..nn.layer import SparseConv
 from .layers import Layers
-from .steps import Dense, Gather, Norm, Pointwise, Statistics, Step, Torch
+from .steps import Dense, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
+from .tracing import has_hooks, is_random
 from .values import Affine, Padding, Slot, Value, concatenated
 
 #: What the steps compute in; a model of another dtype runs in torch.
@@ -54,7 +54,7 @@ class Compiler:
     """One compilation: `compiled` is the program.
 
     Args:
-        graph: traced with an example running along (:class:`sparsegan.tracing.Tracer`).
+        graph: traced with an example running along (:class:`sparsegan.engine.tracing.Tracer`).
         modules: of the model, by name.
         layers: its convolutions, as the kernels read them.
         dtype: of the activations.
@@ -66,7 +66,7 @@ class Compiler:
         self.steps: list[Step] = []
         self.inputs: list[Slot] = []
         self.known: dict[fx.Node, Any] = {}  # a Value, a Slot (of anything else), or a constant
-        self.gathers: dict[Slot, Gather] = {}
+        self.convs: dict[Slot, SparseConvStep] = {}
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
         self.views: set[Slot | Value] = set()  # what torch made of others' memory, and those others: copies here
         result = None
@@ -217,12 +217,12 @@ class Compiler:
         norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
         if not value.raw:
             self._written(value)
-        gather = self.gathers.get(value.slot)
-        if gather is not None and gather.norm is None:
-            gather.norm = norm
-            gather.fused.append(name)
+        conv = self.convs.get(value.slot)
+        if conv is not None and conv.norm is None:
+            conv.norm = norm
+            conv.fused.append(name)
         else:
-            why = "its input is no sparse convolution's output" if gather is None else "another norm has its place"
+            why = "its input is no sparse convolution's output" if conv is None else "another norm has its place"
             self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
         return Value(value.slot, norm.affine)
 
@@ -254,7 +254,7 @@ class Compiler:
         if choice.kernel == "dense":
             return self._dense(node, layer, name, value, weights, choice.why)
         taps = self.layers.taps(name, layer, norm, geometry)
-        step = Gather(
+        step = SparseConvStep(
             name=name,
             why=choice.why,
             x=value.now(),
@@ -272,7 +272,7 @@ class Compiler:
         if norm is not None:
             step.fused.append(norm)
         self.steps.append(step)
-        self.gathers[step.y] = step
+        self.convs[step.y] = step
         return Value(step.y)
 
     def _padding(self, layer: SparseConv, noted: Padding | None) -> tuple[str, tuple[int, int]] | None:
@@ -329,36 +329,36 @@ class Compiler:
         self.steps.append(Pointwise(name=node.name, a=value.now(), y=y, repeat=repeat, fused=_noted_names(value)))
         return Value(y)
 
-    def _only_read_here(self, value: Value) -> Gather | None:
+    def _only_read_here(self, value: Value) -> SparseConvStep | None:
         """The convolution that wrote a value, where nobody else reads it and no norm follows."""
-        gather = self.gathers.get(value.slot)
+        conv = self.convs.get(value.slot)
         holders = (node for node, known in self.known.items() if isinstance(known, Value) and known.slot is value.slot)
-        if gather is None or gather.norm is not None or not value.raw or any(len(node.users) > 1 for node in holders):
+        if conv is None or conv.norm is not None or not value.raw or any(len(node.users) > 1 for node in holders):
             return None
-        return gather
+        return conv
 
     def shuffled(self, node: fx.Node, factor: int) -> Value | None:
         """PixelShuffle of a convolution that nobody else reads: done while it is written."""
         value = self._value(node.args[0])
-        gather = self._only_read_here(value)
-        if gather is None or gather.shuffle > 1 or gather.adjoint:
+        conv = self._only_read_here(value)
+        if conv is None or conv.shuffle > 1 or conv.adjoint:
             return None
-        block, vector = factor**2, gather.geometry[-2] * gather.geometry[-1]
+        block, vector = factor**2, conv.geometry[-2] * conv.geometry[-1]
         if block % vector and vector % block:
             return None
-        del self.gathers[value.slot]
-        gather.y, gather.shuffle = self._new(value.slot, shape=tuple(node.meta["value"].shape)), factor
-        gather.fused.append(node.name)
-        self.gathers[gather.y] = gather
-        return Value(gather.y)
+        del self.convs[value.slot]
+        conv.y, conv.shuffle = self._new(value.slot, shape=tuple(node.meta["value"].shape)), factor
+        conv.fused.append(node.name)
+        self.convs[conv.y] = conv
+        return Value(conv.y)
 
     def curved(self, node: fx.Node, curve: str, in_place: bool) -> Value | None:
         """Tanh or Sigmoid: while a convolution that nobody else reads is written, else a step."""
         value = self._value(node.args[0])
-        gather = self._only_read_here(value)
-        if gather is not None and gather.curve == "none":
-            gather.curve = curve
-            gather.fused.append(node.name)
+        conv = self._only_read_here(value)
+        if conv is not None and conv.curve == "none":
+            conv.curve = curve
+            conv.fused.append(node.name)
             return value
         if value.padding is not None:
             self._written(value)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .. import _native
 from ..calls import Call, positional
 from ..forks import ENGINES
-from ..nn import SparseConv
-from ..tracing import Tracer, has_hooks
+from ..nn.layer import SparseConv
+from ..ops import native
 from . import tiling
 from .compiler import Compiler, Program, Unsafe
 from .gpu import GpuEngine
@@ -27,6 +26,7 @@ from .served import Served
 from .shapes import Shapes
 from .statistics import check_statistics, other_in_training
 from .steps import Step, Torch
+from .tracing import Tracer, has_hooks
 from .values import Slot
 
 
@@ -275,9 +275,9 @@ class Engine(Served):
             while len(times[0]) < 4 or time.perf_counter() < end:
                 self._enter(program, memory, call.changed(Tensor.clone).tensors)
                 for run, own in zip(runs, times, strict=True):
-                    before, start = _native.part_times(), time.perf_counter()
+                    before, start = native.part_times(), time.perf_counter()
                     run()
-                    passed, after = time.perf_counter() - start, _native.part_times()
+                    passed, after = time.perf_counter() - start, native.part_times()
                     parts = {name: after[name] - before[name] for name in after}
                     spent = sum(parts.values())
                     share = parts["multiplying"] / spent if spent else 0.0

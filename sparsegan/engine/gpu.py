@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES
-from ..nn import SparseConv
-from ..tracing import Tracer, has_hooks
+from ..nn.layer import SparseConv
 from .compiler import runs_by_numbers
 from .layers import Layers
 from .served import Served
+from .tracing import Tracer, has_hooks
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
 _ACTIVATIONS: dict[Any, Callable[[Any], float]] = {

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import SPARSE_CLASSES, SparseConv
-from ..plan import Geometry, compile_direct_plan
+from ..geometry import Geometry
+from ..nn.layer import SPARSE_CLASSES, SparseConv
+from ..ops.plan import compile_direct_plan
 
 
 class Weights(NamedTuple):
@@ -123,11 +124,7 @@ class Layers:
             self._dense[key] = layer._scatter(weights.values)
         weight, padding = self._dense[key], layer.padding
         if layer.adjoint:
-            extra = []
-            for axis in (0, 1):
-                reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-                n = (x_shape[2 + axis] - 1) * layer.stride[axis] - 2 * layer._padding_before()[axis] + reach + 1
-                extra.append(y_size[axis] - n)
+            extra = layer.geometry.output_padding(x_shape[2:], y_size)
             args: tuple[Any, ...] = (weight, weights.bias, layer.stride, padding, extra, layer.groups, layer.dilation)
             return F.conv_transpose2d, args
         args = (weight, weights.bias, layer.stride, padding, layer.dilation, layer.groups)

@@ -31,8 +31,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..nn import SparseConv
-from ..tracing import NORMS
+from ..nn.layer import SparseConv
+from .tracing import NORMS
 
 #: Sizes at which tensors are compared, and whether without data. They are multiples of what strides multiply to, the
 #: second where the first is none and strides beyond `_PLAUSIBLE` come out. They are small enough for the count of all

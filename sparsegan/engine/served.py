@@ -20,9 +20,9 @@ from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..modes import Buffers
 from ..randomness import devices_of, undisturbed
-from ..tracing import close
 from . import tiling
 from .statistics import by_batch
+from .tracing import close
 
 Self = TypeVar("Self", bound="Served")
 

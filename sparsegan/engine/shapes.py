@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 from ..calls import Call
 from ..gans.parts import InstanceNorm2d
-from ..nn import SparseConv
-from ..tracing import Tracer
+from ..nn.layer import SparseConv
+from .tracing import Tracer
 
 _NORMS = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward)
 
@@ -33,8 +33,9 @@ class Shapes:
         self.why_not: str | None = None
 
     def trace(self, call: Call, leaves: Collection[str]) -> tuple[fx.Graph, Any] | None:
-        """The graph for inputs of these shapes, and the structure of its outputs, as :class:`sparsegan.tracing.Tracer`
-        makes them; None if `why_not`. `leaves`: modules that are not looked into."""
+        """The graph for inputs of these shapes, and the structure of its outputs, as
+        :class:`sparsegan.engine.tracing.Tracer` makes them; None if `why_not`. `leaves`: modules that are not looked
+        into."""
         if self.why_not is not None:
             return None
         try:

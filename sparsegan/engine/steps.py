@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from .. import _native  # noqa: F401  (importing it registers the ops)
-from ..ops import CURVES, PADDING_MODES
+from ..ops import native  # noqa: F401  (importing it registers the ops)
+from ..ops.sparse_conv import CURVES, PADDING_MODES
 from .values import Affine, Slot, Value
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass(kw_only=True)
-class Gather(Step):
+class SparseConvStep(Step):
     """A convolution on kept weights, with what `x` has noted before it; PixelShuffle, a curve of ops.CURVES and a norm
     of `y` after it."""
 
@@ -92,7 +92,7 @@ class Gather(Step):
         found = memory.maps(norm.affine) if norm else (None, None)
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
-        op, curve = torch.ops.sparsegan.gather_fused.default, CURVES.index(self.curve)
+        op, curve = torch.ops.sparsegan.sparse_conv_fused.default, CURVES.index(self.curve)
         return lambda: op(x(), *prologue, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_files import write_tensors
+from ..placement import device_of
 from ..randomness import seeded
 from ..state_dicts import read_state
-from ..training.placement import device_of
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .parts import NORMS, State, check, check_choice, count_up, initialise, norm_layer, size_of
+from .parts import (
+    NORMS,
+    State,
+    check,
+    check_choice,
+    count_up,
+    initialise,
+    norm_layer,
+    size_of,
+)
 
 
 class UnetLevel(nn.Module):

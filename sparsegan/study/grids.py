@@ -22,8 +22,9 @@ class Task:
     `exclude`: layers that stay dense. `images`: a distance is taken from so many, 0 for the whole test set.
     `probability`: how the discriminator's output becomes the probability of being real, "output", "sigmoid", or ""
     where it never does. `held_out`: scored against images that were not trained on.
-    `classifier`: the data set of the classifier (`sparsegan.classifier`) that says what images are taken for; of DCGANs
-    it also gives the features. `asked`: the class that a view's images should be of, where the GAN does not say it.
+    `classifier`: the data set of the classifier (`sparsegan.metrics.classifier`) that says what images are taken for;
+    of DCGANs it also gives the features. `asked`: the class that a view's images should be of, where the GAN does not
+    say it.
     """
 
     title: str

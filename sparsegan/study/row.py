@@ -16,21 +16,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import data, metrics
-from ..allocation import sensitivity
+from .. import data
 from ..atomic_files import write_tensors
 from ..checkpoint import save
-from ..classifier import Classifier, find_classifier, load_classifier
 from ..compress import OwnImages, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
 from ..gans import store
-from ..info import info, peak_bytes
-from ..macs import count_macs
-from ..nn import SparseConv
+from ..metrics import distances as metrics
+from ..metrics.classifier import Classifier, find_classifier, load_classifier
+from ..nn.layer import SparseConv
+from ..placement import device_of, moved
+from ..profiling.info import info, peak_bytes
+from ..profiling.macs import count_macs
+from ..pruning.allocation import sensitivity
 from ..randomness import CPU, seeded
 from ..training import Diverged
 from ..training.adversarial import teach
-from ..training.placement import device_of, moved
 from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned

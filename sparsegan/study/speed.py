@@ -17,10 +17,10 @@ from ..checkpoint import load
 from ..clock import Clock
 from ..engine import optimize_for_inference
 from ..gans import store
-from ..info import cpu_name
-from ..profiling import interleaved_ms
-from ..prune import densify
-from ..removal import remove_filters
+from ..nn.replace import densify
+from ..profiling.info import cpu_name
+from ..profiling.layers import interleaved_ms
+from ..pruning.removal import remove_filters
 from .grids import DENSE, TASKS, TECHNIQUES, Row
 from .results import Results
 

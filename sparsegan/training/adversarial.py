@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from ..gans.objective import ImagePool, Objective, detached
 from ..modes import held, train_as_set, trainable
+from ..placement import device_of
 from .figures import Figures
 from .loop import run_loop
-from .placement import device_of
 
 
 def decayed(step: int, steps: int) -> float:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ..placement import moved
 from ..progress import Progress
 from ..randomness import CPU, run_state, seeded, set_run_state
-from .placement import moved
 from .run import Run
 
 _NOTHING = object()

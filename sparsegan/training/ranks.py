@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..outermost import Outermost, mapped
 from ..randomness import CPU
-from .outermost import Outermost, mapped
 
 
 def count() -> int:

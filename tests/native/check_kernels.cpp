@@ -300,7 +300,7 @@ double largest_error(const Tensor<T>& got, const std::vector<Sum>& expected) {
 // ---------------------------------------------------------------- one case, one ISA
 
 struct Errors {
-  double gather, wgrad;
+  double sparse_conv, wgrad;
 };
 
 template <class T>
@@ -328,7 +328,7 @@ Errors run(const Case& c, Random& random) {
 
   Tensor<T> x(x_size, random), gy(y_size, random), values(c.values(), random), bias(c.target_channels(), random);
   Tensor<T> y(y_size), dv(c.values());
-  gather(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
+  sparse_conv(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
   wgrad(call, gy.data(), x.data(), dv.data(), team);
 
   std::vector<Sum> y_expected(y_size), dv_expected(c.values());
@@ -356,11 +356,11 @@ bool check_isa(const std::string& isa, int64_t cases) {
     const Errors e = c.dtype == DType::float64    ? run<double>(c, random)
                      : c.dtype == DType::bfloat16 ? run<bfloat16>(c, random)
                                                   : run<float>(c, random);
-    largest = std::max({largest, e.gather, e.wgrad});
-    if (std::max(e.gather, e.wgrad) > kMostError) {
+    largest = std::max({largest, e.sparse_conv, e.wgrad});
+    if (std::max(e.sparse_conv, e.wgrad) > kMostError) {
       ++wrong;
-      std::printf("isa %s: case %lld: errors %.3g (gather) and %.3g (wgrad); at most %g is accepted: %s\n", isa.c_str(),
-                  static_cast<long long>(number), e.gather, e.wgrad, kMostError, c.text().c_str());
+      std::printf("isa %s: case %lld: errors %.3g (sparse_conv) and %.3g (wgrad); at most %g is accepted: %s\n",
+                  isa.c_str(), static_cast<long long>(number), e.sparse_conv, e.wgrad, kMostError, c.text().c_str());
     }
   }
   std::printf("isa %s: %lld cases, largest error %.3g%s\n", isa.c_str(), static_cast<long long>(cases), largest,

@@ -2,9 +2,9 @@
 
     python tests/native/inner_loops.py aarch64-linux-gnu-g++ [OBJDUMP]
 
-Compiles every register tile of ``csrc/cpu/gather.h`` that the row "neon" of ``csrc/cpu/kernels.cpp`` has, float32, as
-CMakeLists.txt does, and reads the disassembly. Exits with 1 where a loop over taps keeps a vector on the stack. Counts
-are no times: nothing here was measured on an ARM processor.
+Compiles every register tile of ``csrc/cpu/sparse_conv.h`` that the row "neon" of ``csrc/cpu/kernels.cpp`` has,
+float32, as CMakeLists.txt does, and reads the disassembly. Exits with 1 where a loop over taps keeps a vector on the
+stack. Counts are no times: nothing here was measured on an ARM processor.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> None:
         for tile in tiles:
             numbers = ", ".join(map(str, (LANES, *tile)))
             source.write_text(
-                f'#include "{ROOT}/csrc/cpu/gather.h"\n'
-                f"template void sparsegan::neon::gather_tile<float, {numbers}>({PARAMETERS});\n".replace(
+                f'#include "{ROOT}/csrc/cpu/sparse_conv.h"\n'
+                f"template void sparsegan::neon::sparse_conv_tile<float, {numbers}>({PARAMETERS});\n".replace(
                     "const TapRange&", "const sparsegan::TapRange&"
                 )
             )

@@ -22,7 +22,7 @@ struct SimtCall {
   int64_t geometry[geometry_numbers];
   int64_t adjoint, dtype, taps, images, x_channels, x_height, x_width, y_channels, y_height, y_width;
   int64_t multiprocessors;
-  int64_t wgrad;   // 0: gather
+  int64_t wgrad;   // 0: sparse_conv
   int64_t seed;    // of the order of blocks and threads; 0: the natural one
   int64_t offset;  // elements from a multiple of 256 bytes to the start of each tensor
   int64_t damage;  // not 0: the seed of nonsense in the plan and the support, and only bounds are checked
@@ -71,9 +71,9 @@ const char* simt_conv(const SimtCall* call, const int32_t* support, const void* 
   if (call->wgrad == 0) {
     const void* device_values = input("values", values, tap_bytes, offset);
     const void* device_bias = bias == nullptr ? nullptr : input("bias", bias, element * call->y_channels, offset);
-    auto* workspace = static_cast<float*>(output("workspace", sizeof(float) * gather_workspace(c), 0));
+    auto* workspace = static_cast<float*>(output("workspace", sizeof(float) * sparse_conv_workspace(c), 0));
     void* device_y = output("y", y_bytes, offset);
-    gather(c, device_x, device_values, device_bias, negative_slope, device_y, workspace, nullptr);
+    sparse_conv(c, device_x, device_values, device_bias, negative_slope, device_y, workspace, nullptr);
     simt::read_buffer(device_y, y);
   } else {
     const void* device_gy = input("gy", gy, y_bytes, offset);

@@ -1,0 +1,117 @@
+// sparse_conv: y[o, p] (+)= sum over taps of v * x[c, p + shift], broadcast weights feeding a register tile of outputs.
+//
+// The lanes hold different tiles, so a shift is a whole-vector step and every load is aligned. A tile is W target
+// channels (that share their taps, at vector granularity) by R x Q outputs: R * Q loads of x a tap serve W * R * Q
+// FMAs. The loop over a source block's taps runs innermost with the block's window of x in the first-level cache.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace sparsegan::SPARSEGAN_ISA {
+
+// A small tile keeps this many sets of sums, or each tap would wait for the FMA before it.
+constexpr int sum_sets(int sums) { return sums <= 3 ? 4 : sums <= 6 ? 2 : 1; }
+
+template <class T, int L, int W, int R, int Q>
+void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t x_row, T* y, int64_t y_row,
+                      int64_t y_plane, const T* init) {
+  constexpr int S = sum_sets(W * R * Q);
+  const uint16_t* const codes = taps.codes;
+  const int32_t* const offsets = taps.offsets;
+  const int64_t width = taps.width;
+  for (int64_t target = taps.first; target < taps.last; ++target) {
+    const int64_t begin = taps.begin(target), end = taps.end(target);
+    if (begin == end && !init) continue;
+    // A division only where it is needed: for single channels the target is the plane.
+    const int64_t channel = taps.phases == 1 ? target * width : target / taps.phases * width;
+    const int64_t first_plane = width == 1 ? target : channel * taps.phases + target % taps.phases;
+    for (int64_t part = 0; part < width; part += W) {
+      Vec<T, L> sums[S][W][R][Q] = {};
+      const T* const weights = values + part;
+      const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap, const T* in) __attribute__((always_inline)) {
+        Vec<T, L> v[W];
+        if constexpr (S > 1) {
+          if (taps.order) tap = taps.order[tap];
+        }
+#pragma GCC unroll 4
+        for (int w = 0; w < W; ++w) v[w] = broadcast<T, L>(weights[tap * width + w]);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+          for (int q = 0; q < Q; ++q) {
+            const Vec<T, L> a = W == 1 ? load<T, L>(in + q * L) : load_once<T, L>(in + q * L);
+#pragma GCC unroll 4
+            for (int w = 0; w < W; ++w) acc[w][r][q] += v[w] * a;
+          }
+          in += x_row;
+          asm("" : "+r"(in));  // one pointer a row and constant displacements, not an address computed for each FMA
+        }
+      };
+      int64_t tap = begin;
+      if constexpr (S > 1) {
+        for (; tap + S <= end; tap += S) {
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s) add(sums[s], tap + s, x + offsets[codes[tap + s]]);
+        }
+        for (; tap < end; ++tap) add(sums[0], tap, x + offsets[codes[tap]]);
+      } else if (begin < end) {
+        // Addresses two taps ahead, or the FMAs would wait for two loads that lead to theirs.
+        int64_t here = offsets[codes[tap]], next = offsets[codes[tap + 1]];
+        for (; tap < end; ++tap) {
+          const T* const in = x + here;
+          here = next;
+          next = offsets[codes[tap + 2]];
+          add(sums[0], tap, in);
+        }
+      }
+      // A block's sum is added to the sums before it: rounding grows with the root of the block, not of all taps.
+      for (int w = 0; w < W; ++w) {
+        T* const out = y + (first_plane + (part + w) * taps.phases) * y_plane;
+        const Vec<T, L> start = broadcast<T, L>(init ? init[channel + part + w] : T(0));
+        for (int r = 0; r < R; ++r) {
+          for (int q = 0; q < Q; ++q) {
+            Vec<T, L> sum = sums[0][w][r][q];
+            for (int s = 1; s < S; ++s) sum += sums[s][w][r][q];
+            T* const to = out + r * y_row + q * L;
+            store<T, L>(to, sum + (init ? start : load<T, L>(to)));
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+using SparseConvTile = void (*)(const TapRange&, const T*, const T*, int64_t, T*, int64_t, int64_t, const T*);
+
+// at[R - 1][Q - 1]; null where R * Q is more than MaxTile.
+template <class T, int L, int W, int MaxTile, int MaxRows>
+struct SparseConvTiles {
+  SparseConvTile<T> at[MaxRows][kMaxCols] = {};
+
+  constexpr SparseConvTiles() { fill<1, 1>(); }
+
+  template <int R, int Q>
+  constexpr void fill() {
+    if constexpr (R * Q <= MaxTile) at[R - 1][Q - 1] = sparse_conv_tile<T, L, W, R, Q>;
+    if constexpr (Q < kMaxCols) {
+      fill<R, Q + 1>();
+    } else if constexpr (R < MaxRows) {
+      fill<R + 1, 1>();
+    }
+  }
+};
+
+template <class T, int L, int W, int MaxTile, int MaxRows>
+void sparse_conv(const TapRange& taps, const Tiling& t, const Frame& x_frame, const Frame& y_frame, int64_t row,
+                 int64_t col, const void* values, const void* x, void* y, const void* init) {
+  static constexpr SparseConvTiles<T, L, W, MaxTile, MaxRows> tiles;
+  const int64_t x_row = x_frame.cols * L, y_row = y_frame.cols * L;
+  const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
+  tiles.at[rows - 1][t.cols - 1](taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L,
+                                 x_row, static_cast<T*>(y) + row * y_row + col * L, y_row, y_frame.plane,
+                                 static_cast<const T*>(init));
+}
+
+}  // namespace sparsegan::SPARSEGAN_ISA

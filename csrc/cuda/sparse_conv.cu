@@ -1,0 +1,384 @@
+// sparse_conv: y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift])).
+//
+// sparse_conv_tiled    a bundle's taps run on row segments in registers; x staged in shared memory, double-buffered
+// sparse_conv_small    small maps: lanes hold pixels and taps, each weight is read once
+// add_parts       sums the parts of calls with too few blocks to fill the device
+#include "conv.h"
+#include "launch.h"
+#include "window.h"
+
+namespace sparsegan::cuda {
+namespace {
+
+// What becomes of a sum.
+template <class T>
+struct Finish {
+  const T* bias;  // null: zeros
+  float negative_slope;
+
+  __device__ float initial(int channel) const { return bias == nullptr ? 0 : to_float(bias[channel]); }
+  __device__ float operator()(float sum, float bias_of_channel) const {
+    sum += bias_of_channel;
+    if (sum < 0) sum = negative_slope == 0 ? 0 : sum * negative_slope;  // of minus infinity too
+    return sum;
+  }
+};
+
+struct alignas(16) Tap {
+  TapStep step;
+  float value;
+};
+
+// A warp's taps in order, 32 at a time through its slice of shared memory. Codes are read two rounds ahead, values one.
+template <class T>
+class Taps {
+ public:
+  // `slab`: the first that the block stages.
+  __device__ Taps(const Tiling& tiling, const T* values, Tap* slice, int slab, int begin, int end)
+      : t_(tiling), values_(values), slice_(slice), slab_(slab), end_(end), next_(begin + threadIdx.x % 32) {
+    read();
+    value_ = value();
+    code_ = next_code_;
+    read();
+  }
+
+  // The next 32 taps, as many as there are.
+  __device__ __forceinline__ const Tap* turn() {
+    const TapStep step = TapStep::of(t_, code_, slab_);
+    __syncwarp();
+    slice_[threadIdx.x % 32] = {step, value_};
+    __syncwarp();
+    value_ = value();
+    code_ = next_code_;
+    read();
+    return slice_;
+  }
+
+ private:
+  __device__ __forceinline__ void read() {
+    next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
+    next_order_ = next_ < end_ ? t_.plan.order[next_] : 0;
+    next_ += 32;
+  }
+  __device__ __forceinline__ float value() const {
+    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), t_.plan.taps - 1u)]);
+  }
+
+  const Tiling& t_;
+  const T* values_;
+  Tap* slice_;
+  int slab_, end_, next_;
+  unsigned code_, next_code_;
+  int next_order_;
+  float value_;
+};
+
+// Where sums go: `y`, or float32 as they are to `part` where that is not null.
+template <class T>
+struct Sink {
+  T* y;
+  float* part;
+
+  __device__ __forceinline__ void store(int64_t at, float a) const {
+    if (part == nullptr) {
+      y[at] = from_float<T>(a);
+    } else {
+      part[at] = a;
+    }
+  }
+  __device__ __forceinline__ void store_four(int64_t at, float a, float b, float c, float d) const {
+    if (part == nullptr) {
+      cuda::store_four(y + at, a, b, c, d);
+    } else {
+      cuda::store_four(part + at, a, b, c, d);
+    }
+  }
+};
+template <>
+struct Sink<float> {  // the same code for both
+  float* y;
+
+  __device__ Sink(float* y, float* part) : y(part == nullptr ? y : part) {}
+  __device__ __forceinline__ void store(int64_t at, float a) const { y[at] = a; }
+  __device__ __forceinline__ void store_four(int64_t at, float a, float b, float c, float d) const {
+    cuda::store_four(y + at, a, b, c, d);
+  }
+};
+
+// Writes N neighbouring columns of the row that starts at `row`, as many as it has.
+template <class T, int N>
+__device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int64_t row, int column,
+                                      const float (&numbers)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    if (t.y.fours) {
+      if (column + i < t.y.width) {
+        sink.store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
+      }
+    } else {
+#pragma unroll
+      for (int j = i; j < i + 4; ++j) {
+        if (column + j < t.y.width) sink.store(row + column + j, numbers[j]);
+      }
+    }
+  }
+}
+
+// Writes what becomes of a thread's sums.
+template <class T, int Strip>
+__device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
+                                             const Lane& lane, const float (&sums)[kSlots][Strip],
+                                             const Finish<T>& finish, const Sink<T>& sink) {
+  Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
+    if (!rows.there(t)) continue;
+    const int64_t row = rows.offset(t);
+    const int column = rows.column();
+    const float bias = finish.initial(rows.channel());
+    if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+      if (slot % 2 == 1) continue;
+      float both[2 * Strip];
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) {
+        both[2 * i] = finish(sums[slot][i], bias);
+        both[2 * i + 1] = finish(sums[slot | 1][i], bias);
+      }
+      write(t, sink, row, column, both);
+      continue;
+    }
+    float strip[Strip];
+#pragma unroll
+    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], bias);
+    if (t.phases_w == 1) {
+      write(t, sink, row, column, strip);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Strip; ++i) {
+        if (column + i * t.phases_w < t.y.width) sink.store(row + column + i * t.phases_w, strip[i]);
+      }
+    }
+  }
+}
+
+// Grid: tiles x blocks of bundles, then parts of the slabs. A part's sums go to `parts` where there are several.
+template <class T, int Strip, int Step>
+__global__ __launch_bounds__(kThreads, 4) void sparse_conv_tiled(const Tiling t, const T* __restrict__ x,
+                                                                 const T* __restrict__ values, const Finish<T> finish,
+                                                                 T* __restrict__ y, float* __restrict__ parts) {
+  const int warp = threadIdx.x / 32;
+  const int blocks = t.groups * t.bundle_blocks, tile = blockIdx.x / blocks;
+  const Bundle bundle = Bundle::of(t, blockIdx.x - tile * blocks, warp);
+  const Origin origin = Origin::of<Strip>(t, tile);
+  const Lane lane = Lane::of(t, threadIdx.x % 32);
+  const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.y + 1) / t.parts);
+  int slab = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
+
+  Tap* const slice = reinterpret_cast<Tap*>(dynamic_shared()) + warp * 32;
+  T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * sizeof(Tap));
+  T* spare = staged + t.stage_slabs * t.slab_size;
+  int tap = bundle.tap(t, slab);
+  Taps<T> taps(t, values, slice, slab, tap, max(tap, bundle.tap(t, slabs_end)));
+
+  float sums[kSlots][Strip] = {};
+  const int strip = lane.offset(t);
+  const Tap* next_tap = slice + 32;  // in the slice; from its end on they are to be read
+  stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
+  while (slab < slabs_end) {
+    const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
+    wait_copies();
+    __syncthreads();  // this stage is there, and nobody reads the other any more
+    if (next < slabs_end) {
+      stage<T, Strip, Step>(t, x, spare, origin, bundle.group, next, min(t.stage_slabs, slabs_end - next));
+    }
+    Segment<T, Strip, Step> segment;
+    while (tap < end) {
+      if (next_tap == slice + 32) next_tap = taps.turn();
+      const int count = min(end - tap, static_cast<int>(slice + 32 - next_tap));
+      const Tap* const stop = next_tap + count;
+      do {
+        const Tap now = *next_tap;
+        if (now.step.row >= 0) segment.load(t, staged + strip + now.step.row);
+        dispatch(now.step.which, [&](auto k) {
+#pragma unroll
+          for (int i = 0; i < Strip; ++i) sums[k.slot][i] = fmaf(now.value, segment(i, k.column), sums[k.slot][i]);
+        });
+      } while (++next_tap != stop);
+      tap += count;
+    }
+    T* const used = staged;
+    staged = spare, spare = used;
+    slab = next;
+  }
+
+  const int64_t size = static_cast<int64_t>(t.images) * t.y.channels * t.y.plane();
+  const bool whole = t.parts == 1;
+  write_strips(t, bundle, origin, lane, sums,
+               Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
+               Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
+}
+
+template <class T>
+__global__ __launch_bounds__(256) void add_parts(const float* __restrict__ parts, int count, int64_t size,
+                                                 int64_t plane, int channels, const Finish<T> finish,
+                                                 T* __restrict__ y) {
+  for (int64_t i = blockIdx.x * int64_t{256} + threadIdx.x; i < size; i += gridDim.x * int64_t{256}) {
+    float sum = 0;
+    for (int p = 0; p < count; ++p) sum += parts[p * size + i];
+    y[i] = from_float<T>(finish(sum, finish.initial(static_cast<int>(i / plane % channels))));
+  }
+}
+
+// A tap as sparse_conv_small runs it, from the lane that read it.
+struct alignas(16) Read {
+  int row, column, offset;  // of x, from where the target's pixel points
+  float value;
+};
+
+__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned unit, float value) {
+  const unsigned positions = t.kernel_h * t.kernel_w, pair = unit / positions;
+  const unsigned fine = (adjoint ? t.y.channels : t.x.channels) / t.groups, coarse = pair / fine;
+  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
+  int row = i * t.dilation_h - t.padding_h, column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
+  unsigned channel = coarse;
+  if (adjoint) {  // a phase's offsets are the phase plus multiples of the stride
+    row = -((row - (row % t.stride_h + t.stride_h) % t.stride_h) / t.stride_h);
+    column = -((column - (column % t.stride_w + t.stride_w) % t.stride_w) / t.stride_w);
+  } else {
+    channel = coarse / (t.y.channels / t.groups) * fine + pair % fine;
+  }
+  channel = min(channel, t.x.channels - 1u);  // whatever the plan says
+  return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
+}
+
+// Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
+template <class T, int Pixels>
+__global__ __launch_bounds__(kThreads, 6) void sparse_conv_small(const Tiling t, const bool adjoint,
+                                                                 const T* __restrict__ x, const T* __restrict__ values,
+                                                                 const Finish<T> finish, T* __restrict__ y) {
+  constexpr int kNowhere = -(1 << 30);
+  __shared__ Read slices[kThreads];
+  __shared__ float sums_of_ways[kWarps][Pixels][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int target = blockIdx.x * (kWarps / t.ways) + warp / t.ways, way = warp % t.ways;
+  const int targets = t.groups * t.group_targets, phases = t.phases_h * t.phases_w;
+  const int pixel_lanes = 1 << t.log_pixels, tap_lane = lane >> t.log_pixels;
+  const int channel = target / phases, phase = target - channel * phases, phase_h = phase / t.phases_w;
+
+  int rows[Pixels], columns[Pixels];
+  const T* pixels[Pixels];
+  int64_t outputs[Pixels];
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    const int pixel = ((blockIdx.y * Pixels + m) << t.log_pixels) + lane % pixel_lanes;
+    const int image = pixel / (t.rows * t.columns), in_image = pixel - image * (t.rows * t.columns);
+    const int row = in_image / t.columns, column = in_image - row * t.columns;
+    const int y_row = row * t.phases_h + phase_h, y_column = column * t.phases_w + phase - phase_h * t.phases_w;
+    const bool there = target < targets && image < t.images && y_row < t.y.height && y_column < t.y.width;
+    rows[m] = there ? row * (adjoint ? 1 : t.stride_h) : kNowhere;
+    columns[m] = column * (adjoint ? 1 : t.stride_w);
+    pixels[m] = x + static_cast<int64_t>(image) * t.x.channels * t.x.plane() +
+                static_cast<int64_t>(rows[m]) * t.x.width + columns[m];
+    outputs[m] =
+        there ? ((static_cast<int64_t>(image) * t.y.channels + channel) * t.y.height + y_row) * t.y.width + y_column
+              : -1;
+  }
+
+  int begin = 0, end = 0;
+  if (target < targets) {
+    begin = min(max(t.plan.starts[target], 0), t.plan.taps);
+    end = min(max(t.plan.starts[target + 1], begin), t.plan.taps);
+    const int each = (end - begin + t.ways - 1) / t.ways;
+    begin = min(begin + way * each, end);
+    end = min(begin + each, end);
+  }
+  float sums[Pixels] = {};
+  Read* const slice = slices + warp * 32;
+  const auto read = [&](int from) -> Read {
+    const int tap = from + lane;
+    if (tap >= end) return {kNowhere, 0, 0, 0};
+    const unsigned place = t.plan.places == nullptr ? tap : t.plan.places[tap];
+    return read_unit(t, adjoint, t.plan.units[tap], to_float(values[min(place, t.plan.taps - 1u)]));
+  };
+  Read next = read(begin);
+  for (int from = begin; from < end; from += 32) {
+    __syncwarp();
+    slice[lane] = next;
+    __syncwarp();
+    next = read(from + 32);
+    const int count = min(32, end - from);
+    for (int k = tap_lane; k < count; k += 32 >> t.log_pixels) {
+      const Read tap = slice[k];
+#pragma unroll
+      for (int m = 0; m < Pixels; ++m) {
+        const bool there = static_cast<unsigned>(rows[m] + tap.row) < static_cast<unsigned>(t.x.height) &&
+                           static_cast<unsigned>(columns[m] + tap.column) < static_cast<unsigned>(t.x.width);
+        sums[m] = fmaf(tap.value, there ? to_float(pixels[m][tap.offset]) : 0, sums[m]);
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    for (int lanes = pixel_lanes; lanes < 32; lanes *= 2) sums[m] += __shfl_xor_sync(~0u, sums[m], lanes);
+  }
+  if (t.ways > 1) {
+#pragma unroll
+    for (int m = 0; m < Pixels; ++m) sums_of_ways[warp][m][lane] = sums[m];
+    __syncthreads();
+    if (way > 0) return;
+#pragma unroll
+    for (int m = 0; m < Pixels; ++m) {
+      for (int w = 1; w < t.ways; ++w) sums[m] += sums_of_ways[warp + w][m][lane];
+    }
+  }
+  if (tap_lane > 0) return;
+#pragma unroll
+  for (int m = 0; m < Pixels; ++m) {
+    if (outputs[m] >= 0) y[outputs[m]] = from_float<T>(finish(sums[m], finish.initial(channel)));
+  }
+}
+
+template <class T>
+void run(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
+         float* workspace, cudaStream_t stream) {
+  Tiling t = sparse_conv_tiling(c);
+  const auto fours = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0; };
+  t.x.fours &= fours(x);
+  t.y.fours &= fours(y);
+  const Finish<T> finish{static_cast<const T*>(bias), negative_slope};
+  const auto* const from = static_cast<const T*>(x);
+  const auto* const v = static_cast<const T*>(values);
+  auto* const to = static_cast<T*>(y);
+  if (t.small) {
+    const int targets = t.groups * t.group_targets, a_block = kWarps / t.ways;
+    const int pixels = t.images * t.rows * t.columns, chunk = t.lane_pixels << t.log_pixels;
+    const dim3 grid((targets + a_block - 1) / a_block, (pixels + chunk - 1) / chunk);
+    const auto kernel = t.lane_pixels == 1   ? sparse_conv_small<T, 1>
+                        : t.lane_pixels == 2 ? sparse_conv_small<T, 2>
+                                             : sparse_conv_small<T, 4>;
+    launch(kernel, grid, kThreads, 0, stream, t, c.adjoint, from, v, finish, to);
+    return;
+  }
+  const auto kernel = t.strip == 8 ? (t.column_step == 1 ? sparse_conv_tiled<T, 8, 1> : sparse_conv_tiled<T, 8, 2>)
+                                   : (t.column_step == 1 ? sparse_conv_tiled<T, 4, 1> : sparse_conv_tiled<T, 4, 2>);
+  const size_t shared = kThreads * sizeof(Tap) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  launch(kernel, dim3(t.tiles * t.groups * t.bundle_blocks, t.parts), kThreads, shared, stream, t, from, v, finish, to,
+         workspace);
+  if (t.parts == 1) return;
+  const int64_t size = int64_t{t.images} * t.y.channels * t.y.plane();
+  const int64_t blocks = min((size + 255) / 256, 8 * c.multiprocessors);
+  launch(add_parts<T>, dim3(static_cast<unsigned>(blocks)), 256, 0, stream, static_cast<const float*>(workspace),
+         t.parts, size, t.y.plane(), t.y.channels, finish, to);
+}
+
+}  // namespace
+
+void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
+                 float* workspace, cudaStream_t stream) {
+  if (c.images == 0) return;
+  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
+  op(c, x, values, bias, negative_slope, y, workspace, stream);
+}
+
+}  // namespace sparsegan::cuda

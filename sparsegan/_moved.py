@@ -1,0 +1,71 @@
+"""Modules under the names that they had before 0.1: each still imports, with a warning, until 0.2."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+#: Old name of a module -> the modules that have its names now.
+MOVED = {
+    "allocation": ("pruning.allocation",),
+    "averaging": ("pruning.averaging",),
+    "classifier": ("metrics.classifier",),
+    "compress.loss": ("compress.losses",),
+    "compress.own": ("compress.data_free",),
+    "dispatch": ("nn.dispatch",),
+    "export": ("engine.export",),
+    "granularity": ("nn.granularity",),
+    "info": ("profiling.info",),
+    "kernels.ops": ("ops.vector_ops",),
+    "kernels.plan": ("ops.vector_plan", "geometry"),
+    "macs": ("profiling.macs",),
+    "plan": ("ops.plan", "geometry"),
+    "prune": ("pruning.surgery", "nn.replace"),
+    "reference": ("ops.reference",),
+    "regrow": ("pruning.regrow",),
+    "removal": ("pruning.removal",),
+    "reorder": ("pruning.reorder",),
+    "schedule": ("pruning.schedule",),
+    "tracing": ("engine.tracing",),
+    "training.outermost": ("outermost",),
+    "training.placement": ("placement",),
+}
+_PACKAGE = __package__
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds an old name and makes a module of it that takes every attribute from the new modules."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        package, _, old = name.partition(".")
+        return ModuleSpec(name, self) if package == _PACKAGE and old in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = MOVED[module.__name__.partition(".")[2]]
+        names = " and ".join(f"{_PACKAGE}.{one}" for one in new)
+        # The frames of the import machinery do not count: the warning names the line that imports.
+        warnings.warn(f"{module.__name__} is {names} now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+        modules = [importlib.import_module(f".{one}", _PACKAGE) for one in new]
+
+        def attribute(name: str) -> Any:
+            for one in modules:
+                if hasattr(one, name):
+                    return getattr(one, name)
+            raise AttributeError(f"{names} have no attribute {name!r}")
+
+        module.__getattr__ = attribute  # type: ignore[method-assign]
+        module.__doc__ = modules[0].__doc__
+
+
+def find_moved_modules() -> None:
+    """Makes the old names importable."""
+    sys.meta_path.append(_MovedModules())

@@ -1,0 +1,229 @@
+"""torch.fx tracing with an example running along."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ..calls import Call
+from ..forks import TRACING
+from ..nn.layer import SparseConv
+
+NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
+
+
+def close(ours: Any, theirs: Any) -> bool:
+    """Whether two results of one model are the same within the rounding of another order of sums."""
+    if isinstance(theirs, Tensor):
+        if not (theirs.is_floating_point() or theirs.is_complex()):
+            return torch.equal(ours, theirs)
+        scale = theirs.abs().max().item() if theirs.numel() else 0.0
+        # A GPU may round the factors of float32 products to TF32, which has as many digits as float16.
+        rounded = torch.float16 if theirs.is_cuda and theirs.dtype == torch.float32 else theirs.dtype
+        tolerance = max(1e-3, 16 * torch.finfo(rounded).eps)
+        return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+    leaves, others = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
+    if len(others) == 1 and others[0] is theirs:
+        return bool(ours == theirs)
+    return len(leaves) == len(others) and all(map(close, leaves, others))
+
+
+class Tracer(fx.Tracer):
+    """Runs the example along, so that a forward may look at shapes.
+
+    ``node.meta["value"]`` is what came out; of a tensor, one on the meta device: the values themselves live as long as
+    the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel,
+    ``node.meta["view"]`` whether the result shares memory with an argument.
+
+    A placeholder stands for each tensor of the call, in order; what else it holds is part of the graph. The graph puts
+    out a list, the leaves of what the model does, and :attr:`out_structure` is their structure.
+
+    The model and the arguments may be on the meta device: shapes are then found without computing anything, and a
+    forward that needs values or the device raises.
+
+    Args:
+        root: the model.
+        call: its arguments.
+        leaves: names of modules that are not looked into.
+
+    :attr:`failed` names the innermost module whose forward raised, "" for the model's own.
+    """
+
+    def __init__(self, root: nn.Module, call: Call, leaves: Collection[str] = ()) -> None:
+        super().__init__()
+        self.model, self.call, self.arguments, self.leaves = root, call, iter(call.tensors), leaves
+        self.meta = any(tensor.is_meta for tensor in call.tensors)
+        self.running = False  # on values: nothing of that is traced
+        self.thread = threading.get_ident()
+        self.out_structure: pytree.TreeSpec | None = None
+        self.failed: str | None = None
+
+    def trace(self) -> fx.Graph:  # type: ignore[override]
+        """torch.fx's own, one at a time: it replaces ``nn.Module.__call__`` for the whole process."""
+        with TRACING, _RandomAsNodes(self):
+            try:
+                return super().trace(self.model)
+            except Exception:
+                self.failed = self.failed or ""
+                raise
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """A placeholder a tensor, whatever the signature and the structure of the arguments."""
+        proxies = [
+            self.create_proxy("placeholder", f"input_{index}", (), {}) for index in range(len(self.call.tensors))
+        ]
+
+        def flat(root: nn.Module, *tensors: Any) -> list[Any]:
+            args, kwargs = self.call.arguments(tensors)
+            outputs, self.out_structure = pytree.tree_flatten(root_fn(root, *args, **kwargs))
+            return outputs
+
+        return flat, [self.root, *proxies]
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
+        """torch.fx's own, with a value."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _value)
+        self.running = True
+        value: Any
+        if kind == "placeholder":
+            value = next(self.arguments)
+        elif kind == "get_attr":
+            value = operator.attrgetter(target)(self.model)
+        elif kind == "call_module":
+            value = self.model.get_submodule(target)(*args, **kwargs)
+        elif kind == "call_method":
+            value = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            if self.meta and target in FACTORIES:
+                kwargs = {**kwargs, "device": "meta"}
+            value = target(*args, **kwargs) if kind == "call_function" else None
+        self.running = False
+        assert isinstance(proxy, _Shaped)
+        proxy.value = value
+        proxy.node.meta["view"] = bool(_memory(value) & _memory((args, kwargs)))
+        proxy.node.meta["value"] = fx.node.map_aggregate(value, _without_values)
+        if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
+            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Norms too that are no torch.nn's own, sparse layers, and what has hooks: they run at every call."""
+        own = isinstance(m, (*NORMS, SparseConv)) or module_qualified_name in self.leaves or has_hooks(m)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """torch.fx's own, while it traces, and for the thread that traces."""
+        if self._elsewhere():
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """torch.fx's own, while it traces, and for the thread that traces."""
+        return attr_val if self._elsewhere() else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _elsewhere(self) -> bool:
+        """Whether a module is used outside the trace: the example runs along, or another thread calls its own model."""
+        return self.running or threading.get_ident() != self.thread
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One that knows its shape."""
+        return _Shaped(node, self)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+#: Functions that make a tensor of random numbers, or without numbers, from no tensor.
+FACTORIES = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.normal, torch.empty)
+
+#: Functions and methods that draw random numbers, by name.
+_RANDOM = (
+    *("randn", "rand", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "binomial"),
+    *("randn_like", "rand_like", "randint_like", "rrelu", "gumbel_softmax", "feature_dropout", "alpha_dropout"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"),
+    *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"),
+)
+
+
+def is_random(name: str) -> bool:
+    """Whether a function or method of this name draws random numbers, or leaves memory as it is found."""
+    return name in _RANDOM or name in ("empty", "empty_like", "new_empty")
+
+
+class _RandomAsNodes(TorchFunctionMode):
+    """Within it random numbers that a traced forward draws from nothing become nodes, drawn anew at every call.
+
+    torch.fx sees only functions of tensors that it traces; anything else would be computed once, and stay.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tracer = self.tracer
+        if not tracer.running and threading.get_ident() == tracer.thread:
+            traced = any(isinstance(one, fx.Proxy) for one in pytree.tree_leaves((args, kwargs)))
+            name = getattr(func, "__name__", "")
+            if not traced and func in FACTORIES:
+                return tracer.create_proxy("call_function", func, args, kwargs)
+            if not traced and name in _RANDOM:
+                raise RuntimeError(f"{name} draws into a tensor that is not computed from the inputs")
+        return func(*args, **kwargs)
+
+
+class _Shaped(fx.Proxy):
+    value: Any
+
+    shape = property(lambda self: _value(self).shape)
+    ndim = property(lambda self: _value(self).ndim)
+    dtype = property(lambda self: _value(self).dtype)
+
+    @property
+    def device(self) -> torch.device:
+        device = _value(self).device
+        if device.type == "meta":
+            raise RuntimeError("the forward looks at the device, which is not the model's own while shapes are found")
+        return device
+
+    def dim(self) -> int:
+        return _value(self).dim()
+
+    def size(self, dim: int | None = None) -> Any:
+        return _value(self).size() if dim is None else _value(self).size(dim)
+
+
+def _value(argument: Any) -> Any:
+    return argument.value if isinstance(argument, _Shaped) else argument
+
+
+def _memory(values: Any) -> set[int]:
+    """The storages of the tensors among some values: those on the meta device have no address, but an identity."""
+    found: set[int] = set()
+
+    def add(one: Any) -> Any:
+        if isinstance(one, Tensor):
+            found.add(one.untyped_storage()._cdata)
+        return one
+
+    fx.node.map_aggregate(values, add)
+    return found
+
+
+def _without_values(one: Any) -> Any:
+    return torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one

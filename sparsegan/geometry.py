@@ -1,0 +1,178 @@
+"""Geometry of a sparse layer: numbers alone, no tensors.
+
+A convolution and its transpose relate a *coarse* grid (a convolution's output, a transposed convolution's input) to a
+*fine* one, ``stride`` times denser; ``csrc/core/geometry.h`` has the arithmetic. The dense weight is
+``[coarse_channels, fine_channels / groups, kernel_h, kernel_w]`` for both, torch's own layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left).
+
+    A kept unit is ``coarse_vector`` consecutive coarse channels, or ``fine_vector`` consecutive fine ones, at one
+    kernel position; at least one of the two is 1. A support lists units: sorted positions in a tensor of
+    ``unit_shape``. Values are ``[units * vector]``, unit by unit.
+    """
+
+    coarse_channels: int
+    fine_channels: int
+    groups: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    coarse_vector: int = 1
+    fine_vector: int = 1
+
+    @property
+    def vector(self) -> int:
+        """Weights a unit."""
+        return self.coarse_vector * self.fine_vector
+
+    @property
+    def unit_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the dense weight, counted in units."""
+        coarse, fine, *kernel = self.weight_shape
+        return (coarse // self.coarse_vector, fine // self.fine_vector, kernel[0], kernel[1])
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the dense weight."""
+        return (self.coarse_channels, self.fine_channels // self.groups, *self.kernel)
+
+    def numbers(self) -> list[int]:
+        """The flat list that the ops take."""
+        pairs = (self.kernel, self.stride, self.padding, self.dilation)
+        numbers = [n for pair in pairs for n in pair]
+        return [self.coarse_channels, self.fine_channels, self.groups, *numbers, self.coarse_vector, self.fine_vector]
+
+    def extent(self, coarse_size: Sequence[int]) -> Pair:
+        """Rows and columns of the fine grid, padding included, that a coarse grid of ``coarse_size`` relates to."""
+        axes = zip(coarse_size, self.kernel, self.stride, self.dilation, strict=True)
+        rows, columns = ((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in axes)
+        return (rows, columns)
+
+    def fine_size(self, coarse_size: Sequence[int]) -> Pair:
+        """Rows and columns that a transposed convolution gives without output padding."""
+        rows, columns = (n - 2 * p for n, p in zip(self.extent(coarse_size), self.padding, strict=True))
+        return (rows, columns)
+
+    def output_padding(self, coarse_size: Sequence[int], fine_size: Sequence[int]) -> Pair:
+        """Rows and columns of ``fine_size`` beyond :meth:`fine_size`: ``torch.nn.ConvTranspose2d``'s output padding."""
+        rows, columns = (n - least for n, least in zip(fine_size, self.fine_size(coarse_size), strict=True))
+        return (rows, columns)
+
+    def for_coarse_size(self, height: int, width: int) -> Geometry:
+        """The same relation with the stride that serves a coarse grid of ``height`` x ``width`` best.
+
+        Where the coarse grid is one element wide its stride has no meaning, and a stride that gives every kernel
+        position a phase of its own is better: no tap then meets padding. This is how a generator's first layer (1x1 to
+        4x4) and a discriminator's last run without a wasted multiplication.
+        """
+        stride_h, stride_w = (
+            _separating_stride(k, d) if size == 1 and k > s else s
+            for size, k, s, d in zip((height, width), self.kernel, self.stride, self.dilation, strict=True)
+        )
+        return replace(self, stride=(stride_h, stride_w))
+
+
+def _separating_stride(kernel: int, dilation: int) -> int:
+    """The smallest stride for which the offsets ``i * dilation`` of all kernel positions differ modulo the stride."""
+    stride = kernel
+    while len({i * dilation % stride for i in range(kernel)}) < kernel:
+        stride += 1
+    return stride
+
+
+#: Target channels of a deep sparse_conv's block: the least that fills a tensor core's tile.
+DEEP_BLOCK = 16
+
+
+def geometry_of(numbers: list[int]) -> Geometry:
+    """The geometry of a flat list, :meth:`sparsegan.ops.plan.Geometry.numbers` the other way round."""
+    if len(numbers) != 13:
+        raise ValueError(f"geometry has {len(numbers)} numbers; it must have 13, as Geometry.numbers() gives them")
+    coarse, fine, groups, kh, kw, sh, sw, ph, pw, dh, dw, coarse_vector, fine_vector = map(int, numbers)
+    return Geometry(coarse, fine, groups, (kh, kw), (sh, sw), (ph, pw), (dh, dw), coarse_vector, fine_vector)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a geometry: what a sparse_conv's sources and targets are."""
+
+    geometry: Geometry
+    adjoint: bool
+
+    @property
+    def sources(self) -> int:
+        """Source channels."""
+        return self.geometry.coarse_channels if self.adjoint else self.geometry.fine_channels
+
+    @property
+    def targets(self) -> int:
+        """Target channels."""
+        return self.geometry.fine_channels if self.adjoint else self.geometry.coarse_channels
+
+    @property
+    def depth(self) -> int:
+        """Source channels a unit."""
+        return self.geometry.coarse_vector if self.adjoint else self.geometry.fine_vector
+
+    @property
+    def width(self) -> int:
+        """Target channels a unit."""
+        return self.geometry.fine_vector if self.adjoint else self.geometry.coarse_vector
+
+    @property
+    def lanes(self) -> int:
+        """Units that a tap may stand for: 1, or the channels of a deep block."""
+        return DEEP_BLOCK if self.depth > 1 else 1
+
+    @property
+    def block(self) -> int:
+        """Target channels a block."""
+        return self.width * self.lanes
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.targets // self.block)
+
+    @property
+    def source_step(self) -> tuple[int, int]:
+        """Source rows and columns from one target position to the next."""
+        return (1, 1) if self.adjoint else self.geometry.stride
+
+    @property
+    def target_step(self) -> tuple[int, int]:
+        """Target rows and columns from one position of a phase to the next."""
+        return self.geometry.stride if self.adjoint else (1, 1)
+
+    @property
+    def phases(self) -> int:
+        """Phases of the targets."""
+        return self.target_step[0] * self.target_step[1]
+
+    @property
+    def groups(self) -> int:
+        """Runs of taps with one block, phase and kernel column."""
+        return self.blocks * self.phases * self.geometry.kernel[1]
+
+    def shifts(self, axis: int) -> tuple[list[int], list[int]]:
+        """Shift and phase of every kernel position along an axis, the shift from the target's side."""
+        g = self.geometry
+        offsets = [i * g.dilation[axis] - g.padding[axis] for i in range(g.kernel[axis])]
+        shifts = [offset // g.stride[axis] for offset in offsets]
+        phases = [offset % g.stride[axis] for offset in offsets]
+        return ([-shift for shift in shifts] if self.adjoint else shifts), phases
+
+    def plan_size(self, units: int) -> int:
+        """Numbers of a plan of so many units."""
+        return 2 * self.geometry.kernel[1] + self.groups + 1 + units * (2 + self.lanes)

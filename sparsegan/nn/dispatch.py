@@ -1,0 +1,221 @@
+"""``auto``: which kernel runs a layer, and why.
+
+Two ways exist to run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
+the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster,
+so that the same model and input choose the same kernel on every run; :func:`sparsegan.tune` measures instead and pins
+the result on each layer.
+
+On a CPU the model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``) and was fitted to measured times.
+On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``); until a result file of
+``sparsegan bench gpu`` exists its constants are arithmetic, not measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import kernels, ops
+from ..geometry import Geometry
+from ..ops import native
+
+#: What a layer's ``kernel`` may be.
+KERNELS = ("auto", "sparse", "dense")
+#: What the sparse kernels of each kind of device multiply.
+DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
+#: The oldest GPUs that the kernels are built for.
+LEAST_CAPABILITY = (8, 0)
+
+#: Share of the FMA peak that a dense convolution reaches on layers with room to spread.
+DENSE_EFFICIENCY = {"cpu": 0.85, "cuda": 0.6}
+#: Output channels that a CPU's dense convolution computes together: fewer cost as much as these.
+DENSE_CHANNELS = 16
+#: Time of its transposed convolution against a convolution of as many multiplications.
+DENSE_TRANSPOSED = 1.2
+#: Bytes a cycle at which dense weights arrive when a layer is too small to reuse them.
+WEIGHT_BYTES_PER_CYCLE = 8.0
+#: Cycles to put one kept weight into the dense buffer.
+SCATTER_CYCLES = 10.0
+#: Under torch.compile and torch.export a shape may be a symbol: at and above this sparsity, sparse.
+BREAK_EVEN_SPARSITY = 0.6
+
+
+class Choice(NamedTuple):
+    """A decision and the sentence that explains it."""
+
+    kernel: str
+    why: str
+
+
+class Call(NamedTuple):
+    """One forward of a layer: its geometry and direction, kept units, batch size, (height, width) of input and output,
+    and the tensors' dtype and device."""
+
+    geometry: Geometry
+    adjoint: bool
+    units: int
+    images: int
+    x_size: tuple[int, int]
+    y_size: tuple[int, int]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def sites(self) -> int:
+        """Elements of the coarse grid: each weight meets every one of them once."""
+        return self.images * math.prod(self.x_size if self.adjoint else self.y_size)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.geometry.fine_channels if self.adjoint else self.geometry.coarse_channels
+
+
+def check_kernel(kernel: str) -> str:
+    """Returns it; raises ``ValueError`` when it is not one of :data:`KERNELS`."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; accepted: {', '.join(map(repr, KERNELS))}")
+    return kernel
+
+
+def choose(call: Call) -> Choice:
+    """Models one forward by both kernels."""
+    if call.units == 0 or call.images == 0 or 0 in call.x_size or 0 in call.y_size:
+        return Choice("sparse", "nothing to multiply")
+    if missing := why_not_sparse(call):
+        return Choice("dense", missing)
+    return _choose_on_gpu(call) if call.device.type == "cuda" else _choose_on_cpu(call)
+
+
+def why_not_sparse(call: Call) -> str | None:
+    """What the sparse kernels lack for a call, or ``None``."""
+    kind, accepted = call.device.type, DTYPES.get(call.device.type, ())
+    if kind == "cuda" and call.geometry.vector > 1:
+        missing = kernels.why_not(call.geometry, call.dtype, call.device)
+        return missing and f"the vector kernels cannot run it: {missing}"
+    if call.dtype not in accepted:
+        return _wrong_dtype(kind, accepted, call.dtype)
+    if kind == "cpu":
+        return None
+    if (capability := torch.cuda.get_device_capability(call.device)) < LEAST_CAPABILITY:
+        return f"the GPU has compute capability {capability}; the kernels are built for {LEAST_CAPABILITY} and later"
+    return ops.why_no_cuda()
+
+
+def _wrong_dtype(kind: str, accepted: tuple[torch.dtype, ...], dtype: torch.dtype) -> str:
+    names = ", ".join(str(one).removeprefix("torch.") for one in accepted)
+    return f"the sparse kernels of a {kind} device take {names or 'nothing'}, not {dtype}"
+
+
+def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device) -> Choice:
+    """The rule while tracing, where shapes may be symbols."""
+    if dtype not in (accepted := DTYPES.get(device.type, ())):
+        return Choice("dense", _wrong_dtype(device.type, accepted, dtype))
+    kernel = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
+    return Choice(kernel, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
+
+
+def _choose_on_cpu(call: Call) -> Choice:
+    """By cycles of one core."""
+    geometry, float64 = call.geometry, call.dtype == torch.float64
+    weights, outputs = math.prod(geometry.weight_shape), call.outputs // geometry.groups
+    padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
+    dense = padded * weights * call.sites / (2 * native.lanes(float64) * DENSE_EFFICIENCY["cpu"])
+    dense *= DENSE_TRANSPOSED if call.adjoint else 1
+    dense += weights * call.dtype.itemsize / WEIGHT_BYTES_PER_CYCLE + call.units * geometry.vector * SCATTER_CYCLES
+    sizes = (list(call.x_size), list(call.y_size))
+    parts = native.sparse_conv_cycles(geometry.numbers(), call.adjoint, call.units, call.images, *sizes, float64)
+    sparse, most = sum(parts.values()), max(parts, key=lambda part: parts[part])
+    kernel = "sparse" if sparse <= dense else "dense"
+    where = f"{parts[most] / sparse:.0%} {most}"
+    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
+
+
+class Gpu(NamedTuple):
+    """What the model knows of a GPU: multiprocessors, clocks a second, bytes a second of its memory and of its
+    second-level cache, FMAs a clock of one multiprocessor."""
+
+    multiprocessors: int
+    hertz: float
+    memory: float
+    cache: float
+    fp32: int
+    tf32: int
+    half: int
+
+
+#: compute capability -> what is known: A100 and H100 (SXM), by their data sheets, the cache by kernels/NOTES.md. Others
+#: take the last row that is not above them.
+GPUS = {
+    (8, 0): (1.41e9, 1.94e12, 4.0e12, 64, 512, 1024),
+    (9, 0): (1.755e9, 3.35e12, 5.5e12, 128, 1024, 2048),
+}
+#: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
+ELEMENT_RATE = 28
+#: Share of the matrix rate that the vector kernels reach. Values are read once a tile of 128 positions, or of 64 for
+#: vectors of more than 32; a strided sparse_conv reads every other element's neighbour too.
+VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
+#: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
+LAUNCH, DENSE_LAUNCHES = 3e-6, 3
+#: Bytes a kept unit has in a plan for a GPU.
+PLAN_BYTES = 12
+
+
+@cache
+def gpu(device: torch.device) -> Gpu:
+    """What the model knows of a device."""
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    row = max((c for c in GPUS if c <= capability), default=min(GPUS))
+    return Gpu(properties.multi_processor_count, *GPUS[row])
+
+
+def _choose_on_gpu(call: Call) -> Choice:
+    """By seconds of the whole device."""
+    g, geometry, size = gpu(call.device), call.geometry, call.dtype.itemsize
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    tensor_rate = g.half if size == 2 else g.tf32 if conv.fp32_precision == "tf32" else g.fp32
+    clocks = g.multiprocessors * g.hertz
+    weights, nnz = math.prod(geometry.weight_shape), call.units * geometry.vector
+    sources = geometry.coarse_channels if call.adjoint else geometry.fine_channels
+    moved = size * call.images * (sources * math.prod(call.x_size) + call.outputs * math.prod(call.y_size))
+    dense = max(
+        weights * call.sites / (clocks * tensor_rate * DENSE_EFFICIENCY["cuda"]),
+        (3 * weights * size + nnz * (size + 8) + moved) / g.memory,
+    )
+    if geometry.vector == 1:
+        parts = {"multiplying": nnz * call.sites / (clocks * ELEMENT_RATE)}
+    else:
+        padded = max(16, geometry.vector) * call.units
+        parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}
+        positions = VECTOR_POSITIONS // 2 if geometry.vector > 32 else VECTOR_POSITIONS
+        read = call.units * call.sites * size * (1 + geometry.vector / positions)
+        read *= 2 if not call.adjoint and geometry.stride[1] > 1 else 1
+        parts["loading the input"] = read / g.cache
+    parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.memory
+    most = max(parts, key=lambda part: parts[part])
+    sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
+    kernel = "sparse" if sparse <= dense else "dense"
+    why = f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}"
+    if kernel == "sparse" and geometry.vector > 1 and not vector_gradient_pays(nnz / weights):
+        why += "; the gradient in the input runs dense"
+    return Choice(kernel, why)
+
+
+#: Target channels of a block of the Triton kernel for the gradient in the input, which multiplies whatever any of them
+#: keeps, and the share of cuDNN's rate at which it does so.
+GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.14
+
+
+def vector_gradient_pays(density: float) -> bool:
+    """Whether the gradient in the input of a vector layer on a GPU is faster sparse: kernels/NOTES.md.
+
+    ``density``: share of weights that are kept, at random places.
+    """
+    return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY

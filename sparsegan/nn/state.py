@@ -1,0 +1,162 @@
+"""What a state_dict says about one sparse layer: everything is read and checked before the layer changes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .granularity import as_units, keep_largest, nonzero_mask, support_of, units_of
+
+if TYPE_CHECKING:
+    from .layer import SparseConv
+
+#: Keys that a layer reads, without the prefix.
+KEYS = ("values", "support", "weight", "weight_orig", "weight_mask", "bias", "bias_orig", "bias_mask")
+#: Keys of a weight that a torch.nn layer computes from others.
+COMPUTED = ("parametrizations.", "weight_g", "weight_v", "weight_u")
+
+
+class Loaded(NamedTuple):
+    """What goes into the layer; None stays as it is. ``support`` and ``values`` belong together."""
+
+    support: Tensor | None = None
+    values: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def read(layer: SparseConv, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
+    """A layer's part of a state_dict, prefix taken off: what to load, and the names of keys that are missing.
+
+    Raises:
+        ValueError, TypeError: an entry does not fit the layer, or would have to be ignored.
+    """
+    computed = [name for name in entries if name.startswith(COMPUTED)]
+    if computed:
+        raise ValueError(
+            f"{', '.join(computed)}: the checkpoint's layer computes its weight (spectral or weight normalisation, or "
+            "another parametrization); load it into the torch.nn layer, then remove the normalisation, for example "
+            "with torch.nn.utils.parametrize.remove_parametrizations, and sparsify"
+        )
+    entries = {name: _tensor(name, entry) for name, entry in entries.items() if name in KEYS}
+    weight, bias = _masked(entries, "weight"), _masked(entries, "bias")
+    if weight is not None and ("values" in entries or "support" in entries):
+        raise ValueError("both a dense weight and values or support are there; a layer is loaded from one of them")
+    if bias is not None and layer.bias is None:
+        bias = None  # the caller reports it as unexpected
+    if bias is not None:
+        _check_floating("bias", bias)
+        if bias.shape != layer.bias.shape:  # type: ignore[union-attr]
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; the layer's is {tuple(layer.bias.shape)}")  # type: ignore[union-attr]
+    wanted = ["bias"] if layer.bias is not None and bias is None else []
+    if weight is not None:
+        return Loaded(*_dense(layer, weight, entries.get("weight_mask")), bias), wanted
+    missing = [name for name in ("values", "support") if name not in entries]
+    support, values = entries.get("support"), entries.get("values")
+    if values is not None:
+        _check_floating("values", values)
+    if support is None and values is not None:
+        if values.shape != layer.values.shape:
+            raise ValueError(
+                f"values has shape {tuple(values.shape)} and comes without its support; the layer's values have shape "
+                f"{tuple(layer.values.shape)}"
+            )
+        support = _own_support(layer)
+    elif support is not None:
+        if values is None:
+            raise ValueError("support comes without its values")
+        support = layer.check_entries(support, values)
+    return Loaded(support, values, bias), [*missing, *wanted]
+
+
+def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Support and values of a dense weight, ``mask``: what a pruning tool keeps of it."""
+    if tuple(weight.shape) != layer.weight_shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {layer.weight_shape}")
+    _check_floating("weight", weight)
+    how = (layer.granularity, layer.transposed, layer.groups)
+    if mask is not None:
+        kept = nonzero_mask(mask, *how)
+    elif layer.keeps_mask:
+        support = _own_support(layer).to(weight.device)
+        layer.check_positions(support)
+        return support, weight.detach().flatten()[layer.positions_of(support)]
+    elif _is_pruned(layer, weight):
+        kept = nonzero_mask(weight, *how)
+    else:
+        kept = keep_largest(weight, layer.nnz // layer.unit_size, *how)
+    support = support_of(kept, layer.granularity, layer.transposed)
+    return support, weight.detach().flatten()[layer.positions_of(support)]
+
+
+def _own_support(layer: SparseConv) -> Tensor:
+    if layer.support.is_meta:
+        raise ValueError("the layer is on the meta device and has lost its positions; load its values and support")
+    return layer.support
+
+
+def _is_pruned(layer: SparseConv, weight: Tensor) -> bool:
+    """Whether a dense weight has the layer's share of zeros already, and is not nothing but zeros."""
+    if units_of(layer.granularity).stay is not None:
+        return False  # the largest of a pattern are its nonzeros, wherever it has enough zeros
+    units = as_units(weight.detach(), layer.granularity, layer.transposed, layer.groups)
+    nonzero, kept = int((units != 0).any(-1).sum()), layer.nnz // layer.unit_size
+    return 0 < nonzero <= kept < units.shape[:-1].numel()
+
+
+def _masked(entries: dict[str, Tensor], name: str) -> Tensor | None:
+    """A weight or bias; one that torch.nn.utils.prune took apart, put together."""
+    original, mask = entries.get(f"{name}_orig"), entries.get(f"{name}_mask")
+    if (original is None) != (mask is None):
+        there, other = (f"{name}_orig", f"{name}_mask") if mask is None else (f"{name}_mask", f"{name}_orig")
+        raise ValueError(f"{there} comes without its {other}")
+    if original is None or mask is None:
+        return entries.get(name)
+    if name in entries:
+        raise ValueError(f"both {name} and {name}_orig are there; a layer is loaded from one of them")
+    if original.shape != mask.shape:
+        raise ValueError(f"{name}_orig has shape {tuple(original.shape)} and {name}_mask {tuple(mask.shape)}")
+    if original.device != mask.device:
+        mask = mask.to(original.device)
+    return torch.where(mask != 0, original * mask, torch.zeros_like(original))
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    """An entry as a tensor whose numbers can be read."""
+    if not isinstance(entry, Tensor):
+        raise TypeError(f"{name} is a {type(entry).__name__}; it must be a torch.Tensor")
+    if entry.layout != torch.strided or entry.is_quantized:
+        raise TypeError(f"{name} has layout {entry.layout} and dtype {entry.dtype}; it must be a plain strided tensor")
+    if entry.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers")
+    last = entry.storage_offset() + sum((n - 1) * step for n, step in zip(entry.shape, entry.stride(), strict=True))
+    if entry.numel() and entry.untyped_storage().nbytes() < (last + 1) * entry.element_size():
+        raise ValueError(f"{name} has shape {tuple(entry.shape)} and its storage was resized to less")
+    return entry
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} has dtype {tensor.dtype}; it must be a real floating-point type")
+
+
+def empty_support(layer: SparseConv, sparsity: float | None, mask: Tensor | None, kept_units: int) -> Tensor:
+    """The support of a layer on the meta device: how many positions it has, and not which.
+
+    Raises ``ValueError`` where that cannot be known, or would lose the caller's mask.
+    """
+    if mask is not None:
+        raise ValueError(
+            "mask is given and the weight is on the meta device, which cannot hold its positions; make the layer on "
+            "another device, or give sparsity= and load the weights afterwards"
+        )
+    if sparsity is None:
+        raise ValueError(
+            "the weight is on the meta device and has no zeros to take as the mask; give sparsity=, which says how "
+            "many weights stay"
+        )
+    stay, per = units_of(layer.granularity).stay, units_of(layer.granularity).per
+    weights = kept_units * layer.unit_size if stay is None else math.prod(layer.weight_shape) // per * stay
+    return torch.empty(weights // layer.geometry.vector, dtype=torch.int32, device="meta")

@@ -1,0 +1,303 @@
+"""The torch ops ``sparsegan::vector_sparse_conv`` and ``sparsegan::vector_wgrad``: units of vectors on tensor cores.
+
+They compute what ``sparsegan::sparse_conv`` and ``sparsegan::wgrad`` do (``sparsegan/ops/reference.py`` says it in
+PyTorch), around x zeros only, with the plans of ``sparsegan/ops/vector_plan.py``, and are closed under differentiation
+in the same way. The gradient in x of a wide sparse_conv is a deep one, which at random supports loses to dense
+(``kernels/NOTES.md``): where no plan for it is given, it runs dense, through the weight with zeros in place.
+
+On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from ..geometry import Direction, Geometry, geometry_of
+from ..kernels.sparse_conv import sparse_conv_kernel
+from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
+from ..kernels.wgrad import wgrad_kernel
+from . import reference
+
+
+@triton_op("sparsegan::vector_sparse_conv", mutates_args=())
+def vector_sparse_conv(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    support: Tensor,
+    plan: Tensor | None,
+    adjoint_plan: Tensor | None,
+    geometry: list[int],
+    adjoint: bool,
+    output_size: list[int],
+    negative_slope: float = 1.0,
+) -> Tensor:
+    """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z)`` is ``negative_slope * z`` below 0.
+
+    Args:
+        x: ``[N, source channels, H, W]``, zeros around it; float32 (multiplied in TF32 where
+            ``torch.backends.cudnn.allow_tf32``), float16 or bfloat16, always summed in float32.
+        values: ``[units * vector]``, unit by unit, dtype of ``x``.
+        bias: ``[target channels]``, dtype of ``x``, or ``None``.
+        support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
+        plan, adjoint_plan: int32, from :func:`sparsegan.ops.vector_plan.compile_plan`, fine to coarse and coarse to
+        fine.
+            The one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, which is computed
+            dense where it is ``None``.
+        geometry: :meth:`sparsegan.ops.plan.Geometry.numbers`.
+        adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
+        output_size: ``[target channels, H', W']``.
+        negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
+
+    Returns:
+        ``[N, target channels, H', W']``, contiguous, dtype of ``x``.
+
+    Raises:
+        ValueError: shapes, dtypes or a plan's size do not fit each other. A plan's contents are not checked, for that
+            would wait for the device; nothing outside the tensors is read or written, whatever they are.
+    """
+    d = Direction(geometry_of(geometry), adjoint)
+    size = (output_size[1], output_size[2])
+    _check_images("x", x, d.sources)
+    if output_size[0] != d.targets:
+        raise ValueError(f"output_size has {output_size[0]} channels; the geometry writes {d.targets}")
+    _check_vector("values", values, support.shape[0] * d.geometry.vector, x)
+    if bias is not None:
+        _check_vector("bias", bias, d.targets, x)
+    taps = _check_plan(d, x, support, adjoint_plan if adjoint else plan)
+    _check_size("output_size", d.targets * size[0] * size[1])
+    sizes = ((x.shape[2], x.shape[3]), size)
+    launch = _launch(
+        sparse_conv_launch,
+        d,
+        support.shape[0],
+        x.shape[0],
+        *sizes,
+        x.dtype,
+        _precision(x),
+        bias is not None,
+        negative_slope,
+    )
+    x, dtype = x.contiguous(), x.dtype if launch.shares == 1 else torch.float32
+    y = x.new_empty(launch.shares, x.shape[0], d.targets, *size, dtype=dtype)
+    if launch.programs > 0 and _runs(x):
+        kernel = _interpreted(sparse_conv_kernel) if x.device.type == "cpu" else wrap_triton(sparse_conv_kernel)
+        tensors = (x, values.contiguous(), values if bias is None else bias.contiguous(), y, taps)
+        with _device(x):
+            kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
+    if launch.shares == 1:
+        return y.view(x.shape[0], d.targets, *size)
+    total = y.sum(0)
+    if bias is not None:
+        total += bias.view(-1, 1, 1)
+    if negative_slope != 1:
+        total = F.leaky_relu(total, negative_slope) if negative_slope > 0 else F.relu(total)
+    return total.to(x.dtype)
+
+
+@triton_op("sparsegan::vector_wgrad", mutates_args=())
+def vector_wgrad(
+    gy: Tensor,
+    x: Tensor,
+    support: Tensor,
+    plan: Tensor | None,
+    adjoint_plan: Tensor | None,
+    geometry: list[int],
+    adjoint: bool,
+) -> Tensor:
+    """``dv[t] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])`` at the kept positions only.
+
+    Args:
+        gy: ``[N, target channels, H', W']``, dtype of ``x``.
+        x: ``[N, source channels, H, W]``. The other arguments are those of :func:`vector_sparse_conv`; of the two
+        plans the
+            one whose sparse_conv is wide is needed, whichever ``adjoint`` is.
+
+    Returns:
+        ``[units * vector]``, dtype of ``x``; the same bits at each run.
+
+    Raises:
+        ValueError: as :func:`vector_sparse_conv`.
+    """
+    d = Direction(geometry_of(geometry), adjoint)
+    _check_images("gy", gy, d.targets)
+    _check_images("x", x, d.sources)
+    if gy.shape[0] != x.shape[0]:
+        raise ValueError(f"gy has {gy.shape[0]} images and x {x.shape[0]}; they must be as many")
+    if gy.dtype != x.dtype or gy.device != x.device:
+        raise ValueError(f"gy is {gy.dtype} on {gy.device} and x {x.dtype} on {x.device}; they must be alike")
+    if d.depth > 1:  # The sum is the same with sources and targets in each other's place, and then it is wide.
+        d, gy, x = Direction(d.geometry, not adjoint), x, gy
+    taps = _check_plan(d, x, support, adjoint_plan if d.adjoint else plan)
+    units = support.shape[0]
+    gy, x = gy.contiguous(), x.contiguous()
+    sizes = ((x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3]))
+    launch = _launch(wgrad_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x))
+    shares = x.new_empty(launch.shares, units * d.width, dtype=torch.float32)
+    if units > 0 and _runs(x):
+        kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
+        with _device(x):
+            kernel[launch.programs,](gy, x, shares, taps, *launch.numbers, **launch.constants)
+    return shares.sum(0).to(x.dtype)
+
+
+# ---------------------------------------------------------------------- how a kernel is run
+
+
+_kept_launch = functools.lru_cache(maxsize=4096)(lambda make, *arguments: make(*arguments))
+
+
+def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
+    """Launches are kept: to work one out takes longer than to start it."""
+    try:
+        return _kept_launch(make, *arguments)
+    except TypeError:  # a symbol for a size has no hash
+        return make(*arguments)
+
+
+def _precision(x: Tensor) -> str:
+    """How a float32 product runs: as cuDNN's convolutions do."""
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if x.dtype == torch.float32 and conv.fp32_precision == "tf32" else "ieee"
+
+
+@functools.cache
+def _interpreted(kernel: Any) -> Any:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return InterpretedFunction(kernel.fn)
+
+
+def _runs(x: Tensor) -> bool:
+    """Whether a launch means something: not for the interpreter while the op is only traced."""
+    return x.device.type != "cpu" or not isinstance(x, (FakeTensor, FunctionalTensor))
+
+
+def _device(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device; while an op is traced there may be none."""
+    traced = isinstance(x, (FakeTensor, FunctionalTensor))
+    return torch.cuda.device(x.device) if x.is_cuda and not traced else nullcontext()
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _check_images(name: str, x: Tensor, channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {channels}, height, width]")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} has dtype {x.dtype}; accepted: torch.float32, torch.float16, torch.bfloat16")
+    _check_size(name, x.shape[1] * x.shape[2] * x.shape[3])
+
+
+def _check_size(name: str, elements: int) -> None:
+    if elements >= 2**31:
+        raise ValueError(f"{name} has {elements} elements an image; at most 2147483647 are possible")
+
+
+def _check_vector(name: str, vector: Tensor, size: int, x: Tensor) -> None:
+    if tuple(vector.shape) != (size,):
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; it must be ({size},)")
+    if vector.dtype != x.dtype or vector.device != x.device:
+        raise ValueError(f"{name} is {vector.dtype} on {vector.device}; x is {x.dtype} on {x.device}")
+
+
+def _check_plan(d: Direction, x: Tensor, support: Tensor, plan: Tensor | None) -> Tensor:
+    if support.device != x.device:
+        raise ValueError(f"support is on {support.device}; x is on {x.device}")
+    name, size = "adjoint_plan" if d.adjoint else "plan", d.plan_size(support.shape[0])
+    if plan is None:
+        raise ValueError(f"{name} is None; this call needs it")
+    if plan.dtype != torch.int32 or tuple(plan.shape) != (size,) or plan.device != support.device:
+        raise ValueError(
+            f"{name} is {plan.dtype} {tuple(plan.shape)} on {plan.device}; it must be torch.int32 ({size},) on "
+            f"{support.device}, from sparsegan.ops.vector_plan for the same support and geometry"
+        )
+    if support.shape[0] * d.geometry.vector >= 2**31:
+        raise ValueError(f"support has {support.shape[0]} units; at most 2147483647 values are possible")
+    return plan.contiguous()
+
+
+# ---------------------------------------------------------------------- gradients
+
+_sparse_conv = torch.ops.sparsegan.vector_sparse_conv.default
+_wgrad = torch.ops.sparsegan.vector_wgrad.default
+
+
+def _sparse_conv_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: Any) -> Tensor:
+    """A sparse_conv over the plan of its direction, or dense where there is none."""
+    support, plan, adjoint_plan, geometry = taps
+    if (adjoint_plan if adjoint else plan) is None:
+        return _dense(x, values, support, geometry_of(geometry), adjoint, tuple(size))
+    return _sparse_conv(x, values, None, support, plan, adjoint_plan, geometry, adjoint, list(size))
+
+
+def _dense(
+    x: Tensor, values: Tensor, support: Tensor, g: Geometry, adjoint: bool, size: tuple[int, int, int]
+) -> Tensor:
+    """The twin, in one convolution where torch's paddings can say the sizes."""
+    coarse, fine = (x.shape[2:], size[1:]) if adjoint else (size[1:], x.shape[2:])
+    extra = g.output_padding(coarse, fine)
+    if not all(0 <= e < s for e, s in zip(extra, g.stride, strict=True)):
+        return reference.sparse_conv(x, values, None, support, g, adjoint, size)
+    weight = reference.dense_weight(values, support, g)
+    if adjoint:
+        return F.conv_transpose2d(x, weight, None, g.stride, g.padding, extra, g.groups, g.dilation)
+    return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
+
+
+def _sparse_conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _bias, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size, ctx.slope = inputs
+    ctx.save_for_backward(x, values, support, plan, adjoint_plan, None if ctx.slope == 1 else output)
+
+
+def _sparse_conv_backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+    x, values, support, plan, adjoint_plan, y = ctx.saved_tensors
+    gx = gv = gb = None
+    if y is not None:  # a slope is not below 0: the result has the sum's sign
+        gy = torch.where(y > 0, gy, gy * ctx.slope)
+    taps = (support, plan, adjoint_plan, ctx.geometry)
+    if ctx.needs_input_grad[0]:
+        gx = _sparse_conv_or_dense(gy, values, taps, not ctx.adjoint, x.shape[1:])
+    if ctx.needs_input_grad[1]:
+        gv = _wgrad(gy, x, *taps, ctx.adjoint)
+    if ctx.needs_input_grad[2]:
+        gb = gy.sum((0, 2, 3))
+    return gx, gv, gb, *[None] * 7
+
+
+def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gy, x, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint = inputs
+    ctx.save_for_backward(gy, x, support, plan, adjoint_plan)
+
+
+def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
+    gy, x, *taps = ctx.saved_tensors
+    taps = (*taps, ctx.geometry)
+    ggy = gx = None
+    if ctx.needs_input_grad[0]:
+        ggy = _sparse_conv_or_dense(x, gv, taps, ctx.adjoint, gy.shape[1:])
+    if ctx.needs_input_grad[1]:
+        gx = _sparse_conv_or_dense(gy, gv, taps, not ctx.adjoint, x.shape[1:])
+    return ggy, gx, *[None] * 5
+
+
+vector_sparse_conv.register_autograd(_sparse_conv_backward, setup_context=_sparse_conv_setup)
+vector_wgrad.register_autograd(_wgrad_backward, setup_context=_wgrad_setup)
+
+# The arguments that count stand at the same places.
+register_flop_formula(torch.ops.sparsegan.vector_sparse_conv, get_raw=True)(
+    flop_registry[torch.ops.sparsegan.sparse_conv]
+)
+register_flop_formula(torch.ops.sparsegan.vector_wgrad, get_raw=True)(flop_registry[torch.ops.sparsegan.wgrad])

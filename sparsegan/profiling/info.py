@@ -1,0 +1,77 @@
+"""What is built and what is in use: ``sparsegan info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..kernels import tuned_table
+from ..ops import native
+from ..progress import peak_memory
+
+
+def info() -> dict[str, Any]:
+    """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
+    return {
+        "sparsegan": importlib.metadata.version("sparsegan"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": cpu_name(),
+        "compiler": native.compiler,
+        "cpu isa built": ", ".join(native.built_isas()),
+        "cpu isa supported": ", ".join(native.supported_isas()),
+        "cpu isa in use": native.isa(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cuda kernels": cuda_kernels(),
+        "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "triton": triton_version(),
+        "triton block sizes": tuned_table.SOURCE,
+    }
+
+
+def cuda_kernels() -> str:
+    """Whether the CUDA kernels were built, by what, and whether they are loaded; or what stands in the way."""
+    if why := ops.why_no_cuda():
+        return why.removeprefix("the CUDA kernels ").removeprefix("were ")
+    loaded = "loaded" if torch.version.cuda is not None else "not loaded: this torch has no CUDA"
+    return f"{native.cuda_build}; {loaded}"
+
+
+def triton_version() -> str:
+    """Of whichever distribution brings the module triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    names = importlib.metadata.packages_distributions().get("triton", [])
+    return importlib.metadata.version(names[0]) if names else "installed, of no known version"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held at a time: torch's allocations on a GPU, else what of it was resident; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_memory() or 0
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    """Prints :func:`info`, a line each."""
+    facts = info()
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        print(f"{name:<{width}}{value}")

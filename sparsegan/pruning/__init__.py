@@ -1,0 +1,24 @@
+"""Pruning: which weights go, how a support shrinks, grows and moves, and channels that are removed or reordered."""
+
+from . import allocation, schedule
+from .allocation import allocate, sensitivity
+from .averaging import Average
+from .regrow import dense_gradients, regrow
+from .removal import remove_filters
+from .reorder import reorder_channels
+from .surgery import move_support, shrink, sparsify
+
+__all__ = [
+    "Average",
+    "allocate",
+    "allocation",
+    "dense_gradients",
+    "move_support",
+    "regrow",
+    "remove_filters",
+    "reorder_channels",
+    "schedule",
+    "sensitivity",
+    "shrink",
+    "sparsify",
+]

@@ -1,0 +1,112 @@
+"""Which layers of a model can be pruned, and what looks like a convolution and cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from ..copying import plain_class
+from ..nn.layer import SPARSE_CLASSES, SparseConv
+
+
+def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
+    """Every convolution, dense or sparse, by its name, that no name or pattern of ``exclude`` matches.
+
+    A subclass of a torch.nn convolution is left out: its forward may be its own. One whose weight is computed (masks,
+    spectral and weight normalisation, other parametrizations) is in.
+
+    Raises:
+        ValueError: the model has none, excluded or not; the text names what looks like a convolution, and why it cannot
+            be pruned. Or a pattern of ``exclude`` matches nothing.
+    """
+    chosen = _Patterns(exclude)
+    layers = {name: module for name, module in model.named_modules() if _is_prunable(module) and not chosen.match(name)}
+    for name, _ in model.named_modules():
+        chosen.match(name)
+    if chosen.unused:
+        raise ValueError(f"exclude has {sorted(chosen.unused)}, which no module's name matches")
+    if not layers and not any(map(_is_prunable, model.modules())):
+        others = left_dense(model, exclude)
+        if others:
+            found = "; ".join(f"{name} {why}" for name, why in others.items())
+            raise ValueError(f"{type(model).__name__} has no layer that can be pruned: {found}")
+        raise ValueError(
+            f"{type(model).__name__} has no convolution; torch.nn.Conv2d and torch.nn.ConvTranspose2d can be pruned"
+        )
+    return layers
+
+
+def left_dense(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, str]:
+    """What looks like a convolution and cannot be pruned, by name: why. Names that ``exclude`` matches are left out."""
+    chosen, found = _Patterns(exclude), {}
+    inside: tuple[str, ...] = ()  # of something that is named already
+    for name, module in model.named_modules():
+        if (name.startswith(inside) and inside) or chosen.match(name):
+            continue
+        why = _why_not(module)
+        if why is not None:
+            found[name or type(module).__name__] = why
+            if not name:
+                return found
+        if name and (why is not None or _is_prunable(module)):
+            inside += (f"{name}.",)
+    return found
+
+
+class _Patterns:
+    """Names and glob patterns; ``unused``: those that have matched nothing so far."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self.unused = set(self.patterns)
+
+    def match(self, name: str) -> bool:
+        matching = {pattern for pattern in self.patterns if fnmatchcase(name, pattern)}
+        self.unused -= matching
+        return bool(matching)
+
+
+def _is_prunable(module: nn.Module) -> bool:
+    if isinstance(module, SparseConv):
+        return True
+    lazy = any(isinstance(one, UninitializedParameter) for one in module.parameters(recurse=False))
+    return plain_class(module) in SPARSE_CLASSES and not lazy
+
+
+def _why_not(module: nn.Module) -> str | None:
+    """Why a module that looks like a convolution cannot be pruned; None for all others."""
+    kind = type(module)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if _is_prunable(module):
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        kinds = {getattr(one, "original_name", "") for one in module.modules()}
+        return "is scripted; prune it before torch.jit.script" if any("Conv" in one for one in kinds) else None
+    if any(isinstance(one, UninitializedParameter) for one in module.parameters(recurse=False)):
+        return f"is a {kind.__name__} that has seen no input; call the model once first" if "Conv" in name else None
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return f"is a {name}, not torch.nn's own layer: its forward may be another"
+    if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Conv3d | nn.ConvTranspose3d):
+        return f"is a {kind.__name__}; there are kernels for two dimensions"
+    if "Conv" in kind.__name__ and next(module.children(), None) is None and _weights(module, least=1):
+        return f"is a {name}, which is no layer of torch.nn"
+    held = _weights(module, least=3)
+    if held and not isinstance(module, nn.LayerNorm | nn.Linear | nn.Bilinear | nn.Embedding):
+        parameter, shape = next(iter(held.items()))
+        return f"holds {parameter} of shape {shape}, which no convolution layer of torch.nn does"
+    return None
+
+
+def _weights(module: nn.Module, least: int) -> dict[str, tuple[int, ...]]:
+    """Own tensors that may be weights of convolutions. A first dimension of 1 is that of a batch: a constant's."""
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    shapes = {name: tuple(one.shape) for name, one in own.items() if least <= one.dim() <= 5}
+    if least == 1:  # a quantized layer keeps its weight elsewhere
+        return shapes or {"weight": ()}
+    # A modulated convolution's weight has a dimension for the images before its own.
+    shapes = {name: shape[1:] if len(shape) == 5 and shape[0] == 1 else shape for name, shape in shapes.items()}
+    return {name: shape for name, shape in shapes.items() if shape[0] > 1 and shape[1] > 1}

@@ -1,0 +1,137 @@
+"""The one-way rule of imports: each room of the package imports from the rooms below it only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: The rooms from the top floor down. Rooms of one floor do not import each other.
+FLOORS = (
+    ("cli",),
+    ("benchmark", "study"),
+    ("compress",),
+    ("metrics", "profiling"),
+    ("checkpoint",),
+    ("training",),
+    ("pruning",),
+    ("engine",),
+    ("gans",),
+    ("nn",),
+    ("ops",),
+    ("kernels",),
+    ("data",),
+)
+#: The ground floor: modules of the package itself that import nothing but each other.
+GROUND = len(FLOORS)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+#: Not rooms: the package root, the command's entry, and the list of old names.
+OUTSIDE = ("", "__main__", "_moved")
+
+Imports = Mapping[str, set[str]]
+
+
+def modules() -> dict[str, Path]:
+    """Each module of the package, by its name below ``sparsegan``."""
+    found = {}
+    for folder, prefix in ((ROOT / "sparsegan", ()), (ROOT / "kernels", ("kernels",))):
+        for path in folder.rglob("*.py"):
+            if path.relative_to(folder).parts[0] != "kernels":  # a link that some checkouts have
+                parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
+                found[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    return found
+
+
+def imported(name: str, source: str, is_package: bool, known: Mapping[str, object]) -> Iterator[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    here = name.split(".") if is_package else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            absolute = [alias.name.split(".") for alias in node.names]
+            yield from (".".join(parts[1:]) for parts in absolute if parts[0] == "sparsegan")
+        elif isinstance(node, ast.ImportFrom):
+            parts = node.module.split(".") if node.module else []
+            if node.level:
+                parts = [*here[: len(here) - node.level + 1], *parts]
+            elif parts[:1] == ["sparsegan"]:
+                parts = parts[1:]
+            else:
+                continue
+            for alias in node.names:
+                inner = ".".join([*parts, alias.name])
+                yield inner if inner in known else ".".join(parts)
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {
+        name: set(imported(name, path.read_text(encoding="utf-8"), path.name == "__init__.py", known)) - {name}
+        for name, path in known.items()
+    }
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def against_the_grain(imports: Imports) -> list[str]:
+    """Sentences for the imports that point upwards, sideways or at the package root."""
+    wrong = []
+    for module, others in imports.items():
+        for other in others:
+            if module in OUTSIDE or room(module) == room(other) != "":
+                continue
+            mine, its = FLOOR_OF.get(room(module), GROUND), FLOOR_OF.get(room(other), GROUND)
+            if other in OUTSIDE or its < mine or (its == mine != GROUND):
+                wrong.append(f"sparsegan.{module} imports sparsegan.{other}".rstrip("."))
+    return sorted(wrong)
+
+
+def cycle(imports: Imports) -> list[str]:
+    """The modules of one cycle, or nothing."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module not in finished:
+            for other in sorted(imports.get(module, ())):
+                if found := visit(other, [*path, module]):
+                    return found
+            finished.add(module)
+        return []
+
+    return next((found for module in sorted(imports) if (found := visit(module, []))), [])
+
+
+def test_imports_point_downwards() -> None:
+    imports = graph()
+    assert {"nn.layer", "kernels.sparse_conv", "cli.compress"} <= imports.keys()
+    assert sum(map(len, imports.values())) > 300, "the script reads the imports"
+    assert not against_the_grain(imports)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert not cycle(graph())
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "what"),
+    [
+        ("nn.layer", "from ..compress import Compressor", "sparsegan.nn.layer imports sparsegan.compress"),
+        ("ops.plan", "def f():\n    from sparsegan.nn import layer", "sparsegan.ops.plan imports sparsegan.nn.layer"),
+        ("study.row", "import sparsegan.benchmark", "sparsegan.study.row imports sparsegan.benchmark"),
+        ("engine.cpu", "from .. import __version__", "sparsegan.engine.cpu imports sparsegan"),
+        ("clock", "from .nn import layer", "sparsegan.clock imports sparsegan.nn.layer"),
+    ],
+)
+def test_a_planted_import_is_found(module: str, source: str, what: str) -> None:
+    known = modules()
+    assert against_the_grain({module: set(imported(module, source, False, known))}) == [what]
+
+
+def test_a_planted_cycle_is_found() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
