@@ -80,7 +80,7 @@ def test_either_way_to_set_tf32() -> None:
 
 @pytest.mark.usefixtures("h100")
 def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "cuda_library", lambda: None)
+    monkeypatch.setattr("sparsegan.ops.sparse_conv.cuda_library", lambda: None)
     assert "were not built" in dispatch.choose(call(0.1)).why
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     for vector in (1, 64):
