@@ -16,6 +16,7 @@
 #include "../core/device_plan.h"
 #include "../core/plan.h"
 #include "../core/support.h"
+#include "../core/vector_plan.h"
 #include "../cpu/conv.h"
 #include "../cpu/registry.h"
 
@@ -51,18 +52,20 @@ int32_t guarded(const Body& body) noexcept {
 }
 
 // The plans that the package compiles; sparsegan/ops/native.py has the same numbers.
-enum class PlanKind : int32_t { plan = 0, direct = 1, device = 2 };
+enum class PlanKind : int32_t { cpu = 0, direct = 1, device = 2, vector = 3 };
 
 Geometry geometry_of(const int64_t* numbers, int64_t count) { return Geometry::from_list({numbers, numbers + count}); }
 
 int64_t plan_size(PlanKind kind, const Geometry& geometry, bool adjoint, int64_t taps) {
   switch (kind) {
-    case PlanKind::plan:
+    case PlanKind::cpu:
       return sparsegan::plan_shape(geometry, adjoint, taps).size();
     case PlanKind::direct:
       return sparsegan::direct_plan_shape(geometry, adjoint, taps).size();
     case PlanKind::device:
       return sparsegan::device_plan_shape(geometry, adjoint, taps).size();
+    case PlanKind::vector:
+      return sparsegan::vector_plan_shape(geometry, adjoint, taps).size();
   }
   throw std::invalid_argument("kind is no plan's");
 }
@@ -130,12 +133,14 @@ SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* number
     const std::vector<int32_t> units(support, support + taps);
     sparsegan::check_support(units.data(), units.size(), geometry.units());
     switch (PlanKind{kind}) {
-      case PlanKind::plan:
+      case PlanKind::cpu:
         return sparsegan::compile_plan(geometry, adjoint != 0, units.data(), taps, plan);
       case PlanKind::direct:
         return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, order);
       case PlanKind::device:
         return sparsegan::compile_device_plan(geometry, adjoint != 0, units.data(), taps, plan);
+      case PlanKind::vector:
+        return sparsegan::compile_vector_plan(geometry, adjoint != 0, units.data(), taps, plan);
     }
   });
 }
@@ -157,7 +162,7 @@ SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64
   });
 }
 
-// ---------------------------------------------------------------- the codec of plan/support.h
+// ---------------------------------------------------------------- the codec of core/support.h
 
 SPARSEGAN_API int32_t sparsegan_check_support(const int32_t* positions, int64_t count, int64_t size) {
   return guarded([&] { sparsegan::check_support(positions, static_cast<size_t>(count), size); });

@@ -38,6 +38,8 @@ struct Geometry {
   int64_t fine_vector = 1;
 
   int64_t phases() const { return h.stride * w.stride; }
+  // Of the fine grid, that the kernel position at (row, column) joins with the coarse grid.
+  int64_t phase(int64_t row, int64_t column) const { return h.phase(row) * w.stride + w.phase(column); }
   int64_t positions() const { return h.kernel * w.kernel; }
   int64_t fine_channels_per_group() const { return fine_channels / groups; }
   int64_t coarse_channels_per_group() const { return coarse_channels / groups; }
