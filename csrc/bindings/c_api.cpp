@@ -156,7 +156,7 @@ SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64
     plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
     const auto dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
     const sparsegan::Cycles found = sparsegan::sparse_conv_cycles(
-        {&geometry, adjoint != 0, &plan, dtype, images, sizes[0], sizes[1], sizes[2], sizes[3]});
+        {{&geometry, adjoint != 0, images, sizes[0], sizes[1], sizes[2], sizes[3]}, &plan, dtype});
     const double all[] = {found.multiply, found.taps, found.targets, found.pack, found.unpack, found.order};
     std::copy(std::begin(all), std::end(all), cycles);
   });

@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "../cpu/conv.h"
-#include "checks.h"
+#include "call.h"
 
 namespace {
 
+using sparsegan::CallArguments;
+using sparsegan::CheckedCall;
 using sparsegan::ConvCall;
 using sparsegan::DType;
-using sparsegan::Geometry;
 using sparsegan::Padding;
 using sparsegan::PlanView;
 using sparsegan::Team;
@@ -61,35 +62,20 @@ void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
   check(c.geometry->w, c.pad_before_w, c.x_width, c.y_width);
 }
 
-// The tensors of a call in the form that the kernels read, kept alive as long as the call.
-struct Call {
-  Geometry geometry;
+struct CpuCall : CheckedCall {
   PlanView view;
-  Tensor support, plan;
   ConvCall conv;
 
-  // x is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
-  Call(const char* op, const Tensor& x, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
-       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
-       int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
-       const std::vector<int64_t>& pad_before, bool direct = false) {
-    geometry = Geometry::from_list(numbers);
-    const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
-    sparsegan::check_numbers(op, "plan", chosen, x);
-    sparsegan::check_numbers(op, "support", units, x);
-    support = torch::stable::contiguous(units);
-    plan = torch::stable::contiguous(chosen);
-    view =
-        sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()), support.numel(),
-                             static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel(), direct);
-    sparsegan::check_sizes(op, view.shape.sources, view.shape.target_channels(), x, y_channels, y_height, y_width);
-    conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
-    STD_TORCH_CHECK(pad_before.size() == 2, "sparsegan::", op, ": pad_before has ", pad_before.size(),
+  explicit CpuCall(const CallArguments& a, bool direct = false)
+      : CheckedCall(a),
+        view(sparsegan::view_plan(geometry, a.adjoint, units(), support.numel(), plan_numbers(), plan.numel(), direct)),
+        conv{call, &view, dtype_of(a.op, a.x)} {
+    STD_TORCH_CHECK(a.pad_before.size() == 2, "sparsegan::", a.op, ": pad_before has ", a.pad_before.size(),
                     " numbers; it must be [rows, columns]");
-    conv.padding = static_cast<Padding>(padding_mode);
-    conv.pad_before_h = pad_before[0];
-    conv.pad_before_w = pad_before[1];
-    check_padding(op, conv, padding_mode);
+    conv.padding = static_cast<Padding>(a.padding_mode);
+    conv.pad_before_h = a.pad_before[0];
+    conv.pad_before_w = a.pad_before[1];
+    check_padding(a.op, conv, a.padding_mode);
   }
 };
 
@@ -108,8 +94,8 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
                    std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("sparse_conv", x);
   sparsegan::check_sparse_conv(x, values, output_size, negative_slope);
-  Call call("sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
-            output_size[2], padding_mode, pad_before);
+  CpuCall call(
+      {"sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size, padding_mode, pad_before});
   call.conv.epilogue.negative_slope = negative_slope;
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
@@ -190,8 +176,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
                   x.size(0), " images, and whole blocks of ", shuffle, " x ", shuffle);
   sparsegan::check_sparse_conv(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
   const int64_t channels = y.size(1) * shuffle * shuffle;
-  Call call(op, x, support, plan, plan, geometry, adjoint, channels, y.size(2) / shuffle, y.size(3) / shuffle,
-            padding_mode, pad_before, true);
+  const std::vector<int64_t> y_size{channels, y.size(2) / shuffle, y.size(3) / shuffle};
+  CpuCall call({op, x, support, plan, plan, geometry, adjoint, y_size, padding_mode, pad_before}, true);
   STD_TORCH_CHECK(shuffle == 1 || call.view.shape.width == 1 || shuffle * shuffle % call.view.shape.width == 0 ||
                       call.view.shape.width % (shuffle * shuffle) == 0,
                   "sparsegan::", op, ": shuffle is ", shuffle, ", which parts vectors of ", call.view.shape.width);
@@ -276,8 +262,8 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
              int64_t padding_mode, std::vector<int64_t> pad_before) {
   dtype_of("wgrad", x);
   sparsegan::check_wgrad(gy, x);
-  const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
-                  padding_mode, pad_before);
+  const std::vector<int64_t> y_size{gy.size(1), gy.size(2), gy.size(3)};
+  const CpuCall call({"wgrad", x, support, plan, adjoint_plan, geometry, adjoint, y_size, padding_mode, pad_before});
   const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);
   Tensor dv = torch::stable::new_empty(x, {support.numel() * call.geometry.vector()});
   sparsegan::wgrad(call.conv, gy_c.const_data_ptr(), x_c.const_data_ptr(), dv.mutable_data_ptr(), torch_team());

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "../core/call.h"
 #include "../core/plan.h"
 #include "kernels.h"
 
@@ -31,13 +32,9 @@ struct Norm {
 
 // One call: y and x are NCHW tensors of `dtype` with contiguous images; y is on the plan's target side, x on its source
 // side.
-struct ConvCall {
-  const Geometry* geometry = nullptr;
-  bool adjoint = false;
+struct ConvCall : Call {
   const PlanView* plan = nullptr;
   DType dtype = DType::float32;
-  int64_t images = 0;
-  int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
   Padding padding = Padding::zeros;                // around x
   int64_t pad_before_h = 0, pad_before_w = 0;      // of it before x; the geometry's padding is then 0
   int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: images lie side by side

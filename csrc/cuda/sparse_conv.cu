@@ -235,19 +235,15 @@ struct alignas(16) Read {
   float value;
 };
 
-__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned unit, float value) {
-  const unsigned positions = t.kernel_h * t.kernel_w, pair = unit / positions;
-  const unsigned fine = (adjoint ? t.y.channels : t.x.channels) / t.groups, coarse = pair / fine;
-  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
-  int row = i * t.dilation_h - t.padding_h, column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
-  unsigned channel = coarse;
+__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned number, float value) {
+  const Unit<unsigned> unit = t.units(number);
+  int row = static_cast<int>(unit.row) * t.dilation_h - t.padding_h;
+  int column = static_cast<int>(unit.column) * t.dilation_w - t.padding_w;
   if (adjoint) {  // a phase's offsets are the phase plus multiples of the stride
     row = -((row - (row % t.stride_h + t.stride_h) % t.stride_h) / t.stride_h);
     column = -((column - (column % t.stride_w + t.stride_w) % t.stride_w) / t.stride_w);
-  } else {
-    channel = coarse / (t.y.channels / t.groups) * fine + pair % fine;
   }
-  channel = min(channel, t.x.channels - 1u);  // whatever the plan says
+  const unsigned channel = min(adjoint ? unit.coarse : unit.fine, t.x.channels - 1u);  // whatever the plan says
   return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
 }
 
@@ -377,8 +373,7 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
 void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
                  float* workspace, cudaStream_t stream) {
   if (c.images == 0) return;
-  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
-  op(c, x, values, bias, negative_slope, y, workspace, stream);
+  with_type(c.dtype, [&](auto zero) { run<decltype(zero)>(c, x, values, bias, negative_slope, y, workspace, stream); });
 }
 
 }  // namespace sparsegan::cuda

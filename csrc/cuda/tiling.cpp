@@ -33,11 +33,9 @@ int narrow(const char* what, int64_t value) {
   return static_cast<int>(value);
 }
 
-int64_t element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
-
 // Whatever does not depend on how lanes are laid out.
 Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
-  const Geometry& g = c.geometry;
+  const Geometry& g = *c.geometry;
   Tiling t;
   t.images = narrow("the number of images", c.images);
   t.groups = static_cast<int>(shape.groups);
@@ -81,7 +79,7 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.column_spread = static_cast<int>(shape.columns.spread);
   t.x.fours &= t.column_spread == 1;
 
-  t.kernel_h = static_cast<int>(g.h.kernel), t.kernel_w = static_cast<int>(g.w.kernel);
+  t.units = UnitDecoder<unsigned>(g);
   t.stride_h = static_cast<int>(g.h.stride), t.stride_w = static_cast<int>(g.w.stride);
   t.padding_h = static_cast<int>(g.h.padding), t.padding_w = static_cast<int>(g.w.padding);
   t.dilation_h = static_cast<int>(g.h.dilation), t.dilation_w = static_cast<int>(g.w.dilation);
@@ -167,7 +165,7 @@ int64_t blocks(const Tiling& t) {
 }  // namespace
 
 Tiling sparse_conv_tiling(const ConvCall& c) {
-  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
@@ -193,7 +191,7 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
 }
 
 Tiling wgrad_tiling(const ConvCall& c) {
-  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
   const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "../core/unit.h"
 #include "conv.h"
 
 namespace sparsegan::cuda {
@@ -79,8 +80,8 @@ struct Tiling {
   int log_pixels = 0;   // sparse_conv: lanes that hold different pixels; the others hold different taps
   int lane_pixels = 1;  // sparse_conv: pixels a lane
   int ways = 1;         // sparse_conv: warps a target
-  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1,
-      dilation_w = 1;
+  UnitDecoder<unsigned> units;
+  int stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1, dilation_w = 1;
 };
 
 Tiling sparse_conv_tiling(const ConvCall& call);

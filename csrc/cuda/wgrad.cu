@@ -154,13 +154,11 @@ __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const in
                                                         T* __restrict__ dv) {
   const int tap = blockIdx.x * kThreads + threadIdx.x;
   if (tap >= t.plan.taps) return;
-  const unsigned unit = support[tap], positions = t.kernel_h * t.kernel_w, pair = unit / positions;
-  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
-  const unsigned fine_channels = fine_planes.channels / t.groups;
-  const int coarse_channel = min(pair / fine_channels, coarse_planes.channels - 1u);  // whatever the support says
-  const int fine_channel = coarse_channel / (coarse_planes.channels / t.groups) * fine_channels + pair % fine_channels;
-  const int first_row = i * t.dilation_h - t.padding_h;
-  const int first_column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
+  const Unit<unsigned> unit = t.units(support[tap]);
+  const int coarse_channel = min(unit.coarse, coarse_planes.channels - 1u);  // whatever the support says
+  const int fine_channel = min(unit.fine, fine_planes.channels - 1u);
+  const int first_row = static_cast<int>(unit.row) * t.dilation_h - t.padding_h;
+  const int first_column = static_cast<int>(unit.column) * t.dilation_w - t.padding_w;
   float sum = 0;
   for (int n = 0; n < t.images; ++n) {
     const T* from =
@@ -210,8 +208,7 @@ void run(const ConvCall& c, const void* gy, const void* x, void* dv, float* work
 
 void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, float* workspace, cudaStream_t stream) {
   if (c.taps == 0) return;
-  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
-  op(c, gy, x, dv, workspace, stream);
+  with_type(c.dtype, [&](auto zero) { run<decltype(zero)>(c, gy, x, dv, workspace, stream); });
 }
 
 }  // namespace sparsegan::cuda

@@ -312,7 +312,7 @@ Errors run(const Case& c, Random& random) {
       view_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), static_cast<int64_t>(numbers.size()));
   const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
   const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
-  ConvCall call{&g, c.adjoint, &plan, c.dtype, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w};
+  ConvCall call{{&g, c.adjoint, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w}, &plan, c.dtype};
   if (c.adjoint) {
     std::swap(call.x_height, call.y_height);
     std::swap(call.x_width, call.y_width);
