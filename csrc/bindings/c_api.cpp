@@ -16,8 +16,10 @@
 #include "../core/device_plan.h"
 #include "../core/plan.h"
 #include "../core/support.h"
-#include "../cpu/conv.h"
-#include "../cpu/registry.h"
+#include "../cpu/cost_model.h"
+#include "../cpu/isa.h"
+#include "../cpu/part_times.h"
+#include "../cpu/workspace.h"
 
 #define SPARSEGAN_API extern "C" __attribute__((visibility("default")))
 
