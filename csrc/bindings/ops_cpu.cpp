@@ -33,8 +33,14 @@ DType dtype_of(const char* op, const Tensor& tensor) {
     SPARSEGAN_DTYPES(SPARSEGAN_CASE)
 #undef SPARSEGAN_CASE
     default:
-      STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float64 or bfloat16 on a CPU");
+      break;
   }
+  std::string names;
+  for (int i = 0; i < sparsegan::kTensorTypes; ++i) {
+    names += (i == 0 ? "" : i + 1 < sparsegan::kTensorTypes ? ", " : " or ");
+    names += sparsegan::kDTypes[i].name;
+  }
+  STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be ", names, " on a CPU");
   return DType::float32;
 }
 

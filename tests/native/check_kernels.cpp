@@ -179,9 +179,9 @@ Case draw_case(Random& random, int64_t number) {
   constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
   Case c;
   c.dtype = static_cast<DType>(number % kTensorTypes);
-  c.adjoint = number / 3 % 2 == 1;
-  const auto kind = static_cast<Kind>(number / 6 % kKinds);
-  if (!c.adjoint) c.padding = static_cast<Padding>(number / (6 * kKinds) % 4);
+  c.adjoint = number / kTensorTypes % 2 == 1;
+  const auto kind = static_cast<Kind>(number / (2 * kTensorTypes) % kKinds);
+  if (!c.adjoint) c.padding = static_cast<Padding>(number / (2 * kTensorTypes * kKinds) % 4);
   // Half the units are wide, half deep, as seen from this direction's target.
   (random.from(0, 1) ? c.geometry.coarse_vector : c.geometry.fine_vector) = random.one_of({1, 2, 3, 4, 8});
   for (;;) {
