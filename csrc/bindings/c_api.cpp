@@ -17,8 +17,10 @@
 #include "../core/plan.h"
 #include "../core/support.h"
 #include "../core/vector_plan.h"
-#include "../cpu/conv.h"
-#include "../cpu/registry.h"
+#include "../cpu/cost_model.h"
+#include "../cpu/isa.h"
+#include "../cpu/part_times.h"
+#include "../cpu/workspace.h"
 
 #define SPARSEGAN_API extern "C" __attribute__((visibility("default")))
 
@@ -124,9 +126,10 @@ SPARSEGAN_API int32_t sparsegan_plan_size(int32_t kind, const int64_t* numbers, 
   return guarded([&] { *size = plan_size(PlanKind{kind}, geometry_of(numbers, count), adjoint != 0, taps); });
 }
 
-// `plan` has room for sparsegan_plan_size numbers; `order` [taps] is written for a direct plan only.
+// `plan` has room for sparsegan_plan_size numbers; `value_index` [taps] is written for a direct plan only.
 SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* numbers, int64_t count, int32_t adjoint,
-                                             const int32_t* support, int64_t taps, int32_t* plan, int32_t* order) {
+                                             const int32_t* support, int64_t taps, int32_t* plan,
+                                             int32_t* value_index) {
   return guarded([&] {
     const Geometry geometry = geometry_of(numbers, count);
     // Copied first: another thread may write into the array at any time, and only what was checked may be compiled.
@@ -136,7 +139,7 @@ SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* number
       case PlanKind::cpu:
         return sparsegan::compile_plan(geometry, adjoint != 0, units.data(), taps, plan);
       case PlanKind::direct:
-        return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, order);
+        return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, value_index);
       case PlanKind::device:
         return sparsegan::compile_device_plan(geometry, adjoint != 0, units.data(), taps, plan);
       case PlanKind::vector:

@@ -76,7 +76,7 @@ struct PlanView {
 };
 
 // Checks an untrusted array's rows and codes; throws std::invalid_argument. The support and the order are checked where
-// they are read (conv.cpp).
+// they are read (csrc/cpu/taps.cpp).
 // An array of a direct plan's size is taken for one where `direct` allows it.
 PlanView view_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
                    int64_t size, bool direct = false);

@@ -235,7 +235,7 @@ def sparse_conv_cycles(
     y_size: Sequence[int],
     float64: bool,
 ) -> dict[str, float]:
-    """Modelled cycles of one sparse_conv on one core, by their purpose; see csrc/cpu/conv.h."""
+    """Modelled cycles of one sparse_conv on one core, by their purpose; see csrc/cpu/cost_model.h."""
     sizes = _list("sizes", [*x_size, *y_size])
     if len(sizes) != 4:
         raise ValueError(f"x_size and y_size have {len(sizes)} numbers; they must have a height and a width each")
