@@ -122,7 +122,7 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
   }
   for (int64_t t = 0; t < taps; ++t) {
     out[shape.codes_at() + t] = static_cast<int32_t>(sorted[t].first);
-    out[shape.order_at() + t] = sorted[t].second;
+    out[shape.value_index_at() + t] = sorted[t].second;
   }
   if (!adjoint) return;
   next.assign(starts, starts + shape.targets());

@@ -46,7 +46,7 @@ struct Geometry {
   // Elements of the dense weight [coarse_channels, fine_channels / groups, kernel_h, kernel_w].
   int64_t weight_size() const { return coarse_channels * fine_channels_per_group() * positions(); }
   int64_t vector() const { return coarse_vector * fine_vector; }
-  // Units that a support chooses from: the dense weight [coarse units, fine units a group, kernel_h, kernel_w].
+  // Units that a support chooses from: the dense weight [coarse units, fine units per group, kernel_h, kernel_w].
   int64_t units() const { return weight_size() / vector(); }
 
   // From the flat list the ops carry: {coarse, fine, groups, kernel h w, stride h w, padding h w, dilation h w,

@@ -5,16 +5,14 @@
 #include <string>
 #include <vector>
 
-#include "unit.h"
-
 namespace sparsegan {
 namespace {
 
 constexpr int64_t kCodes = int64_t{1} << 16;
 
-// Source channels a block: enough taps a target to pay for loading and storing its outputs, few enough for a register
-// tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the fastest
-// on AVX2 with 32 KiB of first-level cache.
+// Source channels per block: enough taps per target to pay for loading and storing its outputs, few enough for a
+// register tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the
+// fastest on AVX2 with 32 KiB of first-level cache.
 int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64_t depth) {
   constexpr int64_t kWindowBytes = 40 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
@@ -43,7 +41,7 @@ PlanShape shape_of(const Geometry& g, bool adjoint, int64_t taps, bool direct) {
   return shape;
 }
 
-void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, int32_t* out, int32_t* order) {
+void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, int32_t* out, int32_t* value_index) {
   const int64_t taps = shape.taps;
   const TapDecoder decode(g, shape.adjoint);
   const int64_t block_units = shape.block_channels / shape.depth;
@@ -67,7 +65,7 @@ void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, 
     const int32_t slot = next[segment(tap)]++;
     const int64_t channel = tap.source * shape.depth % shape.span_channels();
     codes[slot] = static_cast<uint16_t>(channel * shape.positions + tap.row * g.w.kernel + tap.column);
-    order[slot] = static_cast<int32_t>(v);
+    value_index[slot] = static_cast<int32_t>(v);
   }
 }
 
@@ -84,12 +82,12 @@ PlanShape direct_plan_shape(const Geometry& g, bool adjoint, int64_t taps) { ret
 
 void compile_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out) {
   const PlanShape shape = plan_shape(g, adjoint, taps);
-  compile(shape, g, support, out, shape.has_order() ? out + shape.segments() + 1 + (taps + 1) / 2 : nullptr);
+  compile(shape, g, support, out, shape.has_value_index() ? out + shape.segments() + 1 + (taps + 1) / 2 : nullptr);
 }
 
 void compile_direct_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out,
-                         int32_t* order) {
-  compile(direct_plan_shape(g, adjoint, taps), g, support, out, order);
+                         int32_t* value_index) {
+  compile(direct_plan_shape(g, adjoint, taps), g, support, out, value_index);
 }
 
 PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
@@ -102,9 +100,7 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
     bad_plan(("it has " + std::to_string(size) + " numbers where " + std::to_string(shape.size()) + " are expected")
                  .c_str());
   }
-  const UnitDecoder<int64_t> units(g);
-  view.group_sources = adjoint ? units.coarse : units.fine;
-  view.group_targets = adjoint ? units.fine : units.coarse;
+  view.units = UnitDecoder<int64_t>(g);
   view.support = support;
   view.rows = data;
   bool sorted = view.rows[0] == 0 && view.rows[shape.segments()] == taps;
@@ -113,7 +109,7 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
   if (!shape.has_codes()) return view;
 
   view.codes = reinterpret_cast<const uint16_t*>(data + shape.segments() + 1);
-  if (shape.has_order()) view.order = data + shape.segments() + 1 + (taps + 1) / 2;
+  if (shape.has_value_index()) view.value_index = data + shape.segments() + 1 + (taps + 1) / 2;
   // Branch-free passes that a compiler vectorises: this runs at every call.
   const auto check = [&](int64_t first, int64_t last, int64_t channels) {
     uint16_t most = 0;

@@ -42,6 +42,11 @@ struct UnitDecoder {
     const Int position = number % positions, pair = number / positions, coarse_unit = pair / fine;
     return {coarse_unit, coarse_unit / coarse * fine + pair % fine, position / kernel_w, position % kernel_w};
   }
+
+  // The inverse, for the first position of the kernel.
+  Int number(Int coarse_unit, Int fine_unit) const {
+    return (coarse_unit * fine + fine_unit - coarse_unit / coarse * fine) * positions;
+  }
 };
 
 // A kept unit as a sparse_conv of one direction runs it: from its source unit to one phase of its target unit.

@@ -15,7 +15,7 @@ void write_offsets(const ConvCall& c, const ConvSetup& s, int32_t* out) {
   const int64_t sign = c.adjoint ? -1 : 1;
   for (int64_t i = 0, position = 0; i < g.h.kernel; ++i) {
     for (int64_t j = 0; j < g.w.kernel; ++j, ++position) {
-      const int64_t phase = c.adjoint ? 0 : g.h.phase(i) * g.w.stride + g.w.phase(j);
+      const int64_t phase = c.adjoint ? 0 : g.phase(i, j);
       const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
       const int64_t at = phase * s.x.plane + (row * s.x.cols + col) * s.tiling.lanes;
       for (int64_t channel = 0; channel < channels; ++channel) {
@@ -29,7 +29,6 @@ void write_offsets(const ConvCall& c, const ConvSetup& s, int32_t* out) {
 bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t last, uint16_t* out) {
   const PlanShape& shape = plan.shape;
   const int64_t positions = shape.positions, depth = shape.depth;
-  const int64_t group_sources = plan.group_sources, group_targets = plan.group_targets;
   bool good = true;
   for (int64_t target = first; target < last; ++target) {
     const int32_t* const rows = plan.rows + target * shape.blocks;
@@ -38,10 +37,8 @@ bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t 
       const int64_t begin = rows[b], end = rows[end_block];
       const int64_t limit =
           (std::min(end_block * shape.block_channels, shape.sources) - b * shape.block_channels) / depth * positions;
-      // A support's number of unit 0 of the span at position 0, were it in the target's group.
-      const int64_t base =
-          (target * group_sources - target / group_targets * group_sources + b * shape.block_channels / depth) *
-          positions;
+      // The number of the span's first unit, were it in the target's group.
+      const int64_t base = plan.units.number(target, b * shape.block_channels / depth);
       if (begin < end)
         good &= k.codes(plan.support + begin, end - begin, static_cast<int32_t>(base), out + begin) < limit;
     }
@@ -65,7 +62,7 @@ void deepen_codes(const PlanShape& shape, bool by_unit, const uint16_t* units, u
 TapLayout::TapLayout(const ConvSetup& s, const PlanView& plan, bool with_values, WorkspaceLayout& layout)
     : codes(!plan.codes || plan.shape.depth > 1),
       values(with_values &&
-             (kDTypes[s.dtype].bytes != s.element || (plan.order && !reads_taps_once(s.tiling, plan.shape)))) {
+             (kDTypes[s.dtype].bytes != s.element || (plan.value_index && !reads_taps_once(s.tiling, plan.shape)))) {
   constexpr int64_t kCodes = int64_t{1} << 16, kReadAhead = 2;
   codes_at = layout.add(codes ? (plan.shape.taps * plan.shape.depth + kReadAhead) * 2 : 0);
   values_at = layout.add(values ? plan.shape.taps * plan.shape.depth * plan.shape.width * s.element : 0);
@@ -97,15 +94,15 @@ Taps resolve_taps(const ConvCall& c, const ConvSetup& s, const TapLayout& layout
   if (layout.values) {
     char* const out = workspace + layout.values_at;
     parallel_for_ranges(pool, threads, shape.taps, [&](int64_t first, int64_t last) {
-      if (!s.k.gather_values[s.dtype](plan.order, first, last, shape.taps, vector, values, out)) good = false;
+      if (!s.k.gather_values[s.dtype](plan.value_index, first, last, shape.taps, vector, values, out)) good = false;
     });
     taps.values = out;
   }
-  if (plan.order && values && !layout.values) {
+  if (plan.value_index && values && !layout.values) {
     uint32_t most = 0;
-    for (int64_t t = 0; t < shape.taps; ++t) most = std::max(most, static_cast<uint32_t>(plan.order[t]));
+    for (int64_t t = 0; t < shape.taps; ++t) most = std::max(most, static_cast<uint32_t>(plan.value_index[t]));
     if (shape.taps > 0 && most >= shape.taps) good = false;
-    taps.value_index = plan.order;
+    taps.value_index = plan.value_index;
   }
   if (!good) bad_plan("a tap names a value that is not there");
   return taps;

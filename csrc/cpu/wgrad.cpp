@@ -23,7 +23,8 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Thr
   // result does not depend on the number of threads.
   constexpr int64_t kPanelBytes = 4 << 20;
   const int64_t batch = std::clamp<int64_t>(kPanelBytes / (s.x_panel() + s.y_panel()), 1, s.tiling.groups);
-  const bool in_place = !plan.order && value_bytes == s.element;  // the order and type of the sums are the values' own
+  const bool in_place =
+      !plan.value_index && value_bytes == s.element;  // the order and type of the sums are the values' own
   WorkspaceLayout layout;
   const TapLayout tap_layout(s, plan, false, layout);
   const int64_t x_at = layout.add(batch * s.x_panel()), y_at = layout.add(batch * s.y_panel()),
@@ -64,7 +65,8 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Thr
       }
     });
   }
-  if (!in_place && !s.k.scatter_values[s.dtype](plan.order, 0, plan.shape.taps, plan.shape.taps, vector, sums, dv)) {
+  if (!in_place &&
+      !s.k.scatter_values[s.dtype](plan.value_index, 0, plan.shape.taps, plan.shape.taps, vector, sums, dv)) {
     bad_plan("a tap names a value that is not there");
   }
 }

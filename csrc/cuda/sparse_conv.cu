@@ -2,7 +2,7 @@
 //
 // sparse_conv_tiled    a bundle's taps run on row segments in registers; x staged in shared memory, double-buffered
 // sparse_conv_small    small maps: lanes hold pixels and taps, each weight is read once
-// add_parts       sums the parts of calls with too few blocks to fill the device
+// add_parts            sums the parts of calls with too few blocks to fill the device
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -57,11 +57,11 @@ class Taps {
  private:
   __device__ __forceinline__ void read() {
     next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
-    next_order_ = next_ < end_ ? t_.plan.order[next_] : 0;
+    next_value_ = next_ < end_ ? t_.plan.value_index[next_] : 0;
     next_ += 32;
   }
   __device__ __forceinline__ float value() const {
-    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), t_.plan.taps - 1u)]);
+    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_value_), t_.plan.taps - 1u)]);
   }
 
   const Tiling& t_;
@@ -69,7 +69,7 @@ class Taps {
   Tap* slice_;
   int slab_, end_, next_;
   unsigned code_, next_code_;
-  int next_order_;
+  int next_value_;
   float value_;
 };
 
@@ -247,7 +247,7 @@ __device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigne
   return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
 }
 
-// Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
+// Grid: targets, as many per block as have warps; then chunks of the pixels (images x rows x columns).
 template <class T, int Pixels>
 __global__ __launch_bounds__(kThreads, 6) void sparse_conv_small(const Tiling t, const bool adjoint,
                                                                  const T* __restrict__ x, const T* __restrict__ values,

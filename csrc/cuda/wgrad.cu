@@ -1,8 +1,8 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled    gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, its lanes' sums added by one
-// lane add_tiles      sums the parts, in order, and brings them into the order of the support wgrad_small    small
-// maps: a tap a thread
+// wgrad_tiled   gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, one lane adds its lanes' sums
+// add_tiles     sums the parts, in order, and brings them into the order of the support
+// wgrad_small   small maps: one tap per thread
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -143,10 +143,10 @@ __global__ __launch_bounds__(256) void add_tiles(const float* __restrict__ parts
   if (tap >= plan.taps) return;
   float sum = 0;
   for (int p = 0; p < count; ++p) sum += parts[static_cast<int64_t>(p) * plan.taps + tap];
-  dv[min(static_cast<unsigned>(plan.order[tap]), plan.taps - 1u)] = from_float<T>(sum);
+  dv[min(static_cast<unsigned>(plan.value_index[tap]), plan.taps - 1u)] = from_float<T>(sum);
 }
 
-// A thread a kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
+// One thread per kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
 template <class T>
 __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const int* __restrict__ support,
                                                         const T* __restrict__ coarse, const Planes coarse_planes,
