@@ -3,7 +3,7 @@
 
     y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))
 
-A program owns one tile of target positions and some blocks of target channels (``sparsegan/ops/vector_plan.py``). Of
+A program owns one tile of target positions and some blocks of target channels (``csrc/core/vector_plan.h``). Of
 each block it walks the taps ``BLOCK_K`` at a time: a tile of x [positions, taps] times a tile of values [taps,
 channels], summed in float32. A deep tap stands for V source channels, so its row of the product is V rows: nothing is
 padded to V. Where that makes too few programs (small maps, few images), each takes some kernel columns only and writes

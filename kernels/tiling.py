@@ -82,7 +82,7 @@ def plain_tiling(width: int, most: int) -> Tiling:
 
 def deferred_tiling(d: Direction, source_width: int, width: int, most: int, align: int) -> Tiling | None:
     """Tiles that read x unshifted, or ``None`` where the kernel reaches over too many columns."""
-    shifts = d.shifts(1)[0]
+    shifts = d.column_shifts()
     lead = min(shifts) // align * align
     whole = max(width, min(source_width, width + max(shifts)))
     options = []
@@ -198,7 +198,7 @@ def wgrad_launch(
 ) -> Launch:
     """A launch of ``wgrad_kernel`` for a wide direction."""
     rows, width = phase_size(d, target_size)
-    read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.shifts(1)[0])))
+    read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.column_shifts())))
     most = given or tuned_blocks(call_key("wgrad", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, read)
     align = math.gcd(source_size[1], 16 // dtype.itemsize)

@@ -3,7 +3,7 @@
 
     dv[t, o] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])
 
-A program owns the taps of one block of target channels, phase and kernel column (``sparsegan/ops/vector_plan.py``) and
+A program owns the taps of one block of target channels, phase and kernel column (``csrc/core/vector_plan.h``) and
 every ``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one
 of gy [positions, channels] and writes its float32 share of the sum; the caller adds the shares, always in the same
 order. A deep sparse_conv's gradient is the wide one of the other direction, x and gy in each other's place.

@@ -5,7 +5,7 @@ the values scattered into a dense buffer. ``auto`` models the time of both for a
 so that the same model and input choose the same kernel on every run; :func:`sparsegan.tune` measures instead and pins
 the result on each layer.
 
-On a CPU the model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``) and was fitted to measured times.
+On a CPU the model (``csrc/cpu/cost_model.cpp``) counts cycles of the inner loops and is fitted to measured times.
 On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``); until a result file of
 ``sparsegan bench gpu`` exists its constants are arithmetic, not measurements.
 """

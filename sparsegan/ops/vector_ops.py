@@ -1,7 +1,7 @@
 """The torch ops ``sparsegan::vector_sparse_conv`` and ``sparsegan::vector_wgrad``: units of vectors on tensor cores.
 
 They compute what ``sparsegan::sparse_conv`` and ``sparsegan::wgrad`` do (``sparsegan/ops/reference.py`` says it in
-PyTorch), around x zeros only, with the plans of ``sparsegan/ops/vector_plan.py``, and are closed under differentiation
+PyTorch), around x zeros only, with the plans of ``csrc/core/vector_plan.h``, and are closed under differentiation
 in the same way. The gradient in x of a wide sparse_conv is a deep one, which at random supports loses to dense
 (``kernels/NOTES.md``): where no plan for it is given, it runs dense, through the weight with zeros in place.
 
