@@ -20,9 +20,9 @@ from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
+from .base import BaseEngine
 from .compiler import runs_by_numbers
 from .layers import Layers
-from .served import Served
 from .tracing import Tracer, has_hooks
 
 #: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
@@ -167,7 +167,7 @@ def _arithmetic() -> tuple[Any, ...]:
     return cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, *deterministic
 
 
-class GpuEngine(Served):
+class GpuEngine(BaseEngine):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
 
     Calls may come from several threads and on several streams. A call puts its work into the calling thread's current

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..ops import native  # noqa: F401  (importing it registers the ops)
 from ..ops.sparse_conv import CURVES, PADDING_MODES
+from .memory import Memory
 from .values import Affine, Slot, Value
-
-if TYPE_CHECKING:
-    from .memory import Memory
 
 Run = Callable[[], None]
 
