@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,16 +20,10 @@ from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
+from . import rules
 from .base import BaseEngine
-from .compiler import runs_by_numbers
 from .layers import Layers
 from .tracing import Tracer, has_hooks
-
-#: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
-_ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
-    nn.ReLU.forward: lambda module: 0.0,
-    nn.LeakyReLU.forward: lambda module: float(module.negative_slope),
-}
 
 
 def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
@@ -50,30 +44,28 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
 
-    def follower(node: fx.Node) -> fx.Node | None:
-        """What alone reads a node's result, if that is a module called once."""
-        one = next(iter(node.users)) if len(node.users) == 1 else None
-        once = one is not None and one.op == "call_module" and len(calls[str(one.target)]) == 1
-        return one if once and one is not None and one.args == (node,) and not one.kwargs else None
+    def follower(node: fx.Node) -> tuple[fx.Node, rules.Meaning | None]:
+        """The call that alone reads a node's result, and its meaning; None unless it is a module's only call."""
+        one = next(iter(node.users)) if len(node.users) == 1 else node
+        once = one.op == "call_module" and len(calls[str(one.target)]) == 1 and one.args == (node,) and not one.kwargs
+        return one, rules.meaning(one, modules) if once else None
 
     layers, lines = Layers(model), []
     for name, nodes in calls.items():
-        layer = modules[name]
+        layer, taken = modules[name], []
         if not isinstance(layer, SparseConv) or len(nodes) > 1:
             continue
-        after, taken = follower(nodes[0]), []
-        if after is not None and runs_by_numbers(modules[str(after.target)]):
+        after, meaning = follower(nodes[0])
+        if isinstance(meaning, rules.Norm) and meaning.statistics == "stored":
             weights = layers.weights(name, layer, str(after.target))
             layer.values.data = weights.values
             layer.bias = None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
             taken.append(str(after.target))
-            after = follower(after)
-        slope = None if after is None else _ACTIVATIONS.get(type(modules[str(after.target)]).forward)
-        if after is not None and slope is not None:
-            value = slope(modules[str(after.target)])
-            if 0 <= value <= 1:
-                layer.negative_slope = value
-                taken.append(str(after.target))
+            after, meaning = follower(after)
+        slope = meaning.slope if isinstance(meaning, rules.Activation) else None
+        if isinstance(slope, float | int) and 0 <= slope <= 1:  # and no parameter, which has one for each channel
+            layer.negative_slope = float(slope)
+            taken.append(str(after.target))
         for one in taken:
             model.set_submodule(one, nn.Identity())
         if taken:

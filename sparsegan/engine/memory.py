@@ -71,8 +71,8 @@ class Memory:
                 own.copy_(numbers)
         return self._maps[affine]
 
-    def prologue(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """scale, shift and slope of a value, as the ops take them."""
+    def input_transform(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """scale, shift and slope of a value's deferred work, as the ops take them."""
         return (*self.maps(value.affine), value.slope)
 
     def forget(self) -> None:
