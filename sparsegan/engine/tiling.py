@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .receptive import AXES, Arguments, Field, Images, Reach, disagreement, find, multiples
+from .agreement import disagreement
+from .images import AXES, Arguments, Images
+from .receptive import Field, Reach, find, multiples
 
 #: The first pixel of each, and the pixel after its last.
 Windows = list[tuple[int, int]]
