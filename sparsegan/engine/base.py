@@ -39,7 +39,7 @@ class BaseEngine(ABC):
     A program is what an engine compiles for calls of one key. The `plans` that were used last are kept.
     """
 
-    #: What compiling may miss of a forward, for an error message.
+    #: The tools that may miss a part of a forward, for an error message.
     unseen: ClassVar[str]
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
@@ -67,7 +67,7 @@ class BaseEngine(ABC):
         approximate: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """What ``model(*inputs, **kwargs)`` returns, in evaluation, without gradients, and without autocast.
+        """The result of ``model(*inputs, **kwargs)`` in evaluation, without gradients, and without autocast.
 
         Args:
             inputs, kwargs: what the model's forward takes: tensors, numbers, strings, None, nested in lists, tuples and
@@ -197,7 +197,7 @@ class BaseEngine(ABC):
                 buffers.put_back()
 
     def _expected(self, call: Call) -> Any:
-        """What the model itself computes for a call."""
+        """The result of the model itself for a call."""
         args, kwargs = call.copies()
         with self._still():
             return self._running(*args, **kwargs)

@@ -21,7 +21,7 @@ from .steps import SparseConvStep, Step, Torch
 from .tracing import is_random
 from .values import Slot, Value
 
-#: What the steps compute in; a model of another dtype runs in torch.
+#: The dtypes that the steps compute in; a model of another dtype runs in torch.
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -64,7 +64,7 @@ class Compiler:
         self.inputs: list[Slot] = []
         self.known: dict[fx.Node, Any] = {}  # a Value, a Slot (of anything else), or a constant
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
-        self.views: set[Slot | Value] = set()  # what torch made of others' memory, and those others: copies here
+        self.views: set[Slot | Value] = set()  # in torch they have memory in common, here each is a copy
         result = None
         for node in graph.nodes:
             if node.op == "output":
@@ -94,7 +94,7 @@ class Compiler:
         return bool(found) and all(isinstance(x, fx.Node) and isinstance(self.known.get(x), Value) for x in found)
 
     def _given(self, argument: Any) -> Any:
-        """What an argument of a node is: a constant where the node that stands for it is one."""
+        """The value of an argument, or its constant, where a node stands for it."""
         return self.known.get(argument) if isinstance(argument, fx.Node) else argument
 
     def _outside(self, node: fx.Node) -> Slot:
@@ -118,7 +118,7 @@ class Compiler:
     # ------------------------------------------------------------------ nodes with a meaning
 
     def _step(self, node: fx.Node) -> Value | None:
-        """What a node becomes whose meaning the kernels can take over; None for every other."""
+        """The value of a node whose work the kernels can do or defer; None for every other node."""
         build, name = self.builder, _module_or_node(node)
         value: Value = self.known[node.all_input_nodes[0]]
         shape: tuple[int, ...] = tuple(getattr(node.meta.get("value"), "shape", ()))
@@ -263,7 +263,7 @@ class Compiler:
 
 
 def _module_or_node(node: fx.Node) -> str:
-    """What a step is named after."""
+    """The name of a step: the module's that the node calls, or the node's own."""
     return str(node.target) if node.op == "call_module" else node.name
 
 

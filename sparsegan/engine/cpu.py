@@ -41,7 +41,7 @@ class Fallback:
 class StepTime:
     """One step: where it comes from, what runs it and why, what it does besides, and milliseconds of a run.
 
-    `multiply_ms`: of a convolution on kept weights, its share of multiplications (all threads' time, by shares).
+    `multiply_ms`: of a convolution on kept weights, `ms` times the fraction of all threads' time that multiplies.
     """
 
     name: str
@@ -106,8 +106,8 @@ class Engine(BaseEngine):
 
     @property
     def fallbacks(self) -> list[Fallback]:
-        """What runs in torch for inputs of the example's shapes, and why. Convolutions that are faster dense do not
-        count."""
+        """The steps that run in torch for inputs of the example's shapes, and why. Convolutions that are faster dense
+        do not count."""
         return [
             Fallback(step.name, self._opaque.get(step.name, step.why))
             for step in self.steps()
@@ -209,8 +209,8 @@ class Engine(BaseEngine):
                     passed, after = time.perf_counter() - start, native.part_times()
                     parts = {name: after[name] - before[name] for name in after}
                     spent = sum(parts.values())
-                    share = parts["multiplying"] / spent if spent else 0.0
-                    own.append((passed * 1e3, passed * 1e3 * share))
+                    fraction = parts["multiplying"] / spent if spent else 0.0
+                    own.append((passed * 1e3, passed * 1e3 * fraction))
         rows = []
         for step, own in zip(program.steps, times, strict=True):
             ms, multiply = (sorted(one[place] for one in own[1:])[len(own[1:]) // 2] for place in (0, 1))

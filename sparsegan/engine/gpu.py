@@ -1,4 +1,4 @@
-"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph a shape.
+"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph per shape.
 
 At batch 1 a generator is bound by launches, which a graph replays at once. Norms by an image's own statistics have no
 kernel of their own here: they run in torch, within the graph.
@@ -163,7 +163,7 @@ class GpuEngine(BaseEngine):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
 
     Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
-    stream of the engine's device and returns at once, as torch does. What it returns are copies in new memory of that
+    stream of the engine's device and returns at once, as torch does. Its results are copies in new memory of that
     stream: no later call writes to them. Replays on one device take turns, also those of several engines.
 
     While a new shape is captured, replays of other threads wait, and no thread may wait for the whole device or draw

@@ -84,7 +84,7 @@ class Images:
 
 @contextmanager
 def without_modes() -> Iterator[None]:
-    """What a model computes is the same in whatever mode the caller is."""
+    """Within it a model computes the same in whatever mode the caller is."""
     cpu, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
     with torch.inference_mode(False), torch.no_grad(), cpu, gpu:
         yield

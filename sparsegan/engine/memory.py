@@ -76,5 +76,5 @@ class Memory:
         return (*self.maps(value.affine), value.slope)
 
     def forget(self) -> None:
-        """Lets go of a run's inputs and results."""
+        """Forgets a run's inputs and results."""
         self.outside.clear()

@@ -39,10 +39,11 @@ def optimize_for_inference(
     On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph,
     which is compared with the model before its first use.
 
-    What draws random numbers draws them anew at every call, in the model's order: from the same state of torch's
+    Random numbers are drawn anew at every call, in the model's order: from the same state of torch's
     generator an engine computes what the model computes. Compiling leaves that state as it was.
 
-    What no kernel is here for runs in torch: ``engine.fallbacks`` lists it, and a warning names convolutions among it.
+    Operations without a kernel run in torch: ``engine.fallbacks`` lists them, and a warning names convolutions among
+    them.
 
     Raises:
         TypeError: an argument holds something else than tensors, numbers, strings and None.

@@ -1,4 +1,4 @@
-"""What a module, a function or a method means: the one table that both engines and the analysis of channels read.
+"""The meaning of modules, functions and methods: the one table that both engines and the analysis of channels read.
 
 A reader asks :func:`meaning` about a node of a traced graph and acts on the answer. A meaning that a reader has no case
 for, and a node without one, are unknown to that reader.
@@ -150,7 +150,7 @@ Meaning = (
 
 
 def meaning(node: fx.Node, modules: Mapping[str, nn.Module]) -> Meaning | None:
-    """What a node does; None where that is not known. A call of a module with hooks does more than its forward."""
+    """The meaning of a node; None where it is not known, and where hooks on a module do more than its forward."""
     module = called(node, modules)
     return None if module is not None and has_hooks(module) else meaning_of_forward(node, module)
 
