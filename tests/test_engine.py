@@ -292,7 +292,7 @@ def test_an_input_by_keyword_is_left_to_torch() -> None:
             self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(F.relu(input=self.first(x)))
+            return self.last(torch.relu(input=self.first(x)))
 
     engine = check(pruned(ByKeyword()), torch.randn(1, 3, 8, 8, dtype=torch.float64))
     assert kinds(engine) == [SparseConvStep, Torch, SparseConvStep]

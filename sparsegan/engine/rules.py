@@ -109,7 +109,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Each element becomes the maximum or mean of its neighbours, none of them padding."""
+    """Each element becomes the maximum or mean of some of its neighbours; a padding does not count."""
 
 
 @dataclass(frozen=True)
