@@ -285,6 +285,19 @@ def test_what_is_not_understood_says_why() -> None:
     assert "torch.fx cannot trace it" in engine.steps()[0].why
 
 
+def test_an_input_by_keyword_is_left_to_torch() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(input=self.first(x)))
+
+    engine = check(pruned(ByKeyword()), torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    assert kinds(engine) == [SparseConvStep, Torch, SparseConvStep]
+
+
 def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
     class Counting(nn.Module):
         calls = 0

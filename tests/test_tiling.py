@@ -23,7 +23,8 @@ import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.cli import main
 from sparsegan.engine import gpu, tiling
-from sparsegan.engine.receptive import Field, Images
+from sparsegan.engine.images import Images
+from sparsegan.engine.receptive import Field
 from sparsegan.gans import cyclegan, pix2pix, srgan
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"

@@ -11,7 +11,7 @@ import sparsegan as sg
 from sparsegan import kernels
 from sparsegan.compress.compressor import Result
 from sparsegan.engine import Engine, GpuEngine
-from sparsegan.engine.engine import Fallback, StepTime
+from sparsegan.engine.cpu import Fallback, StepTime
 from sparsegan.engine.export import OnnxExport
 from sparsegan.gans import Objective
 from sparsegan.nn.layer import SparseConv

@@ -82,7 +82,7 @@ class Layers:
         return self._layers[name]
 
     def weights(self, name: str, layer: SparseConv, norm: str | None) -> Weights:
-        """A layer's, with the batch norm that follows folded in: ``y * scale + shift`` a channel."""
+        """The weights of a layer, the batch norm that follows folded in: ``y * scale + shift`` per channel."""
         key = (name, norm)
         if key not in self._weights:
             values = layer.values.detach()
