@@ -39,7 +39,7 @@ class Run:
         self.keep = keep
         self._writes = ranks.rank() == 0
         if not self._writes:
-            ranks.wait()  # for rank 0 to have made it
+            ranks.barrier()  # for rank 0 to have made it
             resume = True
         config = json.loads(json.dumps(config))  # what reading it back will give: tuples become lists
         file = self.path / "config.json"
@@ -54,7 +54,7 @@ class Run:
         else:
             write_json(file, config)
         if self._writes:
-            ranks.wait()
+            ranks.barrier()
 
     # checkpoints
 
