@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegan.compress import Blank, Compressor, OwnImages, SelfSupervisedLoss
+from sparsegan.compress import (
+    BlankBatches,
+    CompressionConfig,
+    Compressor,
+    GeneratedBatches,
+    RunConfig,
+    SelfSupervisedLoss,
+)
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
@@ -632,7 +639,8 @@ def test_the_pool_gives_past_images_and_is_part_of_the_state() -> None:
 def test_every_gan_is_compressed(name: str) -> None:
     gan = tiny(name)
     schedule = GradualPruning(2, 0.6, every=1)
-    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, contrast=True, quiet=True)
+    config, run = CompressionConfig(contrast=True), RunConfig(quiet=True)
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, config, run=run)
     result = compressor.fit(list(batches(name, 2)))
     layers = list(sparse_layers(result.generator))
     assert layers
@@ -679,7 +687,7 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     gan.generator.eval()
     (batch,) = batches(name, 1)
     torch.manual_seed(3)
-    (own,) = OwnImages(gan.generator, gan.objective, [batch])
+    (own,) = GeneratedBatches(gan.generator, gan.objective, [batch])
     torch.manual_seed(3)
     torch.manual_seed(int(torch.randint(2**62, ())))  # what an epoch draws when it is opened decides all of its noise
     with torch.no_grad():
@@ -690,14 +698,13 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     shapes = [[t.shape for t in (one if isinstance(one, tuple) else (one,))] for one in (own, batch)]
     assert shapes[0] == shapes[1]
     schedule = GradualPruning(2, 0.6, every=1)
-    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, quiet=True).fit(
-        OwnImages(gan.generator, gan.objective, [batch])
-    )
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run=RunConfig(quiet=True))
+    result = compressor.fit(GeneratedBatches(gan.generator, gan.objective, [batch]))
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in result.history)
 
 
 def test_without_saying_what_is_real_there_is_no_standing_in() -> None:
     gan = tiny("dcgan")
     with pytest.raises(ValueError, match=r"objective\.own is None"):
-        OwnImages(gan.generator, replace(gan.objective, own=None), [])
-    assert [tuple(batch.shape) for batch in Blank(2, 1, 8, count=2)] == [(2, 1, 8, 8)] * 2
+        GeneratedBatches(gan.generator, replace(gan.objective, own=None), [])
+    assert [tuple(batch.shape) for batch in BlankBatches(2, 1, 8, count=2)] == [(2, 1, 8, 8)] * 2
