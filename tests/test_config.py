@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_compress import images, small_gan
 
-from sparsegan.cli.compress_options import add_arguments, read_settings
+from sparsegan.cli.compress_options import OPTIONS, add_arguments, read_settings
 from sparsegan.compress import (
     RECIPES,
     Blank,
@@ -211,34 +211,37 @@ def test_recipes_make_configurations_and_agree_with_their_own() -> None:
             features.config(**settings)
 
 
-def read(*words: str) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
+def read(*words: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    arguments = parser.parse_args(["folder", *words])
-    return arguments, *read_settings(arguments)
+    return read_settings(parser.parse_args(["folder", *words]))
 
 
 def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
-    arguments, loss, settings = read()
-    assert (arguments.granularity, arguments.exclude, arguments.decay, arguments.seed) == ("element", (), False, 0)
-    assert (arguments.lr, arguments.generator_every) == (None, None)  # the GAN's
-    assert (loss, settings) == (SelfSupervisedLoss(), {})
+    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # what it was trained with
+    usual = CompressionConfig()
+    assert read() == {name: getattr(usual, name) for name in OPTIONS} | of_the_gan | {"loss": SelfSupervisedLoss()}
 
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps(OTHER.to_dict()))
-    arguments, loss, settings = read("--config", str(file))
-    assert (arguments.lr, arguments.generator_every, arguments.seed) == (1e-3, 5, 7)
-    assert (arguments.granularity, arguments.autocast) == (OTHER.granularity, torch.bfloat16)
-    assert loss == OTHER.loss
-    assert settings["betas"] == (0.0, 0.9)
-    assert "ema" not in settings  # an option's
+    file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_as_real=False)
+    file.write_text(json.dumps(mine.to_dict()))
+    assert CompressionConfig(**read("--config", str(file))) == mine
 
     words = ["--ema", "0", "--no-decay", "--exclude", "--autocast", "float16", "--seed", "0", "--lambda", "0.75"]
-    arguments, loss, settings = read("--config", str(file), *words, "--statistics", "batch")
-    assert (arguments.ema, arguments.decay, arguments.exclude, arguments.seed) == (0.0, False, [], 0)
-    assert arguments.autocast == torch.float16
-    assert loss == SelfSupervisedLoss(lam=0.75, denominator="running")
-    assert not settings["stored_statistics"]
+    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5"]
+    file.write_text(json.dumps(replace(mine, rewind=False).to_dict()))
+    assert CompressionConfig(**read("--config", str(file), *words)) == replace(
+        mine,
+        rewind=False,
+        ema=0.0,
+        decay=False,
+        exclude=(),
+        autocast=torch.float16,
+        seed=0,
+        loss=SelfSupervisedLoss(lam=0.75, denominator="running"),
+        stored_statistics=False,
+        granularity={"main.3": "kernel", "*": "element"},
+        generator_lr=0.5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,6 +261,9 @@ def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> 
     file.write_text('{"loss": {"kind": "PlainLoss"}}')
     with pytest.raises(ValueError, match="--one-sided go with a SelfSupervisedLoss"):
         read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
+    file.write_text('{"discriminator_mode": "frozen"}')
+    with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):
+        read("--config", str(file))
 
 
 # Until 0.2

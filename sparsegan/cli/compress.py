@@ -23,7 +23,6 @@ from ..compress import RECIPES, BlankBatches, GeneratedBatches, RunConfig, basel
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
 from ..metrics.distances import TaskEvaluator, load_features
-from ..nn.granularity import parse_granularity
 from ..nn.layer import SparseConv
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
@@ -44,7 +43,7 @@ from .common import (
     use_device,
     write_png,
 )
-from .compress_options import LR_FACTOR, SENSITIVITY_BATCHES, read_settings
+from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings
 from .compress_options import add_arguments as add_arguments
 from .pictures import comparison, some
 from .report import facts_table, layer_table, page, picture_uri, table, term_curves
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
     device = use_device(arguments)
-    loss, settings = read_settings(arguments)
+    settings = read_settings(arguments)
     gan, trained_discriminator = load_gan(arguments)
     placed(gan, device)
     objective = content_objective(arguments, gan)
@@ -84,6 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
         _warm_up(arguments, gan, discriminator, training, loader)
 
+    settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
+    settings.setdefault("betas", training.betas)
+    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # what generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
     compressor = baseline(
@@ -96,18 +98,6 @@ def run(arguments: argparse.Namespace) -> None:
         fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
         fresh_generator=lambda: _fresh_generator(network).to(device),
         small=lambda parameters: _small_generator(written, parameters).to(device),
-        loss=loss,
-        granularity=_granularity(arguments),
-        allocation=_allocation(arguments, gan, discriminator, objective, loader, judged),
-        exclude=tuple(arguments.exclude),
-        generator_every=arguments.generator_every,
-        generator_lr=arguments.lr,
-        discriminator_lr=arguments.discriminator_lr,
-        decay=arguments.decay,
-        accumulate=arguments.accumulate,
-        ema=arguments.ema,
-        autocast=arguments.autocast,
-        seed=arguments.seed,
         run=RunConfig(
             arguments.out,
             resume=arguments.resume,
@@ -117,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
             | ({"domain_names": domains} if domains else {}),
             quiet=arguments.quiet,
         ),
-        **({"betas": training.betas} | settings),
+        **settings,
     )
     result = compressor.fit(loader)
     if ranks.rank() == 0:  # the first of several processes writes
@@ -182,6 +172,7 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
 
 def _allocation(
     arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
     gan: store.Gan,
     discriminator: nn.Module,
     objective: Objective,
@@ -202,15 +193,8 @@ def _allocation(
             return found
     batches = list(islice(endless(loader, arguments.seed), SENSITIVITY_BATCHES))
     measure = gap(gan.generator, discriminator, objective, batches, seed=arguments.seed)
-    granularity, exclude = _granularity(arguments), tuple(arguments.exclude)
     announce("measuring how sensitive each layer is, on its own, before the first step", arguments.quiet)
-    return sensitivity(gan.generator, measure, arguments.sparsity, granularity, exclude)
-
-
-def _granularity(arguments: argparse.Namespace) -> str | Mapping[str, str]:
-    """The field of `CompressionConfig`, from an option's text or a file."""
-    given = arguments.granularity
-    return parse_granularity(given) if isinstance(given, str) else given
+    return sensitivity(gan.generator, measure, arguments.sparsity, settings["granularity"], settings["exclude"])
 
 
 def _fresh_generator(network: dict[str, Any]) -> nn.Module:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ..compress import RECIPES, CompressionConfig, GeneratorLoss, SelfSupervisedLoss
+from ..compress import RECIPES, CompressionConfig, GeneratorLoss, Recipe, SelfSupervisedLoss
 from ..compress.config import settings_from
+from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
 from .common import add_content, add_data_options, add_gan_options, add_run_options
 
@@ -126,37 +127,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(seed=None)  # what --config says of it is then known from what the command line does
 
 
-def read_settings(arguments: argparse.Namespace) -> tuple[GeneratorLoss, dict[str, Any]]:
-    """The loss, and the fields of `CompressionConfig` that have no option of their own and are given.
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What options and the file of --config say of `CompressionConfig`: fields by name.
 
-    Options that are not given become what the file of --config has, else their defaults, those that are the GAN's
-    excepted. Raises ValueError for a file that holds no such settings.
+    An option that is not given becomes what the file has, else the field's default; those that are the GAN's may stay
+    None. Raises ValueError for a file that holds no such settings, and for settings that the recipe does not go with.
     """
-    given = {} if arguments.config is None else _read(arguments.config)
-    usual = CompressionConfig()
+    settings = {} if arguments.config is None else _read(arguments.config)
+    usual, recipe = CompressionConfig(), RECIPES[arguments.recipe]
     if arguments.autocast is not None:
         arguments.autocast = getattr(torch, arguments.autocast)
     for name, option in OPTIONS.items():
-        value = given.pop(name, None if name in OF_THE_GAN else getattr(usual, name))
         if getattr(arguments, option) is None:
-            setattr(arguments, option, value)
+            setattr(arguments, option, settings.get(name, None if name in OF_THE_GAN else getattr(usual, name)))
+        settings[name] = getattr(arguments, option)
+    if isinstance(arguments.granularity, str):
+        settings["granularity"] = parse_granularity(arguments.granularity)
+    settings["exclude"] = tuple(arguments.exclude)
     if arguments.statistics is not None:
-        given["stored_statistics"] = arguments.statistics == "stored"
+        settings["stored_statistics"] = arguments.statistics == "stored"
+    settings["loss"] = _loss(arguments, recipe, settings.get("loss"))
 
-    loss, minimised = given.pop("loss", None), type(RECIPES[arguments.recipe].config().loss)
-    if loss is not None and type(loss) is not minimised:
+    # Refused now, and not after a warm-up.
+    recipe.config(**{**settings, "allocation": "uniform", **dict.fromkeys(OF_THE_GAN, 1)})
+    return settings
+
+
+def _loss(arguments: argparse.Namespace, recipe: Recipe, given: GeneratorLoss | None) -> GeneratorLoss:
+    """The file's, if it has one, with what options say of it."""
+    minimised = type(recipe.config().loss)
+    if given is not None and type(given) is not minimised:
         raise ValueError(
-            f"--config {arguments.config}: its loss is a {type(loss).__name__}, and --recipe {arguments.recipe} has a "
+            f"--config {arguments.config}: its loss is a {type(given).__name__}, and --recipe {arguments.recipe} has a "
             f"{minimised.__name__}"
         )
-    loss = loss or usual.loss
+    loss = SelfSupervisedLoss() if given is None else given
     named = {name: getattr(arguments, name) for name in OF_THE_LOSS if getattr(arguments, name) is not None}
-    if named and not isinstance(loss, SelfSupervisedLoss):
+    if not named:
+        return loss
+    if not isinstance(loss, SelfSupervisedLoss):
         raise ValueError(
-            f"{arguments.config} has a {type(loss).__name__}; --lambda, --denominator and --one-sided go with a "
-            "SelfSupervisedLoss"
+            f"--config {arguments.config}: its loss is a {minimised.__name__}; --lambda, --denominator and --one-sided "
+            "go with a SelfSupervisedLoss"
         )
-    return replace(loss, **named), given
+    return replace(loss, **named)
 
 
 def _read(file: Path) -> dict[str, Any]:
