@@ -107,6 +107,20 @@ def test_what_is_no_configuration_is_refused_by_name(values: dict[str, Any], wor
         CompressionConfig.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"keep": 0}, "keep is 0; it must be at least 1"),
+        ({"checkpoint_every": 1.5}, r"checkpoint_every is 1\.5; it must be an integer"),
+        ({"run_dir": 3}, "run_dir is 3; it must be a path or None"),
+        ({"settings": ["data"]}, r"settings is \['data'\]; it must be a dict"),
+    ],
+)
+def test_what_keeps_no_run_is_refused_by_name(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**values)
+
+
 def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> None:
     @dataclass
     class Mine(PlainLoss):

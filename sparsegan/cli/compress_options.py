@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exclude", nargs="*", metavar="LAYER", help="layers to leave dense (default: none)")
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
-    parser.add_argument("--batch", type=int, help="images a step (default: the task's)")
+    parser.add_argument("--batch", type=int, help="images per step (default: the task's)")
     parser.add_argument(
         "--lr", type=float, help=f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)"
     )

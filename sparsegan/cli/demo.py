@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=Path, help="the folder with the trained networks (default: found)")
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images per step (default: {BATCH})")
     parser.add_argument(
         "--samples", type=at_least_one, default=2000, help="images a distance is taken from (default: 2000)"
     )

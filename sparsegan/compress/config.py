@@ -23,50 +23,44 @@ DiscriminatorMode = Literal["updated", "frozen", "none"]
 class CompressionConfig:
     """All that decides a compressed generator, beside the networks, the objective and the schedule.
 
-    Loss
-        `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options),
-        `DistillationLoss()` or `PlainLoss()`. A loss with running averages keeps them: each run needs a loss of its
-        own.
+    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
+    `PlainLoss()`. A loss with running averages keeps them, so each run needs a loss of its own.
 
-    Pruning
-        `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
-        along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
-        `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
-        "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer
-        is always as far on its way as the schedule is on its own.
-        `regrow`: fraction of a layer's kept weights that change places with absent ones, at first; 0 for never. From
-        the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude
-        go and those of largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see
-        `sparsegan.pruning.regrow`). The fraction falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to
-        0 at `end`, three quarters of the run. Granularity "element" only; a pruned discriminator's weights stay
-        dropped.
+    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
+    along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
+    `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
+    "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer is
+    always as far on its way as the schedule is on its own.
+    `regrow`: fraction of a layer's kept weights that change places with absent ones, at first; 0 for never. From the
+    first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude go and
+    those of largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.pruning.regrow`).
+    The fraction falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the
+    run. Granularity "element" only; a pruned discriminator's weights stay dropped.
 
-    Discriminator
-        `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in
-        evaluation mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
-        `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
-        `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes: it
-        learns to take those for real, and so to tell the two generators apart.
-        `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its
-        activations.
+    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
+    mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
+    `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
+    `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes: it learns
+    to take those for real, and so to tell the two generators apart.
+    `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
 
-    Statistics
-        `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match
-        image by image then has no noise from the rest of the batch.
-        `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
+    `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
+    image then has no noise from the rest of the batch.
+    `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
 
-    Optimisation
-        `generator_lr`, `discriminator_lr`, `betas`: Adam's. `generator_every`: discriminator steps per generator step,
-        n_critic. `decay`: both rates fall linearly to 0 over the second half of the run. `rewind`: of every stretch
-        between two prunings, at which they start anew (Renda et al., arXiv 2003.02389).
-        `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none.
-        See `sparsegan.Average`.
-        `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory.
-        Each part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
-        `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are.
-        With torch.float16 losses are scaled for the backward pass; see `training.scaling`.
-        `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
-        generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
+    `generator_lr`, `discriminator_lr`, `betas`: Adam's.
+    `generator_every`: discriminator steps per generator step, n_critic.
+    `decay`: both rates fall linearly to 0 over the second half of the run.
+    `rewind`: with a decay, both rates start anew at every pruning and fall over the second half of the stretch up to
+    the next one (Renda et al., arXiv 2003.02389).
+    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
+    `sparsegan.Average`.
+    `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
+    part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
+    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are. With
+    torch.float16 losses are scaled for the backward pass; see `training.scaling`.
+    `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
+    generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
 
     `dataclasses.replace` gives a configuration with some fields changed. Raises ValueError for a field of another type,
     for values out of range, and for fields that contradict each other.
@@ -74,19 +68,23 @@ class CompressionConfig:
 
     loss: GeneratorLoss = field(default_factory=SelfSupervisedLoss)
 
+    # pruning
     granularity: str | Mapping[str, str] = "element"
     exclude: tuple[str, ...] = ()
     allocation: str | Mapping[str, float] = "uniform"
     regrow: float = 0.0
 
+    # the discriminator
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
     original_as_real: bool = False
     feature_layers: tuple[str, ...] = ()
 
+    # statistics of the compressed generator
     stored_statistics: bool = False
     contrast: bool = False
 
+    # optimisation
     generator_lr: float = 2e-4
     discriminator_lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
@@ -145,10 +143,14 @@ class RunConfig:
     """How a run is kept, watched and stopped. None of it changes the result.
 
     `run_dir`, `resume`, `keep`: the folder, and what is done with it; see `training.Run`. Without a folder nothing is
-    written. `checkpoint_every`: steps between two checkpoints.
+    written.
+    `checkpoint_every`: steps between two checkpoints.
     `settings`: more JSON-able settings to hold a resumed run to (the data set, say).
     `limit`: magnitude of a term at which the run is stopped as diverged.
-    `title`: of the progress bar; "" for what is usual. `quiet`: show none.
+    `title`: of the progress bar; "" for "compressing", or the name of a recipe.
+    `quiet`: show no progress.
+
+    Raises ValueError for a field of another type, and for values out of range.
     """
 
     run_dir: str | Path | None = None
@@ -159,6 +161,12 @@ class RunConfig:
     limit: float = 1e4
     title: str = ""
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(type(self), vars(self))
+        for name in ("checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,6 +232,8 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "an integer"),
     "float": (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
     "str": (lambda value: isinstance(value, str), "a string"),
+    "str | Path | None": (lambda value: value is None or isinstance(value, str | Path), "a path or None"),
+    "Mapping[str, Any]": (lambda value: isinstance(value, Mapping), "a dict"),
     "tuple[str, ...]": (lambda value: isinstance(value, str) or _are(str, value), "a list of names"),
     "tuple[float, float]": (lambda value: _are(Real, value) and len(value) == 2, "two numbers"),
     "str | Mapping[str, str]": (lambda value: _by_layer(str, value), "a name, or names by layer"),

@@ -37,7 +37,7 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
   is frozen (`CompressionConfig(discriminator_mode=...)`).
 
-**Features, an extension.** A term is one number a batch: very different images can score alike (a frozen D is fooled
+**Features, an extension.** A term is one number per batch: very different images can score alike (a frozen D is fooled
 exactly so: the curves meet while the images fall apart). D knows more about an image than its last number, and both
 generators start from the same noise, so its judgement can be matched layer by layer and image by image. With phi_k the
 output of D's k-th activation, |.| its mean absolute value over batch and elements, and K layers:

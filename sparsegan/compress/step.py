@@ -146,8 +146,11 @@ class CompressionTask(Comparison):
     def _discriminator_step(
         self, parts: list[Part], with_graph: bool, figures: Figures
     ) -> list[tuple[Draws, Made | None, Made | None]]:
-        """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
-        made, what the original did. Of several parts only the noise is kept."""
+        """Fakes of every part, and a step of the discriminator on them.
+
+        Returns per part its noise, what the generator made, what the original did. Of several parts only the noise is
+        kept.
+        """
         optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
         made: list[tuple[Draws, Made | None, Made | None]] = []
         devices = devices_of(self.student, self.original, self.discriminator)
@@ -228,7 +231,7 @@ class CompressionTask(Comparison):
 
 
 class Part(NamedTuple):
-    """Some images of a batch. `parts`: the batch has so many times as many, which its mean over images divides by."""
+    """Some images of a batch. `parts`: the batch's images over the part's, by which the part's mean is divided."""
 
     batch: Any
     parts: float

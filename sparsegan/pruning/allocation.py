@@ -213,7 +213,7 @@ def sensitivity(
 
     Each layer is pruned alone at each level, by magnitude, and the rise of the loss over the unpruned model's is taken
     (a fall counts as no rise), in between linearly. The result is where every layer's rise is the same, as far as
-    layers can go, and all together are as sparse as asked. Costs one evaluation a layer and level, and one more.
+    layers can go, and all together are as sparse as asked. Costs one evaluation per layer and level, and one more.
 
     Args:
         model: unchanged; ``loss`` gets a copy in evaluation mode.
@@ -258,7 +258,7 @@ def sensitivity(
 def _level(
     curves: Mapping[str, tuple[list[int], list[float]]], units: Mapping[str, _Units], budget: float
 ) -> dict[str, int]:
-    """Units to drop a layer: as many as the same rise of the loss allows each, all together ``budget`` weights."""
+    """Units to drop per layer: as many as the same rise of the loss allows each, all together ``budget`` weights."""
 
     def allowed(rise: float) -> dict[str, float]:
         drop = {}

@@ -1,7 +1,7 @@
 """A run directory: config.json, metrics.jsonl and resumable checkpoints.
 
 RUN/config.json                    what was asked for; a resumed run must ask for the same
-RUN/metrics.jsonl                  one JSON object a step
+RUN/metrics.jsonl                  one JSON object per step
 RUN/checkpoints/step-0000100.pt    everything that the step after it depends on; the newest `keep` stay
 """
 
