@@ -31,6 +31,7 @@ from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.allocation import Targets
 from sparsegan.pruning.schedule import GradualPruning, OneShot
 from sparsegan.pruning.surgery import sparsify
 from sparsegan.state_dicts import read_state
@@ -663,8 +664,8 @@ def test_stargan_compressed_is_stargan_masked() -> None:
         student = make(copy.deepcopy(gan.generator), 0.5).train()
         judge = copy.deepcopy(gan.discriminator)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (student, judge)]
-        loss = SelfSupervisedLoss(lam=0.5)
-        task = CompressionTask(gan.generator.eval(), student, judge, gan.objective, OneShot(3, 0.5), loss, *optimizers)
+        settings = OneShot(3, 0.5), CompressionConfig(SelfSupervisedLoss(lam=0.5)), Targets.of(gan.generator, 0.5)
+        task = CompressionTask(gan.generator.eval(), student, judge, gan.objective, *settings, *optimizers)
         found.append([task.step(step, batch) for step, batch in enumerate(batches("stargan", 3, torch.float64))])
     assert {"gp", "gp_compressed", "gp_original"} <= found[0][0].keys()
     for ours, theirs in zip(*found, strict=True):
