@@ -126,8 +126,7 @@ def test_all_tensors_of_a_step_are_where_the_networks_are(name: str, loss: Any) 
     )
     judge.requires_grad_(False)
     batch = moved(batch, there)
-    layers = [one for one in judge.modules() if isinstance(one, nn.LeakyReLU)]
-    both = Comparison(original.eval(), judge, gan.objective, loss, layers if loss.matches_features else [])
+    both = Comparison(original.eval(), judge, gan.objective, loss)
     noise = Draws([])
     with Elsewhere() as elsewhere:
         scores = both.compare(student, both.generate(student, batch, noise), None, batch, noise)
