@@ -47,6 +47,12 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert main(["compress", str(dense), "--sparsity", "0.8", "--values", "float16", *common, str(small)]) == 0
     assert main(["compress", str(dense), "--sparsity", "0.8", *common, str(small)]) == 1
     assert "already holds a run; resume it" in capsys.readouterr().err
+    again = ["--config", str(small / "compression.json"), "--values", "float16", "--sparsity", "0.8"]
+    assert main(["compress", str(dense), *again, *common, str(tmp_path / "again")]) == 0
+    files = [folder / "generator.safetensors" for folder in (small, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert main(["compress", str(dense), *again, "--lr", "0.5", "--resume", *common, str(small)]) == 1
+    assert "generator_lr was 0.001 and is 0.5" in capsys.readouterr().err
     assert main(["generate", str(small), "--count", "3", "--columns", "2", "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "3 images in 1 call(s) on" in capsys.readouterr().out

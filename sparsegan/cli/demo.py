@@ -22,7 +22,7 @@ from .. import data
 from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
 from ..clock import Clock
-from ..compress import RECIPES, baseline
+from ..compress import RECIPES, RunConfig, baseline
 from ..gans import store
 from ..metrics import distances as metrics
 from ..metrics.classifier import find_classifier
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=Path, help="the folder with the trained networks (default: found)")
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images per step (default: {BATCH})")
     parser.add_argument(
         "--samples", type=at_least_one, default=2000, help="images a distance is taken from (default: 2000)"
     )
@@ -106,13 +106,15 @@ def run(arguments: argparse.Namespace) -> None:
             discriminator_lr=DISCRIMINATOR_LR,
             decay=True,
             every=5,
-            run_dir=folder,
-            resume=True,
-            checkpoint_every=50,
-            config={"batch": arguments.batch},
             seed=arguments.seed,
-            title=f"{title:<24}",
-            quiet=arguments.quiet,
+            run=RunConfig(
+                folder,
+                resume=True,
+                checkpoint_every=50,
+                settings={"batch": arguments.batch},
+                title=f"{title:<24}",
+                quiet=arguments.quiet,
+            ),
         )
         file = folder / "generator.safetensors"
         if file.exists():
@@ -205,7 +207,7 @@ def _target(generator: nn.Module, sparsity: float) -> float:
 
 
 def _sparsity(generator: nn.Module) -> float:
-    """Share of all convolution weights that are gone."""
+    """Fraction of all convolution weights that are gone."""
     total = kept = 0
     for module in generator.modules():
         if isinstance(module, SparseConvTranspose2d):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import data
 from ..atomic_files import write_tensors
 from ..checkpoint import save
-from ..compress import OwnImages, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
+from ..compress import GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
 from ..gans import store
 from ..metrics import distances as metrics
@@ -102,7 +102,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
     samples = samples_of(gan, task, "train")
     loader: Any = samples.batches(task.batch)
     if technique.data_free:
-        loader = OwnImages(gan.generator, gan.objective, loader)
+        loader = GeneratedBatches(gan.generator, gan.objective, loader)
     device = device_of(generator=gan.generator)
     discriminator = _changed(gan, technique, row.seed)
     if technique.warm_up:
@@ -133,10 +133,10 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         discriminator_lr=task.discriminator_lr,
         decay=True,
         seed=row.seed,
-        quiet=True,
         rounds=technique.rewind,
         rewind=technique.rewind,
         regrow=technique.regrow,
+        run=RunConfig(quiet=True),
     )
     looked_at = moved(_some(samples, max(4, 2 * task.batch)), device)
     watched = Watched(loader, compressor, gan.generator, task, looked_at, technique.average)
@@ -157,7 +157,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         },
     }
     if isinstance(allocation, dict):
-        report["allocation"] = {name: round(share, 4) for name, share in allocation.items()}
+        report["allocation"] = {name: round(sparsity, 4) for name, sparsity in allocation.items()}
     return generator, report
 
 
