@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     size = arguments.size or gan.size or reference.training.size
     samples, split = test_data(arguments, reference, size, gan.channels)
     features = _features(arguments.features, reference, arguments.data, device)
-    if gan.reference is not None and gan.reference.from_noise:
+    if gan.from_noise:
         _from_noise(arguments, gan, samples, features)
         return
     if classifier is None and reference.choice == "domains" and arguments.data in CLASSIFIERS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..gans import store
 from .common import add_threads, set_threads
-from .loading import add_gan_options, inputs_of, load_any, ways_of
+from .loading import add_gan_options, chosen_ways, inputs_of, load_any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     if gan.config["network"]["gan"] is None:
         raise ValueError("--generator is a Python function, whose inputs are not known; use sparsegan.export_onnx")
     generator, example = gan.generator, store.example(gan, 1, arguments.size)
-    ways = ways_of(gan, arguments, ["direction"])
+    ways = chosen_ways(gan, arguments, ["direction"])
     if arguments.direction is not None:
-        generator = ways[arguments.direction].network
+        (generator,) = (way.network for way in ways.values())
         example = inputs_of(generator, lambda: gan.generator(*example))
     print(export_onnx(generator, example, arguments.onnx))

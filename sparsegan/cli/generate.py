@@ -22,7 +22,7 @@ from ..gans import store
 from ..placement import device_of, moved
 from ..progress import Progress, track
 from .common import add_device, add_seed, add_threads, set_threads, use_device
-from .loading import add_gan_options, load_any, placed, ways_of
+from .loading import add_gan_options, chosen_ways, load_any, placed
 from .pictures import grid, write_png
 
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     gan = placed(load_any(arguments), use_device(arguments))
     with torch.inference_mode():
-        if gan.reference is not None and gan.reference.from_noise:
+        if gan.from_noise:
             _from_noise(arguments, gan)
         else:
             _from_images(arguments, gan)
@@ -141,7 +141,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
             raise ValueError(f"{files[places.index(place)]} and {files[index]} would both become {place}; rename one")
     tiles = {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
     server = _Server(arguments.statistics, **(tiles if arguments.tile is not None else {}))
-    ways = ways_of(gan, arguments, ["direction", "domains"])
+    ways = chosen_ways(gan, arguments, ["direction", "domains"])
     torch.manual_seed(arguments.seed)
     with Progress("images", len(files), quiet=arguments.quiet) as progress:
         for batch, pixels in _batches(files, gan.channels or 3, arguments.size, arguments.batch or 1):

@@ -113,15 +113,17 @@ def reference_of_data(arguments: argparse.Namespace, gan: store.Gan) -> Referenc
     return reference
 
 
-def ways_of(gan: store.Gan, arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Way]:
-    """The images that a GAN makes of an image, by name: those that the one of `options` chooses which is the GAN's."""
-    ways = {"": Way(gan.generator)} if gan.reference is None else gan.reference.ways(gan.generator, gan.config)
-    choice = gan.reference.choice if gan.reference is not None and "" not in ways else ""
+def chosen_ways(gan: store.Gan, arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Way]:
+    """The images that a GAN makes of an image, by name: all, or those that one of `options` names.
+
+    Raises ValueError for an option that is not the GAN's, and for a name or number that it does not know.
+    """
+    ways = gan.ways
+    names, choice = list(ways), "" if gan.reference is None or "" in ways else gan.reference.choice
     for option in options:
         if getattr(arguments, option) is not None and option != choice:
             raise ValueError(f"--{option} is given; this GAN has none")
-    given = getattr(arguments, choice, None) or list(ways)
-    names = list(ways)
+    given = getattr(arguments, choice, None) or names
     chosen = {}
     for name in [given] if isinstance(given, str) else given:
         index = names.index(name) if name in names else int(name) if name.isdecimal() else -1

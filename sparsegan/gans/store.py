@@ -27,6 +27,7 @@ from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State
 from .recognition import fewest_misfits, fit, judge_misfits, recognise, reference_of
+from .reference import Way
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,6 +45,18 @@ class Gan:
     def reference(self) -> Reference | None:
         """The reference GAN that `config` names; None for a Python function's."""
         return GANS.get(self.config["network"]["gan"])
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether the generator is known to start from noise; a Python function's is not."""
+        return self.reference is not None and self.reference.from_noise
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """The images that the generator makes of an image, by name; see `Reference.ways`."""
+        if self.reference is None:
+            return {"": Way(self.generator)}
+        return self.reference.ways(self.generator, self.config)
 
     @property
     def channels(self) -> int | None:

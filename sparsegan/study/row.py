@@ -78,7 +78,7 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.
     classifier = None
     if task.classifier:
         classifier = load_classifier(find_classifier(task.classifier, checkpoints)).to(device)
-    if gan.reference is not None and gan.reference.from_noise and classifier is not None:
+    if gan.from_noise and classifier is not None:
         return report | _score_classes(gan, generator, task, classifier)
     return report | _score(gan, generator, task, classifier, out)
 

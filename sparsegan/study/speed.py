@@ -16,7 +16,7 @@ from ..atomic_files import write_json
 from ..checkpoint import load
 from ..clock import Clock
 from ..engine import optimize_for_inference
-from ..gans import GANS, store
+from ..gans import store
 from ..nn.replace import densify
 from ..profiling.info import cpu_name
 from ..profiling.layers import interleaved_ms
@@ -57,7 +57,7 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
         if row.technique == DENSE or TECHNIQUES[row.technique].recipe.startswith("small"):
             continue
         gan = store.load(checkpoints / TASKS[row.task].checkpoint)
-        example = store.example(gan, BATCH if GANS[TASKS[row.task].gan].from_noise else 1)
+        example = store.example(gan, BATCH if gan.from_noise else 1)
         sparse = left_behind(row, gan, out)
         if sparse is None:
             continue
