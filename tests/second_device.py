@@ -372,5 +372,5 @@ def test_distances_there_are_those_of_the_cpu() -> None:
         features = load_features(classifier, device)
         gan.generator.eval().to(device)
         evaluator = Evaluator(real, features, features.network)
-        found.append(evaluator.distances(lambda n: gan.generator(store.noise(gan.generator, n)), 8, seeds=(0,)).fid)
+        found.append(evaluator.distances(lambda n: gan.generator(dcgan.noise(gan.generator, n)), 8, seeds=(0,)).fid)
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -27,7 +27,7 @@ from sparsegan.compress import (
     SelfSupervisedLoss,
 )
 from sparsegan.compress.step import CompressionTask
-from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
+from sparsegan.gans import ImagePool, dcgan, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.nn.replace import sparse_layers
@@ -582,6 +582,16 @@ def test_an_example_is_what_a_generator_takes(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*examples, strict=True))
     made = images_in(gan.generator(*examples[0]))
     assert all(image.shape == (2, 1, 64, 64) if name == "dcgan" else (2, 3, 32, 32) for image in made.values())
+
+
+def test_old_names_still_work() -> None:
+    gan = tiny("dcgan")
+    with pytest.warns(DeprecationWarning, match=r"store.noise is dcgan.noise now; the old name goes in 0.2"):
+        old = store.noise(gan.generator, 3, seed=5)
+    assert torch.equal(old, dcgan.noise(gan.generator, 3, seed=5))
+    assert torch.equal(old, *store.example(gan, 3, seed=5))
+    with pytest.warns(DeprecationWarning, match="store.sizes_of is Reference.sizes now"):
+        assert list(store.sizes_of("dcgan")) == ["nz", "width", "channels", "discriminator_width"]
 
 
 @every_gan

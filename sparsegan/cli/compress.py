@@ -32,20 +32,19 @@ from ..progress import announce
 from ..pruning.allocation import sensitivity
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
-from .common import (
-    content_objective,
-    load_data,
-    load_gan,
-    need,
-    placed,
-    set_threads,
-    test_data,
-    use_device,
-    write_png,
-)
+from .common import need, set_threads, use_device
 from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings
 from .compress_options import add_arguments as add_arguments
-from .pictures import comparison, some
+from .loading import (
+    content_objective,
+    inputs_of,
+    load_data,
+    load_gan,
+    placed,
+    reference_of_data,
+    test_data,
+)
+from .pictures import comparison, some, write_png
 from .report import facts_table, layer_table, page, picture_uri, table, term_curves
 
 
@@ -58,13 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
     gan, trained_discriminator = load_gan(arguments)
     placed(gan, device)
     objective = content_objective(arguments, gan)
-    task, training = _defaults(arguments, gan)
-    network = gan.config["network"]
-    channels = network.get("channels", network.get("in_channels"))
+    reference = reference_of_data(arguments, gan)
+    _fill_in(arguments, gan, reference.training)
+    network, channels = gan.config["network"], gan.channels
     # A generator that starts from noise needs no data of its own images; one that starts from an image needs inputs.
     samples = None
-    if not (arguments.data_free and task == "dcgan"):
-        samples = load_data(arguments, task, arguments.size, channels, "train")
+    if not (arguments.data_free and reference.from_noise):
+        samples = load_data(arguments, reference, arguments.size, channels, "train")
         _check_fit(network, samples, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     loader: Any = blank if samples is None else samples.batches(arguments.batch)
@@ -81,10 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
-        _warm_up(arguments, gan, discriminator, training, loader)
+        _warm_up(arguments, gan, discriminator, reference.training, loader)
 
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
-    settings.setdefault("betas", training.betas)
+    settings.setdefault("betas", reference.training.betas)
     settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # what generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
@@ -118,8 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     if samples is None and not arguments.features:
         batch, few, split = next(iter(BlankBatches(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
     else:
-        unseen, split = test_data(arguments, task, arguments.size, channels)
-        batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
+        unseen, split = test_data(arguments, reference, arguments.size, channels)
+        batch, few = some(unseen, 32 if reference.from_noise else 16), some(unseen, 4)
     if arguments.features:
         features = load_features(arguments.features, device)
         evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
@@ -130,22 +129,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
     write_png(arguments.out / "samples.png", picture)
-    _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
+    _report(arguments, reference.name, generators, gan.objective, few, scores, picture, split, result.history)
     memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")
 
 
-def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Training]:
-    """The task whose batches are read, and its training; options that were not given are filled in."""
-    network = gan.config["network"]
-    task = network["gan"] or arguments.task
-    if task is None:
-        raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
-    training = GANS[task].training
+def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) -> None:
+    """Options that were not given become what the GAN was trained with, or `training` says."""
     if arguments.data is None:
         arguments.data = gan.config.get("data", training.data)
     if arguments.size is None:
-        arguments.size = network.get("image_size") or gan.config.get("size", training.size)
+        arguments.size = gan.size or training.size
     for name, value in (
         ("batch", training.batch),
         ("generator_every", training.generator_every),
@@ -155,7 +149,6 @@ def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Train
             setattr(arguments, name, value)
     if arguments.lr is None:
         arguments.lr = LR_FACTOR * arguments.discriminator_lr
-    return task, training
 
 
 def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
@@ -216,10 +209,7 @@ def _small_generator(network: dict[str, Any], parameters: int) -> nn.Module:
 def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
     if network["gan"] is None:
         raise ValueError("a fresh discriminator is known for the reference GANs only, not for a Python function's")
-    if "image_size" in store.sizes_of(network["gan"]):
-        halvings = (size & -size).bit_length() - 1  # as often as the size allows, at most the public network's 6
-        network = {"discriminator_layers": min(6, halvings), **network, "image_size": size}
-    return store.build({"network": network}).discriminator
+    return store.build({"network": GANS[network["gan"]].for_size(network, size)}).discriminator
 
 
 def _warm_up(
@@ -264,7 +254,9 @@ def _report(
     history: list[dict[str, float]],
 ) -> None:
     """report.html: what it cost and saved, the pictures, the curves, the layers."""
-    inputs = _inputs(generators["compressed"], objective, batch)
+    compressed = generators["compressed"]
+    batch = moved(batch, device_of(generator=compressed))
+    inputs = inputs_of(compressed, lambda: objective.generate(compressed, batch))
     one = tuple(x[:1] for x in inputs)
     lines = []
     for name, generator in generators.items():
@@ -300,16 +292,6 @@ def _report(
 {facts_table({**info(), **running})}"""
     title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
     write_text(arguments.out / "report.html", page(title, body))
-
-
-def _inputs(generator: nn.Module, objective: Objective, batch: Any) -> tuple[Tensor, ...]:
-    """What `generate` calls the generator with."""
-    seen: list[tuple[Tensor, ...]] = []
-    hook = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    with torch.no_grad():
-        objective.generate(generator, moved(batch, device_of(generator=generator)))
-    hook.remove()
-    return seen[0]
 
 
 def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,8 @@ from ..compress import RECIPES, CompressionConfig, GeneratorLoss, Recipe, SelfSu
 from ..compress.config import settings_from
 from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
-from .common import add_content, add_data_options, add_gan_options, add_run_options
+from .common import add_run_options
+from .loading import add_content, add_data_options, add_gan_options
 
 #: A discriminator's rate is too slow for a pruned generator: what is kept must take over from what went, in few steps.
 LR_FACTOR = 5

@@ -23,7 +23,7 @@ from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
 from ..clock import Clock
 from ..compress import RECIPES, RunConfig, baseline
-from ..gans import store
+from ..gans import dcgan, store
 from ..metrics import distances as metrics
 from ..metrics.classifier import find_classifier
 from ..nn.layer import SparseConvTranspose2d
@@ -32,16 +32,8 @@ from ..profiling.layers import interleaved_ms, profile
 from ..profiling.macs import count_macs, training_bytes
 from ..randomness import CPU
 from ..training import Run
-from .common import (
-    add_device,
-    add_seed,
-    add_threads,
-    at_least_one,
-    find_checkpoints,
-    placed,
-    set_threads,
-    use_device,
-)
+from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
+from .loading import placed
 from .report import report, show_table, where
 
 #: name in the table -> recipe; in the table's order, the method last
@@ -126,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_json(folder / "seconds.json", round(time.perf_counter() - begun, 1))
         generators[title] = generator
         rows[title] = _row(arguments, title, generator, evaluator, file)
-    example = store.noise(gan.generator, 64, 0)
+    example = dcgan.noise(gan.generator, 64, 0)
     layers = [asdict(row) for row in profile(generators["self-supervised"], example, seconds=0.1).rows]
     results: dict[str, Any] = {
         "settings": config,
@@ -178,8 +170,8 @@ def _row(
     if file is None:
         file = arguments.out / "dense.safetensors"
         save(generator, file)
-    noise = store.noise(generator, 64, 0)  # type: ignore[arg-type]
-    distances = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples)  # type: ignore[arg-type]
+    noise = dcgan.noise(generator, 64, 0)  # type: ignore[arg-type]
+    distances = evaluator.distances(lambda n: generator(dcgan.noise(generator, n)), arguments.samples)  # type: ignore[arg-type]
     macs = count_macs(generator, noise[:1])
     row = {
         "fid": distances.fid,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import grid
+from .pictures import grid
 
 COLORS = {"pruned, plain GAN loss": "#d95f02", "self-supervised": "#1b6ca8"}
 
