@@ -122,7 +122,7 @@ class Padded(nn.Sequential):
 def sparse(model: nn.Module) -> nn.Module:
     """Pruned, ready to serve; its sparse kernels run at any sparsity."""
     for _name, layer in sg.sparse_layers(sg.sparsify(model, 0.8)):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     return model.eval()
 
 

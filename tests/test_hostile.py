@@ -156,7 +156,7 @@ def test_load_state_dict() -> None:
 
 def _check_works(layer: Any) -> None:
     x = torch.randn(1, layer.in_channels, 5, 5, dtype=layer.values.dtype)
-    layer.kernel = random.choice(["auto", "dense", *(["sparse"] if x.dtype in (torch.float32, torch.float64) else [])])
+    layer.backend = random.choice(["auto", "dense", *(["sparse"] if x.dtype in (torch.float32, torch.float64) else [])])
     if layer.bias is not None and layer.bias.dtype != x.dtype:
         return  # assigned so: as in torch's own layers the two must be alike to run
     y, expected = layer(x), layer.to_dense()(x)

@@ -251,7 +251,7 @@ class Compiler:
             choice = dispatch.choose(call)
         else:
             choice = dispatch.Choice(pinned, "set on the layer")
-        if choice.kernel == "dense":
+        if choice.backend == "dense":
             return self._dense(node, layer, name, value, weights, choice.why)
         taps = self.layers.taps(name, layer, norm, geometry)
         step = SparseConvStep(

@@ -60,7 +60,7 @@ class Layers:
             module: Any = self._modules[name]
             sparse: SparseConv | None = module if isinstance(module, SparseConv) else _as_sparse(module)
             self._layers[name] = sparse
-            self.pinned[name] = getattr(module, "kernel", "auto")
+            self.pinned[name] = getattr(module, "backend", "auto")
         return self._layers[name]
 
     def made(

@@ -32,13 +32,13 @@ class Norm:
 
 @dataclass(kw_only=True)
 class Step:
-    """`name`: the module or function that it comes from. `why`: of the kernel. `fused`: what else it does."""
+    """`name`: the module or function that it comes from. `why`: of the backend. `fused`: what else it does."""
 
     name: str
     why: str = ""
     fused: list[str] = field(default_factory=list)
 
-    kernel = ""
+    backend = ""
 
     @property
     def reads(self) -> list[Slot]:
@@ -74,7 +74,7 @@ class SparseConvStep(Step):
     curve: str = "none"
     norm: Norm | None = None
 
-    kernel = "sparse"
+    backend = "sparse"
 
     @property
     def reads(self) -> list[Slot]:
@@ -107,7 +107,7 @@ class Pointwise(Step):
     curve: str = "none"
     repeat: int = 1
 
-    kernel = "pointwise"
+    backend = "pointwise"
 
     @property
     def reads(self) -> list[Slot]:
@@ -134,7 +134,7 @@ class Statistics(Step):
     x: Slot
     norm: Norm
 
-    kernel = "torch"
+    backend = "torch"
 
     @property
     def reads(self) -> list[Slot]:
@@ -169,7 +169,7 @@ class Torch(Step):
     kwargs: dict[str, Any] = field(default_factory=dict)
     y: Slot
 
-    kernel = "torch"
+    backend = "torch"
 
     @property
     def reads(self) -> list[Slot]:
@@ -204,7 +204,7 @@ class Torch(Step):
 class Dense(Torch):
     """A convolution by torch's own kernel, zeros in place, where that is faster or was asked for."""
 
-    kernel = "dense"
+    backend = "dense"
 
 
 def _mapped(arguments: Any, change: Callable[[Slot], Any]) -> Any:

@@ -20,6 +20,7 @@ from .. import ops
 from ..copying import mask_of, plain_layer
 from ..geometry import Geometry, Pair
 from ..ops.plan import check_support, numbers_of, plan_of
+from ..renamed import renamed_attribute
 from . import dispatch
 from . import state as loading
 from .granularity import (
@@ -40,7 +41,7 @@ from .plan_cache import Derived, is_readable, version_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Choices of a kernel that a layer remembers, one per shape of its input.
+#: Choices of a backend that a layer remembers, one per shape of its input.
 MOST_CHOICES = 1024
 #: What a layer has in common with its torch.nn twin, under the same names.
 SETTINGS: tuple[str, ...] = (
@@ -81,6 +82,7 @@ class SparseConv(nn.Module):
     #: Whether the positions are a mask that the caller gave: a dense weight is then read at them.
     keeps_mask: bool
     _derived: Derived | None
+    kernel = renamed_attribute("kernel", "backend")
 
     # ------------------------------------------------------------------ construction
 
@@ -132,7 +134,7 @@ class SparseConv(nn.Module):
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
         check_shape(weight.shape, granularity, self.transposed, self.groups)
         self.granularity = granularity
-        self.kernel = "auto"
+        self.backend = "auto"
         self.training = dense.training
         self.keeps_mask = mask is not None
         self._derived = None
@@ -378,8 +380,8 @@ class SparseConv(nn.Module):
     def _choice(
         self, derived: Derived | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
     ) -> dispatch.Choice:
-        if self.kernel != "auto":
-            return dispatch.Choice(dispatch.check_kernel(self.kernel), "set on the layer")
+        if self.backend != "auto":
+            return dispatch.Choice(dispatch.check_backend(self.backend), "set on the layer")
         if torch.compiler.is_compiling():
             return dispatch.choose_by_sparsity(self.sparsity, dtype, self.values.device)
         if derived is None:
@@ -465,7 +467,7 @@ class SparseConv(nn.Module):
             _warn_of_dense("torch.func (vmap, grad, jvp, ...) runs")
             return self._run_dense(x, self._scatter(values), bias, output_padding)
         derived = self._derived_if_readable()
-        if self._choice(derived, tuple(x.shape), y_size, x.dtype).kernel == "dense":
+        if self._choice(derived, tuple(x.shape), y_size, x.dtype).backend == "dense":
             return self._run_dense(x, self._weight_for_call(values, derived), bias, output_padding)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
@@ -560,6 +562,12 @@ class SparseConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_derived": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "kernel" in state:  # written before 0.1
+            state = state | {"backend": state["kernel"]}
+            del state["kernel"]
+        super().__setstate__(state)
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(

@@ -63,7 +63,7 @@ def plan_of(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
     """The same from a geometry's flat list. A plain call, where nothing traces: the first call of a custom op loads all
     of torch's compiler."""
     plain = type(support) is Tensor and not support.is_meta and not torch.compiler.is_compiling()
-    return (_compile if plain else torch.ops.sparsegan.ops.plan)(support, geometry, adjoint)
+    return (_compile if plain else torch.ops.sparsegan.plan)(support, geometry, adjoint)
 
 
 def compile_direct_plan(support: Tensor, geometry: Geometry, adjoint: bool) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def _require_cuda(x: Tensor) -> None:
     """Raises RuntimeError where ``x`` is on a GPU that the CUDA kernels cannot serve. Fake tensors need no kernels."""
     if not isinstance(x, FakeTensor) and (why := why_no_cuda()):
         raise RuntimeError(
-            f"x is on {x.device}, and {why}; set the layer's kernel to 'dense', or move the model to a CPU"
+            f"x is on {x.device}, and {why}; set the layer's backend to 'dense', or move the model to a CPU"
         )
 
 
@@ -159,7 +159,7 @@ def _vector_ops() -> Any:
         from . import vector_ops as vector_ops
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"vectors on a GPU run on Triton, and it is not here ({error}): install triton, or set the layer's kernel "
+            f"vectors on a GPU run on Triton, and it is not here ({error}): install triton, or set the layer's backend "
             "to 'dense'"
         ) from error
     return vector_ops
