@@ -11,10 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsegan as sg
-from sparsegan import kernels, ops
+from sparsegan import kernels
 from sparsegan.geometry import Geometry
 from sparsegan.nn import dispatch
 from sparsegan.nn.dispatch import Call
+from sparsegan.ops import library
 
 CUDA = torch.device("cuda", 0)
 RESIDUAL = Geometry(256, 256, 1, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -26,7 +27,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if one were there, with everything built for it."""
     monkeypatch.setattr(dispatch, "gpu", lambda device: dispatch.Gpu(132, *dispatch.GPUS[9, 0]))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(ops, "cuda_library", lambda: Path("_cuda.so"))
+    monkeypatch.setattr(library, "cuda_library", lambda: Path("_cuda.so"))
 
 
 def call(density: float, vector: int = 1, **changes: Any) -> Call:
@@ -80,7 +81,7 @@ def test_either_way_to_set_tf32() -> None:
 
 @pytest.mark.usefixtures("h100")
 def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "cuda_library", lambda: None)
+    monkeypatch.setattr(library, "cuda_library", lambda: None)
     assert "were not built" in dispatch.choose(call(0.1)).why
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     for vector in (1, 64):

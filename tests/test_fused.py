@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsegan.ops import reference
+from sparsegan.ops import OUTPUT_ACTIVATIONS, PADDING_MODES, reference
 from sparsegan.ops.plan import compile_direct_plan
-from sparsegan.ops.sparse_conv import CURVES, PADDING_MODES
 
 sparse_conv_fused = torch.ops.sparsegan.sparse_conv_fused.default
 pointwise = torch.ops.sparsegan.pointwise.default
@@ -78,7 +77,7 @@ def direct(a: dict[str, Any], p: Problem) -> dict[str, Any]:
 
 
 def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve: str = "none") -> None:
-    given_arguments = arguments(p, shuffle) | {"curve": CURVES.index(curve)}
+    given_arguments = arguments(p, shuffle) | {"curve": OUTPUT_ACTIVATIONS.index(curve)}
     if not affine:
         given_arguments.update(scale=None, shift=None)
     if not slope:
@@ -110,12 +109,12 @@ def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str
         assert_exact(a["y_shift"], a["norm_bias"] - mean * scale)
 
 
-@given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(CURVES))
+@given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(OUTPUT_ACTIVATIONS))
 def test_sparse_conv_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, curve: str) -> None:
     check(p, 1, affine, slope, norm, curve)
 
 
-@given(problems(), st.integers(2, 3), st.booleans(), st.sampled_from(CURVES))
+@given(problems(), st.integers(2, 3), st.booleans(), st.sampled_from(OUTPUT_ACTIVATIONS))
 def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool, curve: str) -> None:
     g = p.geometry
     channels = g.coarse_channels * shuffle**2
@@ -167,7 +166,7 @@ def test_curves_in_single_precision(isa: str, curve: str) -> None:
     ends = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan, 86.0, -86.0])
     x = torch.cat([sizes, -sizes, ends]).reshape(1, 1, 1, -1)
     y = torch.empty_like(x)
-    pointwise(x, None, None, None, None, None, None, None, CURVES.index(curve), 1, y)
+    pointwise(x, None, None, None, None, None, None, None, OUTPUT_ACTIVATIONS.index(curve), 1, y)
     expected = bent(x.double(), curve)
     close = expected.abs() > 1e-37  # beyond, sigmoid is flat
     torch.testing.assert_close(y.double()[close], expected[close], rtol=3 * 2.0**-23, atol=0)
@@ -179,7 +178,7 @@ def test_curves_in_single_precision(isa: str, curve: str) -> None:
     st.integers(1, 3),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(CURVES),
+    st.sampled_from(OUTPUT_ACTIVATIONS),
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pointwise(
@@ -200,7 +199,7 @@ def test_pointwise(
         expected = expected + changed(b[0].to(maps), (b[1], b[2]), b[3])
     expected = bent(expected, curve).repeat_interleave(repeat, 2).repeat_interleave(repeat, 3).to(dtype)
     y = beside((n, c, h * repeat, w * repeat), 0, 2, torch.float64).to(dtype) if repeat > 1 else a[0]  # or over a
-    pointwise(*a, *b, CURVES.index(curve), repeat, y)
+    pointwise(*a, *b, OUTPUT_ACTIVATIONS.index(curve), repeat, y)
     torch.testing.assert_close(y, expected)
 
 

@@ -19,9 +19,8 @@ from test_fused import arguments, direct
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.ops import reference
+from sparsegan.ops import PADDING_MODES, reference
 from sparsegan.ops.plan import compile_plan
-from sparsegan.ops.sparse_conv import PADDING_MODES
 
 ROUNDS = int(os.environ.get("SPARSEGAN_FUZZ", "1500"))
 #: What an op or load_state_dict may raise.

@@ -1,5 +1,5 @@
 // Schemas of the torch ops, through torch's stable ABI: one binary serves every torch from 2.10 on.
-// Fake implementations, autograd and autocast rules are in sparsegan/ops/sparse_conv.py.
+// Fake implementations are in sparsegan/ops/sparse_conv.py, gradients in sparsegan/ops/autograd.py.
 #include <torch/csrc/stable/library.h>
 
 // support: int32 [units], sorted positions of the kept units. plan, adjoint_plan: int32 arrays from sparsegan.ops.plan

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from ..ops import native  # noqa: F401  (importing it registers the ops)
-from ..ops.sparse_conv import CURVES, PADDING_MODES
+from ..ops import (
+    OUTPUT_ACTIVATIONS,
+    PADDING_MODES,
+    native,  # noqa: F401  (importing it registers the ops)
+)
 from .values import Affine, Slot, Value
 
 if TYPE_CHECKING:
@@ -57,8 +60,8 @@ class Step:
 
 @dataclass(kw_only=True)
 class SparseConvStep(Step):
-    """A convolution on kept weights, with what `x` has noted before it; PixelShuffle, a curve of ops.CURVES and a norm
-    of `y` after it."""
+    """A convolution on kept weights, with what `x` has noted before it; PixelShuffle, an output activation and
+    a norm of `y` after it."""
 
     x: Value
     y: Slot
@@ -92,14 +95,13 @@ class SparseConvStep(Step):
         found = memory.maps(norm.affine) if norm else (None, None)
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
-        op, curve = torch.ops.sparsegan.sparse_conv_fused.default, CURVES.index(self.curve)
+        op, curve = torch.ops.sparsegan.sparse_conv_fused.default, OUTPUT_ACTIVATIONS.index(self.curve)
         return lambda: op(x(), *prologue, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
 
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b, what is noted on them done, then a curve of ops.CURVES. `repeat`: nearest upsampling by so
-    much."""
+    """y = a, or a + b, what is noted on them done, then an output activation. `repeat`: nearest upsampling by so much."""
 
     a: Value
     b: Value | None = None
@@ -120,7 +122,7 @@ class Pointwise(Step):
     def bind(self, memory: Memory) -> Run:
         a, y = memory.reader(self.a.slot), memory.reader(self.y)
         op, own = torch.ops.sparsegan.pointwise.default, memory.prologue(self.a)
-        curve = CURVES.index(self.curve)
+        curve = OUTPUT_ACTIVATIONS.index(self.curve)
         if self.b is None:
             return lambda: op(a(), *own, None, None, None, None, curve, self.repeat, y())
         b, other = memory.reader(self.b.slot), memory.prologue(self.b)

@@ -1,6 +1,5 @@
-"""Multiply-accumulates, bytes and measured times of a model, and the build and machine at hand."""
+"""Multiply-accumulates, bytes and measured times of a model. ``profiling.info`` tells of the build and the machine."""
 
-from .info import info
 from .layers import LayerProfile, ProfileReport, profile, tune
 from .macs import LayerMacs, MacsReport, count_macs, training_bytes
 
@@ -10,7 +9,6 @@ __all__ = [
     "MacsReport",
     "ProfileReport",
     "count_macs",
-    "info",
     "profile",
     "training_bytes",
     "tune",
