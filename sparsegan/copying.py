@@ -115,3 +115,10 @@ def mask_of(module: nn.Module) -> Tensor | None:
     """bool, shape of the weight: the mask of ``torch.nn.utils.prune``, also where a kept weight is 0; None without."""
     mask = module._buffers.get("weight_mask")
     return None if mask is None or "weight_orig" not in module._parameters else mask.bool()
+
+
+def plain_weight(module: nn.Module) -> Tensor:
+    """A dense layer's weight; a computed one (mask, spectral or weight norm, parametrization) as in evaluation."""
+    weight = plain_layer(module)._parameters["weight"]
+    assert weight is not None
+    return weight

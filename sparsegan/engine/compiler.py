@@ -277,7 +277,7 @@ class Compiler:
 
     def _padding(self, layer: SparseConv, noted: Padding | None) -> tuple[str, tuple[int, int]] | None:
         """Mode, and rows and columns before x, of a layer's own padding and a noted one; None where they do not mix."""
-        own = layer._padding_before()
+        own = layer.padding_before()
         if noted is None:
             return layer.padding_mode, own
         none = all(p == 0 for p in own) and layer.padding != "same"

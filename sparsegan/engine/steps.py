@@ -101,7 +101,10 @@ class SparseConvStep(Step):
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b, what is noted on them done, then an output activation. `repeat`: nearest upsampling by so much."""
+    """y = a, or a + b, what is noted on them done, then an output activation.
+
+    `repeat`: nearest upsampling by so much.
+    """
 
     a: Value
     b: Value | None = None
