@@ -234,7 +234,7 @@ def _pointwise_calls() -> list[tuple[str, dict[str, Any]]]:
         maps = {name: torch.rand(2, 3) for name in ("scale", "shift", "other_scale", "other_shift")}
         call = {"x": x, "scale": maps["scale"], "shift": maps["shift"], "slope": torch.rand(3), "other": other}
         call |= {"other_scale": maps["other_scale"], "other_shift": maps["other_shift"], "other_slope": torch.rand(3)}
-        calls.append(("pointwise", call | {"curve": 0, "repeat": repeat, "y": y}))
+        calls.append(("pointwise", call | {"output_activation": 0, "repeat": repeat, "y": y}))
     return calls
 
 
@@ -297,7 +297,7 @@ def _expected(op: str, call: dict[str, Any]) -> Tensor:
     y = mapped(call["x"], call["scale"], call["shift"], call["slope"])
     if call["other"] is not None:
         y = y + mapped(call["other"], call["other_scale"], call["other_shift"], call["other_slope"])
-    y = [y, y.tanh(), y.sigmoid()][call["curve"]]
+    y = [y, y.tanh(), y.sigmoid()][call["output_activation"]]
     return y.repeat_interleave(call["repeat"], 2).repeat_interleave(call["repeat"], 3)
 
 

@@ -168,7 +168,7 @@ sparsegan::Prologue prologue(const char* op, const Tensor& x, const std::optiona
 }
 
 sparsegan::Curve checked_curve(const char* op, int64_t curve) {
-  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kCurves, "sparsegan::", op, ": curve is ", curve,
+  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kCurves, "sparsegan::", op, ": output_activation is ", curve,
                   "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
   return static_cast<sparsegan::Curve>(curve);
 }
