@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.geometry import Geometry
+from sparsegan.nn import plan_cache
 from sparsegan.ops import native
 
 THREADS = 4
@@ -143,7 +144,7 @@ def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
     layer = sg.SparseConvTranspose2d(8, 8, 3, sparsity=0.5)
     layer.backend, x = "sparse", torch.randn(1, 8, 5, 5)
     other = torch.randperm(8 * 8 * 9)[: layer.nnz].sort().values.int()
-    compile_plan = sg.nn.plan_of
+    compile_plan = plan_cache.plan_of
 
     def slow(*args: Any) -> Tensor:
         plan = compile_plan(*args)
@@ -152,7 +153,7 @@ def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
         return plan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sg.nn, "plan_of", slow)
+        patch.setattr(plan_cache, "plan_of", slow)
         layer(x)
     torch.testing.assert_close(layer(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
 
