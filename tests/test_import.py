@@ -61,7 +61,7 @@ def test_all_public_names_are_there_and_listed() -> None:
     program = "from sparsegan import *; print(Compressor.__name__, load.__name__, gans.dcgan.__name__)"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["Compressor", "load", "sparsegan.gans.dcgan"]
-    assert sg.schedule.__name__ == "sparsegan.pruning.schedule"
+    assert sg.clock.__name__ == "sparsegan.clock"
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _ = sg.no_such_name
 

@@ -221,7 +221,7 @@ def _check_plan(d: Direction, x: Tensor, support: Tensor, plan: Tensor | None) -
     if plan.dtype != torch.int32 or tuple(plan.shape) != (size,) or plan.device != support.device:
         raise ValueError(
             f"{name} is {plan.dtype} {tuple(plan.shape)} on {plan.device}; it must be torch.int32 ({size},) on "
-            f"{support.device}, from sparsegan.ops.vector_plan for the same support and geometry"
+            f"{support.device}, from sparsegan.ops.plan for the same support and geometry"
         )
     if support.shape[0] * d.geometry.vector >= 2**31:
         raise ValueError(f"support has {support.shape[0]} units; at most 2147483647 values are possible")
