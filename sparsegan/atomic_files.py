@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write(temporary)` fill a temporary file in `path`'s folder, then move it over `path` in one step.
+    """Calls `write(temporary)` for a temporary file beside `path`, then moves that file over `path` in one step.
 
-    A process killed at any moment leaves the old file or the new one, never a part. Raises what `write` raises.
+    A process that is killed at any moment leaves the old file or the new one, never a part. Raises what `write` raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

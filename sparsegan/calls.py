@@ -1,4 +1,4 @@
-"""The arguments of a model's call, whatever their structure: tensors, and everything else that stays as it is."""
+"""The arguments of a call of a model, nested in any way: the tensors, and the constants beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-#: What stays as it is from call to call, and is part of what a program is compiled for.
+#: Types of constants. A program is compiled for given constants: they are part of a call's key.
 _CONSTANTS = (
     bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | torch.memory_format | torch.Size
 )
@@ -18,9 +18,10 @@ _CONSTANTS = (
 
 @dataclass(frozen=True)
 class Call:
-    """Positional and keyword arguments: the tensors in them, wherever they are nested, and the rest.
+    """Positional and keyword arguments, taken apart into tensors and constants.
 
-    Lists, tuples, named tuples, dicts and what else ``torch.utils._pytree`` knows are looked into.
+    Tensors are found inside lists, tuples, named tuples, dicts and every other container that ``torch.utils._pytree``
+    knows.
     """
 
     tensors: tuple[Tensor, ...]
@@ -45,27 +46,27 @@ class Call:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that one program serves; 1, 1.0 and True are three, as numbers and as keys of a dict."""
+        """Equal for calls that one program serves. 1, 1.0 and True differ, as numbers and as keys of a dict."""
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.tensors)
-        # By how they are written: so -0.0 and nan are told apart too, and the keys of dicts in the structure.
+        # Text tells -0.0 from 0.0 and finds nan equal to nan, also among the keys of dicts in the structure.
         constants = tuple((type(one), repr(one)) for one in self.constants)
         return shapes, constants, self.places, self.structure, repr(self.structure)
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments with others in the place of the tensors."""
+        """Positional and keyword arguments of the same structure, with ``tensors`` in the place of the call's own."""
         own, others = iter(tensors), iter(self.constants)
         leaves = [next(own) if is_tensor else next(others) for is_tensor in self.places]
         return pytree.tree_unflatten(leaves, self.structure)
 
     def copies(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments with copies of the tensors: a forward may change them in place."""
+        """The arguments with copies of the tensors, for a forward that may change its inputs in place."""
         return self.arguments([tensor.clone() for tensor in self.tensors])
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with other tensors."""
+        """The same call with ``change`` of each tensor."""
         return Call(tuple(map(change, self.tensors)), self.constants, self.places, self.structure)
 
 
 def positional(example: Any) -> tuple[Any, ...]:
-    """The positional arguments that an ``example`` stands for: a tuple's or a list's parts, or itself."""
+    """The positional arguments that ``example`` stands for: the parts of a tuple or list, or ``example`` alone."""
     return tuple(example) if isinstance(example, tuple | list) else (example,)

@@ -107,7 +107,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor in memory of its own and of its own size: parts of one buffer are written as what they are."""
+    """Tensors that share a buffer, or are part of a larger one, become tensors with memory of their own."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
@@ -195,7 +195,7 @@ def load(
 
 
 def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tensor to write into, and what to write: of an expanded one, the elements that it has in memory."""
+    """The tensor to write into and the tensor to write; of an expanded tensor, only the elements that are in memory."""
     source = file.tensors[name].to(target)
     for axis, (size, step) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if size > 1 and step == 0:
@@ -209,7 +209,7 @@ def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is to be read as one of ``save``: by its content, or because it is no trainer's file either."""
+    """Whether a file is read as one that ``save`` wrote: by its content, or because it is no trainer's file either."""
     if not path.is_file() or path.name.endswith(".index.json"):
         return not path.is_file()
     with open(path, "rb") as stream:
@@ -225,7 +225,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module:
-    """A trainer's state_dict. It is loaded into a copy first, which may fail."""
+    """Loads a trainer's state_dict. A copy of the model takes it first, because loading may fail."""
     wanted, transposed = names_of(model)
 
     def misfits(state: Mapping[str, torch.Tensor]) -> int:
@@ -248,8 +248,10 @@ def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module
 
 
 def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """What keeps a state_dict from being loaded into a model, by names and shapes. A sparse layer takes a dense weight
-    too; counts of batches, which old files do not have, may be missing."""
+    """Reasons, by names and shapes, why a model cannot load a state_dict; none where it can.
+
+    A sparse layer takes a dense weight too. Counts of batches may be missing: old files do not have them.
+    """
     own = model.state_dict()
     dense: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -283,7 +285,7 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _load_into_meta(model: nn.Module, path: Path, key: str | None, device: torch.device) -> nn.Module:
-    """Into a copy with memory on a device, whose content the model then takes over."""
+    """Loads into a copy that has memory on ``device``; the model then takes over the copy's content."""
     kept = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if buffer.is_meta and name not in kept:
@@ -353,7 +355,7 @@ class _State:
 
 
 class _File:
-    """A file's content, verified as far as that goes without a model."""
+    """The content of a file, with every check that needs no model."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -444,7 +446,10 @@ class _File:
 
 
 def _match(model: nn.Module, file: _File) -> _State:
-    """The model's layers and tensors that the file's go to, one to one. Raises CheckpointError where they differ."""
+    """The layers and tensors of the model, each of which has its counterpart in the file.
+
+    Raises CheckpointError where the two differ.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in file.layers:
         if not isinstance(modules.get(name), _SPARSE + _DENSE):
@@ -485,7 +490,7 @@ def _match(model: nn.Module, file: _File) -> _State:
 def _sparse_twin(
     file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
 ) -> SparseConv2d | SparseConvTranspose2d:
-    """A sparse layer in place of ``layer``, which stays as it is; the two share the bias."""
+    """A sparse layer to put in the place of ``layer``, which stays as it is. Both have the same bias object."""
     kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
     weight = layer.weight
     granularity = file.layers[name]["granularity"]
@@ -504,7 +509,7 @@ def _sparse_twin(
 
 
 def _split(layer: dict[str, Any]) -> tuple[list[int], str, bool, int]:
-    """How a described layer's weight is cut into units: the arguments of sparsegan.nn.granularity's functions."""
+    """How the weight of a described layer is cut into units, as arguments for sparsegan.nn.granularity."""
     return layer["weight_shape"], layer["granularity"], layer["transposed"] is True, layer["groups"]
 
 

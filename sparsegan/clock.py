@@ -1,6 +1,6 @@
-"""The one clock of all measured times: it waits for devices that work behind the host's back.
+"""The clock of all measured times, which waits for devices that work asynchronously.
 
-A GPU takes work into a queue and the call returns. The time of such a call alone is that of putting it there.
+A call that gives work to a GPU returns once the work is in a queue. A clock that does not wait would time the queueing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 
 class Clock:
-    """The host's clock, read once the devices of what is timed have nothing left to do.
+    """The host's clock, read when the devices in use have finished their work.
 
     Args:
-        used: what the timed calls work with: modules, tensors, or tensors nested in tuples, lists and dicts. A CPU has
-            nothing to wait for.
+        used: the modules and tensors that the timed calls work with; tensors may be nested in tuples, lists and dicts.
+            Their devices are waited for. A CPU has nothing to wait for.
     """
 
     def __init__(self, *used: Any) -> None:
@@ -31,13 +31,13 @@ class Clock:
         self._waits = [partial(torch.get_device_module(device).synchronize, device) for device in devices]
 
     def seconds(self) -> float:
-        """Now, of an arbitrary start, as ``time.perf_counter``."""
+        """Seconds since an arbitrary start, as ``time.perf_counter`` counts them."""
         for wait in self._waits:
             wait()
         return time.perf_counter()
 
     def ms(self, function: Callable[[], Any]) -> float:
-        """Milliseconds of one call, from an idle device to an idle device: on a GPU its launches count."""
+        """Milliseconds of one call, from idle devices to idle devices. On a GPU this includes the launches."""
         start = self.seconds()
         function()
         return (self.seconds() - start) * 1e3

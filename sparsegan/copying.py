@@ -1,7 +1,7 @@
-"""Copies of other people's models, and layers whose weight is computed: masks, spectral and weight normalisation.
+"""Copies of models, and computed weights (masks, spectral and weight normalisation) that become plain parameters.
 
-``torch.nn.utils`` computes a weight in two ways: by a hook before each forward, which leaves the result on the module
-as an attribute with a graph, or by a parametrization, which makes the module's class another. Here both become plain.
+``torch.nn.utils`` computes a weight in two ways. A hook before each forward leaves the result on the module, as an
+attribute with a graph. A parametrization gives the module another class. The functions here treat both.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 def copy_model(model: Model) -> Model:
-    """``copy.deepcopy`` of a model, also of one that holds tensors with a graph: they are copied without the graph.
+    """``copy.deepcopy`` of a model, which may hold tensors with a graph: these are copied without the graph.
 
-    A computed weight is such a tensor after a forward in training; the copy computes it anew at its next forward.
+    A computed weight is such a tensor after a forward in training. The copy computes it anew at its next forward.
     """
     known: dict[int, Any] = {}
     for module in model.modules():
@@ -51,7 +51,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def computed(module: nn.Module) -> dict[str, str]:
-    """The parameters of a module, by name, that are computed at each forward, and by what."""
+    """The parameters of a module that are computed at each forward: name to the kind of computation."""
     found = {}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, prune.BasePruningMethod):
@@ -67,12 +67,12 @@ def computed(module: nn.Module) -> dict[str, str]:
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module; of one with a parametrization, the class that it had before."""
+    """The class of a module. A parametrized module has another class: the answer is the class that it had before."""
     return type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
 
 
 def bake(model: Model) -> Model:
-    """Makes every computed parameter a plain one, with the value that it has in evaluation; in place, returns it."""
+    """Makes every computed parameter plain, with its value in evaluation. Changes the model in place and returns it."""
     with torch.no_grad(), in_mode(model, False):
         for module in list(model.modules()):
             _bake(module)
@@ -96,7 +96,7 @@ def _bake(module: nn.Module) -> None:
         elif isinstance(hook, WeightNorm):
             torch.nn.utils.remove_weight_norm(module, hook.name)
     if parametrize.is_parametrized(module):
-        # Not by torch's own function: copies share the class that it takes the property from.
+        # torch's own function would take the property from a class that copies of the module have in common.
         values = {name: getattr(module, name).detach().clone() for name in list(module.parametrizations)}  # type: ignore[arg-type]
         module.__class__ = plain_class(module)
         del module.parametrizations
@@ -107,12 +107,12 @@ def _bake(module: nn.Module) -> None:
 
 
 def plain_layer(module: Model) -> Model:
-    """The module itself, or, if it computes a parameter, a copy in which that is a plain one."""
+    """The module itself or, where it computes a parameter, a copy with plain parameters."""
     return bake(copy_model(module)) if computed(module) else module
 
 
 def mask_of(module: nn.Module) -> Tensor | None:
-    """bool, shape of the weight: the mask of ``torch.nn.utils.prune``, also where a kept weight is 0; None without."""
+    """The mask of ``torch.nn.utils.prune``, bool, shape of the weight; None where the module has no such mask."""
     mask = module._buffers.get("weight_mask")
     return None if mask is None or "weight_orig" not in module._parameters else mask.bool()
 

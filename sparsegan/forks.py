@@ -1,7 +1,7 @@
-"""Locks that a forked process can still take, and threads that it no longer has.
+"""Locks that survive a fork, and a warning about the threads that do not.
 
-A fork copies the memory of a process and only one of its threads. A lock that another thread holds at that moment
-stays locked in the child for ever. So a fork waits here until both locks are free, and the child gets them free.
+A fork copies the memory of a process and one of its threads. A lock that another thread holds at that moment stays
+locked in the child for ever. Every fork therefore takes both locks first, and releases them on both sides.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import warnings
 
 import torch
 
-#: Held while torch.fx traces, for that replaces ``nn.Module.__call__`` for the whole process, and while an engine
-#: compiles. Whoever takes both locks takes this one first.
+#: Held while torch.fx traces, which replaces ``nn.Module.__call__`` for the whole process, and while an engine
+#: compiles. Code that needs both locks takes this one first.
 TRACING = threading.RLock()
-#: Held while an engine looks up or hands back what its calls share: for microseconds.
+#: Held for microseconds, while an engine looks up or returns a program or memory that its calls have in common.
 ENGINES = threading.RLock()
 
 _in_child = False
@@ -42,9 +42,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def leave_missing_threads() -> None:
-    """In a forked process: one thread from now on, with a warning, where torch would wait for several.
+    """Sets torch to one thread in a forked process that counts on several, and warns.
 
-    torch's pool of threads does not survive a fork, and its next parallel call would wait for them for ever.
+    torch's thread pool does not survive a fork. Its next parallel call would wait for the missing threads for ever.
     """
     if _in_child and (threads := torch.get_num_threads()) > 1:
         torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Parameters that are trained, modules in training mode, and buffers: each stays as the user set it.
+"""Which parameters are trained, which modules are in training mode, and buffers: all stay as the user set them.
 
-A network that is in evaluation as a whole was evaluated before, and is put into training mode as a whole. In a network
-that is in training mode, a module in evaluation is there on purpose (a norm on its stored statistics, say) and stays.
+A network whose root is in evaluation mode goes into training mode as a whole. Where the root is in training mode, a
+module in evaluation mode is taken to be so on purpose (a norm on its stored statistics, say) and stays so.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 def train_as_set(network: nn.Module) -> nn.Module:
-    """Training mode for a network that is in evaluation; one that is in training keeps every module's own mode."""
+    """Puts a network that is in evaluation mode into training mode. Other networks keep all modes as they are."""
     return network if network.training else network.train()
 
 
 def trainable(network: nn.Module, role: str, way_out: str = "") -> list[nn.Parameter]:
     """The parameters that require a gradient.
 
-    Raises ValueError where there are none; ``role`` is the network's name in the text, ``way_out`` ends it.
+    Raises ValueError where there are none. The text calls the network ``role`` and ends with ``way_out``.
     """
     found = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not found:
@@ -34,8 +34,7 @@ def trainable(network: nn.Module, role: str, way_out: str = "") -> list[nn.Param
 
 @contextmanager
 def held(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Within it these parameters, which require gradients, get none: the generator's step needs none of the
-    discriminator's."""
+    """Within it these parameters, which require gradients, get none. The generator's step holds the discriminator's."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -47,7 +46,7 @@ def held(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Within it the whole network is in training or in evaluation; afterwards each module is in the mode it had."""
+    """Within it the whole network is in training or evaluation mode. Afterwards each module has its own mode again."""
     before = [(module, module.training) for module in network.modules()]
     network.train(training)
     try:
@@ -58,7 +57,7 @@ def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
 
 
 class Buffers:
-    """The buffers of a model as they were when this was made: norms in training change them, and some forwards."""
+    """A copy of a model's buffers, which norms in training mode and some forwards change."""
 
     def __init__(self, model: nn.Module) -> None:
         self._kept = [

@@ -1,4 +1,4 @@
-"""Calls of a network that come from outside, whichever of its modules is called."""
+"""Hooks around those calls of a network that come from outside it, whichever of its modules is called."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Outermost:
     """Hooks of one network.
 
-    `enter(inputs, named) -> (inputs, named)`: the arguments of a call from outside, changed or not.
-    `leave(output) -> output`: what it gives back. `remove()` takes the hooks away.
+    `enter(inputs, named) -> (inputs, named)` sees the arguments of a call from outside and may change them.
+    `leave(output) -> output` sees the output of that call and may change it. `remove()` removes the hooks.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Outermost:
         return self.leave(output) if self.depth == 0 else None
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for hook in self.hooks:
             hook.remove()
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `function` of each tensor in it, inside tuples, lists and dicts too."""
+    """`value` with `function` applied to each tensor in it, also inside tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple | list):
@@ -55,8 +55,10 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 @contextmanager
 def autocast(dtype: torch.dtype | None, *networks: nn.Module | None) -> Iterator[None]:
-    """Within it, the networks compute in `dtype` what torch.autocast lets them, and give back float32: losses are taken
-    in full precision. `None` leaves them as they are."""
+    """Within it the networks run under torch.autocast to `dtype` and return float32: losses have full precision.
+
+    `None` leaves them as they are.
+    """
     if dtype is None:
         yield
         return

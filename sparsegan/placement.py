@@ -1,4 +1,4 @@
-"""Where networks are, and batches put where they are."""
+"""The device of networks, and batches moved to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .randomness import CPU
 
 
 def device_of(**networks: nn.Module | None) -> torch.device:
-    """The one device that these networks are on, each named as an error is to call it; the CPU for none with a tensor.
+    """The one device that these networks are on; the CPU where no network has a tensor.
 
-    Raises ValueError where they are on several.
+    Keywords name the networks in the text of the ValueError, which is raised where they are on several devices.
     """
     found: dict[torch.device, str] = {}
     for role, network in networks.items():
@@ -29,9 +29,9 @@ def device_of(**networks: nn.Module | None) -> torch.device:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """`batch`, tensors inside tuples, lists and dicts too, on `device`; as it is where it is there already.
+    """`batch` on `device`, with the tensors in tuples, lists and dicts; the same object where all are there already.
 
-    Copies to a GPU start from pinned memory, and nothing waits for them.
+    Copies to a GPU start from pinned memory, and the host does not wait for them.
     """
 
     devices: set[torch.device] = set()

@@ -1,6 +1,6 @@
-"""How far a long job is, and how long it will take: a bar on a terminal, lines where there is none.
+"""Progress of a long job: a bar on a terminal, one line from time to time elsewhere.
 
-Everything goes to standard error, so that a command's output stays its own.
+All of it goes to standard error, so that standard output has the results of a command only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Progress:
     """A context manager around a loop; each pass calls :meth:`advance`.
 
     Args:
-        title: what is done.
-        total: passes.
-        done: passes that an earlier run has done.
-        quiet: say nothing at all.
-        estimate: after two passes, say once how long all of it will take and how much memory it uses. The second pass
-            is the measure, for the first one also prepares what all others use.
+        title: the name of the job.
+        total: number of passes.
+        done: number of passes that an earlier run has done.
+        quiet: write nothing at all.
+        estimate: after two passes, write once how long the job will take and how much memory it uses. The second pass
+            is the measure, because the first one also does work once for all.
         every, clock, stream: seconds between lines, a clock in seconds, and where to write; for tests.
     """
 
@@ -72,7 +72,7 @@ class Progress:
         self._bar.__exit__(*raised)
 
     def advance(self, count: int = 1, figures: str = "") -> None:
-        """So many more passes are done; ``figures``: a few words on how they went."""
+        """Adds ``count`` passes; ``figures`` are a few words about them."""
         now = self._clock()
         self.done += count
         self._bar.update(self._task, advance=count, figures=figures)
@@ -88,14 +88,14 @@ class Progress:
             self.say(f"{words} ({figures})" if figures else words)
 
     def say(self, line: str) -> None:
-        """A line beside the bar, or alone; nothing if quiet."""
+        """Writes a line, above the bar where there is one; nothing if quiet."""
         if not self.quiet:
             self._bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
             self._stream.flush()
 
 
 def track(items: Iterable[Item], title: str, quiet: bool = False, total: int | None = None) -> Iterator[Item]:
-    """The items, one pass each."""
+    """Yields the items; each is one pass."""
     if total is None:
         items = items if isinstance(items, Sized) else list(items)
         total = len(items)
@@ -106,13 +106,13 @@ def track(items: Iterable[Item], title: str, quiet: bool = False, total: int | N
 
 
 def announce(line: str, quiet: bool = False) -> None:
-    """One line on standard error before something that takes long."""
+    """Writes one line to standard error, before something that takes long."""
     if not quiet:
         print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """In words, to two digits or so: ``8 seconds``, ``4 minutes``, ``2.5 hours``, ``3.1 days``."""
+    """A duration in words, to about two digits: ``8 seconds``, ``4 minutes``, ``2.5 hours``, ``3.1 days``."""
     for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -124,14 +124,14 @@ def _rate(rate: float) -> str:
 
 
 def _estimated(seconds: float, passes: int) -> str:
-    """By one pass of so many seconds."""
+    """The estimate for ``passes`` passes of ``seconds`` each."""
     memory = peak_memory()
     text = f"by the second step, about {seconds:.2g} seconds per step, {passes} steps: {duration(seconds * passes)}"
     return text if memory is None else f"{text}; {memory / 1e9:.2g} GB of memory so far"
 
 
 def peak_memory() -> int | None:
-    """Bytes, the most that this process has had resident; None where the system does not say."""
+    """The most bytes that this process has had resident; None where the system does not tell."""
     try:
         import resource
     except ImportError:

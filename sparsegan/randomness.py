@@ -1,8 +1,8 @@
-"""Random numbers: those of a batch, drawn once for all who use them; generators' states, kept, seeded and put back.
+"""Random numbers of a batch, drawn once for every user, and the states of random generators, kept, seeded and restored.
 
-Each device has a generator of its own: ``torch.randn(..., device="cuda")`` draws from the GPU's. What is to be the same
-twice is therefore drawn once and handed on (:class:`Draws`). Where a network draws within its own forward, the states
-of all devices that it is on are set back.
+Each device has a random generator of its own: ``torch.randn(..., device="cuda")`` draws from the GPU's. Numbers that
+two networks need alike are therefore drawn once and handed to both (:class:`Draws`). Where a network draws within its
+own forward, the states of all its devices are restored before the second network runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Gives what its second argument draws; its first one names the numbers.
+#: ``draw(name, function)`` returns the numbers that ``function()`` draws; the name tells them from others.
 Draw = Callable[[str, Callable[[], Tensor]], Tensor]
 
 #: The state of each device's generator.
@@ -27,19 +27,19 @@ CPU = torch.device("cpu")
 
 
 def afresh(name: str, draw: Callable[[], Tensor]) -> Tensor:
-    """New numbers at each asking."""
+    """A :data:`Draw` that draws new numbers at each call."""
     return draw()
 
 
 class Draws:
     """The random numbers of one batch, drawn once and used by every generator under comparison.
 
-    ``draws(name, draw)`` gives ``draw()`` at the first asking of a name, and the very same tensor at each later asking.
-    Raises RuntimeError where it was changed in place meanwhile.
+    ``draws(name, draw)`` returns ``draw()`` at the first call with a name, and the very same tensor at each later call.
+    It raises RuntimeError where that tensor was changed in place in between.
 
-    Numbers that nobody asks for by name (noise within a network's forward, dropout) come out the same too: the first
-    pass over the batch runs in `first`, each later one in `again`. Where the first pass drew such numbers, a later one
-    starts from the states of `devices` before the first; where it did not, no state is touched.
+    Unnamed numbers (noise within a network's forward, dropout) repeat too: the first pass over the batch runs in
+    `first`, each later pass in `again`. Where the first pass drew unnamed numbers, a later pass starts from the states
+    that `devices` had before the first pass. Otherwise no state is touched.
     """
 
     def __init__(self, devices: Iterable[torch.device] = (CPU,)) -> None:
@@ -69,14 +69,14 @@ class Draws:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """The pass that the others repeat runs within this block."""
+        """The first pass, which the others repeat, runs within this block."""
         self._before = self._last = states(self.devices)
         yield
         self._look()
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """One more pass with the numbers of the first runs within this block. Generators are put back afterwards."""
+        """One more pass with the first pass's numbers runs within this block. The states are restored afterwards."""
         if not self._unnamed:
             yield
             return
@@ -88,14 +88,14 @@ class Draws:
                 self._rewound = False
 
     def _look(self) -> None:
-        """Notes whether unnamed numbers were drawn since the last look."""
+        """Records whether unnamed numbers were drawn since the last look."""
         now = states(self._last)
         changed = (not torch.equal(state, now[device]) for device, state in self._last.items())
         self._unnamed = self._unnamed or any(changed)
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 where torch does not count."""
+    """torch's count of the in-place changes of a tensor; 0 for an inference tensor, which has no count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -114,7 +114,7 @@ def states(devices: Iterable[torch.device]) -> States:
 
 
 def set_states(kept: States) -> None:
-    """Go back to what `states` gave."""
+    """Restores states that `states` returned."""
     for device, state in kept.items():
         if device == CPU:
             torch.set_rng_state(state)
@@ -124,9 +124,9 @@ def set_states(kept: States) -> None:
 
 @contextmanager
 def undisturbed(devices: Iterable[torch.device] | None = None) -> Iterator[States]:
-    """Puts the generators of devices, by default of all in use, back at the end, as if nothing had been drawn within.
+    """Restores the states of `devices`, by default of all that are in use, at the end of the block.
 
-    Yields their states at the beginning.
+    Yields the states at its beginning.
     """
     kept = states(_all() if devices is None else devices)
     try:
@@ -137,7 +137,7 @@ def undisturbed(devices: Iterable[torch.device] | None = None) -> Iterator[State
 
 @contextmanager
 def repeated(kept: States) -> Iterator[None]:
-    """Within it, the numbers that were drawn after these states; afterwards generators go on from where they are."""
+    """Within it the generators draw the numbers that follow these states. Afterwards they go on as before the block."""
     with undisturbed(kept):
         set_states(kept)
         yield
@@ -145,9 +145,9 @@ def repeated(kept: States) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within it all devices draw from `seed`; afterwards they go on as before.
+    """Within it all devices draw from `seed`. Afterwards they go on as before the block.
 
-    An accelerator that nothing has used yet is left alone, for its first use costs seconds and memory.
+    An accelerator that nothing has used yet is left alone: its first use would cost seconds and memory.
     """
     devices = _all()
     with undisturbed(devices):
@@ -156,7 +156,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_devices(devices: Iterable[torch.device], seed: int) -> None:
-    """Have these devices' generators, and no other ones, draw from `seed`."""
+    """Seeds the random generators of these devices and of no other."""
     for device in devices:
         if device == CPU:
             torch.default_generator.manual_seed(seed)
@@ -164,11 +164,11 @@ def seed_devices(devices: Iterable[torch.device], seed: int) -> None:
             set_states({device: torch.Generator(device).manual_seed(seed).get_state()})
 
 
-# A run's, for its checkpoints
+# States in the checkpoints of a run
 
 
 def run_state(device: torch.device) -> dict[str, Any]:
-    """The states that training on a device draws from: those of Python, the CPU and the device."""
+    """The states that training on `device` draws from: those of Python, of the CPU and of the device."""
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
     if device != CPU and _module(device) is not None:
@@ -177,8 +177,9 @@ def run_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_run_state(state: dict[str, Any], device: torch.device, seed: int) -> None:
-    """Go back to what `run_state` gave. What a device of another type drew cannot go on here: `device` then draws from
-    `seed`, which one warning says.
+    """Restores what `run_state` returned.
+
+    The numbers of a device of another type cannot be continued: `device` is then seeded with `seed`, with one warning.
     """
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
@@ -208,7 +209,7 @@ def _all() -> list[torch.device]:
 
 
 def _module(device: torch.device) -> Any:
-    """torch's module for a kind of device, None where this machine has no such device or it has no generator."""
+    """torch's module for a kind of device; None where this machine has no such device, or the device no generator."""
     try:
         module = torch.get_device_module(device)
     except RuntimeError:  # the meta device, a backend that is not there
@@ -221,5 +222,5 @@ def _state(device: torch.device) -> Tensor:
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
-    """How a module's functions are told which device; torch.mps has one only, and takes no argument."""
+    """The arguments that tell a module's functions which device; torch.mps has one device and takes none."""
     return () if device.type == "mps" else (device,)

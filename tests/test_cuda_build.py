@@ -85,7 +85,9 @@ def library() -> Path:
 def kernels(library: Path) -> list[Kernel]:
     usage, found = functions(library, "--dump-resource-usage"), []
     for (architecture, name), lines in functions(library, "--dump-sass").items():
-        short = re.search(r"\d([a-z]+_[a-z]+)(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)", name)
+        # The name of the file, sparse_conv_cu, stands before the function's.
+        kernel, types = r"\d((?!sparse_conv_cu)[a-z]+(?:_[a-z]+)+)", r"(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)"
+        short = re.search(kernel + types, name)
         assert short, name
         resources = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(usage[architecture, name]))
         instructions = (re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][^\s;]*)", line) for line in lines)

@@ -1,4 +1,4 @@
-"""Multiply-accumulates, bytes and measured times of a model. ``profiling.info`` tells of the build and the machine."""
+"""Multiply-accumulates, bytes and measured times of a model; ``info`` has the build and the machine at hand."""
 
 from .layers import LayerProfile, ProfileReport, profile, tune
 from .macs import LayerMacs, MacsReport, count_macs, training_bytes

@@ -108,6 +108,18 @@ def by_sparsity(results: Results) -> str:
     return markdown(head, rows, _how(results, TASKS))
 
 
+def changes(results: Results, technique: str, sparsity: float) -> dict[str, str]:
+    """By what a task's images are: the change of their Fréchet distance against the dense generator's."""
+    found = {}
+    for task, views in VIEWS.items():
+        for view, text in views.items():
+            dense, pruned = _dense(results, task, view), Cell.of(results, Row(task, technique, sparsity))
+            mean = pruned.mean("scores", view, "fid")
+            if dense and mean:
+                found[text] = change(mean / dense)
+    return found
+
+
 def in_short(results: Results) -> str:
     """What a reader wants first: 90 %, every task, beside the paper's change."""
     rows = []
@@ -124,7 +136,7 @@ def in_short(results: Results) -> str:
     head = ["90 %", "dense", TECHNIQUES["one-shot"].text, "equations 7-9", "L_F", "L_F, larger batches"]
     head += ["forward", "the paper's 7-9"]
     below = f"Fréchet distances, each task's own features and images; forward: {FORWARD}. Measured by `sparsegan study "
-    return markdown(head, rows, below + "paper-table2`; [docs/study.md](docs/study.md) has the rest.")
+    return markdown(head, rows, below + "paper-table2`; [study.md](study.md) has the rest.")
 
 
 def classes(task: str) -> Callable[[Results], str]:
