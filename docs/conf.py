@@ -24,7 +24,7 @@ autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 nitpicky = True
 # In signatures: types of other packages, type variables, and classes that no user makes.
-inside = r"calls|derived|engine\.(compiler|gpu|memory|steps|values)"
+inside = r"calls|nn\.plan_cache|engine\.(compiler|gpu|memory|steps|values)"
 nitpick_ignore_regex = [
     ("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Self|Setting)|sparsegan\.({inside})\..*"),
     ("py:obj", r"typing\.Literal.*"),

@@ -286,7 +286,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
     options = {"granularity": granularity, "exclude": exclude, "seed": 5, "run": QUIET, **SMALL}
     compressor = baseline(name, generator, judge, dcgan.objective, steps=steps, sparsity=0.9, every=3, **options)
     for _, layer in sparse_layers(compressor.task.student):
-        layer.kernel = "sparse"  # at any sparsity
+        layer.backend = "sparse"  # at any sparsity
     loader = Batches(images(dtype), 4)
     ours = compressor.fit(loader)
 

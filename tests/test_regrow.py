@@ -53,12 +53,12 @@ def assert_same_bits(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @given(convolutions(), st.sampled_from(["sparse", "dense"]), st.sampled_from([1.0, 0.2]), st.booleans())
 def test_dense_gradients_are_those_of_the_dense_layer_and_change_nothing_else(
-    problem: tuple[nn.Module, Tensor, str], kernel: str, slope: float, batched: bool
+    problem: tuple[nn.Module, Tensor, str], backend: str, slope: float, batched: bool
 ) -> None:
     dense, x, _ = problem
     x = x if batched else x[0]
     layer = sparsify(nn.Sequential(copy.deepcopy(dense)), 0.6)
-    layer[0].kernel, layer[0].negative_slope = kernel, slope
+    layer[0].backend, layer[0].negative_slope = backend, slope
     twin = layer[0].to_dense()
     gy = torch.randn(layer(x).shape, dtype=x.dtype)
 
@@ -100,7 +100,7 @@ def test_second_derivatives_count_and_gradients_that_are_only_asked_for_do_not()
         (y.mean() + slope.square().sum()).backward()
 
     for layer in (net[0], net[2], net[4]):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     with dense_gradients(net) as gradients:
         gradients_of(net, x, penalty)
     gradients_of(twin, x, penalty)

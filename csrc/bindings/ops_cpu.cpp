@@ -162,7 +162,7 @@ sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const
 }
 
 sparsegan::OutputActivation checked_curve(const char* op, int64_t curve) {
-  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kOutputActivations, "sparsegan::", op, ": curve is ", curve,
+  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kOutputActivations, "sparsegan::", op, ": output_activation is ", curve,
                   "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
   return static_cast<sparsegan::OutputActivation>(curve);
 }

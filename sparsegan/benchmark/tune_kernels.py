@@ -87,25 +87,25 @@ class Case:
 
         def sparse_conv(blocks: Blocks) -> Callable[[], Any]:
             launch = sparse_conv_launch(*common, False, 1.0, blocks)
-            if launch.shares == 1:
+            if launch.partial_sums == 1:
                 tensors = (x, values, values, y, plan)
                 return lambda: sparse_conv_kernel[launch.programs, 1](*tensors, *launch.numbers, **launch.constants)
-            shares = torch.empty(launch.shares, *y.shape, device="cuda")
+            partial_sums = torch.empty(launch.partial_sums, *y.shape, device="cuda")
 
             def call() -> Any:
-                tensors = (x, values, values, shares, plan)
-                sparse_conv_kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
-                return shares.sum(0)
+                tensors = (x, values, values, partial_sums, plan)
+                sparse_conv_kernel[launch.programs, launch.partial_sums](*tensors, *launch.numbers, **launch.constants)
+                return partial_sums.sum(0)
 
             return call
 
         def wgrad(blocks: Blocks) -> Callable[[], Any]:
             launch = wgrad_launch(*common, blocks)
-            shares = torch.empty(launch.shares, units * d.width, device="cuda")
+            partial_sums = torch.empty(launch.partial_sums, units * d.width, device="cuda")
 
             def call() -> Any:
-                wgrad_kernel[launch.programs,](y, x, shares, plan, *launch.numbers, **launch.constants)
-                return shares.sum(0)
+                wgrad_kernel[launch.programs,](y, x, partial_sums, plan, *launch.numbers, **launch.constants)
+                return partial_sums.sum(0)
 
             return call
 
@@ -156,7 +156,7 @@ def write(table: dict[Key, tuple[int, int, int, int, int]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=420, help="begin no layer after so long")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="fp16 shares its rows with bf16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="fp16 partial_sums its rows with bf16")
     parser.add_argument("--again", action="store_true", help="measure what the table has already, too")
     arguments = parser.parse_args()
     start, table = time.monotonic(), {} if arguments.again else dict(tuned_table.TABLE)

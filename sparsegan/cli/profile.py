@@ -1,4 +1,4 @@
-"""Show every layer of a compressed generator: MACs, which kernel runs and why, dense and sparse time."""
+"""Show every layer of a compressed generator: MACs, which backend runs and why, dense and sparse time."""
 
 from __future__ import annotations
 

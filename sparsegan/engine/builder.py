@@ -161,7 +161,7 @@ class Builder:
             choice = dispatch.choose(call)
         else:
             choice = dispatch.Choice(pinned, "set on the layer")
-        if choice.kernel == "dense":
+        if choice.backend == "dense":
             return self._dense(value, layer, name, shape, weights, choice.why)
         taps = self.layers.taps(name, layer, norm, geometry)
         step = SparseConvStep(
@@ -255,7 +255,7 @@ class Builder:
 
 def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int, int]] | None:
     """Mode, and rows and columns before x, of a layer's own padding and a deferred one; None where they do not mix."""
-    own = layer._padding_before()
+    own = layer.padding_before()
     if deferred is None:
         return layer.padding_mode, own
     none = all(p == 0 for p in own) and layer.padding != "same"

@@ -17,6 +17,7 @@ from ..calls import Call
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
 from ..ops import native
+from ..renamed import renamed_attribute
 from . import tiling
 from .arena import plan_arena
 from .base import BaseEngine
@@ -45,12 +46,13 @@ class StepTime:
     """
 
     name: str
-    kernel: str
+    backend: str
     shape: tuple[int, ...]
     fused: tuple[str, ...]
     why: str
     ms: float
     multiply_ms: float
+    kernel = renamed_attribute("kernel", "backend")
 
 
 @dataclass(eq=False)
@@ -111,7 +113,7 @@ class Engine(BaseEngine):
         return [
             Fallback(step.name, self._opaque.get(step.name, step.why))
             for step in self.steps()
-            if step.kernel == "torch"
+            if step.backend == "torch"
         ]
 
     def _run(self, program: Compiled, call: Call) -> Any:
@@ -215,7 +217,7 @@ class Engine(BaseEngine):
         for step, own in zip(program.steps, times, strict=True):
             ms, multiply = (sorted(one[place] for one in own[1:])[len(own[1:]) // 2] for place in (0, 1))
             shape = step.writes[0].shape if step.writes else ()
-            rows.append(StepTime(step.name, step.kernel, shape, tuple(step.fused), step.why, ms, multiply))
+            rows.append(StepTime(step.name, step.backend, shape, tuple(step.fused), step.why, ms, multiply))
         return rows
 
     def _call_or_example(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -251,12 +253,12 @@ class Engine(BaseEngine):
         rows = self.profile()
         total = sum(row.ms for row in rows)
         outside = 1 - sum(row.multiply_ms for row in rows) / total
-        lines = [f"{'step':<34}{'kernel':<11}{'output':<20}{'ms':>9}{'share':>7}  with, why"]
+        lines = [f"{'step':<34}{'backend':<11}{'output':<20}{'ms':>9}{'share':>7}  with, why"]
         for row in rows:
             with_what = ", ".join(row.fused)
             note = "; ".join(part for part in (with_what, row.why) if part)
             shape = "x".join(map(str, row.shape))
-            lines.append(f"{row.name:<34}{row.kernel:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
+            lines.append(f"{row.name:<34}{row.backend:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
         memory = self.memory()
         lines.append(
             f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it not "

@@ -27,7 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..copying import bake, copy_model
+from ..copying import bake, copy_model, plain_weight
 from ..nn.granularity import (
     as_units,
     by_layer,
@@ -38,7 +38,7 @@ from ..nn.granularity import (
     mask_of,
     units_of,
 )
-from ..nn.layer import SparseConv, SparseConvTranspose2d, plain_weight
+from ..nn.layer import SparseConv, SparseConvTranspose2d
 from ..randomness import devices_of, repeated, states
 from ..renamed import renamed_names
 from .prunable import prunable_layers
