@@ -134,7 +134,7 @@ def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> No
     assert CompressionConfig(Mine(_network=len)).to_dict()["loss"] == {"kind": "Mine", "weight": 2.0}
     for loss, words in (
         (Mine(weight=len), "loss has weight=<built-in function len>, which cannot be written as JSON"),
-        (NoDataclass(), "loss is a NoDataclass, of which no settings can be written; it must be a dataclass"),
+        (NoDataclass(), "loss is a NoDataclass, whose settings cannot be written; it must be a dataclass"),
     ):
         config, both = CompressionConfig(loss), small_gan()
         Compressor(*both, dcgan.objective, OneShot(1), config)  # nothing is to be written

@@ -1,19 +1,20 @@
-"""Every way of compressing a generator that is compared here, by name: configurations of the one loop in `compressor`.
+"""The recipes: all ways of compressing a generator that are compared here, as configurations of `Compressor`.
 
-The letters are the rows of the table in the paper (arXiv 2007.01491) whose recipe it is; c2 and what has no letter
-answer its reviewers. Where the paper leaves a row open, or a technique was made for something other than pruning, the
-reading is this one:
+A recipe's letter is its row in the table of the paper (arXiv 2007.01491). Recipe c2 and the recipes without a letter
+answer the paper's reviewers. The paper leaves some rows open, and some techniques were not made for pruning. The
+choices here:
 
-- g, h, i, m, n compare images by their mean absolute difference, k, as its authors do, by the mean squared one.
-- j: the discriminator takes the original's images for real beside the real ones, and so learns to tell the original's
-  from the student's (Wang, Xu, Xu and Tao, "Adversarial Learning of Portable Student Networks", AAAI 2018). The student
-  is an untrained network of the original's shape, pruned gradually.
-- l: the discriminator is never asked, as in its authors' method; see `loss` for what differs from that.
-- m: QGAN (Wang et al., arXiv 1901.08263) alternates expectation and maximization to quantize; here `Rounds` alternates
-  between the choice of what is dropped, in both networks, and training what is kept.
-- n: both networks along the same gradual schedule (after Liu et al., arXiv 1802.09153, who keep the two in balance).
-- f: an untrained network of the original's shape; c and c2: one that is narrower throughout, with as many parameters as
-  the pruned one keeps.
+- g, h, i, m, n: the distance of two images is their mean absolute difference. k: the mean squared difference, as in
+  its authors' method.
+- j: the discriminator learns to take both the real images and the original's images for real. It thereby learns to
+  tell the original's images from the student's (Wang, Xu, Xu and Tao, "Adversarial Learning of Portable Student
+  Networks", AAAI 2018). The student is an untrained network of the original's shape, pruned gradually.
+- l: the discriminator is never called, as in its authors' method. The text of `losses` states the remaining difference.
+- m: QGAN (Wang et al., arXiv 1901.08263) alternates expectation and maximization to quantize. Here `Rounds` alternates
+  between choosing the weights to drop, in both networks, and training the kept weights.
+- n: both networks follow the same gradual schedule (after Liu et al., arXiv 1802.09153, who keep the two in balance).
+- f: the generator is an untrained network of the original's shape. c and c2: the generator is a dense network that is
+  narrower throughout and has as many parameters as the pruned network keeps.
 """
 
 from __future__ import annotations
@@ -34,24 +35,29 @@ from .compressor import Compressor
 from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
-#: The weight of the distance between images beside the GAN's own loss: CycleGAN's for its cycle.
+#: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row. `row`: its letter.
+    """One way of compressing a generator. `text` describes it; `row` is its letter, "" where it has none.
 
-    `start`: the generator is a copy of the "dense" one, or an untrained ("fresh") one of its shape, or an untrained
-    "small" dense one. `pruning`: "gradual" along the run, "one-shot" at its start, in "rounds", or "none". `fine_tune`:
-    train at all.
-    What is minimised: `matched`, equations 7-9, with `stop_gradient` and `discriminator_gradient` as `loss` has them;
-    `features`, L_F and the GAN's distances in their place, batch norms on their stored statistics, contrast matched at
-    the end; `own`, the
-    GAN's own generator loss; `outputs`, the images' distance to the original's, "l1" or "mse"; `intermediate`, that of
-    the generators' activations.
-    `fresh_discriminator`: untrained, or the trained one. `discriminator_mode`, `prune_discriminator`,
-    `original_as_real`: as in `CompressionConfig`.
+    `start`: "dense" starts from a copy of the trained generator, "fresh" from an untrained generator of the same shape,
+    "small" from an untrained smaller dense generator.
+    `pruning`: "gradual" over the run, "one-shot" at its start, "rounds" as in `Rounds`, or "none".
+    `fine_tune`: False trains nothing.
+
+    The loss:
+    `matched`: equations 7-9. `stop_gradient` and `discriminator_gradient` are as in `SelfSupervisedLoss`.
+    `features`: L_F and the GAN's distances take the place of equations 7-9. Batch norms then use their stored
+    statistics, and the contrast is matched at the end.
+    `own`: the GAN's own generator loss.
+    `outputs`: the distance of the images to the original's images, "l1" or "mse"; "" for none.
+    `intermediate`: the distance of the generators' activations.
+
+    `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
+    `discriminator_mode`, `prune_discriminator`, `original_as_real`: as in `CompressionConfig`.
     """
 
     text: str
@@ -74,10 +80,10 @@ class Recipe:
     def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
         """The recipe's configuration.
 
-        `loss`: a `SelfSupervisedLoss` with settings of equations 7-9, for a recipe that matches; for others, nothing
-        but the recipe's own. `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing has its own
-        granularity, exclude and allocation. Raises ValueError for a setting that differs from the recipe's, and as
-        `CompressionConfig` does.
+        `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`. Other recipes
+        accept only the loss that they define. `settings`: more fields of `CompressionConfig`. A recipe that prunes
+        nothing replaces the settings granularity, exclude and allocation by its own. Raises ValueError for a setting
+        that contradicts the recipe, and where `CompressionConfig` does.
         """
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
@@ -91,7 +97,7 @@ class Recipe:
         return CompressionConfig(**(defaults | settings | dense | decided))
 
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
-        """The recipe's schedule. `every`: steps between two prunings, where they are gradual."""
+        """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
         if self.pruning == "gradual":
             return GradualPruning(steps, sparsity, every=every)
         if self.pruning == "rounds":
@@ -222,7 +228,7 @@ RECIPES = {
     ),
 }
 
-#: A row's letter to the recipe's name.
+#: From the letter of a row to the name of its recipe.
 ROWS = {recipe.row: name for name, recipe in RECIPES.items() if recipe.row}
 
 
@@ -243,15 +249,16 @@ def baseline(
     run: RunConfig | None = None,
     **settings: Any,
 ) -> Compressor:
-    """The compressor of a recipe of `RECIPES`.
+    """A `Compressor` for the recipe `name` of `RECIPES`.
 
-    `steps`: fine-tuning steps. `fresh`, `fresh_generator`: make an untrained discriminator and generator, for the
-    recipes that start from one. `small`: makes an untrained dense generator with about as many parameters as its
-    argument says (see `of_size`), for the recipes that compare with one. `every`: steps between two prunings, where
-    they are gradual. `rounds`: prune in `Rounds` instead.
-    `loss`, `settings`: as in `Recipe.config`; the settings are the same for every recipe under comparison.
-    `run`: as in `Compressor`, its title that of the recipe by default.
-    Raises ValueError for an unknown name, and when what a recipe starts from is None.
+    `steps`: fine-tuning steps.
+    `fresh`, `fresh_generator`: functions that make an untrained discriminator and an untrained generator, for the
+    recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
+    wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
+    `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
+    `loss`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
+    `run`: as in `Compressor`; the default of its title is the recipe's name.
+    Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r} is not known; it must be one of {', '.join(RECIPES)}")
@@ -274,7 +281,9 @@ def baseline(
         if recipe.start == "small" and small is not None:
             split = {key: settings[key] for key in ("granularity", "exclude", "allocation") if key in settings}
             if "*" in split.get("exclude", ()):
-                raise ValueError(f"exclude has '*'; recipe {name!r} takes the size of what is left without it")
+                raise ValueError(
+                    f"exclude has '*', which leaves nothing to prune; recipe {name!r} needs the pruned generator's size"
+                )
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
@@ -282,7 +291,7 @@ def baseline(
 
 
 def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:
-    """Parameters of a generator pruned to `sparsity`; `how`: its granularity, exclude, allocation."""
+    """The number of parameters of `generator` after pruning to `sparsity`. `how`: granularity, exclude, allocation."""
     targets = Targets.of(generator, sparsity, **how)
     split = {key: how[key] for key in ("granularity", "exclude") if key in how}
     pruned = sparsify(copy_model(generator), targets.layers, **split)
@@ -290,10 +299,10 @@ def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:
 
 
 def of_size(make: Callable[[int], nn.Module], parameters: int, widest: int) -> nn.Module:
-    """`make(width)` for the width from 1 to `widest` at which the network's parameters come nearest to `parameters`.
+    """The network `make(width)` whose number of parameters comes nearest to `parameters`, for widths 1 to `widest`.
 
-    `make` gives a network that has the more parameters the wider it is, for example
-    `lambda width: dcgan.Generator(ngf=width)`. Raises ValueError for numbers below 1.
+    The number of parameters of `make(width)` must grow with the width, as for `lambda width:
+    dcgan.Generator(ngf=width)`. Raises ValueError for `parameters` or `widest` below 1.
     """
     if parameters < 1 or widest < 1:
         raise ValueError(f"parameters is {parameters} and widest is {widest}; both must be at least 1")
@@ -303,7 +312,7 @@ def of_size(make: Callable[[int], nn.Module], parameters: int, widest: int) -> n
             return sum(parameter.numel() for parameter in make(width).parameters())
 
     low, high = 1, widest
-    while low < high:  # the narrowest with at least as many
+    while low < high:  # finds the narrowest network with at least `parameters` parameters
         middle = (low + high) // 2
         low, high = (low, middle) if size(middle) >= parameters else (middle + 1, high)
     return make(min((max(1, low - 1), low), key=lambda width: abs(size(width) - parameters)))

@@ -1,4 +1,4 @@
-"""Two generators before one discriminator: the scores that a loss compares."""
+"""The scores of two generators by one discriminator, which a loss compares."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
 from .losses import GeneratorLoss, Scores, SelfSupervisedLoss
 
-#: What a generator made of a batch, and its activations on the way, where a loss matches those.
+#: The output of a generator for a batch, and its activations where the loss matches activations.
 Made = tuple[Any, list[Tensor]]
 
 
 class Comparison:
-    """Another generator beside `original`, both before one discriminator: the scores that a loss asks for.
+    """Computes the scores that `loss` needs, of any generator and of `original`, by one discriminator.
 
-    `feature_layers`: names of the discriminator's modules that a loss of features looks at; by default, all its
-    activations.
+    `feature_layers`: names of the discriminator's modules whose outputs are its features. By default they are all its
+    activation modules.
     """
 
     def __init__(
@@ -44,11 +44,12 @@ class Comparison:
     def compare(
         self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, noise: Draws
     ) -> tuple[Scores, Scores | None]:
-        """Scores of what `generator` made, `ours`, and of what the original makes of the same batch and random numbers.
+        """The scores of `generator` and of the original for the same batch and random numbers.
 
-        `theirs`: the latter, if it is there already. `noise`: the random numbers that `ours` was made from.
+        `ours`: what `generator` made of `batch` from `noise`. `theirs`: what the original made of them; None to have
+        it made here. The original's scores are None where the loss does not need them.
         """
-        draws = Draws(noise.devices)  # a penalty's coefficient
+        draws = Draws(noise.devices)  # the coefficient of a gradient penalty: the same for both generators
         with draws.first():
             compressed = self._scores(generator, *ours, batch, draws)
         if self.original is None or not self.loss.matches:
@@ -58,12 +59,12 @@ class Comparison:
             return compressed, self._scores(self.original, *theirs, batch, draws)
 
     def generate(self, generator: nn.Module, batch: Any, noise: Draws) -> Made:
-        """A fake from `noise`, drawn by it first, and the activations on its way where the loss matches those."""
+        """The generator's output, and its activations where the loss matches them. The first pass that uses `noise`."""
         with noise.first():
             return self._made(generator, batch, noise)
 
     def generate_again(self, generator: nn.Module, batch: Any, noise: Draws, with_graph: bool = False) -> Made:
-        """:meth:`generate` from noise that is drawn already."""
+        """The same as :meth:`generate`, from the numbers of `noise` that an earlier pass has drawn."""
         with torch.set_grad_enabled(with_graph), noise.again():
             return self._made(generator, batch, noise)
 
@@ -74,7 +75,7 @@ class Comparison:
             return drawing(self.objective, noise).generate(generator, batch), found
 
     def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
-        """What the loss needs: terms of both kinds and features where it looks at them, images and activations."""
+        """The images, the activations, and those of the terms and features that the loss needs."""
         scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.objective, draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
@@ -93,11 +94,11 @@ def gap(
     loss: GeneratorLoss | None = None,
     seed: int = 0,
 ) -> Callable[[nn.Module], float]:
-    """A measure of how far other generators are from `generator`, for `sparsegan.pruning.allocation.sensitivity`.
+    """A function that measures how far another generator is from `generator`.
 
-    Returns a function of a generator of the same kind: the mean over `batches` of `loss` (by default equations 7-9)
-    under the frozen `discriminator`, each time with the same noise. No network is trained; those handed in stay.
-    Raises ValueError for no batches.
+    The function takes a generator of the same kind. It returns the mean of `loss` (by default equations 7-9) over
+    `batches`, under the frozen `discriminator` and with the same noise at each call. No network is trained or changed.
+    `sparsegan.pruning.allocation.sensitivity` takes this function. Raises ValueError where `batches` is empty.
     """
     if not batches:
         raise ValueError("batches is empty; at least one is needed")
@@ -109,7 +110,7 @@ def gap(
 
     def measure(network: nn.Module) -> float:
         total, devices = 0.0, devices_of(network, judge)
-        with seeded(seed), torch.enable_grad():  # a gradient penalty differentiates
+        with seeded(seed), torch.enable_grad():  # a gradient penalty needs a graph
             for batch in batches:
                 noise = Draws(devices)
                 scores = both.compare(network, both.generate(network, batch, noise), None, batch, noise)
@@ -132,7 +133,7 @@ def _activations(network: nn.Module, role: str) -> list[nn.Module]:
 
 @contextmanager
 def outputs_of(layers: Sequence[nn.Module], found: list[Tensor]) -> Iterator[None]:
-    """Within it, what the layers put out is appended to `found`, in the order of their calls."""
+    """Within it, each output of `layers` is appended to `found`, in the order of the calls."""
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output: found.append(ranks.joined(output)))
         for layer in layers
@@ -148,5 +149,5 @@ def feature_layers_of(discriminator: nn.Module, names: Sequence[str]) -> list[nn
     modules = dict(discriminator.named_modules())
     unknown = [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(f"feature_layers has {unknown[0]!r}; the discriminator has no module of that name")
+        raise ValueError(f"feature_layers has {unknown[0]!r}; it must be names of the discriminator's modules")
     return [modules[name] for name in names] or _activations(discriminator, "discriminator")

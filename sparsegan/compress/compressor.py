@@ -1,4 +1,4 @@
-"""Prune a trained GAN's generator gradually on its compressed weights, and fine-tune it on the way."""
+"""The `Compressor`: prunes a trained GAN's generator gradually, and fine-tunes it on its compressed weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from .config import CompressionConfig, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 
-#: Fields that run folders of earlier versions lack: where one of them is not set, such a run goes on.
+#: Fields that run folders of earlier versions lack. They are left out of a run's settings while they are 0 or False,
+#: so that a run of an earlier version can be resumed.
 LATER_FIELDS = ("regrow", "rewind", "ema")
 
 
 @dataclass(frozen=True)
 class Result:
-    """`generator`: the compressed generator. `history`: every step's figures. `optimizer`: the generator's."""
+    """The compressed `generator`, the `history` of every step's figures, and the generator's `optimizer`."""
 
     generator: nn.Module
     history: list[dict[str, float]]
@@ -42,29 +43,29 @@ class Result:
 
 
 class Compressor:
-    """Compress a copy of `generator`, or of `student`; the networks handed in stay as they are.
+    """Compresses a copy of `generator`, or of `student`. The networks that are passed in are not changed.
 
-    Every step: prune to the schedule's sparsity (a layer's smallest units go, and none comes back unless `regrow` lets
-    it); make fakes; let the discriminator's copy take a step of its ordinary loss on them; let the generator take a
-    step of its loss.
+    Each step prunes to the schedule's sparsity: each layer drops its smallest units, and dropped units stay dropped
+    unless `regrow` is set. The step then makes fakes, updates a copy of the discriminator on them by its ordinary loss,
+    and updates the generator by `config.loss`.
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
     `config`: all other settings that decide the result. `run`: the run folder, checkpoints and progress.
-    `student`: what is compressed and trained instead of a copy of `generator`, which the loss still compares with.
+    `student`: the network to compress in place of `generator`. The loss still compares with `generator`.
 
-    A run folder's config.json holds schedule, configuration and `run.settings`, and a resumed run must have the same;
-    its compression.json holds the configuration alone, for `CompressionConfig.from_dict` and `sparsegan compress
-    --config`.
+    The file config.json in the run folder holds the schedule, the configuration and `run.settings`. A resumed run must
+    have the same. The file compression.json holds only the configuration, for `CompressionConfig.from_dict` and
+    `sparsegan compress --config`.
 
-    Parameters that do not require a gradient stay as they are, those of a frozen convolution that is not excluded are
-    pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those
-    that are in training, a module in evaluation stays there (a norm on its stored statistics, say).
+    Frozen parameters (requires_grad is False) stay as they are. A frozen convolution that is not excluded is pruned and
+    not trained, with one warning. A network in evaluation mode is put into training mode. In a network in training
+    mode, modules in evaluation mode stay so (a norm on its stored statistics, for example).
 
-    Networks stay on the device that they are on, one for all, and batches are moved there.
-    In a process group (`torchrun`) each step's work is divided among the processes, with the result of one process; see
-    `training.ranks`. Rank 0 writes.
-    Raises ValueError for values out of range, for networks on several devices, and for a network to be trained of which
-    everything is frozen.
+    All networks must be on one device and stay there. Batches are moved to it.
+    In a process group (`torchrun`) each step's work is divided among the processes, and the result is that of one
+    process; see `training.ranks`. Only rank 0 writes files.
+    Raises ValueError for values out of range, for networks on several devices, and for a network that should be trained
+    but is completely frozen.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Compressor:
         compared = config.loss.matches or config.original_as_real
         if config.contrast and schedule.steps > 0 and not compared:
             kind = type(config.loss).__name__
-            raise ValueError(f"contrast needs a loss that looks at the original generator; {kind}() does not")
+            raise ValueError(
+                f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
+            )
         self.config, self.run_config, self.schedule = config, run, schedule
 
         start = generator if student is None else student
@@ -118,11 +121,11 @@ class Compressor:
             adam(trainable(student, "generator"), config.generator_lr),
             adam(trainable(judge, "discriminator", why), config.discriminator_lr) if updated else None,
         )
-        # Last: a refused argument leaves no folder behind.
+        # The folder is made last, so that a refused argument leaves none behind.
         self.run = None if run.run_dir is None else self._open(run)
 
     def _open(self, asked: RunConfig) -> Run:
-        """The run folder, with the configuration in it."""
+        """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
         settings = {name: value for name, value in config.items() if value or name not in LATER_FIELDS}
@@ -133,9 +136,9 @@ class Compressor:
         return run
 
     def fit(self, loader: Iterable[Any]) -> Result:
-        """Run the schedule over `loader`'s batches (endlessly repeated) and return the compressed generator.
+        """Run the schedule over the batches of `loader`, which is repeated endlessly. Returns a `Result`.
 
-        Raises training.Diverged when a term is not finite or too large, ValueError for an empty loader or for
+        Raises training.Diverged where a term is not finite or above `run.limit`, ValueError for an empty loader and for
         discriminator terms that give the generator no gradient.
         """
         networks = (self.task.student, self.task.original, self.task.discriminator)
@@ -168,10 +171,13 @@ class Compressor:
         return Result(student, history, self.task.optimizer)
 
     def _match_contrast(self, student: nn.Module, original: nn.Module, batches: list[Any]) -> None:
-        """Each kind of image on its own: one that is named as a part of the generator comes out of that part."""
+        """Match the contrast of each kind of image separately, on the child module of that name or else on `student`.
+
+        A generator such as CycleGAN's has one child module for each kind of image.
+        """
 
         def images(net: nn.Module) -> dict[str, Tensor]:
-            """For `batches`, from the same noise at every call."""
+            """All images of `net` for `batches` by kind, from the same noise at every call."""
             with seeded(self.config.seed), torch.no_grad():
                 made = [images_in(self.task.objective.generate(net, batch)) for batch in batches]
             return {name: torch.cat([one[name] for one in made]) for name in made[0]}
@@ -182,7 +188,7 @@ class Compressor:
 
         names = list(images(original))
         if not names:
-            raise ValueError("contrast needs an objective whose generate gives images [N, C, H, W]")
+            raise ValueError("contrast is set and objective.generate gives no images; it must give images [N, C, H, W]")
         for name in names:
             match(name)
 
@@ -191,7 +197,7 @@ def _say_frozen(student: nn.Module) -> None:
     frozen = [name for name, layer in sparse_layers(student) if not layer.values.requires_grad]
     if frozen:
         warnings.warn(
-            f"frozen convolutions (requires_grad is False) are pruned like the others, and what is kept of them is not "
+            f"frozen convolutions (requires_grad is False) are pruned like the others, and their kept weights are not "
             f"trained: {', '.join(frozen)}. Name them in exclude to keep them dense",
             stacklevel=3,
         )

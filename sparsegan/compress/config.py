@@ -1,4 +1,4 @@
-"""The settings of a compression run: what decides its result, and how the run is kept and watched."""
+"""The settings of a compression run: those that decide its result, and those of its folder and progress."""
 
 from __future__ import annotations
 
@@ -21,49 +21,50 @@ DiscriminatorMode = Literal["updated", "frozen", "none"]
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """All that decides a compressed generator, beside the networks, the objective and the schedule.
+    """All settings that decide the compressed generator, beside the networks, the objective and the schedule.
 
-    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
-    `PlainLoss()`. A loss with running averages keeps them, so each run needs a loss of its own.
+    `loss`: the loss of the generator: `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
+    `PlainLoss()`. A loss with running averages holds them itself, so each run needs a separate loss.
 
-    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
-    along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
+    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at the start, other
+    layers along the schedule. A "2:4" layer needs sparsity 0.5, so the schedule must end there if the allocation gives
+    each layer the schedule's sparsity.
     `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
-    "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer is
-    always as far on its way as the schedule is on its own.
-    `regrow`: fraction of a layer's kept weights that change places with absent ones, at first; 0 for never. From the
-    first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude go and
-    those of largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.pruning.regrow`).
-    The fraction falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the
-    run. Granularity "element" only; a pruned discriminator's weights stay dropped.
+    "global-normalized", or a dict of sparsities by layer, as from `sparsegan.pruning.allocation.sensitivity`. At each
+    step all layers have reached the same fraction of their last sparsity, which is the schedule's fraction.
+    `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
+    the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) the weights of smallest magnitude
+    are dropped, and the absent weights of largest gradient are added with value 0. This is RigL (Evci et al.,
+    arXiv 1911.11134; see `sparsegan.pruning.regrow`). The fraction is `regrow / 2 * (1 + cos(pi * step / end))`, which
+    reaches 0 at `end`, three quarters of the run. Granularity "element" only. A pruned discriminator does not regrow.
 
-    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
-    mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
-    `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
-    `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes: it learns
-    to take those for real, and so to tell the two generators apart.
+    `discriminator_mode`: "updated" (trained by its own loss on the compressed generator's fakes), "frozen" (not trained
+    and in evaluation mode, a fixed function of an image) or "none" (not used; the loss must not need a discriminator).
+    `prune_discriminator`: prune the discriminator too, along the same schedule, by single weights, uniformly.
+    `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes. It thereby
+    learns to take them for real, and to tell the two generators apart.
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
 
-    `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
-    image then has no noise from the rest of the batch.
+    `stored_statistics`: the compressed generator's batch norms use their stored statistics and do not update them. The
+    other images of a batch then add no noise to the comparison of two images.
     `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
 
-    `generator_lr`, `discriminator_lr`, `betas`: Adam's.
-    `generator_every`: discriminator steps per generator step, n_critic.
-    `decay`: both rates fall linearly to 0 over the second half of the run.
-    `rewind`: with a decay, both rates start anew at every pruning and fall over the second half of the stretch up to
-    the next one (Renda et al., arXiv 2003.02389).
-    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
-    `sparsegan.Average`.
-    `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
-    part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
-    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are. With
-    torch.float16 losses are scaled for the backward pass; see `training.scaling`.
-    `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
-    generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
+    `generator_lr`, `discriminator_lr`, `betas`: the learning rates and betas of Adam.
+    `generator_every`: discriminator steps per generator step (n_critic).
+    `decay`: both learning rates fall linearly to 0 over the second half of the run.
+    `rewind`: needs `decay`. Both learning rates are reset at every pruning and fall over the second half of the stretch
+    up to the next pruning (Renda et al., arXiv 2003.02389).
+    `ema`: the decay of a moving average of the compressed generator's weights. The average is then the result. 0 for
+    none. See `sparsegan.Average`.
+    `accumulate`: the number of parts of a batch. They are processed one after the other and their gradients are added,
+    which saves memory. Norms and the ratios of the loss see each part as a batch, so the result differs a little.
+    `autocast`: the dtype in which the networks compute, torch.bfloat16 or torch.float16. Losses and parameters keep
+    their dtype. With torch.float16, losses are scaled for the backward pass; see `training.scaling`.
+    `seed`: `fit` seeds the random generators of torch and Python with it, and does not restore them afterwards. Both
+    GAN generators see the same numbers from `draws` and from torch. Numbers from NumPy or Python's `random` may differ.
 
-    `dataclasses.replace` gives a configuration with some fields changed. Raises ValueError for a field of another type,
-    for values out of range, and for fields that contradict each other.
+    `dataclasses.replace` gives a configuration with some fields changed. Raises ValueError for a value of another type
+    or out of range, and for fields that contradict each other.
     """
 
     loss: GeneratorLoss = field(default_factory=SelfSupervisedLoss)
@@ -105,7 +106,7 @@ class CompressionConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.rewind and not self.decay:
-            raise ValueError("rewind is set and decay is not; without a decay no learning rate is ever lower")
+            raise ValueError("rewind is set and decay is not; rewind needs decay=True")
         for granularity in [self.granularity] if isinstance(self.granularity, str) else self.granularity.values():
             check_granularity(granularity)
         if isinstance(self.allocation, str):
@@ -113,16 +114,20 @@ class CompressionConfig:
         mode = self.discriminator_mode
         if mode == "none" and self.loss.uses_terms:
             kind = type(self.loss).__name__
-            raise ValueError(f'discriminator_mode is "none", and {kind} needs a discriminator\'s terms')
+            raise ValueError(
+                f'discriminator_mode is "none", and {kind} needs a discriminator\'s terms; it must be '
+                '"updated" or "frozen"'
+            )
         for name in ("prune_discriminator", "original_as_real"):
             if getattr(self, name) and mode != "updated":
                 raise ValueError(f'{name} is set and discriminator_mode is {mode!r}; it must be "updated"')
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them, except that tuples stay tuples. `from_dict` takes them back.
+        """The fields as values that JSON can hold, except that tuples stay tuples. `from_dict` takes this dict.
 
-        A loss is a dict of its fields and of its "kind", the name of its class. Raises ValueError for a loss that is no
-        dataclass or has a field that JSON cannot hold; fields whose names begin with an underscore are left out.
+        The loss becomes a dict of its fields and its "kind", the name of its class. Fields whose names begin with an
+        underscore are left out. Raises ValueError for a loss that is not a dataclass or has a field that JSON cannot
+        hold.
         """
         values = dict(vars(self), loss=dict_of("loss", self.loss))
         values["autocast"] = None if self.autocast is None else str(self.autocast)
@@ -130,27 +135,27 @@ class CompressionConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CompressionConfig:
-        """A configuration from fields by name, as `to_dict` or a JSON file gives them; others have their defaults.
+        """A configuration from a dict of fields, as from `to_dict` or a JSON file. Missing fields have their defaults.
 
-        Raises ValueError for a name or a type that no field has, for a loss that is none of this package's, and as the
-        class does.
+        Raises ValueError for an unknown field, for a value of another type, for a loss that is not in this package, and
+        where the class does.
         """
         return cls(**settings_from(values))
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run is kept, watched and stopped. None of it changes the result.
+    """The folder, checkpoints, progress and limit of a run. These settings do not change the result.
 
-    `run_dir`, `resume`, `keep`: the folder, and what is done with it; see `training.Run`. Without a folder nothing is
-    written.
+    `run_dir`, `resume`, `keep`: the run folder and its checkpoints, as in `training.Run`. Nothing is written where
+    `run_dir` is None.
     `checkpoint_every`: steps between two checkpoints.
-    `settings`: more JSON-able settings to hold a resumed run to (the data set, say).
-    `limit`: magnitude of a term at which the run is stopped as diverged.
-    `title`: of the progress bar; "" for "compressing", or the name of a recipe.
+    `settings`: more settings that a resumed run must repeat (the data set, for example), as values that JSON can hold.
+    `limit`: a term of larger magnitude stops the run as diverged.
+    `title`: the title of the progress bar; "" stands for the recipe's name, or for "compressing".
     `quiet`: show no progress.
 
-    Raises ValueError for a field of another type, and for values out of range.
+    Raises ValueError for a value of another type or out of range.
     """
 
     run_dir: str | Path | None = None
@@ -170,7 +175,10 @@ class RunConfig:
 
 
 def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `CompressionConfig` from what JSON gives. Raises ValueError for a name or a type of none."""
+    """The arguments of `CompressionConfig` from values of a JSON file.
+
+    Raises ValueError for an unknown name and for a value of another type.
+    """
     settings = dict(values)
     if "loss" in settings:
         settings["loss"] = _loss_from(settings["loss"])
@@ -184,13 +192,14 @@ def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dict_of(name: str, value: Any) -> dict[str, Any]:
-    """A loss or a schedule, the argument `name`, as JSON has it: its fields, and the name of its class as "kind".
+    """A loss or a schedule as a dict for JSON: its fields, and the name of its class as "kind".
 
-    Raises ValueError where it is no dataclass, and for a field that JSON cannot hold.
+    `name`: the name of the argument, for errors. Raises ValueError where `value` is not a dataclass, and for a field
+    that JSON cannot hold.
     """
     kind = type(value).__name__
     if not is_dataclass(value):
-        raise ValueError(f"{name} is a {kind}, of which no settings can be written; it must be a dataclass")
+        raise ValueError(f"{name} is a {kind}, whose settings cannot be written; it must be a dataclass")
     found = {one.name: getattr(value, one.name) for one in fields(value) if not one.name.startswith("_")}
     for key, setting in found.items():
         found[key] = asdict(setting) if is_dataclass(setting) and not isinstance(setting, type) else setting
@@ -198,8 +207,8 @@ def dict_of(name: str, value: Any) -> dict[str, Any]:
             json.dumps(found[key])
         except TypeError:
             raise ValueError(
-                f"{name} has {key}={setting!r:.80}, which cannot be written as JSON; a field whose name begins with an "
-                "underscore is left out"
+                f"{name} has {key}={setting!r:.80}, which cannot be written as JSON; it must be a value that JSON can "
+                "hold, or its name must begin with an underscore, which leaves it out"
             ) from None
     return {"kind": kind, **found}
 
@@ -226,7 +235,7 @@ def _by_layer(kind: type, value: Any) -> bool:
     return isinstance(value, str)
 
 
-#: What a field takes, by its annotation: the question, and the words for an error.
+#: From the annotation of a field to a check of its value, and the words of the error for what is accepted.
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "int": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "an integer"),
@@ -254,7 +263,7 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_types(kind: type, values: Mapping[str, Any]) -> None:
-    """Raises ValueError unless each name is that of a field of the dataclass, and its value of the field's type."""
+    """Raises ValueError for a name that is not a field of the dataclass, and for a value of another type."""
     annotations = {one.name: one.type for one in fields(kind) if one.init}
     for name, value in values.items():
         if name not in annotations:
@@ -271,12 +280,12 @@ _Config = TypeVar("_Config", CompressionConfig, RunConfig)
 def from_old_keywords(
     who: str, old: dict[str, Any], config: Any, run: RunConfig | None
 ) -> tuple[CompressionConfig, RunConfig]:
-    """Both configurations of a call, which may spell them as keywords of their own, as before 0.1; that goes in 0.2.
+    """Both configurations of a call of `who`, whose keywords `old` may hold their fields, as before 0.1.
 
-    Warns of such keywords. Raises ValueError where they stand beside the configuration that has them now, and TypeError
-    for a keyword that never was.
+    These old keywords will be removed in 0.2. A DeprecationWarning names them. Raises ValueError for an old keyword
+    beside the configuration that now holds it, and TypeError for an unknown keyword.
     """
-    if isinstance(config, Mapping):  # the name that RunConfig's settings had
+    if isinstance(config, Mapping):  # `config` was the name of RunConfig's settings
         old, config = {**old, "config": config}, None
     old = {"settings" if name == "config" else name: value for name, value in old.items()}
     names = {kind: {one.name for one in fields(kind)} for kind in (CompressionConfig, RunConfig)}
@@ -295,7 +304,7 @@ def from_old_keywords(
     both = merged("config", CompressionConfig, config), merged("run", RunConfig, run)
     if spelled:
         warnings.warn(
-            f"{who} takes {', '.join(spelled)} now; keywords of its own for these go in 0.2",
+            f"{who} takes {', '.join(spelled)} now; the separate keywords go in 0.2",
             DeprecationWarning,
             stacklevel=3,
         )

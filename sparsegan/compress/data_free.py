@@ -1,4 +1,4 @@
-"""Compression without the training data: the dense generator's own images stand in for the real ones."""
+"""Compression without the training data: images of the dense generator take the place of the real images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from ..randomness import seeded
 
 
 class GeneratedBatches:
-    """Batches of `loader` with what `generator` makes of them in the place of what is real.
+    """The batches of `loader`, with their real images replaced by images that `generator` makes from the same batch.
 
-    A generator that starts from noise needs no data at all: `BlankBatches` gives the batches that only say how many.
-    One that starts from an image needs inputs, and never looks at their targets. The generator runs in evaluation mode
-    and is left as it was; all noise of an epoch follows from what is drawn from torch's generator when it is opened.
-    Raises ValueError where the objective does not say what is real in a batch (`Objective.own`).
+    A generator that starts from noise needs no data: `BlankBatches` then gives batches of the right size. A generator
+    that starts from an image needs input images, but no targets.
+    The generator runs in evaluation mode, and each module then gets its earlier mode back. Opening an epoch draws one
+    number from torch's random generator, and all noise of the epoch follows from that number.
+    Raises ValueError where `Objective.own`, the function that puts the images into a batch, is None.
     """
 
     def __init__(self, generator: nn.Module, objective: Objective, loader: Any) -> None:
         if objective.own is None:
-            raise ValueError("objective.own is None; it must say what of a batch the generator's images stand in for")
+            raise ValueError("objective.own is None; it must be a function that puts generated images into a batch")
         self.generator, self.objective, self.loader, self.own = generator, objective, loader, objective.own
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class GeneratedBatches:
 
 
 class BlankBatches:
-    """`count` batches of zeros, float32 [batch_size, channels, size, size]: for a generator that looks at none."""
+    """`count` batches of zeros, float32 [batch_size, channels, size, size], for a generator that starts from noise."""
 
     def __init__(self, batch_size: int, channels: int, size: int, count: int = 100) -> None:
         if batch_size < 1:
@@ -58,7 +59,7 @@ class BlankBatches:
 
 
 class OwnImages(GeneratedBatches):
-    """The old name of `GeneratedBatches`, until 0.2."""
+    """The old name of `GeneratedBatches`. It will be removed in 0.2."""
 
     def __init__(self, generator: nn.Module, objective: Objective, loader: Any) -> None:
         _warn_of_old_name("OwnImages", "GeneratedBatches")
@@ -66,7 +67,7 @@ class OwnImages(GeneratedBatches):
 
 
 class Blank(BlankBatches):
-    """The old name of `BlankBatches`, until 0.2."""
+    """The old name of `BlankBatches`. It will be removed in 0.2."""
 
     def __init__(self, batch_size: int, channels: int, size: int, count: int = 100) -> None:
         _warn_of_old_name("Blank", "BlankBatches")

@@ -1,64 +1,68 @@
-"""What the compressed generator minimises: equations 7-9 of self-supervised GAN compression, or what they are compared
-with: the GAN's own loss, distances to the original's images and activations.
+"""The losses that a compressed generator can minimise.
+
+They are equations 7-9 of self-supervised GAN compression, and the losses that these are compared with: the GAN's own
+loss, and distances to the original's images and activations.
 
 Chong Yu and Jeff Pool, "Self-Supervised Generative Adversarial Compression", NeurIPS 2020 (arXiv 2007.01491). One
-discriminator judges the original generator G_O and the compressed one G_C; G_C is trained until both score the same.
-With l_O and l_C the value of one named term for the two generators, and w the term's weight in the GAN:
+discriminator D judges the original generator G_O and the compressed generator G_C, and G_C is trained until both score
+the same. With l_O and l_C the values of one named term for G_O and G_C, and w the term's weight in the GAN:
 
     (7)  L_GC = sum over generator terms      w |l_O - l_C| / |l_O|         DCGAN: Gen; StarGAN: Gen, Cla, Rec
     (8)  L_DC = sum over discriminator terms  w |l_O - l_C| / |l_O|         DCGAN: Dis; StarGAN: Dis, GP
     (9)  L    = L_GC + lambda L_DC
 
-There is no pixel distance between the two generators' images: scalars are matched.
+The loss matches scalars. It contains no pixel distance between the two generators' images.
 
-**The gradient.** l_O does not depend on G_C, so with theta the weights of G_C
+**The gradient.** l_O does not depend on G_C. With theta the weights of G_C, therefore
 
     d/dtheta |l_O - l_C| / |l_O|  =  sign(l_C - l_O) / |l_O| * d l_C / dtheta
 
-which is the ordinary gradient of the term, its size divided by |l_O| and its sign flipped as soon as G_C scores better
-than G_O: the loss holds G_C at G_O's level where the ordinary GAN loss pushes it past. `one_sided` gives the flipped
-part no gradient: w max(l_C - l_O, 0) / |l_O| for a generator term (lower is better for G_C) and
-w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
+This is the ordinary gradient of the term, divided by |l_O|, and with the opposite sign where G_C scores better than
+G_O. The loss thus holds G_C at the level of G_O, where the ordinary GAN loss would push G_C further. `one_sided` gives
+no gradient where G_C scores better: it uses w max(l_C - l_O, 0) / |l_O| for a generator term (lower is better for G_C)
+and w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 
-**What the paper leaves open**, and the choice here:
+**Choices** where the paper leaves a question open:
 
-- The denominator. A Wasserstein critic's terms cross zero, and a confident DCGAN discriminator's come close to it, so
-  1/|l_O| explodes. `denominator="floored"` takes max(|l_O|, floor) of the same batch; `"running"` takes an exponential
-  average of |l_O| over the steps, floored too. Both are constants for the gradient.
-- Stop-gradient. l_O is detached (`stop_gradient=True`). Without it nothing changes for G_C, because l_O does not depend
-  on G_C: only the discriminator would receive a gradient, and it is not trained on this loss. The switch is there to
-  show that.
-- The detach trap. Discriminator terms must see G_C's images undetached here: in common GAN code `fake.detach()` sits
-  inside the discriminator's loss, and L_DC then gives G_C no gradient. The caller hands in undetached images, and
-  discriminator terms of which none depends on them are an error, not a silence.
-- Sharing. Both generators see the same batch, noise and penalty coefficient (`sparsegan.randomness.Draws`).
-- L_DC's gradient. Whether the discriminator terms should move G_C at all: `discriminator_gradient=False` leaves L_DC in
-  the loss as a number only, which is what the trap above does unseen.
-- What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
-  is frozen (`CompressionConfig(discriminator_mode=...)`).
+- The denominator. The terms of a Wasserstein critic cross zero, and those of a confident DCGAN discriminator come close
+  to zero, so 1/|l_O| explodes. `denominator="floored"` takes max(|l_O|, floor) of the same batch. `"running"` takes an
+  exponential average of |l_O| over the steps, and no less than floor. Both are constants for G_C's gradient.
+- The gradient of l_O. l_O is detached (`stop_gradient=True`). False changes nothing for G_C, because l_O does not
+  depend on G_C. Only the discriminator would receive a gradient, and it is not trained on this loss. The setting exists
+  to show this.
+- The detach trap. In common GAN code the discriminator's loss contains `fake.detach()`, and L_DC then gives G_C no
+  gradient. Here the caller passes images that are not detached, and discriminator terms must not detach them. It is an
+  error if no discriminator term depends on the images.
+- The same random numbers. Both generators see the same batch, noise and penalty coefficient
+  (`sparsegan.randomness.Draws`).
+- The gradient of L_DC. `discriminator_gradient=False` keeps L_DC in the loss as a number without a gradient. The detach
+  trap has the same effect without being noticed.
+- The loss of D. If D minimised L_DC, D could make all scores equal. D therefore keeps its ordinary loss on G_C's
+  images, or is frozen (`CompressionConfig(discriminator_mode=...)`).
 
-**Features, an extension.** A term is one number per batch: very different images can score alike (a frozen D is fooled
-exactly so: the curves meet while the images fall apart). D knows more about an image than its last number, and both
-generators start from the same noise, so its judgement can be matched layer by layer and image by image. With phi_k the
-output of D's k-th activation, |.| its mean absolute value over batch and elements, and K layers:
+**Features, an extension.** A term is one number per batch, and very different images can have the same score. This
+happens with a frozen D: the scores come together while the images get worse. The activations of D hold more about an
+image than its score does. Both generators start from the same noise, so these activations can be matched layer by layer
+and image by image. With phi_k the output of D's k-th activation, |.| the mean absolute value over batch and elements,
+and K layers:
 
     L_F = 1/K sum over k  |phi_k(G_O(z)) - phi_k(G_C(z))| / |phi_k(G_O(z))|
     L   = terms (L_GC + lambda L_DC) + features L_F
 
-`features` is 0 in the published method. There is still no pixel distance between the two generators in L_F. With
-features and no `terms`, the GAN's distances stay as equation 7 has them, the terms that compare images without a
-discriminator (`Objective.distances`: pix2pix's L1, SRGAN's Content): L = features L_F + L_GC over those alone.
+`features` is 0 in the published method. L_F contains no pixel distance between the two generators either. With
+`features` above 0 and `terms` 0, L = features L_F + L_GC, where L_GC sums over the GAN's distances only. These are the
+generator terms that compare images without a discriminator (`Objective.distances`: pix2pix's L1, SRGAN's Content).
 
-**Distillation, which the method is compared with.** With x_O and x_C the two generators' images from the same noise or
-input, Gen the GAN's own weighted generator loss of x_C, h_k the output of a generator's k-th activation, K of them:
+**Distillation**, for comparison. With x_O and x_C the two generators' images from the same noise or input, Gen the
+GAN's own weighted generator loss of x_C, h_k the output of a generator's k-th activation, and K activations:
 
     L = own Gen + outputs d(x_C, x_O) + intermediate 1/K sum over k  mean (h_k(G_C) - h_k(G_O))^2
     d = mean |x_C - x_O|  ("l1")   or   mean (x_C - x_O)^2  ("mse")
 
-outputs alone is distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) of images; with Gen and "mse" the joint loss
-of Aguinaldo et al., "Compressing GANs using Knowledge Distillation" (arXiv 1902.00159); intermediate that of Koratana
-et al., "LIT: Learned Intermediate Representation Training" (arXiv 1810.01937), with the difference that every layer of
-G_C reads what G_C made, not the original's activations.
+`outputs` alone is distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) of images. `outputs` with Gen and "mse" is
+the joint loss of Aguinaldo et al., "Compressing GANs using Knowledge Distillation" (arXiv 1902.00159). `intermediate`
+is the loss of Koratana et al., "LIT: Learned Intermediate Representation Training" (arXiv 1810.01937), with one
+difference: each layer of G_C reads the activations of G_C, where LIT feeds it the original's activations.
 """
 
 from __future__ import annotations
@@ -77,9 +81,10 @@ from ..gans.objective import Objective, Terms
 
 @dataclass
 class Scores:
-    """What one discriminator says of one generator's images: both kinds of terms, and its activations in order.
+    """The numbers and tensors of one generator that a loss compares. Those that no loss asks for are left empty.
 
-    And, where a loss asks for them, the `images` by name and the generator's own activations, `intermediate`.
+    `generator`, `discriminator`: the two kinds of terms. `features`: the discriminator's activations, in the order of
+    their calls. `images`: the generator's images [N, C, H, W] by name. `intermediate`: the generator's activations.
     """
 
     generator: Terms
@@ -90,11 +95,11 @@ class Scores:
 
 
 class GeneratorLoss(Protocol):
-    """What G_C minimises, and which of the scores it needs."""
+    """A loss of the compressed generator, and which scores the loss needs."""
 
     @property
     def uses_terms(self) -> bool:
-        """Whether the generator terms are needed: without them no discriminator is."""
+        """Whether the generator terms are needed. A loss that needs none of them needs no discriminator."""
 
     @property
     def matches(self) -> bool:
@@ -116,24 +121,24 @@ class GeneratorLoss(Protocol):
         """A scalar from the scores of both generators; `original` is None unless `matches`."""
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """The state that a resumed run continues from."""
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class _Stateless:
     def state_dict(self) -> dict[str, float]:
-        """Nothing."""
+        """An empty dict."""
         return {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to take over."""
+        """Does nothing."""
 
 
 @dataclass
 class PlainLoss(_Stateless):
-    """The GAN's own generator loss, the weighted sum of its terms: what fine-tuning without a method minimises."""
+    """The GAN's own generator loss: the weighted sum of its generator terms."""
 
     uses_terms = True
     matches = matches_discriminator_terms = matches_features = matches_intermediate = False
@@ -145,13 +150,14 @@ class PlainLoss(_Stateless):
 
 @dataclass
 class SelfSupervisedLoss:
-    """Equations 7-9, and features (see the module's text).
+    """Equations 7-9, and the extension by features (see the module's text).
 
     `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
-    `momentum`: of the running average. `stop_gradient`: detach l_O. `discriminator_gradient`: let L_DC move G_C.
-    `one_sided`: no gradient where G_C scores better.
-    `terms`: the weight of equation 9; at 0, its distances alone. `features`: the weight of L_F, 0 as published.
-    Raises ValueError for values out of range, and when the two generators' terms differ in name.
+    `momentum`: the decay of the running average. `stop_gradient`: detach l_O. `discriminator_gradient`: False gives
+    L_DC no gradient in G_C. `one_sided`: no gradient where G_C scores better.
+    `terms`: the weight of equation 9. At 0, only the GAN's distances remain of it. `features`: the weight of L_F, 0 in
+    the published method.
+    Raises ValueError for values out of range, and where the terms of the two generators have different names.
     """
 
     lam: float = 0.5
@@ -183,17 +189,17 @@ class SelfSupervisedLoss:
 
     @property
     def matches(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     @property
     def matches_discriminator_terms(self) -> bool:
-        """Where equation 8 has a weight."""
+        """Whether equation 8 has a weight above 0."""
         return self.terms > 0 and self.lam > 0
 
     @property
     def matches_features(self) -> bool:
-        """Where L_F has a weight."""
+        """Whether L_F has a weight above 0."""
         return self.features > 0
 
     def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
@@ -257,38 +263,38 @@ class SelfSupervisedLoss:
         return size.clamp_min(self.floor)
 
     def state_dict(self) -> dict[str, float]:
-        """The running averages."""
+        """The running averages by the name of their term."""
         return dict(self._average)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._average = dict(state)
 
 
 def _nothing(scores: Scores) -> Tensor:
-    """0, where the scores are."""
+    """A scalar 0 on the device of the scores."""
     terms = (*scores.generator.values(), *scores.discriminator.values(), *scores.images.values())
     found = (*terms, *scores.features, *scores.intermediate)
     return torch.zeros((), device=found[0].device if found else None)
 
 
 def _only(names: Sequence[str], scores: Scores) -> Scores:
-    """The generator terms of these names."""
+    """Scores that hold only the generator terms with these names."""
     return Scores({name: term for name, term in scores.generator.items() if name in names})
 
 
-#: Distances of `DistillationLoss` by name: two tensors of one shape to a scalar.
+#: Distances of `DistillationLoss` by name. Each takes two tensors of one shape and returns a scalar.
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 
 @dataclass
 class DistillationLoss(_Stateless):
-    """Distances to the original generator, and the GAN's own loss beside them (see the module's text).
+    """Distances to the original generator's images and activations, and the GAN's own loss (see the module's text).
 
-    `own`: the weight of the GAN's generator loss; at 0 no discriminator is asked. `outputs`: the weight of the images'
-    distance, averaged over the kinds of images that a GAN makes. `distance`: "l1" or "mse". `intermediate`: the weight
-    of the activations' distance. Raises ValueError for values out of range, and when images or activations of the two
-    generators differ in shape.
+    `own`: the weight of the GAN's generator loss. At 0 no discriminator is needed. `outputs`: the weight of the
+    distance of the images, averaged over the kinds of images that a GAN makes. `distance`: "l1" or "mse", for images.
+    `intermediate`: the weight of the distance of the activations. Raises ValueError for values out of range, and where
+    images or activations of the two generators differ in shape.
     """
 
     own: float = 0.0
@@ -311,12 +317,12 @@ class DistillationLoss(_Stateless):
 
     @property
     def uses_terms(self) -> bool:
-        """Where the GAN's own loss has a weight."""
+        """Whether the GAN's own loss has a weight above 0."""
         return self.own > 0
 
     @property
     def matches_intermediate(self) -> bool:
-        """Where the activations have a weight."""
+        """Whether the activations have a weight above 0."""
         return self.intermediate > 0
 
     def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:

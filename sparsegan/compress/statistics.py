@@ -1,4 +1,4 @@
-"""What pruning takes from a generator's statistics, put back: the contrast of its images, its batch norms' averages."""
+"""Repairs of statistics that pruning changes: the contrast of a generator's images, the averages of its batch norms."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def match_contrast(
     generator: nn.Module, original: nn.Module, sample: Callable[[nn.Module], Tensor], rounds: int = 12
 ) -> float:
-    """Scale the generator's last convolution so that its images have the original's standard deviation.
+    """Scale the generator's last convolution, in place, until its images have the original's standard deviation.
 
-    A pruned network that regresses to another one's outputs comes out paler: what it cannot represent averages out
-    (Jordan et al., "REPAIR", arXiv 2211.08403, on the same collapse of variance in merged networks). One number, found
-    by bisection in [0.5, 2], puts it back; no real image is looked at. `sample(network)` gives images, the same noise
-    at every call. In place; returns the scale. When no scale in the range does it, or the convolution is frozen, warns
-    and changes nothing.
+    Returns the scale, found by bisection in [0.5, 2] in `rounds` halvings. No real image is used. `sample(network)`
+    returns the network's images and must use the same noise at every call.
+    A pruned network that regresses to another network's outputs gives paler images, because details that it cannot
+    represent average out (Jordan et al., "REPAIR", arXiv 2211.08403, on the same collapse of variance in merged
+    networks). Where no scale in the range is enough, or the convolution is frozen, the function warns, changes nothing
+    and returns 1. Raises ValueError for a generator without a convolution.
     """
     last = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
     if not last:
         raise ValueError("the generator has no convolution whose weights could be scaled")
     weight = last[-1].values if isinstance(last[-1], SparseConv) else last[-1].weight
     if not weight.requires_grad:
-        text = "contrast is asked for and the generator's last convolution is frozen; the contrast is left as it is"
+        text = "the generator's last convolution is frozen, so the contrast cannot be matched; it is left as it is"
         warnings.warn(text, stacklevel=2)
         return 1.0
     kept = weight.detach().clone()
@@ -49,7 +50,7 @@ def match_contrast(
     if not contrast(low) <= wanted <= contrast(high):
         weight.copy_(kept)
         text = (
-            f"no scale of the last layer from {low} to {high} gives images the original's contrast; it is left as it is"
+            f"no scale of the last layer from {low} to {high} gives images the original's contrast; the layer is kept"
         )
         warnings.warn(text, stacklevel=2)
         return 1.0
@@ -62,15 +63,16 @@ def match_contrast(
 
 @torch.no_grad()
 def recalibrate_batch_norm(generator: nn.Module, sample: Callable[[], Any], batches: int = 20) -> nn.Module:
-    """Replace the batch norms' running statistics by their plain average over `batches` calls of `sample()`.
+    """Replace the batch norms' running statistics, in place, by their plain average over `batches` calls of `sample()`.
 
-    Pruning changes what each layer puts out, so the running statistics no longer fit. In place; returns `generator`,
-    every module in the mode it had. Random numbers come from torch's generator. Raises ValueError for batches below 1.
+    Pruning changes the outputs of each layer, so the earlier statistics no longer fit. Returns `generator`, with every
+    module in its earlier mode. Random numbers come from torch's generator. Raises ValueError for `batches` below 1.
     """
     if batches < 1:
         raise ValueError(f"batches is {batches}; it must be at least 1")
     asked = [norm for norm in batch_norms(generator) if norm.track_running_stats]
-    norms = [norm for norm in asked if norm.training or not generator.training]  # others are held on purpose
+    # In a generator in training mode, a norm in evaluation mode keeps its statistics on purpose.
+    norms = [norm for norm in asked if norm.training or not generator.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

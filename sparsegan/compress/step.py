@@ -31,13 +31,13 @@ from .comparison import Comparison, Made
 from .config import CompressionConfig
 from .statistics import batch_norms
 
-#: Steps between two exchanges of weights, and the part of the run after which there are no more.
+#: Steps between two exchanges of weights, and the fraction of the run after which there are none.
 REGROW_EVERY = 10
 REGROW_UNTIL = 0.75
 
 
 class CompressionTask(Comparison):
-    """One step of compression, and the whole state between steps; see `Compressor`."""
+    """A step of compression, and the complete state between two steps. See `Compressor` for the arguments."""
 
     def __init__(
         self,
@@ -64,16 +64,16 @@ class CompressionTask(Comparison):
         self.average = Average(student, config.ema) if config.ema else None
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
-        #: Called before a step waits for its figures.
+        #: A function that is called before a step waits for its figures.
         self.meanwhile: Callable[[], None] | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of all networks."""
         return device_of(generator=self.student, discriminator=self.discriminator, original=self.original)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
-        """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
+        """Prune, update the discriminator, update the generator. Returns every term's value and the sparsity."""
         wanted = self.schedule.sparsity(step)
         if wanted > self._sparsity:
             shrink(self.student, self.targets.at(wanted), self.optimizer)
@@ -95,8 +95,8 @@ class CompressionTask(Comparison):
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
             stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
         figures = {"sparsity": self._sparsity} | terms.read(self.meanwhile)
-        # A loss that is no number is the loop's to report. It gives nothing to choose weights by, and neither do
-        # gradients that overflowed.
+        # Weights cannot be chosen by gradients that overflowed, nor by those of a loss that is not finite. The training
+        # loop reports such a loss.
         if fraction > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, fraction, self.optimizer)
         if self.average is not None and step % self.config.generator_every == 0:
@@ -104,15 +104,15 @@ class CompressionTask(Comparison):
         return figures
 
     def _rate(self, step: int) -> float:
-        """What the learning rates are multiplied by: a decay over the stretch that the step is in."""
+        """The factor of the learning rates: a decay over the stretch between two prunings that contains `step`."""
         last = bisect_right(self.stretches, step) - 1
         start, end = self.stretches[last : last + 2]
         return decayed(step - start, end - start)
 
     def _exchanged(self, step: int) -> float:
-        """Fraction of the kept weights to exchange after this step's update; 0 for most steps."""
+        """The fraction of the kept weights to exchange after the update of `step`; 0 for most steps."""
         end = REGROW_UNTIL * self.schedule.steps
-        # The generator's first step at or after a multiple of REGROW_EVERY.
+        # True for the generator's first step at or after a multiple of REGROW_EVERY.
         due = step % self.config.generator_every == 0 and step % REGROW_EVERY < self.config.generator_every
         if not due or step >= end or self._sparsity == 0:
             return 0.0
@@ -125,12 +125,13 @@ class CompressionTask(Comparison):
         gradients: Mapping[str, Tensor],
         figures: Figures,
     ) -> bool:
-        """A step of the generator on the fakes of every part; `gradients` are those of its absent weights too.
+        """Update the generator on the fakes of every part.
 
-        Returns whether it was taken, and none of `gradients` overflowed in float16.
+        `gradients`: the gradients of its dense weights, absent weights included, which this step fills in. Returns
+        False where a gradient overflowed in float16.
         """
         self.optimizer.zero_grad()
-        for gradient in gradients.values():  # as zero_grad: the discriminator's step may have added to them
+        for gradient in gradients.values():  # the discriminator's step may have added to them
             gradient.zero_()
         for part, (noise, ours, theirs) in zip(parts, made, strict=True):
             if ours is None:
@@ -146,10 +147,11 @@ class CompressionTask(Comparison):
     def _discriminator_step(
         self, parts: list[Part], with_graph: bool, figures: Figures
     ) -> list[tuple[Draws, Made | None, Made | None]]:
-        """Fakes of every part, and a step of the discriminator on them.
+        """Make the fakes of every part, and update the discriminator on them.
 
-        Returns per part its noise, what the generator made, what the original did. Of several parts only the noise is
-        kept.
+        `with_graph`: whether the fakes keep their graph, for a generator step on them. Returns per part the noise, the
+        compressed generator's fakes, and the original's fakes (None where the discriminator does not take them for
+        real). With several parts, only the noise is kept, to save memory: all fakes are None.
         """
         optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
         made: list[tuple[Draws, Made | None, Made | None]] = []
@@ -195,7 +197,7 @@ class CompressionTask(Comparison):
         figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The compressed generator, the discriminator, both optimizers, the loss's averages, the pool, the sparsity."""
+        """The states of networks, optimizers, loss, image pool, moving average and loss scales, and the sparsity."""
         judge = self.discriminator_optimizer
         average = {} if self.average is None else {"average": self.average.state_dict()}
         scales = {side: scale.state_dict() for side, scale in self.scales.items() if scale.used}
@@ -212,10 +214,10 @@ class CompressionTask(Comparison):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._sparsity = state["sparsity"]
         for part, network in (("student", self.student), ("discriminator", self.discriminator)):
-            for name, layer in sparse_layers(network):  # the saved support is smaller than the one it started with
+            for name, layer in sparse_layers(network):  # the saved support is smaller than the layer's initial support
                 layer.set_support(state[part][f"{name}.support"], state[part][f"{name}.values"])
         self.student.load_state_dict(state["student"])
         self.discriminator.load_state_dict(state["discriminator"])
@@ -231,16 +233,16 @@ class CompressionTask(Comparison):
 
 
 class Part(NamedTuple):
-    """Some images of a batch. `parts`: the batch's images over the part's, by which the part's mean is divided."""
+    """Some images of a batch. `parts`: the batch's number of images divided by the part's; losses are divided by it."""
 
     batch: Any
     parts: float
 
 
 def split(batch: Any, parts: int) -> list[Part]:
-    """A batch, tensors inside tuples and dicts too, in so many parts; one of fewer images in as many as it has images.
+    """The batch in `parts` parts that differ by at most one image, or in one part per image where it has fewer images.
 
-    Parts differ by at most one image. Raises ValueError where the tensors do not all have as many images.
+    `batch` may hold tensors inside tuples and dicts. Raises ValueError where their first dimensions differ.
     """
     sizes: set[int] = set()
 
@@ -254,7 +256,7 @@ def split(batch: Any, parts: int) -> list[Part]:
     if len(sizes) > 1 or 0 in sizes:
         found = ", ".join(map(str, sorted(sizes)))
         raise ValueError(
-            f"a batch has tensors of {found} images; accumulate={parts} needs tensors of as many images each, "
+            f"a batch has tensors of {found} images; accumulate={parts} needs tensors with the same number of images, "
             "at least one, along the first dimension"
         )
     (images,) = sizes
@@ -269,7 +271,7 @@ def split(batch: Any, parts: int) -> list[Part]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
-    """Within it batch norms do not count what they see: the same images come a second time."""
+    """Within it, if `keep`, batch norms keep their running statistics: the same images come a second time."""
     norms = batch_norms(network) if keep else []
     momenta = [norm.momentum for norm in norms]
     counted = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
@@ -287,11 +289,11 @@ def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
 
 @contextmanager
 def _judging_once(discriminator: nn.Module, devices: list[torch.device]) -> Iterator[None]:
-    """Within it the discriminator computes each input once: equations 7 and 8 look at the same fakes, and both
-    generators' terms at the same real images. Saves about a fifth of a step.
+    """Within it, the discriminator computes the output of each input once. This saves about a fifth of a step.
 
-    An answer is given again only to the very same call, while nobody has changed inputs or answer in place, and only
-    where no random numbers went into it.
+    Equations 7 and 8 use the same fakes, and both generators' terms use the same real images. An earlier output is
+    returned again only if the arguments are the same objects, neither they nor the output were changed in place, and
+    the call drew no random numbers.
     """
     forward = discriminator.forward
     judged: list[tuple[list[Any], pytree.TreeSpec, list[tuple[Tensor, int]], Any]] = []
