@@ -173,7 +173,7 @@ def dropping(rank: int, folder: Path) -> None:
         assert torch.equal(torch.rand(()), after)
     with ranks.divided(network), pytest.raises(ValueError, match="a batch of 3 does not divide among 2 processes"):
         network(torch.zeros(3, 1, 5, 5))
-    with pytest.raises(TypeError, match="Dropout2d cannot drop alike"), ranks.divided(nn.Dropout2d()):
+    with pytest.raises(TypeError, match="Dropout2d cannot drop the same elements"), ranks.divided(nn.Dropout2d()):
         pass
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""Runs that can be stopped at any moment: the run directory and the training loop."""
+"""The training loop and its run directory. A run can be stopped at any moment and resumed."""
 
-from ..atomic_files import write_json, write_tensors, write_text, write_whole  # names that this package had first
+from ..atomic_files import write_json, write_tensors, write_text, write_whole  # kept: their earlier place was here
 from .loop import Diverged, Task, endless, run_loop
 from .run import Run
 

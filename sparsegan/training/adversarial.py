@@ -18,29 +18,30 @@ from .loop import run_loop
 
 
 def decayed(step: int, steps: int) -> float:
-    """The fraction of a learning rate at `step` of `steps`: 1, then falling linearly to 0 over the second half."""
+    """The factor of a learning rate at `step` of `steps`: 1 in the first half, then falling linearly to 0."""
     return min(1.0, 2 * (1 - step / steps))
 
 
 def set_rates(optimizer: Optimizer | None, fraction: float) -> None:
-    """Set each learning rate of `optimizer` to a fraction of its first value."""
+    """Set each learning rate of `optimizer` to `fraction` times its initial value. None has no learning rates."""
     for group in optimizer.param_groups if optimizer is not None else ():
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = fraction * group["initial_lr"]
 
 
 class AdversarialTask:
-    """Train `generator` and `discriminator` by their own losses, as the GAN's author would.
+    """Trains `generator` and `discriminator` by their own losses.
 
-    Every step: fakes from one draw of noise; the discriminator steps on the detached fakes, or on what its pool of past
-    ones gives for them (`objective.pool`); then the generator steps on the same fakes, judged by the updated
+    Each step makes fakes from one draw of noise. The discriminator is updated on the detached fakes, or on fakes from
+    its pool of past fakes (`objective.pool`). Then the generator is updated on the same fakes, judged by the updated
     discriminator.
 
-    What is frozen stays frozen, and modules that are in evaluation stay there; see `sparsegan.modes`.
+    Frozen parameters stay frozen, and modules in evaluation mode may stay so; see `sparsegan.modes`.
 
-    `generator_optimizer`: None leaves the generator as it is, in evaluation mode, and trains the discriminator alone.
-    `generator_every`: discriminator steps per generator step, n_critic. `decay`: the run's steps, over whose second
-    half both rates fall linearly to 0; None for constant rates.
+    `generator_optimizer`: None trains the discriminator alone; the generator is then in evaluation mode and unchanged.
+    `generator_every`: discriminator steps per generator step (n_critic). `decay`: the run's number of steps, over whose
+    second half both learning rates fall linearly to 0; None for constant learning rates.
+    Raises ValueError for `generator_every` below 1, and for a discriminator that is completely frozen.
     """
 
     def __init__(
@@ -64,16 +65,16 @@ class AdversarialTask:
         self.generator_every = generator_every
         self.decay = decay
         self.pool = ImagePool(objective.pool)
-        #: Called before a step waits for its figures.
+        #: A function that is called before a step waits for its figures.
         self.meanwhile: Callable[[], None] | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where both networks are."""
+        """The device of both networks."""
         return device_of(generator=self.generator, discriminator=self.discriminator)
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
-        """One update of the discriminator and, every `generator_every` steps, of the generator; every term's value."""
+        """Update the discriminator and, every `generator_every` steps, the generator. Returns every term's value."""
         if self.decay is not None:
             for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, decayed(step, self.decay))
@@ -101,7 +102,7 @@ class AdversarialTask:
         return judged.read(self.meanwhile) | made.read()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both networks (buffers too), both optimizers and the pool."""
+        """The states of both networks (with buffers), both optimizers and the pool."""
         optimizer = self.generator_optimizer
         return {
             "generator": self.generator.state_dict(),
@@ -112,7 +113,7 @@ class AdversarialTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.generator_optimizer is not None:
@@ -132,6 +133,6 @@ def teach(
     betas: tuple[float, float] = (0.5, 0.999),
     **loop: Any,
 ) -> None:
-    """Train `discriminator` alone, by its own loss on what `generator` makes. `loop`: more arguments of `run_loop`."""
+    """Train `discriminator` alone, by its own loss on images of `generator`. `loop`: more arguments of `run_loop`."""
     optimizer = torch.optim.Adam(trainable(discriminator, "discriminator"), lr, betas)
     run_loop(AdversarialTask(generator, discriminator, objective, None, optimizer), loader, steps, **loop)

@@ -1,4 +1,4 @@
-"""What a step's terms came to."""
+"""The values of a step's terms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from torch import Tensor
 
 
 class Figures:
-    """The named terms of one step, read together at its end: on a GPU reading waits for all that was begun before."""
+    """The named terms of one step. They are read together at its end, because reading a value waits for the GPU."""
 
     def __init__(self) -> None:
         self._terms: dict[str, list[tuple[Tensor, float]]] = {}
 
     def add(self, terms: Mapping[str, Tensor], parts: float = 1) -> None:
-        """Scalars, or those of one part of a batch: what is read of all parts is their mean over images."""
+        """Add scalar terms of the batch, or of one of its parts.
+
+        `parts`: the number of images of the batch divided by that of the part. The value of a term is then its mean
+        over all images.
+        """
         for name, term in terms.items():
             self._terms.setdefault(name, []).append((term.detach(), parts))
 
     def read(self, meanwhile: Callable[[], None] | None = None) -> dict[str, float]:
-        """Every term's value. `meanwhile` is called first, while a GPU still works."""
+        """Every term's value. `meanwhile` is called first, while the GPU still computes."""
         if meanwhile is not None:
             meanwhile()
         return {name: sum(term.item() / parts for term, parts in added) for name, added in self._terms.items()}

@@ -1,4 +1,4 @@
-"""The one training loop: batches in, metrics out, checkpoints, resuming, and a stop when a loss diverges."""
+"""The training loop: it feeds batches, logs metrics, writes checkpoints, resumes, and stops when a loss diverges."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ _NOTHING = object()
 
 
 class Diverged(RuntimeError):
-    """A loss was not finite, or beyond the limit; the message names the last good checkpoint."""
+    """A loss was not finite or above the limit. The message names the last good checkpoint."""
 
 
 class Task(Protocol):
-    """What the loop drives: one optimisation step at a time, and a state that says everything about it.
+    """The interface of the objects that `run_loop` drives: an optimisation step, and a state for checkpoints.
 
-    One that has an attribute `device` gets its batches there, and checkpoints hold the state of that device's random
-    numbers beside the CPU's. One that has an attribute `meanwhile` as well finds a function in it, where that device is
-    a GPU, to call when it has begun all of a step's work: the next batch is then made while the GPU works.
+    A task may have an attribute `device`. Its batches are then moved to this device, and checkpoints hold the state of
+    the device's random generator beside the CPU's. A task may also have an attribute `meanwhile`. Where the device is a
+    GPU, the loop stores a function there, which makes the next batch. The task calls this function once it has started
+    all GPU work of a step.
     """
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
-        """Do step number `step` (from 0) on `batch`; return the figures to log."""
+        """Do step number `step` (from 0) on `batch`. Returns the figures to log."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python values."""
+        """The complete state, as tensors and plain Python values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 def endless(loader: Iterable[Any], seed: int, start: int = 0) -> Iterator[Any]:
-    """Batches of `loader`, epoch after epoch, from batch number `start` on.
+    """The batches of `loader`, epoch after epoch, from batch number `start` on.
 
-    Epoch e is opened with torch's generator seeded from (seed, e), so a shuffling loader (torch's DataLoader draws
-    its order when it is opened) gives the same order in a resumed run. Raises ValueError for an empty loader.
+    torch's random generator is seeded from (seed, e) while epoch e is opened. A loader that draws its order at that
+    moment, as torch's DataLoader does, gives the same order in a resumed run. Raises ValueError for an empty loader.
     """
     length = len(loader) if isinstance(loader, Sized) else 0
     first_epoch, skip = divmod(start, length) if length else (0, start)
@@ -74,16 +75,17 @@ def run_loop(
     title: str = "training",
     quiet: bool = False,
 ) -> list[dict[str, float]]:
-    """Drive `task` through steps 0 .. steps-1 and return the figures of every step.
+    """Drive `task` through steps 0 .. steps-1. Returns the figures of every step.
 
-    With a `run` that holds a checkpoint, continue behind it: on one thread the results are the same bits as those of
-    a run that was never stopped (parameters, buffers, optimizer state, data order and random state are all in the
-    checkpoint). On a device of another type than before random numbers start anew, which one warning says. A checkpoint
-    is written every `checkpoint_every` steps and at the end.
+    Where `run` holds a checkpoint, the loop continues after its step. Parameters, buffers, optimizer state, data order
+    and random state are all restored, so on one thread the results are bit for bit those of a run that was never
+    stopped. On a device of another type than before, random numbers start anew, with one warning. A checkpoint is
+    written every `checkpoint_every` steps and at the end.
 
     Unless `quiet`, progress and an estimate of time and memory go to standard error; see `sparsegan.progress`.
 
-    Raises Diverged when a figure is not finite or its magnitude exceeds `limit`, ValueError for an empty loader.
+    Raises Diverged where a figure is not finite or its magnitude exceeds `limit`, and ValueError for an empty loader
+    and for `steps` or `checkpoint_every` below 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
@@ -101,7 +103,7 @@ def run_loop(
     if state is not None:
         task.load_state_dict(state["task"])
         if start < steps:
-            first = next(batches)  # opening the epoch may draw random numbers: do it before going back to the state
+            first = next(batches)  # opening the epoch may draw random numbers, so it comes before restoring their state
             batches = chain([first], batches)
         set_run_state(state["random"], device or CPU, seed + start)
     else:
@@ -124,7 +126,7 @@ def run_loop(
 
 
 class _Feed:
-    """So many batches, each on the device of a task."""
+    """An iterator's next `count` batches, each moved to the device of a task."""
 
     def __init__(self, batches: Iterator[Any], device: torch.device | None, count: int) -> None:
         self.batches, self.device, self.left = batches, device, count
@@ -136,7 +138,7 @@ class _Feed:
         return self.ready.pop()
 
     def fetch(self) -> None:
-        """Have the next batch ready, if one is left."""
+        """Make the next batch ready, if there is one left."""
         if self.left and not self.ready:
             self.left -= 1
             batch = next(self.batches)
@@ -144,7 +146,7 @@ class _Feed:
 
     @contextmanager
     def ahead_of(self, task: Any) -> Iterator[None]:
-        """Within it a task on a GPU has the next batch made while it works."""
+        """Within it, a task on a GPU can have the next batch made during a step, through `task.meanwhile`."""
         if self.device in (None, CPU) or not hasattr(task, "meanwhile"):
             yield
             return

@@ -1,16 +1,16 @@
-"""One run on several processes (``torchrun``), each with its part of every batch, as if it were one.
+"""One run on several processes (``torchrun``) with the result of one process.
 
-Every rank sees the whole batch and draws the same random numbers. What is divided is the networks' work: a network's
-call takes the rank's part of its inputs, and its outputs are put together again, so that whatever a loss does with
-them (ratios of means, image pools, gradient penalties) is the same on every rank and the same as in one process. The
-two steps are each other's adjoint, at every order of differentiation:
+Every rank sees the whole batch and draws the same random numbers. Only the networks' work is divided: each call of a
+network computes the rank's part of the inputs, and the outputs of all ranks are joined again. A loss therefore works on
+the whole batch (ratios of means, image pools, gradient penalties) and is the same on every rank as in one process.
+Part and join are adjoints of each other, at every order of differentiation:
 
     part    forward: the rank's rows of a tensor            backward: join
     join    forward: every rank's rows, one after the other  backward: part
 
-Each rank then holds the gradient of its own rows, and `sum_gradients` adds these up. Batch norms take their
-statistics over all ranks, dropouts draw for the whole batch. With one process, or without ``torch.distributed``,
-nothing here does anything.
+Each rank then holds the gradient of its rows, and `sum_gradients` adds the ranks' gradients up. Batch norms compute
+their statistics over all ranks, and dropouts draw for the whole batch. With one process, or without
+``torch.distributed``, the functions of this module have no effect.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from ..renamed import renamed_names
 
 
 def world_size() -> int:
-    """Processes of this run."""
+    """The number of processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number; 0 is the one that writes files."""
+    """The number of this process. Rank 0 writes the files."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
 def from_environment(device: torch.device = CPU) -> Iterator[None]:
-    """Within it this process is one of the run's, where `torchrun` started it.
+    """Within it, a process that `torchrun` started belongs to the run's process group.
 
-    `device`: where the networks will be. Tensors on the CPU go through Gloo, those on an accelerator through what torch
-    has for it (NCCL for GPUs), whose current device becomes `device`.
+    `device`: the device of the networks. CPU tensors are exchanged through Gloo, an accelerator's tensors through
+    torch's default backend for it (NCCL for GPUs). An accelerator's current device becomes `device`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -62,7 +62,7 @@ def from_environment(device: torch.device = CPU) -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this function."""
     if world_size() > 1:
         dist.barrier()
 
@@ -71,7 +71,10 @@ class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: Tensor) -> Tensor:
         if whole.shape[0] % world_size():
-            raise ValueError(f"a batch of {whole.shape[0]} does not divide among {world_size()} processes")
+            raise ValueError(
+                f"a batch of {whole.shape[0]} does not divide among {world_size()} processes; its size must be a "
+                "multiple of their number"
+            )
         return whole.chunk(world_size())[rank()].clone()
 
     @staticmethod
@@ -92,7 +95,7 @@ class _Join(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """Over the ranks; the gradient too, for every rank's result depends on it."""
+    """The sum over the ranks. The gradient is summed too, because every rank's result depends on each rank's part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -106,12 +109,12 @@ class _Sum(torch.autograd.Function):
 
 
 def joined(value: Any) -> Any:
-    """Tensors of the rank's part, inside tuples too, as those of the whole batch."""
+    """The whole batch's tensors, from the tensors of each rank's part. `value` may hold them inside tuples."""
     return mapped(value, _Join.apply) if world_size() > 1 else value
 
 
 class _BatchNormOverRanks(nn.BatchNorm2d):
-    """A batch norm with the statistics of the whole batch."""
+    """A batch norm that uses the statistics of the whole batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
@@ -133,7 +136,7 @@ class _BatchNormOverRanks(nn.BatchNorm2d):
 
 
 class _DropoutOverRanks(nn.Dropout):
-    """A dropout that drops from this rank's part what it would drop from it in the whole batch."""
+    """A dropout that draws for the whole batch and applies the rank's part, for the same result as in one process."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -143,7 +146,7 @@ class _DropoutOverRanks(nn.Dropout):
 
 
 def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
-    """An instance norm's running statistics are means over the batch."""
+    """Average an instance norm's running statistics over the ranks: they are means over the batch."""
     if norm.training:
         for statistic in norm.buffers():
             if statistic.is_floating_point():
@@ -152,9 +155,10 @@ def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
 
 
 class _Rows:
-    """The rows of one call: this rank's part goes in, the whole comes out.
+    """The rows of one call: takes the rank's part of the inputs, and joins the outputs of all ranks.
 
-    `padded`: rows that do not divide among the ranks are filled up by the last one, and what comes of it is left out.
+    `padded`: where the number of rows is not a multiple of the world size, copies of the last row are added. The
+    outputs of the copies are dropped.
     """
 
     def __init__(self, padded: bool) -> None:
@@ -162,7 +166,7 @@ class _Rows:
         self.count = 0
 
     def part(self, value: Any) -> Any:
-        """Tensors of the whole, inside tuples too, as this rank's part."""
+        """This rank's part of the whole batch's tensors. `value` may hold them inside tuples."""
         return mapped(value, self._part)
 
     def _part(self, whole: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ class _Rows:
         return _Part.apply(whole)
 
     def whole(self, value: Any) -> Any:
-        """Tensors of this rank's part, inside tuples too, as the whole."""
+        """The whole batch's tensors, from the tensors of each rank's part. `value` may hold them inside tuples."""
         return mapped(value, self._whole)
 
     def _whole(self, part: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class _Rows:
 
 
 def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function`, whose rows do not depend on each other, with each rank computing its part of them."""
+    """The same function, with its rows divided among the ranks. `function` must compute each row independently."""
     if world_size() == 1:
         return function
 
@@ -192,7 +196,7 @@ def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     return divided_among_ranks
 
 
-#: Layers that look at the whole batch, and what stands in for them.
+#: Layers that depend on the whole batch, and their replacements on several ranks.
 _OVER_RANKS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: _BatchNormOverRanks,
     nn.Dropout: _DropoutOverRanks,
@@ -201,9 +205,11 @@ _OVER_RANKS: dict[type[nn.Module], type[nn.Module]] = {
 
 @contextmanager
 def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]:
-    """Within it, each call of a network is divided among the ranks.
+    """Within it, the rows of each network call are divided among the ranks.
 
-    `padded`: for batches that do not divide, and networks in evaluation mode. Without it they raise ValueError.
+    `padded`: accept batches whose size is not a multiple of the world size, for networks in evaluation mode. Without
+    `padded`, a call with such a batch raises ValueError. Raises TypeError for a norm or dropout in training mode that
+    cannot work over several processes.
     """
     if world_size() == 1:
         yield
@@ -217,9 +223,13 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
             if type(module) in _OVER_RANKS:
                 changed.append(module)
             elif module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise TypeError(f"{type(module).__name__} cannot take its statistics over several processes")
+                raise TypeError(
+                    f"{type(module).__name__} cannot take its statistics over several processes; only BatchNorm2d can"
+                )
             elif module.training and isinstance(module, nn.modules.dropout._DropoutNd):
-                raise TypeError(f"{type(module).__name__} cannot drop alike in several processes")
+                raise TypeError(
+                    f"{type(module).__name__} cannot drop the same elements in several processes; only Dropout can"
+                )
             elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
                 hooks.append(module.register_forward_hook(_average_statistics))
         rows = _Rows(padded)
@@ -237,12 +247,12 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
 
 
 def sum_gradients(optimizer: Optimizer) -> None:
-    """Every rank's partial sum of each gradient, added up in place."""
+    """Add up all ranks' partial sums of each gradient of `optimizer`, in place."""
     sum_tensors(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
 
 
 def sum_tensors(partial_sums: Iterable[Tensor]) -> None:
-    """Every rank's partial sum of each tensor, added up in place."""
+    """Add up all ranks' partial sums of each tensor, in place."""
     if world_size() > 1:
         for partial_sum in partial_sums:
             dist.all_reduce(partial_sum)
