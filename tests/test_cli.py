@@ -153,7 +153,7 @@ def test_allocation_by_sensitivity_is_what_the_library_measures(
     torch.save(gan.generator.state_dict(), bare)
     alone = ["compress", "--generator", bare, "--allocation", "sensitivity", "--warm-up", "0", *common]
     assert main([*alone, "--out", str(tmp_path / "alone")]) == 1
-    assert "which a trained discriminator measures; give --discriminator or --warm-up" in capsys.readouterr().err
+    assert "which needs a trained discriminator; give --discriminator or --warm-up" in capsys.readouterr().err
 
 
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
@@ -231,7 +231,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     assert sorted(path.relative_to(made) for path in made.rglob("*.png")) == [Path(f, "deep", "0.png") for f in folders]
     assert all(image.open(path).size == (size, size) for path in made.rglob("*.png"))
     assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
-    assert "the inputs would be written over" in capsys.readouterr().err
+    assert "the inputs would be overwritten" in capsys.readouterr().err
 
     # Several a call, of two sizes: the same pictures
     write_images(inputs / "other", 2)
@@ -291,12 +291,15 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
     assert load_trained(out).generator[0].sparsity == pytest.approx(0.5, abs=0.01)
     assert main(["profile", str(out)]) == 1
     assert (
-        "is made by 'test_cli:build', a Python function; to have it run, add --generator test_cli:build"
+        "is made by 'test_cli:build', a Python function; to allow this function to run, add --generator test_cli:build"
         in capsys.readouterr().err
     )
     assert main(["evaluate", str(out), "--task", "dcgan", "--generator", "os:abort"]) == 1
     assert "add --generator test_cli:build" in capsys.readouterr().err
-    for entry, why in (("test_cli:nothing", "must be package.module:function"), ("test_cli:features", "it must give")):
+    for entry, why in (
+        ("test_cli:nothing", "must be package.module:function"),
+        ("test_cli:features", "it must return"),
+    ):
         assert main(["compress", "--generator", entry, "--task", "dcgan", "--out", str(tmp_path / "x")]) == 1
         assert why in capsys.readouterr().err
 
@@ -383,4 +386,4 @@ def test_info_prints_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 def test_numbers_out_of_range_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(command)
-    assert f"{command[2]}: it is '{command[3]}'; it must be an integer from" in capsys.readouterr().err
+    assert f"{command[2]}: the value is '{command[3]}'; it must be an integer from" in capsys.readouterr().err

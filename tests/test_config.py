@@ -262,9 +262,9 @@ def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "Expecting property name"),
-        ("[]", r"it holds \[\]; it must hold an object"),
+        ("[]", r"the file holds \[\]; it must hold an object"),
         ('{"lr": 1}', "'lr' is no setting of CompressionConfig; its settings: loss, "),
-        ('{"loss": {"kind": "PlainLoss"}}', "its loss is a PlainLoss, and --recipe self-supervised has a SelfSup"),
+        ('{"loss": {"kind": "PlainLoss"}}', "its loss is a PlainLoss; it must be a SelfSupervisedLoss, the"),
     ],
 )
 def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
         read("--config", str(file))
     file.write_text('{"loss": {"kind": "PlainLoss"}}')
-    with pytest.raises(ValueError, match="--one-sided go with a SelfSupervisedLoss"):
+    with pytest.raises(ValueError, match="--one-sided need a SelfSupervisedLoss"):
         read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
     file.write_text('{"discriminator_mode": "frozen"}')
     with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):

@@ -269,7 +269,7 @@ def test_a_device_is_one_of_this_machines(monkeypatch: pytest.MonkeyPatch, two_g
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert [str(device_named(name)) for name in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
-    with pytest.raises(ValueError, match="is 'cuda:1' in all processes; --device cuda gives each one of its own"):
+    with pytest.raises(ValueError, match="is 'cuda:1' in all processes; --device cuda gives each process a"):
         device_named("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="--device is 'cuda' in process 2; this machine has cpu, cuda:0, cuda:1"):

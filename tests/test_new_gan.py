@@ -146,7 +146,7 @@ def test_a_reference_is_all_that_the_commands_need(
         assert main(["generate", str(small), "--domains", "1", *inputs]) == 0
         assert sorted(path.name for path in made.iterdir()) == ["light"]
         assert main(["generate", str(small), "--direction", "dark", *inputs]) == 1
-        assert "--direction is given; this GAN has none" in capsys.readouterr().err
+        assert "--direction is given; this GAN has no direction" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["evaluate", str(small), "--samples", "6", "--seeds", "0", "--json", *scored]) == 0
     scores = json.loads(capsys.readouterr().out)

@@ -404,9 +404,9 @@ def test_reading_without_a_network(trained: State) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["FOLDER", "--key", "g"], "--key goes with --generator"),
-        (["FOLDER", "--discriminator", "d.pth", "--task", "dcgan"], "--discriminator, --task goes with --generator"),
-        (["--generator", "a.b:c", "--key", "g"], "--key goes with files; a Python function"),
+        (["FOLDER", "--key", "g"], "--key needs --generator"),
+        (["FOLDER", "--discriminator", "d.pth", "--task", "dcgan"], "--discriminator, --task needs --generator"),
+        (["--generator", "a.b:c", "--key", "g"], "--key needs files; a Python function"),
         (["--generator", "g.pth", "--discriminator-key", "d"], "--discriminator-key is given without --discriminator"),
     ],
 )

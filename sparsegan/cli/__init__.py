@@ -1,4 +1,4 @@
-"""The command line: one module a command, each with `add_arguments(parser)` and `run(arguments)`."""
+"""The command line: one module per command, each with `add_arguments(parser)` and `run(arguments)`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-#: command, which is also its module's name -> what it does
+#: From the name of a command, which is also the name of its module, to its help text.
 COMMANDS = {
-    "info": "versions, instruction sets built and in use, threads, CUDA and Triton",
-    "demo": "compress the DCGAN of this repository to 90 %% and compare: a table and report.html",
-    "data": "make a data set ready that a package registry carries, or list them",
+    "info": "print versions, instruction sets built and in use, threads, CUDA and Triton",
+    "demo": "compress the DCGAN of this repository to 90 %% sparsity and compare: a table and report.html",
+    "data": "prepare a data set that is installed with a package, or list the data sets",
     "train": "train a dense reference GAN, or a classifier that scores images, on real data",
-    "compress": "prune and fine-tune a trained GAN's generator, and write it compressed",
+    "compress": "prune and fine-tune a trained GAN's generator, and write the compressed generator",
     "generate": "make images with a dense or compressed generator",
     "export": "write a generator as a dense ONNX file, checked in ONNX Runtime",
-    "evaluate": "distances of a generator from real images; PSNR and SSIM where they have targets",
-    "profile": "each layer of a compressed generator: MACs, kernel, time",
-    "study": "run a study's rows, or rebuild its tables and plots from the rows that are done",
-    "bench": "single layers, forward or trained, against the best dense engine installed",
+    "evaluate": "score a generator: distances from real images; PSNR and SSIM where images have targets",
+    "profile": "print each layer of a compressed generator: MACs, backend, time",
+    "study": "run the missing rows of a study, or rebuild its tables and plots from the finished rows",
+    "bench": "time layers and generators against the best dense engine that is installed",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. An expected error is one line on stderr and status 1."""
+    """Run one command. Returns the exit status: 0, or 130 after an interrupt, or 1 after an error of an expected kind.
+
+    An error of an expected kind is printed as one line on stderr.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="sparsegan", description="Compress GANs; train and run them sparse.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        if name in given[:1]:  # the others stay unloaded
+        if name in given[:1]:  # only the given command's module is imported
             module = import_module(f".{name}", __name__)
             command.description = module.__doc__
             module.add_arguments(command)
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training import ranks
 
     form = warnings.formatwarning
-    # A sentence is enough, without the source line that it comes from.
+    # The sentence of a warning is enough, without the source line that raised it.
     warnings.formatwarning = lambda message, *_: f"sparsegan {parsed.command}: {message}\n"
     try:
         device = CPU
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsegan {parsed.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"sparsegan {parsed.command}: interrupted; --resume continues a run", file=sys.stderr)
+        print(f"sparsegan {parsed.command}: interrupted; --resume continues the run", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = form

@@ -1,4 +1,4 @@
-"""Time layers, their training and whole generators against the best dense engine that is installed, or a GPU's."""
+"""Time layers, their training, and whole generators against the best dense engine that is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GENERATOR_HEAD = (
     f"{'engine ms':>10}{'+-':>6}{'ratio':>7}{'target':>8}       {'GFLOP/s':>8}{'of peak':>8}"
 )
 
-#: Options that not every kind of benchmark takes.
+#: Default values of the options that only some kinds of benchmark accept.
 DEFAULTS = {
     "threads": "1",
     "sparsity": "0.9",
@@ -30,6 +30,7 @@ DEFAULTS = {
     "generators": "",
     "batch": "1,16,64",
 }
+#: From a kind of benchmark to the options of `DEFAULTS` that it accepts.
 TAKEN = {
     "layers": {"threads", "sparsity", "granularity", "layers"},
     "training": {"threads", "sparsity", "granularity", "layers"},
@@ -40,27 +41,34 @@ TAKEN = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan bench`."""
-    what = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask; "
-    what += "generators: one forward of each reference generator, latency and memory; "
-    what += "gpu: both on an NVIDIA GPU, at 90 %% and where something is asked, in every granularity"
-    parser.add_argument("what", choices=list(TAKEN), help=what)
-    parser.add_argument("--threads", default=DEFAULTS["threads"], help="thread counts, such as 1,2 (default: 1)")
-    parser.add_argument("--sparsity", default=DEFAULTS["sparsity"], help="sparsities, such as 0.5,0.9 (default: 0.9)")
+    kinds = "layers: one forward of each reference layer; training: forward and backward, memory, a new mask; "
+    kinds += "generators: one forward of each reference generator, latency and memory; "
+    kinds += "gpu: layers, forward and training, on an NVIDIA GPU, in every granularity, at 90 %% sparsity and at the "
+    kinds += "sparsities that have a target"
+    parser.add_argument("what", choices=list(TAKEN), help=kinds)
     parser.add_argument(
-        "--granularity", default=DEFAULTS["granularity"], help="for example element,vector:4 (default: element)"
+        "--threads", default=DEFAULTS["threads"], help="numbers of threads, for example 1,2 (default: 1)"
+    )
+    parser.add_argument(
+        "--sparsity", default=DEFAULTS["sparsity"], help="sparsities, for example 0.5,0.9 (default: 0.9)"
+    )
+    parser.add_argument(
+        "--granularity",
+        default=DEFAULTS["granularity"],
+        help="granularities, for example element,vector:4 (default: element)",
     )
     for name in ("layers", "generators"):
-        text = f"only {name} whose name has one of these parts"
+        text = f"only the {name} whose names contain one of these parts, separated by commas (default: all)"
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
     parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a row (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent per row, in seconds (default: 1)")
     parser.add_argument(
-        "--json", type=Path, help="also write the figures here; goes on with a run that was interrupted"
+        "--json", type=Path, help="also write the figures to this file; an interrupted run with the file continues"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a row a layer or generator, sparsity, granularity and thread count."""
+    """Print one row per layer or generator, sparsity, granularity and number of threads."""
     if not 0 < arguments.seconds <= 3600:
         raise ValueError(f"--seconds is {arguments.seconds}; it must be above 0 and at most 3600")
     for name in sorted(DEFAULTS.keys() - TAKEN[arguments.what]):
@@ -126,7 +134,7 @@ def _generator_line(r: dict[str, Any]) -> str:
 
 
 def _more_of(r: dict[str, Any]) -> str:
-    """The second line of a generator: latency, memory, where the time goes, and what falls short by how much."""
+    """The second line of a generator: latency, memory, the fraction of time outside multiplications, missed targets."""
     percentiles = ", ".join(f"{name} {ms:.2f}" for name, ms in r["latency_ms"].items())
     memory = " against ".join(f"{held / 1e6:.0f} MB ({name})" for name, held in r["memory"].items())
     short = [
@@ -144,17 +152,17 @@ def _more_of(r: dict[str, Any]) -> str:
 
 
 def _spread(r: dict[str, Any]) -> float:
-    """Half the distance of the quartiles, as a share of the sparse time."""
+    """Half the distance between the quartiles, as a fraction of the sparse time."""
     first, third = r["sparse_quartiles_ms"]
     return (third - first) / 2 / r["sparse_ms"]
 
 
 def _line(r: dict[str, Any]) -> str:
-    """A row of the table."""
+    """One row of the table."""
     spread = _spread(r)
     asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
     note = "" if r["backend"] == "sparse" else "  (auto: dense)"
-    if verdict == "short" and "why" in r:  # what it spends its time on, by the model that chose its tiling
+    if verdict == "short" and "why" in r:  # where the time goes, by the cost model that chose the tiling
         note += f"  {r['why']}"
     return (
         f"{r['layer']:<43}{r['sparsity']:>9.0%}{r['granularity']:>10}{r['threads']:>8}{r['best_dense']:>21}"
@@ -164,7 +172,7 @@ def _line(r: dict[str, Any]) -> str:
 
 
 def _whole_models(sparsities: list[float], threads: list[int], seconds: float) -> dict[str, Any]:
-    """Memory and new masks of whole models, printed and returned."""
+    """The training memory and the time of a new mask of whole models. Prints and returns the rows."""
     from ..benchmark import time_new_mask, training_memory
 
     memory = [row for sparsity in sparsities for row in training_memory(sparsity)]
@@ -194,7 +202,7 @@ def _asked(row: dict[str, Any], digits: str) -> str:
 
 def _print_facts(results: Results, rows: list[dict[str, Any]]) -> None:
     head = results.head
-    print(f"{head['machine']}, {head['isa']}, FMA peak {head['fma_peak_gflops_a_core']:.0f} GFLOP/s a core")
+    print(f"{head['machine']}, {head['isa']}, FMA peak {head['fma_peak_gflops_a_core']:.0f} GFLOP/s per core")
     asked = [row["holds"] for row in rows if row["holds"] is not None]
     print(f"targets: {sum(asked)} of {len(asked)} hold")
 
@@ -223,7 +231,7 @@ def _gpu(arguments: argparse.Namespace) -> None:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line that repeats this run; what is left at its default is left out."""
+    """The command line that repeats this run. Options at their defaults are left out."""
     parts = ["sparsegan", "bench", arguments.what]
     if arguments.what != "gpu":
         parts += ["--threads", arguments.threads, "--sparsity", arguments.sparsity]
@@ -243,5 +251,5 @@ def _numbers(name: str, text: str, kind: Any, least: float, most: float) -> list
     except ValueError:
         values = []
     if not values or not all(least <= value <= most for value in values):
-        raise ValueError(f"{name} is {text!r}; it must be numbers from {least} to {most}, separated by commas")
+        raise ValueError(f"{name} is {text!r}; it must be numbers from {least} to {most} separated by commas")
     return values

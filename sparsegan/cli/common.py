@@ -1,4 +1,4 @@
-"""Options of several commands: seed, threads, device; the packages and the folder that several need."""
+"""Options that several commands have (seed, threads, device), and checks for packages and the checkpoints folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..training import ranks
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """--out, --resume, --seed, --threads, --device, --quiet."""
+    """Add --out, --resume, --seed, --threads, --device and --quiet. `out`: the default of --out."""
     parser.add_argument("--out", type=Path, default=Path(out), help=f"run directory (default: {out})")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
-    add_seed(parser, "everything random")
+    add_seed(parser, "all random numbers")
     add_threads(parser)
     add_device(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
 def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
-    """--seed."""
+    """Add --seed. `of`: the numbers that it seeds, for the help text."""
     parser.add_argument("--seed", type=_seed, default=0, help=f"seed of {of} (default: 0)")
 
 
@@ -34,7 +34,7 @@ def _seed(text: str) -> int:
 
 
 def at_least_one(text: str) -> int:
-    """The type of an option that counts something."""
+    """The type of an option that is a number of things: an integer of at least 1."""
     return _between(text, 1, 2**31 - 1)
 
 
@@ -44,33 +44,35 @@ def _between(text: str, least: int, most: int) -> int:
     except ValueError:
         number = least - 1
     if not least <= number <= most:
-        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be an integer from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"the value is {text!r}; it must be an integer from {least} to {most}")
     return number
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """--threads."""
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's, all cores)")
+    """Add --threads."""
+    parser.add_argument(
+        "--threads", type=int, default=0, help="number of CPU threads (default: torch's choice, all cores)"
+    )
 
 
 def set_threads(count: int) -> None:
-    """Have torch use `count` threads; 0 leaves it as it is."""
+    """Set torch's number of threads to `count`; 0 keeps torch's choice. Raises ValueError for a negative `count`."""
     if count < 0:
-        raise ValueError(f"--threads is {count}; it must be at least 1, or 0 for torch's own choice")
+        raise ValueError(f"--threads is {count}; it must be at least 1, or 0 for torch's choice")
     if count:
         torch.set_num_threads(count)
 
 
 def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """--device."""
-    text = default or "the first GPU that torch can use, else the CPU"
+    """Add --device. `default`: None for the first GPU that torch can use, or else the CPU."""
+    text = default or "the first GPU that torch can use, or else the CPU"
     parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... (default: {text})")
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of --device; of several processes (`torchrun`) each has a GPU of its own.
+    """The torch device for the value of --device. Each of several processes (`torchrun`) gets a different GPU.
 
-    Raises ValueError for a device that this machine does not have.
+    Raises ValueError for a device that this machine does not have, and for a GPU with a number in several processes.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     there = [CPU]
@@ -81,8 +83,8 @@ def device_named(name: str | None) -> torch.device:
     kind, numbered, _ = name.partition(":")
     rank, several = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and numbered and kind != "cpu":
-        raise ValueError(f"--device is {name!r} in all processes; --device {kind} gives each one of its own")
-    # By its name: torch counts devices in 8 bits, so that another one could answer to a number beyond.
+        raise ValueError(f"--device is {name!r} in all processes; --device {kind} gives each process a different one")
+    # Names are compared, not devices: torch stores an index in 8 bits, so a larger number would name another device.
     wanted = "cpu" if name in ("cpu", "cpu:0") else name if numbered else f"{kind}:{rank}"
     found = [one for one in there if str(one) == wanted]
     if not found:
@@ -92,7 +94,7 @@ def device_named(name: str | None) -> torch.device:
 
 
 def use_device(arguments: argparse.Namespace) -> torch.device:
-    """The device of --device, made the current one; of one that is not the CPU a line says so."""
+    """The device of --device, set as the current device. A printed line names a device other than the CPU."""
     device = device_named(arguments.device)
     if device != CPU:
         torch.accelerator.set_device_index(device.index)
@@ -102,15 +104,21 @@ def use_device(arguments: argparse.Namespace) -> torch.device:
 
 
 def need(*packages: str) -> None:
-    """Raise ModuleNotFoundError now, and not after hours of training, where one is not installed."""
+    """Raise ModuleNotFoundError where a package is not installed: now, and not after hours of training."""
     for package in packages:
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"{package} is not installed; pip install sparsegan[demo]")
 
 
 def find_checkpoints() -> Path:
-    """The repository's checkpoints folder: under the working directory, or beside the package's source."""
+    """The repository's checkpoints folder, under the working directory or beside the package's source.
+
+    Raises FileNotFoundError where neither exists.
+    """
     for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         if (root / "checkpoints" / "dcgan-mnist").is_dir():
             return root / "checkpoints"
-    raise FileNotFoundError("no folder checkpoints/dcgan-mnist here; run this in a clone of the repository, or name it")
+    raise FileNotFoundError(
+        "there is no folder checkpoints/dcgan-mnist here; run the command in a clone of the repository, or give its "
+        "option that names the file or folder"
+    )

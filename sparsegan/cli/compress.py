@@ -1,8 +1,8 @@
-"""Compress a trained GAN's generator: prune it while it is fine-tuned, and write it compressed, with report.html.
+"""Compress a trained GAN's generator: prune it while fine-tuning it, then write the compressed file and report.html.
 
-The GAN is a folder that train wrote, or --generator and --discriminator: files of the public repositories, recognised
-by their names and shapes, or a Python function. Without a discriminator a fresh one is trained first, on the dense
-generator's frozen images against the real ones (--warm-up).
+The GAN is a folder that train wrote, or files of the public repositories (--generator and --discriminator), recognised
+by their names and shapes, or a Python function. Without a trained discriminator, an untrained discriminator is trained
+first, on images of the dense generator against real images (--warm-up).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     reference = reference_of_data(arguments, gan)
     _fill_in(arguments, gan, reference.training)
     network, channels = gan.config["network"], gan.channels
-    # A generator that starts from noise needs no data of its own images; one that starts from an image needs inputs.
+    # Without data, a generator that starts from an image still needs input images; one that starts from noise does not.
     samples = None
     if not (arguments.data_free and reference.from_noise):
         samples = load_data(arguments, reference, arguments.size, channels, "train")
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
     settings.setdefault("betas", reference.training.betas)
     settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
-    written = dict(network)  # what generator.safetensors will fit
+    written = dict(network)  # the network that generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
     compressor = baseline(
         arguments.recipe,
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         **settings,
     )
     result = compressor.fit(loader)
-    if ranks.rank() == 0:  # the first of several processes writes
+    if ranks.rank() == 0:  # only rank 0 writes
         save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
 
     generators = {"dense": gan.generator, "compressed": result.generator}
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) -> None:
-    """Options that were not given become what the GAN was trained with, or `training` says."""
+    """Set the options that were not given: to the GAN's training settings if they are known, or else to `training`."""
     if arguments.data is None:
         arguments.data = gan.config.get("data", training.data)
     if arguments.size is None:
@@ -152,7 +152,7 @@ def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) 
 
 
 def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
-    """Raise ValueError where a network was made for other data than these."""
+    """Raise ValueError where a network was made for another number of domains or another image size."""
     known = network.get("domains")
     if known is not None and len(samples.domains) != known:
         raise ValueError(
@@ -160,7 +160,7 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
         )
     made_for = network.get("image_size", size)
     if trained_discriminator and made_for != size:
-        raise ValueError(f"--size is {size}; the discriminator was made for {made_for}")
+        raise ValueError(f"--size is {size}; it must be {made_for}, which the discriminator was made for")
 
 
 def _allocation(
@@ -172,12 +172,15 @@ def _allocation(
     loader: Any,
     judged: bool,
 ) -> str | Mapping[str, float]:
-    """The field of `CompressionConfig`. Sensitivities are measured once: a resumed run has them in its config.json."""
+    """The field `allocation` of `CompressionConfig`.
+
+    Sensitivities are measured only once: a resumed run reads them from its config.json.
+    """
     if arguments.allocation != "sensitivity":
         return arguments.allocation
     if not judged:
         raise ValueError(
-            "--allocation is sensitivity, which a trained discriminator measures; give --discriminator or --warm-up"
+            "--allocation is sensitivity, which needs a trained discriminator; give --discriminator or --warm-up"
         )
     file = arguments.out / "config.json"
     if arguments.resume and file.is_file():
@@ -186,21 +189,21 @@ def _allocation(
             return found
     batches = list(islice(endless(loader, arguments.seed), SENSITIVITY_BATCHES))
     measure = gap(gan.generator, discriminator, objective, batches, seed=arguments.seed)
-    announce("measuring how sensitive each layer is, on its own, before the first step", arguments.quiet)
+    announce("measuring the sensitivity of each layer before the first step", arguments.quiet)
     return sensitivity(gan.generator, measure, arguments.sparsity, settings["granularity"], settings["exclude"])
 
 
 def _fresh_generator(network: dict[str, Any]) -> nn.Module:
     if network["gan"] is None:
-        raise ValueError("a fresh generator is known for the reference GANs only, not for a Python function's")
+        raise ValueError("only a reference GAN has a known untrained generator; --generator is a Python function")
     return store.build({"network": network}).generator
 
 
 def _small_generator(network: dict[str, Any], parameters: int) -> nn.Module:
-    """A narrower generator of about so many parameters; `network` is made to say its width."""
+    """A narrower untrained generator of about `parameters` parameters. Its width is stored in `network`."""
 
     def make(width: int) -> nn.Module:
-        network["width"] = width  # the last one that is made is the one
+        network["width"] = width  # `of_size` makes the network that it returns last
         return _fresh_generator(network)
 
     return of_size(make, parameters, network["width"])
@@ -208,17 +211,17 @@ def _small_generator(network: dict[str, Any], parameters: int) -> nn.Module:
 
 def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
     if network["gan"] is None:
-        raise ValueError("a fresh discriminator is known for the reference GANs only, not for a Python function's")
+        raise ValueError("only a reference GAN has a known untrained discriminator; --generator is a Python function")
     return store.build({"network": GANS[network["gan"]].for_size(network, size)}).discriminator
 
 
 def _warm_up(
     arguments: argparse.Namespace, gan: store.Gan, discriminator: nn.Module, training: Training, loader: Any
 ) -> None:
-    """Train `discriminator` on the dense generator's images; resumable, in OUT/discriminator."""
+    """Train `discriminator` on images of the dense generator. OUT/discriminator holds the checkpoints of this run."""
     announce(
-        f"there is no trained discriminator: a fresh one first learns from the dense generator's images, "
-        f"{arguments.warm_up} steps (--warm-up), then the compression begins",
+        f"there is no trained discriminator: an untrained discriminator first learns from the dense generator's "
+        f"images, {arguments.warm_up} steps (--warm-up); then the compression begins",
         arguments.quiet,
     )
     named = ("data", "size", "batch", "warm_up", "discriminator_lr", "seed", "direction", "domains", "data_free")
@@ -237,7 +240,7 @@ def _warm_up(
         ),
         checkpoint_every=arguments.checkpoint_every,
         seed=arguments.seed,
-        title="a fresh discriminator",
+        title="training a discriminator",
         quiet=arguments.quiet,
     )
 
@@ -253,7 +256,7 @@ def _report(
     split: str,
     history: list[dict[str, float]],
 ) -> None:
-    """report.html: what it cost and saved, the pictures, the curves, the layers."""
+    """Write report.html: sizes and scores of both generators, pictures, curves, layers, settings and machine."""
     compressed = generators["compressed"]
     batch = moved(batch, device_of(generator=compressed))
     inputs = inputs_of(compressed, lambda: objective.generate(compressed, batch))
@@ -276,14 +279,15 @@ def _report(
     running = {"device": device, "threads": torch.get_num_threads()}
     running |= {"peak memory": f"{peak_bytes(device) / 1e6:,.0f} MB"}
     curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
-    head = ["generator", "sparsity", "weights", "MACs an image", "file", *scores["dense"]]
+    head = ["generator", "sparsity", "weights", "MACs per image", "file", *scores["dense"]]
     body = f"""<div class="wide">{table(head, lines)}</div>
-<p>Sparsity and weights of the convolutions; the dense file as float32 tensors.</p>
+<p>Sparsity and weights are those of the convolutions. The size of the dense file is that of its float32 tensors.</p>
 <h2>Dense and compressed, from the same inputs ({split} data)</h2>
 <img alt="samples" src="{picture_uri(picture)}">
 <h2>Terms over the fine-tuning</h2>
 {curves}
-<p>Solid: of the compressed generator; dotted: of the original, by the same discriminator. Smoothed over 10 steps.</p>
+<p>Solid: the terms of the compressed generator. Dotted: the terms of the original generator, by the same discriminator.
+Smoothed over 10 steps.</p>
 <h2>Layers of the compressed generator (batch of {len(inputs[0])}, forward)</h2>
 <div class="wide">{layer_table(layers)}</div>
 <h2>Settings</h2>
@@ -295,7 +299,7 @@ def _report(
 
 
 def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:
-    """(weights, kept ones) of every convolution."""
+    """The pair (number of weights, number of kept weights) of every convolution."""
     for module in generator.modules():
         if isinstance(module, SparseConv):
             yield math.prod(module.weight_shape), module.nnz

@@ -1,6 +1,6 @@
-"""Make a data set ready that installed with a package: pictures in folders that train, compress and evaluate read.
+"""Prepare a data set that is installed with a package: write folders of pictures for train, compress and evaluate.
 
-Nothing is fetched. Without a name: what there is, and how it installs.
+Nothing is downloaded. Without a name, the command lists the data sets and how their packages are installed.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from ..gans import GANS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan data`."""
-    parser.add_argument("name", nargs="?", choices=list(registry.SETS), help="the data set; none lists all")
+    parser.add_argument("name", nargs="?", choices=list(registry.SETS), help="the data set (default: list all)")
     parser.add_argument(
         "--from",
         type=Path,
         dest="given",
         metavar="FOLDER",
-        help="where its packages are: a package's folder, a node_modules, or the root a Debian package was unpacked to",
+        help="the folder of the data set's packages: a package's folder, a node_modules folder, or the root of an "
+        "unpacked Debian package",
     )
-    parser.add_argument("--out", type=Path, help="folder to write, new (default: runs/data/NAME-SIZE)")
-    parser.add_argument("--size", type=int, help="side of the images, photos: the longer side, in pixels")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--out", type=Path, help="the new folder to write (default: runs/data/NAME-SIZE)")
+    parser.add_argument(
+        "--size", type=int, help="side of the images in pixels; for photos, the longer side (default: the data set's)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the folder and print its counts, split and licences; or list the sets."""
+    """Write the folder and print its counts, split and licences, or list the data sets."""
     if arguments.name is None:
         _list(arguments.given)
         return
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _gans_of(chosen: registry.Set) -> list[str]:
-    """Names of the reference GANs that learn from a set's kind of samples."""
+    """The names of the reference GANs that learn from this data set's kind of samples."""
     return [name for name, reference in GANS.items() if reference.samples.name == chosen.kind.name]
 
 

@@ -1,6 +1,6 @@
-"""Compress the DCGAN of this repository to 90 % element sparsity on real digits, and compare with the usual ways.
+"""Compress the DCGAN of this repository to 90 % element sparsity on real digits, and compare with the usual methods.
 
-Ends with a table and OUT/report.html. Stopped at any moment, the same command continues where it was.
+The demo ends with a table and OUT/report.html. It can be stopped at any moment; the same command continues it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .common import add_device, add_seed, add_threads, at_least_one, find_checkp
 from .loading import placed
 from .report import report, show_table, where
 
-#: name in the table -> recipe; in the table's order, the method last
+#: From the name of a row to its recipe, in the order of the table. The method comes last.
 ROWS = {
     "pruned, not fine-tuned": "one-shot",
     "pruned, plain GAN loss": "gan-loss",
@@ -47,36 +47,39 @@ ROWS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan demo`."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
-    parser.add_argument("--checkpoints", type=Path, help="the folder with the trained networks (default: found)")
+    parser.add_argument(
+        "--checkpoints", type=Path, help="the folder with the trained networks (default: the repository's)"
+    )
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images per step (default: {BATCH})")
     parser.add_argument(
-        "--samples", type=at_least_one, default=2000, help="images a distance is taken from (default: 2000)"
+        "--samples", type=at_least_one, default=2000, help="images per measurement of a distance (default: 2000)"
     )
-    add_seed(parser, "everything random")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_seed(parser, "all random numbers")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     add_threads(parser)
     add_device(parser)
 
 
 STEPS, BATCH = 900, 16
-#: 512 of 1,098,240 weights: a tenth of them is too few for an image, and the saving would be nothing
+#: The last layer stays dense. A tenth of its 512 weights is too few for an image, and of the generator's 1,098,240
+#: weights, pruning this layer would save almost nothing.
 LAST_LAYER = "main.12"
-#: for every row; the discriminator's is the one that it was trained with
+#: The learning rates of every row. The discriminator's is the learning rate of its training.
 GENERATOR_LR, DISCRIMINATOR_LR = 2e-3, 2e-4
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make every row, then the table, results.json and report.html."""
+    """Make every row, then print the table and write results.json and report.html."""
     set_threads(arguments.threads)
     device = use_device(arguments)
     started = time.perf_counter()
     checkpoints = arguments.checkpoints or find_checkpoints()
     settings = ("sparsity", "steps", "batch", "samples", "seed")
     config = {"command": "demo"} | {name: getattr(arguments, name) for name in settings}
-    config |= {} if device == CPU else {"device": str(device)}  # times of two devices make no table
-    Run(arguments.out, config, resume=True)  # refuses a folder made with other settings
+    config |= {} if device == CPU else {"device": str(device)}  # a table must not mix times of two devices
+    Run(arguments.out, config, resume=True)  # refuses a folder of a run with other settings
     gan = placed(store.load(checkpoints / "dcgan-mnist"), device)
     features = metrics.load_features(find_classifier("mnist", checkpoints), device)
     images, _ = data.labelled("mnist")
@@ -148,7 +151,7 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, device, threads and versions that the figures depend on."""
+    """The processor, device, number of threads and versions that the figures depend on."""
     from ..profiling.info import info
 
     return {**info(), "device": str(device), "threads": torch.get_num_threads()}
@@ -161,7 +164,7 @@ def _row(
     evaluator: metrics.Evaluator,
     file: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything in one line of the table; kept on disk, so that a demo that is continued does not measure again."""
+    """One row of the table. It is stored on disk, so that a continued demo does not measure it again."""
     kept = arguments.out / "rows" / f"{title.replace(', ', ' ').replace(' ', '-')}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -192,14 +195,14 @@ def _row(
 
 
 def _target(generator: nn.Module, sparsity: float) -> float:
-    """The pruned layers' sparsity that makes the whole generator's `sparsity`, its last layer dense."""
+    """The sparsity of the pruned layers that gives the whole generator `sparsity` while its last layer is dense."""
     weights = {name: m.weight.numel() for name, m in generator.named_modules() if isinstance(m, nn.ConvTranspose2d)}
     total = sum(weights.values())
     return sparsity * total / (total - weights[LAST_LAYER])
 
 
 def _sparsity(generator: nn.Module) -> float:
-    """Fraction of all convolution weights that are gone."""
+    """The fraction of all convolution weights that were dropped."""
     total = kept = 0
     for module in generator.modules():
         if isinstance(module, SparseConvTranspose2d):
@@ -210,7 +213,7 @@ def _sparsity(generator: nn.Module) -> float:
 
 
 def _training_bytes(generator: nn.Module, noise: Tensor) -> int:
-    """Parameters, gradients, Adam's moments, support and plans of a generator in training."""
+    """The bytes of parameters, gradients, Adam's moments, support and plans of a generator in training."""
     trained = copy.deepcopy(generator).requires_grad_(True).train()
     optimizer = torch.optim.Adam(trained.parameters())
     trained(noise).sum().backward()
@@ -219,7 +222,10 @@ def _training_bytes(generator: nn.Module, noise: Tensor) -> int:
 
 
 def _milliseconds(generator: nn.Module, noise: Tensor) -> dict[str, float]:
-    """A batch forward, and forward with backward: as it is, and dense (the better of torch's two layouts)."""
+    """The times of a batch in a forward pass, and in a forward with a backward pass, in milliseconds.
+
+    Both are measured for the generator and for its dense twin, in the faster of torch's two layouts.
+    """
     plain, last = densify(copy.deepcopy(generator)), store.channels_last(densify(copy.deepcopy(generator)))
     for module in plain.modules():
         if isinstance(module, nn.ConvTranspose2d):

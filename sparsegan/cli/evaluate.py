@@ -22,31 +22,33 @@ from .loading import add_data_options, add_gan_options, load_any, placed, refere
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan evaluate`."""
     add_gan_options(parser)
-    add_data_options(parser, "default: what it was trained on, or the task's")
+    add_data_options(parser, "default: that of the GAN's training, or the task's")
     parser.add_argument(
         "--features",
         help="the network whose features are compared: efficientnet-lite0, a classifier's .safetensors, a TorchScript "
-        "file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist or fashion-mnist this "
+        "file, package.module:build, or none (default: efficientnet-lite0; for dcgan on mnist or fashion-mnist, this "
         "repository's classifier)",
     )
     parser.add_argument(
         "--classifier",
         type=Path,
         metavar="FILE",
-        help="a classifier's .safetensors, which says how many of stargan's images come out in the domain asked for "
-        "(default: for emoji-styles this repository's)",
+        help="stargan: a classifier's .safetensors, which finds the fraction of images in the domain that was asked "
+        "for (default: for emoji-styles, this repository's)",
     )
-    parser.add_argument("--samples", type=at_least_one, default=2500, help="dcgan's images a seed (default: 2500)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan's sample seeds (default: 0 1 2)")
-    add_seed(parser, "what the others draw")
+    parser.add_argument("--samples", type=at_least_one, default=2500, help="dcgan: images per seed (default: 2500)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="dcgan: seeds of the samples (default: 0 1 2)"
+    )
+    add_seed(parser, "the random numbers of all other GANs")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     add_threads(parser)
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the scores; of images from noise as mean and spread over the seeds."""
+    """Print the scores. For images from noise, they are mean and spread over the seeds."""
     set_threads(arguments.threads)
     device = use_device(arguments)
     gan = placed(load_any(arguments), device)
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         classifier=load_classifier(classifier).to(device) if classifier else None,
     )
     scores = evaluator.scores(gan.generator)
-    if ranks.rank() > 0:  # the first of several processes speaks
+    if ranks.rank() > 0:  # only rank 0 prints
         return
     if arguments.json:
         print(json.dumps({"split": split, **{name: asdict(score) for name, score in scores.items()}}))
@@ -96,7 +98,7 @@ def _from_noise(
     arguments: argparse.Namespace, gan: store.Gan, samples: Samples, features: metrics.Features | None
 ) -> None:
     if features is None:
-        raise ValueError("--features is none; images from noise have no targets, so only distances score them")
+        raise ValueError("--features is none; images from noise have no targets, so their scores need features")
     real = torch.cat(list(samples.in_order(250)))
     evaluator = metrics.Evaluator(real, features, features.network)
 

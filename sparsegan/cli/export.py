@@ -1,4 +1,4 @@
-"""Write the dense twin of a generator as an ONNX file, checked in ONNX Runtime, for those who serve from elsewhere."""
+"""Write the dense twin of a generator as an ONNX file, checked in ONNX Runtime, to run it without this package."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan export`."""
     add_gan_options(parser)
     parser.add_argument("--onnx", type=Path, required=True, metavar="OUT", help="the file to write")
-    parser.add_argument("--direction", help="a_to_b or b_to_a, of CycleGAN (default: both in one file)")
-    parser.add_argument("--size", type=int, help="of the images it is tried on, in pixels (default: as trained)")
+    parser.add_argument("--direction", help="cyclegan: a_to_b or b_to_a (default: both in one file)")
+    parser.add_argument(
+        "--size", type=int, help="side of the images of the check, in pixels (default: that of the training)"
+    )
     add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the file, and say what it takes and how close ONNX Runtime comes."""
+    """Write the file, and print its inputs and the largest difference of ONNX Runtime's outputs."""
     from ..engine.export import export_onnx
 
     if arguments.size is not None and arguments.size < 1:
@@ -28,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     gan = load_any(arguments)
     if gan.config["network"]["gan"] is None:
-        raise ValueError("--generator is a Python function, whose inputs are not known; use sparsegan.export_onnx")
+        raise ValueError("--generator is a Python function with unknown inputs; use sparsegan.export_onnx in Python")
     generator, example = gan.generator, store.example(gan, 1, arguments.size)
     ways = chosen_ways(gan, arguments, ["direction"])
     if arguments.direction is not None:

@@ -1,6 +1,6 @@
-"""Make images with a dense or compressed generator: a PNG grid from noise, or one image from each of a folder.
+"""Make images with a dense or compressed generator: a PNG grid from noise, or an image for each image of a folder.
 
-The generator runs as `sparsegan.optimize_for_inference` makes it.
+The generator runs in an engine (`sparsegan.optimize_for_inference`).
 """
 
 from __future__ import annotations
@@ -30,40 +30,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan generate`."""
     add_gan_options(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="inputs, for a GAN that makes images from images")
-    parser.add_argument("--size", type=int, help="resize each input to this square, in pixels (default: as it is)")
-    parser.add_argument("--tile", type=int, help="run larger images in tiles of this side, in pixels: less memory")
-    parser.add_argument("--overlap", type=int, help="pixels that tiles share (default: as many as the generator sees)")
+    parser.add_argument("--size", type=int, help="resize each input to a square of this side, in pixels (default: no)")
+    parser.add_argument("--tile", type=int, help="run larger images in tiles of this side, in pixels, to save memory")
     parser.add_argument(
-        "--approximate", action="store_true", help="tiles where a layer looks at the whole image (an instance norm) too"
+        "--overlap",
+        type=int,
+        help="overlap of neighbouring tiles, in pixels (default: the range that the generator's outputs depend on)",
+    )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="allow tiles for a generator with a layer that depends on the whole image, such as an instance norm",
     )
     parser.add_argument(
         "--statistics",
         choices=STATISTICS,
         default="stored",
-        help="of batch norms: those that they have stored, or each batch's own, as pix2pix is often run (stored)",
+        help="statistics of batch norms: the stored ones, or those of each batch, as pix2pix is often run "
+        "(default: stored)",
     )
-    parser.add_argument("--direction", help="a_to_b or b_to_a, of CycleGAN (default: both)")
-    parser.add_argument("--domains", nargs="+", help="StarGAN's targets, names or numbers (default: all)")
-    parser.add_argument("--count", type=int, default=64, help="images from noise (default: 64)")
-    parser.add_argument("--batch", type=int, help="images a call (default: 64 from noise, 1 from images)")
-    parser.add_argument("--columns", type=int, default=8, help="images a row of the grid (default: 8)")
+    parser.add_argument("--direction", help="cyclegan: a_to_b or b_to_a (default: both)")
+    parser.add_argument("--domains", nargs="+", help="stargan: target domains, by name or number (default: all)")
+    parser.add_argument("--count", type=int, default=64, help="number of images from noise (default: 64)")
+    parser.add_argument("--batch", type=int, help="images per call (default: 64 from noise, 1 from images)")
+    parser.add_argument("--columns", type=int, default=8, help="images per row of the grid (default: 8)")
     add_seed(parser, "the noise")
     parser.add_argument(
-        "--out", type=Path, help="file to write, or the folder of the images (default: samples.png, or generated)"
+        "--out", type=Path, help="the file, or the folder of images, to write (default: samples.png, or generated)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     add_threads(parser)
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the grid, or the images, and how long the generator took."""
+    """Write the grid or the images, and print the generator's times."""
     for name in ("count", "columns", "batch", "size", "tile"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
     if arguments.tile is None and (arguments.overlap is not None or arguments.approximate):
-        raise ValueError("--overlap or --approximate is given without --tile; both say how tiles are put together")
+        raise ValueError("--overlap or --approximate is given without --tile; both are settings of tiles")
     set_threads(arguments.threads)
     gan = placed(load_any(arguments), use_device(arguments))
     with torch.inference_mode():
@@ -74,10 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Server:
-    """Runs generators, each through an engine made at its first call. ``str()`` says how long calls took, the way of
-    inputs and images to a GPU and back included.
+    """Runs generators, each in an engine that is made at the generator's first call. ``str()`` states the times.
 
-    `statistics`: of the norms. `tiles`: keywords of a call of an engine, for images that run in tiles.
+    The times include the copies of inputs and images to a GPU and back.
+    `statistics`: the statistics of the norms, "stored" or "batch". `tiles`: keywords for calls of an engine in tiles.
     """
 
     def __init__(self, statistics: str, **tiles: Any) -> None:
@@ -85,7 +92,7 @@ class _Server:
         self.engines: dict[nn.Module, Callable[..., Tensor]] = {}
         self.images = 0
         self.sizes: set[tuple[nn.Module, torch.Size]] = set()
-        self.first: list[float] = []  # milliseconds of a generator's first call at a size, which plans
+        self.first: list[float] = []  # milliseconds of each first call of a generator at a size, which makes the plans
         self.later: list[float] = []
 
     def __call__(self, generator: nn.Module, *inputs: Tensor) -> Tensor:
@@ -107,11 +114,11 @@ class _Server:
         calls, rate = len(self.first + self.later), 1e3 * self.images / sum(self.first + self.later)
         devices = {str(device_of(generator=one)) for one in self.engines} - {"cpu"}
         where = ", ".join(sorted(devices)) or f"{torch.get_num_threads()} thread(s)"
-        text = f"{self.images} images in {calls} call(s) on {where}: {rate:.1f} a second; "
-        text += f"the first call of a size at most {max(self.first):.1f} ms"
+        text = f"{self.images} images in {calls} call(s) on {where}: {rate:.1f} images per second; "
+        text += f"first call of a size: at most {max(self.first):.1f} ms"
         if self.later:
             median, most, nearly_all = np.percentile(self.later, [50, 95, 99])
-            text += f", of the others half within {median:.1f} ms, 95 % {most:.1f} ms, 99 % {nearly_all:.1f} ms"
+            text += f"; later calls: median {median:.1f} ms, 95 % within {most:.1f} ms, 99 % within {nearly_all:.1f} ms"
         return text
 
 
@@ -130,10 +137,10 @@ def _from_noise(arguments: argparse.Namespace, gan: store.Gan) -> None:
 
 def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     if arguments.images is None:
-        raise ValueError("--images is missing; this GAN makes images from a folder of images")
+        raise ValueError("--images is missing; it must be a folder of images, from which this GAN makes images")
     out = arguments.out or Path("generated")
     if out.resolve() == arguments.images.resolve():
-        raise ValueError(f"--out and --images are both {out}; the inputs would be written over")
+        raise ValueError(f"--out and --images are both {out}; they must differ, or the inputs would be overwritten")
     files = image_files(arguments.images)
     places = [file.relative_to(arguments.images).with_suffix(".png") for file in files]
     for index, place in enumerate(places):
@@ -159,7 +166,10 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
 
 
 def _batches(files: list[Path], channels: int, size: int | None, most: int) -> Iterator[tuple[list[int], Tensor]]:
-    """(which files, their images [N, C, H, W] in [-1, 1]), at most `most` at a time: neighbours of one size."""
+    """Batches of at most `most` consecutive files whose images have the same size.
+
+    Yields pairs of the files' indices and their images, float32 [N, C, H, W] in [-1, 1].
+    """
     which: list[int] = []
     batch: list[Tensor] = []
     for index, file in enumerate(files):
@@ -176,5 +186,5 @@ def _batches(files: list[Path], channels: int, size: int | None, most: int) -> I
 
 
 def _picture(image: Tensor) -> Tensor:
-    """[C, H, W] in [-1, 1] -> uint8 [H, W, C]."""
+    """The uint8 picture [H, W, C] of an image [C, H, W] in [-1, 1]."""
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)

@@ -6,11 +6,11 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """`sparsegan info` has no options."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print it."""
+    """Print the information."""
     from ..profiling.info import main
 
     main()

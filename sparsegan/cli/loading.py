@@ -1,4 +1,4 @@
-"""The data and the trained GANs that options name."""
+"""Options that name data and trained GANs, and the functions that load them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,32 @@ from ..gans.reference import Way
 
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--data and what chooses from it."""
+    """Add --data and the options that select samples from it. `default`: the help text of the default."""
     names = ", ".join(SETS)
     parser.add_argument(
-        "--data", help=f"a file or folder in a layout of the task, or a set of sparsegan data: {names} ({default})"
+        "--data",
+        help=f"a file or folder in a layout of the task, or a data set of sparsegan data: {names} ({default})",
     )
     parser.add_argument("--size", type=int, help=f"height and width of the images, in pixels ({default})")
     parser.add_argument(
-        "--direction", choices=["AtoB", "BtoA"], default="AtoB", help="of pairs or sides (default: AtoB)"
+        "--direction",
+        choices=["AtoB", "BtoA"],
+        default="AtoB",
+        help="direction of image pairs, or of the two folders of images (default: AtoB)",
     )
-    parser.add_argument("--attributes", type=Path, help="stargan's attribute file; without it, a folder a domain")
-    parser.add_argument("--domains", nargs="+", default=[], help="stargan's attributes or folders (default: all)")
     parser.add_argument(
-        "--channels", type=int, choices=[1, 3], help="of an image (default: as the data or network has)"
+        "--attributes", type=Path, help="stargan: the attribute file (default: none; the data has a folder per domain)"
+    )
+    parser.add_argument("--domains", nargs="+", default=[], help="stargan: attributes or folders (default: all)")
+    parser.add_argument(
+        "--channels", type=int, choices=[1, 3], help="channels of an image (default: those of the data or the network)"
     )
 
 
 def load_data(
     arguments: argparse.Namespace, reference: Reference, size: int, channels: int | None, split: str
 ) -> data.Samples:
-    """The samples that the options of `add_data_options` name. A GAN that starts from noise learns from all of them."""
+    """The samples of a split that the options of `add_data_options` name. A GAN that starts from noise uses all."""
     return data.load(
         reference.samples,
         arguments.data,
@@ -57,11 +63,14 @@ def load_data(
 def test_data(
     arguments: argparse.Namespace, reference: Reference, size: int, channels: int | None
 ) -> tuple[data.Samples, str]:
-    """(samples that were not trained on, "test"); the training ones, "train", where there are none, which is said."""
+    """The test samples and "test". Where there are none, the training samples and "train", with a message on stderr.
+
+    A GAN that starts from noise has no test split: it gets all samples and "train".
+    """
     try:
         samples = load_data(arguments, reference, size, channels, "test")
     except (FileNotFoundError, ValueError) as error:
-        print(f"no test data ({error}): training data instead", file=sys.stderr)
+        print(f"there is no test data ({error}); training data is used instead", file=sys.stderr)
         return load_data(arguments, reference, size, channels, "train"), "train"
     return samples, "train" if reference.from_noise else "test"
 
@@ -70,43 +79,53 @@ def test_data(
 
 
 def placed(gan: store.Gan, device: torch.device) -> store.Gan:
-    """The GAN with both networks on `device`."""
+    """The same GAN, with both networks moved to `device`."""
     gan.generator.to(device)
     gan.discriminator.to(device)
     return gan
 
 
 def add_content(parser: argparse.ArgumentParser) -> None:
-    """--content."""
+    """Add --content."""
     parser.add_argument(
         "--content",
         metavar="MODULE:FUNCTION",
-        help="srgan: a function that gives the feature network of the content loss, images [N, 3, S, S] in [-1, 1] -> "
-        "features (default: pixels)",
+        help="srgan: a Python function that returns the feature network of the content loss, from images [N, 3, S, S] "
+        "in [-1, 1] to features (default: pixels are compared)",
     )
 
 
 def add_gan_options(parser: argparse.ArgumentParser) -> None:
-    """A folder that this package wrote, or files of the public repositories, or a Python function."""
+    """Add the options that name a trained GAN: a folder of this package, files of others, or a Python function."""
     parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN: a folder that train or compress wrote")
-    parser.add_argument("--task", choices=list(GANS), help="the GAN, where a file fits several (default: recognised)")
+    parser.add_argument(
+        "--task", choices=list(GANS), help="the GAN, where a file fits several GANs (default: recognised)"
+    )
     parser.add_argument(
         "--generator",
         nargs="+",
         metavar="FILE",
-        help="instead of the folder: a state_dict (.pth, .pt, .safetensors) of a public repository, CycleGAN's netG_A "
-        "and netG_B for both directions; or package.module:build, a function that gives (generator, discriminator, "
-        "objective)",
+        help="in place of the folder: a state_dict (.pth, .pt, .safetensors) of a public repository (for CycleGAN "
+        "netG_A and netG_B, for both directions), or package.module:build, a Python function that returns (generator, "
+        "discriminator, objective)",
     )
-    parser.add_argument("--discriminator", nargs="+", metavar="FILE", help="its state_dict; CycleGAN's netD_A, netD_B")
     parser.add_argument(
-        "--key", help="where in the generator's file the state_dict is (g_ema, models.G; default: found)"
+        "--discriminator",
+        nargs="+",
+        metavar="FILE",
+        help="the discriminator's state_dict (for CycleGAN netD_A and netD_B)",
     )
-    parser.add_argument("--discriminator-key", metavar="KEY", help="the same of the discriminator's file")
+    parser.add_argument(
+        "--key",
+        help="the place of the state_dict in the generator's file, for example g_ema or models.G (default: found)",
+    )
+    parser.add_argument(
+        "--discriminator-key", metavar="KEY", help="the place of the state_dict in the discriminator's file"
+    )
 
 
 def reference_of_data(arguments: argparse.Namespace, gan: store.Gan) -> Reference:
-    """The reference GAN whose kind of samples the command reads: the GAN's own, or for a Python function --task's."""
+    """The reference GAN that decides how --data is read: that of `gan`, or of --task for a Python function's GAN."""
     reference = gan.reference or GANS.get(arguments.task)
     if reference is None:
         raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
@@ -114,15 +133,15 @@ def reference_of_data(arguments: argparse.Namespace, gan: store.Gan) -> Referenc
 
 
 def chosen_ways(gan: store.Gan, arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Way]:
-    """The images that a GAN makes of an image, by name: all, or those that one of `options` names.
+    """The ways of a GAN from an image to images, by name: all ways, or those that one of `options` names.
 
-    Raises ValueError for an option that is not the GAN's, and for a name or number that it does not know.
+    Raises ValueError for an option that the GAN does not have, and for an unknown name or number.
     """
     ways = gan.ways
     names, choice = list(ways), "" if gan.reference is None or "" in ways else gan.reference.choice
     for option in options:
         if getattr(arguments, option) is not None and option != choice:
-            raise ValueError(f"--{option} is given; this GAN has none")
+            raise ValueError(f"--{option} is given; this GAN has no {option}")
     given = getattr(arguments, choice, None) or names
     chosen = {}
     for name in [given] if isinstance(given, str) else given:
@@ -134,7 +153,7 @@ def chosen_ways(gan: store.Gan, arguments: argparse.Namespace, options: Sequence
 
 
 def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
-    """The dense GAN of `add_gan_options`, and whether its discriminator is a trained one."""
+    """The dense GAN that the options of `add_gan_options` name, and whether its discriminator is trained."""
     if (arguments.folder is None) == (arguments.generator is None):
         raise ValueError("give a folder that train wrote, or --generator")
     _check_gan_options(arguments)
@@ -147,20 +166,20 @@ def load_gan(arguments: argparse.Namespace) -> tuple[store.Gan, bool]:
 
 
 def _check_gan_options(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for options that would have no effect."""
+    """Raise ValueError for options that would have no effect."""
     of_files = ("discriminator", "key", "discriminator_key")
     given = [f"--{name.replace('_', '-')}" for name in (*of_files, "task") if getattr(arguments, name) is not None]
     files = arguments.generator or []
     if arguments.folder is not None and given and not _is_entry(files):
-        raise ValueError(f"{', '.join(given)} goes with --generator; a folder holds both networks")
+        raise ValueError(f"{', '.join(given)} needs --generator; a folder holds both networks")
     if _is_entry(files) and set(given) - {"--task"}:
-        raise ValueError(f"{', '.join(given)} goes with files; a Python function gives its own networks")
+        raise ValueError(f"{', '.join(given)} needs files; a Python function returns both networks")
     if arguments.discriminator_key is not None and arguments.discriminator is None:
-        raise ValueError("--discriminator-key is given without --discriminator, whose file it is for")
+        raise ValueError("--discriminator-key is given without --discriminator; it needs the discriminator's file")
 
 
 def load_any(arguments: argparse.Namespace) -> store.Gan:
-    """The GAN of `add_gan_options`, dense or compressed, its generator ready for evaluation."""
+    """The dense or compressed GAN that the options of `add_gan_options` name, its generator in evaluation mode."""
     _check_gan_options(arguments)
     if arguments.folder is not None and (arguments.generator is None or _is_entry(arguments.generator)):
         check_entry(arguments)
@@ -175,25 +194,29 @@ def _is_entry(generator: list[str]) -> bool:
 
 
 def check_entry(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where a folder names a Python function to call and the command line does not: a folder may come
-    from anybody, and the function is code."""
+    """Raise ValueError where a folder names a Python function and the command line does not name the same function.
+
+    A folder may come from anybody, and calling the function runs code.
+    """
     network = store.read_config(arguments.folder).get("network")
     entry = network.get("entry") if isinstance(network, Mapping) else None
     given = arguments.generator[0] if arguments.generator else None
     if entry and given != entry:
         raise ValueError(
-            f"the GAN of {arguments.folder} is made by {entry!r}, a Python function; to have it run, add "
-            f"--generator {entry}"
+            f"the GAN of {arguments.folder} is made by {entry!r}, a Python function; to allow this function to run, "
+            f"add --generator {entry}"
         )
     if given and not entry:
-        raise ValueError(f"{arguments.folder} names no Python function; --generator {given} does not go with it")
+        raise ValueError(
+            f"--generator is {given} and {arguments.folder} names no Python function; leave --generator out"
+        )
 
 
 def call_entry(option: str, entry: str) -> Any:
-    """What the function `package.module:build` of an option gives."""
+    """The return value of the function that `entry`, the value of an option, names as `package.module:build`."""
     name, _, function = entry.partition(":")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as python -m has it
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does
     try:
         build = getattr(importlib.import_module(name), function)
     except (ImportError, AttributeError, ValueError) as error:
@@ -202,7 +225,7 @@ def call_entry(option: str, entry: str) -> Any:
 
 
 def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objective:
-    """The GAN's objective, with the feature network of --content where that is given."""
+    """The GAN's objective, with the feature network of --content where this option is given."""
     if arguments.content is None:
         return gan.objective
     if gan.reference is None or gan.reference.objective_with is None:
@@ -215,20 +238,20 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
 
 
 def load_entry(entry: str) -> store.Gan:
-    """What a function `package.module:build` gives: (generator, discriminator, objective)."""
+    """The GAN whose generator, discriminator and objective the function `package.module:build` returns."""
     made = call_entry("--generator", entry)
     if not isinstance(made, tuple) or len(made) != 3:
-        raise ValueError(f"{entry} gave {made!r:.80}; it must give (generator, discriminator, objective)")
+        raise ValueError(f"{entry} returned {made!r:.80}; it must return (generator, discriminator, objective)")
     generator, discriminator, objective = made
     for value, wanted in ((generator, nn.Module), (discriminator, nn.Module), (objective, Objective)):
         if not isinstance(value, wanted):
             kind = type(value).__name__
-            raise ValueError(f"{entry} gave a {kind} where a {wanted.__name__} is needed")
+            raise ValueError(f"{entry} returned a {kind} where it must return a {wanted.__name__}")
     return store.Gan(generator, discriminator, objective, {"network": {"gan": None, "entry": entry}})
 
 
 def load_trained(folder: Path) -> store.Gan:
-    """The GAN of a folder that train or compress wrote; a compressed one's discriminator is an untrained one."""
+    """The GAN of a folder that train or compress wrote. A compressed GAN's discriminator is untrained."""
     config = store.read_config(folder)
     if not config.get("compressed"):
         return store.load(folder)
@@ -242,7 +265,7 @@ def load_trained(folder: Path) -> store.Gan:
 
 
 def inputs_of(network: nn.Module, run: Callable[[], Any]) -> tuple[Any, ...]:
-    """The arguments that `network` is called with first while `run()` runs, without a graph."""
+    """The arguments of the first call of `network` while `run()` runs without a graph."""
     seen: list[tuple[Any, ...]] = []
     hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     with torch.no_grad():

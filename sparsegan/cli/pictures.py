@@ -1,4 +1,4 @@
-"""Pictures of what generators make: a grid, or one strip per sample, from its input to its target."""
+"""Pictures of generators' images: a grid, or one strip per sample, from the sample's input to its target."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..gans.objective import Objective
 from ..placement import device_of, moved
 from ..randomness import seeded
 
-GAP, HEAD = 2, 13  # pixels between cells; of a line of text
-LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor
+GAP, HEAD = 2, 13  # pixels between two cells; height of a line of text in pixels
+LEAST = 64  # the smallest side of a cell; smaller images are enlarged by a whole factor
 
 
 def grid(images: Tensor, columns: int = 8) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [rows*(H+2)+2, columns*(W+2)+2, C], missing cells black."""
+    """A picture, uint8 [rows*(H+2)+2, columns*(W+2)+2, C], of images [N, C, H, W] in [-1, 1]. Empty cells are black."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     picture = torch.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 64, dtype=torch.uint8)
@@ -33,7 +33,7 @@ def grid(images: Tensor, columns: int = 8) -> Tensor:
 
 
 def write_png(path: Path, picture: Tensor) -> None:
-    """Write a picture uint8 [H, W, 1 or 3] as PNG, whole or not at all. Needs pillow."""
+    """Write a picture, uint8 [H, W, 1 or 3], as PNG, completely or not at all. Needs pillow."""
     from PIL import Image
 
     array = picture.numpy()
@@ -42,7 +42,7 @@ def write_png(path: Path, picture: Tensor) -> None:
 
 
 def some(samples: Samples, count: int) -> Any:
-    """A batch of `count` samples spread evenly over all of them, without augmentation."""
+    """A batch of `count` samples that are spread evenly over `samples`, without augmentation."""
     order = samples.order(shuffled=False)
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).long()
     return samples.batch(order[chosen], None)
@@ -55,17 +55,17 @@ def comparison(
     seed: int = 0,
     domains: Sequence[str] = (),
 ) -> Tensor:
-    """A picture uint8 [H, W, 3]: for each sample of `batch` its input, each generator's image of it, its target.
+    """A picture, uint8 [H, W, 3], with one strip per sample of `batch`: input, each generator's image, target.
 
-    `generators` by the name over their column. All of them draw the same noise, from `seed`. Strips of fewer than eight
-    cells lie beside each other. `domains`: names for StarGAN's numbers.
+    `generators`: by the heading of their column. All of them draw the same noise, from `seed`. Several strips of fewer
+    than eight cells lie side by side. `domains`: the names of StarGAN's domain numbers.
     """
     batch = moved(batch, device_of(generator=next(iter(generators.values()))))
     galleries = {}
     for name, generator in generators.items():
         with seeded(seed):
             galleries[name] = objective.look(generator, batch)
-    columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, whose, images
+    columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, name of its origin, images
     for kind, view in next(iter(galleries.values())).items():
         if view.source is not None and not any(images is view.source for _, _, images in columns):
             columns.append(("", "input", view.source))
@@ -83,7 +83,7 @@ def comparison(
 
 
 def _cells(images: Tensor, side: int) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] -> uint8 [N, side, side, 3], enlarged by a whole factor, on grey."""
+    """Cells, uint8 [N, side, side, 3]: images [N, C, H, W] in [-1, 1], enlarged by a whole factor, on grey."""
     factor = max(1, side // max(images.shape[2:]))
     pixels = ((images.cpu().float().clamp(-1, 1) + 1) * 127.5).round()
     pixels = F.interpolate(pixels, scale_factor=factor, mode="nearest") if factor > 1 else pixels

@@ -1,4 +1,4 @@
-"""Show every layer of a compressed generator: MACs, which backend runs and why, dense and sparse time."""
+"""Print every layer of a compressed generator: its MACs, its backend and why, its dense and sparse time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .loading import check_entry, load_trained, placed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan profile`."""
     parser.add_argument("folder", type=Path, help="a folder that compress wrote")
-    parser.add_argument("--batch", type=int, default=64, help="images a call (default: 64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per call (default: 64)")
     parser.add_argument(
         "--generator",
         nargs=1,
         metavar="MODULE:FUNCTION",
-        help="the Python function that makes the folder's GAN, where it is one of your own",
+        help="the Python function that makes the folder's GAN, where the GAN is not one of this package",
     )
     add_threads(parser)
     add_device(parser)
-    parser.add_argument("--quiet", action="store_true", help="say nothing of the device")
+    parser.add_argument("--quiet", action="store_true", help="do not print the device")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The demo's table on the terminal, and report.html: one file with every picture inside."""
+"""The demo's table on the terminal, and the HTML reports of the demo and of compress, with all pictures inside."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COLORS = {"pruned, plain GAN loss": "#d95f02", "self-supervised": "#1b6ca8"}
 
 
 def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(head, lines) of the comparison."""
+    """The head and the lines of the demo's table: one line per generator."""
     network = results["network"]
     head = [
         "generator",
         f"FID ({network})",
         f"KID ({network})",
         "sparsity",
-        "MACs an image",
+        "MACs per image",
         "file",
         "training state",
         "forward, dense",
@@ -56,38 +56,37 @@ def _mean_spread(mean: float, spread: float) -> str:
 
 
 def where(results: dict[str, Any]) -> str:
-    """The device that computed, a CPU by its threads."""
+    """The device of the run; for a CPU, its number of threads."""
     machine = results["machine"]
     return f"{machine['threads']} thread(s)" if machine.get("device", "cpu") == "cpu" else machine["device"]
 
 
 def note(results: dict[str, Any]) -> str:
-    """What the figures are, in one paragraph."""
+    """A paragraph that explains the figures of the table."""
     row = results["rows"]["dense"]
     settings, made = results["settings"], results["rows_made"]
     return (
-        f"FID and KID: Fréchet and kernel distance in the features of this project's {results['network']}, against the "
-        f"5,000 real digits; mean ± spread over {len(row['sample_seeds'])} seeds of {row['samples']:,} samples. Both "
-        f"fine-tuned rows: {settings['steps']} steps of {settings['batch']} images, the same learning rates, pruned by "
-        f"magnitude a layer, to the target at half of the run; the last layer, {results['last_layer']}, stays dense in "
-        f"every row. Plain GAN loss: {made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. "
-        "Times: milliseconds for a batch of 64, forward, and forward with "
-        "backward (training), medians; dense is the better of torch's two layouts with the zeros in place, sparse the "
-        f"compressed generator as it is; {where(results)}. Training state: parameters, "
-        "gradients, Adam's moments, support and plans."
+        "FID and KID are the Fréchet and kernel distances to the 5,000 real digits, in the features of this project's "
+        f"{results['network']}: mean ± spread over {len(row['sample_seeds'])} seeds of {row['samples']:,} samples. "
+        f"Both fine-tuned generators had {settings['steps']} steps of {settings['batch']} images and the same learning "
+        "rates. They were pruned by magnitude within each layer and reached the target at half of the run. The last "
+        f"layer, {results['last_layer']}, is dense in every generator. Plain GAN loss: "
+        f"{made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. Times are medians in "
+        "milliseconds for a batch of 64, of a forward pass and of a forward with a backward pass (training), on "
+        f"{where(results)}. Dense is the faster of torch's two layouts, with the zeros in place. Sparse is the "
+        "compressed generator. The training state is parameters, gradients, Adam's moments, support and plans."
     )
 
 
 def show_table(results: dict[str, Any]) -> None:
-    """Print the comparison."""
+    """Print the table and its note."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     head, lines = columns(results)
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )  # a generator a column: it fits 80 characters
+    # One column per generator: the table then fits into 80 characters.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for line in lines:
         longest_word = max(map(len, line[0].split()))
@@ -101,7 +100,7 @@ def show_table(results: dict[str, Any]) -> None:
 
 
 def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[str, list[dict[str, float]]]) -> str:
-    """The HTML text. `samples`: images [N, C, H, W] in [-1, 1] of each generator from the same noise."""
+    """The demo's HTML page. `samples`: images [N, C, H, W] in [-1, 1] of each generator from the same noise."""
     head, lines = columns(results)
     figures = "".join(
         f"<figure><img src='{_picture(images)}' alt='samples'><figcaption>{html.escape(title)}</figcaption></figure>"
@@ -114,9 +113,9 @@ def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[
 <div class="grids">{figures}</div>
 <h2>Losses and sparsity over the fine-tuning</h2>
 <img class="plot" alt="curves" src="{_curves(histories)}">
-<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images (smoothed over 10
-steps); dotted, the original generator's score by the same discriminator. The self-supervised generator is held to the
-original image by image and trains no discriminator.</p>
+<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images, smoothed over 10
+steps. Dotted: the original generator's score by the same discriminator. The self-supervised generator is compared with
+the original image by image, and its discriminator is not trained.</p>
 <h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
 <div class="wide">{layer_table(results["layers"])}</div>
 <h2>Machine</h2>
@@ -125,7 +124,7 @@ original image by image and trains no discriminator.</p>
 
 
 def page(title: str, body: str) -> str:
-    """An HTML page that needs no other file. `body`: HTML; `title`: text."""
+    """An HTML page that needs no other file. `title`: plain text. `body`: HTML."""
     title = html.escape(title)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>sparsegan: {title}</title>
@@ -149,7 +148,7 @@ img.plot {{ width: 100%; }}
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """Names and values as an HTML table."""
+    """An HTML table of names and values."""
     rows = ((html.escape(str(name)), html.escape(str(value))) for name, value in facts.items())
     return (
         f'<table class="facts">{"".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)}</table>'
@@ -157,7 +156,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
 
 
 def layer_table(layers: list[dict[str, Any]]) -> str:
-    """`profiling.LayerProfile` rows, as dicts, as an HTML table."""
+    """An HTML table of layers. `layers`: rows of `profiling.LayerProfile` as dicts."""
     head = ["layer", "geometry", "kept weights", "sparsity", "MACs dense", "executed"]
     head += ["backend", "why", "dense ms", "sparse ms"]
     lines = [
@@ -179,7 +178,7 @@ def layer_table(layers: list[dict[str, Any]]) -> str:
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """An HTML table; the row of the method is bold."""
+    """An HTML table in which the row "self-supervised" is bold."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr{' class=method' if line[0] == 'self-supervised' else ''}>"
@@ -199,7 +198,7 @@ def _picture(images: Tensor) -> str:
 
 
 def picture_uri(picture: Tensor) -> str:
-    """A picture uint8 [H, W, 1 or 3] as a data: address."""
+    """A data: address of the PNG of a picture, uint8 [H, W, 1 or 3]."""
     from PIL import Image
 
     array = picture.numpy()
@@ -238,7 +237,10 @@ def _curves(histories: dict[str, list[dict[str, float]]]) -> str:
 
 
 def term_curves(history: list[dict[str, float]]) -> str:
-    """A plot a term of a compression: the compressed generator's, dotted the original's; and the sparsity."""
+    """A picture as a data: address: one plot per term and one of the sparsity.
+
+    Solid lines are the compressed generator's terms, dotted lines the original's.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

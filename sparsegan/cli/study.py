@@ -1,8 +1,8 @@
-"""Run a study's rows that are not done, or rebuild its tables and plots from the rows that are.
+"""Run the missing rows of a study, or rebuild its tables and plots from the finished rows.
 
-A row is one run: a task, a technique, a sparsity, a granularity and a seed, sparsegan/study/grids.py names them all.
-What a row gave is a JSON line under benchmarks/results/study; the command in it repeats it alone, with the same numbers
-on the same machine. Run this where the repository was cloned.
+A row is one run: a task, a technique, a sparsity, a granularity and a seed. sparsegan/study/grids.py lists all rows.
+The result of a row is a JSON line under benchmarks/results/study. The command in this line repeats the row, and gives
+the same numbers on the same machine. Run this command in a clone of the repository.
 """
 
 from __future__ import annotations
@@ -32,41 +32,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PARTS",
-        help="rows whose name TASK/TECHNIQUE/SPARSITY/GRANULARITY/SEED matches one of these, 'dcgan*/*/0.9/*' for "
-        "example (default: all)",
+        help="only the rows whose name TASK/TECHNIQUE/SPARSITY/GRANULARITY/SEED matches one of these patterns, for "
+        "example 'dcgan*/*/0.9/*' (default: all)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="rows at a time, a thread each (default: 1)")
-    parser.add_argument("--list", action="store_true", help="name the rows, and say which are done")
     parser.add_argument(
-        "--repeat", action="store_true", help="run the rows again, done or not, and print their JSON lines"
+        "--workers", type=int, default=1, help="rows to run at the same time, each on one thread (default: 1)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows, and whether they are done")
+    parser.add_argument(
+        "--repeat", action="store_true", help="run all these rows, also finished rows, and print their JSON lines"
     )
     parser.add_argument(
         "--time",
         action="store_true",
-        help="run nothing: time the generators that the rows left in --out, on one thread",
+        help="run no rows: time the generators that earlier rows left in --out, on one thread",
     )
     parser.add_argument(
         "--pictures",
         action="store_true",
-        help="run nothing: beside --page, a picture a task of what the generators in --out make of the same inputs",
+        help="run no rows: write one picture per task beside --page, of the images that the generators in --out make "
+        "from the same inputs",
     )
-    parser.add_argument("--report", action="store_true", help="run nothing: rebuild the tables of --page and its plots")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="(default: %(default)s)")
-    parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="for generators (default: %(default)s)")
-    add_device(parser, "cpu")  # what the rows in the repository ran on, and their commands repeat
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--report", action="store_true", help="run no rows: rebuild the tables and plots of --page from the results"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results/study"),
+        help="the folder of the rows' results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/study.md"), help="the page with the tables (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/study"), help="the folder of the generators (default: %(default)s)"
+    )
+    add_device(parser, "cpu")  # the rows in the repository ran on the CPU, and their commands name no device
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run, repeat, list, time, draw or report."""
+    """Run, repeat, list, time, draw or report the rows of a study."""
     if sum((arguments.repeat, arguments.report, arguments.list, arguments.time, arguments.pictures)) > 1:
-        raise ValueError("give one of --repeat, --report, --list, --time and --pictures")
+        raise ValueError("give only one of --repeat, --report, --list, --time and --pictures")
     rows = chosen(rows_of(arguments.study), arguments.only)
     results = Results(arguments.results)
     runs_nothing = arguments.report or arguments.list or arguments.time or arguments.pictures
     if runs_nothing and device_named(arguments.device) != CPU:
-        raise ValueError(f"--device is {arguments.device!r}; without rows to run there is nothing that it would change")
+        raise ValueError(f"--device is {arguments.device!r}; it must be cpu where no rows are run")
     if arguments.report:
         need("matplotlib")
         from ..study.report import rebuild
@@ -82,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         count = measure(rows, find_checkpoints(), arguments.out, results)
         if not count:
             raise FileNotFoundError(f"{arguments.out} has none of these rows' generators; sparsegan study makes them")
-        print(f"timed {count} generators; {arguments.results / FILE} has them")
+        print(f"timed {count} generators; {arguments.results / FILE} has the times")
         return
     if arguments.pictures:
         need("PIL")
@@ -95,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         run_missing(arguments.study, rows, results, arguments.workers, arguments.quiet, where, device)
         return
     possible = [row for row in rows if not row.obstacle()]
-    for row in possible or rows:  # of impossible ones alone, the first is an error
+    for row in possible or rows:  # where no row is possible, the first raises its error
         repeats = shlex.join(command(arguments.study, row, device))
         report = run_row(row, find_checkpoints(), arguments.out, repeats, device)
         print(json.dumps(report), flush=True)
@@ -105,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{row.key}: {'the same as' if same else 'other numbers than'} the stored row", file=sys.stderr)
 
 
-#: A column of a picture -> whose images.
+#: From the heading of a picture's column to the technique and sparsity of its generator.
 COLUMNS = {
     "pruned 90": ("one-shot", 0.9),
     "7-9, 50": ("self-supervised", 0.5),
@@ -113,11 +127,11 @@ COLUMNS = {
     "L_F, 90": ("self-supervised-features", 0.9),
     "L_F x4, 90": ("features-fast", 0.9),
 }
-PICTURED = 4  # samples
+PICTURED = 4  # samples per picture
 
 
 def _draw(rows: Sequence[Row], out: Path, folder: Path) -> None:
-    """study-TASK.png for each task of `rows` of which all columns are there."""
+    """Write study-TASK.png for each task of `rows` that has the generators of all columns."""
     checkpoints, drawn = find_checkpoints(), 0
     for name in dict.fromkeys(row.task for row in rows):
         task = TASKS[name]
@@ -125,7 +139,7 @@ def _draw(rows: Sequence[Row], out: Path, folder: Path) -> None:
         columns = {text: left_behind(Row(name, *whose), gan, out) for text, whose in COLUMNS.items()}
         generators = {text: generator for text, generator in columns.items() if generator is not None}
         if missing := [text for text in columns if text not in generators]:
-            print(f"{name}: {', '.join(missing)} not in {out}")
+            print(f"{name}: no picture, {out} has no generator for {', '.join(missing)}")
             continue
         samples = samples_of(gan, task, "test")
         batch = some(samples, PICTURED)

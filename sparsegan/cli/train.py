@@ -17,7 +17,7 @@ from .common import add_run_options, need, set_threads, use_device
 from .loading import add_content, add_data_options, content_objective, load_data, placed, test_data
 from .pictures import comparison, some, write_png
 
-#: option -> field of a GAN's `Training`; None on the command line is that field's value
+#: Options that are also fields of a GAN's `Training`. An option that is not given becomes the field's value.
 OPTIONS = ("data", "size", "steps", "batch", "lr", "discriminator_lr", "generator_every", "decay")
 
 
@@ -25,38 +25,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
     tasks = "; ".join(f"{name} ({reference.text})" for name, reference in GANS.items())
     parser.add_argument(
-        "what", choices=[*GANS, "classifier"], help=f"{tasks}; classifier, of digits, clothes or styles"
+        "what", choices=[*GANS, "classifier"], help=f"{tasks}; classifier (of digits, clothes or emoji styles)"
     )
     default = "default: the task's, for two CPU cores"
     add_data_options(parser, default)
     parser.add_argument("--steps", type=int, help=f"optimisation steps ({default})")
-    parser.add_argument("--batch", type=int, help=f"images a step ({default})")
-    parser.add_argument("--width", type=int, help=f"ngf and ndf, the networks' widths ({default})")
+    parser.add_argument("--batch", type=int, help=f"images per step ({default})")
+    parser.add_argument("--width", type=int, help=f"the widths of both networks, ngf and ndf ({default})")
     parser.add_argument(
         "--network",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="other sizes of the networks, such as blocks=9 norm=batch dropout=false",
+        help="other settings of the networks, for example blocks=9 norm=batch dropout=false",
     )
     parser.add_argument("--lr", type=float, help=f"the generator's learning rate, Adam ({default})")
-    parser.add_argument("--discriminator-lr", type=float, help=f"the discriminator's ({default})")
-    parser.add_argument("--generator-every", type=int, help=f"discriminator steps a generator step ({default})")
+    parser.add_argument("--discriminator-lr", type=float, help=f"the discriminator's learning rate, Adam ({default})")
+    parser.add_argument("--generator-every", type=int, help=f"discriminator steps per generator step ({default})")
     parser.add_argument(
         "--decay",
         action=argparse.BooleanOptionalAction,
-        help=f"let both rates fall to 0 over the second half of the run ({default})",
+        help=f"let both learning rates fall to 0 over the second half of the run ({default})",
     )
     add_content(parser)
-    parser.add_argument("--half", action="store_true", help="write the convolutions' weights in float16")
-    parser.add_argument("--epochs", type=int, default=12, help="of the classifier (default: 12)")
-    parser.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="steps (default: 200)")
-    parser.add_argument("--keep", type=int, default=2, help="how many of the newest checkpoints stay (default: 2)")
+    parser.add_argument("--half", action="store_true", help="write the weights of the convolutions in float16")
+    parser.add_argument("--epochs", type=int, default=12, help="classifier: number of epochs (default: 12)")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=200, metavar="N", help="steps between two checkpoints (default: 200)"
+    )
+    parser.add_argument("--keep", type=int, default=2, help="number of newest checkpoints that stay (default: 2)")
     add_run_options(parser, "runs/train")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the trained networks, and for a GAN samples.png, into the run directory."""
+    """Write the trained networks into the run directory, and samples.png for a GAN."""
     set_threads(arguments.threads)
     device = use_device(arguments)
     if arguments.what == "classifier":
@@ -72,7 +74,7 @@ def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
         if getattr(arguments, name) is None:
             setattr(arguments, name, getattr(reference.training, name))
     if reference.size not in (None, arguments.size):
-        raise ValueError(f"--size is {arguments.size}; {task}'s networks are made for {reference.size}")
+        raise ValueError(f"--size is {arguments.size}; it must be {reference.size} for {task}")
     samples = load_data(arguments, reference, arguments.size, None, "train")
     network = _network(arguments, samples)
     settings = {name: getattr(arguments, name) for name in (*OPTIONS, "content")}
@@ -112,7 +114,7 @@ def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, Any]:
-    """The network's sizes: the task's defaults, what the data decide, what was asked for."""
+    """The sizes of the networks: the task's defaults, replaced by those of the data, replaced by those of options."""
     task, reference = arguments.what, GANS[arguments.what]
     known = reference.sizes
     found = {
@@ -128,13 +130,15 @@ def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, 
     for setting in arguments.network:
         name, equals, text = setting.partition("=")
         if name not in known or not equals:
-            raise ValueError(f"--network has {setting!r}; it must be NAME=VALUE, with a name of {', '.join(known)}")
+            raise ValueError(
+                f"--network has {setting!r}; it must be NAME=VALUE, where NAME is one of {', '.join(known)}"
+            )
         network[name] = {"true": True, "false": False}.get(text, int(text) if text.isdecimal() else text)
     return network
 
 
 def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
-    """The command that repeats the run."""
+    """The command line that repeats the run."""
     words = ["sparsegan train", arguments.what]
     for name, value in {**settings, "width": arguments.width, "seed": arguments.seed}.items():
         option = name.replace("_", "-")
@@ -154,7 +158,7 @@ def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
 def _classifier(arguments: argparse.Namespace, device: torch.device) -> None:
     source = arguments.data or next(iter(CLASSIFIERS))
     if source not in CLASSIFIERS:
-        raise ValueError(f"--data is {source}; a classifier is trained on one of {', '.join(CLASSIFIERS)}")
+        raise ValueError(f"--data is {source}; for a classifier it must be one of {', '.join(CLASSIFIERS)}")
     images, labels = data.labelled(source)
     held_out = 1000
     model, accuracy = train_classifier(
