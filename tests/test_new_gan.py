@@ -140,7 +140,7 @@ def test_a_reference_is_all_that_the_commands_need(
     if INVENTED[name].from_noise:
         assert main(["generate", str(small), "--count", "3", "--batch", "2", "--out", str(made / "grid.png")]) == 0
         assert main(["train", name, "--data", str(source), "--size", "32", "--out", str(tmp_path / "large")]) == 1
-        assert f"{name}'s networks are made for 16" in capsys.readouterr().err
+        assert f"it must be 16 for {name}" in capsys.readouterr().err
     else:
         inputs = ["--images", str(source / "test"), "--quiet", "--out", str(made)]
         assert main(["generate", str(small), "--domains", "1", *inputs]) == 0
