@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsegan {parsed.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"sparsegan {parsed.command}: interrupted; --resume continues the run", file=sys.stderr)
+        print(f"sparsegan {parsed.command}: interrupted; --resume continues a run", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = form

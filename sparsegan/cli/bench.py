@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent per row, in seconds (default: 1)")
     parser.add_argument(
-        "--json", type=Path, help="also write the figures to this file; an interrupted run with the file continues"
+        "--json", type=Path, help="also write the figures to this file; an interrupted run is continued from the file"
     )
 
 

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     reference = reference_of_data(arguments, gan)
     _fill_in(arguments, gan, reference.training)
     network, channels = gan.config["network"], gan.channels
-    # Without data, a generator that starts from an image still needs input images; one that starts from noise does not.
+    # With --data-free, a generator that starts from an image needs input images. A generator from noise needs no data.
     samples = None
     if not (arguments.data_free and reference.from_noise):
         samples = load_data(arguments, reference, arguments.size, channels, "train")
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) -> None:
-    """Set the options that were not given: to the GAN's training settings if they are known, or else to `training`."""
+    """Set the options that were not given, from the GAN's configuration or else from `training`."""
     if arguments.data is None:
         arguments.data = gan.config.get("data", training.data)
     if arguments.size is None:

@@ -17,8 +17,8 @@ from ..pruning.allocation import ALLOCATIONS
 from .common import add_run_options
 from .loading import add_content, add_data_options, add_gan_options
 
-#: The generator's learning rate divided by the discriminator's. In few steps, the kept weights of a pruned generator
-#: must take over the work of the dropped weights; the discriminator's learning rate is too low for this.
+#: The generator's default learning rate divided by the discriminator's. In few steps, the kept weights of a pruned
+#: generator must take over the work of the dropped weights. The discriminator's learning rate is too low for this.
 LR_FACTOR = 5
 
 #: The number of batches for the measurement of --allocation sensitivity.
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr", type=float, help=f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)"
     )
     parser.add_argument(
-        "--discriminator-lr", type=float, help="the discriminator's learning rate (default: that of its training)"
+        "--discriminator-lr", type=float, help="the discriminator's learning rate, Adam (default: the task's)"
     )
     parser.add_argument(
         "--generator-every", type=int, help="discriminator steps per generator step (default: the task's)"

@@ -96,7 +96,7 @@ def add_content(parser: argparse.ArgumentParser) -> None:
 
 
 def add_gan_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a trained GAN: a folder of this package, files of others, or a Python function."""
+    """Add the options that name a trained GAN: a folder, files of public repositories, or a Python function."""
     parser.add_argument("folder", type=Path, nargs="?", help="a trained GAN: a folder that train or compress wrote")
     parser.add_argument(
         "--task", choices=list(GANS), help="the GAN, where a file fits several GANs (default: recognised)"

@@ -94,7 +94,7 @@ class Compressor:
         pruned = config.granularity, config.exclude
         targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
         student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
-        _say_frozen(student)
+        _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
         if config.stored_statistics:
@@ -193,7 +193,7 @@ class Compressor:
             match(name)
 
 
-def _say_frozen(student: nn.Module) -> None:
+def _warn_of_frozen(student: nn.Module) -> None:
     frozen = [name for name, layer in sparse_layers(student) if not layer.values.requires_grad]
     if frozen:
         warnings.warn(

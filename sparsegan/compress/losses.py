@@ -245,7 +245,7 @@ class SelfSupervisedLoss:
         if len(all_ours) != len(all_theirs) or not all_ours:
             raise ValueError(
                 f"the discriminator gave {len(all_ours)} activations for the compressed generator and "
-                f"{len(all_theirs)} for the original; there must be equally many, at least one"
+                f"{len(all_theirs)} for the original; the numbers must be equal and at least 1"
             )
         total = torch.zeros((), device=all_ours[0].device)
         for index, (ours, theirs) in enumerate(zip(all_ours, all_theirs, strict=True)):
@@ -348,7 +348,10 @@ def _mean_distance(
     for ours, theirs in pairs:
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [None if one is None else tuple(one.shape) for one in (ours, theirs)]
-            raise ValueError(f"{what} of the compressed generator have shape {shapes[0]}, of the original {shapes[1]}")
+            raise ValueError(
+                f"{what} of the compressed generator have shape {shapes[0]}, of the original {shapes[1]}; the shapes "
+                "must be equal"
+            )
         total = total + distance(ours, theirs.detach())
     if not pairs:
         raise ValueError(f"the generators gave no {what} to compare")

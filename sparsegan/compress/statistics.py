@@ -33,10 +33,10 @@ def match_contrast(
     """
     last = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
     if not last:
-        raise ValueError("the generator has no convolution whose weights could be scaled")
+        raise ValueError("the generator has no convolution; its last convolution is scaled to match the contrast")
     weight = last[-1].values if isinstance(last[-1], SparseConv) else last[-1].weight
     if not weight.requires_grad:
-        text = "the generator's last convolution is frozen, so the contrast cannot be matched; it is left as it is"
+        text = "the generator's last convolution is frozen and cannot be scaled; the contrast is not changed"
         warnings.warn(text, stacklevel=2)
         return 1.0
     kept = weight.detach().clone()
@@ -49,9 +49,7 @@ def match_contrast(
     low, high = 0.5, 2.0
     if not contrast(low) <= wanted <= contrast(high):
         weight.copy_(kept)
-        text = (
-            f"no scale of the last layer from {low} to {high} gives images the original's contrast; the layer is kept"
-        )
+        text = f"no scale of the last layer from {low} to {high} gives the original's contrast; the contrast is not changed"
         warnings.warn(text, stacklevel=2)
         return 1.0
     for _ in range(rounds):
