@@ -49,7 +49,7 @@ def match_contrast(
     low, high = 0.5, 2.0
     if not contrast(low) <= wanted <= contrast(high):
         weight.copy_(kept)
-        text = f"no scale of the last layer from {low} to {high} gives the original's contrast; the contrast is not changed"
+        text = f"no scale of the last layer from {low} to {high} gives the original's contrast; it stays unscaled"
         warnings.warn(text, stacklevel=2)
         return 1.0
     for _ in range(rounds):
