@@ -1,6 +1,6 @@
 """The training loop and its run directory. A run can be stopped at any moment and resumed."""
 
-from ..atomic_files import write_json, write_tensors, write_text, write_whole  # kept: their earlier place was here
+from ..atomic_files import write_json, write_tensors, write_text, write_whole  # these were once defined here
 from .loop import Diverged, Task, endless, run_loop
 from .run import Run
 
