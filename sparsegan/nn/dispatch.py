@@ -21,7 +21,7 @@ import torch
 from .. import kernels, ops
 from ..geometry import Geometry
 from ..ops import native
-from ..renamed import warn_of_old_name
+from ..renamed import renamed_names, warn_of_old_name
 
 #: What a layer's ``backend`` may be.
 BACKENDS = ("auto", "sparse", "dense")
@@ -226,3 +226,6 @@ def vector_gradient_pays(density: float) -> bool:
     ``density``: fraction of weights that are kept, at random places.
     """
     return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY
+
+
+__getattr__ = renamed_names(__name__, KERNELS="BACKENDS", check_kernel="check_backend")
