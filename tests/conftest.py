@@ -105,7 +105,7 @@ small_problems = pytest.mark.parametrize("p", SMALLS.values(), ids=SMALLS)
 
 @st.composite
 def problems(draw: st.DrawFn, most: int = 9) -> Problem:
-    """Draws problems of every kind: strides, paddings, dilations, groups, vectors, odd sizes, empty and full supports."""
+    """Draws any kind of problem: strides, paddings, dilations, groups, vectors, odd sizes, empty and full supports."""
     small = st.integers(1, 3)
     pair = st.tuples(small, small)
     groups = draw(st.sampled_from([1, 1, 2, 3]))

@@ -107,7 +107,7 @@ def test_the_files_hold_all_that_the_readme_and_the_plot_show(
     assert {row["model"] for row in report["memory"]} == {"the layers above", "CycleGAN generator"}
     assert all(0 < row["ratio"] < 1 and row["plans"] > 0 and row["workspace"] > 0 for row in report["memory"])
     assert readme.training(report).count("\n- ") == 3
-    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # a row per layer, a column per granularity
+    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # a row for each layer
 
     pytest.importorskip("matplotlib")
     import plot_sparsity
@@ -223,7 +223,7 @@ def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
     case = GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 1, target=5)
     held = generators.peak_memory(GeneratorJob(case, 0.9, "element", 1), "torch")
     weights = sum(4 * parameter.numel() for parameter in case.dense().parameters())
-    # Weights, activations and the rounding of the allocator. A whole process would need more than ten times the weights.
+    # Weights, activations and the allocator's rounding. A whole process would need more than ten times the weights.
     assert weights < held < 8 * weights
 
 
