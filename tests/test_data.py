@@ -233,9 +233,7 @@ def test_transparency_is_white_and_exif_turns(tmp_path: Path) -> None:
         ("crops", lambda r: pictures(r, 2, 40, 12), r"000\.png is 40x12; crops of 16 need at least 16x16"),
     ],
 )  # fmt: skip
-def test_faults_of_a_folder_are_named(
-    tmp_path: Path, kind: str, spoil: Callable[[Path], object], message: str
-) -> None:
+def test_faults_of_a_folder_are_named(tmp_path: Path, kind: str, spoil: Callable[[Path], object], message: str) -> None:
     spoil(tmp_path / "x")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         data.load(kind, tmp_path / "x", 16, "train" if kind in ("pairs", "unpaired") else "all")
