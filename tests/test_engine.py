@@ -170,7 +170,7 @@ class Functional(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """Computed weights, other norms, a layer called twice, a padding that depends on a shape, a dictionary as output."""
+    """Computed weights, other norms, a layer called twice, a padding that depends on a shape, a dictionary out."""
 
     def __init__(self) -> None:
         super().__init__()

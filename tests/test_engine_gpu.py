@@ -39,7 +39,7 @@ def image(n: int = 1, size: int = 6) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_calls_on_several_streams_do_not_interfere(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """One thread calls on several streams and waits for none. Each call gets its results, and they do not change later."""
+    """One thread calls on several streams and waits for none. No call changes the results of another."""
     gpu, network, inputs = SimulatedGpu(monkeypatch, seed), model(), [image() for _ in range(6)]
     with torch.no_grad():
         expected = [network(2 * x) for x in inputs]

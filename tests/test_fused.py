@@ -139,7 +139,7 @@ def test_many_tiles_and_threads(isa: str, threads: int) -> None:
 
 
 def test_statistics_do_not_cancel(isa: str) -> None:
-    """The mean is ten thousand times the spread, in float32. From sums of squares no digit of the variance would be left."""
+    """The mean is ten thousand times the spread. In float32, sums of squares would give no digit of the variance."""
     p = Problem(replace(SMALL.geometry, groups=1, coarse_channels=1), False, 1, (40, 40), (80, 41), 0.0, False)
     a = arguments(p, dtype=torch.float32)
     a |= dict.fromkeys(("scale", "shift", "slope", "norm_weight", "norm_bias"))

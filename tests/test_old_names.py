@@ -1,4 +1,4 @@
-"""What the last version called otherwise still works, says so, and gives the same bits."""
+"""Old names of the last version still work, warn with a DeprecationWarning, and give the same bits."""
 
 from __future__ import annotations
 
