@@ -69,7 +69,7 @@ def test_the_zeros_of_a_pruned_weight_are_the_mask(fraction: float, pair: Any) -
 
 @pytest.mark.parametrize("granularity", ["element", "vector:2", "filter"])
 def test_a_tool_says_which_weights_stay(granularity: str) -> None:
-    """The mask of torch's pruning decides, though it keeps zeros and more weights than the layer did. The bias has a mask."""
+    """The mask of torch's pruning decides, though it keeps zeros and more weights than the layer. Biases have masks."""
     dense = nn.Conv2d(4, 8, 3)
     mask = (torch.rand(8, 1, 1, 1) < 0.8).expand(8, 4, 3, 3).float() if granularity != "element" else None
     if granularity == "vector:2":
