@@ -58,7 +58,7 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits the programs, so that each writes several blocks as in large layers, and only some launches use partial sums."""
+    """Limits the programs: each writes several blocks, as in large layers, and only some launches use partial sums."""
     monkeypatch.setattr(tiling, "PROGRAMS", 8)
     monkeypatch.setattr(tiling, "LEAST_PROGRAMS", 8)
     ops._kept_launch.cache_clear()
