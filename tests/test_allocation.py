@@ -125,7 +125,7 @@ def test_sensitivity_spares_the_costly_layer_and_balances_losses() -> None:
     assert len(set(draws)) == 1  # each measurement saw the same random numbers
 
 
-def test_what_is_sparse_already_counts_and_stays() -> None:
+def test_sparse_layers_count_in_the_total_and_stay_sparse() -> None:
     net = network((4, 8, 20))
     sg.sparsify(net, 0.6, "kernel", exclude=["4"])
     before = {name: layer.mask() for name, layer in sg.sparse_layers(net)}

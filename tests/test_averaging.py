@@ -103,7 +103,7 @@ def test_what_cannot_be_averaged() -> None:
             sg.Average(network(), decay)
 
 
-def test_torchs_own_average_says_what_happened() -> None:
+def test_torchs_average_raises_after_a_shrink() -> None:
     net = network()
     average = torch.optim.swa_utils.AveragedModel(net)
     average.update_parameters(net)

@@ -236,7 +236,7 @@ def test_a_layer_that_vectors_do_not_fit_is_named() -> None:
         jobs("9->9", [0.9], ["element"], [1])
 
 
-def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_and_a_complete_run_starts_again(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     work = [Job(case, 0.9, "element", 1) for case in SMALL]
     calls = []
@@ -270,7 +270,7 @@ def test_cyclegan_has_the_published_size() -> None:
     assert sum(p.numel() for p in generator.parameters()) == 11_378_179
 
 
-def test_the_gpu_script_says_what_it_would_do() -> None:
+def test_the_dry_run_of_the_gpu_script_lists_its_stages() -> None:
     script = ["bash", str(BENCHMARKS / "gpu.sh")]
     dry = subprocess.run([*script, "--dry-run"], capture_output=True, text=True, check=True).stdout
     stages = [line.split()[0] for line in dry.splitlines() if not line.startswith(" ")]

@@ -121,7 +121,7 @@ def test_interruptions_in_and_after_the_warm_up_change_nothing(
 
 
 @pytest.mark.usefixtures("few_digits")
-def test_allocation_by_sensitivity_is_what_the_library_measures(
+def test_the_command_allocates_by_the_sensitivity_of_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")

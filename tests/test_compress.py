@@ -204,7 +204,7 @@ def step_parts(loss: GeneratorLoss, discriminator_lr: float | None = 1e-3) -> Co
     return CompressionTask(original, student, judge, dcgan.objective, *settings, optimizer, updates)
 
 
-def test_the_discriminator_terms_give_the_generator_a_gradient_of_their_own() -> None:
+def test_the_discriminator_terms_add_a_gradient_for_the_generator() -> None:
     changes = []
     for lam in (0.0, 0.5):
         task = step_parts(SelfSupervisedLoss(lam=lam))
@@ -387,7 +387,7 @@ def test_a_granularity_that_does_not_fit_leaves_no_run_behind(tmp_path: Path) ->
     assert not (tmp_path / "a").exists()
 
 
-def test_layers_take_the_schedule_each_to_its_own_target() -> None:
+def test_each_layer_follows_the_schedule_to_its_target() -> None:
     networks = small_gan(width=4)
     granularity = {"main.0": "2:4", "main.3": "filter", "*": "element"}
     targets = allocate(networks[0], 0.6, granularity, allocation="global")
@@ -521,7 +521,7 @@ def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
     assert (task.original is not None) == bool(minimised - {"own"})
 
 
-def test_recipes_differ_in_what_their_rows_say_and_nothing_else() -> None:
+def test_recipes_differ_only_in_the_settings_of_their_rows() -> None:
     def differences(one: str, other: str) -> set[str]:
         a, b = (asdict(RECIPES[ROWS.get(name, name)]) for name in (one, other))
         return {key for key in a if a[key] != b[key]} - {"text", "row"}
@@ -910,7 +910,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
         steps_of([images()], autocast=torch.float64)
 
 
-# ---- other people's discriminators and objectives
+# ---- users' discriminators and objectives
 
 
 class _Judge(nn.Module):
@@ -968,7 +968,7 @@ def test_a_cached_score_is_used_only_for_unchanged_images() -> None:
     torch.testing.assert_close(seen["whole"], seen["changed answer"])
 
 
-def test_objectives_with_a_constructor_of_their_own() -> None:
+def test_subclasses_of_objective_with_another_constructor() -> None:
     class Mine(Objective):
         def __init__(self, weight: float) -> None:
             super().__init__(self.terms, lambda g, d, fake, batch: {"dis": d(fake).mean()}, self.make)

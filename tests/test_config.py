@@ -1,4 +1,4 @@
-"""The configuration of a compression: from and to JSON, in the run folder, on the command line, in its old spelling."""
+"""The configuration of a compression: from and to JSON, in the run folder, on the command line, by old keywords."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_run_folders_hold_the_configuration_and_old_folders_resume(tmp_path: Pat
             opened("former", other)
 
 
-def test_recipes_make_configurations_and_agree_with_their_own() -> None:
+def test_recipes_make_configurations_and_accept_them_back() -> None:
     for recipe in RECIPES.values():
         config = recipe.config(ema=0.9)
         written = settings_from(json.loads(json.dumps(config.to_dict())))

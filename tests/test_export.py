@@ -76,7 +76,7 @@ def test_a_file_with_wrong_outputs_is_not_written(tmp_path: Path) -> None:
     assert fixed.inputs == {"input": ("batch", 2, 4, 4)}  # the model accepts only 4x4
 
 
-def test_without_onnx_runtime_it_says_that_nothing_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_runtime_the_report_says_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsegan.engine.export.find_spec", lambda name: None)
     with pytest.warns(torch.jit.TracerWarning):  # without a check, only the tracer warns
         report = export_onnx(Frozen(), torch.rand(1, 2, 4, 4), tmp_path / "frozen.onnx")

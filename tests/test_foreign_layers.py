@@ -86,7 +86,7 @@ def quietly(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
         return function(*arguments, **options)
 
 
-def test_a_copy_is_the_model_and_shares_nothing(kind: str) -> None:
+def test_a_copy_computes_the_same_and_shares_no_memory(kind: str) -> None:
     net = network(kind)
     before = {name: one.detach().clone() for name, one in net.state_dict().items()}
     copied = copy_model(net)
@@ -294,7 +294,7 @@ def test_nothing_to_prune_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in UNPRUNABLE if name not in ("linear", "empty", "scripted")])
-def test_one_warning_names_what_stays_dense(name: str) -> None:
+def test_one_warning_names_the_layers_that_stay_dense(name: str) -> None:
     make, words = UNPRUNABLE[name]
     model = nn.Sequential(nn.Conv2d(3, 3, 3), make(), Constant())
     with pytest.warns(UserWarning, match="stay dense") as said:
@@ -304,9 +304,7 @@ def test_one_warning_names_what_stays_dense(name: str) -> None:
     other = nn.Sequential(nn.Conv2d(3, 3, 3), make(), Constant())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert (
-            len(list(sg.sparse_layers(sg.sparsify(other, 0.5, exclude="1*")))) == 1
-        )  # excluded layers need no warning
+        assert len(list(sg.sparse_layers(sg.sparsify(other, 0.5, exclude="1*")))) == 1  # excluded: no warning
 
 
 def test_a_sparse_model_is_pruned_further() -> None:

@@ -39,7 +39,7 @@ from sparsegan.training.adversarial import AdversarialTask
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Names and shapes of the public repositories, written down from them and not from this package's modules.
+# Names and shapes of the state_dicts of public repositories, written from their code, not from this package's modules.
 
 
 def weight(name: str, *shape: int, bias: bool = False, transposed: bool = False) -> Shapes:
@@ -55,7 +55,7 @@ def tracked(name: str, width: int, affine: bool = True) -> Shapes:
 
 
 def dcgan_shapes(nz: int, ngf: int, ndf: int, nc: int) -> tuple[Shapes, Shapes]:
-    """pytorch/examples, dcgan/main.py."""
+    """The entries of pytorch/examples, dcgan/main.py."""
     g: Shapes = {}
     widths = [nz, 8 * ngf, 4 * ngf, 2 * ngf, ngf, nc]
     for i in range(5):
@@ -70,7 +70,7 @@ def dcgan_shapes(nz: int, ngf: int, ndf: int, nc: int) -> tuple[Shapes, Shapes]:
 
 
 def resnet_shapes(i: int, o: int, ngf: int, blocks: int, norm: str, dropout: bool) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, ResnetGenerator."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, ResnetGenerator."""
     batch = norm == "batch"
 
     def conv(at: str, norm_at: str, *shape: int, transposed: bool = False) -> Shapes:
@@ -89,7 +89,7 @@ def resnet_shapes(i: int, o: int, ngf: int, blocks: int, norm: str, dropout: boo
 
 
 def unet_shapes(i: int, o: int, ngf: int, downs: int, norm: str) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, UnetGenerator."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, UnetGenerator."""
     batch = norm == "batch"
     widths = [ngf * min(2**level, 8) for level in range(downs)]
     g = weight("model.model.0", ngf, i, 4, 4, bias=not batch)
@@ -108,7 +108,7 @@ def unet_shapes(i: int, o: int, ngf: int, downs: int, norm: str) -> Shapes:
 
 
 def patch_shapes(i: int, ndf: int, layers: int, norm: str) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator; PixelDiscriminator for no layers."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator, or PixelDiscriminator if `layers` is 0."""
     if layers == 0:
         d = weight("net.0", ndf, i, 1, 1, bias=True) | weight("net.2", 2 * ndf, ndf, 1, 1, bias=norm == "instance")
         d |= tracked("net.3", 2 * ndf) if norm == "batch" else {}
@@ -123,7 +123,7 @@ def patch_shapes(i: int, ndf: int, layers: int, norm: str) -> Shapes:
 
 
 def stargan_shapes(dim: int, c: int, g_repeat: int, d_dim: int, d_repeat: int, size: int) -> tuple[Shapes, Shapes]:
-    """yunjey/stargan, model.py."""
+    """The entries of yunjey/stargan, model.py."""
     g: Shapes = {}
     for at, shape in ((0, (dim, 3 + c, 7, 7)), (3, (2 * dim, dim, 4, 4)), (6, (4 * dim, 2 * dim, 4, 4))):
         g |= weight(f"main.{at}", *shape) | tracked(f"main.{at + 1}", shape[0])
@@ -142,7 +142,7 @@ def stargan_shapes(dim: int, c: int, g_repeat: int, d_dim: int, d_repeat: int, s
 
 
 def srgan_shapes(width: int, blocks: int, doublings: int, d_width: int) -> tuple[Shapes, Shapes]:
-    """leftthomas/SRGAN, model.py."""
+    """The entries of leftthomas/SRGAN, model.py."""
     g = weight("block1.0", width, 3, 9, 9, bias=True) | {"block1.1.weight": (1,)}
     for n in range(2, blocks + 2):
         g |= {f"block{n}.prelu.weight": (1,)}
@@ -456,7 +456,7 @@ def test_stargans_terms() -> None:
     torch.testing.assert_close(judged, {"dis": dis, "gp": penalty, "cla_real": chosen(real_logits, labels)})
     assert [gan.objective.weight(term) for term in ("rec", "gp", "cla", "cla_real")] == [10, 10, 1, 1]
 
-    # Attributes, several of which may be on: the public code's other case
+    # Attributes, of which several may be set, as in the other case of the public code.
     attributes = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     probability = real_logits.sigmoid()
     summed = -(attributes * probability.log() + (1 - attributes) * (1 - probability).log()).sum(1).mean()
@@ -604,7 +604,7 @@ def test_a_training_step_changes_both_networks(name: str) -> None:
     assert "gen" in figures[0]
     assert "gen" not in figures[1]
     assert "dis" in figures[1]
-    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([5e-4] * 2)  # the last of 4 steps
+    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([5e-4] * 2)  # the rate of the last of 4 steps
     for net, old in zip((gan.generator, gan.discriminator), before, strict=True):
         assert all(not torch.equal(p, old[key]) for key, p in net.named_parameters() if "bias" not in key)
 
@@ -714,7 +714,7 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in result.history)
 
 
-def test_generated_batches_need_an_own_function() -> None:
+def test_generated_batches_need_objective_own() -> None:
     gan = tiny("dcgan")
     with pytest.raises(ValueError, match=r"objective\.own is None"):
         GeneratedBatches(gan.generator, replace(gan.objective, own=None), [])

@@ -92,7 +92,7 @@ def test_a_tool_says_which_weights_stay(granularity: str) -> None:
         assert torch.equal(layer.bias, dense.bias)
 
 
-def test_nothing_but_zeros_and_a_layer_that_keeps_all() -> None:
+def test_a_weight_of_zeros_and_a_layer_that_keeps_all_weights() -> None:
     layer = sg.SparseConv2d(4, 8, 3, sparsity=0.5)
     layer.load_state_dict({"weight": torch.zeros(8, 4, 3, 3), "bias": torch.zeros(8)})
     assert layer.nnz == 144  # all weights are zero: pruned as by sparsify
@@ -119,9 +119,7 @@ def test_half_precision_and_a_given_mask() -> None:
     layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # also at a second load
     assert torch.equal(layer.mask(), mask)
     layer = sg.SparseConv2d.from_dense(torch_prune.l1_unstructured(nn.Conv2d(4, 8, 3), "weight", 0.75))
-    layer.load_state_dict(
-        {"weight": weight, "bias": torch.zeros(8)}
-    )  # a mask of torch's pruning does not count as given
+    layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # the mask of torch's pruning is not kept
     assert layer.nnz == 72
     assert weight.abs()[layer.mask()].min() >= weight.abs()[~layer.mask()].max()
 

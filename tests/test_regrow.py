@@ -90,7 +90,7 @@ def network(**how: Any) -> nn.Sequential:
 
 
 def test_second_derivatives_count_and_gradients_of_autograd_grad_do_not() -> None:
-    """With a penalty on the input gradient, absent weights get the same kind of gradient as `values.grad`."""
+    """With a penalty on the input gradient, absent weights get all gradients that `values.grad` would get."""
     net = sparsify(network(dtype=torch.float64), 0.5)
     twin = sg.densify(copy.deepcopy(net))
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)

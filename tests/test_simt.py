@@ -217,7 +217,7 @@ def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, how: Circumst
 
 
 def plain(p: Problem) -> Problem:
-    """The problem in a form that the CUDA kernels take: single weights, zero padding. Large images are few."""
+    """The problem in a form that the CUDA kernels take: single weights, zero padding, few images if large."""
     geometry = replace(p.geometry, coarse_vector=1, fine_vector=1)
     multiplications = prod(geometry.weight_shape) * p.coarse[0] * p.coarse[1]
     images = max(1, min(p.images, 300_000 // multiplications))
