@@ -1,4 +1,4 @@
-"""The one-way rule of imports: each room imports from the rooms below it only. And the page that describes them."""
+"""The one-way rule of imports: each room imports only from the rooms below it. docs/architecture.md names the rooms."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_imports_point_downwards() -> None:
     assert not against_the_grain(imports)
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_imports_have_no_cycle() -> None:
     assert not cycle(graph())
 
 
@@ -148,12 +148,12 @@ def test_the_page_names_every_room() -> None:
 
 
 @pytest.mark.parametrize("name_and_file", sorted(set(re.findall(r"`([\w.]+)` (?:in|of) `([\w/]+/[\w/.]+)`", PAGE))))
-def test_what_the_page_says_to_be_in_a_file_is_there(name_and_file: tuple[str, str]) -> None:
+def test_names_of_the_page_are_in_their_files(name_and_file: tuple[str, str]) -> None:
     name, file = name_and_file
     assert re.search(rf"\b{name.split('.')[-1]}\b", (ROOT / file).read_text(encoding="utf-8"))
 
 
-def test_every_file_of_the_page_is_there() -> None:
+def test_files_of_the_page_exist() -> None:
     named = set(re.findall(r"`((?:sparsegan|csrc|kernels|tests|benchmarks)/[\w/.]+\.\w+)`", PAGE))
     assert len(named) > 40
     assert not [file for file in named if not (ROOT / file).exists()]
