@@ -13,8 +13,8 @@ from . import layouts, mnist, registry
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
 
-#: name of a set that is read from its package -> function(size): images float32 [N, C, size, size] in [-1, 1] and labels
-#: int64 [N]
+#: name of a set that is read from its package -> function(size) that returns images float32 [N, C, size, size] in
+#: [-1, 1] and labels int64 [N]
 DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
 
 #: The names of kinds in `load` before 0.1 -> kind. They go in 0.2.
@@ -22,9 +22,9 @@ TASKS = {"dcgan": IMAGES, "pix2pix": PAIRS, "cyclegan": UNPAIRED, "stargan": DOM
 
 
 def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Returns images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]: all of mnist, or the train split of
-    another set.
+    """Returns images float32 [N, C, size, size] in [-1, 1] and labels int64 [N].
 
+    They are all of mnist, or the train split of another set.
     Raises ValueError for an unknown name or a set without labels, ModuleNotFoundError or FileNotFoundError if the data
     are missing.
     """
