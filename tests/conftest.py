@@ -169,6 +169,6 @@ def assert_close(actual: Tensor, exact: Tensor, own: Tensor, magnitude: Tensor) 
         assert error <= allowed, f"error {error:.3g}, PyTorch's error allows {allowed:.3g}"
 
 
-def assert_exact(actual: Tensor, exact: Tensor) -> None:
+def assert_exact(actual: Tensor, exact: Tensor, tolerance: float = 1e-12) -> None:
     """Compares two float64 results. They may differ only by the order of the additions."""
-    torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, exact, rtol=tolerance, atol=tolerance)
