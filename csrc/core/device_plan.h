@@ -1,7 +1,7 @@
 // The compiler of the device plan: support and geometry become taps in the orders that the kernels of csrc/cuda read.
 //
 // On a GPU, shared memory delivers a quarter of the words that the FMA units could take. A word loaded from it must
-// therefore serve several FMAs. A device plan groups eight targets (plan.h) to a *bundle* and orders the taps of a
+// therefore serve several FMAs. A device plan groups eight targets (plan.h) into a *bundle* and orders the taps of a
 // bundle by the source row that they read. A kernel loads a segment of the row into registers once. From these
 // registers it runs all taps that the eight targets of the bundle have on the row.
 //
@@ -37,7 +37,7 @@ namespace sparsegan {
 
 inline constexpr int64_t kBundle = 8;                   // targets per bundle
 inline constexpr int64_t kWindow = 8;                   // rows or columns of a band
-inline constexpr int64_t kFour = 4;                     // columns copied at a time; column bands start at a multiple
+inline constexpr int64_t kFour = 4;                     // columns per copy; column bands start at multiples of it
 inline constexpr int64_t kMaxSlabs = int64_t{1} << 23;  // a code has 32 bits, less 3 each for row, slot and column
 
 // The bands of one axis: the source offsets that its kernel indices read.

@@ -18,7 +18,7 @@ struct ChannelTransform {
   SPARSEGAN_INLINE ChannelTransform(const InputTransform& p, const LaneTile (&tile)[L], int64_t used, int64_t channel) {
     if constexpr (Any) {
       for (int64_t i = 0; i < L; ++i) {
-        const int64_t at = (i < used ? tile[i].number : 0) * p.image_stride + channel;
+        const int64_t at = (i < used ? tile[i].image : 0) * p.image_stride + channel;
         scale[i] = p.scale ? static_cast<const T*>(p.scale)[at] : T(1);
         shift[i] = p.scale ? static_cast<const T*>(p.shift)[at] : T(0);
       }
