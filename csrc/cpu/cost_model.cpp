@@ -14,12 +14,12 @@ constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // per vector FMA; pe
 constexpr double kSegment = 49, kSegmentOutput = 0.43;     // per target and run of joined blocks; per vector of outputs
 constexpr double kPack = 11.7, kUnpack = 12.3;             // per vector
 constexpr double kCode = 1.7, kOrder = 7.1;                // per tap and call: fine -> coarse; coarse -> fine
-// wgrad: the FMAs of two taps reuse a load less well than in sparse_conv. The lanes of each tap are summed once per
-// strip.
+// wgrad: an FMA needs a little more than one load, and the lanes of each tap are summed once per strip.
 constexpr double kWgradFma = 0.62, kWgradTap = 8;  // per vector FMA; per tap and strip
 
 // Returns the vectors that pack or unpack handle per plane for a row of `cols` columns. The phases of a row are handled
-// together. A few elements that are left over cost four vectors each, more of them cost a full row of vectors.
+// together. The last columns, which do not fill a vector, cost four vectors each where they are few, else as much as
+// `lanes` columns.
 double row_vectors(const TilingProblem& p, int64_t cols, int64_t phases) {
   const int64_t rest = cols * phases % p.lanes;
   const int64_t last = rest == 0 ? 0 : rest <= few_elements(p.lanes) ? 4 * rest : p.lanes;
