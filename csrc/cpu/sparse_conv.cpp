@@ -19,8 +19,8 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   const int64_t groups = s.tiling.groups, threads = std::max<int64_t>(1, pool.threads);
   // Groups are independent: a thread takes whole groups and has separate panels. Groups that are left over, because
   // they do not divide evenly among the threads, are cut by targets. Each thread packs a left-over group again, because
-  // a common panel would pass from core to core, which takes longer. Only where there are kMany threads or more per
-  // left-over group, all threads use a common panel.
+  // a common panel would pass from core to core, which takes longer. With kMany threads or more per left-over group,
+  // all threads use a common panel instead.
   constexpr int64_t kMany = 4;
   const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
   const bool shared_panel = left > 0 && threads >= kMany * left;

@@ -26,7 +26,8 @@ struct TapLayout {
 };
 
 // Returns the taps of a call. From fine to coarse, the codes are made from the support. From coarse to fine, the values
-// are gathered through the value index. Both are checked: throws std::invalid_argument. values is null for wgrad.
+// are gathered through the value index, except where the kernel reads them through it (reads_taps_once). Support and
+// value index are checked: throws std::invalid_argument. values is null for wgrad.
 Taps resolve_taps(const ConvCall& call, const ConvSetup& setup, const TapLayout& layout, char* workspace,
                   const void* values, const ThreadPool& pool);
 

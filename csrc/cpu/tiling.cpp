@@ -93,7 +93,7 @@ Tiling choose_tiling(const TilingProblem& p) {
         t.tile_w = ceil_div(width, cols) * cols;
         const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, p.max_tile / cols, tile_h})
                                                    : std::clamp<int64_t>(kStripVectors / t.tile_w, 1, tile_h);
-        t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips rather than a thin last one
+        t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips, not a thin last strip
         t.tiles_h = ceil_div(p.height, t.tile_h);
         t.tiles_w = ceil_div(p.width, t.tile_w);
         t.lanes = p.lanes;

@@ -12,7 +12,7 @@ char* reserve_workspace(int64_t bytes);
 // Returns the bytes of scratch memory that all threads hold now. The memory of a thread grows to its largest call.
 int64_t workspace_bytes();
 
-// Offsets of arrays that lie one after the other in the workspace, each on its own cache line.
+// Offsets of arrays that lie one after the other in the workspace. Each array starts on a new cache line.
 class WorkspaceLayout {
  public:
   // Adds an array; returns its offset.

@@ -50,7 +50,7 @@ struct Frame {
 // The transform of a tensor's elements while they are packed: z = x * scale + shift, then z * slope where z is at or
 // below 0. The arrays have the panel's type. A null array changes nothing.
 struct InputTransform {
-  const void* scale = nullptr;  // [images][channels], images image_stride apart; scale and shift: both or neither null
+  const void* scale = nullptr;  // [images][channels], images image_stride apart; null only if shift is null
   const void* shift = nullptr;
   const void* slope = nullptr;  // [channels]
   int64_t image_stride = 0;
@@ -68,8 +68,9 @@ struct OutputTransform {
   OutputActivation activation = OutputActivation::none;
 };
 
-// Moments of the elements in a channel that one lane's tile has: the number of elements, their mean, and the sum of
-// their squared distances from the mean. Unpack computes them as [channel][kMoments][lane] of the panel's type.
+// The number of moments per channel and lane. They are the number of elements of the channel in the lane's tile, the
+// mean of these elements, and the sum of their squared distances from the mean. Unpack computes the moments as
+// [channel][kMoments][lane] of the panel's type.
 constexpr int kMoments = 3;
 
 // The taps of a run of source blocks for a range of targets (plan.h). A unit of `depth` source channels counts as
@@ -78,7 +79,7 @@ struct TapRange {
   const int32_t* rows;           // the plan's rows from the first block of the run on
   int64_t blocks, joined;        // blocks of the plan, blocks of the run
   int64_t depth, width, phases;  // source and target channels per unit; phases of a target channel
-  const uint16_t* codes;         // kernels may read two codes behind the last tap's
+  const uint16_t* codes;         // kernels may read two codes behind the code of the last tap
   const int32_t* offsets;        // code -> elements from the span's first plane; has an entry for any 16-bit code
   const int32_t* value_index;    // per tap; null where the values are in the order of the taps
   int64_t first, last;           // targets [first, last)

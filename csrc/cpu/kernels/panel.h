@@ -13,7 +13,7 @@
 namespace sparsegan::SPARSEGAN_ISA {
 
 // Returns the index in [0, n) of the element that the padding puts at index i, or -1 for a zero. An index that lies
-// further out than a padding may reach gives any index in range, because no output needs the panel element.
+// further out than a padding may reach gives an arbitrary element or -1, because no output needs that panel element.
 SPARSEGAN_INLINE int64_t padded(int64_t i, int64_t n, Padding padding) {
   if (i >= 0 && i < n) return i;
   switch (padding) {
