@@ -9,7 +9,7 @@ namespace sparsegan {
 namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 24;
-constexpr int64_t kMaxStep = int64_t{1} << 20;       // stride, padding, dilation
+constexpr int64_t kMaxStep = int64_t{1} << 20;       // for stride, padding and dilation
 constexpr int64_t kMaxPositions = int64_t{1} << 16;  // a tap's code is 16 bits
 constexpr int64_t kMaxVector = 64;
 
