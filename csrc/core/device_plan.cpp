@@ -61,7 +61,7 @@ DevicePlanShape device_plan_shape(const Geometry& g, bool adjoint, int64_t taps)
   shape.rows = Bands::of(g.h, adjoint, 1);
   shape.columns = Bands::of(g.w, adjoint, kFour);
   if (shape.slabs() > kMaxSlabs) {
-    throw std::invalid_argument("geometry: " + std::to_string(shape.group_sources) + " source channels a group x " +
+    throw std::invalid_argument("geometry: " + std::to_string(shape.group_sources) + " source channels per group x " +
                                 std::to_string(shape.bands()) + " bands of the kernel; the CUDA kernels take at most " +
                                 std::to_string(kMaxSlabs));
   }
