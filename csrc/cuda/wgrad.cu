@@ -1,8 +1,7 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled   holds gy of a bundle in registers and stages x as sparse_conv does; a tap is a dot product, of which
-// each
-//               lane computes a part and one lane adds the parts
+// wgrad_tiled   holds gy of a bundle in registers and stages x as sparse_conv does; a tap is a dot product, to which
+//               each lane contributes a sum, and one lane adds these sums
 // add_tiles     adds the parts of the tiles, in order, and writes them in the order of the support
 // wgrad_small   for small maps: one tap per thread
 #include "conv.h"

@@ -169,7 +169,7 @@ class Segment {
   __device__ __forceinline__ void load(const Tiling& t, const T* row) {
 #pragma unroll
     for (int m = 0; m < kFours; ++m) {
-      // The columns of taps reach over kReach or fewer; with fewer, at most the last two fours are not needed.
+      // Taps reach over at most kReach columns. If they reach over fewer, only the last two fours may be unneeded.
       if (m < kFours - 2 || m < t.segment_fours) {
         load_four(row + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
       }
