@@ -211,11 +211,11 @@ def test_pointwise(
 
 
 BAD = {
-    "scale and shift go together": {"shift": None},
-    "shift must have an entry for each of 2 images": {"shift": torch.zeros(2, 5, dtype=torch.float64)},
+    "scale and shift must be given together": {"shift": None},
+    r"shift must have shape \[2, 2\]": {"shift": torch.zeros(2, 5, dtype=torch.float64)},
     "scale must be float64": {"scale": torch.zeros(2, 2)},
-    "slope must have an entry": {"slope": torch.zeros(3, dtype=torch.float64)},
-    "channels side by side": {"slope": torch.zeros(4, dtype=torch.float64)[::2]},
+    r"slope must have shape \[2\]": {"slope": torch.zeros(3, dtype=torch.float64)},
+    "contiguous channels": {"slope": torch.zeros(4, dtype=torch.float64)[::2]},
     "bias has 3 elements; it must have 4": {"bias": torch.zeros(3, dtype=torch.float64)},
     "values has 1 elements": {"values": torch.zeros(1, dtype=torch.float64)},
     "each image of y must be contiguous": {"y": torch.zeros(2, 4, 3, 6, dtype=torch.float64)[..., ::2]},
@@ -227,13 +227,15 @@ BAD = {
     "shuffle is 0": {"shuffle": 0},
     "whole blocks of 2 x 2": {"shuffle": 2},
     "eps is -1": {"eps": -1.0},
-    "y_scale and y_shift go together": {"y_shift": None},
-    "rows of their own": {f"y_{one}": torch.zeros(4, dtype=torch.float64).expand(2, 4) for one in ("scale", "shift")},
+    "y_scale and y_shift must be given together": {"y_shift": None},
+    "rows that do not overlap": {
+        f"y_{one}": torch.zeros(4, dtype=torch.float64).expand(2, 4) for one in ("scale", "shift")
+    },
     "negative_slope is 2": {"negative_slope": 2.0},
     "output_activation is 3": {"output_activation": 3},
     "padding_mode is 4": {"padding_mode": 4},
     "plan: it has 3 numbers where 5 are expected": {"plan": torch.zeros(3, dtype=torch.int32)},
-    "norm_weight must have an entry": {"norm_weight": torch.zeros(1, dtype=torch.float64)},
+    "norm_weight must have shape": {"norm_weight": torch.zeros(1, dtype=torch.float64)},
 }
 
 
