@@ -256,7 +256,7 @@ def ceilings(report: Report) -> str:
         ["FMAs between registers", f"{top['fma']:.0f} GFLOP/s"],
         ["FMAs with one operand from the first-level cache", f"{top['fma_from_cache']:.0f} GFLOP/s"],
         *(
-            [f"the sparse_conv kernel's inner loop alone, {taps} taps a target and block", f"{gflops:.0f} GFLOP/s"]
+            [f"the sparse_conv kernel's inner loop alone, {taps} taps per target and block", f"{gflops:.0f} GFLOP/s"]
             for taps, gflops in top["sparse_conv_tile"].items()
         ),
         ["copying memory, read and written together", f"{top['stream_gbytes']:.1f} GB/s"],
