@@ -78,10 +78,8 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
     machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
     text = f"Fréchet distances; {'; '.join(parts)}. "
     text += f"Mean ± spread over up to {len(SEEDS)} seeds; a figure without a spread is of one seed. In brackets: the "
-    text += (
-        f"change against the dense generator. {', '.join(sorted(machines))}, one thread per row. Other work ran on the "
-    )
-    return text + "machine, so MACs compare and seconds do not. MACs are those of the steps, D's included."
+    text += f"change against the dense generator. {', '.join(sorted(machines))}, one thread per row. Other work ran on "
+    return text + "the machine, so MACs compare and seconds do not. MACs are those of the steps, D's included."
 
 
 def by_sparsity(results: Results) -> str:
@@ -150,9 +148,9 @@ def classes(task: str) -> Callable[[Results], str]:
         for technique, text in SHORT.items():
             for sparsity in SPARSITIES[1:]:
                 rows.append([text, percent(sparsity), *_seen(Cell.of(results, Row(task, technique, sparsity)))])
-        below = "Classes: the number of classes to which the classifier assigns at least 2 % of 5,000 images each. Entropy: "
-        below += "that of the classes' fractions, in bits; an even mix has 3.32. Confidence: mean probability of the "
-        return markdown(["technique", "sparsity", *SEEN], rows, f"{below}likeliest class. {DIVERSITY}")
+        below = "Classes: the number of classes to which the classifier assigns at least 2 % of 5,000 images each. "
+        below += "Entropy: that of the classes' fractions, in bits; an even mix has 3.32. Confidence: mean probability "
+        return markdown(["technique", "sparsity", *SEEN], rows, f"{below}of the likeliest class. {DIVERSITY}")
 
     return table
 
