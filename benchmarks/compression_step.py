@@ -23,12 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparsegan.atomic_files import write_json
 from sparsegan.benchmark.engines import Timing, timed
-from sparsegan.compress.losses import SelfSupervisedLoss
+from sparsegan.compress import CompressionConfig
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import store
 from sparsegan.nn.granularity import magnitude_mask
 from sparsegan.ops import native
 from sparsegan.profiling.info import cpu_name
+from sparsegan.pruning.allocation import Targets
 from sparsegan.pruning.schedule import OneShot
 from sparsegan.pruning.surgery import sparsify
 
@@ -66,8 +67,8 @@ def task(gan: store.Gan, student: nn.Module) -> CompressionTask:
     judge = copy.deepcopy(gan.discriminator)
     ours, theirs = (torch.optim.Adam(network.parameters(), 1e-5, fused=True) for network in (student, judge))
     original = copy.deepcopy(gan.generator).requires_grad_(False).eval()
-    schedule, loss = OneShot(10, SPARSITY), SelfSupervisedLoss()
-    return CompressionTask(original, student, judge, gan.objective, schedule, loss, ours, theirs)
+    settings = OneShot(10, SPARSITY), CompressionConfig(), Targets.of(original, SPARSITY)
+    return CompressionTask(original, student, judge, gan.objective, *settings, ours, theirs)
 
 
 def shares(step: Callable[[], Any]) -> dict[str, float]:

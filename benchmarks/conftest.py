@@ -17,5 +17,5 @@ def problem(request: pytest.FixtureRequest) -> tuple[SparseConv, Tensor]:
     torch.manual_seed(0)
     dense = case.dense()
     layer = SPARSE_CLASSES[type(dense)].from_dense(dense, mask=torch.rand(dense.weight.shape) >= 0.9)
-    layer.kernel = "sparse"
+    layer.backend = "sparse"
     return layer, case.input()

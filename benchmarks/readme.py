@@ -100,7 +100,7 @@ def _holds(row: Report) -> str:
 
 
 def _ratio(row: Report) -> str:
-    return f"{row['ratio']:.1f}x" + ("" if row["kernel"] == "sparse" else " (runs dense)")
+    return f"{row['ratio']:.1f}x" + ("" if row["backend"] == "sparse" else " (runs dense)")
 
 
 def _how_many(rows: list[Report]) -> str:
@@ -234,11 +234,11 @@ def layers(report: Report) -> str:
             f"{row['executed_macs'] / 1e6:,.1f} M",
             f"{row['dense_ms']:.2f}",
             f"{row['sparse_ms']:.2f}",
-            row["kernel"],
+            row["backend"],
         ]
         for row in report["layers"]
     ]
-    head = ["layer", "sparsity", "MACs dense", "executed", "dense ms", "sparse ms", "kernel that `auto` takes"]
+    head = ["layer", "sparsity", "MACs dense", "executed", "dense ms", "sparse ms", "backend that `auto` takes"]
     return markdown(head, rows, _demo_facts(report))
 
 
@@ -326,7 +326,7 @@ def gpu(report: Report) -> str:
             _ms(row["sparse_ms"] * 1e3, [q * 1e3 for q in row["sparse_quartiles_ms"]]),
             *(ratio(row, precision) for precision in ("fp32", "tf32", "bf16")),
             _holds(row),
-            "sparse" if row["kernel"] == "sparse" else f"dense, {row['auto_ms'] * 1e3:.0f} µs",
+            "sparse" if row["backend"] == "sparse" else f"dense, {row['auto_ms'] * 1e3:.0f} µs",
         ]
         for row in report["rows"]
     ]

@@ -45,7 +45,7 @@ def measure(case: LayerCase, seconds: float, ceilings: dict[str, Any]) -> dict[s
     one[0, 0, 0, 0] = True
     layers = [SPARSE_CLASSES[type(dense)].from_dense(dense, mask=m) for m in (mask, one)]
     for layer in layers:
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     y = layers[0](x)
     sites = x if case.transposed else y
     gflop = 2e-9 * layers[0].nnz * case.batch * sites.shape[2] * sites.shape[3]

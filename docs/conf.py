@@ -24,8 +24,11 @@ autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 nitpicky = True
 # In signatures: types of other packages, type variables, and classes that no user makes.
-inside = r"calls|derived|engine\.(compiler|gpu|memory|steps|values)"
-nitpick_ignore_regex = [("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Self|Setting)|sparsegan\.({inside})\..*")]
+inside = r"calls|nn\.plan_cache|engine\.(compiler|gpu|memory|steps|values)"
+nitpick_ignore_regex = [
+    ("py:class", rf"(?!sparsegan).*|.*\.(Model|Module|Self|Setting)|sparsegan\.({inside})\..*"),
+    ("py:obj", r"typing\.Literal.*"),
+]
 
 #: How a paragraph or a row on an argument begins: `name`: or `one`, `other`:
 ARGUMENT = re.compile(r"`[^`]+`(, `[^`]+`)*: ")

@@ -3,11 +3,11 @@
 
     y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))
 
-A program owns one tile of target positions and some blocks of target channels (``sparsegan/ops/vector_plan.py``). Of
+A program owns one tile of target positions and some blocks of target channels (``csrc/core/vector_plan.h``). Of
 each block it walks the taps ``BLOCK_K`` at a time: a tile of x [positions, taps] times a tile of values [taps,
 channels], summed in float32. A deep tap stands for V source channels, so its row of the product is V rows: nothing is
 padded to V. Where that makes too few programs (small maps, few images), each takes some kernel columns only and writes
-a float32 share.
+a float32 partial sum.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sparse_conv_kernel(
     TARGET_STEP_H: tl.constexpr,
     TARGET_STEP_W: tl.constexpr,
     KERNEL_W: tl.constexpr,
-    SHARE_COLUMNS: tl.constexpr,  # kernel columns of a share of the sum; all of them: y is no share but the result
+    PARTIAL_COLUMNS: tl.constexpr,  # kernel columns of a partial sum; with all of them, y is the result
     DEPTH: tl.constexpr,  # source channels a unit
     WIDTH: tl.constexpr,  # target channels a unit
     LANES: tl.constexpr,  # units that a tap may stand for
@@ -61,8 +61,8 @@ def sparse_conv_kernel(
     # first-level cache for the next.
     walks = (blocks + walk - 1) // walk
     first_block, tile = tl.program_id(0) % walks * walk, tl.program_id(0) // walks
-    share = tl.program_id(1)
-    first_column = share * SHARE_COLUMNS
+    partial_sum = tl.program_id(1)
+    first_column = partial_sum * PARTIAL_COLUMNS
     width = source_width * ALIGN
 
     lane = tl.arange(0, BLOCK_P)
@@ -82,7 +82,7 @@ def sparse_conv_kernel(
 
     for block in range(first_block, tl.minimum(first_block + walk, blocks)):
         total = tl.full((BLOCK_P, BLOCK_O), 0.0, tl.float32)
-        for j in range(first_column, tl.minimum(first_column + SHARE_COLUMNS, KERNEL_W)):
+        for j in range(first_column, tl.minimum(first_column + PARTIAL_COLUMNS, KERNEL_W)):
             shift, source_phase = tl.load(plan + 2 * j), tl.load(plan + 2 * j + 1)
             group = first_of_group + block * KERNEL_W + j
             first, end = tl.load(group), tl.load(group + 1)
@@ -139,7 +139,7 @@ def sparse_conv_kernel(
         out_row = h * TARGET_STEP_H + phase // TARGET_STEP_W
         out_col = (w_first + tile_col) * TARGET_STEP_W + phase % TARGET_STEP_W
         write = live_row & (out_row < target_height) & (tile_col < columns) & (out_col < target_width)
-        image_of_share = share.to(tl.int64) * images + n
-        out_image = y + image_of_share * targets * target_height * target_width + (out_row * target_width + out_col)
+        image_of_sum = partial_sum.to(tl.int64) * images + n
+        out_image = y + image_of_sum * targets * target_height * target_width + (out_row * target_width + out_col)
         out = out_image[:, None] + (out_channel * target_height * target_width)[None, :]
         tl.store(out, total.to(y.dtype.element_ty), write[:, None] & write_channel[None, :])

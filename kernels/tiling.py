@@ -14,7 +14,7 @@ from .tuned import Blocks, Key, key, tuned_blocks
 
 #: Programs that a launch is cut into, where there is so much: a few for each multiprocessor of a large GPU.
 PROGRAMS = 1024
-#: Programs that a sparse_conv has at least, if shares of the sum can make so many: two for each multiprocessor.
+#: Programs that a sparse_conv has at least, if partial sums can make so many: two for each multiprocessor.
 LEAST_PROGRAMS = 264
 #: Positions of a sparse_conv's tile at most where x is read one element at a time: more would not fit the registers.
 PLAIN_POSITIONS = 64
@@ -46,11 +46,11 @@ class Tiling:
 class Launch:
     """One launch: number of programs, the arguments that follow the tensors, the compile-time constants.
 
-    ``shares``: of the result, to be added: a sparse_conv's by kernel columns, a wgrad's by positions.
+    ``partial_sums``: how many the caller adds up: a sparse_conv's by kernel columns, a wgrad's by positions.
     """
 
     programs: int
-    shares: int
+    partial_sums: int
     numbers: list[Any]
     constants: dict[str, Any]
 
@@ -82,7 +82,7 @@ def plain_tiling(width: int, most: int) -> Tiling:
 
 def deferred_tiling(d: Direction, source_width: int, width: int, most: int, align: int) -> Tiling | None:
     """Tiles that read x unshifted, or ``None`` where the kernel reaches over too many columns."""
-    shifts = d.shifts(1)[0]
+    shifts = d.column_shifts()
     lead = min(shifts) // align * align
     whole = max(width, min(source_width, width + max(shifts)))
     options = []
@@ -166,22 +166,22 @@ def sparse_conv_launch(
     ]
     programs, kernel_width = cdiv(all_blocks, walk) * tiles, d.geometry.kernel[1]
     columns = cdiv(kernel_width, max(1, min(kernel_width, LEAST_PROGRAMS // max(1, programs))))
-    shares = cdiv(kernel_width, columns)
+    partial_sums = cdiv(kernel_width, columns)
     constants = _constants(d, precision, cut) | {
-        "SHARE_COLUMNS": columns,
+        "PARTIAL_COLUMNS": columns,
         "DEPTH": d.depth,
         "LANES": d.lanes,
         "ALIGN": tiling.align,
         "DEFERRED": tiling.deferred,
-        "HAS_BIAS": has_bias and shares == 1,
-        "ACTIVATES": negative_slope != 1 and shares == 1,
+        "HAS_BIAS": has_bias and partial_sums == 1,
+        "ACTIVATES": negative_slope != 1 and partial_sums == 1,
         "TILE_W": tiling.width,
     }
-    return Launch(programs, shares, numbers, constants)
+    return Launch(programs, partial_sums, numbers, constants)
 
 
 def wgrad_splits(d: Direction, tiles: int, positions: int, itemsize: int) -> int:
-    """Shares that the positions are cut into: reading x moves twice the bytes of writing and adding the shares."""
+    """Parts that the positions are cut into: reading x moves twice the bytes of writing and adding partial sums."""
     affordable = positions * itemsize // (16 * d.width)
     return max(1, min(tiles, cdiv(PROGRAMS, d.groups), affordable))
 
@@ -198,7 +198,7 @@ def wgrad_launch(
 ) -> Launch:
     """A launch of ``wgrad_kernel`` for a wide direction."""
     rows, width = phase_size(d, target_size)
-    read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.shifts(1)[0])))
+    read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.column_shifts())))
     most = given or tuned_blocks(call_key("wgrad", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, read)
     align = math.gcd(source_size[1], 16 // dtype.itemsize)

@@ -3,9 +3,9 @@
 
     dv[t, o] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])
 
-A program owns the taps of one block of target channels, phase and kernel column (``sparsegan/ops/vector_plan.py``) and
+A program owns the taps of one block of target channels, phase and kernel column (``csrc/core/vector_plan.h``) and
 every ``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one
-of gy [positions, channels] and writes its float32 share of the sum; the caller adds the shares, always in the same
+of gy [positions, channels] and writes its float32 partial sum; the caller adds the partial sums, always in the same
 order. A deep sparse_conv's gradient is the wide one of the other direction, x and gy in each other's place.
 """
 
@@ -19,7 +19,7 @@ import triton.language as tl
 def wgrad_kernel(
     gy,
     x,
-    shares,  # float32 [splits, units * WIDTH]
+    partial_sums,  # float32 [splits, units * WIDTH]
     plan,
     units,
     images,
@@ -97,5 +97,5 @@ def wgrad_kernel(
             total = tl.dot(x_tile, gy_tile, total, input_precision=PRECISION)
         unit = tl.load(unit_of + tap, tap < end, -1)
         write = ((unit >= 0) & (unit < units))[:, None] & (o < WIDTH)[None, :]
-        share = shares + split.to(tl.int64) * units * WIDTH
-        tl.store(share + unit[:, None] * WIDTH + o[None, :], total, write)
+        partial_sum = partial_sums + split.to(tl.int64) * units * WIDTH
+        tl.store(partial_sum + unit[:, None] * WIDTH + o[None, :], total, write)

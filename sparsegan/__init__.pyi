@@ -6,7 +6,9 @@ from . import pruning as pruning
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .compress import CompressionConfig as CompressionConfig
 from .compress import Compressor as Compressor
+from .compress import RunConfig as RunConfig
 from .engine import Engine as Engine
 from .engine import optimize_for_inference as optimize_for_inference
 from .engine.export import export_onnx as export_onnx

@@ -19,6 +19,8 @@ MOVED = {
     "compress.loss": ("compress.losses",),
     "compress.own": ("compress.data_free",),
     "dispatch": ("nn.dispatch",),
+    "engine.engine": ("engine.cpu", "engine.optimize"),
+    "engine.served": ("engine.base", "engine.optimize"),
     "export": ("engine.export",),
     "granularity": ("nn.granularity",),
     "info": ("profiling.info",),

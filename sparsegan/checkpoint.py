@@ -33,6 +33,7 @@ from torch import nn
 from .atomic_files import write_whole
 from .copying import Model, copy_model
 from .engine import Engine, GpuEngine
+from .nn import SparseConv2d, SparseConvTranspose2d
 from .nn.granularity import (
     check_shape,
     support_of_units,
@@ -40,7 +41,7 @@ from .nn.granularity import (
     units_of_support,
     vector_length,
 )
-from .nn.layer import SETTINGS, SparseConv2d, SparseConvTranspose2d
+from .nn.kept_weights import SETTINGS
 from .nn.replace import move_hooks, replaced
 from .ops import native
 from .state_dicts import names_of, read_state

@@ -115,3 +115,10 @@ def mask_of(module: nn.Module) -> Tensor | None:
     """The mask of ``torch.nn.utils.prune``, bool, shape of the weight; None where the module has no such mask."""
     mask = module._buffers.get("weight_mask")
     return None if mask is None or "weight_orig" not in module._parameters else mask.bool()
+
+
+def plain_weight(module: nn.Module) -> Tensor:
+    """A dense layer's weight; a computed one (mask, spectral or weight norm, parametrization) as in evaluation."""
+    weight = plain_layer(module)._parameters["weight"]
+    assert weight is not None
+    return weight

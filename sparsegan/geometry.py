@@ -92,12 +92,12 @@ def _separating_stride(kernel: int, dilation: int) -> int:
     return stride
 
 
-#: Target channels of a deep sparse_conv's block: the least that fills a tensor core's tile.
+#: Target channels of a deep sparse_conv's block, ``kDeepBlock`` of ``csrc/core/vector_plan.h``.
 DEEP_BLOCK = 16
 
 
 def geometry_of(numbers: list[int]) -> Geometry:
-    """The geometry of a flat list, :meth:`sparsegan.ops.plan.Geometry.numbers` the other way round."""
+    """The geometry of a flat list: the inverse of :meth:`Geometry.numbers`."""
     if len(numbers) != 13:
         raise ValueError(f"geometry has {len(numbers)} numbers; it must have 13, as Geometry.numbers() gives them")
     coarse, fine, groups, kh, kw, sh, sw, ph, pw, dh, dw, coarse_vector, fine_vector = map(int, numbers)
@@ -106,7 +106,7 @@ def geometry_of(numbers: list[int]) -> Geometry:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of a geometry: what a sparse_conv's sources and targets are."""
+    """One direction of a geometry, as the Triton kernels run it; ``csrc/core/vector_plan.h`` has the words."""
 
     geometry: Geometry
     adjoint: bool
@@ -165,14 +165,12 @@ class Direction:
         """Runs of taps with one block, phase and kernel column."""
         return self.blocks * self.phases * self.geometry.kernel[1]
 
-    def shifts(self, axis: int) -> tuple[list[int], list[int]]:
-        """Shift and phase of every kernel position along an axis, the shift from the target's side."""
+    def column_shifts(self) -> list[int]:
+        """The shift of every kernel column, seen from the target."""
         g = self.geometry
-        offsets = [i * g.dilation[axis] - g.padding[axis] for i in range(g.kernel[axis])]
-        shifts = [offset // g.stride[axis] for offset in offsets]
-        phases = [offset % g.stride[axis] for offset in offsets]
-        return ([-shift for shift in shifts] if self.adjoint else shifts), phases
+        shifts = [(j * g.dilation[1] - g.padding[1]) // g.stride[1] for j in range(g.kernel[1])]
+        return [-shift for shift in shifts] if self.adjoint else shifts
 
     def plan_size(self, units: int) -> int:
-        """Numbers of a plan of so many units."""
+        """Numbers of a vector plan of so many units; ``units`` may be a symbol."""
         return 2 * self.geometry.kernel[1] + self.groups + 1 + units * (2 + self.lanes)

@@ -10,10 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
 Item = TypeVar("Item")
 
 #: Seconds between two lines where the output is no terminal.
@@ -45,6 +41,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         stream: TextIO | None = None,
     ) -> None:
+        from rich.console import Console  # a program that only serves a generator does not wait for rich
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         self.title, self.total, self.done, self.quiet = title.strip(), total, done, quiet
         self._first, self._estimate = done, estimate and not quiet
         self._every, self._clock = EVERY if every is None else every, clock

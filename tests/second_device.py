@@ -21,7 +21,15 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from sparsegan.cli import main
-from sparsegan.compress import Compressor, DistillationLoss, OwnImages, SelfSupervisedLoss, gap
+from sparsegan.compress import (
+    CompressionConfig,
+    Compressor,
+    DistillationLoss,
+    GeneratedBatches,
+    RunConfig,
+    SelfSupervisedLoss,
+    gap,
+)
 from sparsegan.gans import Objective, dcgan, store
 from sparsegan.metrics.distances import Evaluator, load_features
 from sparsegan.nn.replace import sparse_layers
@@ -183,8 +191,9 @@ CASES = [*((name, PARTS) for name in test_gans.TINY), *(("stargan", options) for
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_every_gan_is_compressed_there(name: str, options: dict[str, Any]) -> None:
     gan = on_second(name)
+    schedule, config = GradualPruning(3, 0.4, every=1), CompressionConfig(**options)
     compressor = Compressor(
-        gan.generator, gan.discriminator, gan.objective, GradualPruning(3, 0.4, every=1), quiet=True, **options
+        gan.generator, gan.discriminator, gan.objective, schedule, config, run=RunConfig(quiet=True)
     )
     result = compressor.fit(list(test_gans.batches(name, 2)))
     assert {one.device for one in (*result.generator.parameters(), *result.generator.buffers())} == {DEVICE}
@@ -228,8 +237,8 @@ def test_both_generators_see_the_same_numbers_there(name: str, accumulate: int) 
         weight.data = weight.data * (5 if weight.dim() == 4 else 1)  # images, and scores, that differ with the noise
     if name in USERS:  # the network draws in its forward, the penalty in a function that knows nothing of draws
         generator, objective = Noisy(generator), Objective(dcgan.generator_terms, mixed_terms, USERS[name])
-    options: dict[str, Any] = {"stored_statistics": True, "accumulate": accumulate, "quiet": True}
-    compressor = Compressor(generator, gan.discriminator, objective, OneShot(1, 0.0), **options)
+    config = CompressionConfig(stored_statistics=True, accumulate=accumulate)
+    compressor = Compressor(generator, gan.discriminator, objective, OneShot(1, 0.0), config, run=RunConfig(quiet=True))
     (figures,) = compressor.fit(list(test_gans.batches("dcgan" if name in USERS else name, 1))).history
     pairs = [(figures[key], figures[key.replace("_compressed", "_original")]) for key in figures if "_comp" in key]
     assert len(pairs) == (2 if name == "stargan" else 1)  # dis, gp
@@ -271,10 +280,10 @@ def test_a_run_resumed_there_continues_bit_for_bit(name: str, tmp_path: Path) ->
     found = []
     for stop in (None, 12):
         gan, folder = on_second(name), tmp_path / str(stop)
-        options: dict[str, Any] = {"regrow": 0.3, "ema": 0.9, "checkpoint_every": 4, "resume": True, "quiet": True}
+        run = RunConfig(folder, resume=True, checkpoint_every=4, quiet=True)
         for at in (stop, None):
             args = gan.generator, gan.discriminator, gan.objective, GradualPruning(16, 0.6, every=1)
-            compressor = Compressor(*args, run_dir=folder, **options)
+            compressor = Compressor(*args, CompressionConfig(regrow=0.3, ema=0.9), run=run)
             forward = compressor.task.step
 
             def step(number: int, batch: Any, at: int | None = at, forward: Any = forward) -> dict[str, float]:
@@ -301,7 +310,7 @@ def test_sensitivity_and_own_images_repeat_there() -> None:
         found.append(sensitivity(gan.generator, measure, 0.5, levels=(0.5,)))
         torch.manual_seed(5)
         kept = NUMBERS.get_state()
-        own = list(OwnImages(gan.generator.eval(), gan.objective, batches))
+        own = list(GeneratedBatches(gan.generator.eval(), gan.objective, batches))
         found.append([one.cpu() for images, labels in own for one in (images, labels)])
         assert torch.equal(NUMBERS.get_state(), kept)
         torch.randn(3, device=DEVICE)
@@ -363,5 +372,5 @@ def test_distances_there_are_those_of_the_cpu() -> None:
         features = load_features(classifier, device)
         gan.generator.eval().to(device)
         evaluator = Evaluator(real, features, features.network)
-        found.append(evaluator.distances(lambda n: gan.generator(store.noise(gan.generator, n)), 8, seeds=(0,)).fid)
+        found.append(evaluator.distances(lambda n: gan.generator(dcgan.noise(gan.generator, n)), 8, seeds=(0,)).fid)
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -34,7 +34,7 @@ def check_layers() -> None:
         (nn.ConvTranspose2d(3, 8, 4, stride=2, padding=1), torch.randn(2, 3, 5, 4)),
     ):
         layer = sg.sparsify(nn.Sequential(conv), sparsity=0.8)[0]
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
         dense = layer.to_dense()
         inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
         outputs = [module(given) for module, given in zip((layer, dense), inputs, strict=True)]

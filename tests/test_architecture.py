@@ -1,8 +1,9 @@
-"""The one-way rule of imports: each room of the package imports from the rooms below it only."""
+"""The one-way rule of imports: each room imports from the rooms below it only. And the page that describes them."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -135,3 +136,24 @@ def test_a_planted_import_is_found(module: str, source: str, what: str) -> None:
 
 def test_a_planted_cycle_is_found() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_room() -> None:
+    rooms = {name for rooms in FLOORS for name in rooms} - {"kernels"}
+    named = set(re.findall(r"`sparsegan/(\w+)(?:\.py)?`", PAGE))
+    assert rooms <= named, f"docs/architecture.md leaves out {rooms - named}"
+
+
+@pytest.mark.parametrize("name_and_file", sorted(set(re.findall(r"`([\w.]+)` (?:in|of) `([\w/]+/[\w/.]+)`", PAGE))))
+def test_what_the_page_says_to_be_in_a_file_is_there(name_and_file: tuple[str, str]) -> None:
+    name, file = name_and_file
+    assert re.search(rf"\b{name.split('.')[-1]}\b", (ROOT / file).read_text(encoding="utf-8"))
+
+
+def test_every_file_of_the_page_is_there() -> None:
+    named = set(re.findall(r"`((?:sparsegan|csrc|kernels|tests|benchmarks)/[\w/.]+\.\w+)`", PAGE))
+    assert len(named) > 40
+    assert not [file for file in named if not (ROOT / file).exists()]

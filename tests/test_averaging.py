@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparsegan as sg
-from sparsegan.compress import Compressor
+from sparsegan.compress import CompressionConfig, Compressor, RunConfig
 from sparsegan.gans import dcgan
 from sparsegan.pruning.schedule import GradualPruning
 from sparsegan.pruning.surgery import move_support
@@ -112,18 +112,13 @@ def test_torchs_own_average_says_what_happened() -> None:
         average.update_parameters(net)
 
 
-def compressed(tmp_path: Path | None = None, steps: int = 8, **options: Any) -> Any:
+def compressed(tmp_path: Path | None = None, steps: int = 8, resume: bool = False, **options: Any) -> Any:
     torch.manual_seed(0)
     generator, discriminator = dcgan.Generator(8, 3, 1), dcgan.Discriminator(1, 2)
     schedule = GradualPruning(steps=steps, target=0.8, every=1)
-    settings: dict[str, Any] = {
-        "quiet": True,
-        "generator_lr": 1e-3,
-        "run_dir": tmp_path,
-        "checkpoint_every": 4,
-        **options,
-    }
-    return Compressor(generator, discriminator, dcgan.objective, schedule, **settings)
+    config = CompressionConfig(**{"generator_lr": 1e-3, **options})
+    run = RunConfig(tmp_path, resume, checkpoint_every=4, quiet=True)
+    return Compressor(generator, discriminator, dcgan.objective, schedule, config, run=run)
 
 
 def batches() -> list[torch.Tensor]:

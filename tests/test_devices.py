@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsegan import randomness
 from sparsegan.cli import main
 from sparsegan.cli.common import device_named, use_device
-from sparsegan.compress import Compressor, DistillationLoss, PlainLoss, SelfSupervisedLoss
+from sparsegan.compress import CompressionConfig, Compressor, DistillationLoss, PlainLoss, RunConfig, SelfSupervisedLoss
 from sparsegan.compress.comparison import Comparison
 from sparsegan.gans import Objective, dcgan, store
 from sparsegan.nn.replace import sparse_layers
@@ -77,9 +77,7 @@ def test_the_reference_gans_set_no_generator_back(name: str, accumulate: int, mo
         gan.discriminator,
         gan.objective,
         OneShot(1, 0.5),
-        original_as_real=True,
-        accumulate=accumulate,
-        quiet=True,
+        CompressionConfig(original_as_real=True, accumulate=accumulate),
     )
 
     def refused(state: Tensor) -> None:
@@ -128,8 +126,7 @@ def test_all_tensors_of_a_step_are_where_the_networks_are(name: str, loss: Any) 
     )
     judge.requires_grad_(False)
     batch = moved(batch, there)
-    layers = [one for one in judge.modules() if isinstance(one, nn.LeakyReLU)]
-    both = Comparison(original.eval(), judge, gan.objective, loss, layers if loss.matches_features else [])
+    both = Comparison(original.eval(), judge, gan.objective, loss)
     noise = Draws([])
     with Elsewhere() as elsewhere:
         scores = both.compare(student, both.generate(student, batch, noise), None, batch, noise)
@@ -149,7 +146,7 @@ def test_batches_go_where_the_networks_are() -> None:
     gan = test_gans.tiny("dcgan")
     gan.discriminator.to(there)
     with pytest.raises(ValueError, match=r"generator's main\.0\.weight is on cpu and the discriminator's .* on meta"):
-        Compressor(gan.generator, gan.discriminator, gan.objective, OneShot(1, 0.5), quiet=True)
+        Compressor(gan.generator, gan.discriminator, gan.objective, OneShot(1, 0.5))
 
 
 class Slow:
@@ -209,9 +206,8 @@ def test_gradients_that_float16_cannot_hold_train() -> None:
         gan.discriminator,
         objective,
         OneShot(2, 0.5),
-        loss=PlainLoss(),
-        autocast=torch.float16,
-        quiet=True,
+        CompressionConfig(PlainLoss(), autocast=torch.float16),
+        run=RunConfig(quiet=True),
     )
     task = compressor.task
     before = copy.deepcopy([task.student, task.discriminator])
@@ -234,11 +230,8 @@ def test_a_step_whose_gradients_overflow_is_left_out() -> None:
         gan.discriminator,
         objective,
         OneShot(40, 0.5),
-        loss=PlainLoss(),
-        regrow=0.3,
-        autocast=torch.float16,
-        limit=1e9,
-        quiet=True,
+        CompressionConfig(PlainLoss(), regrow=0.3, autocast=torch.float16),
+        run=RunConfig(limit=1e9, quiet=True),
     )
     task = compressor.task
     kept = [layer.support.clone() for _, layer in sparse_layers(task.student)]

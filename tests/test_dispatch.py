@@ -11,10 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsegan as sg
-from sparsegan import kernels, ops
+from sparsegan import kernels
 from sparsegan.geometry import Geometry
 from sparsegan.nn import dispatch
 from sparsegan.nn.dispatch import Call
+from sparsegan.ops import library
 
 CUDA = torch.device("cuda", 0)
 RESIDUAL = Geometry(256, 256, 1, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -26,7 +27,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if one were there, with everything built for it."""
     monkeypatch.setattr(dispatch, "gpu", lambda device: dispatch.Gpu(132, *dispatch.GPUS[9, 0]))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(ops, "cuda_library", lambda: Path("_cuda.so"))
+    monkeypatch.setattr(library, "cuda_library", lambda: Path("_cuda.so"))
 
 
 def call(density: float, vector: int = 1, **changes: Any) -> Call:
@@ -37,7 +38,7 @@ def call(density: float, vector: int = 1, **changes: Any) -> Call:
 
 @pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize(
-    ("one", "kernel", "words"),
+    ("one", "backend", "words"),
     [
         (call(0.1, 64), "sparse", "the gradient in the input runs dense"),
         (call(0.01, 64), "sparse", "model: sparse"),
@@ -50,20 +51,20 @@ def call(density: float, vector: int = 1, **changes: Any) -> Call:
         (call(0.05, device=torch.device("cpu"), dtype=torch.float32), "sparse", "Mcycles"),
     ],
 )
-def test_choices(one: Call, kernel: str, words: str) -> None:
+def test_choices(one: Call, backend: str, words: str) -> None:
     choice = dispatch.choose(one)
-    assert choice.kernel == kernel
+    assert choice.backend == backend
     assert words in choice.why
     assert dispatch.choose(one) == choice
 
 
 @pytest.mark.usefixtures("h100")
 def test_a_float32_element_layer_turns_on_whether_dense_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels_chosen = []
+    chosen = []
     for tf32 in (False, True):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-        kernels_chosen.append(dispatch.choose(call(0.15, dtype=torch.float32)).kernel)
-    assert kernels_chosen == ["sparse", "dense"]
+        chosen.append(dispatch.choose(call(0.15, dtype=torch.float32)).backend)
+    assert chosen == ["sparse", "dense"]
 
 
 def test_either_way_to_set_tf32() -> None:
@@ -80,12 +81,12 @@ def test_either_way_to_set_tf32() -> None:
 
 @pytest.mark.usefixtures("h100")
 def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsegan.ops.sparse_conv.cuda_library", lambda: None)
+    monkeypatch.setattr(library, "cuda_library", lambda: None)
     assert "were not built" in dispatch.choose(call(0.1)).why
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     for vector in (1, 64):
         choice = dispatch.choose(call(0.1, vector))
-        assert choice.kernel == "dense"
+        assert choice.backend == "dense"
         assert "compute capability" in choice.why
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     assert "Triton is not installed" in dispatch.choose(call(0.1, 64)).why
@@ -102,8 +103,8 @@ LAYERS = {
 @pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize("granularity", ["element", "vector:16"])
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("kernel", ["sparse", "auto", "dense"])
-def test_gpu_layers_trace(name: str, granularity: str, kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "auto", "dense"])
+def test_gpu_layers_trace(name: str, granularity: str, backend: str) -> None:
     """Plans and ops have their shapes on a device that only exists as shapes, and nothing waits for it.
 
     Without gradients: a torch that was built for CPUs aborts when autograd meets such a device.
@@ -126,11 +127,11 @@ def test_gpu_layers_trace(name: str, granularity: str, kernel: str) -> None:
             name: nn.Parameter(torch.empty(p.shape, device="cuda")) for name, p in real._parameters.items()
         }
         layer._buffers = {"support": torch.empty(real.support.shape, dtype=torch.int32, device="cuda")}
-        layer.kernel = kernel
+        layer.backend = backend
         with Note(), torch.no_grad():
             y = layer(torch.empty(2, 16, size, size, device="cuda"))
     assert (y.shape, y.device.type) == (expected, "cuda")
     op = "sparsegan.sparse_conv" if granularity == "element" else "sparsegan.vector_sparse_conv"
-    if kernel != "auto":
-        assert any(op in one for one in calls) == (kernel == "sparse")
+    if backend != "auto":
+        assert any(op in one for one in calls) == (backend == "sparse")
     assert not any("_local_scalar_dense" in one or "aten.equal" in one for one in calls)

@@ -44,12 +44,12 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
     return model.eval()
 
 
-def pruned(model: nn.Module, sparsity: float = 0.8, kernel: str = "sparse") -> nn.Module:
+def pruned(model: nn.Module, sparsity: float = 0.8, backend: str = "sparse") -> nn.Module:
     model = trained(model)
     if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules()):
         sg.sparsify(model, sparsity=sparsity)
     for _, layer in sg.sparse_layers(model):
-        layer.kernel = kernel
+        layer.backend = backend
     return model
 
 
@@ -285,6 +285,19 @@ def test_what_is_not_understood_says_why() -> None:
     assert "torch.fx cannot trace it" in engine.steps()[0].why
 
 
+def test_an_input_by_keyword_is_left_to_torch() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(input=self.first(x)))
+
+    engine = check(pruned(ByKeyword()), torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    assert kinds(engine) == [SparseConvStep, Torch, SparseConvStep]
+
+
 def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
     class Counting(nn.Module):
         calls = 0
@@ -298,7 +311,7 @@ def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
 
 
 def test_kernels_that_are_pinned_and_dense_layers() -> None:
-    model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1), 0.5, kernel="dense")
+    model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1), 0.5, backend="dense")
     engine = check(model, torch.randn(1, 3, 16, 16, dtype=torch.float64))
     assert SparseConvStep not in kinds(engine)
     assert Statistics in kinds(engine)
@@ -505,8 +518,8 @@ def test_wrong_inputs_are_named() -> None:
 
 
 def test_what_a_gpu_engine_fuses_computes_the_same() -> None:
-    for kernel in ("sparse", "dense"):
-        model = pruned(dcgan.Generator(nz=6, ngf=4), kernel=kernel)
+    for backend in ("sparse", "dense"):
+        model = pruned(dcgan.Generator(nz=6, ngf=4), backend=backend)
         x = torch.randn(2, 6, 1, 1, dtype=torch.float64)
         ours, lines = gpu.fused(model, Call.of((x,), {}))
         assert lines[0] == "main.0: with main.1, main.2"

@@ -24,7 +24,7 @@ Pair = namedtuple("Pair", "image weight")
 
 def conv(channels: int = 3, out: int = 3) -> nn.Module:
     layer = sg.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6)
-    layer.kernel = "sparse"  # so small a layer would run dense
+    layer.backend = "sparse"  # so small a layer would run dense
     return layer
 
 
@@ -141,7 +141,7 @@ def test_arguments_that_do_not_fit() -> None:
 def test_other_dtypes_layouts_and_sizes(dtype: torch.dtype) -> None:
     model = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 3), nn.Tanh()).eval().to(dtype)
     for _, layer in sg.sparse_layers(model):
-        layer.kernel = "auto"  # a CPU has no sparse kernel for float16
+        layer.backend = "auto"  # a CPU has no sparse kernel for float16
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine = sg.optimize_for_inference(model, image().to(dtype))
@@ -192,7 +192,7 @@ def test_wrappers_are_taken_off() -> None:
     wanted = model(image()).detach()
     for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
         engine = silently(wrapped, image())
-        assert [step.kernel for step in engine.steps()].count("sparse") == 2
+        assert [step.backend for step in engine.steps()].count("sparse") == 2
         assert not engine.fallbacks
         same(engine(image()), wanted)
 
@@ -214,7 +214,7 @@ def test_a_module_that_cannot_be_traced_is_one_step() -> None:
     """The rest stays native; a warning only where a convolution is in it."""
     engine = silently(Around(Untraceable(nn.Tanh())), image())
     assert [one.name for one in engine.fallbacks] == ["inner"]
-    assert [step.kernel for step in engine.steps()].count("sparse") == 2
+    assert [step.backend for step in engine.steps()].count("sparse") == 2
     nested = Around(nn.Sequential(nn.Identity(), Untraceable(conv()))).eval()
     with pytest.warns(UserWarning, match=r"inner\.1 \(torch\.fx cannot trace it") as said:
         engine = sg.optimize_for_inference(nested, image())
@@ -339,7 +339,7 @@ def test_random_forwards(how: str) -> None:
         engine = sg.optimize_for_inference(model, image())
     assert torch.equal(torch.get_rng_state(), state)
     if how not in ("a buffer", "bernoulli", "a module"):
-        assert [step.kernel for step in engine.steps()].count("sparse") == 2, engine.steps()
+        assert [step.backend for step in engine.steps()].count("sparse") == 2, engine.steps()
     for size in (6, 5):  # the second one is compiled in between
         x = image(size=size)
         torch.manual_seed(7)
@@ -374,7 +374,7 @@ def test_statistics_of_the_batch(norm: Any) -> None:
             assert not torch.allclose(engine(image(n)), model.eval()(image(n)), atol=1e-2)
     ours = engine.model.state_dict()
     assert all(torch.equal(ours[name], one) for name, one in state.items())
-    single = [step.kernel for step in engine.steps(image(1))]
+    single = [step.backend for step in engine.steps(image(1))]
     assert "torch" not in single  # of one image they are native
 
     for statistics, words in (("Batch", "statistics is 'Batch'"), ("", "statistics is ''")):

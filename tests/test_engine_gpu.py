@@ -25,7 +25,7 @@ def model(*more: nn.Module) -> nn.Module:
     layers = (nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
     made = sg.sparsify(nn.Sequential(*layers, *more).double().eval(), 0.5)
     for _, layer in sg.sparse_layers(made):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     return made
 
 

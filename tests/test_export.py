@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import sparsegan as sg
-from sparsegan import ops
 from sparsegan.atomic_files import write_json
 from sparsegan.cli import main
 from sparsegan.engine.export import export_onnx
@@ -122,7 +121,7 @@ class Padded(nn.Sequential):
 def sparse(model: nn.Module) -> nn.Module:
     """Pruned, ready to serve; its sparse kernels run at any sparsity."""
     for _name, layer in sg.sparse_layers(sg.sparsify(model, 0.8)):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     return model.eval()
 
 
@@ -144,7 +143,7 @@ def test_torch_export_computes_what_the_model_does(name: str, tmp_path: Path) ->
         program = torch.export.export(model, (example,), dynamic_shapes=None if free is None else (free,))
         calls = [node.target for node in program.graph.nodes]
         assert torch.ops.sparsegan.plan.default not in calls
-        assert calls.count(ops._sparse_conv) == len(list(sg.sparse_layers(model)))
+        assert calls.count(torch.ops.sparsegan.sparse_conv.default) == len(list(sg.sparse_layers(model)))
         torch.export.save(program, tmp_path / "g.pt2")
         loaded = torch.export.load(tmp_path / "g.pt2").module()
         for x in (example, other):

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsegan.compress import (
+    CompressionConfig,
     Compressor,
     PlainLoss,
+    RunConfig,
     SelfSupervisedLoss,
     match_contrast,
     recalibrate_batch_norm,
 )
-from sparsegan.compress.data_free import OwnImages
+from sparsegan.compress.data_free import GeneratedBatches
 from sparsegan.gans import Objective, dcgan
 from sparsegan.pruning.schedule import GradualPruning
 from sparsegan.training import run_loop
@@ -67,9 +69,9 @@ def frozen() -> tuple[nn.Module, nn.Module]:
 def compressor_of(generator: nn.Module, discriminator: nn.Module, **options: Any) -> Compressor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings: dict[str, Any] = {"exclude": ("7",), "quiet": True, "generator_lr": 0.01, "discriminator_lr": 0.01}
-        schedule = GradualPruning(steps=6, target=0.5, every=1)
-        return Compressor(generator, discriminator, OBJECTIVE, schedule, **{**settings, **options})
+        settings: dict[str, Any] = {"exclude": ("7",), "generator_lr": 0.01, "discriminator_lr": 0.01}
+        schedule, config = GradualPruning(steps=6, target=0.5, every=1), CompressionConfig(**{**settings, **options})
+        return Compressor(generator, discriminator, OBJECTIVE, schedule, config, run=RunConfig(quiet=True))
 
 
 def modes(network: nn.Module) -> dict[str, bool]:
@@ -133,7 +135,7 @@ def test_a_generator_that_was_only_evaluated_is_trained_as_a_whole() -> None:
 
 def test_one_warning_names_the_frozen_layers_that_are_pruned(frozen: tuple[nn.Module, nn.Module]) -> None:
     with pytest.warns(UserWarning, match="pruned like the others") as said:
-        Compressor(*frozen, OBJECTIVE, GradualPruning(steps=6, target=0.5), exclude=("7",))
+        Compressor(*frozen, OBJECTIVE, GradualPruning(6, 0.5), CompressionConfig(exclude=("7",)))
     assert len(said) == 1
     assert "trained: 0. Name" in str(said[0].message)
 
@@ -174,7 +176,7 @@ def test_what_only_looks_at_a_generator_gives_every_module_its_mode_back(frozen:
     assert torch.equal(generator[1].running_mean, held)
     assert not torch.equal(generator[4].running_mean, free)
     objective = replace(OBJECTIVE, own=lambda fake, batch: fake)
-    images: Iterator[Tensor] = iter(OwnImages(generator, objective, BATCHES))
+    images: Iterator[Tensor] = iter(GeneratedBatches(generator, objective, BATCHES))
     next(images)
     assert modes(generator) == was
     weight = generator[7].weight.clone()

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsegan.ops import reference
+from sparsegan.ops import OUTPUT_ACTIVATIONS, PADDING_MODES, reference
 from sparsegan.ops.plan import compile_direct_plan
-from sparsegan.ops.sparse_conv import CURVES, PADDING_MODES
 
 sparse_conv_fused = torch.ops.sparsegan.sparse_conv_fused.default
 pointwise = torch.ops.sparsegan.pointwise.default
@@ -56,7 +55,7 @@ def arguments(p: Problem, shuffle: int = 1, dtype: torch.dtype = torch.float64) 
         "padding_mode": PADDING_MODES.index(p.padding_mode),
         "pad_before": list(p.pad_before),
         "negative_slope": 1.0,
-        "curve": 0,
+        "output_activation": 0,
         "shuffle": shuffle,
         "norm_weight": of_norm[0],
         "norm_bias": of_norm[1],
@@ -67,8 +66,8 @@ def arguments(p: Problem, shuffle: int = 1, dtype: torch.dtype = torch.float64) 
     }
 
 
-def bent(x: Tensor, curve: str) -> Tensor:
-    return x if curve == "none" else getattr(torch, curve)(x)
+def bent(x: Tensor, output_activation: str) -> Tensor:
+    return x if output_activation == "none" else getattr(torch, output_activation)(x)
 
 
 def direct(a: dict[str, Any], p: Problem) -> dict[str, Any]:
@@ -77,8 +76,8 @@ def direct(a: dict[str, Any], p: Problem) -> dict[str, Any]:
     return a | {"plan": plan, "values": a["values"].view(-1, p.geometry.vector)[order].flatten()}
 
 
-def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve: str = "none") -> None:
-    given_arguments = arguments(p, shuffle) | {"curve": CURVES.index(curve)}
+def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, output_activation: str = "none") -> None:
+    given_arguments = arguments(p, shuffle) | {"output_activation": OUTPUT_ACTIVATIONS.index(output_activation)}
     if not affine:
         given_arguments.update(scale=None, shift=None)
     if not slope:
@@ -90,18 +89,18 @@ def check(p: Problem, shuffle: int, affine: bool, slope: bool, norm: bool, curve
     for call in (a, direct(a, p)):
         a["y"].fill_(torch.nan)
         sparse_conv_fused(*call.values())
-        _compare(p, a, shuffle, norm, curve)
+        _compare(p, a, shuffle, norm, output_activation)
     channels = a["y"].shape[1]
     for part in (slice(0, 1), slice(1 + channels, None)):  # nothing is written beside y
         assert torch.equal(whole[:, part], around[:, part])
 
 
-def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str) -> None:
+def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, output_activation: str) -> None:
     x = changed(a["x"], (a["scale"], a["shift"]), a["slope"])
     expected = reference.sparse_conv(
         x, a["values"], a["bias"], a["support"], p.geometry, p.adjoint, p.y_shape[1:], *p.padding
     )
-    expected = bent(F.pixel_shuffle(expected, shuffle), curve)
+    expected = bent(F.pixel_shuffle(expected, shuffle), output_activation)
     assert_exact(a["y"], expected)
     if norm:
         variance, mean = torch.var_mean(expected, (2, 3), correction=0)
@@ -110,17 +109,17 @@ def _compare(p: Problem, a: dict[str, Any], shuffle: int, norm: bool, curve: str
         assert_exact(a["y_shift"], a["norm_bias"] - mean * scale)
 
 
-@given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(CURVES))
-def test_sparse_conv_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, curve: str) -> None:
-    check(p, 1, affine, slope, norm, curve)
+@given(problems(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(OUTPUT_ACTIVATIONS))
+def test_sparse_conv_fused(isa: str, p: Problem, affine: bool, slope: bool, norm: bool, output_activation: str) -> None:
+    check(p, 1, affine, slope, norm, output_activation)
 
 
-@given(problems(), st.integers(2, 3), st.booleans(), st.sampled_from(CURVES))
-def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool, curve: str) -> None:
+@given(problems(), st.integers(2, 3), st.booleans(), st.sampled_from(OUTPUT_ACTIVATIONS))
+def test_pixel_shuffle(isa: str, p: Problem, shuffle: int, norm: bool, output_activation: str) -> None:
     g = p.geometry
     channels = g.coarse_channels * shuffle**2
     geometry = replace(g, coarse_channels=channels, coarse_vector=1, fine_vector=1)
-    check(replace(p, adjoint=False, geometry=geometry), shuffle, True, True, norm, curve)
+    check(replace(p, adjoint=False, geometry=geometry), shuffle, True, True, norm, output_activation)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -160,15 +159,15 @@ def test_infinities_and_nan(isa: str, slope: float) -> None:
     torch.testing.assert_close(y, F.leaky_relu(x, slope) if slope else x.relu(), equal_nan=True)
 
 
-@pytest.mark.parametrize("curve", ["tanh", "sigmoid"])
-def test_curves_in_single_precision(isa: str, curve: str) -> None:
+@pytest.mark.parametrize("output_activation", ["tanh", "sigmoid"])
+def test_output_activations_in_single_precision(isa: str, output_activation: str) -> None:
     """Within 3 roundings of the value, small and large ones, both signs; infinities, NaN."""
     sizes = torch.logspace(-30, 1.93, 20000, dtype=torch.float64).float()
     ends = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan, 86.0, -86.0])
     x = torch.cat([sizes, -sizes, ends]).reshape(1, 1, 1, -1)
     y = torch.empty_like(x)
-    pointwise(x, None, None, None, None, None, None, None, CURVES.index(curve), 1, y)
-    expected = bent(x.double(), curve)
+    pointwise(x, None, None, None, None, None, None, None, OUTPUT_ACTIVATIONS.index(output_activation), 1, y)
+    expected = bent(x.double(), output_activation)
     close = expected.abs() > 1e-37  # beyond, sigmoid is flat
     torch.testing.assert_close(y.double()[close], expected[close], rtol=3 * 2.0**-23, atol=0)
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=3 * 2.0**-23, equal_nan=True)
@@ -179,11 +178,17 @@ def test_curves_in_single_precision(isa: str, curve: str) -> None:
     st.integers(1, 3),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(CURVES),
+    st.sampled_from(OUTPUT_ACTIVATIONS),
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pointwise(
-    isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int], repeat: int, add: bool, plain: bool, curve: str
+    isa: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    repeat: int,
+    add: bool,
+    plain: bool,
+    output_activation: str,
 ) -> None:
     n, c, h, w = shape
     maps = torch.float64 if dtype == torch.float64 else torch.float32
@@ -198,9 +203,9 @@ def test_pointwise(
     expected = changed(a[0].to(maps), (a[1], a[2]), a[3])
     if b[0] is not None:
         expected = expected + changed(b[0].to(maps), (b[1], b[2]), b[3])
-    expected = bent(expected, curve).repeat_interleave(repeat, 2).repeat_interleave(repeat, 3).to(dtype)
+    expected = bent(expected, output_activation).repeat_interleave(repeat, 2).repeat_interleave(repeat, 3).to(dtype)
     y = beside((n, c, h * repeat, w * repeat), 0, 2, torch.float64).to(dtype) if repeat > 1 else a[0]  # or over a
-    pointwise(*a, *b, CURVES.index(curve), repeat, y)
+    pointwise(*a, *b, OUTPUT_ACTIVATIONS.index(output_activation), repeat, y)
     torch.testing.assert_close(y, expected)
 
 
@@ -224,7 +229,7 @@ BAD = {
     "y_scale and y_shift go together": {"y_shift": None},
     "rows of their own": {f"y_{one}": torch.zeros(4, dtype=torch.float64).expand(2, 4) for one in ("scale", "shift")},
     "negative_slope is 2": {"negative_slope": 2.0},
-    "curve is 3": {"curve": 3},
+    "output_activation is 3": {"output_activation": 3},
     "padding_mode is 4": {"padding_mode": 4},
     "plan: it has 3 numbers where 5 are expected": {"plan": torch.zeros(3, dtype=torch.int32)},
     "norm_weight must have an entry": {"norm_weight": torch.zeros(1, dtype=torch.float64)},
@@ -271,7 +276,7 @@ def test_bad_pointwise_calls_are_refused() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             pointwise(x, *nothing, other, *nothing, 0, repeat, y)
-    with pytest.raises(RuntimeError, match="curve is -1; it must be 0"):
+    with pytest.raises(RuntimeError, match="output_activation is -1; it must be 0"):
         pointwise(x, *nothing, None, *nothing, -1, 1, x)
 
 

@@ -18,12 +18,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsegan.compress import Blank, Compressor, OwnImages, SelfSupervisedLoss
+from sparsegan.compress import (
+    BlankBatches,
+    CompressionConfig,
+    Compressor,
+    GeneratedBatches,
+    RunConfig,
+    SelfSupervisedLoss,
+)
 from sparsegan.compress.step import CompressionTask
-from sparsegan.gans import ImagePool, pix2pix, srgan, stargan, store
+from sparsegan.gans import ImagePool, dcgan, pix2pix, srgan, stargan, store
 from sparsegan.gans.objective import detached, images_in
 from sparsegan.gans.parts import InstanceNorm2d
 from sparsegan.nn.replace import sparse_layers
+from sparsegan.pruning.allocation import Targets
 from sparsegan.pruning.schedule import GradualPruning, OneShot
 from sparsegan.pruning.surgery import sparsify
 from sparsegan.state_dicts import read_state
@@ -576,6 +584,16 @@ def test_an_example_is_what_a_generator_takes(name: str) -> None:
     assert all(image.shape == (2, 1, 64, 64) if name == "dcgan" else (2, 3, 32, 32) for image in made.values())
 
 
+def test_old_names_still_work() -> None:
+    gan = tiny("dcgan")
+    with pytest.warns(DeprecationWarning, match=r"store.noise is dcgan.noise now; the old name goes in 0.2"):
+        old = store.noise(gan.generator, 3, seed=5)
+    assert torch.equal(old, dcgan.noise(gan.generator, 3, seed=5))
+    assert torch.equal(old, *store.example(gan, 3, seed=5))
+    with pytest.warns(DeprecationWarning, match="store.sizes_of is Reference.sizes now"):
+        assert list(store.sizes_of("dcgan")) == ["nz", "width", "channels", "discriminator_width"]
+
+
 @every_gan
 def test_a_training_step_changes_both_networks(name: str) -> None:
     gan = tiny(name)
@@ -632,7 +650,8 @@ def test_the_pool_gives_past_images_and_is_part_of_the_state() -> None:
 def test_every_gan_is_compressed(name: str) -> None:
     gan = tiny(name)
     schedule = GradualPruning(2, 0.6, every=1)
-    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, contrast=True, quiet=True)
+    config, run = CompressionConfig(contrast=True), RunConfig(quiet=True)
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, config, run=run)
     result = compressor.fit(list(batches(name, 2)))
     layers = list(sparse_layers(result.generator))
     assert layers
@@ -655,8 +674,8 @@ def test_stargan_compressed_is_stargan_masked() -> None:
         student = make(copy.deepcopy(gan.generator), 0.5).train()
         judge = copy.deepcopy(gan.discriminator)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (student, judge)]
-        loss = SelfSupervisedLoss(lam=0.5)
-        task = CompressionTask(gan.generator.eval(), student, judge, gan.objective, OneShot(3, 0.5), loss, *optimizers)
+        settings = OneShot(3, 0.5), CompressionConfig(SelfSupervisedLoss(lam=0.5)), Targets.of(gan.generator, 0.5)
+        task = CompressionTask(gan.generator.eval(), student, judge, gan.objective, *settings, *optimizers)
         found.append([task.step(step, batch) for step, batch in enumerate(batches("stargan", 3, torch.float64))])
     assert {"gp", "gp_compressed", "gp_original"} <= found[0][0].keys()
     for ours, theirs in zip(*found, strict=True):
@@ -679,7 +698,7 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     gan.generator.eval()
     (batch,) = batches(name, 1)
     torch.manual_seed(3)
-    (own,) = OwnImages(gan.generator, gan.objective, [batch])
+    (own,) = GeneratedBatches(gan.generator, gan.objective, [batch])
     torch.manual_seed(3)
     torch.manual_seed(int(torch.randint(2**62, ())))  # what an epoch draws when it is opened decides all of its noise
     with torch.no_grad():
@@ -690,14 +709,13 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     shapes = [[t.shape for t in (one if isinstance(one, tuple) else (one,))] for one in (own, batch)]
     assert shapes[0] == shapes[1]
     schedule = GradualPruning(2, 0.6, every=1)
-    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, quiet=True).fit(
-        OwnImages(gan.generator, gan.objective, [batch])
-    )
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run=RunConfig(quiet=True))
+    result = compressor.fit(GeneratedBatches(gan.generator, gan.objective, [batch]))
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in result.history)
 
 
 def test_without_saying_what_is_real_there_is_no_standing_in() -> None:
     gan = tiny("dcgan")
     with pytest.raises(ValueError, match=r"objective\.own is None"):
-        OwnImages(gan.generator, replace(gan.objective, own=None), [])
-    assert [tuple(batch.shape) for batch in Blank(2, 1, 8, count=2)] == [(2, 1, 8, 8)] * 2
+        GeneratedBatches(gan.generator, replace(gan.objective, own=None), [])
+    assert [tuple(batch.shape) for batch in BlankBatches(2, 1, 8, count=2)] == [(2, 1, 8, 8)] * 2

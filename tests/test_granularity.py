@@ -80,7 +80,7 @@ def test_what_is_kept_and_what_is_computed(problem: tuple[Layer, str], sparsity:
     assert repr(granularity) in repr(layer)
     assert torch.equal(layer.dense_weight().flatten(), weight * mask)
 
-    layer.kernel = "sparse"
+    layer.backend = "sparse"
     x = torch.randn(2, dense.in_channels, 4, 5, dtype=torch.float64, requires_grad=True)
     twin = layer.to_dense()
     y, expected = layer(x), twin(x)

@@ -19,9 +19,8 @@ from test_fused import arguments, direct
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.ops import reference
+from sparsegan.ops import PADDING_MODES, reference
 from sparsegan.ops.plan import compile_plan
-from sparsegan.ops.sparse_conv import PADDING_MODES
 
 ROUNDS = int(os.environ.get("SPARSEGAN_FUZZ", "1500"))
 #: What an op or load_state_dict may raise.
@@ -156,7 +155,7 @@ def test_load_state_dict() -> None:
 
 def _check_works(layer: Any) -> None:
     x = torch.randn(1, layer.in_channels, 5, 5, dtype=layer.values.dtype)
-    layer.kernel = random.choice(["auto", "dense", *(["sparse"] if x.dtype in (torch.float32, torch.float64) else [])])
+    layer.backend = random.choice(["auto", "dense", *(["sparse"] if x.dtype in (torch.float32, torch.float64) else [])])
     if layer.bias is not None and layer.bias.dtype != x.dtype:
         return  # assigned so: as in torch's own layers the two must be alike to run
     y, expected = layer(x), layer.to_dense()(x)
@@ -235,7 +234,7 @@ def _pointwise_calls() -> list[tuple[str, dict[str, Any]]]:
         maps = {name: torch.rand(2, 3) for name in ("scale", "shift", "other_scale", "other_shift")}
         call = {"x": x, "scale": maps["scale"], "shift": maps["shift"], "slope": torch.rand(3), "other": other}
         call |= {"other_scale": maps["other_scale"], "other_shift": maps["other_shift"], "other_slope": torch.rand(3)}
-        calls.append(("pointwise", call | {"curve": 0, "repeat": repeat, "y": y}))
+        calls.append(("pointwise", call | {"output_activation": 0, "repeat": repeat, "y": y}))
     return calls
 
 
@@ -298,7 +297,7 @@ def _expected(op: str, call: dict[str, Any]) -> Tensor:
     y = mapped(call["x"], call["scale"], call["shift"], call["slope"])
     if call["other"] is not None:
         y = y + mapped(call["other"], call["other_scale"], call["other_shift"], call["other_slope"])
-    y = [y, y.tanh(), y.sigmoid()][call["curve"]]
+    y = [y, y.tanh(), y.sigmoid()][call["output_activation"]]
     return y.repeat_interleave(call["repeat"], 2).repeat_interleave(call["repeat"], 3)
 
 

@@ -31,7 +31,7 @@ def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
 
     model = sg.sparsify(net(), sparsity=0.9, granularity=granularity, exclude=("3",))
     for _, layer in sg.sparse_layers(model):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     statistics = model[1].running_mean.clone()
     report = sg.count_macs(model, x)
     assert torch.equal(model[1].running_mean, statistics)
@@ -49,7 +49,7 @@ def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
 @pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:4", 4)])
 def test_training_bytes(granularity: str, vector: int) -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(16, 16, 3, bias=False)), sparsity=0.9, granularity=granularity)
-    model[0].kernel = "sparse"
+    model[0].backend = "sparse"
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(1, 16, 8, 8)).sum().backward()
     optimizer.step()
@@ -78,10 +78,10 @@ def test_profile_has_a_row_a_layer_and_tune_pins_it() -> None:
     report = sg.profile(model, x, seconds=0.01)
     assert [row.name for row in report.rows] == ["0", "2", "3"]
     for row in report.rows:
-        assert row.kernel in ("sparse", "dense")
+        assert row.backend in ("sparse", "dense")
         assert row.why
         assert row.dense_ms > 0 < row.sparse_ms
         assert row.name in str(report)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     pinned = sg.tune(model, x, seconds=0.01)
-    assert [model[int(row.name)].kernel for row in pinned.rows] == [row.faster for row in pinned.rows]
+    assert [model[int(row.name)].backend for row in pinned.rows] == [row.faster for row in pinned.rows]

@@ -139,7 +139,7 @@ def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_pat
     pairs = torch.randint(64, 192, (7, 16, 16, 3), dtype=torch.uint8)
     for i, half in enumerate(pairs.numpy()):
         image.fromarray(np.concatenate([half, half], 1)).save(tmp_path / f"{i}.png")
-    samples = data.load("pix2pix", tmp_path, 16, "all", augment=False)
+    samples = data.load("pairs", tmp_path, 16, "all", augment=False)
     seen = []
 
     def features(images: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def test_accuracy_counts_who_was_asked_to_change(tmp_path: Path) -> None:
         for i in range(8):
             pixels = np.full((16, 16, 3), 40 * domain + i, np.uint8)
             image.fromarray(pixels).save(tmp_path / str(domain) / f"{i}.png")
-    samples = data.load("stargan", tmp_path, 16, "all", augment=False)
+    samples = data.load("domains", tmp_path, 16, "all", augment=False)
     asked: list[Tensor] = []
 
     def generate(generator: object, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

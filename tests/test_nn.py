@@ -24,7 +24,7 @@ Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
 def sparse(dense: nn.Module, **how: Any) -> Layer:
     cls = sg.SparseConvTranspose2d if isinstance(dense, nn.ConvTranspose2d) else sg.SparseConv2d
     layer = cls.from_dense(dense, **(how or {"sparsity": 0.7}))
-    layer.kernel = "sparse"
+    layer.backend = "sparse"
     return layer
 
 
@@ -86,7 +86,7 @@ def test_every_argument_of_torch(isa: str, problem: tuple[nn.Module, Tensor, str
 def test_dense_path(problem: tuple[nn.Module, Tensor, str]) -> None:
     dense, x, granularity = problem
     layer = sparse(dense, sparsity=0.5, granularity=granularity)
-    layer.kernel = "dense"
+    layer.backend = "dense"
     assert_same_as_dense(layer, x)
     with torch.no_grad():
         for _ in range(2):  # the second time on the kept buffer
@@ -233,7 +233,7 @@ def test_copies_casts_pickles_and_hooks(granularity: str) -> None:
 def test_autocast() -> None:
     layer = sg.SparseConv2d(4, 6, 3, sparsity=0.8)
     x = torch.randn(2, 4, 5, 5)
-    for layer.kernel in ("sparse", "dense"):
+    for layer.backend in ("sparse", "dense"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = layer(x)
         assert y.dtype == torch.bfloat16
@@ -273,17 +273,17 @@ def test_export_with_a_dynamic_batch(tmp_path: Any) -> None:
 
 def test_auto_takes_dense_below_the_break_even() -> None:
     x = torch.randn(1, 64, 32, 32)
-    for sparsity, kernel in ((0.0, "dense"), (0.95, "sparse")):
+    for sparsity, backend in ((0.0, "dense"), (0.95, "sparse")):
         layer = sg.SparseConv2d(64, 64, 3, padding=1, sparsity=sparsity)
         choice = layer.choose(tuple(x.shape), (32, 32))
-        assert choice.kernel == kernel
+        assert choice.backend == backend
         assert "cycles" in choice.why
         torch.testing.assert_close(layer(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_dense_path_follows_the_values() -> None:
     layer = sg.SparseConv2d(4, 4, 3, sparsity=0.2)
-    layer.kernel = "dense"
+    layer.backend = "dense"
     x = torch.randn(1, 4, 6, 6)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for mode in (torch.inference_mode(), torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
@@ -298,9 +298,9 @@ def test_dense_path_follows_the_values() -> None:
 
 
 def test_evaluation_before_training() -> None:
-    for kernel in ("sparse", "dense"):
+    for backend in ("sparse", "dense"):
         layer, x = sg.SparseConv2d(4, 6, 3, sparsity=0.5), torch.randn(1, 4, 6, 6)
-        layer.kernel = kernel
+        layer.backend = backend
         with torch.inference_mode():
             layer(x)
         layer(x.requires_grad_()).sum().backward()
@@ -313,9 +313,9 @@ def test_a_forward_alone_makes_no_plan_for_the_gradient() -> None:
             layer(x)
         layer(x.detach()).sum().backward()
         forward = layer.plan_bytes()
-        assert len(layer.derived().plans) == 1
+        assert len(layer.plan_cache().plans) == 1
         layer(x).sum().backward()
-        assert len(layer.derived().plans) == 2
+        assert len(layer.plan_cache().plans) == 2
         assert layer.plan_bytes() > forward > 0
 
 
@@ -351,11 +351,11 @@ def test_bad_input(x: Tensor, error: type[Exception], words: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "least"), [("reflect", 4), ("circular", 3), ("replicate", 1)])
-@pytest.mark.parametrize("kernel", ["sparse", "dense"])
-def test_images_too_small_for_their_padding_mode(mode: str, least: int, kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_images_too_small_for_their_padding_mode(mode: str, least: int, backend: str) -> None:
     dense = nn.Conv2d(2, 4, (1, 3), padding=(0, 3), padding_mode=mode, dtype=torch.float64)
     layer = sparse(dense, sparsity=0.5)
-    layer.kernel = kernel
+    layer.backend = backend
     assert_same_as_dense(layer, torch.randn(1, 2, 5, least, dtype=torch.float64))
     x = torch.randn(1, 2, 5, least - 1, dtype=torch.float64)
     with pytest.raises(RuntimeError):

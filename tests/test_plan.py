@@ -29,8 +29,8 @@ def test_every_kept_weight_is_one_tap(p: Problem) -> None:
         nnz = len(support)
         assert plan.numel() == native.plan_size(p.numbers, bool(adjoint), nnz)
         if adjoint:
-            order = plan[plan.numel() - nnz :]
-            assert torch.equal(order.sort().values, torch.arange(nnz, dtype=torch.int32))
+            value_index = plan[plan.numel() - nnz :]
+            assert torch.equal(value_index.sort().values, torch.arange(nnz, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

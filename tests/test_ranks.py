@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from sparsegan.compress import Compressor, SelfSupervisedLoss
+from sparsegan.compress import CompressionConfig, Compressor, RunConfig, SelfSupervisedLoss
 from sparsegan.metrics import distances as metrics
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.pruning.schedule import GradualPruning
@@ -25,9 +25,10 @@ def compress(name: str, folder: Path, steps: int = 6, stop: int | None = None) -
     """A run of ``steps``, or its beginning; its figures, and the generator's state."""
     gan = test_gans.tiny(name, torch.float64)
     loss = SelfSupervisedLoss(features=0.5 if name == "dcgan" else 0.0)
-    options: dict[str, Any] = {"loss": loss, "quiet": True, "generator_lr": 1e-3, "checkpoint_every": 3, "resume": True}
+    config = CompressionConfig(loss, generator_lr=1e-3)
+    run = RunConfig(folder, resume=True, checkpoint_every=3, quiet=True)
     schedule = GradualPruning(steps, 0.6, every=1)
-    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run_dir=folder, **options)
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, config, run=run)
     batches = list(test_gans.batches(name, 3, torch.float64))
     if stop is not None:
         forward = compressor.task.step
@@ -152,7 +153,7 @@ def test_alone_nothing_is_touched() -> None:
     with ranks.divided(network):
         assert type(network[1]) is nn.BatchNorm2d
         assert not network._forward_hooks
-    assert (ranks.count(), ranks.rank()) == (1, 0)
+    assert (ranks.world_size(), ranks.rank()) == (1, 0)
 
 
 def dropping(rank: int, folder: Path) -> None:
@@ -185,8 +186,7 @@ def test_the_compressed_layers_are_sparse() -> None:
     """What the comparisons above are about: the supports in these states."""
     gan = test_gans.tiny("dcgan")
     schedule = GradualPruning(2, 0.6, every=1)
-    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, quiet=True).fit(
-        list(test_gans.batches("dcgan", 1))
-    )
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run=RunConfig(quiet=True))
+    result = compressor.fit(list(test_gans.batches("dcgan", 1)))
     assert list(sparse_layers(result.generator))
     assert any(key.endswith("support") for key in result.generator.state_dict())

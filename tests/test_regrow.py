@@ -16,12 +16,12 @@ import torch.multiprocessing as mp
 from conftest import assert_exact
 from hypothesis import given
 from hypothesis import strategies as st
-from test_compress import SMALL, images, small_gan
+from test_compress import QUIET, SMALL, images, small_gan
 from test_nn import convolutions
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.compress import Compressor
+from sparsegan.compress import CompressionConfig, Compressor, RunConfig
 from sparsegan.compress import step as step_module
 from sparsegan.data import Batches
 from sparsegan.gans import Objective, dcgan
@@ -53,12 +53,12 @@ def assert_same_bits(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @given(convolutions(), st.sampled_from(["sparse", "dense"]), st.sampled_from([1.0, 0.2]), st.booleans())
 def test_dense_gradients_are_those_of_the_dense_layer_and_change_nothing_else(
-    problem: tuple[nn.Module, Tensor, str], kernel: str, slope: float, batched: bool
+    problem: tuple[nn.Module, Tensor, str], backend: str, slope: float, batched: bool
 ) -> None:
     dense, x, _ = problem
     x = x if batched else x[0]
     layer = sparsify(nn.Sequential(copy.deepcopy(dense)), 0.6)
-    layer[0].kernel, layer[0].negative_slope = kernel, slope
+    layer[0].backend, layer[0].negative_slope = backend, slope
     twin = layer[0].to_dense()
     gy = torch.randn(layer(x).shape, dtype=x.dtype)
 
@@ -100,7 +100,7 @@ def test_second_derivatives_count_and_gradients_that_are_only_asked_for_do_not()
         (y.mean() + slope.square().sum()).backward()
 
     for layer in (net[0], net[2], net[4]):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     with dense_gradients(net) as gradients:
         gradients_of(net, x, penalty)
     gradients_of(twin, x, penalty)
@@ -213,7 +213,11 @@ def test_refusals_leave_the_network_alone(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Compressor(
-                *small_gan(width=4), dcgan.objective, OneShot(1, 0.5), run_dir=tmp_path / "a", **options, **SMALL
+                *small_gan(width=4),
+                dcgan.objective,
+                OneShot(1, 0.5),
+                CompressionConfig(**options),
+                run=RunConfig(tmp_path / "a"),
             )
     assert not (tmp_path / "a").exists()
 
@@ -249,7 +253,8 @@ def test_exchanges_come_when_and_as_large_as_documented_with_that_steps_gradient
     monkeypatch.setattr(step_module, "regrow", watched)
     objective = Objective(dcgan.generator_terms, discriminator_terms, dcgan.generate)
     schedule = GradualPruning(40, 0.8, initial=0.4, every=4)
-    ours = Compressor(*small_gan(torch.float64), objective, schedule, regrow=0.3, **options, **SMALL)
+    config = CompressionConfig(regrow=0.3, **options, **SMALL)
+    ours = Compressor(*small_gan(torch.float64), objective, schedule, config, run=QUIET)
     steps: list[Any] = []
     inner = ours.task.step
 
@@ -270,10 +275,10 @@ def test_a_resumed_run_with_regrowth_continues_bit_for_bit(tmp_path: Path) -> No
     class Stopped(Exception):
         pass
 
-    def made(folder: str, share: float = 0.3, **more: Any) -> Compressor:
-        settings: dict[str, Any] = {"checkpoint_every": 4, "seed": 2, "run_dir": tmp_path / folder, **SMALL, **more}
-        schedule = GradualPruning(32, initial=0.5, every=3)
-        return Compressor(*small_gan(width=4), dcgan.objective, schedule, regrow=share, **settings)
+    def made(folder: str, share: float = 0.3, resume: bool = False) -> Compressor:
+        schedule, config = GradualPruning(32, initial=0.5, every=3), CompressionConfig(regrow=share, seed=2, **SMALL)
+        run = RunConfig(tmp_path / folder, resume, checkpoint_every=4, quiet=True)
+        return Compressor(*small_gan(width=4), dcgan.objective, schedule, config, run=run)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -310,10 +315,9 @@ def test_a_resumed_run_with_regrowth_continues_bit_for_bit(tmp_path: Path) -> No
 def compress(share: float) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     gan = test_gans.tiny("dcgan", torch.float64)
     schedule = OneShot(4, 0.7)
-    options: dict[str, Any] = {"quiet": True, "generator_lr": 1e-3, "regrow": share}
-    result = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, **options).fit(
-        list(test_gans.batches("dcgan", 3, torch.float64))
-    )
+    config = CompressionConfig(generator_lr=1e-3, regrow=share)
+    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, config, run=QUIET)
+    result = compressor.fit(list(test_gans.batches("dcgan", 3, torch.float64)))
     return result.history, dict(result.generator.state_dict())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,7 +245,7 @@ class Drawn(nn.Module):
             elif kind == "save":
                 past = x
             elif kind == "function":
-                x = nn.functional.leaky_relu(x, 0.1) * 2
+                x = F.leaky_relu(x, 0.1) * 2
             elif kind == "view":
                 x = x.view(x.shape)
             else:
@@ -299,6 +300,30 @@ def test_what_is_not_safe_stays_and_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"Branches cannot be traced by torch\.fx"):
         remove_filters(Branches(), x)
+
+
+class Functions(nn.Module):
+    """Functions whose modules are followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 16, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh_(F.dropout(F.pad(self.first(x), (1, 2, 0, 1), mode="reflect"), 0.5, self.training))
+        y = F.dropout2d(F.pixel_shuffle(y, 2).detach(), 0.5, False)
+        return self.third(F.pad(torch.sigmoid_(self.second(y)), (1, 1, 1, 1), value=0.5))
+
+
+def test_functions_are_followed_as_their_modules_are() -> None:
+    net = ready(Functions())
+    net.first.bias.data[8:] = 3.0  # two whole channels after the shuffle
+    net.second.bias.data[0] = 0.0  # 0.5 after the sigmoid, as the padding's border
+    drop(net.first, *range(8, 16))
+    drop(net.second, 0, 2)
+    with pytest.warns(UserWarning, match=r"1 of second, because pad_1 pads them with another number$"):
+        small = removed(net, torch.randn(2, 3, 6, 5, dtype=torch.float64))
+    assert convolutions(small) == {"first": (3, 8), "second": (2, 3), "third": (3, 2)}
 
 
 def test_a_layer_keeps_one_filter() -> None:

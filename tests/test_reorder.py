@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.gans import store
+from sparsegan.gans import dcgan, store
 from sparsegan.nn.granularity import magnitude_mask
 from sparsegan.pruning.reorder import similar_order
 
@@ -31,7 +31,7 @@ def norm_kept(weight: Tensor, granularity: str, sparsity: float, transposed: boo
 
 def test_a_trained_generator_keeps_more_at_the_same_sparsity() -> None:
     generator = store.load(CHECKPOINTS / "dcgan-mnist").generator
-    noise = store.noise(generator, 4, 0)
+    noise = dcgan.noise(generator, 4, 0)
     granularity = {"main.12": "element", "*": "vector:16"}
     changed = sg.reorder_channels(generator, noise, granularity, 0.9)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsegan.checkpoint import save
 from sparsegan.cli import main
 from sparsegan.cli.study import COLUMNS
-from sparsegan.compress import Compressor
+from sparsegan.compress import CompressionConfig, Compressor, RunConfig
 from sparsegan.data import Batches, idx
 from sparsegan.gans import store
 from sparsegan.pruning.schedule import GradualPruning
@@ -85,9 +85,8 @@ def test_watching_changes_nothing() -> None:
     images = torch.rand(12, 1, 64, 64) * 2 - 1
 
     def compressor() -> Compressor:
-        return Compressor(
-            gan.generator, gan.discriminator, gan.objective, GradualPruning(9, 0.8, every=2), quiet=True, seed=3
-        )
+        schedule, config = GradualPruning(9, 0.8, every=2), CompressionConfig(seed=3)
+        return Compressor(gan.generator, gan.discriminator, gan.objective, schedule, config, run=RunConfig(quiet=True))
 
     plain = compressor()
     with FlopCounterMode(display=False) as counter:
@@ -113,7 +112,9 @@ def test_the_average_is_of_the_second_half() -> None:
     torch.manual_seed(0)
     gan = store.build({"network": NETWORK})
     images = torch.rand(8, 1, 64, 64) * 2 - 1
-    compressor = Compressor(gan.generator, gan.discriminator, gan.objective, GradualPruning(8, 0.5), quiet=True)
+    compressor = Compressor(
+        gan.generator, gan.discriminator, gan.objective, GradualPruning(8, 0.5), run=RunConfig(quiet=True)
+    )
     student, expected = compressor.task.student, None
     steps: list[torch.Tensor] = []
     compressor.task.optimizer.register_step_post_hook(

@@ -15,9 +15,9 @@ import sparsegan as sg
 X = torch.randn(2, 8, 6, 6)
 
 
-def layer(kernel: str = "sparse", granularity: str = "element") -> sg.SparseConvTranspose2d:
+def layer(backend: str = "sparse", granularity: str = "element") -> sg.SparseConvTranspose2d:
     made = sg.SparseConvTranspose2d(8, 8, 4, 2, 1, sparsity=0.8, granularity=granularity)
-    made.kernel = kernel
+    made.backend = backend
     return made
 
 
@@ -41,12 +41,12 @@ WRITES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
 @pytest.mark.parametrize("granularity", ["element", "vector:4"])
 @pytest.mark.parametrize("grad", [True, False])
-def test_another_valid_support(write: Any, kernel: str, granularity: str, grad: bool) -> None:
+def test_another_valid_support(write: Any, backend: str, granularity: str, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
-        one = layer(kernel, granularity)
+        one = layer(backend, granularity)
         assert_right(one)
         write(one.support, other_support(one))
         with pytest.warns(UserWarning, match="was changed in place, not by load_state_dict"):
@@ -55,9 +55,9 @@ def test_another_valid_support(write: Any, kernel: str, granularity: str, grad: 
             warnings.simplefilter("error")  # said once
             assert_right(one)
             one.support.copy_(one.support.clone())  # the same positions again, as a copy of every buffer does
-            plans = one.derived().plans
+            plans = one.plan_cache().plans
             assert_right(one)
-            assert one.derived().plans is plans
+            assert one.plan_cache().plans is plans
 
 
 def test_an_inference_tensor_has_no_version() -> None:
@@ -71,10 +71,10 @@ def test_an_inference_tensor_has_no_version() -> None:
         assert_right(one)
 
 
-@pytest.mark.parametrize("kernel", ["sparse", "dense"])
-def test_an_average_of_positions_is_refused(kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_an_average_of_positions_is_refused(backend: str) -> None:
     """The loop that most trainers have, over all that a state_dict holds."""
-    student, average = layer(kernel), layer(kernel)
+    student, average = layer(backend), layer(backend)
     average(X)
     with torch.no_grad():
         for key, value in average.state_dict().items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.geometry import Geometry
+from sparsegan.nn import plan_cache
 from sparsegan.ops import native
 
 THREADS = 4
@@ -61,7 +62,7 @@ def layers() -> nn.Sequential:
         sg.SparseConvTranspose2d(16, 12, 3, 1, 1, groups=4, sparsity=0.9),
         sg.SparseConv2d(12, 12, 3, padding=1, padding_mode="replicate", sparsity=0.9),
     )
-    model[0].kernel = model[1].kernel = "dense"
+    model[0].backend = model[1].backend = "dense"
     return model
 
 
@@ -101,7 +102,7 @@ def test_a_large_dense_layer_of_a_served_model() -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)), 0.2)
     x = torch.randn(1, 128, 16, 16)
     expected = model[0].to_dense()(x)
-    model[0].kernel = "dense"  # as auto has it on most machines
+    model[0].backend = "dense"  # as auto has it on most machines
     for _ in range(12):
         again = copy.deepcopy(model)
 
@@ -114,11 +115,11 @@ def test_a_large_dense_layer_of_a_served_model() -> None:
 
 
 @pytest.mark.usefixtures("switching")
-@pytest.mark.parametrize("kernel", ["sparse", "dense"])
-def test_changes_between_bursts_are_seen(kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_changes_between_bursts_are_seen(backend: str) -> None:
     """Of values in place, and of the support: nothing made for the old one may come back."""
     layer = sg.SparseConvTranspose2d(16, 16, 4, 2, 1, sparsity=0.5)
-    layer.kernel, x = kernel, torch.randn(2, 16, 5, 5)
+    layer.backend, x = backend, torch.randn(2, 16, 5, 5)
 
     def serve(thread: int) -> Tensor:
         with torch.inference_mode():
@@ -141,9 +142,9 @@ def test_changes_between_bursts_are_seen(kernel: str) -> None:
 def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
     """The support is replaced while a thread compiles the plan of the old one, which then comes too late."""
     layer = sg.SparseConvTranspose2d(8, 8, 3, sparsity=0.5)
-    layer.kernel, x = "sparse", torch.randn(1, 8, 5, 5)
+    layer.backend, x = "sparse", torch.randn(1, 8, 5, 5)
     other = torch.randperm(8 * 8 * 9)[: layer.nnz].sort().values.int()
-    compile_plan = sg.nn.plan_of
+    compile_plan = plan_cache.plan_of
 
     def slow(*args: Any) -> Tensor:
         plan = compile_plan(*args)
@@ -152,7 +153,7 @@ def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
         return plan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sg.nn, "plan_of", slow)
+        patch.setattr(plan_cache, "plan_of", slow)
         layer(x)
     torch.testing.assert_close(layer(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
 

@@ -23,7 +23,8 @@ import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.cli import main
 from sparsegan.engine import gpu, tiling
-from sparsegan.engine.receptive import Field, Images
+from sparsegan.engine.images import Images
+from sparsegan.engine.receptive import Field
 from sparsegan.gans import cyclegan, pix2pix, srgan
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -535,7 +536,7 @@ def test_inputs_and_random_state_stay_as_they_are() -> None:
 def test_an_engine_on_a_gpu_takes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     simulated, model = SimulatedGpu(monkeypatch), trained(srgan.Generator(width=4, blocks=1))
     for _, layer in sg.sparse_layers(model):
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
     with simulated.running():
         engine = gpu.GpuEngine(model, Call.of((image(16, 16),), {}), 8, "stored")
         check(engine, image(61, 50), tile=40)

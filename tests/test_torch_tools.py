@@ -79,11 +79,11 @@ def test_jit_script_says_what_to_do(make: Callable[[], nn.Module]) -> None:
         torch.jit.script(make())
 
 
-@pytest.mark.parametrize("kernel", ["sparse", "dense"])
-def test_functional_transforms(kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_functional_transforms(backend: str) -> None:
     whole = model()
     for layer in (whole[0], whole[2], whole[3]):
-        layer.kernel = kernel
+        layer.backend = backend
     parameters = dict(whole.named_parameters())
     close(functional_call(whole, {name: 2 * p for name, p in parameters.items()}, (X,)), _doubled(whole)(X))
 
@@ -132,7 +132,7 @@ def test_compile_and_export_where_eager_runs_dense(sparsity: float) -> None:
     assert whole[0].values.grad.dtype == torch.float16
     program = torch.export.export(whole.eval(), (x,))
     torch.testing.assert_close(program.module()(x), expected, rtol=2e-2, atol=2e-2)
-    whole[0].kernel = "sparse"
+    whole[0].backend = "sparse"
     with pytest.raises(RuntimeError, match="dtype must be float32, float64 or bfloat16 on a CPU"):
         whole(x)
 
@@ -171,7 +171,7 @@ PROTOCOLS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("warm", [True, False])
 def test_protocols(protocol: Callable[[nn.Module], nn.Module], warm: bool) -> None:
     whole = model()
-    whole[0].kernel = "dense"
+    whole[0].backend = "dense"
     if warm:
         whole(X)
         with torch.no_grad():

@@ -191,7 +191,7 @@ def test_traced_to_one_kernel_that_writes_its_result_alone(op: str, monkeypatch:
         integers = (torch.empty(n, device="cuda", dtype=torch.int32) for n in (units, plan_size(g, False, units)))
         aot_function(call, fw_compiler=keep)(images, images, images.new_empty(units * 16), *integers)
     (kernel,) = (node for node in graphs[0].graph.nodes if "triton_kernel" in str(node.target))
-    assert kernel.kwargs["tensors_to_clone"] == ["y" if op == "sparse_conv" else "shares"]
+    assert kernel.kwargs["tensors_to_clone"] == ["y" if op == "sparse_conv" else "partial_sums"]
 
 
 def test_sizes_may_be_symbols() -> None:

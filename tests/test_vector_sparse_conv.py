@@ -281,7 +281,7 @@ def test_bad_calls_raise_a_sentence() -> None:
         sparse_conv(values=values[1:])
     with pytest.raises(ValueError, match="plan is None; this call needs it"):
         sparse_conv(plan=None)
-    with pytest.raises(ValueError, match=r"from sparsegan\.kernels\.plan"):
+    with pytest.raises(ValueError, match=r"from sparsegan\.ops\.plan"):
         sparse_conv(plan=plan[1:])
     with pytest.raises(ValueError, match="output_size has 5 channels; the geometry writes 4"):
         sparse_conv(size=[5, *size[1:]])

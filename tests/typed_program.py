@@ -11,7 +11,7 @@ import sparsegan as sg
 from sparsegan import kernels
 from sparsegan.compress.compressor import Result
 from sparsegan.engine import Engine, GpuEngine
-from sparsegan.engine.engine import Fallback, StepTime
+from sparsegan.engine.cpu import Fallback, StepTime
 from sparsegan.engine.export import OnnxExport
 from sparsegan.gans import Objective
 from sparsegan.nn.layer import SparseConv
@@ -80,7 +80,10 @@ def engines(model: Generator, example: Tensor) -> None:
 
 
 def compression(generator: Generator, discriminator: nn.Module, objective: Objective, batches: list[Tensor]) -> None:
-    compressor = sg.Compressor(generator, discriminator, objective, GradualPruning(steps=100, target=0.9))
+    config = sg.CompressionConfig(generator_lr=1e-3, granularity={"head": "filter", "*": "element"}, ema=0.999)
+    assert_type(sg.CompressionConfig.from_dict(config.to_dict()), sg.CompressionConfig)
+    schedule, run = GradualPruning(steps=100, target=0.9), sg.RunConfig("runs/mine", resume=True)
+    compressor = sg.Compressor(generator, discriminator, objective, schedule, config, run=run)
     assert_type(compressor.fit(batches), Result)
 
 
@@ -95,6 +98,7 @@ def ops(layer: sg.SparseConv2d, x: Tensor) -> None:
 def mistakes(model: Generator) -> None:
     """mypy, which reports comments that it does not need, says where one of these is let through."""
     sg.sparsify(model, sparsity="90 %")  # type: ignore[call-overload]
+    sg.CompressionConfig(discriminator_mode="on")  # type: ignore[arg-type]
     sg.load(model, 3)  # type: ignore[call-overload]
     sg.optimise_for_inference(model)  # type: ignore[attr-defined]
     sg.save(model)  # type: ignore[call-arg]

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/sparse_conv.h"
+#include "../../csrc/cpu/kernels/sparse_conv.h"
 
 namespace {
 
@@ -56,7 +56,7 @@ extern "C" double fma_from_cache_gflops() {
   return 2e-9 * kRounds * (kVectors / kSums * kSums) * kLanes / seconds;
 }
 
-// GFLOP/s of the 3 x 4 register tile over random taps of a 3x3 kernel, `taps` a target on average, 8 source channels.
+// GFLOP/s of the 3 x 4 register tile over random taps of a 3x3 kernel, `taps` per target on average, 8 source channels.
 extern "C" double sparse_conv_tile_gflops(int taps) {
   constexpr int kTargets = 256, kChannels = 8, kRows = 5, kCols = 6, kR = 3, kQ = 4;
   std::mt19937 random(1);

@@ -16,8 +16,11 @@
 #include "../core/device_plan.h"
 #include "../core/plan.h"
 #include "../core/support.h"
-#include "../cpu/conv.h"
-#include "../cpu/registry.h"
+#include "../core/vector_plan.h"
+#include "../cpu/cost_model.h"
+#include "../cpu/isa.h"
+#include "../cpu/part_times.h"
+#include "../cpu/workspace.h"
 
 #define SPARSEGAN_API extern "C" __attribute__((visibility("default")))
 
@@ -51,18 +54,20 @@ int32_t guarded(const Body& body) noexcept {
 }
 
 // The plans that the package compiles; sparsegan/ops/native.py has the same numbers.
-enum class PlanKind : int32_t { plan = 0, direct = 1, device = 2 };
+enum class PlanKind : int32_t { cpu = 0, direct = 1, device = 2, vector = 3 };
 
 Geometry geometry_of(const int64_t* numbers, int64_t count) { return Geometry::from_list({numbers, numbers + count}); }
 
 int64_t plan_size(PlanKind kind, const Geometry& geometry, bool adjoint, int64_t taps) {
   switch (kind) {
-    case PlanKind::plan:
+    case PlanKind::cpu:
       return sparsegan::plan_shape(geometry, adjoint, taps).size();
     case PlanKind::direct:
       return sparsegan::direct_plan_shape(geometry, adjoint, taps).size();
     case PlanKind::device:
       return sparsegan::device_plan_shape(geometry, adjoint, taps).size();
+    case PlanKind::vector:
+      return sparsegan::vector_plan_shape(geometry, adjoint, taps).size();
   }
   throw std::invalid_argument("kind is no plan's");
 }
@@ -121,21 +126,24 @@ SPARSEGAN_API int32_t sparsegan_plan_size(int32_t kind, const int64_t* numbers, 
   return guarded([&] { *size = plan_size(PlanKind{kind}, geometry_of(numbers, count), adjoint != 0, taps); });
 }
 
-// `plan` has room for sparsegan_plan_size numbers; `order` [taps] is written for a direct plan only.
+// `plan` has room for sparsegan_plan_size numbers; `value_index` [taps] is written for a direct plan only.
 SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* numbers, int64_t count, int32_t adjoint,
-                                             const int32_t* support, int64_t taps, int32_t* plan, int32_t* order) {
+                                             const int32_t* support, int64_t taps, int32_t* plan,
+                                             int32_t* value_index) {
   return guarded([&] {
     const Geometry geometry = geometry_of(numbers, count);
     // Copied first: another thread may write into the array at any time, and only what was checked may be compiled.
     const std::vector<int32_t> units(support, support + taps);
     sparsegan::check_support(units.data(), units.size(), geometry.units());
     switch (PlanKind{kind}) {
-      case PlanKind::plan:
+      case PlanKind::cpu:
         return sparsegan::compile_plan(geometry, adjoint != 0, units.data(), taps, plan);
       case PlanKind::direct:
-        return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, order);
+        return sparsegan::compile_direct_plan(geometry, adjoint != 0, units.data(), taps, plan, value_index);
       case PlanKind::device:
         return sparsegan::compile_device_plan(geometry, adjoint != 0, units.data(), taps, plan);
+      case PlanKind::vector:
+        return sparsegan::compile_vector_plan(geometry, adjoint != 0, units.data(), taps, plan);
     }
   });
 }
@@ -151,13 +159,13 @@ SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64
     plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
     const auto dtype = float64 ? sparsegan::DType::float64 : sparsegan::DType::float32;
     const sparsegan::Cycles found = sparsegan::sparse_conv_cycles(
-        {&geometry, adjoint != 0, &plan, dtype, images, sizes[0], sizes[1], sizes[2], sizes[3]});
+        {{&geometry, adjoint != 0, images, sizes[0], sizes[1], sizes[2], sizes[3]}, &plan, dtype});
     const double all[] = {found.multiply, found.taps, found.targets, found.pack, found.unpack, found.order};
     std::copy(std::begin(all), std::end(all), cycles);
   });
 }
 
-// ---------------------------------------------------------------- the codec of plan/support.h
+// ---------------------------------------------------------------- the codec of core/support.h
 
 SPARSEGAN_API int32_t sparsegan_check_support(const int32_t* positions, int64_t count, int64_t size) {
   return guarded([&] { sparsegan::check_support(positions, static_cast<size_t>(count), size); });

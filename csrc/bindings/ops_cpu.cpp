@@ -1,4 +1,4 @@
-// CPU implementations of the ops: checks everything that enters, then calls csrc/cpu/conv.h.
+// CPU implementations of the ops: checks everything that enters, then calls those of csrc/cpu.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,30 +10,38 @@
 #include <vector>
 
 #include "../cpu/conv.h"
-#include "checks.h"
+#include "../cpu/pointwise.h"
+#include "../cpu/workspace.h"
+#include "call.h"
 
 namespace {
 
+using sparsegan::CallArguments;
+using sparsegan::CheckedCall;
 using sparsegan::ConvCall;
 using sparsegan::DType;
-using sparsegan::Geometry;
 using sparsegan::Padding;
 using sparsegan::PlanView;
-using sparsegan::Team;
+using sparsegan::ThreadPool;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 DType dtype_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::Double:
-      return DType::float64;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
+#define SPARSEGAN_CASE(name, scalar_type, element, panel_element) \
+  case ScalarType::scalar_type:                                   \
+    return DType::name;
+    SPARSEGAN_DTYPES(SPARSEGAN_CASE)
+#undef SPARSEGAN_CASE
     default:
-      STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float64 or bfloat16 on a CPU");
+      break;
   }
+  std::string names;
+  for (int i = 0; i < sparsegan::kTensorTypes; ++i) {
+    names += (i == 0 ? "" : i + 1 < sparsegan::kTensorTypes ? ", " : " or ");
+    names += sparsegan::kDTypes[i].name;
+  }
+  STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be ", names, " on a CPU");
   return DType::float32;
 }
 
@@ -61,40 +69,25 @@ void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
   check(c.geometry->w, c.pad_before_w, c.x_width, c.y_width);
 }
 
-// The tensors of a call in the form that the kernels read, kept alive as long as the call.
-struct Call {
-  Geometry geometry;
+struct CpuCall : CheckedCall {
   PlanView view;
-  Tensor support, plan;
   ConvCall conv;
 
-  // x is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
-  Call(const char* op, const Tensor& x, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
-       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
-       int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
-       const std::vector<int64_t>& pad_before, bool direct = false) {
-    geometry = Geometry::from_list(numbers);
-    const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
-    sparsegan::check_numbers(op, "plan", chosen, x);
-    sparsegan::check_numbers(op, "support", units, x);
-    support = torch::stable::contiguous(units);
-    plan = torch::stable::contiguous(chosen);
-    view =
-        sparsegan::view_plan(geometry, adjoint, static_cast<const int32_t*>(support.const_data_ptr()), support.numel(),
-                             static_cast<const int32_t*>(plan.const_data_ptr()), plan.numel(), direct);
-    sparsegan::check_sizes(op, view.shape.sources, view.shape.target_channels(), x, y_channels, y_height, y_width);
-    conv = {&geometry, adjoint, &view, dtype_of(op, x), x.size(0), x.size(2), x.size(3), y_height, y_width};
-    STD_TORCH_CHECK(pad_before.size() == 2, "sparsegan::", op, ": pad_before has ", pad_before.size(),
+  explicit CpuCall(const CallArguments& a, bool direct = false)
+      : CheckedCall(a),
+        view(sparsegan::view_plan(geometry, a.adjoint, units(), support.numel(), plan_numbers(), plan.numel(), direct)),
+        conv{call, &view, dtype_of(a.op, a.x)} {
+    STD_TORCH_CHECK(a.pad_before.size() == 2, "sparsegan::", a.op, ": pad_before has ", a.pad_before.size(),
                     " numbers; it must be [rows, columns]");
-    conv.padding = static_cast<Padding>(padding_mode);
-    conv.pad_before_h = pad_before[0];
-    conv.pad_before_w = pad_before[1];
-    check_padding(op, conv, padding_mode);
+    conv.padding = static_cast<Padding>(a.padding_mode);
+    conv.pad_before_h = a.pad_before[0];
+    conv.pad_before_w = a.pad_before[1];
+    check_padding(a.op, conv, a.padding_mode);
   }
 };
 
 // torch's own threads, as many as torch.get_num_threads() says.
-Team torch_team() {
+ThreadPool torch_threads() {
   return {torch::stable::get_num_threads(), [](int64_t count, const std::function<void(int64_t)>& body) {
             torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
               for (int64_t i = begin; i < end; ++i) body(i);
@@ -108,9 +101,9 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
                    std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("sparse_conv", x);
   sparsegan::check_sparse_conv(x, values, output_size, negative_slope);
-  Call call("sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
-            output_size[2], padding_mode, pad_before);
-  call.conv.epilogue.negative_slope = negative_slope;
+  CpuCall call(
+      {"sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size, padding_mode, pad_before});
+  call.conv.output_transform.negative_slope = negative_slope;
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
@@ -121,11 +114,12 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
     sparsegan::prefer_huge_pages(y.mutable_data_ptr(), bytes);
   }
   sparsegan::sparse_conv(call.conv, x_c.const_data_ptr(), values_c.const_data_ptr(),
-                         bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_team());
+                         bias_c ? bias_c->const_data_ptr() : nullptr, y.mutable_data_ptr(), torch_threads());
   return y;
 }
 
-// Parameters of a prologue or a norm: [rows, channels] or [channels] of the panel's type, channels side by side.
+// Parameters of an input transform or a norm: [rows, channels] or [channels] of the panel's type, channels side by
+// side.
 const Tensor& check_map(const char* op, const char* name, const Tensor& map, const Tensor& x, int64_t rows,
                         int64_t channels) {
   sparsegan::check_device(op, name, map, x);
@@ -152,9 +146,9 @@ int64_t image_stride(const char* op, const char* name, const Tensor& t) {
   return t.size(0) <= 1 ? image : t.stride(0);
 }
 
-sparsegan::Prologue prologue(const char* op, const Tensor& x, const std::optional<Tensor>& scale,
-                             const std::optional<Tensor>& shift, const std::optional<Tensor>& slope) {
-  sparsegan::Prologue p;
+sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const std::optional<Tensor>& scale,
+                                          const std::optional<Tensor>& shift, const std::optional<Tensor>& slope) {
+  sparsegan::InputTransform p;
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "sparsegan::", op, ": scale and shift go together");
   if (scale) {
     p.scale = check_map(op, "scale", *scale, x, x.size(0), x.size(1)).const_data_ptr();
@@ -167,10 +161,10 @@ sparsegan::Prologue prologue(const char* op, const Tensor& x, const std::optiona
   return p;
 }
 
-sparsegan::Curve checked_curve(const char* op, int64_t curve) {
-  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kCurves, "sparsegan::", op, ": curve is ", curve,
+sparsegan::OutputActivation checked_curve(const char* op, int64_t curve) {
+  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kOutputActivations, "sparsegan::", op, ": output_activation is ", curve,
                   "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
-  return static_cast<sparsegan::Curve>(curve);
+  return static_cast<sparsegan::OutputActivation>(curve);
 }
 
 void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
@@ -190,8 +184,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
                   x.size(0), " images, and whole blocks of ", shuffle, " x ", shuffle);
   sparsegan::check_sparse_conv(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
   const int64_t channels = y.size(1) * shuffle * shuffle;
-  Call call(op, x, support, plan, plan, geometry, adjoint, channels, y.size(2) / shuffle, y.size(3) / shuffle,
-            padding_mode, pad_before, true);
+  const std::vector<int64_t> y_size{channels, y.size(2) / shuffle, y.size(3) / shuffle};
+  CpuCall call({op, x, support, plan, plan, geometry, adjoint, y_size, padding_mode, pad_before}, true);
   STD_TORCH_CHECK(shuffle == 1 || call.view.shape.width == 1 || shuffle * shuffle % call.view.shape.width == 0 ||
                       call.view.shape.width % (shuffle * shuffle) == 0,
                   "sparsegan::", op, ": shuffle is ", shuffle, ", which parts vectors of ", call.view.shape.width);
@@ -201,8 +195,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
   ConvCall& c = call.conv;
   c.x_image_stride = image_stride(op, "x", x);
   c.y_image_stride = image_stride(op, "y", y);
-  c.prologue = prologue(op, x, scale, shift, slope);
-  c.epilogue = {negative_slope, checked_curve(op, curve)};
+  c.input_transform = input_transform(op, x, scale, shift, slope);
+  c.output_transform = {negative_slope, checked_curve(op, curve)};
   c.shuffle = shuffle;
   STD_TORCH_CHECK(y_scale.has_value() == y_shift.has_value(), "sparsegan::", op, ": y_scale and y_shift go together");
   if (y_scale) {
@@ -228,7 +222,7 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
                           {"norm_weight", norm_weight},
                           {"norm_bias", norm_bias}});
   sparsegan::sparse_conv(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
-                         y.mutable_data_ptr(), torch_team());
+                         y.mutable_data_ptr(), torch_threads());
 }
 
 void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
@@ -241,7 +235,7 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
   STD_TORCH_CHECK(repeat >= 1 && y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) % repeat == 0 &&
                       y.size(2) / repeat == x.size(2) && y.size(3) % repeat == 0 && y.size(3) / repeat == x.size(3),
                   "sparsegan::", op, ": y must have the input's shape, ", repeat, " times as high and wide");
-  const sparsegan::Operand a{x.const_data_ptr(), image_stride(op, "x", x), prologue(op, x, scale, shift, slope)};
+  const sparsegan::Operand a{x.const_data_ptr(), image_stride(op, "x", x), input_transform(op, x, scale, shift, slope)};
   sparsegan::Operand b;
   if (other) {
     sparsegan::check_tensor(op, "other", *other, x, 4);
@@ -250,7 +244,7 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
                       " elements along dimension ", d, "; it must have the input's ", x.size(d));
     }
     b = {other->const_data_ptr(), image_stride(op, "other", *other),
-         prologue(op, *other, other_scale, other_shift, other_slope)};
+         input_transform(op, *other, other_scale, other_shift, other_slope)};
   }
   // In place is possible: each element is read before the same thread writes it.
   const int64_t y_image_stride = image_stride(op, "y", y);
@@ -268,7 +262,7 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
                           {"other_shift", other_shift},
                           {"other_slope", other_slope}});
   sparsegan::pointwise(dtype, a, other ? &b : nullptr, checked_curve(op, curve), x.size(0), x.size(1), x.size(2),
-                       x.size(3), repeat, y.mutable_data_ptr(), y_image_stride, torch_team());
+                       x.size(3), repeat, y.mutable_data_ptr(), y_image_stride, torch_threads());
 }
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,
@@ -276,11 +270,11 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
              int64_t padding_mode, std::vector<int64_t> pad_before) {
   dtype_of("wgrad", x);
   sparsegan::check_wgrad(gy, x);
-  const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
-                  padding_mode, pad_before);
+  const std::vector<int64_t> y_size{gy.size(1), gy.size(2), gy.size(3)};
+  const CpuCall call({"wgrad", x, support, plan, adjoint_plan, geometry, adjoint, y_size, padding_mode, pad_before});
   const Tensor x_c = torch::stable::contiguous(x), gy_c = torch::stable::contiguous(gy);
   Tensor dv = torch::stable::new_empty(x, {support.numel() * call.geometry.vector()});
-  sparsegan::wgrad(call.conv, gy_c.const_data_ptr(), x_c.const_data_ptr(), dv.mutable_data_ptr(), torch_team());
+  sparsegan::wgrad(call.conv, gy_c.const_data_ptr(), x_c.const_data_ptr(), dv.mutable_data_ptr(), torch_threads());
   return dv;
 }
 

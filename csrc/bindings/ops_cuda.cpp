@@ -13,23 +13,25 @@
 #include <vector>
 
 #include "../cuda/conv.h"
-#include "checks.h"
+#include "call.h"
 
 namespace {
 
+using sparsegan::CallArguments;
+using sparsegan::CheckedCall;
 using sparsegan::cuda::ConvCall;
 using sparsegan::cuda::DType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
 
 DType dtype_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::Half:
-      return DType::float16;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
+#define SPARSEGAN_CASE(name, scalar_type, type, bytes) \
+  case ScalarType::scalar_type:                        \
+    return DType::name;
+    SPARSEGAN_CUDA_DTYPES(SPARSEGAN_CASE)
+#undef SPARSEGAN_CASE
     default:
       STD_TORCH_CHECK(false, "sparsegan::", op, ": the input's dtype must be float32, float16 or bfloat16 on a GPU");
   }
@@ -48,41 +50,22 @@ int64_t multiprocessors(int32_t device) {
   return count;
 }
 
-// The tensors of a call in the form that the kernels read, kept alive as long as the call.
-struct Call {
-  torch::stable::accelerator::DeviceGuard guard;
-  Tensor x, support, plan;
+struct CudaCall : CheckedCall {
+  Tensor x;
   ConvCall conv;
   cudaStream_t stream = nullptr;
 
-  // input is [images, source channels, xh, xw], y is [images, target channels, yh, yw].
-  Call(const char* op, const Tensor& input, const Tensor& units, const std::optional<Tensor>& fine_to_coarse,
-       const std::optional<Tensor>& coarse_to_fine, const std::vector<int64_t>& numbers, bool adjoint,
-       int64_t y_channels, int64_t y_height, int64_t y_width, int64_t padding_mode,
-       const std::vector<int64_t>& pad_before)
-      : guard(device_of(op, input)), x(torch::stable::contiguous(input)) {
-    STD_TORCH_CHECK(padding_mode == 0 && pad_before == std::vector<int64_t>({0, 0}), "sparsegan::", op,
-                    ": padding_mode is ", padding_mode,
+  explicit CudaCall(const CallArguments& a) : CheckedCall(a), x(torch::stable::contiguous(a.x)), conv{call} {
+    STD_TORCH_CHECK(a.padding_mode == 0 && a.pad_before == std::vector<int64_t>({0, 0}), "sparsegan::", a.op,
+                    ": padding_mode is ", a.padding_mode,
                     "; on a GPU it must be 0 (zeros) with pad_before [0, 0]: pad the input first");
-    conv.geometry = sparsegan::Geometry::from_list(numbers);
-    const Tensor& chosen = sparsegan::chosen_plan(op, fine_to_coarse, coarse_to_fine, adjoint);
-    sparsegan::check_numbers(op, "plan", chosen, x);
-    sparsegan::check_numbers(op, "support", units, x);
-    support = torch::stable::contiguous(units);
-    plan = torch::stable::contiguous(chosen);
-    const sparsegan::DevicePlanShape shape = sparsegan::device_plan_shape(conv.geometry, adjoint, support.numel());
-    STD_TORCH_CHECK(plan.numel() == shape.size(), "sparsegan::", op, ": the plan has ", plan.numel(), " numbers where ",
-                    shape.size(), " are expected; it must come from sparsegan.ops.plan for this geometry on a GPU");
-    sparsegan::check_sizes(op, shape.groups * shape.group_sources, shape.targets() / shape.target_phases, x, y_channels,
-                           y_height, y_width);
-    conv.adjoint = adjoint;
-    conv.dtype = dtype_of(op, x);
+    const int64_t size = sparsegan::device_plan_shape(geometry, a.adjoint, support.numel()).size();
+    STD_TORCH_CHECK(plan.numel() == size, "sparsegan::", a.op, ": the plan has ", plan.numel(), " numbers where ", size,
+                    " are expected; it must come from sparsegan.ops.plan for this geometry on a GPU");
+    conv.dtype = dtype_of(a.op, x);
     conv.taps = support.numel();
-    conv.support = static_cast<const int32_t*>(support.const_data_ptr());
-    conv.plan = static_cast<const int32_t*>(plan.const_data_ptr());
-    conv.images = x.size(0);
-    conv.x_height = x.size(2), conv.x_width = x.size(3);
-    conv.y_height = y_height, conv.y_width = y_width;
+    conv.support = units();
+    conv.plan = plan_numbers();
     conv.multiprocessors = multiprocessors(x.get_device_index());
     void* current = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &current));
@@ -98,8 +81,9 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
                    std::vector<int64_t> pad_before, double negative_slope) {
   dtype_of("sparse_conv", x);
   sparsegan::check_sparse_conv(x, values, output_size, negative_slope);
-  const Call call("sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size[0], output_size[1],
-                  output_size[2], padding_mode, pad_before);
+  const DeviceGuard guard(device_of("sparse_conv", x));
+  const CudaCall call(
+      {"sparse_conv", x, support, plan, adjoint_plan, geometry, adjoint, output_size, padding_mode, pad_before});
   sparsegan::check_values(values, support, 1);
   const Tensor values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
@@ -116,8 +100,9 @@ Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std
              int64_t padding_mode, std::vector<int64_t> pad_before) {
   dtype_of("wgrad", x);
   sparsegan::check_wgrad(gy, x);
-  const Call call("wgrad", x, support, plan, adjoint_plan, geometry, adjoint, gy.size(1), gy.size(2), gy.size(3),
-                  padding_mode, pad_before);
+  const DeviceGuard guard(device_of("wgrad", x));
+  const std::vector<int64_t> y_size{gy.size(1), gy.size(2), gy.size(3)};
+  const CudaCall call({"wgrad", x, support, plan, adjoint_plan, geometry, adjoint, y_size, padding_mode, pad_before});
   const Tensor gy_c = torch::stable::contiguous(gy);
   Tensor dv = torch::stable::new_empty(x, {support.numel()});
   const Tensor workspace = call.workspace(sparsegan::cuda::wgrad_workspace(call.conv));

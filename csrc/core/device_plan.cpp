@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "unit.h"
+
 namespace sparsegan {
 
 Bands Bands::of(const Axis& axis, bool adjoint, int64_t align) {
@@ -63,10 +65,7 @@ DevicePlanShape device_plan_shape(const Geometry& g, bool adjoint, int64_t taps)
                                 std::to_string(shape.bands()) + " bands of the kernel; the CUDA kernels take at most " +
                                 std::to_string(kMaxSlabs));
   }
-  if (shape.size() >= (int64_t{1} << 31)) {
-    throw std::invalid_argument("plan: it would have " + std::to_string(shape.size()) +
-                                " numbers; at most 2147483647 are possible");
-  }
+  check_plan_size(shape.size());
   return shape;
 }
 
@@ -87,31 +86,26 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
   std::fill(first, first + shape.bundles() * slabs + 1, 0);
   std::fill(starts, starts + shape.targets() + 1, 0);
 
-  struct Tap {
+  struct Place {
     int64_t target, segment;  // segment: bundle * slabs + slab
     uint32_t code;
   };
-  const int64_t fine_channels = g.fine_channels_per_group(), coarse_channels = g.coarse_channels_per_group();
-  const auto read = [&](int32_t unit) {
-    const int64_t i = unit % g.positions() / g.w.kernel, j = unit % g.w.kernel;
-    const int64_t pair = unit / g.positions(), fine = pair % fine_channels;
-    const int64_t coarse = pair / fine_channels, group = coarse / coarse_channels;
-    const int64_t phase = adjoint ? g.h.phase(i) * g.w.stride + g.w.phase(j) : 0;
-    const int64_t source = adjoint ? coarse % coarse_channels : fine;
-    const int64_t target = adjoint ? fine * shape.target_phases + phase : coarse % coarse_channels;
-    const int64_t slab = source * shape.bands() + shape.rows.band[i] * shape.columns.count() + shape.columns.band[j];
-    Tap tap;
-    tap.target = group * shape.group_targets + target;
-    tap.segment = (group * shape.group_bundles() + target / kBundle) * slabs + slab;
-    tap.code = static_cast<uint32_t>(((slab * kWindow + shape.rows.place[i]) * kBundle + target % kBundle) * kWindow +
-                                     shape.columns.place[j]);
-    return tap;
+  const TapDecoder decode(g, adjoint);
+  const auto place = [&](int32_t unit) -> Place {
+    const Tap tap = decode(unit);
+    const int64_t group = tap.source / shape.group_sources, source = tap.source % shape.group_sources;
+    const int64_t target = tap.target * shape.target_phases + tap.phase, in_group = target % shape.group_targets;
+    const int64_t slab =
+        source * shape.bands() + shape.rows.band[tap.row] * shape.columns.count() + shape.columns.band[tap.column];
+    const int64_t row = slab * kWindow + shape.rows.place[tap.row];
+    const int64_t code = (row * kBundle + in_group % kBundle) * kWindow + shape.columns.place[tap.column];
+    return {target, (group * shape.group_bundles() + in_group / kBundle) * slabs + slab, static_cast<uint32_t>(code)};
   };
 
   for (int64_t v = 0; v < taps; ++v) {
-    const Tap tap = read(support[v]);
-    ++first[tap.segment + 1];
-    ++starts[tap.target + 1];
+    const Place found = place(support[v]);
+    ++first[found.segment + 1];
+    ++starts[found.target + 1];
   }
   for (int64_t s = 0; s < shape.bundles() * slabs; ++s) first[s + 1] += first[s];
   for (int64_t t = 0; t < shape.targets(); ++t) starts[t + 1] += starts[t];
@@ -120,20 +114,20 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
   std::vector<std::pair<uint32_t, int32_t>> sorted(static_cast<size_t>(taps));
   std::vector<int32_t> next(first, first + shape.bundles() * slabs);
   for (int64_t v = 0; v < taps; ++v) {
-    const Tap tap = read(support[v]);
-    sorted[next[tap.segment]++] = {tap.code, static_cast<int32_t>(v)};
+    const Place found = place(support[v]);
+    sorted[next[found.segment]++] = {found.code, static_cast<int32_t>(v)};
   }
   for (int64_t s = 0; s < shape.bundles() * slabs; ++s) {
     std::sort(sorted.begin() + first[s], sorted.begin() + first[s + 1]);
   }
   for (int64_t t = 0; t < taps; ++t) {
     out[shape.codes_at() + t] = static_cast<int32_t>(sorted[t].first);
-    out[shape.order_at() + t] = sorted[t].second;
+    out[shape.value_index_at() + t] = sorted[t].second;
   }
   if (!adjoint) return;
   next.assign(starts, starts + shape.targets());
   for (int64_t v = 0; v < taps; ++v) {
-    const int32_t slot = next[read(support[v]).target]++;
+    const int32_t slot = next[place(support[v]).target]++;
     out[shape.units_at() + slot] = support[v];
     out[shape.places_at() + slot] = static_cast<int32_t>(v);
   }

@@ -12,15 +12,15 @@
 // of each other are a *band*; one source channel x row band x column band is a *slab*: what a kernel stages at a time.
 //
 // In memory a device plan is one int32 array. Its size depends on geometry and number of taps alone.
-//     bands   [row bands * column bands, 4]      row start and phase, column start and phase
-//     first   [bundles * slabs + 1]              first tap of (bundle, slab)
-//     codes   [taps]                             uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, the row and the
-//                                                column within the bands, the slot of the target within the bundle
-//     order   [taps]                             index into the support
-//     starts  [targets + 1]                      first tap of a target, for kernels that take targets one by one
+//     bands        [row bands * column bands, 4]  row start and phase, column start and phase
+//     first        [bundles * slabs + 1]          first tap of (bundle, slab)
+//     codes        [taps]                         uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, the row and the
+//                                                 column within the bands, the slot of the target within the bundle
+//     value_index  [taps]                         index into the support of each tap
+//     starts       [targets + 1]                  first tap of a target, for kernels that take targets one by one
 // and, coarse -> fine only, the support in the order of those (fine -> coarse it is in that order itself),
-//     units   [taps]
-//     places  [taps]                             index into the support
+//     units        [taps]
+//     places       [taps]                         index into the support of each of those units
 //
 // Kernels do not trust a device plan, and checking all of it at each call would cost a pass: they clamp what they read
 // from it to the tensors instead (csrc/cuda/NOTES.md).
@@ -42,8 +42,8 @@ inline constexpr int64_t kMaxSlabs = int64_t{1} << 23;  // 32 bits less 3 each f
 struct Bands {
   int64_t step = 1, spread = 1;
   int64_t reach = 1;                    // the largest place + 1
-  std::vector<int64_t> starts, phases;  // a band
-  std::vector<int64_t> band, place;     // a kernel index: offset = starts[band] + place
+  std::vector<int64_t> starts, phases;  // per band
+  std::vector<int64_t> band, place;     // per kernel index: offset = starts[band] + place
 
   int64_t count() const { return static_cast<int64_t>(starts.size()); }
   // Starts are multiples of `align`. Throws std::invalid_argument where a kernel reaches too far.
@@ -54,7 +54,7 @@ struct DevicePlanShape {
   bool adjoint = false;
   int64_t taps = 0;
   int64_t groups = 1;
-  int64_t target_phases = 1;  // targets a channel
+  int64_t target_phases = 1;  // targets per channel
   int64_t group_sources = 0;  // channels
   int64_t group_targets = 0;
   Bands rows, columns;
@@ -67,8 +67,8 @@ struct DevicePlanShape {
 
   int64_t first_at() const { return 4 * bands(); }
   int64_t codes_at() const { return first_at() + bundles() * slabs() + 1; }
-  int64_t order_at() const { return codes_at() + taps; }
-  int64_t starts_at() const { return order_at() + taps; }
+  int64_t value_index_at() const { return codes_at() + taps; }
+  int64_t starts_at() const { return value_index_at() + taps; }
   int64_t units_at() const { return starts_at() + targets() + 1; }
   int64_t places_at() const { return units_at() + taps; }
   int64_t size() const { return units_at() + (adjoint ? 2 * taps : 0); }

@@ -38,13 +38,15 @@ struct Geometry {
   int64_t fine_vector = 1;
 
   int64_t phases() const { return h.stride * w.stride; }
+  // Of the fine grid, that the kernel position at (row, column) joins with the coarse grid.
+  int64_t phase(int64_t row, int64_t column) const { return h.phase(row) * w.stride + w.phase(column); }
   int64_t positions() const { return h.kernel * w.kernel; }
   int64_t fine_channels_per_group() const { return fine_channels / groups; }
   int64_t coarse_channels_per_group() const { return coarse_channels / groups; }
   // Elements of the dense weight [coarse_channels, fine_channels / groups, kernel_h, kernel_w].
   int64_t weight_size() const { return coarse_channels * fine_channels_per_group() * positions(); }
   int64_t vector() const { return coarse_vector * fine_vector; }
-  // Units that a support chooses from: the dense weight [coarse units, fine units a group, kernel_h, kernel_w].
+  // Units that a support chooses from: the dense weight [coarse units, fine units per group, kernel_h, kernel_w].
   int64_t units() const { return weight_size() / vector(); }
 
   // From the flat list the ops carry: {coarse, fine, groups, kernel h w, stride h w, padding h w, dilation h w,

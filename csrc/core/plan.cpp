@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace sparsegan {
 namespace {
 
 constexpr int64_t kCodes = int64_t{1} << 16;
 
-// Source channels a block: enough taps a target to pay for loading and storing its outputs, few enough for a register
-// tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the fastest
-// on AVX2 with 32 KiB of first-level cache.
+// Source channels per block: enough taps per target to pay for loading and storing its outputs, few enough for a
+// register tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the
+// fastest on AVX2 with 32 KiB of first-level cache.
 int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64_t depth) {
   constexpr int64_t kWindowBytes = 40 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
@@ -19,41 +20,6 @@ int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64
   const int64_t most = std::min<int64_t>(source_units, kCodes / (g.positions() * depth));
   return std::clamp<int64_t>(kWindowBytes / (bytes * depth), 1, most);
 }
-
-// One kept unit: its source unit, its target, its kernel position.
-struct Tap {
-  int64_t source, target, position;
-};
-
-class TapReader {
- public:
-  TapReader(const Geometry& g, bool adjoint)
-      : adjoint_(adjoint),
-        positions_(g.positions()),
-        phases_(g.phases()),
-        fine_(g.fine_channels_per_group() / g.fine_vector),
-        coarse_(g.coarse_channels_per_group() / g.coarse_vector),
-        phase_(g.positions()) {
-    for (int64_t i = 0; i < g.h.kernel; ++i) {
-      for (int64_t j = 0; j < g.w.kernel; ++j) {
-        phase_[i * g.w.kernel + j] = g.h.phase(i) * g.w.stride + g.w.phase(j);
-      }
-    }
-  }
-
-  Tap read(int32_t unit) const {
-    const int64_t position = unit % positions_, pair = unit / positions_;
-    const int64_t coarse = pair / fine_, fine = coarse / coarse_ * fine_ + pair % fine_;
-    if (adjoint_) return {coarse, fine * phases_ + phase_[position], position};
-    return {fine, coarse, position};
-  }
-
- private:
-  bool adjoint_;
-  int64_t positions_, phases_;
-  int64_t fine_, coarse_;  // units a group
-  std::vector<int64_t> phase_;
-};
 
 PlanShape shape_of(const Geometry& g, bool adjoint, int64_t taps, bool direct) {
   PlanShape shape;
@@ -71,21 +37,20 @@ PlanShape shape_of(const Geometry& g, bool adjoint, int64_t taps, bool direct) {
   shape.blocks = (shape.sources + shape.block_channels - 1) / shape.block_channels;
   shape.span_blocks = std::min(shape.blocks, kCodes / (shape.positions * shape.block_channels));
   shape.taps = taps;
-  if (shape.size() >= (int64_t{1} << 31)) {
-    throw std::invalid_argument("plan: it would have " + std::to_string(shape.size()) +
-                                " numbers; at most 2147483647 are possible");
-  }
+  check_plan_size(shape.size());
   return shape;
 }
 
-void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, int32_t* out, int32_t* order) {
+void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, int32_t* out, int32_t* value_index) {
   const int64_t taps = shape.taps;
-  const TapReader reader(g, shape.adjoint);
+  const TapDecoder decode(g, shape.adjoint);
   const int64_t block_units = shape.block_channels / shape.depth;
-  const auto segment = [&](const Tap& tap) { return tap.target * shape.blocks + tap.source / block_units; };
+  const auto segment = [&](const Tap& tap) {
+    return (tap.target * shape.target_phases + tap.phase) * shape.blocks + tap.source / block_units;
+  };
   int32_t* rows = out;
   std::fill(rows, rows + shape.segments() + 1, 0);
-  for (int64_t v = 0; v < taps; ++v) ++rows[segment(reader.read(support[v])) + 1];
+  for (int64_t v = 0; v < taps; ++v) ++rows[segment(decode(support[v])) + 1];
   for (int64_t s = 0; s < shape.segments(); ++s) rows[s + 1] += rows[s];
   if (!shape.has_codes()) return;
 
@@ -96,11 +61,11 @@ void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, 
   if (shape.direct) out[shape.size() - 1] = 0;
   std::vector<int32_t> next(rows, rows + shape.segments());
   for (int64_t v = 0; v < taps; ++v) {
-    const Tap tap = reader.read(support[v]);
+    const Tap tap = decode(support[v]);
     const int32_t slot = next[segment(tap)]++;
     const int64_t channel = tap.source * shape.depth % shape.span_channels();
-    codes[slot] = static_cast<uint16_t>(channel * shape.positions + tap.position);
-    order[slot] = static_cast<int32_t>(v);
+    codes[slot] = static_cast<uint16_t>(channel * shape.positions + tap.row * g.w.kernel + tap.column);
+    value_index[slot] = static_cast<int32_t>(v);
   }
 }
 
@@ -117,12 +82,12 @@ PlanShape direct_plan_shape(const Geometry& g, bool adjoint, int64_t taps) { ret
 
 void compile_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out) {
   const PlanShape shape = plan_shape(g, adjoint, taps);
-  compile(shape, g, support, out, shape.has_order() ? out + shape.segments() + 1 + (taps + 1) / 2 : nullptr);
+  compile(shape, g, support, out, shape.has_value_index() ? out + shape.segments() + 1 + (taps + 1) / 2 : nullptr);
 }
 
 void compile_direct_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, int32_t* out,
-                         int32_t* order) {
-  compile(direct_plan_shape(g, adjoint, taps), g, support, out, order);
+                         int32_t* value_index) {
+  compile(direct_plan_shape(g, adjoint, taps), g, support, out, value_index);
 }
 
 PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
@@ -135,10 +100,7 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
     bad_plan(("it has " + std::to_string(size) + " numbers where " + std::to_string(shape.size()) + " are expected")
                  .c_str());
   }
-  const int64_t fine = g.fine_channels_per_group() / g.fine_vector;
-  const int64_t coarse = g.coarse_channels_per_group() / g.coarse_vector;
-  view.group_sources = adjoint ? coarse : fine;
-  view.group_targets = adjoint ? fine : coarse;
+  view.units = UnitDecoder<int64_t>(g);
   view.support = support;
   view.rows = data;
   bool sorted = view.rows[0] == 0 && view.rows[shape.segments()] == taps;
@@ -147,7 +109,7 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
   if (!shape.has_codes()) return view;
 
   view.codes = reinterpret_cast<const uint16_t*>(data + shape.segments() + 1);
-  if (shape.has_order()) view.order = data + shape.segments() + 1 + (taps + 1) / 2;
+  if (shape.has_value_index()) view.value_index = data + shape.segments() + 1 + (taps + 1) / 2;
   // Branch-free passes that a compiler vectorises: this runs at every call.
   const auto check = [&](int64_t first, int64_t last, int64_t channels) {
     uint16_t most = 0;

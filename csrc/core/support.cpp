@@ -159,7 +159,7 @@ void check_support_count(size_t nbytes, int64_t size, size_t count) {
   if (count > static_cast<uint64_t>(size)) {
     fail("the support is said to have " + std::to_string(count) + " positions; the weight has " + std::to_string(size));
   }
-  // One byte for k, at least one bit a position.
+  // One byte for k, at least one bit per position.
   if (count > 0 && (nbytes == 0 || (count + 7) / 8 > nbytes - 1)) {
     fail("the support is said to have " + std::to_string(count) + " positions; its code of " + std::to_string(nbytes) +
          " bytes cannot hold that many");

@@ -6,24 +6,20 @@
 
 #include <cstdint>
 
+#include "../core/call.h"
 #include "../core/device_plan.h"
+#include "dtypes.h"
 
 namespace sparsegan::cuda {
-
-enum class DType { float32 = 0, float16 = 1, bfloat16 = 2 };
 
 // One call. x and y are contiguous NCHW tensors of `dtype`, y on the plan's target side; values, bias and dv are of
 // `dtype` too, sums are float32. support [taps] and plan [device_plan_shape(...).size()] are int32, on the device; bad
 // numbers in them give wrong results, never an access outside the tensors.
-struct ConvCall {
-  Geometry geometry;
-  bool adjoint = false;
+struct ConvCall : Call {
   DType dtype = DType::float32;
   int64_t taps = 0;
   const int32_t* support = nullptr;
   const int32_t* plan = nullptr;
-  int64_t images = 0;
-  int64_t x_height = 0, x_width = 0, y_height = 0, y_width = 0;
   int64_t multiprocessors = 132;  // of the device: how many blocks it takes to keep it busy
 };
 

@@ -5,7 +5,21 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "dtypes.h"
+
 namespace sparsegan::cuda {
+
+// Calls body with a zero of the type that tensors of `dtype` hold.
+template <class Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+#define SPARSEGAN_CASE(name, scalar_type, type, bytes) \
+  case DType::name:                                    \
+    return body(type());
+    SPARSEGAN_CUDA_DTYPES(SPARSEGAN_CASE)
+#undef SPARSEGAN_CASE
+  }
+}
 
 __device__ __forceinline__ float to_float(float number) { return number; }
 __device__ __forceinline__ float to_float(__half number) { return __half2float(number); }

@@ -2,7 +2,7 @@
 //
 // sparse_conv_tiled    a bundle's taps run on row segments in registers; x staged in shared memory, double-buffered
 // sparse_conv_small    small maps: lanes hold pixels and taps, each weight is read once
-// add_parts       sums the parts of calls with too few blocks to fill the device
+// add_parts            sums the parts of calls with too few blocks to fill the device
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -57,11 +57,11 @@ class Taps {
  private:
   __device__ __forceinline__ void read() {
     next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
-    next_order_ = next_ < end_ ? t_.plan.order[next_] : 0;
+    next_value_ = next_ < end_ ? t_.plan.value_index[next_] : 0;
     next_ += 32;
   }
   __device__ __forceinline__ float value() const {
-    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_order_), t_.plan.taps - 1u)]);
+    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_value_), t_.plan.taps - 1u)]);
   }
 
   const Tiling& t_;
@@ -69,7 +69,7 @@ class Taps {
   Tap* slice_;
   int slab_, end_, next_;
   unsigned code_, next_code_;
-  int next_order_;
+  int next_value_;
   float value_;
 };
 
@@ -235,23 +235,19 @@ struct alignas(16) Read {
   float value;
 };
 
-__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned unit, float value) {
-  const unsigned positions = t.kernel_h * t.kernel_w, pair = unit / positions;
-  const unsigned fine = (adjoint ? t.y.channels : t.x.channels) / t.groups, coarse = pair / fine;
-  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
-  int row = i * t.dilation_h - t.padding_h, column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
-  unsigned channel = coarse;
+__device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigned number, float value) {
+  const Unit<unsigned> unit = t.units(number);
+  int row = static_cast<int>(unit.row) * t.dilation_h - t.padding_h;
+  int column = static_cast<int>(unit.column) * t.dilation_w - t.padding_w;
   if (adjoint) {  // a phase's offsets are the phase plus multiples of the stride
     row = -((row - (row % t.stride_h + t.stride_h) % t.stride_h) / t.stride_h);
     column = -((column - (column % t.stride_w + t.stride_w) % t.stride_w) / t.stride_w);
-  } else {
-    channel = coarse / (t.y.channels / t.groups) * fine + pair % fine;
   }
-  channel = min(channel, t.x.channels - 1u);  // whatever the plan says
+  const unsigned channel = min(adjoint ? unit.coarse : unit.fine, t.x.channels - 1u);  // whatever the plan says
   return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
 }
 
-// Grid: targets, as many a block as have warps; then chunks of the pixels (images x rows x columns).
+// Grid: targets, as many per block as have warps; then chunks of the pixels (images x rows x columns).
 template <class T, int Pixels>
 __global__ __launch_bounds__(kThreads, 6) void sparse_conv_small(const Tiling t, const bool adjoint,
                                                                  const T* __restrict__ x, const T* __restrict__ values,
@@ -377,8 +373,7 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
 void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, float negative_slope, void* y,
                  float* workspace, cudaStream_t stream) {
   if (c.images == 0) return;
-  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
-  op(c, x, values, bias, negative_slope, y, workspace, stream);
+  with_type(c.dtype, [&](auto zero) { run<decltype(zero)>(c, x, values, bias, negative_slope, y, workspace, stream); });
 }
 
 }  // namespace sparsegan::cuda

@@ -8,14 +8,14 @@
 namespace sparsegan::cuda {
 namespace {
 
-// Both copies of what is staged: four blocks a multiprocessor (what registers allow), below the 48 KiB that need no
+// Both copies of what is staged: four blocks per multiprocessor (what registers allow), below the 48 KiB that need no
 // asking.
 constexpr int64_t kSparseConvStageBytes = 38 * 1024;
-constexpr int64_t kWgradStageBytes = 22 * 1024;  // beside the lanes' sums of 32 taps a warp
+constexpr int64_t kWgradStageBytes = 22 * 1024;  // beside the lanes' sums of 32 taps per warp
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;
-constexpr int64_t kBlocks = 4;  // a multiprocessor runs at a time
+constexpr int64_t kBlocks = 4;  // that a multiprocessor runs at a time
 
 int64_t up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
@@ -33,11 +33,9 @@ int narrow(const char* what, int64_t value) {
   return static_cast<int>(value);
 }
 
-int64_t element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
-
 // Whatever does not depend on how lanes are laid out.
 Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
-  const Geometry& g = c.geometry;
+  const Geometry& g = *c.geometry;
   Tiling t;
   t.images = narrow("the number of images", c.images);
   t.groups = static_cast<int>(shape.groups);
@@ -68,7 +66,7 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.plan.bands = plan;
   t.plan.first = plan + shape.first_at();
   t.plan.codes = reinterpret_cast<const unsigned*>(plan + shape.codes_at());
-  t.plan.order = plan + shape.order_at();
+  t.plan.value_index = plan + shape.value_index_at();
   t.plan.starts = plan + shape.starts_at();
   t.plan.units = c.adjoint ? plan + shape.units_at() : c.support;
   t.plan.places = c.adjoint ? plan + shape.places_at() : nullptr;
@@ -81,7 +79,7 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.column_spread = static_cast<int>(shape.columns.spread);
   t.x.fours &= t.column_spread == 1;
 
-  t.kernel_h = static_cast<int>(g.h.kernel), t.kernel_w = static_cast<int>(g.w.kernel);
+  t.units = UnitDecoder<unsigned>(g);
   t.stride_h = static_cast<int>(g.h.stride), t.stride_w = static_cast<int>(g.w.stride);
   t.padding_h = static_cast<int>(g.h.padding), t.padding_w = static_cast<int>(g.w.padding);
   t.dilation_h = static_cast<int>(g.h.dilation), t.dilation_w = static_cast<int>(g.w.dilation);
@@ -167,14 +165,14 @@ int64_t blocks(const Tiling& t) {
 }  // namespace
 
 Tiling sparse_conv_tiling(const ConvCall& c) {
-  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
   t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
                                                  std::min(stages, kMaxParts)));
 
-  // One target a warp, lanes over pixels and taps: no lane idles on a small map, and each weight is read once.
+  // One target per warp, lanes over pixels and taps: no lane idles on a small map, and each weight is read once.
   const int64_t pixels = int64_t{t.images} * t.rows * t.columns;
   if (pixels == 0 || pixels > 4096) return t;
   const int log_pixels = std::min(5, log_up(pixels));
@@ -187,21 +185,21 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   t.parts = 1;
   t.log_pixels = log_pixels;
   t.lane_pixels = lane_pixels;
-  // Several warps a target where each still has a few rounds of 32 taps.
+  // Several warps per target where each still has a few rounds of 32 taps.
   while (t.ways < kWarps && c.taps >= 128 * t.ways * shape.targets()) t.ways *= 2;
   return t;
 }
 
 Tiling wgrad_tiling(const ConvCall& c) {
-  const DevicePlanShape shape = device_plan_shape(c.geometry, c.adjoint, c.taps);
+  const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
   const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 
-  // A tap a thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. In instructions a
-  // tap.
+  // One tap per thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. In instructions
+  // per tap.
   const double pixels = static_cast<double>(c.images) * (c.adjoint ? c.x_height * c.x_width : c.y_height * c.y_width);
   t.small = pixels <= t.tiles * (t.strip + 28.0) / 2;
   return t;

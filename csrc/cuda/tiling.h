@@ -8,11 +8,12 @@
 
 #include <cstdint>
 
+#include "../core/unit.h"
 #include "conv.h"
 
 namespace sparsegan::cuda {
 
-inline constexpr int kWarps = 4;  // a block
+inline constexpr int kWarps = 4;  // per block
 inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kSlots = static_cast<int>(kBundle);
 inline constexpr int kReach = static_cast<int>(kWindow);
@@ -33,7 +34,7 @@ struct Plan {
   const int* bands = nullptr;  // of a channel: row start, row phase, column start, column phase
   const int* first = nullptr;
   const unsigned* codes = nullptr;
-  const int* order = nullptr;
+  const int* value_index = nullptr;
   const int* starts = nullptr;
   const int* units = nullptr;   // in the order of starts
   const int* places = nullptr;  // null: the identity
@@ -52,14 +53,14 @@ struct Tiling {
   Planes x, y;
   int images = 0;
   int groups = 1, group_sources = 0, group_targets = 0, group_bundles = 0;
-  int phases_h = 1, phases_w = 1;  // targets a channel
+  int phases_h = 1, phases_w = 1;  // targets per channel
   int rows = 0, columns = 0;       // of a target
 
   // Tiled kernels
   int strip = 8;             // 8 or 4 columns
   int log_w = 0, log_h = 0;  // lanes along columns and rows; the others along images
   int tiles_w = 0, tiles_h = 0, tiles = 0;
-  int bundle_blocks = 0;  // blocks a group: kWarps bundles each
+  int bundle_blocks = 0;  // blocks per group: kWarps bundles each
   int slabs = 0;          // of a bundle
   int bands = 1;          // of a channel
   int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
@@ -77,10 +78,10 @@ struct Tiling {
   // Kernels for small maps
   bool small = false;
   int log_pixels = 0;   // sparse_conv: lanes that hold different pixels; the others hold different taps
-  int lane_pixels = 1;  // sparse_conv: pixels a lane
-  int ways = 1;         // sparse_conv: warps a target
-  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1,
-      dilation_w = 1;
+  int lane_pixels = 1;  // sparse_conv: pixels per lane
+  int ways = 1;         // sparse_conv: warps per target
+  UnitDecoder<unsigned> units;
+  int stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1, dilation_w = 1;
 };
 
 Tiling sparse_conv_tiling(const ConvCall& call);

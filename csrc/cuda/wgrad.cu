@@ -1,8 +1,8 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled    gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, its lanes' sums added by one
-// lane add_tiles      sums the parts, in order, and brings them into the order of the support wgrad_small    small
-// maps: a tap a thread
+// wgrad_tiled   gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, one lane adds its lanes' sums
+// add_tiles     sums the parts, in order, and brings them into the order of the support
+// wgrad_small   small maps: one tap per thread
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -143,10 +143,10 @@ __global__ __launch_bounds__(256) void add_tiles(const float* __restrict__ parts
   if (tap >= plan.taps) return;
   float sum = 0;
   for (int p = 0; p < count; ++p) sum += parts[static_cast<int64_t>(p) * plan.taps + tap];
-  dv[min(static_cast<unsigned>(plan.order[tap]), plan.taps - 1u)] = from_float<T>(sum);
+  dv[min(static_cast<unsigned>(plan.value_index[tap]), plan.taps - 1u)] = from_float<T>(sum);
 }
 
-// A thread a kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
+// One thread per kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
 template <class T>
 __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const int* __restrict__ support,
                                                         const T* __restrict__ coarse, const Planes coarse_planes,
@@ -154,13 +154,11 @@ __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const in
                                                         T* __restrict__ dv) {
   const int tap = blockIdx.x * kThreads + threadIdx.x;
   if (tap >= t.plan.taps) return;
-  const unsigned unit = support[tap], positions = t.kernel_h * t.kernel_w, pair = unit / positions;
-  const int position = static_cast<int>(unit % positions), i = position / t.kernel_w;
-  const unsigned fine_channels = fine_planes.channels / t.groups;
-  const int coarse_channel = min(pair / fine_channels, coarse_planes.channels - 1u);  // whatever the support says
-  const int fine_channel = coarse_channel / (coarse_planes.channels / t.groups) * fine_channels + pair % fine_channels;
-  const int first_row = i * t.dilation_h - t.padding_h;
-  const int first_column = (position - i * t.kernel_w) * t.dilation_w - t.padding_w;
+  const Unit<unsigned> unit = t.units(support[tap]);
+  const int coarse_channel = min(unit.coarse, coarse_planes.channels - 1u);  // whatever the support says
+  const int fine_channel = min(unit.fine, fine_planes.channels - 1u);
+  const int first_row = static_cast<int>(unit.row) * t.dilation_h - t.padding_h;
+  const int first_column = static_cast<int>(unit.column) * t.dilation_w - t.padding_w;
   float sum = 0;
   for (int n = 0; n < t.images; ++n) {
     const T* from =
@@ -210,8 +208,7 @@ void run(const ConvCall& c, const void* gy, const void* x, void* dv, float* work
 
 void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, float* workspace, cudaStream_t stream) {
   if (c.taps == 0) return;
-  const auto op = c.dtype == DType::float32 ? run<float> : c.dtype == DType::float16 ? run<__half> : run<__nv_bfloat16>;
-  op(c, gy, x, dv, workspace, stream);
+  with_type(c.dtype, [&](auto zero) { run<decltype(zero)>(c, gy, x, dv, workspace, stream); });
 }
 
 }  // namespace sparsegan::cuda

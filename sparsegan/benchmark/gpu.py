@@ -238,9 +238,9 @@ def time_gpu(job: GpuJob, seconds: float) -> Row:
                 y = layer(own)
                 check_close(y, copy.deepcopy(dense).double()(own.double()), dtype, job)
             choice = layer.choose(tuple(own.shape), (y.shape[2], y.shape[3]))
-            if choice.kernel != "sparse":
+            if choice.backend != "sparse":
                 graphs["auto"] = _Graph(_calls(layer, own, job.training))
-            layer.kernel = "sparse"
+            layer.backend = "sparse"
             graphs["sparse"] = _Graph(_calls(layer, own, job.training))
         for name in PRECISIONS:
             with _precision(name) as dtype:
@@ -266,7 +266,7 @@ def time_gpu(job: GpuJob, seconds: float) -> Row:
         "ratios": ratios,
         "targets": targets,
         "holds": all(ratios[name] >= asked for name, asked in targets.items()) if targets else None,
-        "kernel": choice.kernel,
+        "backend": choice.backend,
         "why": choice.why,
         "tflops": 2e-9 * layer.nnz * _sites(job.case, y) * (3 if job.training else 1) / sparse.median,
     }

@@ -57,7 +57,7 @@ def time_layer(job: Job, seconds: float) -> dict[str, Any]:
     return {
         **row,
         **verdict(row["ratio"], target(job, native.isa())),
-        "kernel": choice.kernel,
+        "backend": choice.backend,
         "why": choice.why,
         "gflops": 2e-6 * multiplications(layer, x, y) / row["sparse_ms"],
     }

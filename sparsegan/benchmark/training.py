@@ -64,7 +64,7 @@ def time_training(job: Job, seconds: float) -> dict[str, Any]:
     return {
         **row,
         **verdict(row["ratio"], target(job, native.isa(), training=True)),
-        "kernel": choice.kernel,
+        "backend": choice.backend,
         "gflops": 6e-6 * multiplications(layer, x, y) / row["sparse_ms"],
     }
 
@@ -142,7 +142,7 @@ def training_memory(sparsity: float, width: int = 64) -> list[dict[str, Any]]:
     ]
     for name, model, forward in models:
         for _name, layer in sparse_layers(model):
-            layer.kernel = "sparse"
+            layer.backend = "sparse"
         optimizer = torch.optim.Adam(model.parameters())
         _training_step(model, optimizer, forward)()
         held, dense = training_bytes(model, optimizer), masked_dense_bytes(model)

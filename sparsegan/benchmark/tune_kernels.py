@@ -88,25 +88,25 @@ class Case:
 
         def sparse_conv(blocks: Blocks) -> Callable[[], Any]:
             launch = sparse_conv_launch(*common, False, 1.0, blocks)
-            if launch.shares == 1:
+            if launch.partial_sums == 1:
                 tensors = (x, values, values, y, plan)
                 return lambda: sparse_conv_kernel[launch.programs, 1](*tensors, *launch.numbers, **launch.constants)
-            shares = torch.empty(launch.shares, *y.shape, device="cuda")
+            partial_sums = torch.empty(launch.partial_sums, *y.shape, device="cuda")
 
             def call() -> Any:
-                tensors = (x, values, values, shares, plan)
-                sparse_conv_kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
-                return shares.sum(0)
+                tensors = (x, values, values, partial_sums, plan)
+                sparse_conv_kernel[launch.programs, launch.partial_sums](*tensors, *launch.numbers, **launch.constants)
+                return partial_sums.sum(0)
 
             return call
 
         def wgrad(blocks: Blocks) -> Callable[[], Any]:
             launch = wgrad_launch(*common, blocks)
-            shares = torch.empty(launch.shares, units * d.width, device="cuda")
+            partial_sums = torch.empty(launch.partial_sums, units * d.width, device="cuda")
 
             def call() -> Any:
-                wgrad_kernel[launch.programs,](y, x, shares, plan, *launch.numbers, **launch.constants)
-                return shares.sum(0)
+                wgrad_kernel[launch.programs,](y, x, partial_sums, plan, *launch.numbers, **launch.constants)
+                return partial_sums.sum(0)
 
             return call
 

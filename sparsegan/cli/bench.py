@@ -153,7 +153,7 @@ def _line(r: dict[str, Any]) -> str:
     """A row of the table."""
     spread = _spread(r)
     asked, verdict = ("-", "") if r["target"] is None else (f"{r['target']:.2f}x", "holds" if r["holds"] else "short")
-    note = "" if r["kernel"] == "sparse" else "  (auto: dense)"
+    note = "" if r["backend"] == "sparse" else "  (auto: dense)"
     if verdict == "short" and "why" in r:  # what it spends its time on, by the model that chose its tiling
         note += f"  {r['why']}"
     return (

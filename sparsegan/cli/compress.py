@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -19,127 +19,33 @@ from torch import Tensor, nn
 
 from ..atomic_files import write_text
 from ..checkpoint import save
-from ..compress import RECIPES, Blank, OwnImages, SelfSupervisedLoss, baseline, gap, of_size
+from ..compress import RECIPES, BlankBatches, GeneratedBatches, RunConfig, baseline, gap, of_size
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
 from ..metrics.distances import TaskEvaluator, load_features
-from ..nn.granularity import parse_granularity
 from ..nn.layer import SparseConv
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
 from ..profiling.layers import profile
 from ..profiling.macs import count_macs
 from ..progress import announce
-from ..pruning.allocation import ALLOCATIONS, sensitivity
+from ..pruning.allocation import sensitivity
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
-from .common import (
-    add_content,
-    add_data_options,
-    add_gan_options,
-    add_run_options,
+from .common import need, set_threads, use_device
+from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings
+from .compress_options import add_arguments as add_arguments
+from .loading import (
     content_objective,
+    inputs_of,
     load_data,
     load_gan,
-    need,
     placed,
-    set_threads,
+    reference_of_data,
     test_data,
-    use_device,
-    write_png,
 )
-from .pictures import comparison, some
+from .pictures import comparison, some, write_png
 from .report import facts_table, layer_table, page, picture_uri, table, term_curves
-
-#: A discriminator's rate is too slow for a pruned generator: what is kept must take over from what went, in few steps.
-LR_FACTOR = 5
-
-#: Batches that --allocation sensitivity measures on.
-SENSITIVITY_BATCHES = 4
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `sparsegan compress`."""
-    recipes = "; ".join(f"{name} ({recipe.text})" for name, recipe in RECIPES.items())
-    add_gan_options(parser)
-    add_data_options(parser, "default: what it was trained on, or the task's")
-    parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
-    parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
-    parser.add_argument(
-        "--granularity",
-        default="element",
-        help="what is dropped as one: element, vector:V for V output channels, kernel, filter or 2:4; by layer as in "
-        "'model.1*=filter,element' (default: element)",
-    )
-    parser.add_argument(
-        "--allocation",
-        default="uniform",
-        choices=(*ALLOCATIONS, "sensitivity"),
-        help="every layer the same sparsity, one threshold for all of them, or what raises equations 7-9 evenly on "
-        f"{SENSITIVITY_BATCHES} batches (default: uniform)",
-    )
-    parser.add_argument(
-        "--exclude", nargs="*", default=[], metavar="LAYER", help="layers to leave dense (default: none)"
-    )
-    parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
-    parser.add_argument("--batch", type=int, help="images a step (default: the task's)")
-    parser.add_argument(
-        "--lr", type=float, help=f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)"
-    )
-    parser.add_argument(
-        "--discriminator-lr", type=float, help="the discriminator's (default: what it was trained with)"
-    )
-    parser.add_argument(
-        "--generator-every", type=int, help="discriminator steps a generator step (default: the task's)"
-    )
-    parser.add_argument("--decay", action="store_true", help="let both rates fall to 0 over the second half of the run")
-    parser.add_argument(
-        "--ema",
-        type=float,
-        default=0.0,
-        metavar="DECAY",
-        help="the result is a moving average of the weights, of this decay (0.999, say; default: 0, none)",
-    )
-    parser.add_argument(
-        "--accumulate",
-        type=int,
-        default=1,
-        metavar="PARTS",
-        help="take a batch in so many parts, one after the other: a bound on memory (default: 1)",
-    )
-    parser.add_argument(
-        "--autocast", choices=["bfloat16", "float16"], help="networks compute in this dtype (default: as they are)"
-    )
-    parser.add_argument("--lambda", type=float, default=0.5, dest="lam", help="of equation 9 (default: 0.5)")
-    parser.add_argument(
-        "--denominator", default="floored", choices=["floored", "running"], help="of equations 7-8 (default: floored)"
-    )
-    parser.add_argument(
-        "--statistics",
-        choices=["batch", "stored"],
-        help="what the compressed generator's batch norms use while it learns (default: the recipe's)",
-    )
-    parser.add_argument("--one-sided", action="store_true", help="no gradient where the compressed generator is better")
-    add_content(parser)
-    parser.add_argument(
-        "--warm-up",
-        type=int,
-        metavar="STEPS",
-        help="steps that train a fresh discriminator first (default: 300 without a trained one, else none)",
-    )
-    parser.add_argument(
-        "--data-free",
-        action="store_true",
-        help="the dense generator's own images in the place of real ones; --data then gives inputs only (dcgan: none)",
-    )
-    parser.add_argument(
-        "--features", help="score both generators in the report, in the features of this network (see evaluate)"
-    )
-    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)")
-    parser.add_argument(
-        "--values", default="float32", choices=["float32", "float16", "bfloat16"], help="in the file (default: float32)"
-    )
-    add_run_options(parser, "runs/compress")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -147,21 +53,22 @@ def run(arguments: argparse.Namespace) -> None:
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
     device = use_device(arguments)
+    settings = read_settings(arguments)
     gan, trained_discriminator = load_gan(arguments)
     placed(gan, device)
     objective = content_objective(arguments, gan)
-    task, training = _defaults(arguments, gan)
-    network = gan.config["network"]
-    channels = network.get("channels", network.get("in_channels"))
+    reference = reference_of_data(arguments, gan)
+    _fill_in(arguments, gan, reference.training)
+    network, channels = gan.config["network"], gan.channels
     # A generator that starts from noise needs no data of its own images; one that starts from an image needs inputs.
     samples = None
-    if not (arguments.data_free and task == "dcgan"):
-        samples = load_data(arguments, task, arguments.size, channels, "train")
+    if not (arguments.data_free and reference.from_noise):
+        samples = load_data(arguments, reference, arguments.size, channels, "train")
         _check_fit(network, samples, arguments.size, trained_discriminator)
-    blank = Blank(arguments.batch, channels or 3, arguments.size)
+    blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     loader: Any = blank if samples is None else samples.batches(arguments.batch)
     if arguments.data_free:
-        loader = OwnImages(gan.generator, objective, loader)
+        loader = GeneratedBatches(gan.generator, objective, loader)
     domains = [] if samples is None else samples.domains
 
     discriminator = gan.discriminator
@@ -173,8 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
-        _warm_up(arguments, gan, discriminator, training, loader)
+        _warm_up(arguments, gan, discriminator, reference.training, loader)
 
+    settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
+    settings.setdefault("betas", reference.training.betas)
+    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # what generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
     compressor = baseline(
@@ -187,27 +97,16 @@ def run(arguments: argparse.Namespace) -> None:
         fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
         fresh_generator=lambda: _fresh_generator(network).to(device),
         small=lambda parameters: _small_generator(written, parameters).to(device),
-        loss=SelfSupervisedLoss(lam=arguments.lam, denominator=arguments.denominator, one_sided=arguments.one_sided),
-        granularity=parse_granularity(arguments.granularity),
-        allocation=_allocation(arguments, gan, discriminator, objective, loader, judged),
-        exclude=tuple(arguments.exclude),
-        generator_every=arguments.generator_every,
-        generator_lr=arguments.lr,
-        discriminator_lr=arguments.discriminator_lr,
-        betas=training.betas,
-        decay=arguments.decay,
-        accumulate=arguments.accumulate,
-        ema=arguments.ema,
-        autocast=getattr(torch, arguments.autocast) if arguments.autocast else None,
-        run_dir=arguments.out,
-        resume=arguments.resume,
-        checkpoint_every=arguments.checkpoint_every,
-        config={"command": "compress", "compressed": True, "network": written}
-        | {name: getattr(arguments, name) for name in named}
-        | ({"domain_names": domains} if domains else {}),
-        seed=arguments.seed,
-        quiet=arguments.quiet,
-        **({"stored_statistics": arguments.statistics == "stored"} if arguments.statistics else {}),
+        run=RunConfig(
+            arguments.out,
+            resume=arguments.resume,
+            checkpoint_every=arguments.checkpoint_every,
+            settings={"command": "compress", "compressed": True, "network": written}
+            | {name: getattr(arguments, name) for name in named}
+            | ({"domain_names": domains} if domains else {}),
+            quiet=arguments.quiet,
+        ),
+        **settings,
     )
     result = compressor.fit(loader)
     if ranks.rank() == 0:  # the first of several processes writes
@@ -216,10 +115,10 @@ def run(arguments: argparse.Namespace) -> None:
     generators = {"dense": gan.generator, "compressed": result.generator}
     scores: dict[str, dict[str, float]] = {name: {} for name in generators}
     if samples is None and not arguments.features:
-        batch, few, split = next(iter(Blank(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
+        batch, few, split = next(iter(BlankBatches(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
     else:
-        unseen, split = test_data(arguments, task, arguments.size, channels)
-        batch, few = some(unseen, 32 if task == "dcgan" else 16), some(unseen, 4)
+        unseen, split = test_data(arguments, reference, arguments.size, channels)
+        batch, few = some(unseen, 32 if reference.from_noise else 16), some(unseen, 4)
     if arguments.features:
         features = load_features(arguments.features, device)
         evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
@@ -230,22 +129,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
     write_png(arguments.out / "samples.png", picture)
-    _report(arguments, task, generators, gan.objective, few, scores, picture, split, result.history)
+    _report(arguments, reference.name, generators, gan.objective, few, scores, picture, split, result.history)
     memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
     print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")
 
 
-def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Training]:
-    """The task whose batches are read, and its training; options that were not given are filled in."""
-    network = gan.config["network"]
-    task = network["gan"] or arguments.task
-    if task is None:
-        raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
-    training = GANS[task].training
+def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) -> None:
+    """Options that were not given become what the GAN was trained with, or `training` says."""
     if arguments.data is None:
         arguments.data = gan.config.get("data", training.data)
     if arguments.size is None:
-        arguments.size = network.get("image_size") or gan.config.get("size", training.size)
+        arguments.size = gan.size or training.size
     for name, value in (
         ("batch", training.batch),
         ("generator_every", training.generator_every),
@@ -255,7 +149,6 @@ def _defaults(arguments: argparse.Namespace, gan: store.Gan) -> tuple[str, Train
             setattr(arguments, name, value)
     if arguments.lr is None:
         arguments.lr = LR_FACTOR * arguments.discriminator_lr
-    return task, training
 
 
 def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
@@ -272,13 +165,14 @@ def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_dis
 
 def _allocation(
     arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
     gan: store.Gan,
     discriminator: nn.Module,
     objective: Objective,
     loader: Any,
     judged: bool,
-) -> str | dict[str, float]:
-    """What `Compressor` takes. Sensitivities are measured once: a resumed run goes on with those in its config.json."""
+) -> str | Mapping[str, float]:
+    """The field of `CompressionConfig`. Sensitivities are measured once: a resumed run has them in its config.json."""
     if arguments.allocation != "sensitivity":
         return arguments.allocation
     if not judged:
@@ -292,9 +186,8 @@ def _allocation(
             return found
     batches = list(islice(endless(loader, arguments.seed), SENSITIVITY_BATCHES))
     measure = gap(gan.generator, discriminator, objective, batches, seed=arguments.seed)
-    granularity, exclude = parse_granularity(arguments.granularity), tuple(arguments.exclude)
     announce("measuring how sensitive each layer is, on its own, before the first step", arguments.quiet)
-    return sensitivity(gan.generator, measure, arguments.sparsity, granularity, exclude)
+    return sensitivity(gan.generator, measure, arguments.sparsity, settings["granularity"], settings["exclude"])
 
 
 def _fresh_generator(network: dict[str, Any]) -> nn.Module:
@@ -316,10 +209,7 @@ def _small_generator(network: dict[str, Any], parameters: int) -> nn.Module:
 def _fresh_discriminator(network: dict[str, Any], size: int) -> nn.Module:
     if network["gan"] is None:
         raise ValueError("a fresh discriminator is known for the reference GANs only, not for a Python function's")
-    if "image_size" in store.sizes_of(network["gan"]):
-        halvings = (size & -size).bit_length() - 1  # as often as the size allows, at most the public network's 6
-        network = {"discriminator_layers": min(6, halvings), **network, "image_size": size}
-    return store.build({"network": network}).discriminator
+    return store.build({"network": GANS[network["gan"]].for_size(network, size)}).discriminator
 
 
 def _warm_up(
@@ -364,7 +254,9 @@ def _report(
     history: list[dict[str, float]],
 ) -> None:
     """report.html: what it cost and saved, the pictures, the curves, the layers."""
-    inputs = _inputs(generators["compressed"], objective, batch)
+    compressed = generators["compressed"]
+    batch = moved(batch, device_of(generator=compressed))
+    inputs = inputs_of(compressed, lambda: objective.generate(compressed, batch))
     one = tuple(x[:1] for x in inputs)
     lines = []
     for name, generator in generators.items():
@@ -400,16 +292,6 @@ def _report(
 {facts_table({**info(), **running})}"""
     title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
     write_text(arguments.out / "report.html", page(title, body))
-
-
-def _inputs(generator: nn.Module, objective: Objective, batch: Any) -> tuple[Tensor, ...]:
-    """What `generate` calls the generator with."""
-    seen: list[tuple[Tensor, ...]] = []
-    hook = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    with torch.no_grad():
-        objective.generate(generator, moved(batch, device_of(generator=generator)))
-    hook.remove()
-    return seen[0]
 
 
 def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:

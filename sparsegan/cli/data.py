@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..data import registry
+from ..gans import GANS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +40,17 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  split: {facts['split']}")
     for package in facts["packages"]:
         print(f"  {package['registry']} {package['name']} {package['version']}: {package['licence']}")
-    print(f"  use it: sparsegan train {facts['task']} --data {out}")
+    print(f"  use it: sparsegan train {_gans_of(chosen)[0]} --data {out}")
+
+
+def _gans_of(chosen: registry.Set) -> list[str]:
+    """Names of the reference GANs that learn from a set's kind of samples."""
+    return [name for name, reference in GANS.items() if reference.samples.name == chosen.kind.name]
 
 
 def _list(given: Path | None) -> None:
     for name, chosen in registry.SETS.items():
-        print(f"{name:<15}{chosen.task:<10}{chosen.text}")
+        print(f"{name:<15}{', '.join(_gans_of(chosen)):<10}{chosen.text}")
         for package in chosen.packages:
             try:
                 state = f"installed, {package.version(package.find(given))}"

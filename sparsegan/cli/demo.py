@@ -22,8 +22,8 @@ from .. import data
 from ..atomic_files import write_json, write_text
 from ..checkpoint import load, save
 from ..clock import Clock
-from ..compress import RECIPES, baseline
-from ..gans import store
+from ..compress import RECIPES, RunConfig, baseline
+from ..gans import dcgan, store
 from ..metrics import distances as metrics
 from ..metrics.classifier import find_classifier
 from ..nn.layer import SparseConvTranspose2d
@@ -32,16 +32,8 @@ from ..profiling.layers import interleaved_ms, profile
 from ..profiling.macs import count_macs, training_bytes
 from ..randomness import CPU
 from ..training import Run
-from .common import (
-    add_device,
-    add_seed,
-    add_threads,
-    at_least_one,
-    find_checkpoints,
-    placed,
-    set_threads,
-    use_device,
-)
+from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
+from .loading import placed
 from .report import report, show_table, where
 
 #: name in the table -> recipe; in the table's order, the method last
@@ -58,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=Path, help="the folder with the trained networks (default: found)")
     parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tuning steps (default: {STEPS})")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default: {BATCH})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images per step (default: {BATCH})")
     parser.add_argument(
         "--samples", type=at_least_one, default=2000, help="images a distance is taken from (default: 2000)"
     )
@@ -106,13 +98,15 @@ def run(arguments: argparse.Namespace) -> None:
             discriminator_lr=DISCRIMINATOR_LR,
             decay=True,
             every=5,
-            run_dir=folder,
-            resume=True,
-            checkpoint_every=50,
-            config={"batch": arguments.batch},
             seed=arguments.seed,
-            title=f"{title:<24}",
-            quiet=arguments.quiet,
+            run=RunConfig(
+                folder,
+                resume=True,
+                checkpoint_every=50,
+                settings={"batch": arguments.batch},
+                title=f"{title:<24}",
+                quiet=arguments.quiet,
+            ),
         )
         file = folder / "generator.safetensors"
         if file.exists():
@@ -124,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_json(folder / "seconds.json", round(time.perf_counter() - begun, 1))
         generators[title] = generator
         rows[title] = _row(arguments, title, generator, evaluator, file)
-    example = store.noise(gan.generator, 64, 0)
+    example = dcgan.noise(gan.generator, 64, 0)
     layers = [asdict(row) for row in profile(generators["self-supervised"], example, seconds=0.1).rows]
     results: dict[str, Any] = {
         "settings": config,
@@ -176,8 +170,8 @@ def _row(
     if file is None:
         file = arguments.out / "dense.safetensors"
         save(generator, file)
-    noise = store.noise(generator, 64, 0)  # type: ignore[arg-type]
-    distances = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples)  # type: ignore[arg-type]
+    noise = dcgan.noise(generator, 64, 0)  # type: ignore[arg-type]
+    distances = evaluator.distances(lambda n: generator(dcgan.noise(generator, n)), arguments.samples)  # type: ignore[arg-type]
     macs = count_macs(generator, noise[:1])
     row = {
         "fid": distances.fid,
@@ -205,7 +199,7 @@ def _target(generator: nn.Module, sparsity: float) -> float:
 
 
 def _sparsity(generator: nn.Module) -> float:
-    """Share of all convolution weights that are gone."""
+    """Fraction of all convolution weights that are gone."""
     total = kept = 0
     for module in generator.modules():
         if isinstance(module, SparseConvTranspose2d):

@@ -6,28 +6,17 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..gans import GANS, store
+from ..data import Samples
+from ..gans import GANS, Reference, store
 from ..metrics import distances as metrics
 from ..metrics.classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..training import ranks
-from .common import (
-    add_data_options,
-    add_device,
-    add_gan_options,
-    add_seed,
-    add_threads,
-    at_least_one,
-    find_checkpoints,
-    load_any,
-    placed,
-    set_threads,
-    test_data,
-    use_device,
-)
+from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
+from .loading import add_data_options, add_gan_options, load_any, placed, reference_of_data, test_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,25 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the scores; dcgan's as mean and spread over the seeds."""
+    """Print the scores; of images from noise as mean and spread over the seeds."""
     set_threads(arguments.threads)
     device = use_device(arguments)
     gan = placed(load_any(arguments), device)
-    network = gan.config["network"]
-    task = network["gan"] or arguments.task
-    if task is None:
-        raise ValueError(f"--task is missing; it says how --data is read: one of {', '.join(GANS)}")
-    arguments.data = arguments.data or gan.config.get("data", GANS[task].training.data)
-    size = arguments.size or network.get("image_size") or gan.config.get("size", GANS[task].training.size)
+    reference = reference_of_data(arguments, gan)
+    arguments.data = arguments.data or gan.config.get("data", reference.training.data)
     classifier = arguments.classifier
-    if classifier is not None and task != "stargan":
-        raise ValueError(f"--classifier is {classifier}; only stargan is asked for a domain, and the task is {task}")
-    samples, split = test_data(arguments, task, size, network.get("channels", network.get("in_channels")))
-    features = _features(arguments.features, task, arguments.data, device)
-    if network["gan"] == "dcgan":
-        _from_noise(arguments, gan.generator, samples, features)
+    if classifier is not None and reference.choice != "domains":
+        asked = ", ".join(name for name, one in GANS.items() if one.choice == "domains")
+        raise ValueError(
+            f"--classifier is {classifier}; only {asked} is asked for a domain, and the task is {reference.name}"
+        )
+    size = arguments.size or gan.size or reference.training.size
+    samples, split = test_data(arguments, reference, size, gan.channels)
+    features = _features(arguments.features, reference, arguments.data, device)
+    if gan.from_noise:
+        _from_noise(arguments, gan, samples, features)
         return
-    if classifier is None and task == "stargan" and arguments.data in CLASSIFIERS:
+    if classifier is None and reference.choice == "domains" and arguments.data in CLASSIFIERS:
         classifier = find_classifier(arguments.data, find_checkpoints())
     evaluator = metrics.TaskEvaluator(
         samples,
@@ -97,19 +86,25 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{split} data")
 
 
-def _features(which: str | None, task: str, source: str, device: torch.device) -> metrics.Features | None:
-    if which is None and task == "dcgan" and source in CLASSIFIERS:
+def _features(which: str | None, reference: Reference, source: str, device: torch.device) -> metrics.Features | None:
+    if which is None and reference.from_noise and source in CLASSIFIERS:
         return metrics.load_features(find_classifier(source, find_checkpoints()), device)
     return None if which == "none" else metrics.load_features(which or "efficientnet-lite0", device)
 
 
-def _from_noise(arguments: argparse.Namespace, generator: Any, samples: Any, features: metrics.Features | None) -> None:
+def _from_noise(
+    arguments: argparse.Namespace, gan: store.Gan, samples: Samples, features: metrics.Features | None
+) -> None:
     if features is None:
-        raise ValueError("--features is none; dcgan's images have no targets, so only distances score them")
+        raise ValueError("--features is none; images from noise have no targets, so only distances score them")
     real = torch.cat(list(samples.in_order(250)))
     evaluator = metrics.Evaluator(real, features, features.network)
-    with ranks.divided(generator, padded=True):
-        result = evaluator.distances(lambda n: generator(store.noise(generator, n)), arguments.samples, arguments.seeds)
+
+    def sample(count: int) -> Tensor:
+        return gan.generator(*store.example(gan, count, seed=None))
+
+    with ranks.divided(gan.generator, padded=True):
+        result = evaluator.distances(sample, arguments.samples, arguments.seeds)
     if ranks.rank() > 0:
         return
     if arguments.json:

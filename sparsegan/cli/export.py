@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..gans import cyclegan, store
-from .common import add_gan_options, add_threads, load_any, set_threads
+from ..gans import store
+from .common import add_threads, set_threads
+from .loading import add_gan_options, chosen_ways, inputs_of, load_any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan export`."""
     add_gan_options(parser)
     parser.add_argument("--onnx", type=Path, required=True, metavar="OUT", help="the file to write")
-    parser.add_argument("--direction", choices=["a_to_b", "b_to_a"], help="of CycleGAN (default: both in one file)")
+    parser.add_argument("--direction", help="a_to_b or b_to_a, of CycleGAN (default: both in one file)")
     parser.add_argument("--size", type=int, help="of the images it is tried on, in pixels (default: as trained)")
     add_threads(parser)
 
@@ -29,8 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     if gan.config["network"]["gan"] is None:
         raise ValueError("--generator is a Python function, whose inputs are not known; use sparsegan.export_onnx")
     generator, example = gan.generator, store.example(gan, 1, arguments.size)
+    ways = chosen_ways(gan, arguments, ["direction"])
     if arguments.direction is not None:
-        if not isinstance(generator, cyclegan.Generators):
-            raise ValueError("--direction is given; this GAN has none")
-        generator, example = getattr(generator, arguments.direction), (example[arguments.direction == "b_to_a"],)
+        (generator,) = (way.network for way in ways.values())
+        example = inputs_of(generator, lambda: gan.generator(*example))
     print(export_onnx(generator, example, arguments.onnx))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,11 @@ from ..data.layouts import decode, image_files, to_tensor
 from ..engine import optimize_for_inference, tiling
 from ..engine.statistics import STATISTICS
 from ..gans import store
-from ..gans.stargan import as_rows
 from ..placement import device_of, moved
 from ..progress import Progress, track
-from .common import (
-    add_device,
-    add_gan_options,
-    add_seed,
-    add_threads,
-    grid,
-    load_any,
-    placed,
-    set_threads,
-    use_device,
-    write_png,
-)
-
-Translate = Callable[[Tensor], Tensor]
+from .common import add_device, add_seed, add_threads, set_threads, use_device
+from .loading import add_gan_options, chosen_ways, load_any, placed
+from .pictures import grid, write_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stored",
         help="of batch norms: those that they have stored, or each batch's own, as pix2pix is often run (stored)",
     )
-    parser.add_argument("--direction", choices=["a_to_b", "b_to_a"], help="of CycleGAN (default: both)")
+    parser.add_argument("--direction", help="a_to_b or b_to_a, of CycleGAN (default: both)")
     parser.add_argument("--domains", nargs="+", help="StarGAN's targets, names or numbers (default: all)")
     parser.add_argument("--count", type=int, default=64, help="images from noise (default: 64)")
     parser.add_argument("--batch", type=int, help="images a call (default: 64 from noise, 1 from images)")
@@ -80,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     gan = placed(load_any(arguments), use_device(arguments))
     with torch.inference_mode():
-        if gan.config["network"]["gan"] == "dcgan":
-            _from_noise(arguments, gan.generator)
+        if gan.from_noise:
+            _from_noise(arguments, gan)
         else:
             _from_images(arguments, gan)
 
@@ -128,13 +115,14 @@ class _Server:
         return text
 
 
-def _from_noise(arguments: argparse.Namespace, generator: Any) -> None:
+def _from_noise(arguments: argparse.Namespace, gan: store.Gan) -> None:
     for name in ("images", "tile"):
         if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name} is given; dcgan makes images from noise")
+            raise ValueError(f"--{name} is given; {gan.config['network']['gan']} makes images from noise")
     out, server = arguments.out or Path("samples.png"), _Server(arguments.statistics)
-    batches = store.noise(generator, arguments.count, arguments.seed).split(arguments.batch or 64)
-    images = torch.cat([server(generator, z) for z in track(batches, "batches", arguments.quiet)])
+    noise = store.example(gan, arguments.count, seed=arguments.seed)
+    batches = list(zip(*(tensor.split(arguments.batch or 64) for tensor in noise), strict=True))
+    images = torch.cat([server(gan.generator, *batch) for batch in track(batches, "batches", arguments.quiet)])
     write_png(out, grid(images, arguments.columns))
     print(f"wrote {out}")
     print(server)
@@ -153,15 +141,13 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
             raise ValueError(f"{files[places.index(place)]} and {files[index]} would both become {place}; rename one")
     tiles = {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
     server = _Server(arguments.statistics, **(tiles if arguments.tile is not None else {}))
-    ways = dict(_ways(gan, arguments, server))
-    network = gan.config["network"]
-    channels = network.get("channels", network.get("in_channels", 3))
+    ways = chosen_ways(gan, arguments, ["direction", "domains"])
     torch.manual_seed(arguments.seed)
     with Progress("images", len(files), quiet=arguments.quiet) as progress:
-        for batch, pixels in _batches(files, channels, arguments.size, arguments.batch or 1):
-            for name, translate in ways.items():
+        for batch, pixels in _batches(files, gan.channels or 3, arguments.size, arguments.batch or 1):
+            for name, way in ways.items():
                 try:
-                    made = translate(pixels)
+                    made = server(way.network, *way.inputs(pixels))
                 except (ValueError, RuntimeError) as error:
                     named = ", ".join(str(files[index]) for index in batch)
                     raise ValueError(f"{named}: {error}") from None
@@ -187,31 +173,6 @@ def _batches(files: list[Path], channels: int, size: int | None, most: int) -> I
         which.append(index)
         batch.append(pixels)
     yield which, torch.stack(batch)
-
-
-def _ways(gan: store.Gan, arguments: argparse.Namespace, server: _Server) -> Iterator[tuple[str, Translate]]:
-    """(folder, function) of each image that is made of one: "" where there is one kind only."""
-    generator, network = gan.generator, gan.config["network"]
-    both_ways = network["gan"] == "cyclegan" and not network.get("one_way")
-    for option, wanted in (("direction", both_ways), ("domains", network["gan"] == "stargan")):
-        if getattr(arguments, option) is not None and not wanted:
-            raise ValueError(f"--{option} is given; this GAN has none")
-    if both_ways:
-        for way in [arguments.direction] if arguments.direction else ["a_to_b", "b_to_a"]:
-            yield way, partial(server, getattr(generator, way))
-    elif network["gan"] == "stargan":
-        names = gan.config.get("domain_names") or [str(index) for index in range(generator.domains)]
-        for name in arguments.domains or names:
-            index = names.index(name) if name in names else int(name) if name.isdecimal() else -1
-            if not 0 <= index < len(names):
-                raise ValueError(f"--domains has {name!r}; this StarGAN knows {', '.join(names)}")
-            yield names[index], partial(_to_domain, server, generator, index)
-    else:
-        yield "", partial(server, generator)
-
-
-def _to_domain(server: _Server, generator: Any, domain: int, images: Tensor) -> Tensor:
-    return server(generator, images, as_rows(torch.full((len(images),), domain), generator.domains))
 
 
 def _picture(image: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
-"""Pictures of what generators make: one strip a sample, from its input to its target."""
+"""Pictures of what generators make: a grid, or one strip per sample, from its input to its target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..atomic_files import write_whole
 from ..data import Samples
 from ..gans.objective import Objective
 from ..placement import device_of, moved
@@ -16,6 +18,27 @@ from ..randomness import seeded
 
 GAP, HEAD = 2, 13  # pixels between cells; of a line of text
 LEAST = 64  # a cell's least side: smaller images are enlarged by a whole factor
+
+
+def grid(images: Tensor, columns: int = 8) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [rows*(H+2)+2, columns*(W+2)+2, C], missing cells black."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    picture = torch.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 64, dtype=torch.uint8)
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    for index in range(rows * columns):
+        top, left = index // columns * (height + 2) + 2, index % columns * (width + 2) + 2
+        picture[top : top + height, left : left + width] = pixels[index] if index < count else 0
+    return picture
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """Write a picture uint8 [H, W, 1 or 3] as PNG, whole or not at all. Needs pillow."""
+    from PIL import Image
+
+    array = picture.numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def some(samples: Samples, count: int) -> Any:

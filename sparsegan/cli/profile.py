@@ -1,4 +1,4 @@
-"""Show every layer of a compressed generator: MACs, which kernel runs and why, dense and sparse time."""
+"""Show every layer of a compressed generator: MACs, which backend runs and why, dense and sparse time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..gans import store
-from .common import (
-    add_device,
-    add_threads,
-    check_entry,
-    load_trained,
-    placed,
-    set_threads,
-    use_device,
-)
+from .common import add_device, add_threads, set_threads, use_device
+from .loading import check_entry, load_trained, placed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

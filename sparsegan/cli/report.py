@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import grid
+from .pictures import grid
 
 COLORS = {"pruned, plain GAN loss": "#d95f02", "self-supervised": "#1b6ca8"}
 
@@ -159,7 +159,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
 def layer_table(layers: list[dict[str, Any]]) -> str:
     """`profiling.LayerProfile` rows, as dicts, as an HTML table."""
     head = ["layer", "geometry", "kept weights", "sparsity", "MACs dense", "executed"]
-    head += ["kernel", "why", "dense ms", "sparse ms"]
+    head += ["backend", "why", "dense ms", "sparse ms"]
     lines = [
         [
             layer["name"],
@@ -168,7 +168,7 @@ def layer_table(layers: list[dict[str, Any]]) -> str:
             f"{layer['sparsity']:.1%}",
             f"{layer['dense_macs'] / 1e6:,.1f} M",
             f"{layer['executed_macs'] / 1e6:,.1f} M",
-            layer["kernel"],
+            layer["backend"],
             layer["why"],
             f"{layer['dense_ms']:.2f}",
             f"{layer['sparse_ms']:.2f}",

@@ -20,15 +20,8 @@ from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
 from ..study.row import samples_of
 from ..study.runner import chosen, command, run_missing
 from ..study.speed import FILE, left_behind, measure
-from .common import (
-    add_device,
-    device_named,
-    find_checkpoints,
-    need,
-    use_device,
-    write_png,
-)
-from .pictures import comparison, some
+from .common import add_device, device_named, find_checkpoints, need, use_device
+from .pictures import comparison, some, write_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,20 +13,9 @@ from ..gans import GANS, store
 from ..metrics.classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..training import Run, run_loop
 from ..training.adversarial import AdversarialTask
-from .common import (
-    add_content,
-    add_data_options,
-    add_run_options,
-    content_objective,
-    load_data,
-    need,
-    placed,
-    set_threads,
-    test_data,
-    use_device,
-    write_png,
-)
-from .pictures import comparison, some
+from .common import add_run_options, need, set_threads, use_device
+from .loading import add_content, add_data_options, content_objective, load_data, placed, test_data
+from .pictures import comparison, some, write_png
 
 #: option -> field of a GAN's `Training`; None on the command line is that field's value
 OPTIONS = ("data", "size", "steps", "batch", "lr", "discriminator_lr", "generator_every", "decay")
@@ -82,9 +71,9 @@ def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
     for name in OPTIONS:
         if getattr(arguments, name) is None:
             setattr(arguments, name, getattr(reference.training, name))
-    if task == "dcgan" and arguments.size != 64:
-        raise ValueError(f"--size is {arguments.size}; dcgan's networks are made for 64")
-    samples = load_data(arguments, task, arguments.size, None, "train")
+    if reference.size not in (None, arguments.size):
+        raise ValueError(f"--size is {arguments.size}; {task}'s networks are made for {reference.size}")
+    samples = load_data(arguments, reference, arguments.size, None, "train")
     network = _network(arguments, samples)
     settings = {name: getattr(arguments, name) for name in (*OPTIONS, "content")}
     config = {"command": _command(arguments, settings), "network": network, **settings, "seed": arguments.seed}
@@ -115,8 +104,8 @@ def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
         quiet=arguments.quiet,
     )
     store.save(run.path, gan.generator, gan.discriminator, arguments.half)
-    unseen, split = test_data(arguments, task, arguments.size, samples.channels)
-    batch = some(unseen, 64 if task == "dcgan" else 16)
+    unseen, split = test_data(arguments, reference, arguments.size, samples.channels)
+    batch = some(unseen, 64 if reference.from_noise else 16)
     picture = comparison({"": gan.generator.eval()}, gan.objective, batch, arguments.seed, samples.domains)
     write_png(run.path / "samples.png", picture)
     print(f"wrote {run.path / 'generator.safetensors'}, discriminator.safetensors and samples.png ({split} data)")
@@ -124,8 +113,8 @@ def _gan(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, Any]:
     """The network's sizes: the task's defaults, what the data decide, what was asked for."""
-    task = arguments.what
-    known = store.sizes_of(task)
+    task, reference = arguments.what, GANS[arguments.what]
+    known = reference.sizes
     found = {
         "channels": samples.channels,
         "in_channels": samples.channels,
@@ -133,7 +122,7 @@ def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, 
         "domains": len(samples.domains),
         "image_size": arguments.size,
     }
-    network = {"gan": task} | GANS[task].network | {name: value for name, value in found.items() if name in known}
+    network = {"gan": task} | reference.network | {name: value for name, value in found.items() if name in known}
     if arguments.width is not None:
         network["width"] = arguments.width
     for setting in arguments.network:
@@ -163,7 +152,7 @@ def _command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
 
 
 def _classifier(arguments: argparse.Namespace, device: torch.device) -> None:
-    source = arguments.data or "mnist"
+    source = arguments.data or next(iter(CLASSIFIERS))
     if source not in CLASSIFIERS:
         raise ValueError(f"--data is {source}; a classifier is trained on one of {', '.join(CLASSIFIERS)}")
     images, labels = data.labelled(source)

@@ -3,7 +3,8 @@
 from .baselines import RECIPES, ROWS, Recipe, baseline, of_size
 from .comparison import gap
 from .compressor import Compressor, Result
-from .data_free import Blank, OwnImages
+from .config import CompressionConfig, RunConfig
+from .data_free import Blank, BlankBatches, GeneratedBatches, OwnImages
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 from .statistics import match_contrast, recalibrate_batch_norm
 
@@ -11,13 +12,17 @@ __all__ = [
     "RECIPES",
     "ROWS",
     "Blank",
+    "BlankBatches",
+    "CompressionConfig",
     "Compressor",
     "DistillationLoss",
+    "GeneratedBatches",
     "GeneratorLoss",
     "OwnImages",
     "PlainLoss",
     "Recipe",
     "Result",
+    "RunConfig",
     "SelfSupervisedLoss",
     "baseline",
     "gap",

@@ -1,4 +1,4 @@
-"""Every way of compressing a generator that is compared here, by name: options of the one loop in `compressor`.
+"""Every way of compressing a generator that is compared here, by name: configurations of the one loop in `compressor`.
 
 The letters are the rows of the table in the paper (arXiv 2007.01491) whose recipe it is; c2 and what has no letter
 answer its reviewers. Where the paper leaves a row open, or a technique was made for something other than pruning, the
@@ -31,6 +31,7 @@ from ..pruning.schedule import GradualPruning, OneShot, Rounds, Schedule
 from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
 from .compressor import Compressor
+from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 #: The weight of the distance between images beside the GAN's own loss: CycleGAN's for its cycle.
@@ -50,7 +51,7 @@ class Recipe:
     GAN's own generator loss; `outputs`, the images' distance to the original's, "l1" or "mse"; `intermediate`, that of
     the generators' activations.
     `fresh_discriminator`: untrained, or the trained one. `discriminator_mode`, `prune_discriminator`,
-    `original_as_real`: as in `Compressor`.
+    `original_as_real`: as in `CompressionConfig`.
     """
 
     text: str
@@ -66,10 +67,54 @@ class Recipe:
     outputs: str = ""
     intermediate: bool = False
     fresh_discriminator: bool = False
-    discriminator_mode: str = "updated"
+    discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
     original_as_real: bool = False
 
+    def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
+        """The recipe's configuration.
+
+        `loss`: a `SelfSupervisedLoss` with settings of equations 7-9, for a recipe that matches; for others, nothing
+        but the recipe's own. `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing has its own
+        granularity, exclude and allocation. Raises ValueError for a setting that differs from the recipe's, and as
+        `CompressionConfig` does.
+        """
+        matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
+        decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
+        decided["loss"] = self._loss(matched)
+        given = settings if loss is None or loss is matched else {**settings, "loss": loss}
+        for name, value in decided.items():
+            if given.get(name, value) != value:
+                raise ValueError(f"{name} is {given[name]!r}; the recipe has {value!r} ({self.text})")
+        defaults = {"stored_statistics": self.features, "contrast": self.features}
+        dense = {"exclude": ("*",), "granularity": "element", "allocation": "uniform"} if self.pruning == "none" else {}
+        return CompressionConfig(**(defaults | settings | dense | decided))
+
+    def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
+        """The recipe's schedule. `every`: steps between two prunings, where they are gradual."""
+        if self.pruning == "gradual":
+            return GradualPruning(steps, sparsity, every=every)
+        if self.pruning == "rounds":
+            return Rounds(steps, sparsity)
+        return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
+
+    def _loss(self, matched: SelfSupervisedLoss) -> GeneratorLoss:
+        if self.features:
+            return replace(matched, terms=0.0, features=1.0)
+        if self.matched:
+            switched = ("stop_gradient", "discriminator_gradient")
+            return replace(matched, **{name: getattr(self, name) and getattr(matched, name) for name in switched})
+        if self.outputs or self.intermediate:
+            return DistillationLoss(
+                own=float(self.own),
+                outputs=DISTILLATION if self.outputs else 0.0,
+                distance=self.outputs or "l1",
+                intermediate=float(self.intermediate),
+            )
+        return PlainLoss()
+
+
+_DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_as_real")
 
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
@@ -192,19 +237,20 @@ def baseline(
     fresh: Callable[[], nn.Module] | None = None,
     fresh_generator: Callable[[], nn.Module] | None = None,
     small: Callable[[int], nn.Module] | None = None,
-    loss: SelfSupervisedLoss | None = None,
+    loss: GeneratorLoss | None = None,
     every: int = 10,
     rounds: bool = False,
-    **options: Any,
+    run: RunConfig | None = None,
+    **settings: Any,
 ) -> Compressor:
     """The compressor of a recipe of `RECIPES`.
 
     `steps`: fine-tuning steps. `fresh`, `fresh_generator`: make an untrained discriminator and generator, for the
     recipes that start from one. `small`: makes an untrained dense generator with about as many parameters as its
-    argument says (see `of_size`), for the recipes that compare with one. `loss`: settings of equations 7-9, for the
-    recipes that match. `every`: steps between two prunings, where they are gradual. `rounds`: prune in `Rounds`
-    instead.
-    `options`: passed to `Compressor`, the same for every recipe under comparison.
+    argument says (see `of_size`), for the recipes that compare with one. `every`: steps between two prunings, where
+    they are gradual. `rounds`: prune in `Rounds` instead.
+    `loss`, `settings`: as in `Recipe.config`; the settings are the same for every recipe under comparison.
+    `run`: as in `Compressor`, its title that of the recipe by default.
     Raises ValueError for an unknown name, and when what a recipe starts from is None.
     """
     if name not in RECIPES:
@@ -216,57 +262,27 @@ def baseline(
     for argument, asked in {**needed, "small": recipe.start == "small"}.items():
         if asked and makers[argument] is None:
             raise ValueError(f"recipe {name!r} needs {argument}=, a function that makes an untrained {what[argument]}")
+    of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
+    _, run = from_old_keywords("baseline", of_run, None, run)
+    config = recipe.config(loss, **settings)
     student = None
-    with seeded(options.get("seed", 0)):
+    with seeded(config.seed):
         if recipe.fresh_discriminator and fresh is not None:
             discriminator = fresh()
         if recipe.start == "fresh" and fresh_generator is not None:
             student = fresh_generator()
         if recipe.start == "small" and small is not None:
-            split = {key: options[key] for key in ("granularity", "exclude", "allocation") if key in options}
+            split = {key: settings[key] for key in ("granularity", "exclude", "allocation") if key in settings}
+            if "*" in split.get("exclude", ()):
+                raise ValueError(f"exclude has '*'; recipe {name!r} takes the size of what is left without it")
             student = small(kept_parameters(generator, sparsity, **split))
-    if recipe.pruning == "none":
-        options |= {"exclude": ("*",), "granularity": "element", "allocation": "uniform"}
-    return Compressor(
-        generator,
-        discriminator,
-        objective,
-        _schedule(replace(recipe, pruning="rounds") if rounds else recipe, steps, sparsity, every),
-        loss=_loss(recipe, loss or SelfSupervisedLoss()),
-        student=student,
-        discriminator_mode=recipe.discriminator_mode,
-        prune_discriminator=recipe.prune_discriminator,
-        original_as_real=recipe.original_as_real,
-        **{"title": name, "stored_statistics": recipe.features, "contrast": recipe.features, **options},
-    )
-
-
-def _schedule(recipe: Recipe, steps: int, sparsity: float, every: int) -> Schedule:
-    if recipe.pruning == "gradual":
-        return GradualPruning(steps, sparsity, every=every)
-    if recipe.pruning == "rounds":
-        return Rounds(steps, sparsity)
-    return OneShot(steps if recipe.fine_tune else 0, 0.0 if recipe.pruning == "none" else sparsity)
-
-
-def _loss(recipe: Recipe, settings: SelfSupervisedLoss) -> GeneratorLoss:
-    if recipe.features:
-        return replace(settings, terms=0.0, features=1.0)
-    if recipe.matched:
-        switched = ("stop_gradient", "discriminator_gradient")
-        return replace(settings, **{name: getattr(recipe, name) and getattr(settings, name) for name in switched})
-    if recipe.outputs or recipe.intermediate:
-        return DistillationLoss(
-            own=float(recipe.own),
-            outputs=DISTILLATION if recipe.outputs else 0.0,
-            distance=recipe.outputs or "l1",
-            intermediate=float(recipe.intermediate),
-        )
-    return PlainLoss()
+    pruned = replace(recipe, pruning="rounds") if rounds else recipe
+    schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
+    return Compressor(generator, discriminator, objective, schedule, config, run=run, student=student)
 
 
 def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:
-    """Parameters of a generator pruned to `sparsity`; `how` has granularity, exclude and allocation of `Compressor`."""
+    """Parameters of a generator pruned to `sparsity`; `how`: its granularity, exclude, allocation."""
     targets = Targets.of(generator, sparsity, **how)
     split = {key: how[key] for key in ("granularity", "exclude") if key in how}
     pruned = sparsify(copy_model(generator), targets.layers, **split)

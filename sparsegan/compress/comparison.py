@@ -21,7 +21,11 @@ Made = tuple[Any, list[Tensor]]
 
 
 class Comparison:
-    """Another generator beside `original`, both before one discriminator: the scores that a loss asks for."""
+    """Another generator beside `original`, both before one discriminator: the scores that a loss asks for.
+
+    `feature_layers`: names of the discriminator's modules that a loss of features looks at; by default, all its
+    activations.
+    """
 
     def __init__(
         self,
@@ -29,13 +33,13 @@ class Comparison:
         discriminator: nn.Module,
         objective: Objective,
         loss: GeneratorLoss,
-        feature_layers: Sequence[nn.Module] = (),
+        feature_layers: Sequence[str] = (),
     ) -> None:
         self.original = original
         self.discriminator = discriminator
         self.objective = objective
         self.loss = loss
-        self.feature_layers = feature_layers
+        self.feature_layers = feature_layers_of(discriminator, feature_layers) if loss.matches_features else []
 
     def compare(
         self, generator: nn.Module, ours: Made, theirs: Made | None, batch: Any, noise: Draws
@@ -99,10 +103,9 @@ def gap(
         raise ValueError("batches is empty; at least one is needed")
     minimised = SelfSupervisedLoss() if loss is None else loss
     judge = copy_model(discriminator).requires_grad_(False).eval()
-    layers = feature_layers_of(judge, ()) if minimised.matches_features else []
     device = device_of(generator=generator, discriminator=discriminator)
     batches = [moved(batch, device) for batch in batches]
-    both = Comparison(copy_model(generator).eval(), judge, objective, minimised, layers)
+    both = Comparison(copy_model(generator).eval(), judge, objective, minimised)
 
     def measure(network: nn.Module) -> float:
         total, devices = 0.0, devices_of(network, judge)

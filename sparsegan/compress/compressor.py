@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..atomic_files import write_json
 from ..copying import copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import train_as_set, trainable
@@ -19,18 +19,17 @@ from ..nn.replace import sparse_layers
 from ..outermost import autocast as autocast_networks
 from ..placement import device_of, moved
 from ..pruning.allocation import Targets
-from ..pruning.averaging import Average
 from ..pruning.regrow import regrowable_layers
 from ..pruning.schedule import Schedule
 from ..pruning.surgery import sparsify
 from ..randomness import seeded
 from ..training import Run, endless, ranks, run_loop
-from .comparison import feature_layers_of
-from .losses import GeneratorLoss, SelfSupervisedLoss
+from .config import CompressionConfig, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 
-DISCRIMINATOR_MODES = ("updated", "frozen", "none")
+#: Fields that run folders of earlier versions lack: where one of them is not set, such a run goes on.
+LATER_FIELDS = ("regrow", "rewind", "ema")
 
 
 @dataclass(frozen=True)
@@ -47,45 +46,15 @@ class Compressor:
 
     Every step: prune to the schedule's sparsity (a layer's smallest units go, and none comes back unless `regrow` lets
     it); make fakes; let the discriminator's copy take a step of its ordinary loss on them; let the generator take a
-    step of `loss`.
+    step of its loss.
 
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
-    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
-    `PlainLoss()`.
+    `config`: all other settings that decide the result. `run`: the run folder, checkpoints and progress.
     `student`: what is compressed and trained instead of a copy of `generator`, which the loss still compares with.
-    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
-    along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
-    `allocation`: how the schedule's last sparsity is shared out among the layers of `generator`: "uniform", "global",
-    "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer is
-    always as far on its way as the schedule is on its own.
-    `regrow`: share of a layer's kept weights that change places with absent ones, at first; 0 for never. From the first
-    pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude go and those of
-    largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.pruning.regrow`). The share
-    falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the run.
-    Granularity "element" only; a pruned discriminator's weights stay dropped.
-    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
-    mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
-    `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
-    `original_as_real`: an updated discriminator also minimises the generator terms of `generator`'s fakes: it learns to
-    take those for real, and so to tell the two generators apart.
-    `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
-    `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
-    image then has no noise from the rest of the batch.
-    `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
-    `generator_every`: discriminator steps a generator step, n_critic.
-    `generator_lr`, `discriminator_lr`, `betas`: Adam's. `decay`: both rates fall linearly to 0 over the second half of
-    the run. `rewind`: of every stretch between two prunings, at which they start anew (Renda et al., arXiv 2003.02389).
-    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
-    `sparsegan.Average`.
-    `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
-    part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
-    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are. With
-    torch.float16 losses are scaled for the backward pass; see `training.scaling`.
-    `run_dir`, `resume`, `checkpoint_every`, `keep`: see `training.Run`; without a folder nothing is written.
-    `config`: more JSON-able settings to hold a resumed run to (the data set, say).
-    `limit`: magnitude of a term at which the run is stopped as diverged.
-    `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
-    generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
+
+    A run folder's config.json holds schedule, configuration and `run.settings`, and a resumed run must have the same;
+    its compression.json holds the configuration alone, for `CompressionConfig.from_dict` and `sparsegan compress
+    --config`.
 
     Parameters that do not require a gradient stay as they are, those of a frozen convolution that is not excluded are
     pruned and not trained, which one warning says. Networks that are in evaluation are put into training mode; in those
@@ -104,137 +73,64 @@ class Compressor:
         discriminator: nn.Module,
         objective: Objective,
         schedule: Schedule,
+        config: CompressionConfig | None = None,
         *,
-        loss: GeneratorLoss | None = None,
+        run: RunConfig | None = None,
         student: nn.Module | None = None,
-        granularity: str | Mapping[str, str] = "element",
-        exclude: tuple[str, ...] = (),
-        allocation: str | Mapping[str, float] = "uniform",
-        regrow: float = 0.0,
-        discriminator_mode: str = "updated",
-        prune_discriminator: bool = False,
-        original_as_real: bool = False,
-        feature_layers: tuple[str, ...] = (),
-        stored_statistics: bool = False,
-        contrast: bool = False,
-        generator_every: int = 1,
-        generator_lr: float = 2e-4,
-        discriminator_lr: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        decay: bool = False,
-        rewind: bool = False,
-        ema: float = 0.0,
-        accumulate: int = 1,
-        autocast: torch.dtype | None = None,
-        run_dir: str | Path | None = None,
-        resume: bool = False,
-        checkpoint_every: int = 100,
-        keep: int = 2,
-        config: dict[str, Any] | None = None,
-        seed: int = 0,
-        limit: float = 1e4,
-        title: str = "compressing",
-        quiet: bool = False,
+        **old: Any,
     ) -> None:
-        if discriminator_mode not in DISCRIMINATOR_MODES:
-            modes = ", ".join(map(repr, DISCRIMINATOR_MODES))
-            raise ValueError(f"discriminator_mode is {discriminator_mode!r}; it must be one of {modes}")
-        if not 0 <= regrow < 1:
-            raise ValueError(f"regrow is {regrow}; it must be at least 0 and below 1")
-        if rewind and not decay:
-            raise ValueError("rewind is set and decay is not; without a decay no learning rate is ever lower")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema is {ema}; it must be at least 0 and below 1")
-        if generator_every < 1:
-            raise ValueError(f"generator_every is {generator_every}; it must be at least 1")
-        if not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}; it must be an integer, at least 1")
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast is {autocast}; it must be torch.bfloat16, torch.float16 or None")
-        given = {"generator": generator, "discriminator": discriminator, "student": student}
-        device_of(**given)
-        self.schedule, self.contrast, self.autocast = schedule, contrast, autocast
-        self.seed, self.limit, self.checkpoint_every = seed, limit, checkpoint_every
-        self.title, self.quiet = title, quiet
-        loss = SelfSupervisedLoss() if loss is None else loss
-        if discriminator_mode == "none" and loss.uses_terms:
-            raise ValueError(f'discriminator_mode is "none", and {type(loss).__name__} needs a discriminator\'s terms')
-        for name, asked in (("prune_discriminator", prune_discriminator), ("original_as_real", original_as_real)):
-            if asked and discriminator_mode != "updated":
-                raise ValueError(
-                    f'{name} is set and discriminator_mode is {discriminator_mode!r}; it must be "updated"'
-                )
-        settings = {
-            "schedule": {"kind": type(schedule).__name__, **_fields(schedule)},
-            "loss": {"kind": type(loss).__name__, **_fields(loss)},
-            "granularity": granularity,
-            "exclude": exclude,
-            "allocation": allocation,
-            "discriminator_mode": discriminator_mode,
-            "prune_discriminator": prune_discriminator,
-            "original_as_real": original_as_real,
-            "feature_layers": feature_layers,
-            "stored_statistics": stored_statistics,
-            "contrast": contrast,
-            "generator_every": generator_every,
-            "generator_lr": generator_lr,
-            "discriminator_lr": discriminator_lr,
-            "betas": betas,
-            "decay": decay,
-            "accumulate": accumulate,
-            "autocast": None if autocast is None else str(autocast),
-            "seed": seed,
-            # Without these, runs that were begun before they were there go on.
-            **({"regrow": regrow} if regrow else {}),
-            **({"rewind": rewind} if rewind else {}),
-            **({"ema": ema} if ema else {}),
-            **(config or {}),
-        }
+        config, run = from_old_keywords("Compressor", old, config, run)
+        device_of(generator=generator, discriminator=discriminator, student=student)
+        compared = config.loss.matches or config.original_as_real
+        if config.contrast and schedule.steps > 0 and not compared:
+            kind = type(config.loss).__name__
+            raise ValueError(f"contrast needs a loss that looks at the original generator; {kind}() does not")
+        self.config, self.run_config, self.schedule = config, run, schedule
+
         start = generator if student is None else student
-        targets = Targets.of(start, schedule.sparsity(schedule.steps), granularity, exclude, allocation)
-        sparse = sparsify(copy_model(start), targets.at(schedule.sparsity(0)), granularity, exclude)
-        student = train_as_set(sparse)
+        pruned = config.granularity, config.exclude
+        targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
+        student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
         _say_frozen(student)
-        if regrow:
+        if config.regrow:
             regrowable_layers(student)
-        if stored_statistics:
+        if config.stored_statistics:
             for norm in batch_norms(student):
                 norm.eval()
+        updated = config.discriminator_mode == "updated"
         judge = copy_model(discriminator)
-        judge = train_as_set(judge) if discriminator_mode == "updated" else judge.requires_grad_(False).eval()
-        if prune_discriminator:
+        judge = train_as_set(judge) if updated else judge.requires_grad_(False).eval()
+        if config.prune_discriminator:
             judge = sparsify(judge, schedule.sparsity(0))
-        compared = loss.matches or original_as_real
+
+        def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+            return torch.optim.Adam(parameters, lr, config.betas, fused=True)
+
+        why = ', or set discriminator_mode="frozen"'
         self.task = CompressionTask(
             copy_model(generator).requires_grad_(False).eval() if compared else None,
             student,
             judge,
             objective,
             schedule,
-            loss,
-            torch.optim.Adam(trainable(student, "generator"), generator_lr, betas, fused=True),
-            torch.optim.Adam(
-                trainable(judge, "discriminator", ', or set discriminator_mode="frozen"'),
-                discriminator_lr,
-                betas,
-                fused=True,
-            )
-            if discriminator_mode == "updated"
-            else None,
-            generator_every,
-            feature_layers_of(judge, feature_layers) if loss.matches_features else [],
-            decay,
+            config,
             targets,
-            prune_discriminator,
-            original_as_real,
-            accumulate,
-            regrow,
-            rewind,
-            Average(student, ema) if ema else None,
-            autocast,
+            adam(trainable(student, "generator"), config.generator_lr),
+            adam(trainable(judge, "discriminator", why), config.discriminator_lr) if updated else None,
         )
         # Last: a refused argument leaves no folder behind.
-        self.run = Run(run_dir, settings, resume=resume, keep=keep) if run_dir is not None else None
+        self.run = None if run.run_dir is None else self._open(run)
+
+    def _open(self, asked: RunConfig) -> Run:
+        """The run folder, with the configuration in it."""
+        assert asked.run_dir is not None
+        config = self.config.to_dict()
+        settings = {name: value for name, value in config.items() if value or name not in LATER_FIELDS}
+        settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
+        run = Run(asked.run_dir, settings, resume=asked.resume, keep=asked.keep)
+        if ranks.rank() == 0:
+            write_json(run.path / "compression.json", config)
+        return run
 
     def fit(self, loader: Iterable[Any]) -> Result:
         """Run the schedule over `loader`'s batches (endlessly repeated) and return the compressed generator.
@@ -243,7 +139,7 @@ class Compressor:
         discriminator terms that give the generator no gradient.
         """
         networks = (self.task.student, self.task.original, self.task.discriminator)
-        with ranks.divided(*networks), autocast_networks(self.autocast, *networks):
+        with ranks.divided(*networks), autocast_networks(self.config.autocast, *networks):
             return self._fit(loader)
 
     def _fit(self, loader: Iterable[Any]) -> Result:
@@ -254,22 +150,20 @@ class Compressor:
                 loader,
                 self.schedule.steps,
                 run=self.run,
-                checkpoint_every=self.checkpoint_every,
-                seed=self.seed,
-                limit=self.limit,
-                title=self.title,
-                quiet=self.quiet or ranks.rank() > 0,
+                checkpoint_every=self.run_config.checkpoint_every,
+                seed=self.config.seed,
+                limit=self.run_config.limit,
+                title=self.run_config.title or "compressing",
+                quiet=self.run_config.quiet or ranks.rank() > 0,
             )
         average = self.task.average
         if average is not None:
             for ours, theirs in zip(average.model.parameters(), self.task.student.parameters(), strict=True):
                 ours.requires_grad_(theirs.requires_grad)
         student = self.task.student.eval() if average is None else average.model
-        if self.contrast and self.schedule.steps > 0:
-            original = self.task.original
-            if original is None:
-                raise ValueError("contrast needs a loss that looks at the original generator; PlainLoss() does not")
-            batches = [moved(batch, self.task.device) for batch in islice(endless(loader, self.seed), 16)]
+        original = self.task.original
+        if self.config.contrast and original is not None and self.schedule.steps > 0:
+            batches = [moved(batch, self.task.device) for batch in islice(endless(loader, self.config.seed), 16)]
             self._match_contrast(student, original, batches)
         return Result(student, history, self.task.optimizer)
 
@@ -278,7 +172,7 @@ class Compressor:
 
         def images(net: nn.Module) -> dict[str, Tensor]:
             """For `batches`, from the same noise at every call."""
-            with seeded(self.seed), torch.no_grad():
+            with seeded(self.config.seed), torch.no_grad():
                 made = [images_in(self.task.objective.generate(net, batch)) for batch in batches]
             return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
@@ -301,7 +195,3 @@ def _say_frozen(student: nn.Module) -> None:
             f"trained: {', '.join(frozen)}. Name them in exclude to keep them dense",
             stacklevel=3,
         )
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: field for name, field in asdict(value).items() if not name.startswith("_")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,12 @@ from ..placement import device_of, moved
 from ..randomness import seeded
 
 
-class OwnImages:
+class GeneratedBatches:
     """Batches of `loader` with what `generator` makes of them in the place of what is real.
 
-    A generator that starts from noise needs no data at all: `Blank` gives the batches that only say how many. One that
-    starts from an image needs inputs, and never looks at their targets. The generator runs in evaluation mode and is
-    left as it was; all noise of an epoch follows from what is drawn from torch's generator when it is opened.
+    A generator that starts from noise needs no data at all: `BlankBatches` gives the batches that only say how many.
+    One that starts from an image needs inputs, and never looks at their targets. The generator runs in evaluation mode
+    and is left as it was; all noise of an epoch follows from what is drawn from torch's generator when it is opened.
     Raises ValueError where the objective does not say what is real in a batch (`Objective.own`).
     """
 
@@ -40,7 +41,7 @@ class OwnImages:
             yield self.own(fake, batch)
 
 
-class Blank:
+class BlankBatches:
     """`count` batches of zeros, float32 [batch_size, channels, size, size]: for a generator that looks at none."""
 
     def __init__(self, batch_size: int, channels: int, size: int, count: int = 100) -> None:
@@ -54,3 +55,23 @@ class Blank:
     def __iter__(self) -> Iterator[Tensor]:
         for _ in range(self.count):
             yield torch.zeros(self.shape)
+
+
+class OwnImages(GeneratedBatches):
+    """The old name of `GeneratedBatches`, until 0.2."""
+
+    def __init__(self, generator: nn.Module, objective: Objective, loader: Any) -> None:
+        _warn_of_old_name("OwnImages", "GeneratedBatches")
+        super().__init__(generator, objective, loader)
+
+
+class Blank(BlankBatches):
+    """The old name of `BlankBatches`, until 0.2."""
+
+    def __init__(self, batch_size: int, channels: int, size: int, count: int = 100) -> None:
+        _warn_of_old_name("Blank", "BlankBatches")
+        super().__init__(batch_size, channels, size, count)
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(f"{old} is {new} now; the old name goes in 0.2", DeprecationWarning, stacklevel=3)

@@ -35,9 +35,9 @@ w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G_C).
 - L_DC's gradient. Whether the discriminator terms should move G_C at all: `discriminator_gradient=False` leaves L_DC in
   the loss as a number only, which is what the trap above does unseen.
 - What trains D. Minimising L_DC over D would let D make everything equal. D keeps its ordinary loss on G_C's images, or
-  is frozen (`Compressor(discriminator_mode=...)`).
+  is frozen (`CompressionConfig(discriminator_mode=...)`).
 
-**Features, an extension.** A term is one number a batch: very different images can score alike (a frozen D is fooled
+**Features, an extension.** A term is one number per batch: very different images can score alike (a frozen D is fooled
 exactly so: the curves meet while the images fall apart). D knows more about an image than its last number, and both
 generators start from the same noise, so its judgement can be matched layer by layer and image by image. With phi_k the
 output of D's k-th activation, |.| its mean absolute value over batch and elements, and K layers:
@@ -122,8 +122,17 @@ class GeneratorLoss(Protocol):
         """Take over what `state_dict` gave."""
 
 
+class _Stateless:
+    def state_dict(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Nothing to take over."""
+
+
 @dataclass
-class PlainLoss:
+class PlainLoss(_Stateless):
     """The GAN's own generator loss, the weighted sum of its terms: what fine-tuning without a method minimises."""
 
     uses_terms = True
@@ -132,13 +141,6 @@ class PlainLoss:
     def __call__(self, objective: Objective, compressed: Scores, original: Scores | None) -> Tensor:
         """The objective's total of the generator terms."""
         return objective.total(compressed.generator)
-
-    def state_dict(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to take over."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ class SelfSupervisedLoss:
     one_sided: bool = False
     terms: float = 1.0
     features: float = 0.0
-    _average: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _average: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     uses_terms: ClassVar[bool] = True
     matches_intermediate: ClassVar[bool] = False
@@ -280,7 +282,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "ms
 
 
 @dataclass
-class DistillationLoss:
+class DistillationLoss(_Stateless):
     """Distances to the original generator, and the GAN's own loss beside them (see the module's text).
 
     `own`: the weight of the GAN's generator loss; at 0 no discriminator is asked. `outputs`: the weight of the images'
@@ -332,13 +334,6 @@ class DistillationLoss:
             loss = loss + self.intermediate * _mean_distance(list(both), F.mse_loss, "activations")
         return loss
 
-    def state_dict(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to take over."""
-
 
 def _mean_distance(
     pairs: Sequence[tuple[Tensor | None, Tensor | None]], distance: Callable[[Tensor, Tensor], Tensor], what: str
@@ -352,3 +347,9 @@ def _mean_distance(
     if not pairs:
         raise ValueError(f"the generators gave no {what} to compare")
     return total / len(pairs)
+
+
+#: The losses of this package by name.
+LOSSES: dict[str, type[SelfSupervisedLoss | DistillationLoss | PlainLoss]] = {
+    kind.__name__: kind for kind in (SelfSupervisedLoss, DistillationLoss, PlainLoss)
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from ..training.adversarial import decayed, set_rates
 from ..training.figures import Figures
 from ..training.scaling import LossScale
 from .comparison import Comparison, Made
-from .losses import GeneratorLoss
+from .config import CompressionConfig
 from .statistics import batch_norms
 
 #: Steps between two exchanges of weights, and the part of the run after which there are no more.
@@ -46,37 +46,22 @@ class CompressionTask(Comparison):
         discriminator: nn.Module,
         objective: Objective,
         schedule: Schedule,
-        loss: GeneratorLoss,
+        config: CompressionConfig,
+        targets: Targets,
         optimizer: torch.optim.Optimizer,
         discriminator_optimizer: torch.optim.Optimizer | None,
-        generator_every: int = 1,
-        feature_layers: Sequence[nn.Module] = (),
-        decay: bool = False,
-        targets: Targets | None = None,
-        prune_discriminator: bool = False,
-        original_as_real: bool = False,
-        accumulate: int = 1,
-        regrow: float = 0.0,
-        rewind: bool = False,
-        average: Average | None = None,
-        autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(original, discriminator, objective, loss, feature_layers)
-        self.accumulate = accumulate
-        self.regrow = regrow
-        self.average = average
-        self.stretches = prunings(schedule) if rewind else [0, schedule.steps]
+        super().__init__(original, discriminator, objective, config.loss, config.feature_layers)
+        self.config = config
         self.student = student
         self.judging = [one for one in discriminator.parameters() if one.requires_grad]
         self.schedule = schedule
+        self.stretches = prunings(schedule) if config.rewind else [0, schedule.steps]
+        self.targets = targets
         self.optimizer = optimizer
         self.discriminator_optimizer = discriminator_optimizer
-        self.scales = {side: LossScale(autocast, self.device) for side in ("generator", "discriminator")}
-        self.generator_every = generator_every
-        self.decay = decay
-        self.targets = targets
-        self.prune_discriminator = prune_discriminator
-        self.original_as_real = original_as_real
+        self.scales = {side: LossScale(config.autocast, self.device) for side in ("generator", "discriminator")}
+        self.average = Average(student, config.ema) if config.ema else None
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
         #: Called before a step waits for its figures.
@@ -91,30 +76,30 @@ class CompressionTask(Comparison):
         """Prune, update the discriminator, update the generator; returns every term's value and the sparsity."""
         wanted = self.schedule.sparsity(step)
         if wanted > self._sparsity:
-            shrink(self.student, self.targets.at(wanted) if self.targets is not None else wanted, self.optimizer)
-            if self.prune_discriminator:
+            shrink(self.student, self.targets.at(wanted), self.optimizer)
+            if self.config.prune_discriminator:
                 shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
         terms = Figures()
-        if self.decay:
+        if self.config.decay:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, self._rate(step))
 
-        parts = split(batch, self.accumulate)
-        share = self._exchanged(step)
+        parts = split(batch, self.config.accumulate)
+        fraction = self._exchanged(step)
         watched: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
-        if share > 0:
+        if fraction > 0:
             watched = dense_gradients(self.student)
         with watched as gradients:
-            generator_steps = step % self.generator_every == 0
+            generator_steps = step % self.config.generator_every == 0
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
             stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
         figures = {"sparsity": self._sparsity} | terms.read(self.meanwhile)
         # A loss that is no number is the loop's to report. It gives nothing to choose weights by, and neither do
         # gradients that overflowed.
-        if share > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
-            regrow(self.student, gradients, share, self.optimizer)
-        if self.average is not None and step % self.generator_every == 0:
+        if fraction > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
+            regrow(self.student, gradients, fraction, self.optimizer)
+        if self.average is not None and step % self.config.generator_every == 0:
             self.average.update(self.student)
         return figures
 
@@ -125,13 +110,13 @@ class CompressionTask(Comparison):
         return decayed(step - start, end - start)
 
     def _exchanged(self, step: int) -> float:
-        """Share of the kept weights to exchange after this step's update; 0 for most steps."""
+        """Fraction of the kept weights to exchange after this step's update; 0 for most steps."""
         end = REGROW_UNTIL * self.schedule.steps
         # The generator's first step at or after a multiple of REGROW_EVERY.
-        due = step % self.generator_every == 0 and step % REGROW_EVERY < self.generator_every
+        due = step % self.config.generator_every == 0 and step % REGROW_EVERY < self.config.generator_every
         if not due or step >= end or self._sparsity == 0:
             return 0.0
-        return self.regrow / 2 * (1 + math.cos(math.pi * step / end))
+        return self.config.regrow / 2 * (1 + math.cos(math.pi * step / end))
 
     def _generator_step(
         self,
@@ -161,8 +146,11 @@ class CompressionTask(Comparison):
     def _discriminator_step(
         self, parts: list[Part], with_graph: bool, figures: Figures
     ) -> list[tuple[Draws, Made | None, Made | None]]:
-        """Fakes of every part, and a step of the discriminator on them. Returns, a part: its noise, what the generator
-        made, what the original did. Of several parts only the noise is kept."""
+        """Fakes of every part, and a step of the discriminator on them.
+
+        Returns per part its noise, what the generator made, what the original did. Of several parts only the noise is
+        kept.
+        """
         optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
         made: list[tuple[Draws, Made | None, Made | None]] = []
         devices = devices_of(self.student, self.original, self.discriminator)
@@ -172,7 +160,7 @@ class CompressionTask(Comparison):
             noise, theirs, batch = Draws(devices), None, part.batch
             with nullcontext() if with_graph else torch.no_grad(), _statistics_kept(self.student, len(parts) > 1):
                 ours = self.generate(self.student, batch, noise)
-            if self.original is not None and self.original_as_real:
+            if self.original is not None and self.config.original_as_real:
                 theirs = self.generate_again(self.original, batch, noise)
             if optimizer is not None:
                 past = self.pool(detached(ours[0]))
@@ -243,7 +231,7 @@ class CompressionTask(Comparison):
 
 
 class Part(NamedTuple):
-    """Some images of a batch. `parts`: the batch has so many times as many, which its mean over images divides by."""
+    """Some images of a batch. `parts`: the batch's images over the part's, by which the part's mean is divided."""
 
     batch: Any
     parts: float

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..progress import announce, track
 from . import idx
-from .samples import FACTOR, Crops, Images, Pairs, Samples, Single, Unpaired
+from .samples import FACTOR, Crops, Images, Labelled, Pairs, Samples, Single, Unpaired
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -60,6 +60,8 @@ class Reading:
     flip: bool
     workers: int
     quiet: bool
+    attributes: Path | None = None
+    domains: tuple[str, ...] = ()
 
     def images(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> Images:
         """All images, of one shape, decoded to uint8 [N, C, H, W], or read from disk when that is above the limit."""
@@ -153,14 +155,14 @@ def to_tensor(image: Pillow.Image) -> Tensor:
 
 
 def _square(size: int, channels: int, file: Path) -> Tensor:
-    """The middle square, resized: dcgan, stargan."""
+    """The middle square, resized."""
     from PIL import Image, ImageOps
 
     return to_tensor(ImageOps.fit(decode(file, channels), (size, size), Image.Resampling.BILINEAR))
 
 
 def _squeezed(size: int, channels: int, file: Path) -> Tensor:
-    """The whole image made square: cyclegan, pix2pix."""
+    """The whole image made square."""
     from PIL import Image
 
     return to_tensor(decode(file, channels).resize((size, size), Image.Resampling.BICUBIC))
@@ -242,19 +244,19 @@ def _names(root: Path, files: Iterable[Path]) -> list[str]:
 
 
 def image_folder(root: Path, how: Reading) -> Samples:
-    """dcgan: an image a sample, the middle square of each."""
+    """An image per sample, the middle square of each."""
     files = _files(root, how.split)
     images = how.images(files, partial(_square, how.size, how.channels))
-    return Single("dcgan", images, _names(root, files), how.size, **how.training)
+    return Single(images, _names(root, files), how.size, **how.training)
 
 
 def pairs(root: Path, how: Reading) -> Samples:
-    """pix2pix: side by side, or the same names in trainA and trainB; `how.swap` makes the right or B side the input."""
+    """Pairs side by side, or of the same names in trainA and trainB; `how.swap` makes the right or B side the input."""
     sides = [_folders(root, how.split, suffix) for suffix in "AB"]
     if not any(sides):
         files = _files(root, how.split)
         images = how.images(files, partial(_side_by_side, how.load_size, how.channels, how.swap))
-        return Pairs("pix2pix", images, _names(root, files), how.size, **how.training)
+        return Pairs(images, _names(root, files), how.size, **how.training)
     items: list[tuple[Path, Path]] = []
     for a, b in zip(*_both(root, sides), strict=True):
         in_a, in_b = _by_stem(a), _by_stem(b)
@@ -265,7 +267,7 @@ def pairs(root: Path, how: Reading) -> Samples:
     names = _names(root, (a for a, _ in items))
     items = [(b, a) for a, b in items] if how.swap else items
     images = how.images(items, partial(_two_files, how.load_size, how.channels))
-    return Pairs("pix2pix", images, names, how.size, **how.training)
+    return Pairs(images, names, how.size, **how.training)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -280,12 +282,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def two_sides(root: Path, how: Reading) -> Samples:
-    """cyclegan: trainA and trainB, testA and testB."""
+    """Two unpaired sides: trainA and trainB, testA and testB."""
     sides = _both(root, [_folders(root, how.split, suffix) for suffix in "AB"])
     a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if how.swap else sides))
     read = partial(_squeezed, how.load_size, how.channels)
     names = _names(root, a if len(a) >= len(b) else b)
-    return Unpaired("cyclegan", how.images(a, read), names, how.size, other=how.images(b, read), **how.training)
+    return Unpaired(how.images(a, read), names, how.size, other=how.images(b, read), **how.training)
 
 
 def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
@@ -294,18 +296,18 @@ def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
     return sides
 
 
-def domain_folders(root: Path, how: Reading, domains: Sequence[str] = ()) -> Samples:
-    """stargan: one folder a domain; `domains` chooses some and their order, by default all, sorted."""
+def domain_folders(root: Path, how: Reading) -> Samples:
+    """One folder per domain; `how.domains` chooses some and their order, by default all, sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
     parts = _folders(root, how.split)
     there = [_subfolders(part) for part in parts or [root]]
     if there[0] != there[-1]:
         raise ValueError(f"{parts[0]} holds {', '.join(there[0])} and {parts[1]} {', '.join(there[1])}; not the same")
-    unknown = sorted(set(domains) - set(there[0]))
+    unknown = sorted(set(how.domains) - set(there[0]))
     if unknown:
         raise ValueError(f"{root} has no domain {_some(unknown)}; it has {', '.join(there[0])}")
-    domains = list(domains) or there[0]
+    domains = list(how.domains) or there[0]
     files: list[Path] = []
     labels: list[int] = []
     for part in parts or [root]:
@@ -316,7 +318,7 @@ def domain_folders(root: Path, how: Reading, domains: Sequence[str] = ()) -> Sam
             labels += [label] * len(inside)
     images = how.images(files, partial(_square, how.size, how.channels))
     names = _names(root, files)
-    return Single("stargan", images, names, how.size, labels=torch.tensor(labels), domains=domains, **how.training)
+    return Labelled(images, names, how.size, labels=torch.tensor(labels), domains=domains, **how.training)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -326,10 +328,12 @@ def _subfolders(folder: Path) -> list[str]:
     return names
 
 
-def attribute_file(root: Path, how: Reading, file: Path, chosen: Sequence[str] = ()) -> Samples:
-    """stargan: labels float32 [N, K] of 0 and 1, one of each of the `chosen` attributes (by default all)."""
+def attribute_file(root: Path, how: Reading) -> Samples:
+    """Images of the folder `root` with labels float32 [N, K] of 0 and 1, which the file `how.attributes` holds: a
+    column per attribute of `how.domains`, by default of all."""
+    file = cast(Path, how.attributes)
     values, names = read_attributes(file)
-    unknown = sorted(set(chosen) - set(names))
+    unknown = sorted(set(how.domains) - set(names))
     if unknown:
         raise ValueError(f"{file} has no attribute {_some(unknown)}; it has {', '.join(names)}")
     files = {path.relative_to(root).as_posix(): path for path in image_files(root)}
@@ -337,13 +341,13 @@ def attribute_file(root: Path, how: Reading, file: Path, chosen: Sequence[str] =
     if alone:
         where = f"{root} and not in {file}" if alone[0] in files else f"{file} and not in {root}"
         raise ValueError(f"{alone[0]} is in {where} ({len(alone)} such in all); each image needs its line")
-    domains = list(chosen) or names
+    domains = list(how.domains) or names
     columns = [names.index(name) for name in domains]
     kept = _by_name(root, (files[name] for name in values), how.split)
     kept_names = _names(root, kept)
     labels = torch.tensor([[float(values[name][c]) for c in columns] for name in kept_names])
     images = how.images(kept, partial(_square, how.size, how.channels))
-    return Single("stargan", images, kept_names, how.size, labels=labels, domains=domains, **how.training)
+    return Labelled(images, kept_names, how.size, labels=labels, domains=domains, **how.training)
 
 
 def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
@@ -379,10 +383,10 @@ def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
 
 
 def photographs(root: Path, how: Reading) -> Samples:
-    """srgan: crops of `how.size`, a multiple of 4, from images of any size that is at least that."""
+    """Crops of `how.size`, a multiple of 4, from images of any size that is at least that."""
     size = how.size
     if size % FACTOR:
-        raise ValueError(f"size is {size}; for srgan it must be a multiple of {FACTOR}")
+        raise ValueError(f"size is {size}; for crops it must be a multiple of {FACTOR}")
     files = _files(root, how.split)
     cells: list[tuple[int, int, int]] = []
     total = 0
@@ -396,7 +400,7 @@ def photographs(root: Path, how: Reading) -> Samples:
     images: Images = _OnDisk(files, read) if total > how.limit else [read(file) for file in how.track(files)]
     files_names = _names(root, files)
     names = [f"{files_names[i]} at {y},{x}" for i, y, x in cells]
-    return Crops("srgan", images, names, size, cells=torch.tensor(cells), **how.training)
+    return Crops(images, names, size, cells=torch.tensor(cells), **how.training)
 
 
 def _dimensions(file: Path) -> tuple[int, int]:
@@ -412,7 +416,7 @@ def _dimensions(file: Path) -> tuple[int, int]:
 
 
 def idx_files(source: Path, how: Reading) -> Samples:
-    """dcgan: grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
+    """Grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
     from .mnist import resized
 
     files = [source]
@@ -443,7 +447,7 @@ def idx_files(source: Path, how: Reading) -> Samples:
         if label is not None:
             labels.append(label[chosen])
     all_labels = torch.cat(labels) if len(labels) == len(files) else None
-    return Single("dcgan", torch.cat(pixels), names, how.size, labels=all_labels, **how.training)
+    return Single(torch.cat(pixels), names, how.size, labels=all_labels, **how.training)
 
 
 def _images_and_labels(file: Path) -> tuple[Tensor, Tensor | None]:

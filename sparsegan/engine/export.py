@@ -28,7 +28,7 @@ from ..nn.replace import densify
 
 #: ONNX operator set of the files, of 2021: what runs ONNX knows it.
 OPSET = 17
-#: Largest difference that is accepted between ONNX Runtime and torch, as a share of the output's largest magnitude.
+#: Largest difference that is accepted between ONNX Runtime and torch, as a fraction of the output's largest magnitude.
 TOLERANCE = 1e-4
 
 Shape = tuple[int | str, ...]
@@ -39,7 +39,7 @@ class OnnxExport:
     """What an ONNX file takes and gives. ``str()`` says it.
 
     ``inputs``: name -> shape, with a name for each axis along which any number goes. ``outputs``: their names.
-    ``difference``: ONNX Runtime's largest from torch, as a share of the output's largest magnitude, over the shapes
+    ``difference``: ONNX Runtime's largest from torch, as a fraction of the output's largest magnitude, over the shapes
     that were ``tried``; None where ONNX Runtime is not installed.
     """
 
@@ -56,8 +56,8 @@ class OnnxExport:
             lines.append("not checked: onnxruntime is not installed (pip install onnxruntime)")
         else:
             tried = "; ".join(" and ".join(map(_shown, shapes)) for shapes in self.tried)
-            share = f"{self.difference:.1e} of the largest value (at most {TOLERANCE:.0e} is accepted)"
-            lines.append(f"ONNX Runtime agrees with torch on inputs {tried}: largest difference {share}")
+            difference = f"{self.difference:.1e} of the largest value (at most {TOLERANCE:.0e} is accepted)"
+            lines.append(f"ONNX Runtime agrees with torch on inputs {tried}: largest difference {difference}")
         return "\n".join(lines)
 
 
@@ -195,7 +195,7 @@ def _can_check() -> bool:
 
 
 def _difference(content: bytes, dense: nn.Module, names: list[str], tried: list[tuple[Tensor, ...]]) -> float:
-    """ONNX Runtime's largest difference from torch, as a share of the output's largest magnitude."""
+    """ONNX Runtime's largest difference from torch, as a fraction of the output's largest magnitude."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -210,11 +210,11 @@ def _difference(content: bytes, dense: nn.Module, names: list[str], tried: list[
             if theirs.shape != ours.shape:
                 what = f"makes {_shown(theirs.shape)} where torch makes {_shown(ours.shape)}"
                 raise RuntimeError(f"ONNX Runtime {what} of inputs {shapes}; nothing was written")
-            share = float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-30))
-            if not share <= TOLERANCE:
-                what = f"differs from torch by {share:.1e} of the largest value, more than {TOLERANCE:.0e}"
+            fraction = float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-30))
+            if not fraction <= TOLERANCE:
+                what = f"differs from torch by {fraction:.1e} of the largest value, more than {TOLERANCE:.0e}"
                 raise RuntimeError(f"ONNX Runtime {what}, on inputs {shapes}; nothing was written")
-            worst = max(worst, share)
+            worst = max(worst, fraction)
     return worst
 
 

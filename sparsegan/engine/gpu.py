@@ -1,4 +1,4 @@
-"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph a shape.
+"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph per shape.
 
 At batch 1 a generator is bound by launches, which a graph replays at once. Norms by an image's own statistics have no
 kernel of their own here: they run in torch, within the graph.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,16 +20,10 @@ from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
-from .compiler import runs_by_numbers
+from . import rules
+from .base import BaseEngine
 from .layers import Layers
-from .served import Served
 from .tracing import Tracer, has_hooks
-
-#: What a layer does while it writes, by a module's forward: the slope where the sum is not above 0.
-_ACTIVATIONS: dict[Any, Callable[[Any], float]] = {
-    nn.ReLU.forward: lambda module: 0.0,
-    nn.LeakyReLU.forward: lambda module: float(module.negative_slope),
-}
 
 
 def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
@@ -50,30 +44,28 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
 
-    def follower(node: fx.Node) -> fx.Node | None:
-        """What alone reads a node's result, if that is a module called once."""
-        one = next(iter(node.users)) if len(node.users) == 1 else None
-        once = one is not None and one.op == "call_module" and len(calls[str(one.target)]) == 1
-        return one if once and one is not None and one.args == (node,) and not one.kwargs else None
+    def follower(node: fx.Node) -> tuple[fx.Node, rules.Meaning | None]:
+        """The call that alone reads a node's result, and its meaning; None unless it is a module's only call."""
+        one = next(iter(node.users)) if len(node.users) == 1 else node
+        once = one.op == "call_module" and len(calls[str(one.target)]) == 1 and one.args == (node,) and not one.kwargs
+        return one, rules.meaning(one, modules) if once else None
 
     layers, lines = Layers(model), []
     for name, nodes in calls.items():
-        layer = modules[name]
+        layer, taken = modules[name], []
         if not isinstance(layer, SparseConv) or len(nodes) > 1:
             continue
-        after, taken = follower(nodes[0]), []
-        if after is not None and runs_by_numbers(modules[str(after.target)]):
+        after, meaning = follower(nodes[0])
+        if isinstance(meaning, rules.Norm) and meaning.statistics == "stored":
             weights = layers.weights(name, layer, str(after.target))
             layer.values.data = weights.values
             layer.bias = None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
             taken.append(str(after.target))
-            after = follower(after)
-        slope = None if after is None else _ACTIVATIONS.get(type(modules[str(after.target)]).forward)
-        if after is not None and slope is not None:
-            value = slope(modules[str(after.target)])
-            if 0 <= value <= 1:
-                layer.negative_slope = value
-                taken.append(str(after.target))
+            after, meaning = follower(after)
+        slope = meaning.slope if isinstance(meaning, rules.Activation) else None
+        if isinstance(slope, float | int) and 0 <= slope <= 1:  # and no parameter, which has one for each channel
+            layer.negative_slope = float(slope)
+            taken.append(str(after.target))
         for one in taken:
             model.set_submodule(one, nn.Identity())
         if taken:
@@ -167,11 +159,11 @@ def _arithmetic() -> tuple[Any, ...]:
     return cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, *deterministic
 
 
-class GpuEngine(Served):
+class GpuEngine(BaseEngine):
     """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
 
     Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
-    stream of the engine's device and returns at once, as torch does. What it returns are copies in new memory of that
+    stream of the engine's device and returns at once, as torch does. Its results are copies in new memory of that
     stream: no later call writes to them. Replays on one device take turns, also those of several engines.
 
     While a new shape is captured, replays of other threads wait, and no thread may wait for the whole device or draw

@@ -60,7 +60,7 @@ class Layers:
             module: Any = self._modules[name]
             sparse: SparseConv | None = module if isinstance(module, SparseConv) else _as_sparse(module)
             self._layers[name] = sparse
-            self.pinned[name] = getattr(module, "kernel", "auto")
+            self.pinned[name] = getattr(module, "backend", "auto")
         return self._layers[name]
 
     def made(
@@ -82,7 +82,7 @@ class Layers:
         return self._layers[name]
 
     def weights(self, name: str, layer: SparseConv, norm: str | None) -> Weights:
-        """A layer's, with the batch norm that follows folded in: ``y * scale + shift`` a channel."""
+        """The weights of a layer, the batch norm that follows folded in: ``y * scale + shift`` per channel."""
         key = (name, norm)
         if key not in self._weights:
             values = layer.values.detach()
@@ -121,7 +121,7 @@ class Layers:
         """torch's own convolution with the zeros in place: the function, and its arguments after x."""
         key = (name, id(weights))
         if key not in self._dense:
-            self._dense[key] = layer._scatter(weights.values)
+            self._dense[key] = layer.scattered(weights.values)
         weight, padding = self._dense[key], layer.padding
         if layer.adjoint:
             extra = layer.geometry.output_padding(x_shape[2:], y_size)

@@ -1,19 +1,15 @@
-"""Where a run's tensors lie: one arena, planned once, in which slots that are not needed at once share bytes."""
+"""The tensors of one run: most lie in an arena, the others outside of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .steps import Pointwise, Step
 from .values import Affine, Slot, Value
-
-#: Slots begin on a cache line.
-ALIGNMENT = 64
 
 
 @dataclass
@@ -22,55 +18,6 @@ class Layout:
 
     bytes: int
     offsets: dict[Slot, int]
-
-
-def plan_arena(steps: Sequence[Step]) -> Layout:
-    """Places every slot in the arena: the largest first, each at the lowest byte that is free while it is needed."""
-    lives: dict[Slot, tuple[int, int]] = {}
-    same: dict[Slot, Slot] = {}  # slots in another's place
-
-    def place(slot: Slot) -> Slot:
-        while slot.parent is not None:
-            slot = slot.parent
-        return slot
-
-    def lives_on(slot: Slot, step: int) -> None:
-        root = place(slot)
-        if not root.outside:
-            first, last = lives.get(root, (step, step))
-            lives[root] = (min(first, step), max(last, step))
-
-    for index, step in enumerate(steps):
-        for slot in (*step.reads, *step.writes):
-            lives_on(slot, index)
-    # A pointwise step writes over what it reads where nobody needs that afterwards.
-    for index, step in enumerate(steps):
-        if not isinstance(step, Pointwise) or step.repeat > 1 or step.y not in lives:
-            continue
-        for x in step.reads:
-            root = same.get(x, x)
-            alone = root in lives and not x.parts and not step.y.parts
-            if alone and x is place(x) and x.bytes == step.y.bytes and lives[root][1] == index:
-                lives[root] = (lives[root][0], lives.pop(step.y)[1])
-                same[step.y] = root
-                break
-
-    offsets: dict[Slot, int] = {}
-    for slot in sorted(lives, key=lambda slot: -slot.bytes):
-        first, last = lives[slot]
-        taken = sorted(
-            (offsets[other], offsets[other] + other.bytes)
-            for other in offsets
-            if lives[other][0] <= last and first <= lives[other][1]
-        )
-        at = 0
-        for start, end in taken:
-            if at + slot.bytes <= start:
-                break
-            at = max(at, -(-end // ALIGNMENT) * ALIGNMENT)
-        offsets[slot] = at
-    size = max((at + slot.bytes for slot, at in offsets.items()), default=0)
-    return Layout(size, {**offsets, **{slot: offsets[root] for slot, root in same.items()}})
 
 
 def new_arena(size: int) -> Tensor:
@@ -124,10 +71,10 @@ class Memory:
                 own.copy_(numbers)
         return self._maps[affine]
 
-    def prologue(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """scale, shift and slope of a value, as the ops take them."""
+    def input_transform(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """scale, shift and slope of a value's deferred work, as the ops take them."""
         return (*self.maps(value.affine), value.slope)
 
     def forget(self) -> None:
-        """Lets go of a run's inputs and results."""
+        """Forgets a run's inputs and results."""
         self.outside.clear()

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..calls import Call
-from ..gans.parts import InstanceNorm2d
 from ..nn.layer import SparseConv
+from .rules import NORM_FORWARDS
 from .tracing import Tracer
-
-_NORMS = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward)
 
 
 class Shapes:
@@ -71,7 +69,7 @@ def _without_numbers(model: nn.Module) -> nn.Module:
             if hooks:
                 raise RuntimeError(f"{name} has hooks")
             known[id(module)] = module.dense_twin("meta").eval()
-        elif type(module).forward in _NORMS and not hooks:
+        elif type(module).forward in NORM_FORWARDS and not hooks:
             known[id(module)] = nn.ReLU()  # of the same shape too; torch takes a norm apart there, and takes longer
     for tensor in (*model.parameters(), *model.buffers()):
         empty = _empty(tensor)

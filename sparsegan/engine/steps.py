@@ -5,17 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..ops import native  # noqa: F401  (importing it registers the ops)
-from ..ops.sparse_conv import CURVES, PADDING_MODES
+from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
+from .memory import Memory
 from .values import Affine, Slot, Value
-
-if TYPE_CHECKING:
-    from .memory import Memory
 
 Run = Callable[[], None]
 
@@ -32,13 +29,13 @@ class Norm:
 
 @dataclass(kw_only=True)
 class Step:
-    """`name`: the module or function that it comes from. `why`: of the kernel. `fused`: what else it does."""
+    """`name`: the module or function that it comes from. `why`: of the backend. `fused`: what else it does."""
 
     name: str
     why: str = ""
     fused: list[str] = field(default_factory=list)
 
-    kernel = ""
+    backend = ""
 
     @property
     def reads(self) -> list[Slot]:
@@ -57,8 +54,8 @@ class Step:
 
 @dataclass(kw_only=True)
 class SparseConvStep(Step):
-    """A convolution on kept weights, with what `x` has noted before it; PixelShuffle, a curve of ops.CURVES and a norm
-    of `y` after it."""
+    """A convolution on kept weights. It does the deferred work of `x` while it reads; while it writes, it does a
+    PixelShuffle, applies an output activation (of ops.OUTPUT_ACTIVATIONS) and finds what a norm of `y` needs."""
 
     x: Value
     y: Slot
@@ -71,10 +68,10 @@ class SparseConvStep(Step):
     padding_mode: str
     pad_before: tuple[int, int]
     shuffle: int = 1
-    curve: str = "none"
+    output_activation: str = "none"
     norm: Norm | None = None
 
-    kernel = "sparse"
+    backend = "sparse"
 
     @property
     def reads(self) -> list[Slot]:
@@ -86,28 +83,28 @@ class SparseConvStep(Step):
 
     def bind(self, memory: Memory) -> Run:
         x, y = memory.reader(self.x.slot), memory.reader(self.y)
-        prologue = memory.prologue(self.x)
+        transform = memory.input_transform(self.x)
         norm = self.norm
         of_norm = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
         found = memory.maps(norm.affine) if norm else (None, None)
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
-        op, curve = torch.ops.sparsegan.sparse_conv_fused.default, CURVES.index(self.curve)
-        return lambda: op(x(), *prologue, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
+        op, curve = torch.ops.sparsegan.sparse_conv_fused.default, OUTPUT_ACTIVATIONS.index(self.output_activation)
+        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
 
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b, what is noted on them done, then a curve of ops.CURVES. `repeat`: nearest upsampling by so
-    much."""
+    """y = a, or a + b, their deferred work done, then an output activation (of ops.OUTPUT_ACTIVATIONS). `repeat`:
+    nearest upsampling by that factor."""
 
     a: Value
     b: Value | None = None
     y: Slot
-    curve: str = "none"
+    output_activation: str = "none"
     repeat: int = 1
 
-    kernel = "pointwise"
+    backend = "pointwise"
 
     @property
     def reads(self) -> list[Slot]:
@@ -119,11 +116,11 @@ class Pointwise(Step):
 
     def bind(self, memory: Memory) -> Run:
         a, y = memory.reader(self.a.slot), memory.reader(self.y)
-        op, own = torch.ops.sparsegan.pointwise.default, memory.prologue(self.a)
-        curve = CURVES.index(self.curve)
+        op, own = torch.ops.sparsegan.pointwise.default, memory.input_transform(self.a)
+        curve = OUTPUT_ACTIVATIONS.index(self.output_activation)
         if self.b is None:
             return lambda: op(a(), *own, None, None, None, None, curve, self.repeat, y())
-        b, other = memory.reader(self.b.slot), memory.prologue(self.b)
+        b, other = memory.reader(self.b.slot), memory.input_transform(self.b)
         return lambda: op(a(), *own, b(), *other, curve, self.repeat, y())
 
 
@@ -134,7 +131,7 @@ class Statistics(Step):
     x: Slot
     norm: Norm
 
-    kernel = "torch"
+    backend = "torch"
 
     @property
     def reads(self) -> list[Slot]:
@@ -169,7 +166,7 @@ class Torch(Step):
     kwargs: dict[str, Any] = field(default_factory=dict)
     y: Slot
 
-    kernel = "torch"
+    backend = "torch"
 
     @property
     def reads(self) -> list[Slot]:
@@ -204,7 +201,7 @@ class Torch(Step):
 class Dense(Torch):
     """A convolution by torch's own kernel, zeros in place, where that is faster or was asked for."""
 
-    kernel = "dense"
+    backend = "dense"
 
 
 def _mapped(arguments: Any, change: Callable[[Slot], Any]) -> Any:

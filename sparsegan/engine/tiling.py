@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .receptive import AXES, Arguments, Field, Images, Reach, disagreement, find, multiples
+from .agreement import disagreement
+from .images import AXES, Arguments, Images
+from .receptive import Field, Reach, find, multiples
 
 #: The first pixel of each, and the pixel after its last.
 Windows = list[tuple[int, int]]
@@ -31,7 +33,7 @@ Pixels = int | tuple[int, int]
 
 @dataclass
 class Tiles:
-    """What an engine knows of how the model that it runs follows images.
+    """An engine's knowledge of how the model that it runs follows images.
 
     Threads that need to know the same at once each find it out, and find the same: nothing is locked when a process
     forks.
@@ -65,7 +67,7 @@ class Tiled(Protocol):
     tiles: Tiles
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
+        """The model's result."""
 
 
 def run(
@@ -76,7 +78,7 @@ def run(
     overlap: Pixels | None,
     approximate: bool,
 ) -> Any:
-    """What an engine puts out for images, a tile at a time. The arguments are those of `Engine.__call__`.
+    """The result of an engine for images, a tile at a time. The arguments are those of `Engine.__call__`.
 
     Raises:
         ValueError: `tile` or `overlap` is no number of pixels, or too small; no input is an image, or images differ in
@@ -306,7 +308,7 @@ def _put(whole: Tensor, part: Tensor, rows: _Span, columns: _Span) -> None:
 
 
 def _spans(windows: Windows, reach: Reach, exact: bool, last: Tensor, dim: int) -> list[_Span]:
-    """What becomes of each window's result along a dimension, where `last` is the last window's."""
+    """The place of each window's result along a dimension; `last` is the result of the last window."""
     starts = [int(start * reach.scale) for start, _ in windows]
     ends = [int(end * reach.scale) - reach.missing for _, end in windows[:-1]] + [starts[-1] + last.shape[dim]]
     if not exact and last.is_floating_point():

@@ -1,7 +1,8 @@
-"""What flows through an engine: tensors, with what is still to be done to them.
+"""The tensors that flow through an engine, and the work on them that is deferred.
 
-A norm, an activation or a padding costs nothing by itself: it is noted on the value, and whoever reads the value does
-it on the way. That is ``z = x * scale + shift``, then ``z * slope`` where z is not above 0, then padding around it.
+A norm, an activation or a padding needs no step of its own: the work is deferred, which means that the value records
+it, and each step that reads the value does that work while it reads. First the input transform: ``z = x * scale +
+shift``, then ``z * slope`` where z is not above 0. Then the padding.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .rules import Padding
+
 
 @dataclass(eq=False)
 class Slot:
-    """What one step writes, once a run.
+    """The tensor that one step writes in each run.
 
-    It lies in the arena, unless `outside`: the model's inputs, what torch's own ops return, and what the engine returns
-    (`fresh`: allocated by each run). `parent`: the slot of which this one is channels `offset` and on, which makes a
-    concatenation of slots without a copy.
+    Most lie in the arena. `outside` of it are the model's inputs, the results of torch's own ops, and the engine's
+    results, which are `fresh`: each run allocates them. A slot with a `parent` is the parent's channels from `offset`
+    on, so that the parts of a concatenation are written where the whole lies.
     """
 
     shape: tuple[int, ...]
@@ -33,18 +36,22 @@ class Slot:
 
     @property
     def bytes(self) -> int:
-        """Of the whole tensor."""
+        """The size of the whole tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def adopt(self, part: Slot, offset: int) -> None:
-        """Makes another slot some of this one's channels."""
+        """Makes another slot this slot's channels from `offset` on."""
         part.parent, part.offset = self, offset
         self.parts.append(part)
 
 
 @dataclass(eq=False)
 class Affine:
-    """scale and shift, ``[N, C]`` each: what a norm finds in a run, or numbers (`constant`, ``[C]`` each)."""
+    """scale and shift, ``[N, C]`` each.
+
+    A norm finds them in each run, unless they are `constant`, ``[C]`` each. One with a `parent` is the parent's
+    channels from `offset` on, as with slots.
+    """
 
     images: int
     channels: int
@@ -54,17 +61,13 @@ class Affine:
     parts: list[Affine] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Padding:
-    """`mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom."""
-
-    mode: str
-    sizes: tuple[int, int, int, int]
-
-
 @dataclass(eq=False)
 class Value:
-    """A slot, and what its readers do on the way. `slope`: ``[C]``."""
+    """A slot, and the deferred work, which each step does while it reads the slot.
+
+    `affine`: scale and shift. `slope`: ``[C]``. `padding`: with zeros or with elements of the image. Each is None where
+    no such work is deferred.
+    """
 
     slot: Slot
     affine: Affine | None = None
@@ -72,30 +75,46 @@ class Value:
     padding: Padding | None = None
 
     @property
-    def raw(self) -> bool:
-        """Whether the slot holds the value itself."""
-        return self.affine is None and self.slope is None and self.padding is None
+    def deferred(self) -> list[str]:
+        """The kinds of work that are deferred; empty where the slot holds the value itself."""
+        kinds = {"norm": self.affine, "activation": self.slope, "padding": self.padding}
+        return [kind for kind, work in kinds.items() if work is not None]
 
-    def now(self) -> Value:
-        """A copy, which what is noted later does not reach."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, C, H, W)``, the padding included."""
+        n, channels, height, width = self.slot.shape
+        left, right, top, bottom = self.padding.sizes if self.padding else (0, 0, 0, 0)
+        return n, channels, height + top + bottom, width + left + right
+
+    def copy(self) -> Value:
+        """A value of its own with the same slot and the same deferred work. :meth:`overwrite` leaves it alone."""
         return replace(self)
 
-    def become(self, other: Value) -> None:
-        """What an operation in place does: everyone who holds this value has the other from now on."""
+    def overwrite(self, other: Value) -> None:
+        """Makes this object equal to another value: so an operation in place reaches all who hold this object."""
         self.slot, self.affine, self.slope, self.padding = other.slot, other.affine, other.slope, other.padding
 
     def activated(self, slope: Tensor) -> Value | None:
-        """With an activation noted; None where what is noted already stands in its way."""
+        """This value with an activation deferred, slopes ``[C]``.
+
+        None where the activation cannot join the work that is deferred: a padding, or an activation that makes numbers
+        below 0 positive.
+        """
         if self.padding is not None:
             return None
         if self.slope is not None:
             if bool((self.slope < 0).any()):
                 return None
-            slope = self.slope * slope  # what is not above 0 is so still after the first
+            slope = self.slope * slope  # a number that is not above 0 stays so in the first activation
         return replace(self, slope=slope)
 
     def mapped(self, scale: Tensor, shift: Tensor) -> Value | None:
-        """With ``x * scale + shift`` noted, ``[C]`` each; None where what is noted already stands in its way."""
+        """This value with ``x * scale + shift`` deferred, ``[C]`` each.
+
+        None where the map cannot join the work that is deferred: a padding, an activation, or a norm whose numbers a
+        run has yet to find.
+        """
         if self.padding is not None or self.slope is not None:
             return None
         if self.affine is not None:
@@ -107,7 +126,10 @@ class Value:
 
 
 def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
-    """The map and the slopes of a concatenation's channels; the maps that norms find become parts of it."""
+    """scale and shift, and slopes, of a concatenation's channels.
+
+    A norm that finds scale and shift of one part in a run writes them into the whole's.
+    """
     channels = [part.slot.shape[1] for part in parts]
     slope = None
     if any(part.slope is not None for part in parts):
@@ -122,7 +144,7 @@ def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
         known = part.affine
         if known is None:
             known = Affine(images, count, (torch.ones(count), torch.zeros(count)))
-        elif known.constant is not None:  # which other values may have too
+        elif known.constant is not None:  # a copy: other values may have the same
             known = Affine(images, count, known.constant)
         known.parent, known.offset = whole, offset
         whole.parts.append(known)

@@ -22,10 +22,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..data.kinds import UNPAIRED
 from .objective import Objective, Terms, View
 from .parts import State, least_squares
 from .pix2pix import Pair
-from .reference import Reference, Training
+from .reference import Reference, Training, Way
 from .translators import ResnetGenerator as ResnetGenerator
 from .translators import discriminator_sizes, patch_gan, resnet_sizes, translator, unet_sizes
 
@@ -179,6 +180,13 @@ def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, 
     return (a,) if network.get("one_way") else (a, b)
 
 
+def ways(generator: Any, config: Mapping[str, Any]) -> dict[str, Way]:
+    """Each direction by its name."""
+    if config["network"].get("one_way"):
+        return {"": Way(generator)}
+    return {"a_to_b": Way(generator.a_to_b), "b_to_a": Way(generator.b_to_a)}
+
+
 reference = Reference(
     name="cyclegan",
     text="images of one domain from another's, without pairs",
@@ -188,7 +196,11 @@ reference = Reference(
     discriminator_sizes=lambda state: discriminator_sizes(
         state, "b." if any(key.startswith("b.") for key in state) else ""
     ),
+    files=(("a_to_b", "b_to_a"), ("b", "a")),
     example=example,
+    ways=ways,
+    choice="direction",
+    samples=UNPAIRED,
     network={"width": 32, "blocks": 6, "in_channels": 3, "out_channels": 3},
     training=Training(data="emoji", size=64, batch=1, steps=8000, lr=2e-4, discriminator_lr=2e-4, decay=True),
 )

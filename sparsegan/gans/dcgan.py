@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..data.kinds import IMAGES
+from ..placement import device_of
 from ..randomness import Draw, afresh
 from .objective import Objective, Terms, View
 from .parts import State, check, cross_entropy, initialise, size_of
@@ -56,6 +58,15 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:  # [N, nc, 64, 64] -> [N]
         return self.main(images).flatten()
+
+
+def noise(generator: Generator, count: int, seed: int | None = None) -> Tensor:
+    """Noise float32 [count, nz, 1, 1], where the generator is; the same every time for a `seed`.
+
+    It is drawn on the CPU, from torch's generator without a seed: a seed gives the same noise on every device.
+    """
+    source = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.randn(count, generator.nz, 1, 1, generator=source).to(device_of(generator=generator))
 
 
 def generate(generator: nn.Module, images: Tensor, draws: Draw = afresh) -> Tensor:
@@ -114,6 +125,9 @@ reference = Reference(
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
     example=lambda network, count, size: (torch.randn(count, network["nz"], 1, 1),),
+    from_noise=True,
+    samples=IMAGES,
+    size=64,
     network={"nz": 100, "width": 32, "channels": 1},
     training=Training(data="mnist", size=64, batch=32, steps=2496, lr=1e-3, discriminator_lr=2e-4),
 )

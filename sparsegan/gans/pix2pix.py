@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.kinds import PAIRS
 from .objective import Objective, Terms, View
 from .parts import State, logit_cross_entropy
 from .reference import Reference, Training
@@ -95,6 +96,7 @@ reference = Reference(
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
     example=lambda network, count, size: (torch.rand(count, network.get("in_channels", 3), size, size) * 2 - 1,),
+    samples=PAIRS,
     network={"width": 32, "downs": 6, "in_channels": 3, "out_channels": 3},
     training=Training(data="openmoji", size=64, batch=8, steps=6000, lr=2e-4, discriminator_lr=2e-4, decay=True),
 )

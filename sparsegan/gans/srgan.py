@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.kinds import CROPS
 from .objective import Objective, Terms, View
 from .parts import State, check, count_up, cross_entropy, size_of
 from .pix2pix import Pair
@@ -172,9 +173,11 @@ reference = Reference(
     text="four times larger images",
     build=build,
     objective=lambda network: objective,
+    objective_with=objective_with,
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
     example=example,
+    samples=CROPS,
     network={"width": 32, "blocks": 5, "scale": 4},
     training=Training(
         data="photos", size=64, batch=8, steps=6000, lr=2e-4, discriminator_lr=1e-4, betas=(0.9, 0.999), decay=True

@@ -23,16 +23,18 @@ gradient, almost everywhere. In equation 8 GP counts for the loss's value only, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.kinds import DOMAINS
 from ..randomness import Draw, afresh
 from .objective import Objective, Terms, View
 from .parts import InstanceNorm2d, State, check, count_up, size_of
-from .reference import Reference, Training
+from .reference import Network, Reference, Training, Way
 
 Batch = tuple[Tensor, Tensor]
 
@@ -299,6 +301,24 @@ def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, 
     return images, as_rows(torch.randint(network["domains"], (count,)), network["domains"])
 
 
+def ways(generator: Any, config: Mapping[str, Any]) -> dict[str, Way]:
+    """Each domain by its name, or by its number where `config` knows no names."""
+
+    names = config.get("domain_names") or [str(index) for index in range(generator.domains)]
+    return {name: Way(generator, partial(_to, index, generator.domains)) for index, name in enumerate(names)}
+
+
+def _to(domain: int, domains: int, images: Tensor) -> Batch:
+    """What a generator between so many `domains` takes to bring `images` to one of them."""
+    return images, as_rows(torch.full((len(images),), domain, device=images.device), domains)
+
+
+def for_size(network: Network, size: int) -> Network:
+    """A critic for images of `size` halves them as often as the size allows, at most the public network's 6 times."""
+    halvings = (size & -size).bit_length() - 1
+    return {"discriminator_layers": min(6, halvings), **network, "image_size": size}
+
+
 reference = Reference(
     name="stargan",
     text="one generator between several domains",
@@ -307,6 +327,10 @@ reference = Reference(
     generator_sizes=generator_sizes,
     discriminator_sizes=discriminator_sizes,
     example=example,
+    ways=ways,
+    choice="domains",
+    samples=DOMAINS,
+    for_size=for_size,
     network={"width": 32, "domains": 4, "blocks": 4, "image_size": 64, "discriminator_layers": 5},
     training=Training(
         data="emoji-styles",

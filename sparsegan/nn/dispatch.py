@@ -1,11 +1,11 @@
-"""``auto``: which kernel runs a layer, and why.
+"""Which backend runs a layer, and why.
 
-Two ways exist to run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
+Two backends can run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
 the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster,
-so that the same model and input choose the same kernel on every run; :func:`sparsegan.tune` measures instead and pins
+so that the same model and input choose the same backend on every run; :func:`sparsegan.tune` measures instead and pins
 the result on each layer.
 
-On a CPU the model counts cycles of the kernels' inner loops (``csrc/cpu/conv.cpp``) and was fitted to measured times.
+On a CPU the model (``csrc/cpu/cost_model.cpp``) counts cycles of the inner loops and is fitted to measured times.
 On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``); until a result file of
 ``sparsegan bench gpu`` exists its constants are arithmetic, not measurements.
 """
@@ -21,9 +21,10 @@ import torch
 from .. import kernels, ops
 from ..geometry import Geometry
 from ..ops import native
+from ..renamed import warn_of_old_name
 
-#: What a layer's ``kernel`` may be.
-KERNELS = ("auto", "sparse", "dense")
+#: What a layer's ``backend`` may be.
+BACKENDS = ("auto", "sparse", "dense")
 #: What the sparse kernels of each kind of device multiply.
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
@@ -32,7 +33,7 @@ DTYPES = {
 #: The oldest GPUs that the kernels are built for.
 LEAST_CAPABILITY = (8, 0)
 
-#: Share of the FMA peak that a dense convolution reaches on layers with room to spread.
+#: Fraction of the FMA peak that a dense convolution reaches on layers with room to spread.
 DENSE_EFFICIENCY = {"cpu": 0.85, "cuda": 0.6}
 #: Output channels that a CPU's dense convolution computes together: fewer cost as much as these.
 DENSE_CHANNELS = 16
@@ -49,8 +50,14 @@ BREAK_EVEN_SPARSITY = 0.6
 class Choice(NamedTuple):
     """A decision and the sentence that explains it."""
 
-    kernel: str
+    backend: str
     why: str
+
+    @property
+    def kernel(self) -> str:
+        """The backend, by its old name."""
+        warn_of_old_name(self, "kernel", "backend")
+        return self.backend
 
 
 class Call(NamedTuple):
@@ -77,15 +84,15 @@ class Call(NamedTuple):
         return self.geometry.fine_channels if self.adjoint else self.geometry.coarse_channels
 
 
-def check_kernel(kernel: str) -> str:
-    """Returns it; raises ``ValueError`` when it is not one of :data:`KERNELS`."""
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}; accepted: {', '.join(map(repr, KERNELS))}")
-    return kernel
+def check_backend(backend: str) -> str:
+    """Returns it; raises ``ValueError`` when it is not one of :data:`BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; accepted: {', '.join(map(repr, BACKENDS))}")
+    return backend
 
 
 def choose(call: Call) -> Choice:
-    """Models one forward by both kernels."""
+    """Models one forward by both backends."""
     if call.units == 0 or call.images == 0 or 0 in call.x_size or 0 in call.y_size:
         return Choice("sparse", "nothing to multiply")
     if missing := why_not_sparse(call):
@@ -117,8 +124,8 @@ def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device
     """The rule while tracing, where shapes may be symbols."""
     if dtype not in (accepted := DTYPES.get(device.type, ())):
         return Choice("dense", _wrong_dtype(device.type, accepted, dtype))
-    kernel = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
-    return Choice(kernel, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
+    backend = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
+    return Choice(backend, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
 
 
 def _choose_on_cpu(call: Call) -> Choice:
@@ -132,9 +139,9 @@ def _choose_on_cpu(call: Call) -> Choice:
     sizes = (list(call.x_size), list(call.y_size))
     parts = native.sparse_conv_cycles(geometry.numbers(), call.adjoint, call.units, call.images, *sizes, float64)
     sparse, most = sum(parts.values()), max(parts, key=lambda part: parts[part])
-    kernel = "sparse" if sparse <= dense else "dense"
+    backend = "sparse" if sparse <= dense else "dense"
     where = f"{parts[most] / sparse:.0%} {most}"
-    return Choice(kernel, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
+    return Choice(backend, f"model: sparse {sparse / 1e6:.2f} Mcycles, {where}; dense {dense / 1e6:.2f}")
 
 
 class Gpu(NamedTuple):
@@ -158,7 +165,7 @@ GPUS = {
 }
 #: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
 ELEMENT_RATE = 28
-#: Share of the matrix rate that the vector kernels reach. Values are read once a tile of 128 positions, or of 64 for
+#: Fraction of the matrix rate that the vector kernels reach. Values are read once a tile of 128 positions, or of 64 for
 #: vectors of more than 32; a strided sparse_conv reads every other element's neighbour too.
 VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
 #: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
@@ -201,21 +208,21 @@ def _choose_on_gpu(call: Call) -> Choice:
     parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.memory
     most = max(parts, key=lambda part: parts[part])
     sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
-    kernel = "sparse" if sparse <= dense else "dense"
+    backend = "sparse" if sparse <= dense else "dense"
     why = f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}"
-    if kernel == "sparse" and geometry.vector > 1 and not vector_gradient_pays(nnz / weights):
+    if backend == "sparse" and geometry.vector > 1 and not vector_gradient_pays(nnz / weights):
         why += "; the gradient in the input runs dense"
-    return Choice(kernel, why)
+    return Choice(backend, why)
 
 
 #: Target channels of a block of the Triton kernel for the gradient in the input, which multiplies whatever any of them
-#: keeps, and the share of cuDNN's rate at which it does so.
+#: keeps, and the fraction of cuDNN's rate at which it does so.
 GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.14
 
 
 def vector_gradient_pays(density: float) -> bool:
     """Whether the gradient in the input of a vector layer on a GPU is faster sparse: kernels/NOTES.md.
 
-    ``density``: share of weights that are kept, at random places.
+    ``density``: fraction of weights that are kept, at random places.
     """
     return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY

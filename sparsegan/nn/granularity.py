@@ -293,7 +293,7 @@ def magnitude_mask(
 
     Args:
         weight: the dense weight; for ``"element"`` of any shape.
-        sparsity: share of units to drop, in [0, 1); for ``"2:4"`` 0.5.
+        sparsity: fraction of units to drop, in [0, 1); for ``"2:4"`` 0.5.
         granularity: what is kept or dropped as one.
         transposed: the weight is a ``ConvTranspose2d``'s, whose output channels are dimension 1.
         groups: of the layer; matters to a transposed one's filters.

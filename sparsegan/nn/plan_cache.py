@@ -1,4 +1,4 @@
-"""What a sparse layer makes of its support: plans, choices of a kernel, the dense weight of an evaluation.
+"""What a sparse layer makes of its support and keeps: plans, choices of a backend, the dense weight of an evaluation.
 
 All of it stands in one object that belongs to one state of the support. A thread takes that object once a call, so no
 call mixes two states, and nothing that was made for an old support reaches a new one. Each entry is complete before it
@@ -8,19 +8,23 @@ can be found: two threads may make the same entry twice, and neither waits for t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.plan import plan_of
 from .dispatch import Choice
 
 #: Positions of a support that are compared at each call, of a larger one evenly spread: about 2 microseconds.
 SAMPLED = 4096
+#: Choices of a backend that are kept, one per shape of an input.
+MOST_CHOICES = 1024
 
 
-class Derived:
+class PlanCache:
     """See the module. ``numbers``: the support's positions, a copy that was checked.
 
     torch counts the changes of a tensor in place, but not those through ``.data``, nor those by another process; an
@@ -50,9 +54,26 @@ class Derived:
         """Whether torch has counted no change of the support in place; reads no numbers, so it serves while tracing."""
         return version_of(self.support) == self._version
 
-    def take_over(self, other: Derived) -> None:
+    def take_over(self, other: PlanCache) -> None:
         """Everything that was made from the same positions, in another tensor or before a copy onto themselves."""
         self.plans, self.choices, self._dense = other.plans, other.choices, other._dense
+
+    def plan(self, variant: tuple[bool, bool], geometry: list[int], adjoint: bool) -> Tensor:
+        """The plan of one direction; ``variant``: whether the coarse grid is one element high, and wide."""
+        key = (*variant, adjoint)
+        if key not in self.plans:
+            with torch.inference_mode(False):  # a plan made while evaluating serves training too
+                self.plans[key] = plan_of(self.support, geometry, adjoint)
+        return self.plans[key]
+
+    def choice(self, key: Any, choose: Callable[[], Choice]) -> Choice:
+        """What ``choose()`` gave for a key when it was first asked."""
+        choice = self.choices.get(key)
+        if choice is None:
+            if len(self.choices) >= MOST_CHOICES:  # a server meets ever new sizes
+                self.choices.clear()
+            self.choices[key] = choice = choose()
+        return choice
 
     def dense_weight(self, values: Tensor, shape: tuple[int, ...], positions: Tensor) -> Tensor:
         """The dense weight of some values, kept until they change; nobody may write into it.

@@ -1,17 +1,15 @@
-"""What a state_dict says about one sparse layer: everything is read and checked before the layer changes."""
+"""State from outside: a layer's part of a state_dict, read and checked before the layer changes, and old pickles."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .granularity import as_units, keep_largest, nonzero_mask, support_of, units_of
-
-if TYPE_CHECKING:
-    from .layer import SparseConv
+from .kept_weights import KeptWeights, assigned
 
 #: Keys that a layer reads, without the prefix.
 KEYS = ("values", "support", "weight", "weight_orig", "weight_mask", "bias", "bias_orig", "bias_mask")
@@ -27,7 +25,57 @@ class Loaded(NamedTuple):
     bias: Tensor | None = None
 
 
-def read(layer: SparseConv, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
+def load(
+    layer: KeptWeights,
+    state_dict: dict[str, Any],
+    prefix: str,
+    assign: bool,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """``torch.nn.Module._load_from_state_dict`` for a sparse layer, which takes nothing where an entry is wrong.
+
+    ``assign``: as ``load_state_dict`` has it, parameters are replaced and not written to.
+    """
+    entries = {key[len(prefix) :]: entry for key, entry in state_dict.items() if key.startswith(prefix)}
+    name = prefix.rstrip(".") or type(layer).__name__
+    try:
+        loaded, missing = read(layer, entries)
+        if layer.values.is_meta and not assign and any(entry is not None for entry in loaded):
+            raise ValueError(
+                "the layer is on the meta device and cannot hold numbers; give assign=True, or move the model with "
+                "to_empty() first"
+            )
+    except (ValueError, TypeError, RuntimeError) as error:
+        error_msgs.append(f"{name}: {error}")
+        return
+    if strict:
+        known = KEYS if layer.bias is not None else [key for key in KEYS if not key.startswith("bias")]
+        missing_keys += [prefix + key for key in missing]
+        unexpected_keys += [
+            prefix + key for key in entries if key not in known and key.split(".")[0] not in layer._modules
+        ]
+    if loaded.support is not None and loaded.values is not None:
+        keeps_mask = layer.keeps_mask and "support" not in entries and "weight_mask" not in entries
+        layer.replace_weights(loaded.support, loaded.values, assign)
+        layer.keeps_mask = keeps_mask
+    if loaded.bias is not None and layer.bias is not None:
+        if assign:
+            layer.bias = assigned(loaded.bias, layer.bias)
+        else:
+            with torch.no_grad():
+                layer.bias.copy_(loaded.bias)
+
+
+def of_this_version(written: dict[str, Any]) -> dict[str, Any]:
+    """A pickled layer's attributes; one that was written before 0.1 has some under other names."""
+    old = {"kernel": "backend", "_derived": "_cache"}
+    return {old.get(name, name): value for name, value in written.items()}
+
+
+def read(layer: KeptWeights, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
     """A layer's part of a state_dict, prefix taken off: what to load, and the names of keys that are missing.
 
     Raises:
@@ -71,7 +119,7 @@ def read(layer: SparseConv, entries: dict[str, Any]) -> tuple[Loaded, list[str]]
     return Loaded(support, values, bias), [*missing, *wanted]
 
 
-def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _dense(layer: KeptWeights, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Support and values of a dense weight, ``mask``: what a pruning tool keeps of it."""
     if tuple(weight.shape) != layer.weight_shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {layer.weight_shape}")
@@ -91,14 +139,14 @@ def _dense(layer: SparseConv, weight: Tensor, mask: Tensor | None) -> tuple[Tens
     return support, weight.detach().flatten()[layer.positions_of(support)]
 
 
-def _own_support(layer: SparseConv) -> Tensor:
+def _own_support(layer: KeptWeights) -> Tensor:
     if layer.support.is_meta:
         raise ValueError("the layer is on the meta device and has lost its positions; load its values and support")
     return layer.support
 
 
-def _is_pruned(layer: SparseConv, weight: Tensor) -> bool:
-    """Whether a dense weight has the layer's share of zeros already, and is not nothing but zeros."""
+def _is_pruned(layer: KeptWeights, weight: Tensor) -> bool:
+    """Whether a dense weight has the layer's fraction of zeros already, and is not nothing but zeros."""
     if units_of(layer.granularity).stay is not None:
         return False  # the largest of a pattern are its nonzeros, wherever it has enough zeros
     units = as_units(weight.detach(), layer.granularity, layer.transposed, layer.groups)
@@ -142,7 +190,7 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} has dtype {tensor.dtype}; it must be a real floating-point type")
 
 
-def empty_support(layer: SparseConv, sparsity: float | None, mask: Tensor | None, kept_units: int) -> Tensor:
+def empty_support(layer: KeptWeights, sparsity: float | None, mask: Tensor | None, kept_units: int) -> Tensor:
     """The support of a layer on the meta device: how many positions it has, and not which.
 
     Raises ``ValueError`` where that cannot be known, or would lose the caller's mask.

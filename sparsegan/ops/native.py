@@ -7,6 +7,7 @@ NumPy's, int32; a wrong dtype is a TypeError, numbers out of range are a ValueEr
 from __future__ import annotations
 
 import ctypes
+import enum
 import operator
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +80,6 @@ _encode_support = _fallible(
 _free = _function("free", ctypes.c_void_p)
 _check_support_count = _fallible("check_support_count", _int64, _int64, _int64)
 _decode_support = _fallible("decode_support", ctypes.c_char_p, _int64, _int64, _int64, _positions)
-
-# Kinds of plans, as c_api.cpp numbers them.
-_PLAN, _DIRECT, _DEVICE = range(3)
 
 
 def _number(name: str, value: int) -> int:
@@ -182,49 +180,50 @@ def part_times() -> dict[str, float]:
 # Plans
 
 
-def _size(kind: int, numbers: Any, adjoint: bool, taps: int) -> int:
+class PlanKind(enum.IntEnum):
+    """Kinds of plans, as c_api.cpp numbers them. Each header says what its plans hold."""
+
+    CPU = 0  #: ``csrc/core/plan.h``
+    DIRECT = 1  #: ``csrc/core/plan.h``, for values in the order of the taps
+    DEVICE = 2  #: ``csrc/core/device_plan.h``, for single elements on a GPU
+    VECTOR = 3  #: ``csrc/core/vector_plan.h``, for vectors on a GPU
+
+
+def _size(kind: PlanKind, numbers: Any, adjoint: bool, taps: int) -> int:
     size = _int64()
     _plan_size(kind, numbers, len(numbers), bool(adjoint), _number("taps", taps), size)
     return size.value
 
 
 def _compiled(
-    kind: int, support: NDArray[np.int32], geometry: list[int], adjoint: bool
+    kind: PlanKind, support: NDArray[np.int32], geometry: list[int], adjoint: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """A plan, and the order of its values where it is a direct one."""
+    """A plan, and the value index of each tap where the plan is a direct one."""
     support = _support(support)
     taps, numbers = len(support), _list("geometry", geometry)
     plan = np.empty(_size(kind, numbers, adjoint, taps), np.int32)
-    order = np.empty(taps if kind == _DIRECT else 0, np.int32)
-    _compile_plan(kind, numbers, len(numbers), bool(adjoint), _at(support), taps, _at(plan), _at(order))
-    return plan, order
+    value_index = np.empty(taps if kind == PlanKind.DIRECT else 0, np.int32)
+    _compile_plan(kind, numbers, len(numbers), bool(adjoint), _at(support), taps, _at(plan), _at(value_index))
+    return plan, value_index
 
 
-def compile_plan(support: NDArray[np.int32], geometry: list[int], adjoint: bool) -> NDArray[np.int32]:
-    """Compiles a sorted support for a geometry; see csrc/core/plan.h for the layout."""
-    return _compiled(_PLAN, support, geometry, adjoint)[0]
+def compile_plan(
+    support: NDArray[np.int32], geometry: list[int], adjoint: bool, kind: PlanKind = PlanKind.CPU
+) -> NDArray[np.int32]:
+    """Compiles a sorted support for a geometry."""
+    return _compiled(kind, support, geometry, adjoint)[0]
 
 
-def plan_size(geometry: list[int], adjoint: bool, taps: int) -> int:
+def plan_size(geometry: list[int], adjoint: bool, taps: int, kind: PlanKind = PlanKind.CPU) -> int:
     """Length of that plan."""
-    return _size(_PLAN, _list("geometry", geometry), adjoint, taps)
+    return _size(kind, _list("geometry", geometry), adjoint, taps)
 
 
 def compile_direct_plan(
     support: NDArray[np.int32], geometry: list[int], adjoint: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(a direct plan, the order of its values): see csrc/core/plan.h."""
-    return _compiled(_DIRECT, support, geometry, adjoint)
-
-
-def compile_device_plan(support: NDArray[np.int32], geometry: list[int], adjoint: bool) -> NDArray[np.int32]:
-    """A plan for the CUDA kernels, single elements only; see csrc/core/device_plan.h for the layout."""
-    return _compiled(_DEVICE, support, geometry, adjoint)[0]
-
-
-def device_plan_size(geometry: list[int], adjoint: bool, taps: int) -> int:
-    """Length of that plan."""
-    return _size(_DEVICE, _list("geometry", geometry), adjoint, taps)
+    """(a direct plan, the value index of each of its taps)."""
+    return _compiled(PlanKind.DIRECT, support, geometry, adjoint)
 
 
 def sparse_conv_cycles(
@@ -236,7 +235,7 @@ def sparse_conv_cycles(
     y_size: Sequence[int],
     float64: bool,
 ) -> dict[str, float]:
-    """Modelled cycles of one sparse_conv on one core, by their purpose; see csrc/cpu/conv.h."""
+    """Modelled cycles of one sparse_conv on one core, by their purpose; see csrc/cpu/cost_model.h."""
     sizes = _list("sizes", [*x_size, *y_size])
     if len(sizes) != 4:
         raise ValueError(f"x_size and y_size have {len(sizes)} numbers; they must have a height and a width each")

@@ -6,18 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import Geometry, geometry_of
+from ..geometry import Geometry
 from . import native
+from .native import PlanKind
+
+
+def _kind(support: Tensor, geometry: list[int]) -> PlanKind:
+    """The plans that the kernels of the support's device read."""
+    if not support.is_cuda:
+        return PlanKind.CPU
+    return PlanKind.VECTOR if is_vector(geometry) else PlanKind.DEVICE
 
 
 def _compile(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    if support.is_cuda and is_vector(geometry):
-        from . import vector_plan as vectors
-
-        return vectors.compile_plan(support, geometry_of(geometry), adjoint)
-    compile_native = native.compile_device_plan if support.is_cuda else native.compile_plan
-    plan = torch.from_numpy(compile_native(numbers_of(support), geometry, adjoint))
-    return plan.to(support.device) if support.is_cuda else plan
+    plan = native.compile_plan(numbers_of(support), geometry, adjoint, _kind(support, geometry))
+    return torch.from_numpy(plan).to(support.device)
 
 
 @torch.library.custom_op("sparsegan::plan", mutates_args=())
@@ -27,13 +30,7 @@ def _plan(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
 
 @_plan.register_fake
 def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
-    units = support.shape[0]
-    if support.is_cuda and is_vector(geometry):
-        from . import vector_plan as vectors
-
-        return support.new_empty(vectors.plan_size(geometry_of(geometry), adjoint, units))
-    size = native.device_plan_size if support.is_cuda else native.plan_size
-    return support.new_empty(size(geometry, adjoint, units))
+    return support.new_empty(native.plan_size(geometry, adjoint, support.shape[0], _kind(support, geometry)))
 
 
 def is_vector(geometry: list[int]) -> bool:
@@ -44,6 +41,8 @@ def is_vector(geometry: list[int]) -> bool:
 def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
     """Compiles a support to the taps that an op runs, in the order that the kernels of its device read.
 
+    The compilers run on the host: a support on a GPU is copied there, once per mask, which waits for the GPU.
+
     Args:
         support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``.
         geometry: of the layer.
@@ -51,7 +50,7 @@ def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> 
 
     Returns:
         int32, one dimension, on the support's device. Its layout: ``csrc/core/plan.h``; on a GPU
-        ``csrc/core/device_plan.h`` for elements and ``sparsegan/ops/vector_plan.py`` for vectors.
+        ``csrc/core/device_plan.h`` for elements and ``csrc/core/vector_plan.h`` for vectors.
 
     Raises:
         ValueError: a position is out of range, out of order or there twice, or the geometry has an impossible number.
@@ -67,13 +66,13 @@ def plan_of(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
 
 
 def compile_direct_plan(support: Tensor, geometry: Geometry, adjoint: bool) -> tuple[Tensor, Tensor]:
-    """What :func:`compile_plan` gives on a CPU, for values that lie in the order of the taps: the plan, and that order.
+    """A CPU plan for values that lie in the order of the taps, and the value index of each tap.
 
-    ``sparsegan::sparse_conv_fused`` takes it with ``values.view(units, vector)[order].flatten()``, and a call has
-    nothing left to do a tap. Raises as ``compile_plan`` does.
+    ``sparsegan::sparse_conv_fused`` takes the plan with ``values.view(units, vector)[value_index].flatten()``, and a
+    call has nothing left to do per tap. Raises as :func:`compile_plan` does.
     """
-    plan, order = native.compile_direct_plan(support.numpy(), geometry.numbers(), adjoint)
-    return torch.from_numpy(plan), torch.from_numpy(order)
+    plan, value_index = native.compile_direct_plan(support.numpy(), geometry.numbers(), adjoint)
+    return torch.from_numpy(plan), torch.from_numpy(value_index)
 
 
 def check_support(support: Tensor, size: int) -> None:

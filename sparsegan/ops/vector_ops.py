@@ -1,9 +1,9 @@
 """The torch ops ``sparsegan::vector_sparse_conv`` and ``sparsegan::vector_wgrad``: units of vectors on tensor cores.
 
 They compute what ``sparsegan::sparse_conv`` and ``sparsegan::wgrad`` do (``sparsegan/ops/reference.py`` says it in
-PyTorch), around x zeros only, with the plans of ``sparsegan/ops/vector_plan.py``, and are closed under differentiation
-in the same way. The gradient in x of a wide sparse_conv is a deep one, which at random supports loses to dense
-(``kernels/NOTES.md``): where no plan for it is given, it runs dense, through the weight with zeros in place.
+PyTorch), around x zeros only, with the plans of ``csrc/core/vector_plan.h``, and have the same gradients
+(``sparsegan/ops/autograd.py``). The gradient in x of a wide sparse_conv is a deep one, which at random supports loses
+to dense (``kernels/NOTES.md``): where no plan for it is given, it runs dense, through the weight with zeros in place.
 
 On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests alone.
 """
@@ -21,13 +21,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import triton_op, wrap_triton
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from ..geometry import Direction, Geometry, geometry_of
 from ..kernels.sparse_conv import sparse_conv_kernel
 from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
 from ..kernels.wgrad import wgrad_kernel
 from . import reference
+from .autograd import register_gradients
+from .flops import register_flops
 
 
 @triton_op("sparsegan::vector_sparse_conv", mutates_args=())
@@ -51,11 +52,10 @@ def vector_sparse_conv(
         values: ``[units * vector]``, unit by unit, dtype of ``x``.
         bias: ``[target channels]``, dtype of ``x``, or ``None``.
         support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
-        plan, adjoint_plan: int32, from :func:`sparsegan.ops.vector_plan.compile_plan`, fine to coarse and coarse to
-        fine.
-            The one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, which is computed
-            dense where it is ``None``.
-        geometry: :meth:`sparsegan.ops.plan.Geometry.numbers`.
+        plan, adjoint_plan: int32, from :func:`sparsegan.ops.plan.compile_plan`, fine to coarse and coarse to fine. The
+            one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, which is computed dense
+            where it is ``None``.
+        geometry: :meth:`sparsegan.geometry.Geometry.numbers`.
         adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
         output_size: ``[target channels, H', W']``.
         negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
@@ -89,14 +89,14 @@ def vector_sparse_conv(
         bias is not None,
         negative_slope,
     )
-    x, dtype = x.contiguous(), x.dtype if launch.shares == 1 else torch.float32
-    y = x.new_empty(launch.shares, x.shape[0], d.targets, *size, dtype=dtype)
+    x, dtype = x.contiguous(), x.dtype if launch.partial_sums == 1 else torch.float32
+    y = x.new_empty(launch.partial_sums, x.shape[0], d.targets, *size, dtype=dtype)
     if launch.programs > 0 and _runs(x):
         kernel = _interpreted(sparse_conv_kernel) if x.device.type == "cpu" else wrap_triton(sparse_conv_kernel)
         tensors = (x, values.contiguous(), values if bias is None else bias.contiguous(), y, taps)
         with _device(x):
-            kernel[launch.programs, launch.shares](*tensors, *launch.numbers, **launch.constants)
-    if launch.shares == 1:
+            kernel[launch.programs, launch.partial_sums](*tensors, *launch.numbers, **launch.constants)
+    if launch.partial_sums == 1:
         return y.view(x.shape[0], d.targets, *size)
     total = y.sum(0)
     if bias is not None:
@@ -121,8 +121,7 @@ def vector_wgrad(
     Args:
         gy: ``[N, target channels, H', W']``, dtype of ``x``.
         x: ``[N, source channels, H, W]``. The other arguments are those of :func:`vector_sparse_conv`; of the two
-        plans the
-            one whose sparse_conv is wide is needed, whichever ``adjoint`` is.
+            plans the one whose sparse_conv is wide is needed, whichever ``adjoint`` is.
 
     Returns:
         ``[units * vector]``, dtype of ``x``; the same bits at each run.
@@ -144,12 +143,12 @@ def vector_wgrad(
     gy, x = gy.contiguous(), x.contiguous()
     sizes = ((x.shape[2], x.shape[3]), (gy.shape[2], gy.shape[3]))
     launch = _launch(wgrad_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x))
-    shares = x.new_empty(launch.shares, units * d.width, dtype=torch.float32)
+    partial_sums = x.new_empty(launch.partial_sums, units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
         kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
         with _device(x):
-            kernel[launch.programs,](gy, x, shares, taps, *launch.numbers, **launch.constants)
-    return shares.sum(0).to(x.dtype)
+            kernel[launch.programs,](gy, x, partial_sums, taps, *launch.numbers, **launch.constants)
+    return partial_sums.sum(0).to(x.dtype)
 
 
 # ---------------------------------------------------------------------- how a kernel is run
@@ -222,7 +221,7 @@ def _check_plan(d: Direction, x: Tensor, support: Tensor, plan: Tensor | None) -
     if plan.dtype != torch.int32 or tuple(plan.shape) != (size,) or plan.device != support.device:
         raise ValueError(
             f"{name} is {plan.dtype} {tuple(plan.shape)} on {plan.device}; it must be torch.int32 ({size},) on "
-            f"{support.device}, from sparsegan.ops.vector_plan for the same support and geometry"
+            f"{support.device}, from sparsegan.ops.plan for the same support and geometry"
         )
     if support.shape[0] * d.geometry.vector >= 2**31:
         raise ValueError(f"support has {support.shape[0]} units; at most 2147483647 values are possible")
@@ -235,12 +234,12 @@ _sparse_conv = torch.ops.sparsegan.vector_sparse_conv.default
 _wgrad = torch.ops.sparsegan.vector_wgrad.default
 
 
-def _sparse_conv_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: Any) -> Tensor:
+def _sparse_conv_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: list[int]) -> Tensor:
     """A sparse_conv over the plan of its direction, or dense where there is none."""
     support, plan, adjoint_plan, geometry = taps
     if (adjoint_plan if adjoint else plan) is None:
-        return _dense(x, values, support, geometry_of(geometry), adjoint, tuple(size))
-    return _sparse_conv(x, values, None, support, plan, adjoint_plan, geometry, adjoint, list(size))
+        return _dense(x, values, support, geometry_of(geometry), adjoint, (size[0], size[1], size[2]))
+    return _sparse_conv(x, values, None, support, plan, adjoint_plan, geometry, adjoint, size)
 
 
 def _dense(
@@ -257,47 +256,5 @@ def _dense(
     return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
 
 
-def _sparse_conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _bias, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint, _size, ctx.slope = inputs
-    ctx.save_for_backward(x, values, support, plan, adjoint_plan, None if ctx.slope == 1 else output)
-
-
-def _sparse_conv_backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-    x, values, support, plan, adjoint_plan, y = ctx.saved_tensors
-    gx = gv = gb = None
-    if y is not None:  # a slope is not below 0: the result has the sum's sign
-        gy = torch.where(y > 0, gy, gy * ctx.slope)
-    taps = (support, plan, adjoint_plan, ctx.geometry)
-    if ctx.needs_input_grad[0]:
-        gx = _sparse_conv_or_dense(gy, values, taps, not ctx.adjoint, x.shape[1:])
-    if ctx.needs_input_grad[1]:
-        gv = _wgrad(gy, x, *taps, ctx.adjoint)
-    if ctx.needs_input_grad[2]:
-        gb = gy.sum((0, 2, 3))
-    return gx, gv, gb, *[None] * 7
-
-
-def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gy, x, support, plan, adjoint_plan, ctx.geometry, ctx.adjoint = inputs
-    ctx.save_for_backward(gy, x, support, plan, adjoint_plan)
-
-
-def _wgrad_backward(ctx: Any, gv: Tensor) -> tuple[Any, ...]:
-    gy, x, *taps = ctx.saved_tensors
-    taps = (*taps, ctx.geometry)
-    ggy = gx = None
-    if ctx.needs_input_grad[0]:
-        ggy = _sparse_conv_or_dense(x, gv, taps, ctx.adjoint, gy.shape[1:])
-    if ctx.needs_input_grad[1]:
-        gx = _sparse_conv_or_dense(gy, gv, taps, not ctx.adjoint, x.shape[1:])
-    return ggy, gx, *[None] * 5
-
-
-vector_sparse_conv.register_autograd(_sparse_conv_backward, setup_context=_sparse_conv_setup)
-vector_wgrad.register_autograd(_wgrad_backward, setup_context=_wgrad_setup)
-
-# The arguments that count stand at the same places.
-register_flop_formula(torch.ops.sparsegan.vector_sparse_conv, get_raw=True)(
-    flop_registry[torch.ops.sparsegan.sparse_conv]
-)
-register_flop_formula(torch.ops.sparsegan.vector_wgrad, get_raw=True)(flop_registry[torch.ops.sparsegan.wgrad])
+register_gradients(_sparse_conv, _wgrad, _sparse_conv_or_dense)
+register_flops(torch.ops.sparsegan.vector_sparse_conv, torch.ops.sparsegan.vector_wgrad)

@@ -1,4 +1,4 @@
-"""Measured time of every layer, sparse and dense, and the kernel that ``auto`` takes for it."""
+"""Measured time of every layer, sparse and dense, and the backend that ``auto`` takes for it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..clock import Clock
 from ..nn.layer import SparseConv
+from ..renamed import renamed_attribute
 from .macs import layer_macs, visit_layers
 
 
@@ -29,14 +30,15 @@ class LayerProfile:
     sparsity: float
     dense_macs: int
     executed_macs: int
-    kernel: str
+    backend: str
     why: str
     dense_ms: float
     sparse_ms: float
+    kernel = renamed_attribute("kernel", "backend")
 
     @property
     def faster(self) -> str:
-        """The faster kernel, as measured."""
+        """The faster backend, as measured."""
         return "sparse" if self.sparse_ms <= self.dense_ms else "dense"
 
 
@@ -50,11 +52,11 @@ class ProfileReport:
 
     def __str__(self) -> str:
         head = f"{'layer':<14}{'kind':<23}{'geometry':<40}{'nnz':>9}{'sparsity':>9}{'dense ms':>10}{'sparse ms':>10}"
-        lines = [f"{head}  kernel"]
+        lines = [f"{head}  backend"]
         for r in self.rows:
             lines.append(
                 f"{r.name:<14}{r.kind:<23}{r.geometry:<40}{r.nnz:>9,}{r.sparsity:>9.3f}"
-                f"{r.dense_ms:>10.3f}{r.sparse_ms:>10.3f}  {r.kernel} ({r.why})"
+                f"{r.dense_ms:>10.3f}{r.sparse_ms:>10.3f}  {r.backend} ({r.why})"
             )
         where = f"{self.threads} thread(s)" if self.device == "cpu" else self.device
         lines.append(f"{where}; medians of interleaved runs")
@@ -93,7 +95,7 @@ def interleaved_times(
 
 
 def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:
-    """Times every sparse layer of a model on the inputs it gets, with its sparse kernel and as a dense torch layer.
+    """Times every sparse layer of a model on the inputs it gets, with the sparse kernels and as a dense torch layer.
 
     Args:
         model: any module with sparse layers; it is not changed.
@@ -116,7 +118,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         # The copy has no hooks: the layer itself would call this visitor again.
         layer = copy.deepcopy(module)
         layer._forward_hooks.clear()
-        layer.kernel = "sparse"
+        layer.backend = "sparse"
         times = interleaved_ms(Clock(layer, x), [lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds)
         dense_macs, executed = layer_macs(module, x, y)
         report.rows.append(
@@ -128,7 +130,7 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
                 module.sparsity,
                 dense_macs,
                 executed,
-                choice.kernel,
+                choice.backend,
                 choice.why,
                 min(times[1:]),
                 times[0],
@@ -140,13 +142,13 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
 
 
 def tune(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:
-    """Measures every sparse layer as :func:`profile` does and pins the faster kernel on it (``layer.kernel``)."""
+    """Measures every sparse layer as :func:`profile` does and pins the faster backend on it (``layer.backend``)."""
     report = profile(model, example, seconds)
     layers = dict(model.named_modules())
     for row in report.rows:
         layer = layers.get(row.name, model)
         assert isinstance(layer, SparseConv)
-        layer.kernel = row.faster
+        layer.backend = row.faster
     return report
 
 

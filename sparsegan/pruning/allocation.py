@@ -12,8 +12,8 @@ allocation               a layer's sparsity
 =======================  ============================================================================================
 
 No layer is emptied: one unit of each stays, and, where layers differ, :data:`LEAST` of its units; a target that leaves
-no room for that is refused. There the total, the share of weights dropped among all layers, meets the target within one
-unit; a layer of granularity ``"2:4"`` has its 0.5, and the others make up for it.
+no room for that is refused. There the total, the fraction of weights dropped among all layers, meets the target within
+one unit; a layer of granularity ``"2:4"`` has its 0.5, and the others make up for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..copying import bake, copy_model
+from ..copying import bake, copy_model, plain_weight
 from ..nn.granularity import (
     as_units,
     by_layer,
@@ -38,11 +38,12 @@ from ..nn.granularity import (
     mask_of,
     units_of,
 )
-from ..nn.layer import SparseConv, SparseConvTranspose2d, plain_weight
+from ..nn.layer import SparseConv, SparseConvTranspose2d
 from ..randomness import devices_of, repeated, states
+from ..renamed import renamed_names
 from .prunable import prunable_layers
 
-#: Share of a layer's units that always stays where the share of each layer is chosen here.
+#: Fraction of a layer's units that always stays where each layer's sparsity is chosen here.
 LEAST = 0.01
 
 #: Sparsities at which `sensitivity` measures a layer, beside the highest one that LEAST allows.
@@ -51,8 +52,15 @@ LEVELS = (0.25, 0.5, 0.75, 0.9)
 #: The sparsity of a layer whose granularity, "2:4", allows no other.
 FIXED = 0.5
 
-#: Names of the ways to share a sparsity out.
+#: Names of the ways to allocate a sparsity.
 ALLOCATIONS = ("uniform", "global", "global-normalized")
+
+
+def check_allocation(allocation: str) -> str:
+    """Returns it; raises ``ValueError`` for a name that is none."""
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, ALLOCATIONS))}")
+    return allocation
 
 
 @dataclass
@@ -149,28 +157,27 @@ def allocate(
     exclude: Iterable[str] = (),
     allocation: str = "uniform",
 ) -> dict[str, float]:
-    """Each layer's share of units to drop, in [0, 1), by name: what ``sparsify`` takes as ``sparsity``.
+    """Each layer's fraction of units to drop, in [0, 1), by name: what ``sparsify`` takes as ``sparsity``.
 
     Args:
         model, granularity, exclude: as in ``sparsify``; a layer that is sparse already has its own granularity.
-        sparsity: of all layers together, or already ``{pattern: share}``.
+        sparsity: of all layers together, or already ``{pattern: sparsity}``.
         allocation: one of :data:`ALLOCATIONS`.
 
     Raises:
         ValueError: an argument is out of range or does not fit the layers.
     """
-    return shares(prunable_layers(model, exclude), sparsity, granularity, allocation)
+    return layer_sparsities(prunable_layers(model, exclude), sparsity, granularity, allocation)
 
 
-def shares(
+def layer_sparsities(
     layers: Mapping[str, nn.Module],
     sparsity: float | Mapping[str, float],
     granularity: str | Mapping[str, str],
     allocation: str,
 ) -> dict[str, float]:
     """:func:`allocate` for layers by name."""
-    if allocation not in ALLOCATIONS:
-        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, ALLOCATIONS))}")
+    check_allocation(allocation)
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
     if isinstance(sparsity, Mapping):
@@ -206,7 +213,7 @@ def sensitivity(
 
     Each layer is pruned alone at each level, by magnitude, and the rise of the loss over the unpruned model's is taken
     (a fall counts as no rise), in between linearly. The result is where every layer's rise is the same, as far as
-    layers can go, and all together are as sparse as asked. Costs one evaluation a layer and level, and one more.
+    layers can go, and all together are as sparse as asked. Costs one evaluation per layer and level, and one more.
 
     Args:
         model: unchanged; ``loss`` gets a copy in evaluation mode.
@@ -251,7 +258,7 @@ def sensitivity(
 def _level(
     curves: Mapping[str, tuple[list[int], list[float]]], units: Mapping[str, _Units], budget: float
 ) -> dict[str, int]:
-    """Units to drop a layer: as many as the same rise of the loss allows each, all together ``budget`` weights."""
+    """Units to drop per layer: as many as the same rise of the loss allows each, all together ``budget`` weights."""
 
     def allowed(rise: float) -> dict[str, float]:
         drop = {}
@@ -310,11 +317,11 @@ class Targets:
         """
         layers = prunable_layers(model, exclude)
         if isinstance(allocation, str):
-            found = shares(layers, total, granularity, allocation)
+            found = layer_sparsities(layers, total, granularity, allocation)
         else:
-            found = shares(layers, allocation, granularity, "uniform")
+            found = layer_sparsities(layers, allocation, granularity, "uniform")
             sizes = {name: _weights(layer) for name, layer in layers.items()}
-            sum_of = sum(sizes[name] * share for name, share in found.items()) / max(1, sum(sizes.values()))
+            sum_of = sum(sizes[name] * own for name, own in found.items()) / max(1, sum(sizes.values()))
             if abs(sum_of - total) > 0.01:
                 raise ValueError(
                     f"allocation gives all layers together a sparsity of {sum_of:.4f}; the target is {total}"
@@ -337,10 +344,13 @@ class Targets:
         Layers of granularity ``"2:4"`` have theirs from the start.
         """
         return {
-            name: FIXED if name in self.fixed else sparsity * (share / self.total if self.total else 1.0)
-            for name, share in self.layers.items()
+            name: FIXED if name in self.fixed else sparsity * (own / self.total if self.total else 1.0)
+            for name, own in self.layers.items()
         }
 
 
 def _weights(layer: nn.Module) -> int:
     return math.prod(layer.weight_shape) if isinstance(layer, SparseConv) else plain_weight(layer).numel()
+
+
+__getattr__ = renamed_names(__name__, shares="layer_sparsities")

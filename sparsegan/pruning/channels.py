@@ -5,18 +5,17 @@ What takes channels out (``removal``) or puts them in another order (``reorder``
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..calls import Call, positional
 from ..copying import bake, copy_model
+from ..engine import rules
 from ..engine.tracing import NORMS, Tracer, close
 from ..nn.granularity import as_units
 from ..nn.replace import densify
@@ -24,27 +23,6 @@ from ..nn.replace import densify
 Model = TypeVar("Model", bound=nn.Module)
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-#: Whatever makes a constant of a constant, by place: ...
-_ELEMENTWISE: set[Any] = {
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
-    *(nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
-    *(F.relu, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.tanh, F.sigmoid, F.hardtanh),
-    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, F.relu_, F.leaky_relu_),
-    *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
-}
-#: ... or leaves it.
-_SPATIAL: set[Any] = {
-    *(nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate),
-}
-#: Put out their input itself, in evaluation.
-_IDENTITIES: set[Any] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, "contiguous"}
-_ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-#: With a number.
-_ARITHMETIC: set[Any] = {
-    *_ADDITIONS,
-    *(operator.sub, operator.mul, operator.truediv, torch.sub, torch.mul, torch.div, "sub", "mul", "div"),
-}
 ADDED = "they are added to others that are not zero"
 
 
@@ -169,52 +147,50 @@ class Channels:
     # ------------------------------------------------------------------ the way of the channels
 
     def _follow(self, node: fx.Node) -> None:
-        kind = self._kind(node)
+        module: Any = rules.called(node, self.modules)
+        # Hooks are passed over: `rewritten` finds out where one changes the result.
+        meaning = rules.meaning_of_forward(node, module)
         inputs, result = node.all_input_nodes, None
         if len(inputs) == 1 and inputs[0] in self.tensors:
-            result = self._one(node, kind, self.tensors[inputs[0]])
-        elif kind in _ADDITIONS and list(node.args) == inputs and not node.kwargs:
-            result = self._sum(node)
-        elif kind in (torch.cat, torch.concat):
-            result = self._concatenation(node)
+            result = self._one(node, meaning, module, self.tensors[inputs[0]])
+        elif isinstance(meaning, rules.Sum):
+            result = self._sum(meaning)
+        elif isinstance(meaning, rules.Concatenation):
+            result = self._concatenation(meaning.parts)
         if result is None:
             result = self._stop(node)
         if result is not None:
             self.tensors[node] = result
 
-    def _kind(self, node: fx.Node) -> Any:
-        """A module's class, a function, a method's name; None for what calls nothing."""
-        if node.op == "call_module":
-            return type(self.modules[str(node.target)])
-        return node.target if node.op in ("call_function", "call_method") else None
-
-    def _one(self, node: fx.Node, kind: Any, x: Tracked) -> Tracked | None:
+    def _one(self, node: fx.Node, meaning: rules.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
         """What a node makes of its only tensor; None where that is not known."""
-        name, module = str(node.target), self.modules.get(str(node.target)) if node.op == "call_module" else None
-        if kind in _ARITHMETIC:
-            return self._changed(node, kind, x) if self._numbers(node) else None
+        name = str(node.target) if module is not None else node.name
+        if isinstance(meaning, rules.Arithmetic | rules.Sum):  # a sum with itself
+            return self._changed(node, meaning.in_place, x)
         if not node.args or node.args[0] not in node.all_input_nodes:
             return None
-        if kind in CONVOLUTIONS:
-            return None if self._refusal(name) else self._convolution(name, x)
-        if isinstance(module, (*NORMS, nn.PReLU)):
+        if isinstance(module, (*NORMS, nn.PReLU)):  # their subclasses too, whatever the forward means
             value = None if self._refusal(name) else self._normed(node, module, x.value)
             if value is None:
                 return None
             self.followers.append((module, x.ids))
             return Tracked(x.ids, value, x.why)
-        if kind in _IDENTITIES:
-            return x
-        if kind in _SPATIAL:
-            return Tracked(x.ids, x.value, x.why)
-        if kind in _ELEMENTWISE:
-            return self._changed(node, kind, x)
-        if kind in (nn.ZeroPad2d, nn.ConstantPad2d):
-            border = float(getattr(self.modules[name], "value", 0.0))
-            beside = torch.where(x.value == border, x.value, torch.nan)
-            return Tracked(x.ids, beside, self._because(x, beside, f"{name} pads them with another number"))
-        if kind is nn.PixelShuffle:
-            return self._shuffled(x, self.modules[name].upscale_factor ** 2)
+        match meaning:
+            case rules.Convolution() if type(module) in CONVOLUTIONS:
+                return None if self._refusal(name) else self._convolution(name, x)
+            case rules.Identity():
+                return x
+            case rules.Resize() | rules.Pooling():
+                return Tracked(x.ids, x.value, x.why)
+            case rules.Activation() | rules.OutputActivation() | rules.Elementwise():
+                return self._changed(node, meaning.in_place, x)
+            case rules.Padding("zeros", _, border):
+                beside = torch.where(x.value == border, x.value, torch.nan)
+                return Tracked(x.ids, beside, self._because(x, beside, f"{name} pads them with another number"))
+            case rules.Padding():
+                return Tracked(x.ids, x.value, x.why)
+            case rules.PixelShuffle(factor):
+                return self._shuffled(x, factor**2)
         return None
 
     def _convolution(self, name: str, x: Tracked) -> Tracked:
@@ -248,10 +224,10 @@ class Channels:
                 return result
         return None
 
-    def _changed(self, node: fx.Node, kind: Any, x: Tracked) -> Tracked:
-        """Every element by itself, in place or not."""
+    def _changed(self, node: fx.Node, in_place: bool, x: Tracked) -> Tracked:
+        """Every element by itself: a constant becomes a constant."""
         value = self._evaluate(node, x.value)
-        if not self._in_place(node, kind):
+        if not in_place:
             return Tracked(x.ids, value, x.why)
         x.value = value
         return x
@@ -263,45 +239,30 @@ class Channels:
         function: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
         return function(*args, **kwargs)
 
-    def _in_place(self, node: fx.Node, kind: Any) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.modules[str(node.target)], "inplace", False))
-        name = kind if isinstance(kind, str) else kind.__name__
-        switched = any(argument is True for argument in (*node.args, *node.kwargs.values()))
-        return name.endswith("_") or kind is operator.iadd or switched
-
-    def _numbers(self, node: fx.Node) -> bool:
-        others = [a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, fx.Node)]
-        return all(isinstance(other, int | float) for other in others)
-
     def _because(self, x: Tracked, value: Tensor, why: str) -> list[str]:
         lost = (value.isnan() & ~x.value.isnan()).cpu().tolist()
         return [why if new else old for new, old in zip(lost, x.why, strict=True)]
 
-    def _sum(self, node: fx.Node) -> Tracked | None:
-        a, b = (self.tensors.get(source) for source in node.all_input_nodes)
+    def _sum(self, meaning: rules.Sum) -> Tracked | None:
+        a, b = self.tensors.get(meaning.a), self.tensors.get(meaning.b)
         if a is None or b is None or len(a.ids) != len(b.ids):
             return None
         self._together(a.ids, b.ids)
         value = a.value + b.value
         whys = [x or y for x, y in zip(*(self._because(one, value, ADDED) for one in (a, b)), strict=True)]
-        if not self._in_place(node, self._kind(node)):
+        if not meaning.in_place:
             return Tracked(a.ids, value, whys)
         a.value, a.why = value, whys
         return a
 
-    def _concatenation(self, node: fx.Node) -> Tracked | None:
-        parts, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if dim not in (1, -3) or not isinstance(parts, list | tuple):
+    def _concatenation(self, parts: Sequence[Any]) -> Tracked | None:
+        tensors = [self.tensors[part] for part in parts if part in self.tensors]
+        if len(tensors) != len(parts):
             return None
-        tensors = [self.tensors.get(part) for part in parts if isinstance(part, fx.Node)]
-        if None in tensors or len(tensors) != len(parts):
-            return None
-        found = [tensor for tensor in tensors if tensor is not None]
         return Tracked(
-            [one for tensor in found for one in tensor.ids],
-            torch.cat([tensor.value for tensor in found]),
-            [why for tensor in found for why in tensor.why],
+            [one for tensor in tensors for one in tensor.ids],
+            torch.cat([tensor.value for tensor in tensors]),
+            [why for tensor in tensors for why in tensor.why],
         )
 
     def _shuffled(self, x: Tracked, size: int) -> Tracked:

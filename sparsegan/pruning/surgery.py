@@ -21,7 +21,7 @@ from ..nn.granularity import (
 )
 from ..nn.layer import SPARSE_CLASSES, SparseConv, SparseConv2d, SparseConvTranspose2d
 from ..nn.replace import Model, move_hooks, replaced, sparse_layers
-from .allocation import shares
+from .allocation import layer_sparsities
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
 from .prunable import left_dense, prunable_layers
 
@@ -93,7 +93,7 @@ def sparsify(
     granularities = by_layer(layers, granularity, "granularity")
     sparsities: Mapping[str, float | None] = dict.fromkeys(layers)
     if sparsity is not None:
-        sparsities = shares(layers, sparsity, granularity, allocation)
+        sparsities = layer_sparsities(layers, sparsity, granularity, allocation)
     elif allocation != "uniform":
         raise ValueError(f"allocation is {allocation!r} and sparsity is None; give a sparsity to allocate")
     owners: dict[int, str] = {}

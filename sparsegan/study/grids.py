@@ -121,14 +121,14 @@ TASKS = {
 class Technique:
     """A recipe of `sparsegan.compress.RECIPES`, and what is changed in it.
 
-    `loss`: settings of `SelfSupervisedLoss`. `allocation`: as in `Compressor`, or "sensitivity": what raises L_F
+    `loss`: settings of `SelfSupervisedLoss`. `allocation`: as in `CompressionConfig`, or "sensitivity": what raises L_F
     evenly, measured on `SENSITIVITY_BATCHES` batches. `average`: decay of an average of the weights over the run's
     second half, which is what is kept; 0 for none.
     `untrained`: patterns of the discriminator's modules that are made untrained again. `noise`: standard deviation of
     what is added to its weights, in units of each layer's own.
     `lr`, `batch`: times the task's, the generator's learning rate and the images of a step.
     `warm_up`: a fresh discriminator, taught for so many steps on the dense generator's images. `data_free`: what the
-    dense generator makes stands in for real images. `regrow`, `rewind`: as in `Compressor`; a `rewind` prunes in
+    dense generator makes stands in for real images. `regrow`, `rewind`: as in `CompressionConfig`; a `rewind` prunes in
     rounds.
     """
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from .. import data
 from ..atomic_files import write_tensors
 from ..checkpoint import save
-from ..compress import OwnImages, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
+from ..compress import GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
-from ..gans import store
+from ..gans import GANS, store
 from ..metrics import distances as metrics
 from ..metrics.classifier import Classifier, find_classifier, load_classifier
 from ..nn.layer import SparseConv
@@ -78,17 +78,15 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.
     classifier = None
     if task.classifier:
         classifier = load_classifier(find_classifier(task.classifier, checkpoints)).to(device)
-    if task.gan == "dcgan" and classifier is not None:
+    if gan.from_noise and classifier is not None:
         return report | _score_classes(gan, generator, task, classifier)
     return report | _score(gan, generator, task, classifier, out)
 
 
 def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
     """A task's images; all of them are one split where the task holds none out."""
-    network = gan.config["network"]
-    size = network.get("image_size") or gan.config.get("size", 64)
-    channels = network.get("channels", network.get("in_channels"))
-    return data.load(task.gan, gan.config["data"], size, split if task.held_out else "all", channels=channels)
+    split = split if task.held_out else "all"
+    return data.load(GANS[task.gan].samples, gan.config["data"], gan.size or 64, split, channels=gan.channels or 3)
 
 
 def _some(samples: Samples, count: int) -> Any:
@@ -102,7 +100,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
     samples = samples_of(gan, task, "train")
     loader: Any = samples.batches(task.batch)
     if technique.data_free:
-        loader = OwnImages(gan.generator, gan.objective, loader)
+        loader = GeneratedBatches(gan.generator, gan.objective, loader)
     device = device_of(generator=gan.generator)
     discriminator = _changed(gan, technique, row.seed)
     if technique.warm_up:
@@ -133,10 +131,10 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         discriminator_lr=task.discriminator_lr,
         decay=True,
         seed=row.seed,
-        quiet=True,
         rounds=technique.rewind,
         rewind=technique.rewind,
         regrow=technique.regrow,
+        run=RunConfig(quiet=True),
     )
     looked_at = moved(_some(samples, max(4, 2 * task.batch)), device)
     watched = Watched(loader, compressor, gan.generator, task, looked_at, technique.average)
@@ -157,14 +155,14 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         },
     }
     if isinstance(allocation, dict):
-        report["allocation"] = {name: round(share, 4) for name, share in allocation.items()}
+        report["allocation"] = {name: round(sparsity, 4) for name, sparsity in allocation.items()}
     return generator, report
 
 
 def _match_contrast_again(generator: nn.Module, gan: store.Gan) -> None:
-    """After the parameters changed; of a generator that starts from noise."""
-    noise = store.noise(gan.generator, 256, 0)
-    match_contrast(generator, gan.generator, lambda network: network(noise))
+    """After the parameters changed."""
+    inputs = store.example(gan, 256)
+    match_contrast(generator, gan.generator, lambda network: network(*inputs))
 
 
 def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
@@ -254,9 +252,8 @@ def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier:
     device = device_of(generator=generator)
     reals = samples_of(gan, task, "test").in_order(250)
     real = torch.cat([classifier.features(images.to(device)) for images in reals])
-    with seeded(NOISE):
-        noise = torch.randn(task.images, *store.noise(gan.generator, 1, 0).shape[1:])
-    fake = torch.cat([classifier.features(generator(part.to(device))) for part in noise.split(250)])
+    (noise,) = store.example(gan, task.images, seed=NOISE)
+    fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
     fid, kid = metrics.distances_between(real.cpu(), fake.cpu())
     probabilities = classifier.head(fake).softmax(1)
     shares = probabilities.argmax(1).bincount(minlength=10) / len(fake)

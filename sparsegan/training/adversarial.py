@@ -18,15 +18,15 @@ from .loop import run_loop
 
 
 def decayed(step: int, steps: int) -> float:
-    """A learning rate's share at `step` of `steps`: 1, then falling linearly to 0 over the second half."""
+    """The fraction of a learning rate at `step` of `steps`: 1, then falling linearly to 0 over the second half."""
     return min(1.0, 2 * (1 - step / steps))
 
 
-def set_rates(optimizer: Optimizer | None, share: float) -> None:
-    """Set each learning rate of `optimizer` to a share of what it was at first."""
+def set_rates(optimizer: Optimizer | None, fraction: float) -> None:
+    """Set each learning rate of `optimizer` to a fraction of its first value."""
     for group in optimizer.param_groups if optimizer is not None else ():
         group.setdefault("initial_lr", group["lr"])
-        group["lr"] = share * group["initial_lr"]
+        group["lr"] = fraction * group["initial_lr"]
 
 
 class AdversarialTask:
@@ -39,8 +39,8 @@ class AdversarialTask:
     What is frozen stays frozen, and modules that are in evaluation stay there; see `sparsegan.modes`.
 
     `generator_optimizer`: None leaves the generator as it is, in evaluation mode, and trains the discriminator alone.
-    `generator_every`: discriminator steps a generator step, n_critic. `decay`: the run's steps, over whose second half
-    both rates fall linearly to 0; None for constant rates.
+    `generator_every`: discriminator steps per generator step, n_critic. `decay`: the run's steps, over whose second
+    half both rates fall linearly to 0; None for constant rates.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One run on several processes (``torchrun``), each with its share of every batch, as if it were one.
+"""One run on several processes (``torchrun``), each with its part of every batch, as if it were one.
 
 Every rank sees the whole batch and draws the same random numbers. What is divided is the networks' work: a network's
 call takes the rank's part of its inputs, and its outputs are put together again, so that whatever a loss does with
@@ -8,7 +8,7 @@ two steps are each other's adjoint, at every order of differentiation:
     part    forward: the rank's rows of a tensor            backward: join
     join    forward: every rank's rows, one after the other  backward: part
 
-Each rank then holds the gradient of its rows' share, and `sum_gradients` adds the shares up. Batch norms take their
+Each rank then holds the gradient of its own rows, and `sum_gradients` adds these up. Batch norms take their
 statistics over all ranks, dropouts draw for the whole batch. With one process, or without ``torch.distributed``,
 nothing here does anything.
 """
@@ -27,16 +27,17 @@ from torch.optim import Optimizer
 
 from ..outermost import Outermost, mapped
 from ..randomness import CPU
+from ..renamed import renamed_names
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number; 0 is the one that writes files."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -60,18 +61,18 @@ def from_environment(device: torch.device = CPU) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wait() -> None:
-    """Until every rank is here."""
-    if count() > 1:
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
         dist.barrier()
 
 
 class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: Tensor) -> Tensor:
-        if whole.shape[0] % count():
-            raise ValueError(f"a batch of {whole.shape[0]} does not divide among {count()} processes")
-        return whole.chunk(count())[rank()].clone()
+        if whole.shape[0] % world_size():
+            raise ValueError(f"a batch of {whole.shape[0]} does not divide among {world_size()} processes")
+        return whole.chunk(world_size())[rank()].clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class _Part(torch.autograd.Function):
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count())]
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
@@ -106,7 +107,7 @@ class _Sum(torch.autograd.Function):
 
 def joined(value: Any) -> Any:
     """Tensors of the rank's part, inside tuples too, as those of the whole batch."""
-    return mapped(value, _Join.apply) if count() > 1 else value
+    return mapped(value, _Join.apply) if world_size() > 1 else value
 
 
 class _BatchNormOverRanks(nn.BatchNorm2d):
@@ -115,7 +116,7 @@ class _BatchNormOverRanks(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
             return super().forward(x)
-        size = count() * x.numel() // x.shape[1]
+        size = world_size() * x.numel() // x.shape[1]
         mean = _Sum.apply(x.sum((0, 2, 3))) / size
         centred = x - mean.view(-1, 1, 1)
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / size
@@ -137,8 +138,8 @@ class _DropoutOverRanks(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        whole = torch.cat([torch.ones_like(x)] * count())
-        return x * nn.functional.dropout(whole, self.p).chunk(count())[rank()]
+        whole = torch.cat([torch.ones_like(x)] * world_size())
+        return x * nn.functional.dropout(whole, self.p).chunk(world_size())[rank()]
 
 
 def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
@@ -147,7 +148,7 @@ def _average_statistics(norm: nn.Module, inputs: Any, output: Any) -> None:
         for statistic in norm.buffers():
             if statistic.is_floating_point():
                 dist.all_reduce(statistic)
-                statistic /= count()
+                statistic /= world_size()
 
 
 class _Rows:
@@ -166,7 +167,7 @@ class _Rows:
 
     def _part(self, whole: Tensor) -> Tensor:
         self.count = len(whole)
-        if self.padded and (missing := -self.count % count()):
+        if self.padded and (missing := -self.count % world_size()):
             whole = torch.cat([whole, whole[-1:].expand(missing, *whole.shape[1:])])
         return _Part.apply(whole)
 
@@ -180,15 +181,15 @@ class _Rows:
 
 
 def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function`, whose rows do not depend on each other, with each rank computing its share of them."""
-    if count() == 1:
+    """`function`, whose rows do not depend on each other, with each rank computing its part of them."""
+    if world_size() == 1:
         return function
 
-    def shared(rows: Tensor) -> Tensor:
+    def divided_among_ranks(rows: Tensor) -> Tensor:
         given = _Rows(padded=True)
         return given.whole(function(given.part(rows)))
 
-    return shared
+    return divided_among_ranks
 
 
 #: Layers that look at the whole batch, and what stands in for them.
@@ -204,7 +205,7 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
 
     `padded`: for batches that do not divide, and networks in evaluation mode. Without it they raise ValueError.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     hooks: list[Any] = []
@@ -236,16 +237,19 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
 
 
 def sum_gradients(optimizer: Optimizer) -> None:
-    """Every rank's share of the gradients, added up in place."""
+    """Every rank's partial sum of each gradient, added up in place."""
     sum_tensors(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
 
 
-def sum_tensors(shares: Iterable[Tensor]) -> None:
-    """Every rank's share of each tensor, added up in place."""
-    if count() > 1:
-        for share in shares:
-            dist.all_reduce(share)
+def sum_tensors(partial_sums: Iterable[Tensor]) -> None:
+    """Every rank's partial sum of each tensor, added up in place."""
+    if world_size() > 1:
+        for partial_sum in partial_sums:
+            dist.all_reduce(partial_sum)
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+__getattr__ = renamed_names(__name__, count="world_size", wait="barrier")

@@ -1,7 +1,7 @@
 """A run directory: config.json, metrics.jsonl and resumable checkpoints.
 
 RUN/config.json                    what was asked for; a resumed run must ask for the same
-RUN/metrics.jsonl                  one JSON object a step
+RUN/metrics.jsonl                  one JSON object per step
 RUN/checkpoints/step-0000100.pt    everything that the step after it depends on; the newest `keep` stay
 """
 
@@ -39,7 +39,7 @@ class Run:
         self.keep = keep
         self._writes = ranks.rank() == 0
         if not self._writes:
-            ranks.wait()  # for rank 0 to have made it
+            ranks.barrier()  # for rank 0 to have made it
             resume = True
         config = json.loads(json.dumps(config))  # what reading it back will give: tuples become lists
         file = self.path / "config.json"
@@ -54,7 +54,7 @@ class Run:
         else:
             write_json(file, config)
         if self._writes:
-            ranks.wait()
+            ranks.barrier()
 
     # checkpoints
 

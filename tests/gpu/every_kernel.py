@@ -23,7 +23,7 @@ def main() -> None:
             for dense, size in layers:
                 layer = sg.SparseConv2d if isinstance(dense, nn.Conv2d) else sg.SparseConvTranspose2d
                 sparse = layer.from_dense(dense, 0.8, granularity).to("cuda", dtype)
-                sparse.kernel = "sparse"
+                sparse.backend = "sparse"
                 for batch in (1, 5):
                     x = torch.randn(
                         batch, dense.in_channels, size, size, device="cuda", dtype=dtype, requires_grad=True

@@ -30,7 +30,7 @@ every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 def layer_and_input(name: str, granularity: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
     dense = LAYERS[name]()
     layer = sg.sparsify(dense, 0.8, granularity).to(DEVICE, dtype)
-    layer.kernel = "sparse"
+    layer.backend = "sparse"
     size = SIZES.get(name, 12)
     return layer, torch.randn(3, dense.in_channels, size, size, device=DEVICE, dtype=dtype)
 
@@ -59,7 +59,7 @@ def test_like_dense(name: str, granularity: str, dtype: torch.dtype) -> None:
     exact = gradients(layer.to_dense().cpu().double(), x.cpu().double())
     allowed = 1e-5 if dtype == torch.float32 else 2e-2
     assert_near(gradients(layer, x), exact, layer.positions(), allowed)
-    layer.kernel = "dense"
+    layer.backend = "dense"
     assert_near(gradients(layer, x), exact, layer.positions(), allowed)
 
 
@@ -107,11 +107,11 @@ def test_channels_last_and_the_same_bits_again(granularity: str) -> None:
 @on_gpu
 @every_layer
 @every_granularity
-@pytest.mark.parametrize("kernel", ["sparse", "dense", "auto"])
-def test_cuda_graph(name: str, granularity: str, kernel: str) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense", "auto"])
+def test_cuda_graph(name: str, granularity: str, backend: str) -> None:
     """Forward and backward are captured, replayed on new numbers, and agree with the layer outside a graph."""
     layer, x = layer_and_input(name, granularity)
-    layer.kernel = kernel
+    layer.backend = backend
     static = x.clone().requires_grad_()
 
     def step() -> tuple[Tensor, ...]:
@@ -182,7 +182,7 @@ def test_training_follows_masked_dense() -> None:
         nn.ConvTranspose2d(8, 32, 4), nn.BatchNorm2d(32), nn.ReLU(), nn.ConvTranspose2d(32, 3, 4, 2, 1)
     )
     sparse = sg.sparsify(copy.deepcopy(dense), 0.8, exclude="3").to(DEVICE)
-    sparse[0].kernel = "sparse"
+    sparse[0].backend = "sparse"
     mask = sparse[0].mask()
     dense = sg.densify(copy.deepcopy(sparse)).to(DEVICE)
     networks = (sparse, dense)

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/conv.h"
-#include "../../csrc/cpu/registry.h"
+#include "../../csrc/cpu/isa.h"
 
 namespace {
 
@@ -58,10 +58,10 @@ struct Case {
   int64_t target_channels() const { return adjoint ? geometry.fine_channels : geometry.coarse_channels; }
 
   std::string text() const {
-    const char* const names[] = {"float32", "float64", "bfloat16"};
     const char* const paddings[] = {"zeros", "reflect", "replicate", "circular"};
     const Axis &h = geometry.h, &w = geometry.w;
-    std::string line = std::string(names[static_cast<int>(dtype)]) + (adjoint ? " coarse to fine" : " fine to coarse");
+    std::string line =
+        std::string(kDTypes[static_cast<int>(dtype)].name) + (adjoint ? " coarse to fine" : " fine to coarse");
     const auto add = [&](const char* name, std::initializer_list<int64_t> numbers) {
       line.append(", ").append(name);
       for (const int64_t number : numbers) line.append(" ").append(std::to_string(number));
@@ -178,10 +178,10 @@ void draw_support(Random& random, Case& c) {
 Case draw_case(Random& random, int64_t number) {
   constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
   Case c;
-  c.dtype = static_cast<DType>(number % 3);
-  c.adjoint = number / 3 % 2 == 1;
-  const auto kind = static_cast<Kind>(number / 6 % kKinds);
-  if (!c.adjoint) c.padding = static_cast<Padding>(number / (6 * kKinds) % 4);
+  c.dtype = static_cast<DType>(number % kTensorTypes);
+  c.adjoint = number / kTensorTypes % 2 == 1;
+  const auto kind = static_cast<Kind>(number / (2 * kTensorTypes) % kKinds);
+  if (!c.adjoint) c.padding = static_cast<Padding>(number / (2 * kTensorTypes * kKinds) % 4);
   // Half the units are wide, half deep, as seen from this direction's target.
   (random.from(0, 1) ? c.geometry.coarse_vector : c.geometry.fine_vector) = random.one_of({1, 2, 3, 4, 8});
   for (;;) {
@@ -312,7 +312,7 @@ Errors run(const Case& c, Random& random) {
       view_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), static_cast<int64_t>(numbers.size()));
   const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
   const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
-  ConvCall call{&g, c.adjoint, &plan, c.dtype, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w};
+  ConvCall call{{&g, c.adjoint, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w}, &plan, c.dtype};
   if (c.adjoint) {
     std::swap(call.x_height, call.y_height);
     std::swap(call.x_width, call.y_width);
@@ -320,16 +320,16 @@ Errors run(const Case& c, Random& random) {
   call.padding = c.padding;
   call.pad_before_h = c.pad_before_h;
   call.pad_before_w = c.pad_before_w;
-  call.epilogue.negative_slope = c.negative_slope;
+  call.output_transform.negative_slope = c.negative_slope;
   // The work is cut as for `threads` threads; one does it all.
-  const Team team{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
-                    for (int64_t i = 0; i < count; ++i) body(i);
-                  }};
+  const ThreadPool pool{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
+                          for (int64_t i = 0; i < count; ++i) body(i);
+                        }};
 
   Tensor<T> x(x_size, random), gy(y_size, random), values(c.values(), random), bias(c.target_channels(), random);
   Tensor<T> y(y_size), dv(c.values());
-  sparse_conv(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), team);
-  wgrad(call, gy.data(), x.data(), dv.data(), team);
+  sparse_conv(call, x.data(), values.data(), c.bias ? bias.data() : nullptr, y.data(), pool);
+  wgrad(call, gy.data(), x.data(), dv.data(), pool);
 
   std::vector<Sum> y_expected(y_size), dv_expected(c.values());
   if (c.bias) {

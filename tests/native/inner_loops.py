@@ -2,7 +2,7 @@
 
     python tests/native/inner_loops.py aarch64-linux-gnu-g++ [OBJDUMP]
 
-Compiles every register tile of ``csrc/cpu/sparse_conv.h`` that the row "neon" of ``csrc/cpu/kernels.cpp`` has,
+Compiles every register tile of ``csrc/cpu/kernels/sparse_conv.h`` that the row "neon" of ``isas.h`` beside it has,
 float32, as CMakeLists.txt does, and reads the disassembly. Exits with 1 where a loop over taps keeps a vector on the
 stack. Counts are no times: nothing here was measured on an ARM processor.
 """
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LANES, SUMS, ROWS, COLUMNS = 4, 24, 8, 8  # as the row in kernels.cpp, and kMaxCols
+LANES, SUMS, ROWS, COLUMNS = 4, 24, 8, 8  # as the row in isas.h, and kMaxCols
 FLAGS = "-std=c++20 -O3 -fPIC -Wno-psabi -fno-math-errno -ffp-contract=fast -DSPARSEGAN_ISA=neon".split()
 PARAMETERS = "const TapRange&, const float*, const float*, int64_t, float*, int64_t, int64_t, const float*"
 
@@ -50,7 +50,7 @@ def main() -> None:
         for tile in tiles:
             numbers = ", ".join(map(str, (LANES, *tile)))
             source.write_text(
-                f'#include "{ROOT}/csrc/cpu/sparse_conv.h"\n'
+                f'#include "{ROOT}/csrc/cpu/kernels/sparse_conv.h"\n'
                 f"template void sparsegan::neon::sparse_conv_tile<float, {numbers}>({PARAMETERS});\n".replace(
                     "const TapRange&", "const sparsegan::TapRange&"
                 )

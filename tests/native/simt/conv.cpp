@@ -11,7 +11,6 @@ using simt::Access;
 using sparsegan::cuda::ConvCall;
 
 constexpr int geometry_numbers = 13;
-constexpr size_t dtype_bytes[] = {4, 2, 2};
 
 }  // namespace
 
@@ -36,7 +35,8 @@ const char* simt_conv(const SimtCall* call, const int32_t* support, const void* 
                       float negative_slope, void* y, const void* gy, void* dv) try {
   simt::begin(static_cast<uint64_t>(call->seed), call->damage != 0);
   ConvCall c;
-  c.geometry = sparsegan::Geometry::from_list({call->geometry, call->geometry + geometry_numbers});
+  const auto geometry = sparsegan::Geometry::from_list({call->geometry, call->geometry + geometry_numbers});
+  c.geometry = &geometry;
   c.adjoint = call->adjoint != 0;
   c.dtype = static_cast<sparsegan::cuda::DType>(call->dtype);
   c.taps = call->taps;
@@ -46,8 +46,8 @@ const char* simt_conv(const SimtCall* call, const int32_t* support, const void* 
   c.multiprocessors = call->multiprocessors;
 
   std::vector<int32_t> kept(support, support + c.taps);
-  std::vector<int32_t> plan(sparsegan::device_plan_shape(c.geometry, c.adjoint, c.taps).size());
-  sparsegan::compile_device_plan(c.geometry, c.adjoint, support, c.taps, plan.data());
+  std::vector<int32_t> plan(sparsegan::device_plan_shape(geometry, c.adjoint, c.taps).size());
+  sparsegan::compile_device_plan(geometry, c.adjoint, support, c.taps, plan.data());
   if (call->damage != 0) {
     std::mt19937 random(static_cast<unsigned>(call->damage));
     for (std::vector<int32_t>* numbers : {&kept, &plan})
@@ -55,7 +55,7 @@ const char* simt_conv(const SimtCall* call, const int32_t* support, const void* 
         if (random() % 4 == 0) number = static_cast<int32_t>(random()) >> random() % 32;
   }
 
-  const size_t element = dtype_bytes[call->dtype], offset = element * call->offset;
+  const size_t element = element_bytes(c.dtype), offset = element * call->offset;
   const size_t x_bytes = element * c.images * call->x_channels * c.x_height * c.x_width;
   const size_t y_bytes = element * c.images * call->y_channels * c.y_height * c.y_width;
   const size_t tap_bytes = element * c.taps;

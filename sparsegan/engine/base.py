@@ -1,5 +1,9 @@
-"""What all engines do alike, and what an engine answers where code expects a module: it works, or a sentence says what
-to do instead."""
+"""What the engines of all devices have in common.
+
+An engine holds its own copy of a model, one compiled program for each kind of call, and the tiles of large images. It
+takes calls from several threads, checks their arguments, and compares what it computes with the model. Code that
+expects a module finds the methods of one: each works, or an error says what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,18 @@ from . import tiling
 from .statistics import by_batch
 from .tracing import close
 
-Self = TypeVar("Self", bound="Served")
+Self = TypeVar("Self", bound="BaseEngine")
 
 
-class Served(ABC):
-    """What engines share. `model`: the engine's own copy; `example`: its positional and keyword arguments.
+class BaseEngine(ABC):
+    """An engine without its programs: a subclass makes and runs them.
 
-    A program is what an engine compiles for calls of one key; `plans` of them are kept.
+    `model`: the engine's own copy; `example`: its positional and keyword arguments.
+
+    A program is what an engine compiles for calls of one key. The `plans` that were used last are kept.
     """
 
-    #: What compiling may miss of a forward, for an error message.
+    #: The tools that may miss a part of a forward, for an error message.
     unseen: ClassVar[str]
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
@@ -61,7 +67,7 @@ class Served(ABC):
         approximate: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """What ``model(*inputs, **kwargs)`` returns, in evaluation, without gradients, and without autocast.
+        """The result of ``model(*inputs, **kwargs)`` in evaluation, without gradients, and without autocast.
 
         Args:
             inputs, kwargs: what the model's forward takes: tensors, numbers, strings, None, nested in lists, tuples and
@@ -191,7 +197,7 @@ class Served(ABC):
                 buffers.put_back()
 
     def _expected(self, call: Call) -> Any:
-        """What the model itself computes for a call."""
+        """The result of the model itself for a call."""
         args, kwargs = call.copies()
         with self._still():
             return self._running(*args, **kwargs)
@@ -211,7 +217,7 @@ class Served(ABC):
 
     def __reduce__(self) -> Any:
         """Copies and pickles hold the model and the example; they compile again."""
-        return _compiled_again, (self.model, self.example, self._plans, self.statistics)
+        return _compiled_again, (type(self), self.model, self.example, self._plans, self.statistics)
 
     def eval(self: Self) -> Self:
         """Itself: an engine computes what a model computes in evaluation."""
@@ -252,8 +258,8 @@ def _varied(one: Tensor) -> Tensor:
     return torch.linspace(-1, 1, one.numel(), dtype=one.dtype, device=one.device).view(one.shape)
 
 
-def _compiled_again(model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str) -> Any:
-    from . import optimize_for_inference  # which imports the engines, which import this
-
+def _compiled_again(
+    kind: type[BaseEngine], model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str
+) -> BaseEngine:
     args, kwargs = example
-    return optimize_for_inference(model, args, plans, kwargs=kwargs, statistics=statistics)
+    return kind(model, Call.of(args, kwargs), plans, statistics)

@@ -1,4 +1,4 @@
-"""``optimize_for_inference``: a whole generator as a short list of fused steps."""
+"""The engine for CPUs: a whole generator as a short list of fused steps."""
 
 from __future__ import annotations
 
@@ -13,91 +13,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..calls import Call, positional
+from ..calls import Call
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
 from ..ops import native
+from ..renamed import renamed_attribute
 from . import tiling
+from .arena import plan_arena
+from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
-from .gpu import GpuEngine
 from .layers import Layers
-from .memory import Layout, Memory, new_arena, plan_arena
-from .served import Served
+from .memory import Layout, Memory, new_arena
 from .shapes import Shapes
-from .statistics import check_statistics, other_in_training
 from .steps import Step, Torch
 from .tracing import Tracer, has_hooks
 from .values import Slot
-
-
-def optimize_for_inference(
-    model: nn.Module,
-    example: Any,
-    plans: int = 8,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    statistics: str | None = None,
-) -> Engine | GpuEngine:
-    """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
-
-    Args:
-        model: any module, sparse layers or pruned dense ones in it; unchanged. ``DataParallel`` and its kind and
-            ``torch.compile`` are taken off first. The engine computes what the model computes in evaluation.
-        example: an input, or a tuple (or list) of positional arguments; a list that is one argument goes into a tuple.
-            Tensors may be nested in lists, tuples and dicts, beside numbers, strings and None. Other shapes, batch
-            sizes and values of what is no tensor are compiled when they come.
-        plans: how many of these are kept compiled.
-        kwargs: keyword arguments of the example.
-        statistics: ``"stored"``: batch norms use the statistics that they keep, as in evaluation. ``"batch"``: norms
-            use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
-            former, with a warning where the model is in training mode and computes something else there.
-
-    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph,
-    which is compared with the model before its first use.
-
-    What draws random numbers draws them anew at every call, in the model's order: from the same state of torch's
-    generator an engine computes what the model computes. Compiling leaves that state as it was.
-
-    What no kernel is here for runs in torch: ``engine.fallbacks`` lists it, and a warning names convolutions among it.
-
-    Raises:
-        TypeError: an argument holds something else than tensors, numbers, strings and None.
-        ValueError: the model computes something for the example that torch.fx (or, on a GPU, a CUDA graph) does not
-            see; on a GPU, its forward waits for the GPU, as a branch on values does; it is on several devices, on
-            another than the example, or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics
-            is another word.
-    """
-    if plans < 1:
-        raise ValueError(f"plans is {plans}; it must be at least 1")
-    call = Call.of(positional(example), kwargs or {})
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if len(devices) > 1 or any(device.type not in ("cpu", "cuda") for device in devices):
-        found = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"the model is on {found}; an engine needs one device, a CPU or an NVIDIA GPU")
-    if statistics is None:
-        statistics = "stored"
-        if others := other_in_training(model):
-            warnings.warn(
-                f"the model is in training mode, and {', '.join(others)} compute something else there; the engine "
-                "computes what they do in evaluation. Call model.eval() first if that is meant, or give "
-                'statistics="batch" for norms by the statistics of each batch',
-                stacklevel=2,
-            )
-    check_statistics(statistics)
-    if any(device.type == "cuda" for device in devices):
-        return GpuEngine(unwrapped(model), call, plans, statistics)
-    return Engine(unwrapped(model), call, plans, statistics)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``DataParallel`` and its kind and ``torch.compile``."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 @dataclass(frozen=True)
@@ -112,16 +42,17 @@ class Fallback:
 class StepTime:
     """One step: where it comes from, what runs it and why, what it does besides, and milliseconds of a run.
 
-    `multiply_ms`: of a convolution on kept weights, its share of multiplications (all threads' time, by shares).
+    `multiply_ms`: of a convolution on kept weights, `ms` times the fraction of all threads' time that multiplies.
     """
 
     name: str
-    kernel: str
+    backend: str
     shape: tuple[int, ...]
     fused: tuple[str, ...]
     why: str
     ms: float
     multiply_ms: float
+    kernel = renamed_attribute("kernel", "backend")
 
 
 @dataclass(eq=False)
@@ -140,7 +71,7 @@ class Workspace:
     bound: WeakKeyDictionary[Compiled, tuple[Memory, list[Any]]] = field(default_factory=WeakKeyDictionary)
 
 
-class Engine(Served):
+class Engine(BaseEngine):
     """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
 
     Calls at the same time are safe: each has memory of its own, which later calls of any size use again. A size that is
@@ -177,12 +108,12 @@ class Engine(Served):
 
     @property
     def fallbacks(self) -> list[Fallback]:
-        """What runs in torch for inputs of the example's shapes, and why. Convolutions that are faster dense do not
-        count."""
+        """The steps that run in torch for inputs of the example's shapes, and why. Convolutions that are faster dense
+        do not count."""
         return [
             Fallback(step.name, self._opaque.get(step.name, step.why))
             for step in self.steps()
-            if step.kernel == "torch"
+            if step.backend == "torch"
         ]
 
     def _run(self, program: Compiled, call: Call) -> Any:
@@ -280,13 +211,13 @@ class Engine(Served):
                     passed, after = time.perf_counter() - start, native.part_times()
                     parts = {name: after[name] - before[name] for name in after}
                     spent = sum(parts.values())
-                    share = parts["multiplying"] / spent if spent else 0.0
-                    own.append((passed * 1e3, passed * 1e3 * share))
+                    fraction = parts["multiplying"] / spent if spent else 0.0
+                    own.append((passed * 1e3, passed * 1e3 * fraction))
         rows = []
         for step, own in zip(program.steps, times, strict=True):
             ms, multiply = (sorted(one[place] for one in own[1:])[len(own[1:]) // 2] for place in (0, 1))
             shape = step.writes[0].shape if step.writes else ()
-            rows.append(StepTime(step.name, step.kernel, shape, tuple(step.fused), step.why, ms, multiply))
+            rows.append(StepTime(step.name, step.backend, shape, tuple(step.fused), step.why, ms, multiply))
         return rows
 
     def _call_or_example(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -322,12 +253,12 @@ class Engine(Served):
         rows = self.profile()
         total = sum(row.ms for row in rows)
         outside = 1 - sum(row.multiply_ms for row in rows) / total
-        lines = [f"{'step':<34}{'kernel':<11}{'output':<20}{'ms':>9}{'share':>7}  with, why"]
+        lines = [f"{'step':<34}{'backend':<11}{'output':<20}{'ms':>9}{'share':>7}  with, why"]
         for row in rows:
             with_what = ", ".join(row.fused)
             note = "; ".join(part for part in (with_what, row.why) if part)
             shape = "x".join(map(str, row.shape))
-            lines.append(f"{row.name:<34}{row.kernel:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
+            lines.append(f"{row.name:<34}{row.backend:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
         memory = self.memory()
         lines.append(
             f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it not "

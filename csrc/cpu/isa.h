@@ -1,11 +1,11 @@
-// Which kernels this process runs: the best ISA that the build has and the machine supports, or the one that was asked
-// for.
+// Which kernels this process runs: those of the best ISA that the build has and the machine supports, or of the one
+// that was asked for.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace sparsegan {
 

@@ -1,7 +1,7 @@
 // sparse_conv: y[o, p] (+)= sum over taps of v * x[c, p + shift], broadcast weights feeding a register tile of outputs.
 //
 // The lanes hold different tiles, so a shift is a whole-vector step and every load is aligned. A tile is W target
-// channels (that share their taps, at vector granularity) by R x Q outputs: R * Q loads of x a tap serve W * R * Q
+// channels (that share their taps, at vector granularity) by R x Q outputs: R * Q loads of x per tap serve W * R * Q
 // FMAs. The loop over a source block's taps runs innermost with the block's window of x in the first-level cache.
 #pragma once
 
@@ -32,7 +32,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
       const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap, const T* in) __attribute__((always_inline)) {
         Vec<T, L> v[W];
         if constexpr (S > 1) {
-          if (taps.order) tap = taps.order[tap];
+          if (taps.value_index) tap = taps.value_index[tap];
         }
 #pragma GCC unroll 4
         for (int w = 0; w < W; ++w) v[w] = broadcast<T, L>(weights[tap * width + w]);
@@ -45,7 +45,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
             for (int w = 0; w < W; ++w) acc[w][r][q] += v[w] * a;
           }
           in += x_row;
-          asm("" : "+r"(in));  // one pointer a row and constant displacements, not an address computed for each FMA
+          asm("" : "+r"(in));  // one pointer per row and constant displacements, not an address computed for each FMA
         }
       };
       int64_t tap = begin;

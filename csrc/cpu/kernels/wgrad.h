@@ -43,7 +43,7 @@ SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int64_t tap, const T* gy
 template <class T, int L, int W>
 void wgrad(const TapRange& range, const Tiling& t, const Frame& x_frame, const Frame& y_frame, const void* gy_panel,
            const void* x_panel, void* dv_) {
-  constexpr int kTaps = 8 / W;  // a load of gy each target channel, a load of x each tap, W * kTaps FMAs
+  constexpr int kTaps = 8 / W;  // a load of gy per target channel, a load of x per tap, W * kTaps FMAs
   const int64_t x_row = x_frame.cols * L, gy_row = y_frame.cols * L, gy_plane = y_frame.plane;
   for (int64_t row = 0; row < t.tile_h; row += t.rows) {
     const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;

@@ -1,4 +1,5 @@
-// Tanh and Sigmoid of vectors: float32 by polynomials of our own fit, float64 by the C library, lane by lane.
+// Activations of vectors. LeakyReLU; Tanh and Sigmoid: float32 by polynomials of our own fit, float64 by the C library,
+// lane by lane.
 #pragma once
 
 #include "kernels.h"
@@ -10,6 +11,13 @@ double exp(double);
 }
 
 namespace sparsegan::SPARSEGAN_ISA {
+
+// z where it is above 0, else slope * z.
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> leaky_relu(Vec<T, L> z, T slope) {
+  const Vec<T, L> zero = {}, scaled = slope == T(0) ? zero : z * broadcast<T, L>(slope);  // and 0 for minus infinity
+  return z <= zero ? scaled : z;                                                          // NaN stays
+}
 
 // e^x = 2^n e^r with r from -ln 2 / 2 to ln 2 / 2: ln 2 in two parts, of which n times the first is exact. The
 // polynomial is within 2e-9 of e^r. x from -87 to 87.
@@ -34,7 +42,7 @@ SPARSEGAN_INLINE Vec<float, L> magnitude(Vec<float, L> x) {
   return reinterpret_cast<Vec<float, L>>(reinterpret_cast<Vec<int32_t, L>>(x) & 0x7fffffff);
 }
 
-// |x|, at most `most`: beyond it the curve is flat.
+// |x|, at most `most`: beyond it both functions are flat.
 template <int L>
 SPARSEGAN_INLINE Vec<float, L> up_to(Vec<float, L> x, float most) {
   const Vec<float, L> size = magnitude<L>(x), limit = broadcast<float, L>(most);
@@ -69,12 +77,12 @@ SPARSEGAN_INLINE Vec<float, L> sigmoid_of(Vec<float, L> x) {
 }
 
 template <class T, int L>
-SPARSEGAN_INLINE Vec<T, L> curved(Vec<T, L> x, Curve curve) {
-  if (curve == Curve::none) return x;
+SPARSEGAN_INLINE Vec<T, L> output_activation(Vec<T, L> x, OutputActivation activation) {
+  if (activation == OutputActivation::none) return x;
   if constexpr (sizeof(T) == sizeof(float)) {
-    return curve == Curve::tanh ? tanh_of<L>(x) : sigmoid_of<L>(x);
+    return activation == OutputActivation::tanh ? tanh_of<L>(x) : sigmoid_of<L>(x);
   } else {
-    for (int i = 0; i < L; ++i) x[i] = curve == Curve::tanh ? ::tanh(x[i]) : 1 / (1 + ::exp(-x[i]));
+    for (int i = 0; i < L; ++i) x[i] = activation == OutputActivation::tanh ? ::tanh(x[i]) : 1 / (1 + ::exp(-x[i]));
     return x;
   }
 }

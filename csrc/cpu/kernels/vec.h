@@ -1,9 +1,9 @@
 // A vector of L lanes as the compiler's own vector type: one source for every ISA. Wider than the machine is legal and
 // correct, so the portable build runs the same 16-lane code as AVX-512 does.
 //
-// This header is compiled once an ISA with that ISA's flags. Everything lives in a namespace of its own (SPARSEGAN_ISA)
-// and no std:: function is called: an inline function shared between builds could otherwise be linked in its AVX-512
-// form everywhere.
+// This header is compiled once per ISA with that ISA's flags. Everything lives in a namespace of its own
+// (SPARSEGAN_ISA) and no std:: function is called: an inline function shared between builds could otherwise be linked
+// in its AVX-512 form everywhere.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,10 @@
 #include "kernels.h"
 
 namespace sparsegan::SPARSEGAN_ISA {
+
+SPARSEGAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+SPARSEGAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+SPARSEGAN_INLINE int64_t clamp(int64_t a, int64_t least, int64_t most) { return smaller(larger(a, least), most); }
 
 template <class T, int L>
 struct VecOf {
@@ -53,6 +57,12 @@ template <>
 struct IntOf<8> {
   using type = int64_t;
 };
+
+// v where `in` is set, else 0.
+template <class T, int L>
+SPARSEGAN_INLINE Vec<T, L> where(Vec<typename IntOf<sizeof(T)>::type, L> in, Vec<T, L> v) {
+  return reinterpret_cast<Vec<T, L>>(reinterpret_cast<Vec<typename IntOf<sizeof(T)>::type, L>>(v) & in);
+}
 
 // Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F has no state: the lane
 // numbers must be constants.
@@ -149,7 +159,7 @@ SPARSEGAN_INLINE void interleave_pieces(Vec<T, L> (&rows)[L]) {
   }
 }
 
-// Transposes L x L in registers with one instruction a row and round: 16-byte pieces by interleaving, which is one
+// Transposes L x L in registers with one instruction per row and round: 16-byte pieces by interleaving, which is one
 // instruction there, then whole pieces exchanged.
 template <class T, int L>
 SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
@@ -157,11 +167,6 @@ SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
   interleave_pieces<T, L, kPiece, kPiece>(rows);
   exchange_blocks<T, L, kPiece>(rows);
 }
-
-// bfloat16 is the upper half of a float32; rounding is to nearest even, NaN stays NaN.
-struct bf16 {
-  uint16_t bits;
-};
 
 template <class T>
 SPARSEGAN_INLINE T widen(T x) {
@@ -175,6 +180,7 @@ struct Narrow {
 };
 template <>
 struct Narrow<bf16> {
+  // To nearest even; NaN stays NaN.
   static SPARSEGAN_INLINE bf16 from(float x) {
     const uint32_t u = __builtin_bit_cast(uint32_t, x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
@@ -203,6 +209,20 @@ SPARSEGAN_INLINE void store_narrow(IO* p, Vec<T, L> v) {
   } else {
     for (int i = 0; i < L; ++i) p[i] = Narrow<IO>::from(v[i]);
   }
+}
+
+// The first n lanes of v to p; fewer than L of them in ever smaller pieces.
+template <class IO, class T, int L>
+SPARSEGAN_INLINE void store_some(IO* p, Vec<T, L> v, int64_t n) {
+  if (n >= L) {
+    store_narrow<IO, T, L>(p, v);
+    return;
+  }
+  alignas(64) IO piece[L];
+  store_narrow<IO, T, L>(piece, v);
+  int64_t done = 0;
+  for (; done + 4 <= n; done += 4) __builtin_memcpy(p + done, piece + done, 4 * sizeof(IO));
+  for (; done < n; ++done) p[done] = piece[done];
 }
 
 }  // namespace sparsegan::SPARSEGAN_ISA

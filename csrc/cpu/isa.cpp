@@ -1,4 +1,4 @@
-#include "registry.h"
+#include "isa.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,19 +14,10 @@ struct Entry {
   bool (*supported)();
 };
 
-const Entry entries[] = {
-#if defined(__x86_64__)
-    {&kernels_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
-     }},
-    {&kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-#elif defined(__aarch64__)
-    {&kernels_neon, [] { return true; }},  // a part of every 64-bit ARM processor
-#endif
-    {&kernels_scalar, [] { return true; }},
-};
+#define SPARSEGAN_ROW(name, lanes_f32, lanes_f64, registers, sums, max_rows, max_width, has_it) \
+  {&kernels_##name, [] { return bool(has_it); }},
+const Entry entries[] = {SPARSEGAN_ISAS(SPARSEGAN_ROW)};
+#undef SPARSEGAN_ROW
 
 std::string names(const std::vector<std::string>& list) {
   std::string text;
@@ -81,7 +72,7 @@ double fma_gflops() {
     volatile float result = k.fma(kIterations);
     (void)result;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2e-9 * double(kIterations) * double(kFmaChains * k.lanes[0]) / seconds);
+    best = std::max(best, 2e-9 * double(kIterations) * double(kFmaChains * k.lanes[kFloatPanel]) / seconds);
   }
   return best;
 }

@@ -1,0 +1,98 @@
+// Compiled once per ISA: CMake passes SPARSEGAN_ISA, a name of isas.h, and that ISA's flags.
+#include "kernels.h"
+
+#include "isas.h"
+#include "pack.h"
+#include "pointwise.h"
+#include "sparse_conv.h"
+#include "unpack.h"
+#include "values.h"
+#include "wgrad.h"
+
+namespace sparsegan {
+namespace SPARSEGAN_ISA {
+namespace {
+
+struct Isa {
+  int lanes_f32, lanes_f64, registers, sums, max_rows, max_width;
+
+  // Vectors of outputs per target channel: with one, an FMA takes x from memory; with more, x and their weights have
+  // registers.
+  constexpr int max_tile(int width) const {
+    if (width > max_width) return 0;
+    const int room = width == 1 ? registers - 1 : registers - width - 1;
+    return (room < sums ? room : sums) / width;
+  }
+};
+#define SPARSEGAN_ROW(name, lanes_f32, lanes_f64, registers, sums, max_rows, max_width, has_it) \
+  [[maybe_unused]] constexpr Isa name{lanes_f32, lanes_f64, registers, sums, max_rows, max_width};
+SPARSEGAN_ISAS(SPARSEGAN_ROW)
+#undef SPARSEGAN_ROW
+constexpr Isa isa = SPARSEGAN_ISA;
+
+template <class T>
+constexpr int kLanes = sizeof(T) == sizeof(double) ? isa.lanes_f64 : isa.lanes_f32;
+
+// Independent chains of x * a + b, nothing from memory.
+float fma(int64_t iterations) {
+  constexpr int L = kLanes<float>;
+  Vec<float, L> x[kFmaChains];
+  for (int k = 0; k < kFmaChains; ++k) x[k] = broadcast<float, L>(float(k));  // or chains would be merged
+  const Vec<float, L> a = broadcast<float, L>(0.5f), b = broadcast<float, L>(1.0f);
+  for (int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 32
+    for (int k = 0; k < kFmaChains; ++k) x[k] = x[k] * a + b;
+  }
+  for (int k = 1; k < kFmaChains; ++k) x[0] += x[k];
+  return sum<float, L>(x[0]);
+}
+
+// The kernels between tensors of IO and panels of T.
+template <class IO, class T>
+constexpr void fill_dtype(Kernels& k, DType dtype) {
+  constexpr int L = kLanes<T>;
+  const int row = static_cast<int>(dtype);
+  k.pack[row] = pack<IO, T, L>;
+  k.unpack[row] = unpack<IO, T, L>;
+  k.gather_values[row] = gather_values<IO, T>;
+  k.scatter_values[row] = scatter_values<IO, T>;
+  k.pointwise[row] = pointwise<IO, T, L>;
+}
+
+// The kernels between panels of T, for units of kWidths[Width] and wider.
+template <class T, int Width = 0>
+constexpr void fill_panel(Kernels& k, int row) {
+  constexpr int L = kLanes<T>, W = kWidths[Width];
+  k.lanes[row] = L;
+  k.max_tile[Width] = isa.max_tile(W);
+  if constexpr (isa.max_tile(W) > 0) k.sparse_conv[row][Width] = sparse_conv<T, L, W, isa.max_tile(W), isa.max_rows>;
+  k.wgrad[row][Width] = wgrad<T, L, W>;
+  if constexpr (Width + 1 < kWidthCount) fill_panel<T, Width + 1>(k, row);
+}
+
+constexpr Kernels table(const char* name) {
+  Kernels k{};
+  k.isa = name;
+  k.max_rows = isa.max_rows;
+  k.codes = codes;
+  k.fma = fma;
+#define SPARSEGAN_FILL(name, scalar_type, element, panel_element) fill_dtype<element, panel_element>(k, DType::name);
+  SPARSEGAN_DTYPES(SPARSEGAN_FILL)
+#undef SPARSEGAN_FILL
+  fill_panel<float>(k, kFloatPanel);
+  fill_panel<double>(k, kDoublePanel);
+  return k;
+}
+
+}  // namespace
+}  // namespace SPARSEGAN_ISA
+
+#define SPARSEGAN_STRING_(x) #x
+#define SPARSEGAN_STRING(x) SPARSEGAN_STRING_(x)
+#define SPARSEGAN_JOIN_(a, b) a##b
+#define SPARSEGAN_JOIN(a, b) SPARSEGAN_JOIN_(a, b)
+
+// Filled by the compiler: code that fills it when the program starts would need the ISA.
+constinit const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = SPARSEGAN_ISA::table(SPARSEGAN_STRING(SPARSEGAN_ISA));
+
+}  // namespace sparsegan

@@ -1,0 +1,110 @@
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <vector>
+
+#include "conv.h"
+#include "conv_setup.h"
+#include "part_times.h"
+#include "taps.h"
+#include "workspace.h"
+
+namespace sparsegan {
+
+void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, void* y,
+                 const ThreadPool& pool) {
+  if (c.images == 0) return;
+  const ConvSetup s = conv_setup(c, true);
+  const PlanView& plan = *c.plan;
+  const int64_t groups = s.tiling.groups, threads = std::max<int64_t>(1, pool.threads);
+  // Groups are independent: a thread takes whole ones, with panels of its own. Those that are left are cut by targets,
+  // and packed by each of a few threads: a shared panel would pass from core to core, which takes longer.
+  constexpr int64_t kMany = 4;
+  const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
+  const bool shared_panel = left > 0 && threads >= kMany * left;
+  const int64_t panels = shared_panel && groups == left ? 1 : left > 0 ? threads : std::min(threads, groups);
+  PartTimer order_timer(Part::order);
+
+  WorkspaceLayout layout;
+  const TapLayout tap_layout(s, plan, true, layout);
+  const int64_t channels = plan.shape.target_channels(), init_at = layout.add(channels * s.element);
+  const int64_t x_at = layout.add(panels * s.x_panel()), y_at = layout.add(panels * s.y_panel());
+  const int64_t moments = c.norm.scale ? s.y.channels * kMoments * s.tiling.lanes * s.element : 0;
+  const int64_t moments_at = layout.add(groups * moments);
+  char* const base = reserve_workspace(layout.size());
+  char* const init = base + init_at;
+  const Taps taps = resolve_taps(c, s, tap_layout, base, values, pool);
+  std::memset(init, 0, static_cast<size_t>(channels * s.element));
+  if (bias) s.k.gather_values[s.dtype](nullptr, 0, channels, channels, 1, bias, init);
+  std::memset(base + moments_at, 0, static_cast<size_t>(groups * moments));
+  order_timer.stop();
+
+  const auto pack = [&](int64_t group, int64_t first, int64_t last, char* panel) {
+    const PartTimer timer(Part::pack);
+    s.k.pack[s.dtype](s.x, s.tiling, group, first, last, c.input_transform, x, panel);
+  };
+  // Of the channels of targets [first, last).
+  const auto unpack = [&](int64_t group, int64_t first, int64_t last, const char* panel) {
+    const PartTimer timer(Part::unpack);
+    const auto channel = [&](int64_t target) {
+      return target / plan.shape.target_phases * plan.shape.width / (c.shuffle * c.shuffle);
+    };
+    s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.output_transform,
+                        moments ? base + moments_at + group * moments : nullptr, y);
+  };
+  // A register tile's outputs of some targets stay in the second-level cache while the source blocks add to them.
+  constexpr int64_t kOutputBytes = 160 * 1024;
+  const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
+  const int64_t targets = std::max<int64_t>(1, kOutputBytes / tile_bytes);
+  const auto multiply = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
+    const PartTimer timer(Part::multiply);
+    const auto kernel = s.k.sparse_conv[s.panel_type][s.width];
+    for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
+      for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
+        for (int64_t some = first; some < last; some += targets) {
+          for_each_join(s, plan, taps, x_panel, some, std::min(some + targets, last),
+                        [&](const TapRange& range, const char* span, bool is_first) {
+                          kernel(range, s.tiling, s.x, s.y, row, col, taps.values, span, y_panel,
+                                 is_first ? init : nullptr);
+                        });
+        }
+      }
+    }
+  };
+  const int64_t parts = kPiecesPerThread * threads;
+  const std::vector<int64_t> cuts = cut_targets(plan, parts, plan.shape.target_phases * c.shuffle * c.shuffle);
+  struct Piece {
+    int64_t group, first, last;
+  };
+  std::vector<Piece> pieces;
+  for (int64_t g = 0; g < groups - left; ++g) pieces.push_back({g, 0, plan.shape.targets});
+  for (int64_t i = 0; i < left * parts && !shared_panel; ++i) {
+    pieces.push_back({groups - left + i / parts, cuts[i % parts], cuts[i % parts + 1]});
+  }
+  std::vector<int64_t> packed(panels, -1);
+  parallel_for_dynamic(pool, panels, std::ssize(pieces), [&](int64_t i, int64_t worker) {
+    char* const x_panel = base + x_at + worker * s.x_panel();
+    char* const y_panel = base + y_at + worker * s.y_panel();
+    const auto [group, first, last] = pieces[i];
+    if (packed[worker] != group) pack(group, 0, s.x.channels, x_panel);
+    packed[worker] = group;
+    multiply(x_panel, y_panel, first, last);
+    unpack(group, first, last, y_panel);
+  });
+  for (int64_t g = groups - left; g < groups && shared_panel; ++g) {
+    parallel_for_dynamic(pool, threads, parts, [&](int64_t i, int64_t) {
+      pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, base + x_at);
+    });
+    parallel_for_dynamic(pool, threads, parts, [&](int64_t i, int64_t) {
+      multiply(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
+      unpack(g, cuts[i], cuts[i + 1], base + y_at);
+    });
+  }
+  if (moments) {
+    parallel_for_ranges(pool, std::min(threads, s.y.channels), s.y.channels, [&](int64_t first, int64_t last) {
+      write_instance_norm(c.norm, s.panel_type, s.tiling, s.y.channels, first, last, base + moments_at);
+    });
+  }
+}
+
+}  // namespace sparsegan

@@ -1,0 +1,38 @@
+// The caller's threads, and the two ways to run a loop on them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+namespace sparsegan {
+
+// run(count, body) calls body(i) for every i < count, in parallel, and returns when all are done.
+struct ThreadPool {
+  int64_t threads = 1;
+  std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
+};
+
+// body(first, last) over `parts` near-equal ranges of [0, count).
+template <class Body>
+void parallel_for_ranges(const ThreadPool& pool, int64_t parts, int64_t count, const Body& body) {
+  if (parts == 1) return body(0, count);
+  pool.run(parts, [&](int64_t i) { body(count * i / parts, count * (i + 1) / parts); });
+}
+
+// body(i, worker) for every i of [0, count), each taken by the first of `workers` threads that is free.
+template <class Body>
+void parallel_for_dynamic(const ThreadPool& pool, int64_t workers, int64_t count, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t worker) {
+    for (int64_t i = next++; i < count; i = next++) body(i, worker);
+  };
+  if (workers == 1) return work(0);
+  pool.run(workers, work);
+}
+
+// Pieces of work per thread in a dynamic loop: another process on a core then delays one piece, not all that the
+// thread has to do.
+constexpr int64_t kPiecesPerThread = 4;
+
+}  // namespace sparsegan

@@ -1,0 +1,302 @@
+"""The settings of a compression run: what decides its result, and how the run is kept and watched."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+
+from ..nn.granularity import check_granularity
+from ..pruning.allocation import check_allocation
+from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
+
+DiscriminatorMode = Literal["updated", "frozen", "none"]
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """All that decides a compressed generator, beside the networks, the objective and the schedule.
+
+    `loss`: what the generator minimises; `SelfSupervisedLoss()` (the method, with its options), `DistillationLoss()` or
+    `PlainLoss()`. A loss with running averages keeps them, so each run needs a loss of its own.
+
+    `granularity`, `exclude`: as in `sparsegan.sparsify`. Layers of granularity "2:4" are pruned at once, the others
+    along the schedule, whose last sparsity must be 0.5 where such a layer gets the same as all.
+    `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
+    "global-normalized", or sparsities by layer, as `sparsegan.pruning.allocation.sensitivity` finds them. A layer is
+    always as far on its way as the schedule is on its own.
+    `regrow`: fraction of a layer's kept weights that change places with absent ones, at first; 0 for never. From the
+    first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) those of smallest magnitude go and
+    those of largest gradient come in, at 0, by RigL (Evci et al., arXiv 1911.11134; see `sparsegan.pruning.regrow`).
+    The fraction falls as half a cosine, `regrow / 2 * (1 + cos(pi * step / end))`, to 0 at `end`, three quarters of the
+    run. Granularity "element" only; a pruned discriminator's weights stay dropped.
+
+    `discriminator_mode`: "updated" (by its own loss on the compressed generator's fakes), "frozen" (and in evaluation
+    mode: a fixed function of an image) or "none" (not asked, for a loss that needs no discriminator).
+    `prune_discriminator`: prune it along the schedule too, single weights, each layer alike.
+    `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes: it learns
+    to take those for real, and so to tell the two generators apart.
+    `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
+
+    `stored_statistics`: the compressed generator's batch norms use, and keep, their stored statistics: a match image by
+    image then has no noise from the rest of the batch.
+    `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
+
+    `generator_lr`, `discriminator_lr`, `betas`: Adam's.
+    `generator_every`: discriminator steps per generator step, n_critic.
+    `decay`: both rates fall linearly to 0 over the second half of the run.
+    `rewind`: with a decay, both rates start anew at every pruning and fall over the second half of the stretch up to
+    the next one (Renda et al., arXiv 2003.02389).
+    `ema`: decay of a moving average of the compressed generator's weights, which is then the result; 0 for none. See
+    `sparsegan.Average`.
+    `accumulate`: parts that a batch is taken in, one after the other, their gradients added: a bound on memory. Each
+    part is a batch of its own to norms and to the ratios of the loss, so the result differs a little.
+    `autocast`: the dtype in which networks compute (torch.bfloat16), losses and parameters staying as they are. With
+    torch.float16 losses are scaled for the backward pass; see `training.scaling`.
+    `seed`: `fit` seeds torch's and Python's random generators with it, and they go on from where the run ends. Both
+    generators see the same numbers of `draws` and of torch; numbers of NumPy or of Python's `random` may differ.
+
+    `dataclasses.replace` gives a configuration with some fields changed. Raises ValueError for a field of another type,
+    for values out of range, and for fields that contradict each other.
+    """
+
+    loss: GeneratorLoss = field(default_factory=SelfSupervisedLoss)
+
+    # pruning
+    granularity: str | Mapping[str, str] = "element"
+    exclude: tuple[str, ...] = ()
+    allocation: str | Mapping[str, float] = "uniform"
+    regrow: float = 0.0
+
+    # the discriminator
+    discriminator_mode: DiscriminatorMode = "updated"
+    prune_discriminator: bool = False
+    original_as_real: bool = False
+    feature_layers: tuple[str, ...] = ()
+
+    # statistics of the compressed generator
+    stored_statistics: bool = False
+    contrast: bool = False
+
+    # optimisation
+    generator_lr: float = 2e-4
+    discriminator_lr: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    generator_every: int = 1
+    decay: bool = False
+    rewind: bool = False
+    ema: float = 0.0
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(type(self), vars(self))
+        for name in ("regrow", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        for name in ("generator_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.rewind and not self.decay:
+            raise ValueError("rewind is set and decay is not; without a decay no learning rate is ever lower")
+        for granularity in [self.granularity] if isinstance(self.granularity, str) else self.granularity.values():
+            check_granularity(granularity)
+        if isinstance(self.allocation, str):
+            check_allocation(self.allocation)
+        mode = self.discriminator_mode
+        if mode == "none" and self.loss.uses_terms:
+            kind = type(self.loss).__name__
+            raise ValueError(f'discriminator_mode is "none", and {kind} needs a discriminator\'s terms')
+        for name in ("prune_discriminator", "original_as_real"):
+            if getattr(self, name) and mode != "updated":
+                raise ValueError(f'{name} is set and discriminator_mode is {mode!r}; it must be "updated"')
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them, except that tuples stay tuples. `from_dict` takes them back.
+
+        A loss is a dict of its fields and of its "kind", the name of its class. Raises ValueError for a loss that is no
+        dataclass or has a field that JSON cannot hold; fields whose names begin with an underscore are left out.
+        """
+        values = dict(vars(self), loss=dict_of("loss", self.loss))
+        values["autocast"] = None if self.autocast is None else str(self.autocast)
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CompressionConfig:
+        """A configuration from fields by name, as `to_dict` or a JSON file gives them; others have their defaults.
+
+        Raises ValueError for a name or a type that no field has, for a loss that is none of this package's, and as the
+        class does.
+        """
+        return cls(**settings_from(values))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is kept, watched and stopped. None of it changes the result.
+
+    `run_dir`, `resume`, `keep`: the folder, and what is done with it; see `training.Run`. Without a folder nothing is
+    written.
+    `checkpoint_every`: steps between two checkpoints.
+    `settings`: more JSON-able settings to hold a resumed run to (the data set, say).
+    `limit`: magnitude of a term at which the run is stopped as diverged.
+    `title`: of the progress bar; "" for "compressing", or the name of a recipe.
+    `quiet`: show no progress.
+
+    Raises ValueError for a field of another type, and for values out of range.
+    """
+
+    run_dir: str | Path | None = None
+    resume: bool = False
+    checkpoint_every: int = 100
+    keep: int = 2
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    limit: float = 1e4
+    title: str = ""
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(type(self), vars(self))
+        for name in ("checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `CompressionConfig` from what JSON gives. Raises ValueError for a name or a type of none."""
+    settings = dict(values)
+    if "loss" in settings:
+        settings["loss"] = _loss_from(settings["loss"])
+    if isinstance(settings.get("autocast"), str):
+        settings["autocast"] = _DTYPES.get(settings["autocast"].removeprefix("torch."), settings["autocast"])
+    for name in ("exclude", "feature_layers", "betas"):
+        if isinstance(settings.get(name), list):
+            settings[name] = tuple(settings[name])
+    _check_types(CompressionConfig, settings)
+    return settings
+
+
+def dict_of(name: str, value: Any) -> dict[str, Any]:
+    """A loss or a schedule, the argument `name`, as JSON has it: its fields, and the name of its class as "kind".
+
+    Raises ValueError where it is no dataclass, and for a field that JSON cannot hold.
+    """
+    kind = type(value).__name__
+    if not is_dataclass(value):
+        raise ValueError(f"{name} is a {kind}, of which no settings can be written; it must be a dataclass")
+    found = {one.name: getattr(value, one.name) for one in fields(value) if not one.name.startswith("_")}
+    for key, setting in found.items():
+        found[key] = asdict(setting) if is_dataclass(setting) and not isinstance(setting, type) else setting
+        try:
+            json.dumps(found[key])
+        except TypeError:
+            raise ValueError(
+                f"{name} has {key}={setting!r:.80}, which cannot be written as JSON; a field whose name begins with an "
+                "underscore is left out"
+            ) from None
+    return {"kind": kind, **found}
+
+
+def _loss_from(value: Any) -> GeneratorLoss:
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in LOSSES:
+        raise ValueError(f'loss is {value!r}; it must have a "kind", one of {", ".join(LOSSES)}, and its settings')
+    settings = {name: setting for name, setting in value.items() if name != "kind"}
+    _check_types(LOSSES[kind], settings)
+    return LOSSES[kind](**settings)
+
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(one, kind) for one in values)
+
+
+def _by_layer(kind: type, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return _are(str, [*value]) and _are(kind, [*value.values()])
+    return isinstance(value, str)
+
+
+#: What a field takes, by its annotation: the question, and the words for an error.
+_TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "an integer"),
+    "float": (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
+    "str": (lambda value: isinstance(value, str), "a string"),
+    "str | Path | None": (lambda value: value is None or isinstance(value, str | Path), "a path or None"),
+    "Mapping[str, Any]": (lambda value: isinstance(value, Mapping), "a dict"),
+    "tuple[str, ...]": (lambda value: isinstance(value, str) or _are(str, value), "a list of names"),
+    "tuple[float, float]": (lambda value: _are(Real, value) and len(value) == 2, "two numbers"),
+    "str | Mapping[str, str]": (lambda value: _by_layer(str, value), "a name, or names by layer"),
+    "str | Mapping[str, float]": (lambda value: _by_layer(Real, value), "a name, or numbers by layer"),
+    "torch.dtype | None": (
+        lambda value: value is None or value in _DTYPES.values(),
+        "torch.bfloat16, torch.float16 or None",
+    ),
+    "DiscriminatorMode": (
+        lambda value: value in get_args(DiscriminatorMode),
+        f"one of {', '.join(map(repr, get_args(DiscriminatorMode)))}",
+    ),
+    "GeneratorLoss": (
+        lambda value: callable(value) and hasattr(value, "uses_terms"),
+        f"one of {', '.join(LOSSES)}, or an object with their methods",
+    ),
+}
+
+
+def _check_types(kind: type, values: Mapping[str, Any]) -> None:
+    """Raises ValueError unless each name is that of a field of the dataclass, and its value of the field's type."""
+    annotations = {one.name: one.type for one in fields(kind) if one.init}
+    for name, value in values.items():
+        if name not in annotations:
+            known = ", ".join(annotations) or "none"
+            raise ValueError(f"{name!r} is no setting of {kind.__name__}; its settings: {known}")
+        fits, words = _TYPES[annotations[name]]
+        if not fits(value):
+            raise ValueError(f"{name} is {value!r}; it must be {words}")
+
+
+_Config = TypeVar("_Config", CompressionConfig, RunConfig)
+
+
+def from_old_keywords(
+    who: str, old: dict[str, Any], config: Any, run: RunConfig | None
+) -> tuple[CompressionConfig, RunConfig]:
+    """Both configurations of a call, which may spell them as keywords of their own, as before 0.1; that goes in 0.2.
+
+    Warns of such keywords. Raises ValueError where they stand beside the configuration that has them now, and TypeError
+    for a keyword that never was.
+    """
+    if isinstance(config, Mapping):  # the name that RunConfig's settings had
+        old, config = {**old, "config": config}, None
+    old = {"settings" if name == "config" else name: value for name, value in old.items()}
+    names = {kind: {one.name for one in fields(kind)} for kind in (CompressionConfig, RunConfig)}
+    if unknown := old.keys() - names[CompressionConfig] - names[RunConfig]:
+        raise TypeError(f"{who} got an unexpected keyword argument {min(unknown)!r}")
+    spelled: list[str] = []
+
+    def merged(parameter: str, kind: type[_Config], given: _Config | None) -> _Config:
+        settings = {name: value for name, value in old.items() if name in names[kind]}
+        if settings and given is not None:
+            raise ValueError(f"{', '.join(settings)} given beside {parameter}; set it in {kind.__name__}")
+        if settings:
+            spelled.append(f"{parameter}={kind.__name__}({', '.join(f'{name}=...' for name in settings)})")
+        return kind(**settings) if given is None else given
+
+    both = merged("config", CompressionConfig, config), merged("run", RunConfig, run)
+    if spelled:
+        warnings.warn(
+            f"{who} takes {', '.join(spelled)} now; keywords of its own for these go in 0.2",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return both

@@ -1,0 +1,135 @@
+"""Samples by their kind and where they are: a folder, a file, or a set that installed with a package."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import layouts, mnist, registry
+from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
+from .samples import Samples, Single
+
+#: What installs as a package -> function(size) giving images float32 [N, C, size, size] in [-1, 1], labels int64 [N]
+DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
+
+#: The names that `load` had for kinds before 0.1 -> kind. They go in 0.2.
+TASKS = {"dcgan": IMAGES, "pix2pix": PAIRS, "cyclegan": UNPAIRED, "stargan": DOMAINS, "srgan": CROPS}
+
+
+def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]: mnist's, or of the train split of another set.
+
+    Raises ValueError for an unknown name or a set without labels, ModuleNotFoundError or FileNotFoundError when what
+    holds the data is missing.
+    """
+    if name in DATASETS:
+        return DATASETS[name](size)
+    accepted = [one for one, chosen in registry.SETS.items() if chosen.kind in (IMAGES, DOMAINS)]
+    _accept("name", name, (*DATASETS, *accepted))
+    samples = load(registry.SETS[name].kind, name, size, "train", augment=False)
+    if not isinstance(samples, Single) or samples.labels is None:
+        raise ValueError(f"{name} has no labels")
+    parts = (samples.batch(chosen, None) for chosen in samples.order(shuffled=False).split(1000))
+    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts]), samples.labels
+
+
+def load(
+    kind: Kind | str,
+    source: str | Path,
+    size: int = 64,
+    split: str = "train",
+    *,
+    direction: str = "AtoB",
+    attributes: str | Path | None = None,
+    domains: Sequence[str] = (),
+    channels: int = 3,
+    augment: bool | None = None,
+    load_size: int | None = None,
+    limit: int = 2 << 30,
+    workers: int = 2,
+    quiet: bool = True,
+) -> Samples:
+    """The samples of a kind, as bytes in memory.
+
+    `kind`: a kind, or its name in `KINDS`. `source`: a file or folder in a layout of the kind (see `layouts`), or the
+        name of a set of `registry.SETS`, which means the folder that `sparsegan data NAME` writes (mnist: the installed
+        package).
+    `size`: height and width of the images in a batch, in pixels; the high ones of crops.
+    `split`: "train", "test" or "all".
+    `direction`: of pairs and unpaired sides, "AtoB" or "BtoA". `attributes`: the attribute file of domains, of which
+        `domains` chooses attributes; without the file `domains` chooses domain folders.
+    `channels`: 3, or 1 for grey images (idx files always are).
+    `augment`: random windows and mirroring, as the kind says; None: in training, never in the test split.
+    `load_size`: the size that windows are cut from; None: as the kind says, `size` when nothing is augmented.
+    `limit`: bytes that decoded images may take; above it `workers` processes decode them anew each epoch.
+    `quiet`: no progress bar while images are read.
+
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
+    """
+    kind = _kind(kind)
+    _accept("split", split, layouts.SPLITS)
+    _accept("direction", direction, ("AtoB", "BtoA"))
+    _accept("channels", channels, (1, 3))
+    for name, value, least in (("size", size, 4), ("limit", limit, 0), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if (attributes is not None or domains) and not kind.named:
+        raise ValueError(f"attributes and domains choose from samples of domains; the kind is {kind.name}")
+    if len(set(domains)) < len(domains):
+        raise ValueError(f"domains is {list(domains)}; each name must be there once")
+
+    augment = split != "test" if augment is None else augment
+    load_size = (round(size * kind.scale) if augment else size) if load_size is None else load_size
+    if load_size < size or (load_size != size and kind.scale == 1):
+        accepted = f"size, {size}" if kind.scale == 1 else f"at least size, {size}"
+        raise ValueError(f"load_size is {load_size}; for samples of kind {kind.name} it must be {accepted}")
+    how = layouts.Reading(
+        size,
+        split,
+        load_size,
+        direction == "BtoA",
+        channels,
+        limit,
+        kind.mirrored and augment,
+        workers,
+        quiet,
+        None if attributes is None else Path(attributes),
+        tuple(domains),
+    )
+    if source in DATASETS and kind.name == IMAGES.name:
+        return _installed(str(source), size, split)
+    root = registry.folder(kind, source, size) if source in registry.SETS else Path(source)
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")
+    return kind.read(root, how)
+
+
+def _kind(kind: Kind | str) -> Kind:
+    if isinstance(kind, Kind):
+        return kind
+    if kind in TASKS:
+        new = TASKS[kind]
+        text = f"kind is {kind!r}, which is {new.name!r} now; the old name goes in 0.2"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        return new
+    _accept("kind", kind, tuple(KINDS))
+    return KINDS[kind]
+
+
+def _installed(name: str, size: int, split: str) -> Samples:
+    """The set of `DATASETS` with that name."""
+    images, labels = labelled(name, size)
+    names = [f"{name}/{i}" for i in range(len(images))]
+    if split != "all":
+        chosen = [i for i, name in enumerate(names) if layouts.held_out(name) == (split == "test")]
+        images, labels, names = images[chosen], labels[chosen], [names[i] for i in chosen]
+    return Single(images, names, size, labels=labels)
+
+
+def _accept(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, accepted))}")

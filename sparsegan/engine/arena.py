@@ -1,0 +1,61 @@
+"""Where slots lie in the arena: those that are not needed at the same time lie on the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .memory import Layout
+from .steps import Pointwise, Step
+from .values import Slot
+
+#: Slots begin on a cache line.
+ALIGNMENT = 64
+
+
+def plan_arena(steps: Sequence[Step]) -> Layout:
+    """Places every slot in the arena: the largest first, each at the lowest byte that is free while it is needed."""
+    lives: dict[Slot, tuple[int, int]] = {}
+    same: dict[Slot, Slot] = {}  # slots in another's place
+
+    def place(slot: Slot) -> Slot:
+        while slot.parent is not None:
+            slot = slot.parent
+        return slot
+
+    def lives_on(slot: Slot, step: int) -> None:
+        root = place(slot)
+        if not root.outside:
+            first, last = lives.get(root, (step, step))
+            lives[root] = (min(first, step), max(last, step))
+
+    for index, step in enumerate(steps):
+        for slot in (*step.reads, *step.writes):
+            lives_on(slot, index)
+    # A pointwise step writes over what it reads where nobody needs that afterwards.
+    for index, step in enumerate(steps):
+        if not isinstance(step, Pointwise) or step.repeat > 1 or step.y not in lives:
+            continue
+        for x in step.reads:
+            root = same.get(x, x)
+            alone = root in lives and not x.parts and not step.y.parts
+            if alone and x is place(x) and x.bytes == step.y.bytes and lives[root][1] == index:
+                lives[root] = (lives[root][0], lives.pop(step.y)[1])
+                same[step.y] = root
+                break
+
+    offsets: dict[Slot, int] = {}
+    for slot in sorted(lives, key=lambda slot: -slot.bytes):
+        first, last = lives[slot]
+        taken = sorted(
+            (offsets[other], offsets[other] + other.bytes)
+            for other in offsets
+            if lives[other][0] <= last and first <= lives[other][1]
+        )
+        at = 0
+        for start, end in taken:
+            if at + slot.bytes <= start:
+                break
+            at = max(at, -(-end // ALIGNMENT) * ALIGNMENT)
+        offsets[slot] = at
+    size = max((at + slot.bytes for slot, at in offsets.items()), default=0)
+    return Layout(size, {**offsets, **{slot: offsets[root] for slot, root in same.items()}})

@@ -1,0 +1,264 @@
+"""The steps of a program, appended one by one. A builder knows values, and nothing of graphs.
+
+Each method takes values and returns the value that comes of them. It defers the work where it can, and appends a step
+where it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..nn import dispatch
+from ..nn.layer import SparseConv
+from .layers import Layers, Weights
+from .rules import Padding
+from .steps import Dense, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
+from .values import Affine, Slot, Value, concatenated
+
+
+class Builder:
+    """`steps` so far.
+
+    Args:
+        layers: the model's convolutions, as the kernels read them.
+        dtype: of the activations.
+    """
+
+    def __init__(self, layers: Layers, dtype: torch.dtype) -> None:
+        self.layers, self.dtype = layers, dtype
+        self.affine_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.steps: list[Step] = []
+        #: The step that writes a slot, of convolutions on kept weights: what follows may become part of them.
+        self.convolutions: dict[Slot, SparseConvStep] = {}
+
+    # ------------------------------------------------------------------ slots
+
+    def slot(self, like: Slot, **changes: Any) -> Slot:
+        """A new slot in the arena, like another one but for the changes."""
+        return replace(like, **{"outside": False, "fresh": False, "parent": None, "offset": 0, "parts": [], **changes})
+
+    def written(self, value: Value) -> Slot:
+        """The slot that holds a value itself: deferred work is done now, by steps of its own, and once for all."""
+        if value.affine is not None or value.slope is not None:
+            slot = self.slot(value.slot)
+            self.steps.append(Pointwise(name="deferred work", a=replace(value, padding=None), y=slot))
+            value.overwrite(Value(slot, padding=value.padding))
+        if value.padding is not None:
+            slot = self.slot(value.slot, shape=value.shape, outside=True)
+            mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
+            pad = Torch(name="padding", function=F.pad, args=(value.slot, value.padding.sizes, mode), y=slot)
+            self.steps.append(pad)
+            value.overwrite(Value(slot))
+        return value.slot
+
+    def _unpadded(self, value: Value) -> Value:
+        """A copy, without a padding, for a step that can read all other deferred work."""
+        if value.padding is not None:
+            self.written(value)
+        return value.copy()
+
+    def result(self, value: Value) -> Slot:
+        """The slot of a value that the program returns: outside the arena, and the caller's own."""
+        slot = self.written(value)
+        if slot.outside:
+            return slot
+        if slot.parent is not None or slot.parts:  # the caller gets a tensor of its own
+            slot, copied = replace(slot, parent=None, offset=0, parts=[]), slot
+            self.steps.append(Pointwise(name="output", why="part of a concatenation", a=Value(copied), y=slot))
+        slot.outside = slot.fresh = True
+        return slot
+
+    # ------------------------------------------------------------------ deferred work
+
+    def activated(self, value: Value, slope: Tensor | float) -> Value | None:
+        """None where the slopes are neither one nor one for each channel."""
+        channels = value.slot.shape[1]
+        if isinstance(slope, Tensor):
+            if slope.numel() not in (1, channels):
+                return None
+            row = self._row(slope, channels)
+        else:
+            row = self._numbers(channels, slope)
+        deferred = value.activated(row)
+        if deferred is None:
+            self.written(value)
+            deferred = value.activated(row)
+        return deferred
+
+    def mapped(self, value: Value, scale: Tensor | float, shift: Tensor | float) -> Value | None:
+        """``x * scale + shift``, numbers or ``[C]``."""
+        rows = [
+            one.to(self.affine_dtype) if isinstance(one, Tensor) else self._numbers(value.slot.shape[1], one)
+            for one in (scale, shift)
+        ]
+        deferred = value.mapped(*rows)
+        if deferred is None:
+            self.written(value)
+            deferred = value.mapped(*rows)
+        return deferred
+
+    def padded(self, value: Value, padding: Padding) -> Value:
+        """One padding can be deferred: one that is already there is done now."""
+        if value.padding is not None:
+            self.written(value)
+        return replace(value, padding=padding)
+
+    def instance_norm(self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, name: str) -> Value:
+        """The convolution that writes the input finds mean and variance, or a step of its own does; readers apply
+        them."""
+        channels = value.slot.shape[1]
+        rows = [None if p is None else self._row(p, channels) for p in (weight, bias)]
+        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
+        if value.deferred:
+            self.written(value)
+        step = self.convolutions.get(value.slot)
+        if step is not None and step.norm is None:
+            step.norm = norm
+            step.fused.append(name)
+        else:
+            why = "its input is no sparse convolution's output" if step is None else "another norm has its place"
+            self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
+        return Value(value.slot, norm.affine)
+
+    def _row(self, tensor: Tensor, channels: int) -> Tensor:
+        """A parameter ``[C]`` (or of one element) as the kernels read it."""
+        return tensor.detach().to(self.affine_dtype).expand(channels).contiguous()
+
+    def _numbers(self, channels: int, number: float) -> Tensor:
+        return torch.full((channels,), number, dtype=self.affine_dtype)
+
+    # ------------------------------------------------------------------ convolutions
+
+    def convolution(
+        self, value: Value, layer: SparseConv, name: str, shape: tuple[int, ...], norm: str | None
+    ) -> Value:
+        """A convolution by the kernel that ``auto`` takes, or that the layer asks for.
+
+        `shape`: of the result. `norm`: the batch norm that is folded into the weights.
+        """
+        weights = self.layers.weights(name, layer, norm)
+        n, channels, height, width = shape
+        padding = _joined(layer, value.padding)
+        if padding is None:
+            self.written(value)
+            padding = _joined(layer, None)
+            assert padding is not None
+        mode, before = padding
+        coarse = value.slot.shape[2:] if layer.adjoint else (height, width)
+        geometry = replace(layer.geometry, padding=before if mode == "zeros" else (0, 0))
+        geometry = geometry.for_coarse_size(*(1 if size == 1 else 2 for size in coarse))
+        x_size = (value.slot.shape[2], value.slot.shape[3])
+        units = layer.support.shape[0]
+        pinned = self.layers.pinned[name]
+        if pinned == "auto":
+            call = dispatch.Call(geometry, layer.adjoint, units, n, x_size, (height, width), self.dtype)
+            choice = dispatch.choose(call)
+        else:
+            choice = dispatch.Choice(pinned, "set on the layer")
+        if choice.backend == "dense":
+            return self._dense(value, layer, name, shape, weights, choice.why)
+        taps = self.layers.taps(name, layer, norm, geometry)
+        step = SparseConvStep(
+            name=name,
+            why=choice.why,
+            x=value.copy(),
+            y=Slot((n, channels, height, width), self.dtype),
+            values=taps.values,
+            bias=weights.bias,
+            support=layer.support,
+            plan=taps.plan,
+            geometry=geometry.numbers(),
+            adjoint=layer.adjoint,
+            padding_mode=mode,
+            pad_before=(0, 0) if mode == "zeros" else before,
+            fused=[*value.deferred, *([] if norm is None else [norm])],
+        )
+        self.steps.append(step)
+        self.convolutions[step.y] = step
+        return Value(step.y)
+
+    def _dense(
+        self, value: Value, layer: SparseConv, name: str, shape: tuple[int, ...], weights: Weights, why: str
+    ) -> Value:
+        x = self.written(value)
+        slot = Slot(shape, self.dtype, outside=True)
+        function, args = self.layers.dense_call(name, layer, weights, shape[2:], x.shape)
+        self.steps.append(Dense(name=name, why=why, function=function, args=(x, *args), y=slot))
+        return Value(slot)
+
+    def shuffled(self, step: SparseConvStep, factor: int, shape: tuple[int, ...], name: str) -> Value | None:
+        """PixelShuffle while a convolution is written, of which nobody else reads; None where its kernel cannot.
+
+        `shape`: of the result.
+        """
+        block, vector = factor**2, step.geometry[-2] * step.geometry[-1]
+        if step.shuffle > 1 or step.adjoint or (block % vector and vector % block):
+            return None
+        del self.convolutions[step.y]
+        step.y, step.shuffle = self.slot(step.y, shape=shape), factor
+        step.fused.append(name)
+        self.convolutions[step.y] = step
+        return Value(step.y)
+
+    # ------------------------------------------------------------------ other steps
+
+    def output_activation(self, value: Value, activation: str, name: str) -> Value:
+        """A bounded function as a step of its own."""
+        x = self._unpadded(value)
+        y = self.slot(value.slot)
+        self.steps.append(Pointwise(name=name, a=x, y=y, output_activation=activation, fused=x.deferred))
+        return Value(y)
+
+    def sum(self, a: Value, b: Value, name: str) -> Value:
+        """``a + b``, of one shape."""
+        a, b = self._unpadded(a), self._unpadded(b)
+        y = self.slot(a.slot)
+        self.steps.append(Pointwise(name=name, a=a, b=b, y=y, fused=[*a.deferred, *b.deferred]))
+        return Value(y)
+
+    def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:
+        """Nearest upsampling to a shape; None where rows and columns are not repeated equally often."""
+        x = self._unpadded(value)
+        height, width = x.slot.shape[2:]
+        repeat = shape[2] // height
+        wanted = scale if isinstance(scale, list | tuple) else [scale]
+        exact = all(one is None or one == repeat for one in wanted)
+        if not exact or repeat < 1 or (height * repeat, width * repeat) != shape[2:]:
+            return None
+        y = self.slot(x.slot, shape=shape)
+        self.steps.append(Pointwise(name=name, a=x, y=y, repeat=repeat, fused=x.deferred))
+        return Value(y)
+
+    def concatenation(self, values: Sequence[Value], shape: tuple[int, ...], name: str) -> Value:
+        """Parts are written where the whole lies, or copied there once. `shape`: of the whole."""
+        whole, placed, offset = Slot(shape, self.dtype), [], 0
+        for value in values:
+            part = self._unpadded(value)
+            slot = part.slot
+            free = not slot.outside and slot.parent is None and (part.affine is None or part.affine.parent is None)
+            if not free:
+                step = Pointwise(name=name, why="a part that lies elsewhere", a=part, y=self.slot(slot))
+                self.steps.append(step)
+                part = Value(step.y)
+            whole.adopt(part.slot, offset)
+            offset += slot.shape[1]
+            placed.append(part)
+        affine, slope = concatenated(placed)
+        return Value(whole, affine, slope)
+
+
+def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int, int]] | None:
+    """Mode, and rows and columns before x, of a layer's own padding and a deferred one; None where they do not mix."""
+    own = layer.padding_before()
+    if deferred is None:
+        return layer.padding_mode, own
+    none = all(p == 0 for p in own) and layer.padding != "same"
+    if layer.adjoint or not (none or layer.padding_mode == deferred.mode == "zeros"):
+        return None
+    return deferred.mode, (own[0] + deferred.sizes[2], own[1] + deferred.sizes[0])

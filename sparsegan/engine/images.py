@@ -1,0 +1,119 @@
+"""The images among a call's arguments, and what runs of a model on other images need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..nn.layer import SparseConv
+
+AXES = ("rows", "columns")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Images:
+    """The arguments of a call, and which of them are images: ``[N, C, H, W]``, and ``[N, H, W]`` of that size.
+
+    Raises:
+        ValueError: no argument is an image; images differ in size. A tensor ``[N, C, 1, 1]`` is no image.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        sizes = {tuple(one.shape[2:]) for one in self.leaves if isinstance(one, Tensor) and one.dim() == 4}
+        sizes -= {(1, 1)}
+        if len(sizes) != 1:
+            found = "images of " + " and ".join(f"{h}x{w}" for h, w in sorted(sizes)) if sizes else "no image"
+            raise ValueError(f"tile needs images [N, C, H, W] of one size, and more than one pixel; there is {found}")
+        height, width = sizes.pop()
+        self.size: tuple[int, int] = (height, width)
+        self._places = {
+            place
+            for place, one in enumerate(self.leaves)
+            if isinstance(one, Tensor) and one.dim() in (3, 4) and tuple(one.shape[-2:]) == self.size
+        }
+        self._first = next(self.leaves[place] for place in sorted(self._places) if self.leaves[place].dim() == 4)
+
+    @property
+    def key(self) -> Any:
+        """The same for calls that differ in the images' size, number and content only."""
+        parts: list[Any] = []
+        for place, one in enumerate(self.leaves):
+            image = place in self._places
+            shape = one.shape[1 : -2 if image else None] if isinstance(one, Tensor) else repr(one)
+            parts.append((shape, one.dtype, image) if isinstance(one, Tensor) else shape)
+        return str(self._spec), tuple(parts)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
+        """The arguments with something else in the place of each image."""
+        leaves = [change(one) if place in self._places else one for place, one in enumerate(self.leaves)]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+    def cut(self, rows: slice, columns: slice) -> Arguments:
+        """The arguments with a part of each image."""
+        return self.changed(lambda image: image[..., rows, columns])
+
+    def one(self) -> Images:
+        """The first of a batch: of the images, and of whatever else has a row for each image."""
+        count = self._first.shape[0]
+        leaves = [one[:1] if isinstance(one, Tensor) and one.shape[:1] == (count,) else one for one in self.leaves]
+        return Images(*pytree.tree_unflatten(leaves, self._spec))
+
+    def empty(self, size: tuple[int, int]) -> Arguments:
+        """The arguments with images of another size, no numbers in them."""
+        return self.changed(lambda image: image.new_empty(*image.shape[:-2], *size))
+
+    def made_up(self, size: tuple[int, int]) -> Arguments:
+        """The arguments with images of another size: noise in [-1, 1]; of integers, those of the image repeated."""
+        rows, columns = (torch.arange(n, device=self._first.device) % m for n, m in zip(size, self.size, strict=True))
+
+        def image(like: Tensor) -> Tensor:
+            if like.is_floating_point():
+                return noise(like.new_empty(*like.shape[:-2], *size), -1.0, 1.0)
+            return like[..., rows[:, None], columns]
+
+        return self.changed(image)
+
+
+@contextmanager
+def without_modes() -> Iterator[None]:
+    """Within it a model computes the same in whatever mode the caller is."""
+    cpu, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), cpu, gpu:
+        yield
+
+
+def twin_of(model: nn.Module, dense: bool) -> nn.Module:
+    """A copy for runs that nobody else sees: hooks and buffers are its own, parameters and sparse layers are shared.
+
+    `dense`: with dense layers in the place of the sparse ones.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    sparse = [layer for layer in model.modules() if isinstance(layer, SparseConv)]
+    memo |= {id(layer): layer.to_dense() if dense else layer for layer in sparse}
+    return copy.deepcopy(model, memo)
+
+
+def strip(axis: int, along: int, across: int) -> tuple[int, int]:
+    """The size of an image that is `along` pixels long on an axis (0: rows)."""
+    return (along, across) if axis == 0 else (across, along)
+
+
+def part_of(axis: int, pixels: slice) -> tuple[slice, slice]:
+    return (pixels, slice(None)) if axis == 0 else (slice(None), pixels)
+
+
+def noise(tensor: Tensor, low: float, high: float) -> Tensor:
+    """Fills a tensor; torch's own random state stays as it is."""
+    return tensor.uniform_(low, high, generator=torch.Generator(tensor.device).manual_seed(0))
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    return [one for one in pytree.tree_leaves(tree) if isinstance(one, Tensor)]

@@ -1,0 +1,378 @@
+"""The meaning of modules, functions and methods: the one table that both engines and the analysis of channels read.
+
+A reader asks :func:`meaning` about a node of a traced graph and acts on the answer. A meaning that a reader has no case
+for, and a node without one, are unknown to that reader.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..gans.parts import InstanceNorm2d
+from ..nn.layer import SparseConv
+from .tracing import has_hooks
+
+#: A parameter: of a module the tensor itself, of a function the node that is it.
+Parameter = Tensor | fx.Node | None
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The forward of a convolution or transposed convolution, sparse or dense, which has its own weight."""
+
+
+@dataclass(frozen=True)
+class FunctionalConvolution:
+    """A convolution with the weight among its arguments. `arguments`: all that are given, by name."""
+
+    transposed: bool
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` for each channel.
+
+    `statistics`: where mean and variance come from: "stored" in the module, "image" or "batch".
+    """
+
+    statistics: str
+    weight: Parameter
+    bias: Parameter
+    eps: float
+
+
+@dataclass(frozen=True)
+class Activation:
+    """x where x is above 0, else ``x * slope``; a tensor of slopes has one for each channel, or one for all."""
+
+    slope: float | Parameter
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class OutputActivation:
+    """The bounded function that ends a generator: "tanh" or "sigmoid"."""
+
+    name: str
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Another function of each element by itself."""
+
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One tensor and numbers. `affine`: scale and shift where that is ``x * scale + shift``; None elsewhere."""
+
+    affine: tuple[float, float] | None
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``a + b`` of two tensors."""
+
+    a: fx.Node
+    b: fx.Node
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Padding:
+    """`mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom, below 0 where the image
+    is cropped. `border`: the number that mode "zeros" pads with."""
+
+    mode: str
+    sizes: tuple[int, int, int, int]
+    border: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resize:
+    """An image of another size. `scale`: factors, as torch takes them; None where a size is given."""
+
+    mode: str
+    scale: Any
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Each element becomes the maximum or mean of some of its neighbours; a padding does not count."""
+
+
+@dataclass(frozen=True)
+class PixelShuffle:
+    """Blocks of ``factor * factor`` channels become channels of an image that is so many times as high and as wide."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """The channels of several tensors, one after another."""
+
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The input itself."""
+
+
+Meaning = (
+    Convolution
+    | FunctionalConvolution
+    | Norm
+    | Activation
+    | OutputActivation
+    | Elementwise
+    | Arithmetic
+    | Sum
+    | Padding
+    | Resize
+    | Pooling
+    | PixelShuffle
+    | Concatenation
+    | Identity
+)
+
+
+def meaning(node: fx.Node, modules: Mapping[str, nn.Module]) -> Meaning | None:
+    """The meaning of a node; None where it is not known, and where hooks on a module do more than its forward."""
+    module = called(node, modules)
+    return None if module is not None and has_hooks(module) else meaning_of_forward(node, module)
+
+
+def meaning_of_forward(node: fx.Node, module: Any) -> Meaning | None:
+    """The same, whether hooks are on the module or not. `module`: the one that the node calls, if it calls one."""
+    if not node.op.startswith("call_") or not node.args:
+        return None
+    if isinstance(module, SparseConv):
+        return Convolution()
+    rule = RULES.get(node.target if module is None else type(module).forward)
+    return None if rule is None else rule(node, module)
+
+
+def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module that a node calls; None where it calls a function or a method."""
+    return modules[str(node.target)] if node.op == "call_module" else None
+
+
+def changes_its_input(node: fx.Node, module: Any) -> bool:
+    """Whether a node is named or told to work in place. `module`: the one that it calls, if it calls one."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = name_of(node.target)
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+        or any(node.kwargs.get(key) not in (None, False) for key in ("inplace", "out"))
+    )
+
+
+def name_of(target: Any) -> str:
+    """The name of a function or a method."""
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+# ---------------------------------------------------------------------- arguments
+
+Rule = Callable[[fx.Node, Any], Meaning | None]
+
+
+def _argument(node: fx.Node, module: Any, place: int, name: str, default: Any) -> Any:
+    """A module's attribute, or what a function is given at a place or by that name."""
+    if module is not None:
+        return getattr(module, name)
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _in_place(node: fx.Node, module: Any, place: int | None = None) -> bool:
+    """`place`: of the argument ``inplace``, where a function has one."""
+    given = place is not None and module is None and _argument(node, None, place, "inplace", False)
+    return changes_its_input(node, module) or bool(given)
+
+
+def _convolution(node: fx.Node, module: Any) -> Meaning:
+    return Convolution()
+
+
+def _functional_convolution(node: fx.Node, module: Any) -> Meaning:
+    transposed = node.target is F.conv_transpose2d
+    last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    names = ("input", "weight", "bias", "stride", "padding", *last)
+    return FunctionalConvolution(transposed, dict(zip(names, node.args, strict=False)) | dict(node.kwargs))
+
+
+def _norm(node: fx.Node, module: Any) -> Meaning | None:
+    by_batch = isinstance(module, nn.BatchNorm2d)
+    own_forward = type(module).forward is InstanceNorm2d.forward  # which leaves stored statistics alone
+    if module.track_running_stats and module.running_mean is not None and not module.training and not own_forward:
+        statistics = "stored"
+    elif by_batch and module.training:
+        return None  # it changes what is stored
+    else:
+        statistics = "batch" if by_batch else "image"
+    return Norm(statistics, module.weight, module.bias, module.eps)
+
+
+def _functional_instance_norm(node: fx.Node, module: Any) -> Meaning | None:
+    if not _argument(node, None, 5, "use_input_stats", True):
+        return None
+    weight, bias = (_argument(node, None, place, name, None) for place, name in ((3, "weight"), (4, "bias")))
+    return Norm("image", weight, bias, _argument(node, None, 7, "eps", 1e-5))
+
+
+def _relu(node: fx.Node, module: Any) -> Meaning:
+    return Activation(0.0, _in_place(node, module, 1))
+
+
+def _leaky_relu(node: fx.Node, module: Any) -> Meaning:
+    return Activation(_argument(node, module, 1, "negative_slope", 0.01), _in_place(node, module, 2))
+
+
+def _prelu(node: fx.Node, module: Any) -> Meaning:
+    return Activation(_argument(node, module, 1, "weight", None), False)
+
+
+def _output_activation(name: str) -> Rule:
+    return lambda node, module: OutputActivation(name, _in_place(node, module))
+
+
+def _elementwise(place: int | None = None) -> Rule:
+    return lambda node, module: Elementwise(_in_place(node, module, place))
+
+
+def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
+    """`affine`: scale and shift for a number, and whether that is the left operand."""
+
+    def rule(node: fx.Node, module: Any) -> Meaning | None:
+        others: list[Any] = [one for one in (*node.args, *node.kwargs.values()) if not isinstance(one, fx.Node)]
+        if not all(isinstance(one, int | float) for one in others):
+            return None
+        pair = None
+        if len(node.args) == 2 and not node.kwargs and len(others) == 1:
+            pair = affine(float(others[0]), others[0] is node.args[0])
+        return Arithmetic(pair, _in_place(node, None))
+
+    return rule
+
+
+_plus_number = _arithmetic(lambda number, is_left: (1.0, number))
+
+
+def _addition(node: fx.Node, module: Any) -> Meaning | None:
+    if len(node.args) == 2 and not node.kwargs:
+        a, b = node.args
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+            return Sum(a, b, _in_place(node, None))
+    return _plus_number(node, module)
+
+
+def _quotient(number: float, is_left: bool) -> tuple[float, float] | None:
+    return None if is_left or number == 0 else (1 / number, 0.0)
+
+
+def _pad_module(mode: str) -> Rule:
+    def rule(node: fx.Node, module: Any) -> Meaning | None:
+        return _padding(mode, module.padding, getattr(module, "value", 0.0))
+
+    return rule
+
+
+def _functional_pad(node: fx.Node, module: Any) -> Meaning | None:
+    mode, border = _argument(node, None, 2, "mode", "constant"), _argument(node, None, 3, "value", None)
+    return _padding("zeros" if mode == "constant" else mode, _argument(node, None, 1, "pad", ()), border or 0.0)
+
+
+def _padding(mode: str, sizes: Any, border: Any) -> Meaning | None:
+    """None for other dimensions than an image's rows and columns, and for sizes that a forward computes."""
+    if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes) or isinstance(border, fx.Node):
+        return None
+    return Padding(mode, (sizes[0], sizes[1], sizes[2], sizes[3]), float(border))
+
+
+def _resize(node: fx.Node, module: Any) -> Meaning:
+    mode = _argument(node, module, 3, "mode", "nearest")
+    return Resize(mode, _argument(node, module, 2, "scale_factor", None))
+
+
+def _pooling(node: fx.Node, module: Any) -> Meaning:
+    return Pooling()
+
+
+def _pixel_shuffle(node: fx.Node, module: Any) -> Meaning:
+    return PixelShuffle(_argument(node, module, 1, "upscale_factor", 1))
+
+
+def _concatenation(node: fx.Node, module: Any) -> Meaning | None:
+    parts, dim = node.args[0], _argument(node, None, 1, "dim", 0)
+    return Concatenation(tuple(parts)) if dim in (1, -3) and isinstance(parts, list | tuple) else None
+
+
+def _identity(node: fx.Node, module: Any) -> Meaning:
+    return Identity()
+
+
+def _dropout(node: fx.Node, module: Any) -> Meaning | None:
+    return None if _argument(node, module, 2, "training", True) else Identity()
+
+
+# ---------------------------------------------------------------------- the table
+
+#: Norms of images, by their forward.
+NORM_FORWARDS: tuple[Any, ...] = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward)
+
+#: How to read a call, by a module's forward, a function, or a method's name.
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys((nn.Conv2d.forward, nn.ConvTranspose2d.forward), _convolution),
+    **dict.fromkeys((F.conv2d, F.conv_transpose2d), _functional_convolution),
+    **dict.fromkeys(NORM_FORWARDS, _norm),
+    F.instance_norm: _functional_instance_norm,
+    **dict.fromkeys((nn.ReLU.forward, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
+    **dict.fromkeys((nn.LeakyReLU.forward, F.leaky_relu, F.leaky_relu_), _leaky_relu),
+    **dict.fromkeys((nn.PReLU.forward, F.prelu, torch.prelu), _prelu),
+    **dict.fromkeys((nn.Tanh.forward, F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), _output_activation("tanh")),
+    **dict.fromkeys((nn.Sigmoid.forward, F.sigmoid, torch.sigmoid), _output_activation("sigmoid")),
+    **dict.fromkeys((torch.sigmoid_, "sigmoid", "sigmoid_"), _output_activation("sigmoid")),
+    **dict.fromkeys((nn.ReLU6.forward, nn.ELU.forward, nn.SELU.forward, nn.GELU.forward), _elementwise()),
+    **dict.fromkeys((nn.SiLU.forward, nn.Mish.forward, nn.Softplus.forward), _elementwise()),
+    **dict.fromkeys((nn.Hardtanh.forward, nn.Hardswish.forward, nn.Hardsigmoid.forward), _elementwise()),
+    **dict.fromkeys((F.gelu, F.softplus), _elementwise()),
+    **dict.fromkeys((F.selu, F.silu, F.mish), _elementwise(1)),
+    F.elu: _elementwise(2),
+    F.hardtanh: _elementwise(3),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _addition),
+    **dict.fromkeys(
+        (operator.sub, operator.isub, torch.sub, "sub"),
+        _arithmetic(lambda number, is_left: (-1.0, number) if is_left else (1.0, -number)),
+    ),
+    **dict.fromkeys(
+        (operator.mul, operator.imul, torch.mul, "mul"), _arithmetic(lambda number, is_left: (number, 0.0))
+    ),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div"), _arithmetic(_quotient)),
+    nn.ReflectionPad2d.forward: _pad_module("reflect"),
+    nn.ReplicationPad2d.forward: _pad_module("replicate"),
+    nn.CircularPad2d.forward: _pad_module("circular"),
+    nn.ConstantPad2d.forward: _pad_module("zeros"),
+    F.pad: _functional_pad,
+    **dict.fromkeys((nn.Upsample.forward, F.interpolate), _resize),
+    **dict.fromkeys((nn.MaxPool2d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
+    **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
+    **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+    **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),
+    **dict.fromkeys((nn.Dropout.forward, nn.Dropout2d.forward, nn.AlphaDropout.forward), _dropout),
+    **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
+}

@@ -1,0 +1,145 @@
+"""Which reference GAN a configuration or a state_dict is of, and of what size; whether a state_dict fits a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import GANS, Reference
+from .parts import State
+
+
+def reference_of(config: Mapping[str, Any]) -> Reference:
+    """The reference GAN that `config["network"]` names. Raises ValueError for none, and for sizes it does not have."""
+    network = config.get("network")
+    names = ", ".join(GANS)
+    if not isinstance(network, dict) or network.get("gan") not in GANS:
+        raise ValueError(f'the configuration\'s "network" is {network!r}; its "gan" must be one of {names}')
+    reference = GANS[network["gan"]]
+    known = reference.sizes
+    needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    for name in network:
+        if name != "gan" and name not in known:
+            raise ValueError(f'the configuration\'s "network" has {name!r}; {reference.name} has {", ".join(known)}')
+    for name in needed:
+        if name not in network:
+            raise ValueError(f'the configuration\'s "network" has no {name!r}; it needs {", ".join(needed)}')
+    return reference
+
+
+def recognise(
+    generator: State, discriminator: State | None = None, gan: str | None = None, **sizes: Any
+) -> dict[str, Any]:
+    """The "network" that a bare state_dict fits, {"gan": name, ...}, for `build`.
+
+    `gan`: only this one. `sizes`: taken as given. Raises ValueError for an unknown `gan`, and where nothing fits: it
+    names the nearest architecture and the keys that did not fit.
+    """
+    if gan is not None and gan not in GANS:
+        raise ValueError(f"gan is {gan!r}; it must be one of {', '.join(GANS)}")
+    nearest: tuple[list[str], dict[str, Any]] | None = None
+    for network in _candidates(generator, gan, sizes):
+        misfits = _misfits(network, 0, generator)
+        if not misfits:
+            return network if discriminator is None else _with_discriminator(network, discriminator, sizes)
+        if nearest is None or len(misfits) < len(nearest[0]):
+            nearest = misfits, network
+    if nearest is None:
+        raise ValueError(f"no GAN of {', '.join(GANS)} has all of {', '.join(sizes)}")
+    raise ValueError(f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}")
+
+
+def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Networks that a generator's state_dict may be of: the ordinary generator of each GAN first."""
+    ranked = [
+        (rank, {"gan": name, **network, **sizes})
+        for name, reference in GANS.items()
+        if gan == name or (gan is None and set(sizes) <= set(reference.sizes))
+        for rank, network in enumerate(reference.generator_sizes(state))
+    ]
+    return [network for _, network in sorted(ranked, key=lambda one: one[0])]
+
+
+def fewest_misfits(state: State, gan: str | None, sizes: Mapping[str, Any]) -> int:
+    """Of a generator's state_dict, over all architectures."""
+    return min((len(_misfits(network, 0, state)) for network in _candidates(state, gan, sizes)), default=0)
+
+
+def judge_misfits(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> int:
+    """Of a discriminator's state_dict, for a GAN that is known."""
+    return len(_misfits(network | GANS[network["gan"]].discriminator_sizes(state) | sizes, 1, state))
+
+
+def _with_discriminator(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    network = network | GANS[network["gan"]].discriminator_sizes(state) | sizes
+    if misfits := _misfits(network, 1, state):
+        raise ValueError(f"the discriminator's state_dict does not fit; {_nearest(misfits, network)}")
+    return network
+
+
+def _nearest(misfits: list[str], network: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{name} {value}" for name, value in network.items() if name != "gan")
+    more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+    return f"the nearest is {network['gan']} ({sizes}), but {'; '.join(misfits[:4])}{more}"
+
+
+def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
+    """What keeps `state` from loading into the generator (side 0) or discriminator (1) of these sizes."""
+    sizes = {name: value for name, value in network.items() if name != "gan"}
+    reference_of({"network": network})
+    try:
+        with torch.device("meta"):  # shapes only
+            module = GANS[network["gan"]].build(**sizes)[side]
+    except ValueError as error:
+        return [str(error)] * (len(state) + 1)
+    return _compared(module, state)[1]
+
+
+def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:
+    """`state` as `module` wants it, and what does not fit.
+
+    Instance norms that keep no statistics get none: files from before PyTorch 0.4 have them. Batch counts, which files
+    from before 0.4.1 do not have, and statistics that `module` never uses are filled in.
+    """
+    wanted = module.state_dict()
+    norms = {name: m for name, m in module.named_modules() if isinstance(m, nn.InstanceNorm2d)}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    adapted, misfits = {}, []
+    for key, tensor in state.items():
+        owner, _, part = key.rpartition(".")
+        if key not in wanted:
+            if owner not in norms or part not in statistics:
+                misfits.append(f"{key} is not part of it")
+        elif tensor.shape != wanted[key].shape:
+            misfits.append(f"{key} has shape {list(tensor.shape)} where it has {list(wanted[key].shape)}")
+        elif wanted[key].is_floating_point() and not tensor.is_floating_point():
+            misfits.append(f"{key} has dtype {tensor.dtype} where it has {wanted[key].dtype}")
+        else:
+            adapted[key] = tensor
+    for key, tensor in wanted.items():
+        owner, _, part = key.rpartition(".")
+        if key not in state:
+            if part == "num_batches_tracked" or (owner in norms and part in statistics):
+                adapted[key] = tensor
+            else:
+                misfits.append(f"{key} is missing")
+    return adapted, misfits
+
+
+def fit(module: nn.Module, state: State, name: str) -> None:
+    """Load `state` into `module`, values converted to its dtype. Raises ValueError with the keys that do not fit.
+
+    Warns where statistics of instance norms that use none are left out.
+    """
+    adapted, misfits = _compared(module, state)
+    if misfits:
+        more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+        raise ValueError(f"{name} does not fit the {type(module).__name__}: {'; '.join(misfits[:4])}{more}")
+    if dropped := sorted(state.keys() - adapted.keys()):
+        text = f"{name} has statistics of instance norms that use none ({dropped[0]}, ...): {len(dropped)} left out"
+        warnings.warn(text, stacklevel=2)
+    module.load_state_dict(adapted)

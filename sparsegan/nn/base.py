@@ -1,0 +1,294 @@
+"""What both sparse layers share: how they are made from a dense layer, which backend runs them, and their forward."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import ops
+from ..copying import mask_of, plain_layer, plain_weight
+from ..geometry import Pair
+from ..ops.plan import numbers_of, plan_of
+from ..renamed import renamed_attribute
+from . import dispatch, state
+from .dense_path import run_dense, warn_of_dense, weight_for_call
+from .granularity import check_shape, check_sparsity, kept, magnitude_mask, nonzero_mask, support_of
+from .kept_weights import SETTINGS, KeptWeights
+from .plan_cache import PlanCache, is_readable, version_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SparseConv(KeptWeights):
+    """A layer that runs on its kept weights. ``SparseConv2d`` and ``SparseConvTranspose2d`` are the two."""
+
+    backend: str
+    kernel = renamed_attribute("kernel", "backend")
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Module,
+        sparsity: float | None = None,
+        granularity: str = "element",
+        mask: Tensor | None = None,
+    ) -> Self:
+        """A sparse layer with the kept weights of a dense one.
+
+        Args:
+            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A weight or bias that is computed (masks of
+                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) is taken as it is
+                in evaluation.
+            sparsity: fraction of units to drop, smallest L2 norm first, in [0, 1).
+            granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
+                ``"2:4"``; see ``sparsegan.nn.granularity``.
+            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units that the
+                mask of ``torch.nn.utils.prune`` keeps, or else those with a nonzero weight, are kept: any pruning
+                tool's result is taken as it is.
+
+        Raises:
+            ValueError, TypeError: an argument is out of range or does not fit the module.
+        """
+        if not isinstance(module, cls.dense_class):
+            wanted = f"a torch.nn.{cls.dense_class.__name__}"
+            raise TypeError(f"module is a {type(module).__name__}; {cls.__name__} is made from {wanted}")
+        pruned, keeps_mask = mask_of(module), mask is not None
+        if pruned is not None and sparsity is None and mask is None:
+            mask = nonzero_mask(pruned.float(), granularity, cls.adjoint, module.groups)
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._absorb(plain_layer(module), sparsity, granularity, mask)
+        layer.keeps_mask = keeps_mask  # the mask of a pruning tool is no more than zeros that are there
+        return layer
+
+    def _absorb(
+        self, dense: nn.Conv2d | nn.ConvTranspose2d, sparsity: float | None, granularity: str, mask: Tensor | None
+    ) -> None:
+        """Takes over a dense layer's settings and the kept part of its weight."""
+        weight = plain_weight(dense)
+        if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            raise TypeError(f"the weight's dtype is {weight.dtype}; it must be a real floating-point type")
+        for name in SETTINGS:
+            setattr(self, name, getattr(dense, name))
+        self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
+        check_shape(weight.shape, granularity, self.transposed, self.groups)
+        self.granularity = granularity
+        self.backend = "auto"
+        self.training = dense.training
+        self.keeps_mask = mask is not None
+        self._cache = None
+
+        self._prepare_geometries()
+        self.register_buffer("support", self._chosen_support(weight, sparsity, mask))
+        values = weight.detach().flatten()[self.positions()]
+        self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
+        bias = dense.bias
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        )
+
+    def _chosen_support(self, weight: Tensor, sparsity: float | None, mask: Tensor | None) -> Tensor:
+        """The support that a sparsity, a mask, or with neither the zeros of a dense weight ask for."""
+        how = (self.granularity, self.transposed, self.groups)
+        if mask is not None and sparsity is not None:
+            raise ValueError("sparsity and mask are both given; give one of them")
+        if mask is not None:
+            self._check_mask(mask)
+        if sparsity is not None:
+            check_sparsity(sparsity, self.granularity)
+        if weight.is_meta:
+            units = math.prod(self.weight_shape) // self.unit_size
+            return state.empty_support(self, sparsity, mask, kept(units, sparsity or 0.0))
+        if mask is None:
+            mask = nonzero_mask(weight, *how) if sparsity is None else magnitude_mask(weight, sparsity, *how)
+        return support_of(mask.to(weight.device), self.granularity, self.transposed)
+
+    # ------------------------------------------------------------------ forward
+
+    def choose(
+        self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype | None = None
+    ) -> dispatch.Choice:
+        """Which kernel runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
+
+        ``dtype``: of the tensors where it is not the layer's own (autocast).
+        """
+        return self._choice(self._cache_if_readable(), x_shape, y_size, dtype or self.values.dtype)
+
+    def _choice(
+        self, cache: PlanCache | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
+    ) -> dispatch.Choice:
+        if self.backend != "auto":
+            return dispatch.Choice(dispatch.check_backend(self.backend), "set on the layer")
+        if torch.compiler.is_compiling():
+            return dispatch.choose_by_sparsity(self.sparsity, dtype, self.values.device)
+        if cache is None:
+            return self._modelled(x_shape, y_size, dtype)
+        cudnn: Any = torch.backends.cudnn  # whose allow_tf32 raises where torch.backends.fp32_precision is set
+        key = (x_shape, y_size, dtype, cudnn.conv.fp32_precision)
+        return cache.choice(key, lambda: self._modelled(x_shape, y_size, dtype))
+
+    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype) -> dispatch.Choice:
+        coarse = x_shape[2:] if self.adjoint else y_size
+        geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
+        size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+        return dispatch.choose(
+            dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
+        )
+
+    def plan_cache(self) -> PlanCache:
+        """What was made of the support as it is now: checked again, and made anew, where that has changed.
+
+        Raises ``ValueError`` where it holds no valid support any more.
+        """
+        cache = self._cache
+        if cache is None or not cache.describes(self.support):
+            self._cache = cache = self._new_cache(cache)
+        return cache
+
+    def _cache_if_readable(self) -> PlanCache | None:
+        """None where a graph is being made, or nothing has numbers."""
+        return self.plan_cache() if is_readable(self.support) else None
+
+    def _new_cache(self, old: PlanCache | None) -> PlanCache:
+        support = self.support
+        version = version_of(support)  # before its numbers: a change in between is then found at the next call
+        numbers = numbers_of(support).copy()
+        new = PlanCache(support, version, numbers)
+        if old is not None and new.digest == old.digest and support.device == old.support.device:
+            new.take_over(old)
+            return new
+        try:
+            self.check_positions(torch.from_numpy(numbers))
+            if self.values.shape[0] != numbers.shape[0] * self.geometry.vector:
+                raise ValueError(f"{self.values.shape[0]} values do not belong to {numbers.shape[0]} positions")
+        except ValueError as error:
+            raise ValueError(
+                f"{self} has no valid support: {error}. It was changed in place, as an average over a state_dict does "
+                "(an average of positions has no meaning), or never loaded. Load the layer's values and support, or "
+                "call set_support; sparsegan.pruning.averaging keeps an average of a sparse model"
+            ) from error
+        if old is not None and old.support is support:
+            warnings.warn(
+                f"the support of {self} was changed in place, not by load_state_dict or set_support. It is valid, and "
+                "the layer now runs on it; but where its values are averages over several supports, or the positions "
+                "are averages, its results are wrong. sparsegan.pruning.averaging keeps an average of a sparse model",
+                stacklevel=2,
+            )
+        return new
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() not in (3, 4):
+            raise ValueError(f"input has {x.dim()} dimensions; it must be [N, C, H, W] or [C, H, W]")
+        if x.shape[-3] != self.in_channels:
+            raise ValueError(f"input has {x.shape[-3]} channels; the layer has in_channels={self.in_channels}")
+        if x.device != self.values.device:
+            raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
+
+    def _run(self, x: Tensor, y_size: tuple[int, int], output_padding: Pair = (0, 0)) -> Tensor:
+        """One forward of an input ``[N, C, H, W]``, by the backend of choice."""
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, values = x.to(dtype), values.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        if x.dtype != values.dtype:
+            raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            warn_of_dense("torch.func (vmap, grad, jvp, ...) runs")
+            return run_dense(self, x, self.scattered(values), bias, output_padding)
+        cache = self._cache_if_readable()
+        if self._choice(cache, tuple(x.shape), y_size, x.dtype).backend == "dense":
+            return run_dense(self, x, weight_for_call(self, values, cache), bias, output_padding)
+        coarse = x.shape[2:] if self.adjoint else y_size
+        variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
+        forward_plan = self._plan(cache, variant, self.adjoint)
+        # The other direction serves the gradient in x; a layer that only runs forward never builds it, and one that
+        # would be slower for it than dense does not either: the op then takes that gradient dense.
+        needed = torch.is_grad_enabled() and x.requires_grad
+        if needed and x.is_cuda and self.geometry.vector > 1:
+            needed = dispatch.vector_gradient_pays(1 - self.sparsity)
+        backward_plan = self._plan(cache, variant, not self.adjoint) if needed else None
+        plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
+        return ops.sparse_conv(
+            x,
+            values,
+            bias,
+            self.support if cache is None else cache.support,
+            plan,
+            adjoint_plan,
+            self._numbers[variant],
+            self.adjoint,
+            [self.out_channels, *y_size],
+            self.padding_mode,
+            (0, 0) if self.padding_mode == "zeros" else self.padding_before(),
+            self.negative_slope,
+        )
+
+    def _as_leaf(self, x: Any, *args: Any) -> Any:
+        """A call of this module in a graph that ``torch.fx`` records: a leaf, as torch.nn's own layers are."""
+        if not isinstance(x.tracer, fx.Tracer):
+            raise TypeError(f"{type(x.tracer).__name__} does not record modules; a sparse layer is recorded as one")
+        given = tuple(arg for arg in args if arg is not None)
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
+
+    def _plan(self, cache: PlanCache | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
+        if cache is None:  # where a graph is made: a constant if a call before has made it, else part of the graph
+            before = self._cache
+            made = before.plans.get((*variant, adjoint)) if before is not None and before.unchanged() else None
+            return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
+        return cache.plan(variant, self._numbers[variant], adjoint)
+
+    # ------------------------------------------------------------------ copies, devices, files
+
+    def plan_bytes(self) -> int:
+        """Bytes of the plans that this layer holds now."""
+        cache = self._cache
+        return 0 if cache is None else cache.plan_bytes()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._cache, on_meta = None, self.support.is_meta
+        super()._apply(fn, recurse)
+        if on_meta and not self.support.is_meta:
+            with torch.no_grad():
+                self.support.fill_(-1)  # no numbers have come along: nobody may take what lies there for a support
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": None}
+
+    def __setstate__(self, written: dict[str, Any]) -> None:
+        super().__setstate__(state.of_this_version(written))
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {self}: its kernels are chosen and its plans compiled in Python. "
+            "Script sparsegan.densify(model), or record the model with torch.jit.trace or torch.export"
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
+
+        Where an entry is wrong the layer takes nothing. Which weights stay: see
+        :class:`sparsegan.nn.SparseConv2d`.
+        """
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        state.load(self, state_dict, prefix, assign, strict, missing_keys, unexpected_keys, error_msgs)

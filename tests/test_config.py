@@ -1,0 +1,327 @@
+"""The configuration of a compression: from and to JSON, in the run folder, on the command line, in its old spelling."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_compress import images, small_gan
+
+from sparsegan.cli.compress_options import OPTIONS, add_arguments, read_settings
+from sparsegan.compress import (
+    RECIPES,
+    Blank,
+    CompressionConfig,
+    Compressor,
+    DistillationLoss,
+    OwnImages,
+    PlainLoss,
+    RunConfig,
+    SelfSupervisedLoss,
+    baseline,
+)
+from sparsegan.compress.config import settings_from
+from sparsegan.data import Batches
+from sparsegan.gans import dcgan
+from sparsegan.pruning import allocation
+from sparsegan.pruning.schedule import GradualPruning, OneShot
+from sparsegan.training import ranks
+
+#: No field has its default.
+OTHER = CompressionConfig(
+    loss=SelfSupervisedLoss(lam=0.25, denominator="running"),
+    granularity={"main.0": "2:4", "*": "filter"},
+    exclude=("main.12",),
+    allocation={"main.0": 0.5, "*": 0.75},
+    regrow=0.25,
+    prune_discriminator=True,
+    original_as_real=True,
+    feature_layers=("main.0",),
+    stored_statistics=True,
+    contrast=True,
+    generator_lr=1e-3,
+    discriminator_lr=1e-4,
+    betas=(0.0, 0.9),
+    generator_every=5,
+    decay=True,
+    rewind=True,
+    ema=0.999,
+    accumulate=2,
+    autocast=torch.bfloat16,
+    seed=7,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OTHER,
+        CompressionConfig(DistillationLoss(distance="mse"), discriminator_mode="none", autocast=torch.float16),
+        CompressionConfig(PlainLoss()),
+        *(recipe.config() for recipe in RECIPES.values()),
+    ],
+)
+def test_a_configuration_comes_back_from_json(config: CompressionConfig) -> None:
+    assert CompressionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_example_has_every_field() -> None:
+    usual = CompressionConfig()
+    same = [one.name for one in fields(usual) if getattr(usual, one.name) == getattr(OTHER, one.name)]
+    assert same == ["discriminator_mode"]  # one of the others contradicts what is set beside it
+    assert CompressionConfig.from_dict({}) == usual
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"generator_rate": 1},
+            "'generator_rate' is no setting of CompressionConfig; its settings: loss, gran",
+        ),
+        ({"generator_lr": "fast"}, "generator_lr is 'fast'; it must be a number"),
+        ({"ema": True}, "ema is True; it must be a number"),
+        ({"decay": "yes"}, "decay is 'yes'; it must be true or false"),
+        ({"accumulate": 2.5}, "accumulate is 2.5; it must be an integer"),
+        ({"betas": [0.5]}, r"betas is \(0.5,\); it must be two numbers"),
+        ({"exclude": [1]}, r"exclude is \(1,\); it must be a list of names"),
+        ({"granularity": {"main.0": 4}}, "granularity is .*; it must be a name, or names by layer"),
+        ({"granularity": "filters"}, "filters"),
+        ({"allocation": "even"}, "allocation is 'even'; it must be one of 'uniform'"),
+        ({"autocast": "float64"}, r"autocast is 'float64'; it must be torch\.bfloat16, torch\.float16 or None"),
+        ({"discriminator_mode": []}, r"discriminator_mode is \[\]; it must be one of 'updated', 'frozen', 'none'"),
+        ({"loss": "PlainLoss"}, 'loss is .*; it must have a "kind", one of SelfSupervisedLoss, DistillationLoss'),
+        ({"loss": {"kind": "PlainLoss", "lam": 1}}, "'lam' is no setting of PlainLoss; its settings: none"),
+        ({"loss": {"kind": "SelfSupervisedLoss", "lam": "1"}}, "lam is '1'; it must be a number"),
+        ({"loss": {"kind": "SelfSupervisedLoss", "lam": -1}}, "lam is -1; it must be at least 0"),
+        ({"rewind": True}, "rewind is set and decay is not"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_by_name(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        CompressionConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"keep": 0}, "keep is 0; it must be at least 1"),
+        ({"checkpoint_every": 1.5}, r"checkpoint_every is 1\.5; it must be an integer"),
+        ({"run_dir": 3}, "run_dir is 3; it must be a path or None"),
+        ({"settings": ["data"]}, r"settings is \['data'\]; it must be a dict"),
+    ],
+)
+def test_what_keeps_no_run_is_refused_by_name(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**values)
+
+
+def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> None:
+    @dataclass
+    class Mine(PlainLoss):
+        weight: Any = 2.0
+        _network: Any = None
+
+    class NoDataclass:
+        uses_terms, matches, matches_features = True, False, False
+        __call__ = PlainLoss.__call__
+
+    assert CompressionConfig(Mine(_network=len)).to_dict()["loss"] == {"kind": "Mine", "weight": 2.0}
+    for loss, words in (
+        (Mine(weight=len), "loss has weight=<built-in function len>, which cannot be written as JSON"),
+        (NoDataclass(), "loss is a NoDataclass, of which no settings can be written; it must be a dataclass"),
+    ):
+        config, both = CompressionConfig(loss), small_gan()
+        Compressor(*both, dcgan.objective, OneShot(1), config)  # nothing is to be written
+        with pytest.raises(ValueError, match=words):
+            Compressor(*both, dcgan.objective, OneShot(1), config, run=RunConfig(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="one of SelfSupervisedLoss, DistillationLoss, PlainLoss"):
+        CompressionConfig.from_dict(CompressionConfig(Mine()).to_dict())
+
+
+#: What the version before configurations wrote for the run below.
+FORMER = {
+    "schedule": {"kind": "GradualPruning", "steps": 4, "target": 0.5, "initial": 0.05, "ramp": 0.5, "every": 3},
+    "loss": {
+        "kind": "SelfSupervisedLoss",
+        "lam": 0.5,
+        "denominator": "running",
+        "floor": 0.05,
+        "momentum": 0.99,
+        "stop_gradient": True,
+        "discriminator_gradient": True,
+        "one_sided": False,
+        "terms": 1.0,
+        "features": 0.0,
+    },
+    "granularity": {"main.0": "2:4", "*": "element"},
+    "exclude": ["main.12"],
+    "allocation": "uniform",
+    "discriminator_mode": "updated",
+    "prune_discriminator": False,
+    "original_as_real": False,
+    "feature_layers": [],
+    "stored_statistics": False,
+    "contrast": False,
+    "generator_every": 1,
+    "generator_lr": 0.001,
+    "discriminator_lr": 0.0002,
+    "betas": [0.5, 0.999],
+    "decay": False,
+    "accumulate": 1,
+    "autocast": None,
+    "seed": 2,
+    "batch": 4,
+}
+
+
+def test_run_folders_hold_the_configuration_and_former_ones_go_on(tmp_path: Path) -> None:
+    config = CompressionConfig(
+        SelfSupervisedLoss(denominator="running"),
+        granularity={"main.0": "2:4", "*": "element"},
+        exclude=("main.12",),
+        generator_lr=1e-3,
+        seed=2,
+    )
+
+    def opened(folder: str, config: CompressionConfig, resume: bool = True) -> Compressor:
+        run = RunConfig(tmp_path / folder, resume, settings={"batch": 4}, quiet=True)
+        return Compressor(*small_gan(), dcgan.objective, GradualPruning(4, 0.5, every=3), config, run=run)
+
+    opened("new", config, resume=False).fit(Batches(images(), 4))
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == FORMER
+    assert CompressionConfig.from_dict(json.loads((tmp_path / "new" / "compression.json").read_text())) == config
+
+    (tmp_path / "former").mkdir()
+    (tmp_path / "former" / "config.json").write_text(json.dumps(FORMER))
+    opened("former", config)
+    for other, words in (
+        (replace(config, ema=0.9, seed=3), r"ema was None and is 0\.9, seed was 2 and is 3"),
+        (replace(config, loss=PlainLoss()), "loss was .*'lam': 0.5.* and is {'kind': 'PlainLoss'}"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {words}"):
+            opened("former", other)
+
+
+def test_recipes_make_configurations_and_agree_with_their_own() -> None:
+    for recipe in RECIPES.values():
+        config = recipe.config(ema=0.9)
+        written = settings_from(json.loads(json.dumps(config.to_dict())))
+        assert recipe.config(**written) == config
+    features = RECIPES["self-supervised-features"]
+    assert features.config().contrast
+    assert not features.config(contrast=False).contrast
+    for settings, words in (
+        ({"discriminator_mode": "updated"}, "discriminator_mode is 'updated'; the recipe has 'frozen'"),
+        ({"loss": PlainLoss()}, r"loss is PlainLoss\(\); the recipe has SelfSupervisedLoss\("),
+    ):
+        with pytest.raises(ValueError, match=words):
+            features.config(**settings)
+
+
+def read(*words: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return read_settings(parser.parse_args(["folder", *words]))
+
+
+def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
+    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # what it was trained with
+    usual = CompressionConfig()
+    assert read() == {name: getattr(usual, name) for name in OPTIONS} | of_the_gan | {"loss": SelfSupervisedLoss()}
+
+    file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_as_real=False)
+    file.write_text(json.dumps(mine.to_dict()))
+    assert CompressionConfig(**read("--config", str(file))) == mine
+
+    words = ["--ema", "0", "--no-decay", "--exclude", "--autocast", "float16", "--seed", "0", "--lambda", "0.75"]
+    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5"]
+    file.write_text(json.dumps(replace(mine, rewind=False).to_dict()))
+    assert CompressionConfig(**read("--config", str(file), *words)) == replace(
+        mine,
+        rewind=False,
+        ema=0.0,
+        decay=False,
+        exclude=(),
+        autocast=torch.float16,
+        seed=0,
+        loss=SelfSupervisedLoss(lam=0.75, denominator="running"),
+        stored_statistics=False,
+        granularity={"main.3": "kernel", "*": "element"},
+        generator_lr=0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", r"it holds \[\]; it must hold an object"),
+        ('{"lr": 1}', "'lr' is no setting of CompressionConfig; its settings: loss, "),
+        ('{"loss": {"kind": "PlainLoss"}}', "its loss is a PlainLoss, and --recipe self-supervised has a SelfSup"),
+    ],
+)
+def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
+        read("--config", str(file))
+    file.write_text('{"loss": {"kind": "PlainLoss"}}')
+    with pytest.raises(ValueError, match="--one-sided go with a SelfSupervisedLoss"):
+        read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
+    file.write_text('{"discriminator_mode": "frozen"}')
+    with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):
+        read("--config", str(file))
+
+
+# Until 0.2
+
+
+def test_keywords_of_the_former_version_give_the_same_with_one_warning(tmp_path: Path) -> None:
+    of_run = {"run_dir": tmp_path, "resume": True, "checkpoint_every": 3, "keep": 4, "limit": 1e3, "title": "x"}
+    of_config = {one.name: getattr(OTHER, one.name) for one in fields(OTHER)}
+    of_config |= {"regrow": 0.0, "exclude": (), "allocation": "global", "granularity": "element"}
+    with pytest.warns(DeprecationWarning, match=r"config=CompressionConfig\(loss=.* run=RunConfig\(run_dir=") as said:
+        old = Compressor(
+            *small_gan(), dcgan.objective, OneShot(1), **of_config, **of_run, config={"batch": 4}, quiet=True
+        )
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert old.config == CompressionConfig(**of_config)
+    assert old.run_config == RunConfig(**of_run, settings={"batch": 4}, quiet=True)
+    with pytest.warns(DeprecationWarning, match=r"baseline takes run=RunConfig\(quiet=\.\.\.\) now"):
+        compressor = baseline("gan-loss", *small_gan(), dcgan.objective, steps=1, quiet=True, ema=0.5)
+    assert compressor.run_config == RunConfig(title="gan-loss", quiet=True)
+    assert compressor.config.ema == 0.5
+
+
+def test_one_setting_in_two_places_is_an_error() -> None:
+    def made(*config: Any, **more: Any) -> Compressor:
+        return Compressor(*small_gan(), dcgan.objective, OneShot(1), *config, **more)
+
+    with pytest.raises(ValueError, match="ema given beside config; set it in CompressionConfig"):
+        made(CompressionConfig(), ema=0.5)
+    with pytest.raises(ValueError, match="keep, settings given beside run; set it in RunConfig"):
+        made(run=RunConfig(), keep=3, config={"batch": 4})
+    with pytest.raises(TypeError, match="Compressor got an unexpected keyword argument 'learning_rate'"):
+        made(learning_rate=1)
+
+
+def test_names_of_the_former_version_warn() -> None:
+    for module, old, new in (
+        (ranks, "count", "world_size"),
+        (ranks, "wait", "barrier"),
+        (allocation, "shares", "layer_sparsities"),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf"{old} is .*\.{new} now; the old name goes in 0\.2"):
+            assert getattr(module, old) is getattr(module, new)
+    with pytest.warns(DeprecationWarning, match="Blank is BlankBatches now"):
+        batches = Blank(2, 1, 8, count=1)
+    with pytest.warns(DeprecationWarning, match="OwnImages is GeneratedBatches now"):
+        assert len(OwnImages(small_gan()[0], dcgan.objective, batches)) == 1
