@@ -1,8 +1,7 @@
-"""Reads state_dicts as trainers write them: inside files, nests and wrappers, with averages and computed weights.
+"""State_dicts as trainers write them: out of files, wrappers and nests, averages chosen, computed weights made plain.
 
-A moving average is preferred to the weights beside it. Weights that a module computes (masked, weight-normed and
-spectrally normed ones) become plain weights. Nothing in a file is executed: torch reads it with ``weights_only=True``,
-and besides torch's own types only a few types of plain data are allowed.
+Nothing in a file is executed: torch reads with ``weights_only=True``, and of other types only those that hold plain
+data are let in.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-#: Names that stand for each network in the keys of a file.
+#: Names of each network in the keys of a file.
 SIDES = {
     "generator": {"generator", "netg", "net_g", "gen", "g", "g_ema", "generator_ema", "g_model", "student"},
     "discriminator": {"discriminator", "netd", "net_d", "dis", "disc", "d", "d_model", "critic"},
 }
-#: Words in a key that mark a moving average of the weights.
+#: Parts of a key that say that it is a moving average of the weights.
 _AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
-#: Prefixes that wrappers of modules put before names.
+#: What wrappers of modules put before names.
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
-#: Harmless types that trainers save beside their weights; ``torch.load`` may make objects of them.
+#: Harmless types that trainers save beside their weights.
 _HARMLESS: list[Any] = [argparse.Namespace, collections.Counter, set, np.ndarray, np.dtype]
 _ARRAYS: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
 _HARMLESS += [_ARRAYS.scalar, _ARRAYS._reconstruct]
@@ -43,7 +42,7 @@ _WAY_OUT = (
 
 
 class Found(NamedTuple):
-    """A state_dict inside a file, and the keys that lead to it (``path``)."""
+    """A state_dict inside a file: the keys that lead to it."""
 
     path: tuple[str, ...]
     state: State
@@ -71,24 +70,20 @@ def read_state(
     wanted: Collection[str] = (),
     transposed: Collection[str] = (),
 ) -> State:
-    """The state_dict in a file (.pth, .pt, .ckpt, .bin, .safetensors, an index of shards) or in a mapping.
+    """Names and tensors of a file (.pth, .pt, .ckpt, .bin, .safetensors, an index of shards), or of a mapping.
 
     Args:
-        side: ``"generator"`` or ``"discriminator"``, the network to read from a file that holds both.
-        key: the keys that lead to the state_dict, joined by dots. The last keys are enough if only one path ends in
-            them.
-        misfits: a function that counts the names and shapes of a state_dict that cannot be loaded into the network. It
-            decides among several state_dicts.
-        wanted: the names of the network's own state_dict. A computed weight that the network computes itself is not
-            changed.
-        transposed: names of the network's transposed convolutions. Their spectral norm is along the other dimension.
+        side: ``"generator"`` or ``"discriminator"``, of a file that holds both.
+        key: the keys that lead to the state_dict, joined by dots; their end is enough where it is the only one.
+        misfits: of a state_dict, how many of its names and shapes keep it from being loaded; decides among several.
+        wanted: names that the network has: a computed weight that it computes itself stays as it is.
+        transposed: names of its transposed convolutions, whose spectral norm is along the other dimension.
 
-    If a moving average has all of the weights, the average is taken instead of the weights, with a warning. Masks,
-    weight norm and spectral norm become plain weights.
+    A moving average of the weights is taken before the weights themselves where it has all of them, with a warning.
+    Masks, weight norm and spectral norm become plain weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has no state_dict, or several that may be meant.
+        FileNotFoundError, ValueError: there is no such file, no state_dict in it, or several that may be meant.
     """
     name, content = "the state_dict", source
     if isinstance(source, str | Path):
@@ -113,7 +108,7 @@ def read_state(
 
 
 def _content(file: Path) -> Any:
-    """The content of a file."""
+    """What a file holds."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is {'a folder' if file.is_dir() else 'no file'}")
     size = file.stat().st_size
@@ -136,8 +131,8 @@ def _content(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the parsers raise all kinds of errors for foreign bytes
-        # The rest of torch's text recommends weights_only=False, which runs code from the file.
+    except Exception as error:  # whatever the parsers make of foreign bytes
+        # torch's own text goes on to recommend weights_only=False, which runs code from the file.
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             kind = str(error).split("GLOBAL ", 1)[1].split(" ", 1)[0]
@@ -146,7 +141,7 @@ def _content(file: Path) -> Any:
 
 
 def _check_archive(file: Path, size: int) -> None:
-    """Raises ValueError if the file is an archive that torch.save does not write. Other files pass."""
+    """Raises where the file is an archive that torch.save does not write; a file that is none passes."""
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
@@ -156,8 +151,8 @@ def _check_archive(file: Path, size: int) -> None:
         raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
     if (unpacked := sum(part.file_size for part in parts)) > size:
         raise ValueError(
-            f"{file} has {size} bytes and unpacks to {unpacked}; torch.save compresses nothing, so the file is refused "
-            "because it would take much more memory than its size"
+            f"{file} has {size} bytes and unpacks to {unpacked}; torch.save compresses nothing, and a small file that "
+            "takes much memory is refused"
         )
 
 
@@ -175,7 +170,7 @@ def _shards(file: Path) -> Any:
 
 
 def _search(content: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Found]:
-    """Every mapping in a nest that holds tensors under names, except the states of optimizers."""
+    """Every mapping in a nest that holds tensors under names; optimizers' states are none."""
     if len(path) > 6 or "param_groups" in content:
         return
     state = {name: one for name, one in content.items() if isinstance(one, Tensor) and isinstance(name, str)}
@@ -189,7 +184,7 @@ def _search(content: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Found
 
 
 def _may_be_lost(name: Any) -> bool:
-    """Whether a network could miss an entry that is not a tensor, because the entry is named like a parameter."""
+    """Whether an entry that is no tensor would be missed: one that is named like a parameter."""
     return "." in str(name)
 
 
@@ -203,14 +198,14 @@ def _checked(name: str, state: State) -> State:
 
 
 def _without_count(found: Found) -> Found:
-    """The state_dict without the count that torch.optim.swa_utils.AveragedModel keeps beside its module."""
+    """Without the count that torch.optim.swa_utils.AveragedModel keeps beside its module."""
     state = {key: one for key, one in found.state.items() if key != "n_averaged"}
     averaged = len(state) < len(found.state) and all(key.startswith("module.") for key in state)
     return Found((*found.path, "averaged"), state) if averaged else found
 
 
 def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Found]:
-    """The parts of a state_dict that each have a common first name (``netG.``, ``model.generator.``), unwrapped."""
+    """The parts of a state_dict under one name each (``netG.``, ``model.generator.``), without wrappers' prefixes."""
     state = unwrapped(found.state, wanted)
     for head in sorted({key.partition(".")[0] for key in state if "." in key}):
         part = {key.removeprefix(f"{head}."): one for key, one in state.items() if key.startswith(f"{head}.")}
@@ -221,7 +216,7 @@ def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Fo
 
 
 def unwrapped(state: State, wanted: Collection[str] = ()) -> State:
-    """The state_dict without the prefixes of wrappers, however many, and without ``torch.compile``'s mark anywhere."""
+    """Without what wrappers put before names, however often; ``torch.compile``'s mark goes wherever it stands."""
     while state and not any(key in wanted for key in state):
         prefix = next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), None)
         if prefix is None:
@@ -238,7 +233,7 @@ def _chosen(
     key: str | None,
     misfits: Callable[[State], int] | None,
 ) -> State:
-    """The state_dict that is meant, among whole state_dicts and their parts."""
+    """The state_dict that is meant, of whole ones and of their parts."""
     if key is not None:
         found = [*wholes, *parts]
         ranked = [one for one in found if one.name == key] or [one for one in found if one.name.endswith(f".{key}")]
@@ -249,7 +244,7 @@ def _chosen(
     averages = [one for one in ranked if one.average]
     if misfits is not None:
         scores = [misfits(one.state) for one in ranked]
-        if min(scores):  # nothing fits: the caller reports the errors of the nearest state_dict
+        if min(scores):  # nothing fits: the caller says what is wrong with the nearest
             return ranked[scores.index(min(scores))].state
         ranked = [one for one, score in zip(ranked, scores, strict=True) if not score]
     raw = [one for one in ranked if not one.average]
@@ -257,13 +252,13 @@ def _chosen(
     ranked = whole or raw
     first = ranked[0]
     for one in ranked[1:]:
-        within = one.path[: len(first.path)] == first.path  # `one` is a part of `first`: the whole has priority
+        within = one.path[: len(first.path)] == first.path  # a part of it: the whole comes first
         if not _alike(one.state, first.state) and not (within and misfits is None):
             names = ", ".join(sorted({each.name for each in ranked}))
             raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
     if key is None and whole and raw:
         text = f"{name} has the weights {raw[0].name} and their moving average {first.name}; the average is taken"
-        warnings.warn(f"{text}. key={raw[0].name!r} takes the weights themselves", stacklevel=5)
+        warnings.warn(f"{text}. key={raw[0].name!r} takes the others", stacklevel=5)
     elif key is None and averages and not whole:
         text = f"{name} has a moving average, {averages[0].name}, which does not hold all that {first.name} does"
         warnings.warn(f"{text}; {first.name} is taken", stacklevel=5)
@@ -271,7 +266,7 @@ def _chosen(
 
 
 def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable[[State], int] | None) -> list[Found]:
-    """The state_dicts that their names assign to the network, else those that no name assigns to the other network."""
+    """Those that the names in the file point to: the network's own, or what is not the other one's."""
     (other,) = set(SIDES) - {side}
     neutral = [one for one in wholes if not one.words & SIDES[other]]
     own = [one for one in neutral if one.words & SIDES[side]]
@@ -283,7 +278,7 @@ def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable
         return ranked if own or not sides else sides
     if any(not misfits(one.state) for one in ranked):
         return ranked
-    # A file may have both networks in one state_dict, or further names before each network.
+    # A file may have both networks in one state_dict, or more names before each.
     within = [one for one in parts if any(one.path[: len(whole.path)] == whole.path for whole in ranked)]
     return ranked + [one for one in within if not one.words & SIDES[other]]
 
@@ -298,15 +293,14 @@ def _alike(one: State, other: State) -> bool:
 
 
 def without_computed(state: State, wanted: Collection[str] = (), transposed: Collection[str] = ()) -> State:
-    """The state_dict with plain weights in place of masked, weight-normed and spectrally normed weights.
+    """Plain weights in the place of masked, weight-normed and spectrally normed ones that the network has not.
 
-    Weights that the network itself computes (``wanted``) are not changed. Both spellings of ``torch.nn.utils`` are
-    known: ``weight_orig`` and ``parametrizations.weight``. The other arguments are those of :func:`read_state`.
+    Both spellings of ``torch.nn.utils``. The arguments are those of :func:`read_state`.
     """
     state = dict(state)
 
     def take(*names: str) -> list[Tensor] | None:
-        """Removes and returns the entries of these names, if all of them are there and the network has none of them."""
+        """The entries of these names, taken out, if all are there and the network has none of them."""
         if not all(one in state for one in names) or any(one in wanted for one in names):
             return None
         return [state.pop(one) for one in names]
@@ -338,7 +332,7 @@ def without_computed(state: State, wanted: Collection[str] = (), transposed: Col
 
 
 def _parametrized(name: str) -> str:
-    """The name of the plain weight: ``conv.weight`` for ``conv.parametrizations.weight.original0``."""
+    """``conv.parametrizations.weight.original0`` is of ``conv.weight``."""
     return name.replace("parametrizations.", "", 1).rpartition(".")[0]
 
 
@@ -351,7 +345,7 @@ def _spectral(name: str, parts: list[Tensor], transposed: bool) -> Tensor:
     weight, u, v = parts
     dim = int(transposed) if weight.dim() > 1 else 0
     matrix = weight.transpose(0, dim).flatten(1)
-    if (len(u), len(v)) != tuple(matrix.shape):  # the vectors' lengths tell the dimension
+    if (len(u), len(v)) != tuple(matrix.shape):  # as the vectors say
         matrix = weight.transpose(0, 1 - dim).flatten(1)
     if (len(u), len(v)) != tuple(matrix.shape):
         raise ValueError(f"{name} has a spectral norm with vectors of {len(u)} and {len(v)} numbers, which do not fit")
@@ -359,6 +353,6 @@ def _spectral(name: str, parts: list[Tensor], transposed: bool) -> Tensor:
 
 
 def names_of(model: nn.Module) -> tuple[set[str], set[str]]:
-    """The arguments ``wanted`` and ``transposed`` of :func:`read_state` for a model."""
+    """``wanted`` and ``transposed`` of :func:`read_state` for a model."""
     transposed = {name for name, module in model.named_modules() if getattr(module, "transposed", False)}
     return set(model.state_dict()), transposed
