@@ -1,10 +1,10 @@
-"""Three layers against the limits of one core: what is counted, what is reached, where the rest goes.
+"""Three layers against the limits of one core: counted work, measured time, and the parts of that time.
 
     cmake --build build/cpython-311 --target inner_loop      (the folder is named after the Python in use)
     python benchmarks/roofline.py [--json benchmarks/results/roofline.json]
 
-Needs AVX2. A layer's time is split without a profiler: the same layer with one kept weight runs everything but the taps
-(packing, unpacking, allocating the output, the call), so the difference is the taps' time.
+The program needs AVX2. It splits a layer's time without a profiler: the same layer with a single kept weight runs
+everything but the taps (packing, unpacking, allocating the output, the call). The difference is the time of the taps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TAPS = (4, 12, 29, 72, 288)
 
 
 def stream_gbytes() -> float:
-    """GB/s of a copy of 128 MB, read and written bytes together."""
+    """GB/s of a copy of 128 MB, counting read and written bytes."""
     source, target = torch.randn(2**25), torch.empty(2**25)
     return 2 * source.numel() * 4 / interleaved_ms(Clock(), [lambda: target.copy_(source)], 1.0)[0] * 1e-6
 
@@ -68,7 +68,7 @@ def measure(case: LayerCase, seconds: float, ceilings: dict[str, Any]) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a layer (default: 2)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent per layer (default: 2)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     library = BUILD / "libinner_loop.so"

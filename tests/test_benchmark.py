@@ -214,7 +214,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch: pytest
 
     monkeypatch.setattr(engines, "makers", lambda whole: {"wrong": wrong})
     with pytest.raises(
-        RuntimeError, match=r"DCGAN @64x64 batch 2: what wrong makes differs .* by 1\.0e-03 of its norm"
+        RuntimeError, match=r"DCGAN @64x64 batch 2: the output of wrong differs .* by 1\.0e-03 of its norm"
     ):
         generators.time_generator(GeneratorJob(SMALL_GENERATORS[1], 0.9, "element", 1), 0.001)
 

@@ -1,4 +1,4 @@
-"""Multiply-accumulates, bytes and measured times of a model; ``info`` has the build and the machine at hand."""
+"""Multiply-accumulates, bytes and measured times of a model; ``info`` describes the build and the machine."""
 
 from .layers import LayerProfile, ProfileReport, interleaved_ms, interleaved_times, profile, tune
 from .macs import LayerMacs, MacsReport, count_macs, training_bytes

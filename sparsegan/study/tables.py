@@ -56,6 +56,7 @@ BATCHED = {
     "srgan": "features-batch",
 }
 SEEN = ("classes", "entropy", "confidence", "diversity")
+DIVERSITY = "Diversity: mean distance between the features of two images, divided by that of real images."
 
 
 def _dense(results: Results, task: str, view: str) -> float | None:
@@ -76,9 +77,9 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
         )
     machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
     text = f"Fréchet distances; {'; '.join(parts)}. "
-    text += f"Mean ± spread over up to {len(SEEDS)} seeds, no spread: one seed; in brackets: against the dense one. "
-    text += f"{', '.join(sorted(machines))}, one thread a row. "
-    return text + "Seconds are on a machine with other work, so only MACs compare: those of the steps, D's with them."
+    text += f"Mean ± spread over up to {len(SEEDS)} seeds; a figure without a spread is of one seed. In brackets: the "
+    text += f"change against the dense generator. {', '.join(sorted(machines))}, one thread per row. Other work ran on "
+    return text + "the machine, so MACs compare and seconds do not. MACs are those of the steps, D's included."
 
 
 def by_sparsity(results: Results) -> str:
@@ -135,7 +136,7 @@ def in_short(results: Results) -> str:
             rows[-1] += [_first_timed(results, task, 0.9), said]
     head = ["90 %", "dense", TECHNIQUES["one-shot"].text, "equations 7-9", "L_F", "L_F, larger batches"]
     head += ["forward", "the paper's 7-9"]
-    below = f"Fréchet distances, each task's own features and images; forward: {FORWARD}. Measured by `sparsegan study "
+    below = f"Fréchet distances, each task's own features and images. Forward: {FORWARD}. Measured by `sparsegan study "
     return markdown(head, rows, below + "paper-table2`; [study.md](study.md) has the rest.")
 
 
@@ -147,9 +148,9 @@ def classes(task: str) -> Callable[[Results], str]:
         for technique, text in SHORT.items():
             for sparsity in SPARSITIES[1:]:
                 rows.append([text, percent(sparsity), *_seen(Cell.of(results, Row(task, technique, sparsity)))])
-        below = "Classes that at least 2 % of 5,000 images are taken for. Entropy of the classes' shares, in bits; an "
-        below += "even mix has 3.32. Confidence: mean probability of the likeliest class. Diversity: mean distance of "
-        return markdown(["technique", "sparsity", *SEEN], rows, below + "two images' features, over real images'.")
+        below = "Classes: the number of classes to which the classifier assigns at least 2 % of 5,000 images each. "
+        below += "Entropy: that of the classes' fractions, in bits; an even mix has 3.32. Confidence: mean probability "
+        return markdown(["technique", "sparsity", *SEEN], rows, f"{below}of the likeliest class. {DIVERSITY}")
 
     return table
 
@@ -184,9 +185,9 @@ def translations(results: Results) -> str:
                     cells = [dense, *(Cell.of(results, Row(task, technique, 0.9)) for technique in SHORT)]
                     shown = [cell.show("scores", view, figure, form=form) for cell in cells]
                     rows.append([f"{TASKS[task].title}: {text}", name, *shown])
-    below = "Diversity: mean distance of two images' features, over real images'. Domain accuracy: the share of images "
-    below += "that a classifier of the four styles takes for the one asked for, StarGAN's where that is another than "
-    return markdown(["task", "", "dense", *(f"{text}, 90 %" for text in SHORT.values())], rows, below + "the input's.")
+    below = f"{DIVERSITY} Domain accuracy: the fraction of images that a classifier of the four styles assigns to the "
+    below += "requested style; of StarGAN's images only those count whose requested style is not the input's."
+    return markdown(["task", "", "dense", *(f"{text}, 90 %" for text in SHORT.values())], rows, below)
 
 
 def sizes(results: Results) -> str:
@@ -198,13 +199,13 @@ def sizes(results: Results) -> str:
         macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
         files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
         forward = ["", *(_first_timed(results, task, sparsity) for sparsity in SPARSITIES)]
-        rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files], ["", "forward", *forward]]
+        rows += [[TASKS[task].title, "MACs per image", *macs], ["", "file", *files], ["", "forward", *forward]]
     below = f"Forward: {FORWARD}."
     return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows, below)
 
 
 #: What `speed.py` measures.
-FORWARD = "milliseconds of a batch (64 images of DCGAN, one of others) on one thread, times faster than the dense one"
+FORWARD = "milliseconds per batch (64 images for DCGAN, else one) on one thread; in brackets: times as fast as dense"
 
 
 def _first_timed(results: Results, task: str, sparsity: float) -> str:
@@ -284,8 +285,8 @@ def granularity(results: Results) -> str:
     head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
     head += [f"forward at {percent(s)}" for s in sparsities]
     below = (
-        f"L_F. {_how(results, [DCGAN])} Forward: {FORWARD}, as drop-in layers or through the engine; filters are taken "
-        "out where that is faster."
+        f"L_F. {_how(results, [DCGAN])} Forward: {FORWARD}. Each time is of the generator's fastest "
+        "form: drop-in layers, the engine or, for filters, smaller dense layers."
     )
     return markdown(head, rows, below)
 
@@ -320,7 +321,7 @@ def discriminators(results: Results) -> str:
         rows.append([f"{name}: {TECHNIQUES[name].text}", fid, _seen(cell)[0], *said, *_cost(cell)])
     head = ["technique", "90 %", "classes", "D(real)", "D(compressed)", "D(dense)", "entropy on real"]
     head += ["entropy on compressed", *COST]
-    below = f"D's mean output and its mean entropy in bits, at the end. {_how(results, [DCGAN])}"
+    below = f"D's mean output and the mean entropy of its output in bits, at the end. {_how(results, [DCGAN])}"
     return markdown(head, rows, below)
 
 
@@ -384,7 +385,8 @@ def drift(results: Results) -> str:
                     " to ".join(f"{mean:.2f}" for mean in means) or "; ".join(dict.fromkeys(cell.why_not)) or "none"
                 )
             rows.append(row)
-    return markdown(["task, equations 7-9", *shown.values()], rows, "Means over the seeds.")
+    below = "Means over the seeds: over the first sixth of the run, then over its second half."
+    return markdown(["task, equations 7-9", *shown.values()], rows, below)
 
 
 def recipes(results: Results) -> str:
