@@ -109,7 +109,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, where each that shares memory with another, or is part of a larger buffer, is a copy."""
+    """Replaces each tensor that shares memory with another, or is part of a larger buffer, by a copy."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
@@ -217,7 +217,7 @@ def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether to read a file as one that ``save`` wrote. A file that is no trainer's file either is read so too."""
+    """Whether to read a file as one that ``save`` wrote. So is a file of an unknown kind, which is then refused."""
     if not path.is_file() or path.name.endswith(".index.json"):
         return not path.is_file()
     with open(path, "rb") as stream:

@@ -207,7 +207,7 @@ def _checked(name: str, state: State) -> State:
 def _without_count(found: Found) -> Found:
     """The state_dict without ``n_averaged``, the count that torch.optim.swa_utils.AveragedModel keeps.
 
-    A state_dict of an AveragedModel is marked as a moving average by its path.
+    The path of an AveragedModel's state_dict gets "averaged", which marks a moving average.
     """
     state = {key: one for key, one in found.state.items() if key != "n_averaged"}
     averaged = len(state) < len(found.state) and all(key.startswith("module.") for key in state)
@@ -215,7 +215,7 @@ def _without_count(found: Found) -> Found:
 
 
 def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Found]:
-    """The parts of a state_dict with one first name each (``netG.``, ``model.generator.``), without that name."""
+    """The parts of a state_dict: the entries under each first name (``netG.``, ``model.generator.``), without the name."""
     state = unwrapped(found.state, wanted)
     for head in sorted({key.partition(".")[0] for key in state if "." in key}):
         part = {key.removeprefix(f"{head}."): one for key, one in state.items() if key.startswith(f"{head}.")}

@@ -250,10 +250,13 @@ def test_granularity_and_sparsity_by_layer() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; it has '1\*'"),
-        ({"granularity": {"*": "element", "0": "filter"}}, r"granularity has \['0'\], which no layer takes"),
+        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; its patterns are '1\*'"),
+        (
+            {"granularity": {"*": "element", "0": "filter"}},
+            r"granularity has the patterns \['0'\], which no layer takes",
+        ),
         ({"granularity": {"*": "element", "7": "atom"}}, "granularity is 'atom'"),
-        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has \['9'\], which no layer takes"),
+        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has the patterns \['9'\], which no layer takes"),
         ({"sparsity": {"0": 0.5, "1*": 1.0}}, "sparsity is 1.0; it must be"),
         ({"sparsity": {"0": 0.5}}, "sparsity has no pattern that matches layer 1.0"),
     ],

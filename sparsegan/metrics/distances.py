@@ -234,7 +234,7 @@ class TaskEvaluator:
         seed: seeds the draws of `generate` and the subsets of the kernel distance.
         quiet: whether to hide the progress bar.
         classifier: from images on the generator's device to logits [N, K] of domains.
-        asked: view -> requested domain of its images. For a view that is not in `asked`, the view itself has the domain.
+        asked: view -> requested domain of its images. A view that is not in `asked` has the domains itself, or none.
 
     Raises:
         ModuleNotFoundError: torchmetrics is not installed.

@@ -46,7 +46,10 @@ def record(layer: KeptWeights, x: Tensor, output_padding: Pair) -> Tensor:
 
 
 def warn_of_dense(who: str) -> None:
-    """Warns that ``who`` runs or records dense. Text and line are the same for all layers, so Python shows it once."""
+    """Warns that a sparse layer runs dense. ``who``: subject and verb, such as "torch.jit.trace records".
+
+    Text and line are the same for all layers, so Python shows the warning once.
+    """
     warnings.warn(
         f"{who} sparse layers as torch's own dense convolutions: results are the same, speed is a dense layer's. "
         "torch.compile and torch.export keep the sparse kernels",

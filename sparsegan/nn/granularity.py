@@ -183,13 +183,14 @@ def by_layer(names: Iterable[str], settings: Setting | Mapping[str, Setting], ar
         pattern = next((pattern for pattern in settings if fnmatchcase(name, pattern)), None)
         if pattern is None:
             raise ValueError(
-                f"{argument} has no pattern that matches layer {name}; it has {', '.join(map(repr, settings))}. "
-                "'*' matches the rest, and exclude= leaves a layer dense"
+                f"{argument} has no pattern that matches layer {name}; its patterns are "
+                f"{', '.join(map(repr, settings))}. '*' matches the rest, and exclude= leaves a layer dense"
             )
         taken[name] = pattern
     if unused := set(settings) - {"*", *taken.values()}:
         raise ValueError(
-            f"{argument} has {sorted(unused)}, which no layer takes; a layer takes the first pattern that matches it"
+            f"{argument} has the patterns {sorted(unused)}, which no layer takes; a layer takes the first pattern that "
+            "matches its name"
         )
     return {name: settings[pattern] for name, pattern in taken.items()}
 
@@ -213,7 +214,7 @@ def parse_granularity(text: str) -> str | dict[str, str]:
 
 
 def kept(size: int, sparsity: float) -> int:
-    """How many of ``size`` units are kept at a sparsity, at least one. The number of dropped units is rounded."""
+    """How many of ``size`` units are kept at a sparsity: at least one. The number of dropped units is rounded."""
     return max(size - round(size * check_sparsity(sparsity)), min(size, 1))
 
 

@@ -219,8 +219,8 @@ class KeptWeights(nn.Module):
         nnz = support.shape[0] * self.geometry.vector
         if tuple(values.shape) != (nnz,):
             raise ValueError(
-                f"values has shape {tuple(values.shape)}; it must be ({nnz},), {self.geometry.vector} per position of "
-                f"the support's {support.shape[0]} (granularity {self.granularity!r})"
+                f"values has shape {tuple(values.shape)}; it must be ({nnz},): the support has {support.shape[0]} "
+                f"positions with {self.geometry.vector} weights each (granularity {self.granularity!r})"
             )
         return support
 

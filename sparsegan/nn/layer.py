@@ -38,7 +38,7 @@ class SparseConv2d(SparseConv):
     - ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. The mask says which weights are kept.
     - ``weight`` of a dense layer. If at least the layer's fraction of units is zero in it, the nonzero units are kept.
       Otherwise the layer keeps as many units as now, chosen anew by magnitude. A layer that was made with ``mask=``
-      always keeps its positions. To keep the positions that training has found, load
+      keeps its positions instead. To keep the positions that training has found, load
       ``{"support": layer.support, "values": weight.flatten()[layer.positions()], ...}``.
 
     ``values`` stays the same Parameter, except with ``assign=True``, so an optimizer that was made before still updates

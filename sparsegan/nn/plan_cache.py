@@ -71,7 +71,7 @@ class PlanCache:
         """The result of ``choose()`` at the first call with this key."""
         choice = self.choices.get(key)
         if choice is None:
-            if len(self.choices) >= MOST_CHOICES:  # in a server that gets ever new image sizes
+            if len(self.choices) >= MOST_CHOICES:  # as in a server that gets new image sizes all the time
                 self.choices.clear()
             self.choices[key] = choice = choose()
         return choice
