@@ -215,7 +215,7 @@ def _without_count(found: Found) -> Found:
 
 
 def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Found]:
-    """The parts of a state_dict: the entries under each first name (``netG.``, ``model.generator.``), without the name."""
+    """The parts of a state_dict: the entries under each first name (``netG.``, ``model.generator.``), without it."""
     state = unwrapped(found.state, wanted)
     for head in sorted({key.partition(".")[0] for key in state if "." in key}):
         part = {key.removeprefix(f"{head}."): one for key, one in state.items() if key.startswith(f"{head}.")}
