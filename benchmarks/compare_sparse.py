@@ -66,7 +66,7 @@ def through_memory(dense: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
     file = ROOT / BUILD / "libthrough_memory.so"
     if not file.exists():
         raise SystemExit(f"{file.name} is not built: cmake --build {BUILD} --target through_memory")
-    native = ctypes.CDLL(str(file)).through_memory_forward
+    forward = ctypes.CDLL(str(file)).through_memory_forward
     assert dense.bias is not None
     assert isinstance(dense.padding, tuple)
     bias, padding = dense.bias.detach(), torch.tensor([0, *dense.padding])
@@ -87,7 +87,7 @@ def through_memory(dense: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
         y = torch.empty(shape)
         kept = [pointer(array) for array in (bias, rows, taps, values)]
         calls = sizes(dense.stride[0], x.shape[0])
-        if native(pointer(x), *sizes(*x.shape[1:]), *kept, *calls, pointer(y), *sizes(*shape[1:])):
+        if forward(pointer(x), *sizes(*x.shape[1:]), *kept, *calls, pointer(y), *sizes(*shape[1:])):
             raise ValueError(f"stride is {dense.stride[0]}; through_memory.cpp has 1 and 2")
         return y
 

@@ -21,6 +21,7 @@ import torch
 from sparsegan.benchmark import LAYERS, LayerCase
 from sparsegan.clock import Clock
 from sparsegan.nn.layer import SPARSE_CLASSES
+from sparsegan.ops import native
 from sparsegan.profiling.info import cpu_name
 from sparsegan.profiling.layers import interleaved_ms
 
@@ -73,14 +74,14 @@ def main() -> None:
     library = BUILD / "libinner_loop.so"
     if not library.exists():
         sys.exit(f"{library} is not built: cmake --build {BUILD} --target inner_loop")
-    native = ctypes.CDLL(str(library.resolve()))
-    native.fma_from_cache_gflops.restype = native.sparse_conv_tile_gflops.restype = ctypes.c_double
+    inner = ctypes.CDLL(str(library.resolve()))
+    inner.fma_from_cache_gflops.restype = inner.sparse_conv_tile_gflops.restype = ctypes.c_double
     torch.set_num_threads(1)
     native.set_isa("avx2")
     ceilings: dict[str, Any] = {
         "fma": native.fma_gflops(),
-        "fma_from_cache": native.fma_from_cache_gflops(),
-        "sparse_conv_tile": {str(taps): native.sparse_conv_tile_gflops(taps) for taps in TAPS},
+        "fma_from_cache": inner.fma_from_cache_gflops(),
+        "sparse_conv_tile": {str(taps): inner.sparse_conv_tile_gflops(taps) for taps in TAPS},
         "stream_gbytes": stream_gbytes(),
     }
     with torch.inference_mode():

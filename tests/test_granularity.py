@@ -1,4 +1,4 @@
-"""Kernels, filters and 2:4: the same units everywhere, in layers, pruning and files; and granularities by layer."""
+"""Kernels, filters and 2:4: layers, pruning and files agree on the units. Granularities and sparsities by layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Layer = nn.Conv2d | nn.ConvTranspose2d
 
 
 def units(layer: Layer, granularity: str) -> list[Tensor]:
-    """Flat positions in the weight of each unit, channel by channel."""
+    """The flat positions of each unit in the weight, one output channel after the other."""
     index = torch.arange(layer.weight.numel()).view(layer.weight.shape)
     found = []
     for channel in range(layer.out_channels):
@@ -57,7 +57,7 @@ def sparse(dense: nn.Module, granularity: str, **how: Any) -> Any:
 
 @given(problems, st.sampled_from([0.0, 0.3, 0.5, 0.9]))
 @settings(max_examples=80)
-def test_what_is_kept_and_what_is_computed(problem: tuple[Layer, str], sparsity: float) -> None:
+def test_kept_units_and_computed_results(problem: tuple[Layer, str], sparsity: float) -> None:
     dense, granularity = problem
     pattern = granularity == "2:4"
     layer = sparse(dense, granularity, sparsity=0.5 if pattern else sparsity)
@@ -206,7 +206,7 @@ def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
         assert torch.equal(target[0].weight, before)
 
 
-def test_two_of_four_is_half_sparse_and_nothing_else() -> None:
+def test_two_of_four_is_always_half_sparse() -> None:
     conv = nn.Conv2d(4, 4, 3)
     for sparsity in (0.0, 0.4, 0.9):
         with pytest.raises(ValueError, match=f"sparsity is {sparsity}; with granularity '2:4' it must be 0.5"):
@@ -220,7 +220,7 @@ def test_two_of_four_is_half_sparse_and_nothing_else() -> None:
     ):
         sg.sparsify(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 3)), 0.5, "2:4")
     conv.weight.data.view(-1)[:4] = torch.tensor([0.0, 0, 0, 3])
-    layer = sparse(sparse(conv, "2:4", sparsity=0.5).to_dense(), "2:4")  # one nonzero keeps the first zero beside it
+    layer = sparse(sparse(conv, "2:4", sparsity=0.5).to_dense(), "2:4")  # with one nonzero, the first zero is kept too
     assert layer.mask().flatten()[:4].tolist() == [True, False, False, True]
     initial = sg.SparseConv2d(4, 4, 3, sparsity=0.5, granularity="2:4")
     initial.load_state_dict(conv.state_dict())
@@ -239,7 +239,7 @@ def test_granularity_and_sparsity_by_layer() -> None:
     found = {name: (layer.granularity, round(layer.sparsity, 2)) for name, layer in sg.sparse_layers(net)}
     assert found == {"0": ("kernel", 0.25), "1.0": ("filter", 0.5), "1.1": ("2:4", 0.5)}
     sg.shrink(net, {"1.0": 0.75, "*": 0.5})
-    sg.sparsify(net, {"0": 0.75, "*": 0.5})  # layers that are sparse already
+    sg.sparsify(net, {"0": 0.75, "*": 0.5})  # the layers are sparse already
     assert [round(layer.sparsity, 2) for _, layer in sg.sparse_layers(net)] == [0.75, 0.75, 0.5]
     before = [layer.nnz for _, layer in sg.sparse_layers(net)]
     with pytest.raises(ValueError, match=r"1\.1: sparsity is 0\.9; with granularity '2:4'"):
@@ -268,7 +268,7 @@ def test_settings_by_layer_that_do_not_fit(how: dict, words: str) -> None:
     assert not list(sg.sparse_layers(net))
 
 
-def test_the_command_lines_granularity() -> None:
+def test_the_granularity_option_of_the_command() -> None:
     assert parse_granularity("vector:8") == "vector:8"
     assert parse_granularity("element,model.1*=filter") == {"model.1*": "filter", "*": "element"}
     assert parse_granularity("a=2:4,b=kernel") == {"a": "2:4", "b": "kernel"}

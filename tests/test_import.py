@@ -1,4 +1,4 @@
-"""``import sparsegan`` loads the ops and nothing else; names are loaded when they are used."""
+"""``import sparsegan`` loads only the ops. Other modules are loaded when their names are used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 import sparsegan as sg
 
-#: No program that only runs or prunes layers should wait for these.
+#: Modules that a program which only runs or prunes layers must not load.
 UNWANTED = (
     "matplotlib",
     "PIL",
@@ -67,7 +67,7 @@ def test_all_public_names_are_there_and_listed() -> None:
 
 
 @pytest.mark.parametrize("first", ["sparsegan", "torch.utils.flop_counter"])
-def test_the_flop_counter_knows_the_ops_whichever_is_imported_first(first: str) -> None:
+def test_the_flop_counter_knows_the_ops_in_either_import_order(first: str) -> None:
     program = (
         f"import torch, {first}; import sparsegan; from torch.utils.flop_counter import flop_registry as known; "
         "print(sum('sparsegan' in str(op) for op in known))"

@@ -21,7 +21,7 @@ import torch
 from .. import kernels, ops
 from ..geometry import Geometry
 from ..ops import native
-from ..renamed import warn_of_old_name
+from ..renamed import renamed_names, warn_of_old_name
 
 #: The possible values of a layer's ``backend``.
 BACKENDS = ("auto", "sparse", "dense")
@@ -231,3 +231,6 @@ def vector_gradient_pays(density: float) -> bool:
     ``density``: fraction of weights that are kept. The rule assumes that they lie at random positions.
     """
     return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY
+
+
+__getattr__ = renamed_names(__name__, KERNELS="BACKENDS", check_kernel="check_backend")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Geometry
+from ..renamed import renamed_names
 
 
 def dense_weight(values: Tensor, support: Tensor, geometry: Geometry) -> Tensor:
@@ -66,3 +67,6 @@ def wgrad(
         size = (gy.shape[1], gy.shape[2], gy.shape[3])
         y = sparse_conv(x, values, None, support, geometry, adjoint, size, padding_mode, pad_before)
     return torch.autograd.grad(y, values, gy)[0]
+
+
+__getattr__ = renamed_names(__name__, gather="sparse_conv")

@@ -27,6 +27,7 @@ from ..geometry import Direction, Geometry, geometry_of
 from ..kernels.sparse_conv import sparse_conv_kernel
 from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
 from ..kernels.wgrad import wgrad_kernel
+from ..renamed import renamed_names
 from . import reference
 from .autograd import register_gradients
 from .flops import register_flops
@@ -268,3 +269,6 @@ def _dense(
 
 register_gradients(_sparse_conv, _wgrad, _sparse_conv_or_dense)
 register_flops(torch.ops.sparsegan.vector_sparse_conv, torch.ops.sparsegan.vector_wgrad)
+
+
+__getattr__ = renamed_names(__name__, vector_gather="vector_sparse_conv")

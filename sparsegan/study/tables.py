@@ -1,4 +1,4 @@
-"""The page's tables, a function each: from the rows that are done to markdown."""
+"""The tables of the study's page. Each function turns the rows that have run into a table in Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .grids import (
 from .results import Results
 from .speed import best_and_dense
 
-#: What a task's images are scored as.
+#: task -> the views that are scored, and their descriptions.
 VIEWS = {
     "dcgan-mnist": {"samples": "digits"},
     "dcgan-fashion": {"samples": "clothes"},
@@ -39,15 +39,15 @@ VIEWS = {
 }
 
 
-#: The techniques of most tables -> what their columns say.
+#: The techniques of most tables -> the heads of their columns.
 SHORT = {
     "self-supervised": "equations 7-9",
     "self-supervised-features": "L_F",
     "features-fast": "L_F, four times the learning rate",
 }
-#: Those of the first table besides.
+#: Further techniques of the first table.
 ADDED = ("one-shot", "equations-batch", "features-batch", "features-large", "features-larger")
-#: The technique with more images a step that does best on a task.
+#: task -> the technique with larger batches that gives the best result.
 BATCHED = {
     "dcgan-mnist": "features-larger",
     "dcgan-fashion": "features-larger",
@@ -63,7 +63,7 @@ def _dense(results: Results, task: str, view: str) -> float | None:
 
 
 def _how(results: Results, tasks: Iterable[str]) -> str:
-    """What the distances of a table are taken from, and the budget of its rows."""
+    """Returns the sentences below a table: how its distances were measured, and the budget of its rows."""
     parts = []
     for name in tasks:
         cell = Cell.of(results, Row(name))
@@ -82,7 +82,7 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
 
 
 def by_sparsity(results: Results) -> str:
-    """Every task at every sparsity, with the paper's change below."""
+    """Returns the table of every task at every sparsity, with the paper's figures below each view."""
     names = SHORT | {name: TECHNIQUES[name].text for name in ADDED}
     planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     rows = []
@@ -109,7 +109,7 @@ def by_sparsity(results: Results) -> str:
 
 
 def changes(results: Results, technique: str, sparsity: float) -> dict[str, str]:
-    """By what a task's images are: the change of their Fréchet distance against the dense generator's."""
+    """Returns the description of each view -> the change of its Fréchet distance against the dense generator's."""
     found = {}
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -121,7 +121,7 @@ def changes(results: Results, technique: str, sparsity: float) -> dict[str, str]
 
 
 def in_short(results: Results) -> str:
-    """What a reader wants first: 90 %, every task, beside the paper's change."""
+    """Returns the README's table: every task at 90 %, beside the paper's change."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -140,7 +140,7 @@ def in_short(results: Results) -> str:
 
 
 def classes(task: str) -> Callable[[Results], str]:
-    """What the classifier takes a DCGAN's images for, at each sparsity."""
+    """Returns the function for the table of the classes that the classifier assigns to a DCGAN's images."""
 
     def table(results: Results) -> str:
         rows = [["dense", percent(0.0), *_seen(Cell.of(results, Row(task)))]]
@@ -164,7 +164,7 @@ def _seen(cell: Cell) -> list[str]:
     return [*seen, cell.show("scores", "samples", "diversity", form=_two_digits)]
 
 
-#: A figure of a view's score beside its distance -> its name, and how it is written.
+#: A further figure in the score of a view -> its name, and its format.
 BESIDE: dict[str, tuple[str, Callable[[float], str]]] = {
     "psnr": ("PSNR, dB", "{:.1f}".format),
     "ssim": ("SSIM", "{:.3f}".format),
@@ -174,7 +174,7 @@ BESIDE: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def translations(results: Results) -> str:
-    """What a distance does not see in the images made from images: fidelity, diversity, the asked domain."""
+    """Returns the table of the fidelity, diversity and domain accuracy of images that are made from images."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -190,7 +190,7 @@ def translations(results: Results) -> str:
 
 
 def sizes(results: Results) -> str:
-    """What an image costs, and the file."""
+    """Returns the table of MACs per image, file sizes and milliseconds per forward pass."""
     rows = []
     for task in TASKS:
         cells = [Cell.of(results, Row(task))]
@@ -208,13 +208,13 @@ FORWARD = "milliseconds of a batch (64 images of DCGAN, one of others) on one th
 
 
 def _first_timed(results: Results, task: str, sparsity: float) -> str:
-    """Of either technique."""
+    """Returns the milliseconds of the first of the two main techniques that was timed."""
     shown = [_times(results, Row(task, name, sparsity)) for name in ("self-supervised", "self-supervised-features")]
     return next((one for one in shown if one.endswith(")")), shown[0])
 
 
 def _first_done(results: Results, task: str, sparsity: float) -> Cell:
-    """One seed of either technique: they are as large."""
+    """Returns one seed of the first of the two main techniques that has run. Generators of both have the same size."""
     for technique in ("self-supervised", "self-supervised-features"):
         cell = Cell.of(results, Row(task, technique, sparsity))
         if cell.done:
@@ -226,7 +226,7 @@ COST = ("training, s", "training, GMACs")
 
 
 def _cost(cell: Cell) -> list[str]:
-    """Means over the seeds, without a spread: it is the machine's."""
+    """Returns the means over the seeds. The spread is left out, because it comes from the machine."""
     forms = {"seconds": lambda value: f"{value:.0f}", "macs": lambda value: f"{value / 1e9:,.0f}"}
     found = {name: cell.mean("cost", name) for name in forms}
     return [
@@ -236,7 +236,7 @@ def _cost(cell: Cell) -> list[str]:
 
 
 def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
-    """The paper's table of techniques, one task and sparsity."""
+    """Returns the function for the paper's table of techniques, for one task and sparsity."""
 
     def table(results: Results) -> str:
         view = next(iter(VIEWS[task]))
@@ -268,7 +268,7 @@ def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
 
 
 def granularity(results: Results) -> str:
-    """Granularity and sparsity: quality, MACs, time."""
+    """Returns the table of distance, MACs and time by granularity and sparsity."""
     dense = _dense(results, DCGAN, "samples")
     sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
     rows = []
@@ -291,7 +291,7 @@ def granularity(results: Results) -> str:
 
 
 def _times(results: Results, row: Row) -> str:
-    """Milliseconds of a row's generator, and how much faster than dense."""
+    """Returns the milliseconds of a row's generator, and its speed-up over the dense generator."""
     found = None if row.obstacle() else best_and_dense(results, row)
     if found is None:
         return row.obstacle() or "not timed"
@@ -310,7 +310,7 @@ QUESTIONS = (
 
 
 def discriminators(results: Results) -> str:
-    """What the discriminator says at the end of each run, beside the distance."""
+    """Returns the table of the discriminator's outputs at the end of each run, beside the distance."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in QUESTIONS:
@@ -325,7 +325,7 @@ def discriminators(results: Results) -> str:
 
 
 def _said(cell: Cell, name: str) -> str:
-    """What the discriminator said at the end: the mean over the seeds."""
+    """Returns a figure of the last look at the discriminator: the mean over the seeds."""
     values = [report["watched"][-1][name] for report in cell.done if name in report["watched"][-1]]
     if not values:
         return "; ".join(dict.fromkeys(cell.why_not)) or "not a probability"
@@ -333,7 +333,7 @@ def _said(cell: Cell, name: str) -> str:
 
 
 def what_of_d(results: Results) -> str:
-    """Which part of the trained discriminator helps."""
+    """Returns the table that shows which part of the trained discriminator helps."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in ("self-supervised-features", "self-supervised", "self-supervised-fresh", *DISCRIMINATORS):
@@ -344,7 +344,7 @@ def what_of_d(results: Results) -> str:
 
 
 def open_points(results: Results) -> str:
-    """What the paper leaves open in equations 7-9."""
+    """Returns the table of the settings of equations 7-9 that the paper leaves open."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in ("self-supervised", *OPEN_POINTS):
@@ -355,7 +355,7 @@ def open_points(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    """Without the discriminator, without the data, without both."""
+    """Returns the table of runs without the discriminator, without the data, and without both."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -369,7 +369,7 @@ def missing(results: Results) -> str:
 
 
 def drift(results: Results) -> str:
-    """What becomes of the terms of equations 7-9: means over a run's first sixth, and over its second half."""
+    """Returns the table of the terms of equations 7-9: means over the first sixth and the second half of the run."""
     shown = {"dis": "Dis on compressed", "gen": "Gen of the compressed", "gen_original": "Gen of the original"}
     rows = []
     for task in TASKS:
@@ -388,7 +388,7 @@ def drift(results: Results) -> str:
 
 
 def recipes(results: Results) -> str:
-    """Candidates for a better recipe."""
+    """Returns the table of the candidates for a better recipe."""
     rows = []
     for name in CANDIDATES:
         row = [f"{name}: {TECHNIQUES[name].text}"]
@@ -408,16 +408,16 @@ RECIPE_COLUMNS = ((DCGAN, 0.9), (DCGAN, 0.95), (SECOND, 0.9), (SECOND, 0.95))
 
 
 def _against_equations(results: Results, row: Row) -> tuple[str, str]:
-    """A distance, and its change from the dense generator's as a share of what equations 7-9 change it by."""
+    """Returns a distance as text, and its change against dense as a fraction of the change with equations 7-9."""
     view = next(iter(VIEWS[row.task]))
     dense = _dense(results, row.task, view)
     cell, other = Cell.of(results, row), Cell.of(results, Row(row.task, "self-supervised", row.sparsity))
     own, known = cell.mean("scores", view, "fid"), other.mean("scores", view, "fid")
-    share = f"{(own - dense) / (known - dense):.2f}" if own and known and dense else "not known"
-    return cell.show("scores", view, "fid", form=distance, base=dense), share
+    fraction = f"{(own - dense) / (known - dense):.2f}" if own and known and dense else "not known"
+    return cell.show("scores", view, "fid", form=distance, base=dense), fraction
 
 
-#: study -> marker of a table -> the table.
+#: study -> marker of a table in the page -> the function that makes the table.
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
     "paper-table2": {
         "by_sparsity": by_sparsity,
