@@ -182,7 +182,7 @@ def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
         "nnz is 7, which is no multiple of 16": ("filter", {"nnz": 7}, None),
         "bad support for layer 0: .*past the end": ("filter", {}, code([0, 9], 10)),
         "bad support for layer 0: mask cuts 2 of 8 quadruples": ("2:4", {}, code([0, 1, 2, *range(4, 29, 2)], 32)),
-        "8 weights an output channel|groups 2 for layer 0": ("2:4", {"groups": 2}, None),
+        "8 weights per output channel|groups 2 for layer 0": ("2:4", {"groups": 2}, None),
         "groups is 3; it must be a positive integer that divides 4": ("filter", {"groups": 3}, None),
         "groups is True": ("filter", {"groups": True}, None),
     }
@@ -211,10 +211,12 @@ def test_two_of_four_is_always_half_sparse() -> None:
     for sparsity in (0.0, 0.4, 0.9):
         with pytest.raises(ValueError, match=f"sparsity is {sparsity}; with granularity '2:4' it must be 0.5"):
             sparse(conv, "2:4", sparsity=sparsity)
-    with pytest.raises(ValueError, match=r"36 of 36 quadruples with more than 2 nonzeros, .* sparsity=0.5"):
+    with pytest.raises(
+        ValueError, match=r"36 of the weight's 36 quadruples have more than 2 nonzeros, .* sparsity=0.5"
+    ):
         sparse(conv, "2:4")
     with pytest.raises(
-        ValueError, match=r"1: granularity is '2:4' and the layer has 27 weights an output channel, .* 4; "
+        ValueError, match=r"1: granularity is '2:4' and the layer has 27 weights per output channel, .* 4; "
     ):
         sg.sparsify(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 3)), 0.5, "2:4")
     conv.weight.data.view(-1)[:4] = torch.tensor([0.0, 0, 0, 3])
@@ -248,10 +250,13 @@ def test_granularity_and_sparsity_by_layer() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; it has '1\*'"),
-        ({"granularity": {"*": "element", "0": "filter"}}, r"granularity has \['0'\], which no layer takes"),
+        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; its patterns are '1\*'"),
+        (
+            {"granularity": {"*": "element", "0": "filter"}},
+            r"granularity has the patterns \['0'\], which no layer takes",
+        ),
         ({"granularity": {"*": "element", "7": "atom"}}, "granularity is 'atom'"),
-        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has \['9'\], which no layer takes"),
+        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has the patterns \['9'\], which no layer takes"),
         ({"sparsity": {"0": 0.5, "1*": 1.0}}, "sparsity is 1.0; it must be"),
         ({"sparsity": {"0": 0.5}}, "sparsity has no pattern that matches layer 1.0"),
     ],

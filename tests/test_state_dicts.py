@@ -156,7 +156,7 @@ def test_an_average_is_taken_with_a_warning(name: str, trained: State, tmp_path:
 def test_an_average_that_lacks_buffers_is_not_taken(trained: State, tmp_path: Path) -> None:
     mean = {name: one for name, one in other(trained).items() if "running" not in name}
     net = model()
-    with pytest.warns(UserWarning, match="average, ema, which does not hold all that params does"):
+    with pytest.warns(UserWarning, match="average, ema, which does not hold all tensors of params"):
         sg.load(net, written({"params": trained, "ema": mean}, tmp_path / "net.pth"))
     check(net, trained)
 
@@ -164,7 +164,7 @@ def test_an_average_that_lacks_buffers_is_not_taken(trained: State, tmp_path: Pa
 def test_a_named_state_dict_that_does_not_fit_is_not_replaced(trained: State, tmp_path: Path) -> None:
     more = {**trained, "zz": torch.zeros(1)}
     for content in ({"g": more, "g_init": other(trained)}, {"generator": more, "old": other(trained)}):
-        with pytest.raises(sg.CheckpointError, match="zz is not part of it"):
+        with pytest.raises(sg.CheckpointError, match="zz is not in the model"):
             sg.load(model(), written(content, tmp_path / "net.pth"))
     net = model()
     sg.load(net, tmp_path / "net.pth", key="old")
@@ -288,9 +288,9 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
         "own.pth": ({"state_dict": trained, "hook": Own()}, "cannot be read as a state_dict without running code"),
         "list.pth": ([trained], "holds a list"),
         "numbers.pth": ({"epoch": 3}, "has 'epoch', a int"),
-        "more.pth": ({**trained, "4.weight": torch.ones(1)}, "4.weight is not part of it"),
+        "more.pth": ({**trained, "4.weight": torch.ones(1)}, "4.weight is not in the model"),
         "fewer.pth": ({name: one for name, one in trained.items() if name != "0.bias"}, "0.bias is missing"),
-        "shape.pth": ({**trained, "0.bias": torch.ones(5)}, r"0.bias has shape \[5\] where it has \[4\]"),
+        "shape.pth": ({**trained, "0.bias": torch.ones(5)}, r"0.bias has shape \[5\] where the model has \[4\]"),
         "sparse.pth": (sg.sparsify(model(), 0.5).state_dict(), "0 is dense, so sparsify the model first"),
         "several.pth": (
             {"first": trained, "second": other(trained)},

@@ -279,15 +279,15 @@ def test_bad_calls_raise_a_sentence() -> None:
         sparse_conv(x=x.double())
     with pytest.raises(ValueError, match=r"values has shape"):
         sparse_conv(values=values[1:])
-    with pytest.raises(ValueError, match="plan is None; this call needs it"):
+    with pytest.raises(ValueError, match="plan is None; this call needs the plan"):
         sparse_conv(plan=None)
     with pytest.raises(ValueError, match=r"from sparsegan\.ops\.plan"):
         sparse_conv(plan=plan[1:])
     with pytest.raises(ValueError, match="output_size has 5 channels; the geometry writes 4"):
         sparse_conv(size=[5, *size[1:]])
-    with pytest.raises(ValueError, match="gy has 1 images and x 2"):
+    with pytest.raises(ValueError, match="gy has 1 images and x has 2; the two numbers must be equal"):
         ops.vector_wgrad(gy[:1], x, support, plan, adjoint_plan, p.numbers, False)
-    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
+    with pytest.raises(ValueError, match="support is on cpu; it must be on meta, as x is"):
         ops.vector_wgrad(gy.to("meta"), x.to("meta"), support, plan, adjoint_plan, p.numbers, False)
 
 

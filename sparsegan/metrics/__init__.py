@@ -1,4 +1,4 @@
-"""Measures of generated images: distances between sets of images, and classifiers."""
+"""Scores of generated images: distances between sets of images, and classifiers."""
 
 from .classifier import CLASSIFIERS, Classifier, find_classifier, load_classifier, save_classifier, train_classifier
 from .distances import (
