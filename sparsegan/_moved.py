@@ -62,7 +62,7 @@ class _MovedModules(MetaPathFinder, Loader):
             for one in modules:
                 if hasattr(one, name):
                     return getattr(one, name)
-            raise AttributeError(f"{names} have no attribute {name!r}")
+            raise AttributeError(f"no module of {names} has an attribute {name!r}")
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
         module.__doc__ = modules[0].__doc__

@@ -259,8 +259,8 @@ def test_mismatches_of_a_state_dict_are_named() -> None:
     with pytest.raises(ValueError, match=r"nearest is cyclegan \(.*blocks 6") as caught:
         store.recognise(state)
     for part in (
-        "model.26.scale is not part of it",
-        "4.bias has shape [5] where it has [4]",
+        "model.26.scale is not in the network",
+        "4.bias has shape [5] where the network has [4]",
         "1.bias is missing",
     ):
         assert part in str(caught.value)

@@ -42,7 +42,7 @@ def test_import_loads_the_ops_only() -> None:
     ours = [name for name in loaded if name.startswith("sparsegan")]
     assert "sparsegan.ops" in ours
     others = {name for name in ours if not name.startswith("sparsegan.ops")}
-    assert others == {"sparsegan", "sparsegan._moved", "sparsegan.geometry"}
+    assert others == {"sparsegan", "sparsegan._moved", "sparsegan.geometry", "sparsegan.renamed"}
     assert not [name for name in loaded if name.startswith(UNWANTED)]
 
 

@@ -117,11 +117,11 @@ def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[
         owner, _, part = key.rpartition(".")
         if key not in wanted:
             if owner not in norms or part not in statistics:
-                misfits.append(f"{key} is not part of it")
+                misfits.append(f"{key} is not in the network")
         elif tensor.shape != wanted[key].shape:
-            misfits.append(f"{key} has shape {list(tensor.shape)} where it has {list(wanted[key].shape)}")
+            misfits.append(f"{key} has shape {list(tensor.shape)} where the network has {list(wanted[key].shape)}")
         elif wanted[key].is_floating_point() and not tensor.is_floating_point():
-            misfits.append(f"{key} has dtype {tensor.dtype} where it has {wanted[key].dtype}")
+            misfits.append(f"{key} has dtype {tensor.dtype} where the network has {wanted[key].dtype}")
         else:
             adapted[key] = tensor
     for key, tensor in wanted.items():
