@@ -1,7 +1,7 @@
-# Everything happens in .venv, which the first target that needs it makes. Wanted on the machine: Python >= 3.10 with venv,
-# a C++20 compiler, make. CMake, ninja and pybind11 come from the package index.
-#   make PYTHON=python3.12              another interpreter
-#   make TORCH='torch>=2.10'            another torch (default below); a torch already in .venv is left alone
+# All targets work in .venv, which is made where it is missing. The machine needs Python >= 3.10 with venv, a C++20
+# compiler and make. CMake and ninja come from the package index.
+#   make PYTHON=python3.12              uses another interpreter
+#   make TORCH='torch>=2.10'            uses another torch than the default below, unless .venv has a torch already
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -9,7 +9,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-# The same list as build-system.requires in pyproject.toml: the build runs without isolation, so that torch is fetched once.
+# The tools of build-system.requires in pyproject.toml, and build. The build runs without isolation, so that torch is fetched
+# only once.
 BUILD_TOOLS := 'setuptools>=77' 'cmake>=3.25' ninja build
 
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -25,7 +26,7 @@ CXX_FILES := $(shell find csrc tests/native benchmarks/native -name '*.h' -o -na
 
 KERNEL_TESTS ?= $(wildcard $(addprefix tests/test_,$(addsuffix .py,plan sparse_conv wgrad conv ops nn checkpoint hostile)))
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 $(PY):
@@ -34,13 +35,14 @@ $(PY):
 	@command -v $${CXX:-c++} >/dev/null || { echo 'No C++ compiler found (looked for $${CXX:-c++}). On Debian and Ubuntu: apt-get install g++'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Torch first and on its own: every later step must find it and leave it alone.
+# Torch is installed first and alone, because every later step must find it and must not replace it.
 $(VENV)/.tools: pyproject.toml | $(PY)
 	$(PY) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || $(PY) -m pip install -q '$(TORCH)'
 	$(PY) -m pip install -q $(BUILD_TOOLS)
 	touch $@
 
-# Editable: Python changes need no new install; a changed native source does, and builds only what changed.
+# The install is editable. A changed Python file needs no new install. A changed native source needs one, which
+# builds only the changed parts.
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(NATIVE)
 	$(PY) -m pip install -q --no-build-isolation -e '.[demo,test,dev]'
 	ln -sf build/$(CACHE_TAG)/compile_commands.json .  # for clangd
@@ -57,7 +59,7 @@ test: venv ## run the tests
 	build/$(CACHE_TAG)/check_kernels all 1000
 	$(PY) -m pytest
 
-lint: venv ## ruff, mypy, clang-format: report only
+lint: venv ## run ruff, mypy and clang-format, which only report
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -73,7 +75,7 @@ docs: venv ## render README.md, docs/ and the docstrings into build/docs; a dead
 	$(PY) -m sphinx -q -E -a -W --keep-going -c docs . build/docs
 	cp build/docs/README.html build/docs/index.html
 
-wheel-check: venv ## build the sdist, from it the wheel, install that in a fresh environment, run a smoke test outside the source tree
+wheel-check: venv ## build the sdist and from it the wheel, install the wheel in a fresh environment, run a smoke test outside the source tree
 	rm -rf build/wheel-check
 	$(PY) -m build -q --sdist --no-isolation --outdir build/wheel-check .
 	tar -xzf build/wheel-check/sparsegan-*.tar.gz -C build/wheel-check
@@ -82,15 +84,15 @@ wheel-check: venv ## build the sdist, from it the wheel, install that in a fresh
 	build/wheel-check/venv/bin/python -m pip install -q '$(TORCH)' build/wheel-check/*.whl
 	cd build/wheel-check && venv/bin/python -I ../../tests/smoke.py ../..
 
-# A second copy of the package, found before the one in .venv. The sanitizers' library must be loaded first, and libstdc++
-# with it: it looks up the throwing of C++ exceptions when it starts.
-sanitize: venv ## the kernel tests under the address and undefined-behaviour sanitizers
+# The tests find this second copy of the package before the copy in .venv. The sanitizers' library must be loaded first.
+# libstdc++ must be loaded with it, because the sanitizer looks up the functions that throw C++ exceptions at its start.
+sanitize: venv ## run the kernel tests under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
 	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
 	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
-	$(BIN)/pytest --capture=sys $(KERNEL_TESTS)  # leaves what a sanitizer says on the terminal
+	$(BIN)/pytest --capture=sys $(KERNEL_TESTS)  # --capture=sys lets a sanitizer's report reach the terminal
 	cmake --build build/sanitize-$(CACHE_TAG) --target check_kernels
 	build/sanitize-$(CACHE_TAG)/check_kernels
 
@@ -98,7 +100,7 @@ avx512-check: venv ## check the AVX-512 kernels on an emulated processor, where 
 	cmake --build build/$(CACHE_TAG) --target check_kernels
 	tests/native/emulate.sh build/$(CACHE_TAG)/check_kernels
 
-# Cross-built and run under user-mode emulation. On Debian: apt-get install g++-aarch64-linux-gnu qemu-user
+# A cross-build that runs under user-mode emulation. On Debian: apt-get install g++-aarch64-linux-gnu qemu-user
 ARM_CXX  ?= aarch64-linux-gnu-g++
 ARM_QEMU ?= qemu-aarch64
 arm-check: venv ## build the kernels for 64-bit ARM and check them under emulation
@@ -119,10 +121,10 @@ clang-check: venv ## build everything with clang, check the kernels, and run the
 	PYTHONPATH=build/clang/package $(BIN)/pytest $(KERNEL_TESTS)
 	$(CLANG) -std=c++20 -U__linux__ -Wall -Wextra -Werror -fsyntax-only csrc/cpu/*.cpp csrc/core/*.cpp  # as on macOS
 
-# Needs nvcc, about 8 GB and a quarter of an hour the first time.
+# The first run needs nvcc, about 8 GB and a quarter of an hour.
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV  ?= build/cuda-import/venv
-cuda-import-check: venv ## build, import and run the CPU tests with a CUDA build of torch, in an environment of its own; no GPU is needed
+cuda-import-check: venv ## build, import and run the CPU tests with a CUDA build of torch, in a separate environment; no GPU is needed
 	rm -rf build/cuda-import/source && mkdir -p build/cuda-import/source
 	$(PY) -m build -q --sdist --no-isolation --outdir build/cuda-import .
 	tar -xzf build/cuda-import/sparsegan-*.tar.gz --strip-components=1 -C build/cuda-import/source
@@ -133,7 +135,7 @@ cuda-import-check: venv ## build, import and run the CPU tests with a CUDA build
 	python -c 'import torch, sparsegan.profiling.info as i; print(torch.__version__, i.cuda_kernels()); assert i.cuda_kernels().endswith("; loaded")'; \
 	python -m pytest
 
-clean: ## remove what was built; .venv and runs/ stay
+clean: ## remove all build output; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis compile_commands.json
 	rm -f sparsegan/*.so $(VENV)/.installed
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

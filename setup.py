@@ -1,4 +1,4 @@
-"""Drives CMake, the one description of the build, and maps kernels/ to sparsegan.kernels."""
+"""Builds the package with CMake, the only description of the build, and maps kernels/ to sparsegan.kernels."""
 
 import json
 import os
@@ -18,13 +18,13 @@ BUILD = ROOT / "build" / f"{'sanitize-' if SANITIZE else ''}{sys.implementation.
 
 
 def configure(cuda: str) -> None:
-    """Let CMake look at the machine. `cuda`: SPARSEGAN_CUDA, or "failed"."""
+    """Configures the build with CMake. `cuda` is the value of SPARSEGAN_CUDA, or "failed" after nvcc failed."""
     options = [
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DSPARSEGAN_SANITIZE={'ON' if SANITIZE else 'OFF'}",
         f"-DSPARSEGAN_CUDA={cuda}",
     ]
-    # CMake keeps the compilers and the place of the first time; where these are others now, it begins anew.
+    # CMake keeps the compilers and the folder of the first run. Where any of them has changed, CMake starts afresh.
     wanted = json.dumps([str(ROOT), os.environ.get("CXX"), os.environ.get("CUDACXX")])
     made_with = BUILD / "made-with.json"
     if not made_with.exists() or made_with.read_text() != wanted:
@@ -34,15 +34,15 @@ def configure(cuda: str) -> None:
 
 
 def built(target: str, check: bool) -> bool:
-    """Builds a target. Returns whether that worked, or, with `check`, raises where it did not."""
+    """Builds a target and returns whether the build worked. With `check`, raises CalledProcessError where it failed."""
     return subprocess.run(["cmake", "--build", BUILD, "--target", target], check=check).returncode == 0
 
 
 class CMakeBuild(build_ext):
-    """Builds sparsegan/_cpu.so with CMake and ninja, in build/ so that a second build is incremental.
+    """Builds sparsegan/_cpu.so with CMake and ninja. The objects stay in build/, so that a second build is incremental.
 
-    Where there is an nvcc that can, the CUDA kernels as well, sparsegan/_cuda.so; ``SPARSEGAN_CUDA`` 0 or 1 decides it
-    otherwise.
+    Where an nvcc can build the CUDA kernels, sparsegan/_cuda.so is built too. ``SPARSEGAN_CUDA=0`` forbids this, and
+    with ``SPARSEGAN_CUDA=1`` a failure is an error.
     """
 
     def run(self) -> None:
@@ -66,25 +66,25 @@ class CMakeBuild(build_ext):
             target.unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
-        """For an editable installation. The old files are unlinked first: a running process may have them mapped."""
+        """Copies the libraries for an editable install. Unlinks old files first, as a process may have them mapped."""
         for old in (ROOT / "sparsegan").glob("*.so"):
             old.unlink()
         super().copy_extensions_to_source()
 
     def get_ext_filename(self, fullname: str) -> str:
-        """No version of Python in the name: ctypes loads these files, and Python's headers are not used."""
+        """Returns a file name without a version of Python, because ctypes loads the file without Python's headers."""
         return fullname.replace(".", "/") + ".so"
 
 
 class Build(build):
     def run(self) -> None:
-        """Deletes what an earlier build left: files that are gone from the sources would be installed."""
+        """Deletes the output of an earlier build first. Files that the sources no longer have would be installed."""
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
 
 class Wheel(bdist_wheel):
-    """One wheel a platform, for every Python."""
+    """One wheel per platform, for every version of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -1,9 +1,9 @@
-"""File sizes: DCGAN generators, dense float32 safetensors against sparsegan.save.
+"""File sizes of DCGAN generators: dense float32 safetensors against sparsegan.save.
 
     python benchmarks/bench_checkpoint.py [--json benchmarks/results/checkpoint.json]
 
-A size is of the whole file. It depends on where the kept weights lie: here at random places, since freshly initialised
-weights are pruned by magnitude.
+Each size is that of the whole file. A size depends on the places of the kept weights. Here the places are random,
+because freshly initialised weights are pruned by magnitude.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VALUES = ("float32", "float16", "bfloat16")
 
 
 def measure(ngf: int, nc: int, folder: Path) -> list[dict[str, Any]]:
-    """One row a sparsity: bytes of the dense file and of each compressed one."""
+    """One row per sparsity: bytes of the dense file and of each compressed file."""
     rows = []
     for sparsity in SPARSITIES:
         torch.manual_seed(0)

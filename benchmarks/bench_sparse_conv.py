@@ -1,4 +1,4 @@
-"""The op sparse_conv alone: pytest benchmarks/bench_sparse_conv.py --benchmark-enable"""
+"""Benchmarks of the op sparse_conv alone: pytest benchmarks/bench_sparse_conv.py --benchmark-enable"""
 
 from __future__ import annotations
 

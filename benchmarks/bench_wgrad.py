@@ -1,4 +1,4 @@
-"""The op wgrad alone: pytest benchmarks/bench_wgrad.py --benchmark-enable"""
+"""Benchmarks of the op wgrad alone: pytest benchmarks/bench_wgrad.py --benchmark-enable"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The same layers at 90 % by two other ways to run sparse weights, forward, one thread.
+"""Times two other ways to run sparse weights on the same layers at 90 %, forward, on one thread.
 
     cmake --build build/cpython-311 --target through_memory      (the folder is named after the Python in use)
     python benchmarks/compare_sparse.py [--seconds 1] [--json benchmarks/results/comparison.json]
 
-torch.sparse      the weight in CSR times the columns of F.unfold; transposed: times the image, then F.fold
-through memory    what SparseProp does: a row of the output += weight * shifted row of the input, for every kept weight,
-                  vectors over neighbouring pixels (native/through_memory.cpp). It has no transposed convolution.
+torch.sparse      the weight in CSR times the columns of F.unfold; a transposed convolution multiplies the image by the
+                  weight, then runs F.fold
+through memory    the approach of SparseProp: for every kept weight, a row of the output += weight * shifted row of the
+                  input, in vectors over neighbouring pixels (native/through_memory.cpp). SparseProp has no transposed
+                  convolution.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Dense = nn.Conv2d | nn.ConvTranspose2d
 
 
 def torch_csr(dense: Dense, x: Tensor) -> Callable[[], Tensor]:
-    """The layer by ``torch.sparse``: one sparse product an image."""
+    """The layer as a call of ``torch.sparse``: one sparse product per image."""
     kernel = tuple(dense.kernel_size)
     padding = dense.padding
     stride = tuple(dense.stride)
@@ -62,11 +64,11 @@ def torch_csr(dense: Dense, x: Tensor) -> Callable[[], Tensor]:
 
 
 def through_memory(dense: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
-    """The layer by native/through_memory.cpp."""
+    """The layer as a call of native/through_memory.cpp."""
     file = ROOT / BUILD / "libthrough_memory.so"
     if not file.exists():
         raise SystemExit(f"{file.name} is not built: cmake --build {BUILD} --target through_memory")
-    native = ctypes.CDLL(str(file)).through_memory_forward
+    forward = ctypes.CDLL(str(file)).through_memory_forward
     assert dense.bias is not None
     assert isinstance(dense.padding, tuple)
     bias, padding = dense.bias.detach(), torch.tensor([0, *dense.padding])
@@ -87,7 +89,7 @@ def through_memory(dense: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
         y = torch.empty(shape)
         kept = [pointer(array) for array in (bias, rows, taps, values)]
         calls = sizes(dense.stride[0], x.shape[0])
-        if native(pointer(x), *sizes(*x.shape[1:]), *kept, *calls, pointer(y), *sizes(*shape[1:])):
+        if forward(pointer(x), *sizes(*x.shape[1:]), *kept, *calls, pointer(y), *sizes(*shape[1:])):
             raise ValueError(f"stride is {dense.stride[0]}; through_memory.cpp has 1 and 2")
         return y
 
@@ -95,7 +97,7 @@ def through_memory(dense: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
 
 
 def compare(job: Job, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each way, in turns; ``None`` where one does not exist."""
+    """Milliseconds of each way, timed in turns; ``None`` for a way that does not have the layer."""
     layer, dense, x = both_layers(job)
     with torch.inference_mode():
         y = dense(x)
@@ -103,7 +105,7 @@ def compare(job: Job, seconds: float) -> dict[str, Any]:
         if isinstance(dense, nn.Conv2d):
             ways["through_memory"] = through_memory(dense, x)
         for name, way in ways.items():
-            check_same(way(), y, f"{job.case}: what {name} gives")
+            check_same(way(), y, f"{job.case}: the output of {name}")
         timings = dict(zip(ways, timed(list(ways.values()), seconds), strict=True))
     row: dict[str, Any] = {}
     for name in ("sparse", "torch_csr", "through_memory"):
@@ -113,8 +115,8 @@ def compare(job: Job, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Other ways to run sparse weights, at 90 %, forward, one thread.")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a layer (default: 1)")
+    parser = argparse.ArgumentParser(description="Other ways to run sparse weights, at 90 %, forward, on one thread.")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent per layer (default: 1)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

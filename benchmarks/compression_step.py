@@ -1,10 +1,10 @@
-"""A whole compression step at 90 %, on compressed weights and with masks over dense weights, and what it is spent on.
+"""Times a whole compression step at 90 %, with compressed weights and with masks over dense weights, by kind of work.
 
 python benchmarks/compression_step.py [--threads 2] [--json benchmarks/results/compression_step.json]
 
-The step is equations 7-9 as `sparsegan compress` runs them: prune, fakes, a step of the discriminator, the dense
-generator's terms and the compressed one's, a step of the compressed one. Masks are torch.nn.utils.prune's. Random
-networks of the published sizes on random images: what they compute costs the same.
+The step runs equations 7-9 as `sparsegan compress` does: prune, make fakes, step the discriminator, compute the terms
+of the dense and of the compressed generator, step the compressed generator. Masks are those of torch.nn.utils.prune.
+The networks are random, of the published sizes, and so are the images: random values cost the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def images(batch: int, size: int) -> torch.Tensor:
     return torch.rand(batch, 3, size, size) * 2 - 1
 
 
-#: name -> network, batch
+#: Name -> the network and a function that makes a batch.
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "StarGAN 128x128, batch 4": (
         {"gan": "stargan", "width": 64, "domains": 5, "blocks": 6, "image_size": 128, "discriminator_layers": 6},
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
 
 
 def masked(generator: nn.Module) -> nn.Module:
-    """Every convolution's smallest weights masked, as pruning code usually does."""
+    """The generator with the smallest weights of every convolution masked, as pruning code usually does."""
     for module in list(generator.modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             prune.custom_from_mask(module, "weight", magnitude_mask(module.weight, SPARSITY))
@@ -72,7 +72,7 @@ def task(gan: store.Gan, student: nn.Module) -> CompressionTask:
 
 
 def shares(step: Callable[[], Any]) -> dict[str, float]:
-    """What a step's time goes to, by torch's profiler: shares of the time inside operators."""
+    """The fractions of a step's time by kind of work: torch's profiler, time inside operators only."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
     kinds = {"sparse convolutions": 0.0, "dense convolutions": 0.0, "norms": 0.0, "the rest": 0.0}
@@ -92,7 +92,7 @@ def shares(step: Callable[[], Any]) -> dict[str, float]:
 
 
 def row(name: str, threads: int, seconds: float) -> dict[str, Any]:
-    """Both ways in turns."""
+    """One row: both ways to run a case, timed in turns."""
     network, batch = CASES[name]
     torch.manual_seed(0)
     gan = store.build({"network": network})
@@ -123,7 +123,7 @@ def row(name: str, threads: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0, help="time spent on a case (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time spent per case (default: 60)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

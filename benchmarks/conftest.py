@@ -1,4 +1,4 @@
-"""One sparse layer of the reference generators and its input, for the kernel benchmarks beside this file."""
+"""A sparse layer of the reference generators and its input, for the kernel benchmarks beside this file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsegan.nn.layer import SPARSE_CLASSES, SparseConv
 
 @pytest.fixture(params=LAYERS, ids=str)
 def problem(request: pytest.FixtureRequest) -> tuple[SparseConv, Tensor]:
-    """A layer with 90 % of its weights gone at random places, and an input."""
+    """A layer with 90 % of its weights dropped at random places, and an input."""
     case: LayerCase = request.param
     torch.manual_seed(0)
     dense = case.dense()

@@ -1,8 +1,8 @@
-"""Batch 1 on a GPU is bound by launches: one generator, called as it is and replayed from a CUDA graph.
+"""Latency of a generator at batch 1 on a GPU, called directly and replayed from a CUDA graph.
 
 python benchmarks/cuda_graph.py [--sparsity 0.9] [--granularity element] [--json FILE]
 
-The graph is what `sg.optimize_for_inference` makes of a model on a GPU.
+At batch 1 a direct call is bound by kernel launches. `sg.optimize_for_inference` makes the graph.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparsegan.clock import Clock
 
 
 def latency(call: Callable[[Tensor], Tensor], inputs: list[Tensor], repeats: int = 50) -> list[float]:
-    """Milliseconds from input to output on the host's clock: median, 95th percentile."""
+    """Milliseconds from input to output by the host's clock: [median, 95th percentile]."""
     clock = Clock(inputs)
     times = [clock.ms(partial(call, inputs[index % len(inputs)])) for index in range(repeats)]
     return [statistics.median(times), statistics.quantiles(times, n=20)[-1]]

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a bare machine: Python >= 3.10 with torch (CUDA), Triton, numpy, safetensors, rich, pytest,
-# hypothesis, setuptools >= 77, cmake, ninja (and pytest-xdist, which makes the tests faster); nvcc; no network.
-# Each stage takes less than 8 minutes, leaves what it made, and may be stopped and called again.
+# Runs everything that needs a GPU. The machine needs no network, but nvcc and Python >= 3.10 with torch (CUDA), Triton,
+# numpy, safetensors, rich, pytest, hypothesis, setuptools >= 77, cmake and ninja. pytest-xdist makes the tests faster.
+# Each stage takes less than 8 minutes, keeps its results, and may be stopped and run again.
 #
 #   bash benchmarks/gpu.sh                 all stages, one after the other
 #   bash benchmarks/gpu.sh build test      some of them
-#   bash benchmarks/gpu.sh --dry-run       only say what would run
+#   bash benchmarks/gpu.sh --dry-run       print what would run, run nothing
 #
-# Nothing follows a build that failed. Where another stage fails, the next ones run nevertheless; the exit status tells.
+# If the build fails, the script stops. If another stage fails, the next stages still run, and the exit status is not 0.
 #
-# OUT=folder    the log and results are copied there too (default: runs/gpu)
+# OUT=folder    gets the log and copies of the results (default: runs/gpu)
 # PYTHON=...    the interpreter (default: python3)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-runs/gpu}
-LIMIT=470 # seconds a stage
+LIMIT=470 # seconds per stage
 
 declare -A STAGES=(
-  [build]="build the CPU and CUDA objects with nvcc, install the package without its dependencies, look whether torch has the CUDA ops"
+  [build]="build the CPU and CUDA objects with nvcc, install the package without its dependencies, check that torch has the CUDA ops"
   [test]="all GPU tests, and the tests of the ops, plans and layers on this Python and torch"
-  [sanitize]="compute-sanitizer, memcheck and racecheck, over a small set of calls of every kernel"
-  [tune]="measure the Triton block sizes and write the table of chosen ones"
+  [sanitize]="compute-sanitizer, with memcheck and racecheck, over a few calls of every kernel"
+  [tune]="measure the Triton block sizes and write the table of the fastest"
   [bench]="sparsegan bench gpu: layers, forward and training, against the best dense call; ceilings"
   [table]="the table of benchmarks/results/gpu.json, for README.md"
 )
@@ -38,13 +38,13 @@ for op in ("sparse_conv", "wgrad"):
         sys.exit(f"gpu.sh: torch has no sparsegan::{op} for CUDA; the library is {ops.cuda_library()}")
 print("gpu.sh: torch has the CUDA ops of", ops.cuda_library())'
 }
-test() { # the same examples at each call: what Triton has compiled serves the next one
+test() { # a fixed seed draws the same examples at each call, so that kernels that Triton has compiled are used again
   local many=()
   if "$PYTHON" -c "import xdist" 2>/dev/null; then many=(-n 8); fi
   SPARSEGAN_TEST_DEVICE=cuda "$PYTHON" -m pytest -q --maxfail 20 --hypothesis-seed 0 "${many[@]}" tests/gpu
   OMP_NUM_THREADS=2 "$PYTHON" -m pytest -q "${many[@]}" tests/test_plan.py tests/test_sparse_conv.py tests/test_wgrad.py tests/test_nn.py
 }
-sanitize() { # torch keeps memory for later calls: without that each tensor's end is the end of its memory
+sanitize() { # without torch's memory cache, the end of a tensor is the end of its allocation
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
   compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
@@ -53,7 +53,7 @@ tune() {
   "$PYTHON" -m sparsegan.benchmark.tune_kernels --seconds 380
   cp kernels/tuned_table.py "$OUT"/
 }
-bench() { # resumable: a stopped run goes on where it was
+bench() { # resumable: a run that was stopped continues
   "$PYTHON" benchmarks/cuda_graph.py --json benchmarks/results/cuda_graph.json
   "$PYTHON" -m sparsegan bench gpu --seconds 0.1 --json benchmarks/results/gpu.json
 }
@@ -84,11 +84,11 @@ if ((dry_run)); then
 fi
 
 command -v "$PYTHON" >/dev/null || {
-  echo "gpu.sh: PYTHON is $PYTHON, and there is no such program" >&2
+  echo "gpu.sh: PYTHON is $PYTHON; there is no such program" >&2
   exit 2
 }
 mkdir -p "$OUT"
-# cmake and ninja lie beside the interpreter, where pip has installed them; nvcc and compute-sanitizer where CUDA is.
+# pip has installed cmake and ninja beside the interpreter. nvcc and compute-sanitizer are in CUDA's folder.
 PATH=$(dirname "$(command -v "$PYTHON")"):$PATH:/usr/local/cuda/bin
 export PATH PYTHON OUT PYTHONUNBUFFERED=1
 failed=()
@@ -99,7 +99,7 @@ for stage in "${chosen[@]}"; do
     tee -a "$OUT/gpu.log" || status=$?
   cp -f benchmarks/results/{gpu,cuda_graph}.json "$OUT"/ 2>/dev/null || true
   ((status == 0)) || {
-    echo "gpu.sh: $stage stopped with status $status (124 and 137: out of time; call it again)" | tee -a "$OUT/gpu.log" >&2
+    echo "gpu.sh: $stage stopped with status $status (124 and 137: out of time; run it again)" | tee -a "$OUT/gpu.log" >&2
     failed+=("$stage")
     [[ $stage != build ]] || exit "$status"
   }

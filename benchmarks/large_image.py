@@ -1,8 +1,8 @@
-"""Memory of one large image with and without tiles.
+"""Memory of a generator on one large image, with and without tiles.
 
 python benchmarks/large_image.py --size 1080 1920 --tiles 0 256 512 --json benchmarks/results/large_image.json
 
-Each run is a process of its own, whose peak of resident memory is what counts; tile 0 is the whole image at once.
+Each run is a separate process, and the figure is the peak of its resident memory. Tile 0 is the whole image at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "srgan-pho
 
 
 def measure(height: int, width: int, tile: int) -> dict[str, float]:
-    """Bytes and seconds of one image, the first of its size."""
+    """Bytes and seconds of one image, which is the first of its size."""
     torch.manual_seed(0)
     model = sg.sparsify(store.load(CHECKPOINT).generator.eval(), sparsity=0.9)
     engine = sg.optimize_for_inference(model, torch.randn(1, 3, 64, 64))
@@ -47,12 +47,12 @@ def measure(height: int, width: int, tile: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """A process for each tile."""
+    """Starts one process per tile size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs=2, default=[1080, 1920], help="height and width of the image")
     parser.add_argument("--tiles", type=int, nargs="+", default=[0, 256, 512])
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--here", action="store_true", help="in this process, the first tile only")
+    parser.add_argument("--here", action="store_true", help="run the first tile size only, in this process")
     given = parser.parse_args()
     if given.here:
         print(json.dumps(measure(given.size[0], given.size[1], given.tiles[0])))

@@ -2,8 +2,9 @@
 
     python benchmarks/plot_generators.py [--json benchmarks/results/generators.json] [--out docs/generators.svg]
 
-The figures are those of `sparsegan bench generators --json ...`: three bars a generator, the best dense engine, the
-drop-in layers and the inference engine, at 90 % element sparsity on one thread. The same figures give the same bytes.
+The figures are those of `sparsegan bench generators --json ...`. Each generator has three bars: the best dense engine,
+the drop-in layers and the inference engine, at 90 % element sparsity on one thread. The same figures give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 WHOLE = "a dense engine, all of it"
 COLOURS = {WHOLE: "0.8", MULTIPLYING: "C0", PACKING: "C9", DENSE: "C4", POINTWISE: "C1", REST: "0.45"}
-BAR, GROUP = 0.9, 4.0  # heights: of a bar, of three and the gap below them
+BAR, GROUP = 0.9, 4.0  # heights of one bar, and of three bars with the gap below them
 
 Report = dict[str, Any]
 
 
 def draw(report: Report, out: Path, sparsity: float = 0.9) -> None:
-    """Writes the figure. Raises ``ValueError`` when the report has no row of this sparsity, elements and one thread."""
+    """Writes the figure. Raises ``ValueError`` if no row has this sparsity, single elements and one thread."""
     wanted = {"threads": 1, "granularity": "element", "sparsity": sparsity}
     rows = [row for row in report["rows"] if all(row[name] == value for name, value in wanted.items())]
     if not rows:
@@ -50,7 +51,7 @@ def draw(report: Report, out: Path, sparsity: float = 0.9) -> None:
     panel.set_yticks(places, names, fontsize=7.5)
     panel.invert_yaxis()
     panel.set_xlabel("time of a call, of the best dense engine's")
-    panel.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    panel.xaxis.set_major_formatter(lambda fraction, _: f"{fraction:.0%}")
     panel.grid(axis="x", color="0.92", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.tick_params(axis="y", length=0)
@@ -66,7 +67,7 @@ def draw(report: Report, out: Path, sparsity: float = 0.9) -> None:
 
 
 def _bars(row: Report) -> list[tuple[str, float, dict[str, float]]]:
-    """Name, milliseconds, and what they are made of."""
+    """Name, milliseconds, and the milliseconds of each kind of work, for each of the three bars."""
     dense = row["dense_ms"][row["best_dense"]]
     return [
         (row["best_dense"], dense, {WHOLE: dense}),
@@ -76,7 +77,7 @@ def _bars(row: Report) -> list[tuple[str, float, dict[str, float]]]:
 
 
 def _bar(panel: Any, place: float, ms: float, parts: dict[str, float], dense: float) -> None:
-    """One stacked bar, as long as its ``ms`` are of ``dense``; ``parts`` say how it is shared out."""
+    """One stacked bar of length ``ms / dense``, divided in the ratios of ``parts``."""
     left, total = 0.0, sum(parts.values())
     for kind, colour in COLOURS.items():
         length = ms / dense * parts.get(kind, 0.0) / total
@@ -89,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Where the time of whole generators goes.")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "generators.json")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "generators.svg")
-    parser.add_argument("--sparsity", type=float, default=0.9, help="of the rows to draw (default: 0.9)")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="sparsity of the rows to draw (default: 0.9)")
     options = parser.parse_args()
     draw(json.loads(options.json.read_text(encoding="utf-8")), options.out, options.sparsity)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/plot_sparsity.py [--json benchmarks/results/sparsity.json] [--out docs/speedup.svg]
 
-The figures are those of `sparsegan bench layers --sparsity 0,0.25,0.5,0.75,0.9,0.95,0.99 --json ...` on one thread. The
-same figures give the same bytes.
+The figures are those of `sparsegan bench layers --sparsity 0,0.25,0.5,0.75,0.9,0.95,0.99 --json ...` on one thread.
+The same figures give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsegan.atomic_files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Layers to draw, those of them that were timed.
+#: Layers to draw, as far as they were timed.
 SHOWN = (
     "256->256 3x3 @64x64 batch 1",
     "256->256 3x3 @32x32 batch 16",
@@ -37,7 +37,7 @@ Report = dict[str, Any]
 
 
 def draw(report: Report, out: Path) -> None:
-    """Writes the figure: a panel a layer. Raises ``ValueError`` when the report has none of :data:`SHOWN`."""
+    """Writes the figure, one panel per layer. Raises ``ValueError`` if the report has no layer of :data:`SHOWN`."""
     rows = [row for row in report["rows"] if row["threads"] == 1 and row["granularity"] == "element"]
     layers = [name for name in SHOWN if any(row["layer"] == name for row in rows)]
     if not layers:
@@ -65,12 +65,12 @@ def draw(report: Report, out: Path) -> None:
 
 
 def _panel(panel: Any, layer: str, rows: list[Report]) -> None:
-    """One layer. Weights left, 1 / (1 - s), are the x axis: on logarithmic axes the limit is a straight line."""
+    """Draws one layer. The x axis is 1 / (1 - sparsity): on logarithmic axes the limit is then a straight line."""
     left = [1 / (1 - row["sparsity"]) for row in rows]
     panel.plot(left, left, color=LIMIT, linestyle="--", linewidth=1, label="1 / (1 - sparsity)")
     panel.axhline(1, color="0.3", linewidth=0.8, label="break-even")
     dense = [_dense_ratios(row) for row in rows]
-    for slot, (engine, colour) in enumerate(ENGINES.items()):  # side by side: most are close to 1
+    for slot, (engine, colour) in enumerate(ENGINES.items()):  # side by side, because most ratios are close to 1
         times = [ratios[engine] for ratios in dense if engine in ratios]
         if times:
             start = 0.54 + 0.115 * slot
@@ -88,7 +88,7 @@ def _panel(panel: Any, layer: str, rows: list[Report]) -> None:
 
 
 def _dense_ratios(row: Report) -> dict[str, float]:
-    """Each dense engine against the best of them: 1 or below."""
+    """The speed of each dense engine relative to the fastest dense engine: 1 or below."""
     best = row["dense_ms"][row["best_dense"]]
     return {engine: best / ms for engine, ms in row["dense_ms"].items()}
 

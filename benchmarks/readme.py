@@ -2,9 +2,9 @@
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
-python benchmarks/readme.py           rewrite them
-python benchmarks/readme.py --check   only say whether that would change them
-python benchmarks/readme.py --table gpu   print one table
+python benchmarks/readme.py               rewrites the tables
+python benchmarks/readme.py --check       only says whether that would change a page
+python benchmarks/readme.py --table gpu   prints one table
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def markdown(head: list[str], rows: list[list[str]], below: str) -> str:
 
 
 def measured(command: str, *facts: str) -> str:
-    """How a report's figures came to be."""
+    """The sentence that names the command and the machine behind a report's figures."""
     return f"Measured by `{command}`{' (' + ', '.join(facts) + ')' if facts else ''}."
 
 
 def checkpoint(report: Report) -> str:
-    """File sizes: one row a network and sparsity."""
+    """File sizes, one row per network and sparsity."""
 
     def size(row: Report, kind: str) -> str:
         return f"{row[kind] / 1e6:.2f} MB ({row['dense'] / row[kind]:.1f}x)"
@@ -65,7 +65,7 @@ def checkpoint(report: Report) -> str:
 
 
 def large_image(report: Report) -> str:
-    """Memory of one large image: one row a size of tiles."""
+    """Memory of one large image, one row per tile size."""
     head = ["tiles", "arena, MB", "peak of the process, MB", "of it before the image, MB", "of it the result, MB"]
     rows = [
         [f"{row['tile']} pixels" if row["tile"] else "none"]
@@ -77,22 +77,22 @@ def large_image(report: Report) -> str:
 
 
 def _bench(report: Report) -> str:
-    """How figures of `sparsegan bench` came to be."""
+    """The sentence that names the command and the machine behind figures of `sparsegan bench`."""
     if not report["complete"]:
-        raise SystemExit(f"a result file is of an interrupted run; go on with it: {report['command']}")
+        raise SystemExit(f"a result file comes from an interrupted run; continue that run: {report['command']}")
     peak = f"FMA peak of a core {report['fma_peak_gflops_a_core']:.0f} GFLOP/s"
     return measured(report["command"], report["machine"], report["isa"], peak, f"torch {report['torch']}")
 
 
 def _ms(median: float, quartiles: list[float]) -> str:
-    """A time and its spread: half the distance of the quartiles, as a share of the median."""
+    """A time and its spread: half the distance between the quartiles, as a fraction of the median."""
     return f"{median:.2f} ± {(quartiles[1] - quartiles[0]) / 2 / median:.0%}"
 
 
 def _target(isa: str) -> str:
-    """Head of the column of targets: they are set for AVX-512."""
-    share = TARGET_SHARE.get(isa)
-    return "target" if share in (None, 1) else f"target ({share:g} of the AVX-512 one)"
+    """The head of the targets' column. Targets are set for AVX-512, and other ISAs have a fraction of them."""
+    fraction = TARGET_SHARE.get(isa)
+    return "target" if fraction in (None, 1) else f"target ({fraction:g} of the AVX-512 one)"
 
 
 def _holds(row: Report) -> str:
@@ -109,7 +109,7 @@ def _how_many(rows: list[Report]) -> str:
 
 
 def against_dense(report: Report) -> str:
-    """Layers against the best dense engine: a row each."""
+    """Layers against the best dense engine, one row per layer."""
     rows = [
         [
             row["layer"],
@@ -130,7 +130,7 @@ def against_dense(report: Report) -> str:
 
 
 def _across(report: Report, column: str, show: Callable[[Any], str]) -> str:
-    """Ratios: layers down, the values of one field across; beside a ratio that is short of its target, the target."""
+    """Ratios: one row per layer, one column per value of a field. A ratio that misses its target is shown with it."""
     columns = list(dict.fromkeys(row[column] for row in report["rows"]))
     lines: dict[tuple[str, int], dict[Any, str]] = {}
     for row in report["rows"]:
@@ -145,7 +145,7 @@ def _across(report: Report, column: str, show: Callable[[Any], str]) -> str:
 
 
 def sparsity(report: Report) -> str:
-    """The plot, and the ratios at every sparsity."""
+    """The plot, then the ratios at every sparsity."""
     if not (ROOT / "docs" / "speedup.svg").exists():
         raise SystemExit("docs/speedup.svg is not drawn: run python benchmarks/plot_sparsity.py")
     picture = "![Speed-up over the best dense engine against sparsity](speedup.svg)"
@@ -153,12 +153,12 @@ def sparsity(report: Report) -> str:
 
 
 def vectors(report: Report) -> str:
-    """Ratios of vectors of output channels."""
+    """Ratios of layers whose units are vectors of output channels."""
     return _across(report, "granularity", str)
 
 
 def training(report: Report) -> str:
-    """Forward and backward of layers; then memory and new masks of whole models."""
+    """Forward and backward of layers, then memory and new masks of whole models."""
 
     def asked(row: Report, at_most: str) -> str:
         return "" if row["target"] is None else f" (asked: {at_most}; holds: {_holds(row)})"
@@ -185,7 +185,7 @@ def training(report: Report) -> str:
 
 
 def comparison(report: Report) -> str:
-    """Other ways to run sparse weights."""
+    """Times of other ways to run sparse weights."""
 
     def other(row: Report, way: str) -> str:
         median = row[f"{way}_ms"]
@@ -218,7 +218,7 @@ def _demo_facts(report: Report) -> str:
 
 
 def demo(report: Report) -> str:
-    """The demo's own table, a generator a column."""
+    """The demo's own table, one column per generator."""
     head, lines = columns(report)
     rows = [list(row) for row in zip(head, *lines, strict=True)]
     return markdown(["", *rows[0][1:]], rows[1:], f"{note(report)} {_demo_facts(report)}")
@@ -243,20 +243,20 @@ def layers(report: Report) -> str:
 
 
 def equations(report: Report) -> str:
-    """The paper's equations as they are, in the demo's setting: one sentence."""
+    """One sentence on the paper's unchanged equations in the demo's setting."""
     fid = f"{report['fid']:.0f} ± {report['fid_spread']:.0f}"
     text = f"The paper's equations (7)-(9) as they are, in the demo's setting: FID (digit classifier) {fid}."
     return f"{text} {measured(report['command'])}\n"
 
 
 def ceilings(report: Report) -> str:
-    """The limits of one core that the roofline page counts with."""
+    """The limits of one core on the roofline page."""
     top = report["ceilings"]
     rows = [
         ["FMAs between registers", f"{top['fma']:.0f} GFLOP/s"],
         ["FMAs with one operand from the first-level cache", f"{top['fma_from_cache']:.0f} GFLOP/s"],
         *(
-            [f"the sparse_conv kernel's inner loop alone, {taps} taps a target and block", f"{gflops:.0f} GFLOP/s"]
+            [f"the sparse_conv kernel's inner loop alone, {taps} taps per target and block", f"{gflops:.0f} GFLOP/s"]
             for taps, gflops in top["sparse_conv_tile"].items()
         ),
         ["copying memory, read and written together", f"{top['stream_gbytes']:.1f} GB/s"],
@@ -266,7 +266,7 @@ def ceilings(report: Report) -> str:
 
 
 def roofline(report: Report) -> str:
-    """Three layers: counted, at the ceilings, reached."""
+    """Three layers: counted work, time at the ceilings, measured time."""
     rows = []
     for row in report["rows"]:
         taps = row["whole_ms"] - row["without_taps_ms"]
@@ -289,7 +289,7 @@ def roofline(report: Report) -> str:
 
 
 def compression_step(report: Report) -> str:
-    """A whole compression step, sparse and masked, and what the sparse one is spent on."""
+    """A whole compression step, sparse and masked, with the sparse step's time by kind of work."""
     kinds = list(report["rows"][0]["shares"])
     rows = [
         [
@@ -310,9 +310,9 @@ def compression_step(report: Report) -> str:
 
 
 def gpu(report: Report) -> str:
-    """Layers on a GPU: a row each."""
+    """Layers on a GPU, one row per layer."""
     if not report["complete"]:
-        raise SystemExit(f"a result file is of an interrupted run; go on with it: {report['command']}")
+        raise SystemExit(f"a result file comes from an interrupted run; continue that run: {report['command']}")
 
     def ratio(row: Report, precision: str) -> str:
         asked = row["targets"].get(precision)
@@ -340,7 +340,7 @@ def gpu(report: Report) -> str:
 
 
 def short_generators(report: Report) -> str:
-    """Whole generators at 90 %: what a reader wants first."""
+    """Whole generators at 90 %, with the most important columns only."""
     rows = [
         [
             row["generator"],
@@ -362,7 +362,7 @@ def short_generators(report: Report) -> str:
 
 
 def generators(report: Report) -> str:
-    """Whole generators against the best dense engine: a row each."""
+    """Whole generators against the best dense engine, one row per generator, with all columns."""
     rows = []
     for row in report["rows"]:
         latency, limits, memory = row["latency_ms"], row["limits"], row["memory"]
@@ -392,7 +392,7 @@ def generators(report: Report) -> str:
     return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
 
 
-# name in a page -> file under results/, how to show it
+#: Name of a table in a page -> its file under results/, and the function that makes the table.
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "large_image": ("large_image", large_image),
@@ -418,7 +418,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def headline() -> str:
-    """How fast and how good, in two items of a list."""
+    """Two items of a list: speed and quality at 90 %."""
     report = json.loads((ROOT / "benchmarks" / "results" / "generators.json").read_text())
     ratios: dict[int, list[float]] = {}
     for row in report["rows"]:
@@ -436,7 +436,7 @@ def headline() -> str:
 
 
 def table(name: str) -> str:
-    """One table, from its file."""
+    """One table, made from its file."""
     if name == "study":
         return in_short(STUDY)
     if name == "headline":
@@ -447,7 +447,7 @@ def table(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A page's text with every table made anew."""
+    """The text of a page with every table made anew."""
     return BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}{block[3]}", text)
 
 

@@ -1,10 +1,10 @@
-"""Three layers against the limits of one core: what is counted, what is reached, where the rest goes.
+"""Three layers against the limits of one core: counted work, measured time, and the parts of that time.
 
     cmake --build build/cpython-311 --target inner_loop      (the folder is named after the Python in use)
     python benchmarks/roofline.py [--json benchmarks/results/roofline.json]
 
-Needs AVX2. A layer's time is split without a profiler: the same layer with one kept weight runs everything but the taps
-(packing, unpacking, allocating the output, the call), so the difference is the taps' time.
+The program needs AVX2. It splits a layer's time without a profiler: the same layer with a single kept weight runs
+everything but the taps (packing, unpacking, allocating the output, the call). The difference is the time of the taps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from sparsegan.benchmark import LAYERS, LayerCase
 from sparsegan.clock import Clock
 from sparsegan.nn.layer import SPARSE_CLASSES
+from sparsegan.ops import native
 from sparsegan.profiling.info import cpu_name
 from sparsegan.profiling.layers import interleaved_ms
 
@@ -31,7 +32,7 @@ TAPS = (4, 12, 29, 72, 288)
 
 
 def stream_gbytes() -> float:
-    """GB/s of a copy of 128 MB, read and written bytes together."""
+    """GB/s of a copy of 128 MB, counting read and written bytes."""
     source, target = torch.randn(2**25), torch.empty(2**25)
     return 2 * source.numel() * 4 / interleaved_ms(Clock(), [lambda: target.copy_(source)], 1.0)[0] * 1e-6
 
@@ -67,20 +68,20 @@ def measure(case: LayerCase, seconds: float, ceilings: dict[str, Any]) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a layer (default: 2)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent per layer (default: 2)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     library = BUILD / "libinner_loop.so"
     if not library.exists():
         sys.exit(f"{library} is not built: cmake --build {BUILD} --target inner_loop")
-    native = ctypes.CDLL(str(library.resolve()))
-    native.fma_from_cache_gflops.restype = native.sparse_conv_tile_gflops.restype = ctypes.c_double
+    inner = ctypes.CDLL(str(library.resolve()))
+    inner.fma_from_cache_gflops.restype = inner.sparse_conv_tile_gflops.restype = ctypes.c_double
     torch.set_num_threads(1)
     native.set_isa("avx2")
     ceilings: dict[str, Any] = {
         "fma": native.fma_gflops(),
-        "fma_from_cache": native.fma_from_cache_gflops(),
-        "sparse_conv_tile": {str(taps): native.sparse_conv_tile_gflops(taps) for taps in TAPS},
+        "fma_from_cache": inner.fma_from_cache_gflops(),
+        "sparse_conv_tile": {str(taps): inner.sparse_conv_tile_gflops(taps) for taps in TAPS},
         "stream_gbytes": stream_gbytes(),
     }
     with torch.inference_mode():

@@ -1,22 +1,22 @@
-# The CUDA kernels: the target _cuda, a shared object of their own. This file sets CUDA_BUILD, a line for `sparsegan info`:
+# The CUDA kernels: the target _cuda, a separate shared object. This file sets CUDA_BUILD, a line for `sparsegan info`:
 # "built by ...", or "not built: " and the reason. A CUDA compiler that cannot build the kernels is an error only where
 # SPARSEGAN_CUDA is 1.
 
-# Torch 2.10 and later come with CUDA 12.6 or later; an older compiler was never tried.
+# Torch 2.10 and later come with CUDA 12.6 or later. Compilers older than this one were never tried.
 set(OLDEST_NVCC 12.0)
 
-# Sets `reason` to the words that say why the CUDA kernels cannot be built here. It is empty where they can be built: the
-# language CUDA may then be enabled.
+# Sets `reason` to the text that says why the CUDA kernels cannot be built here. An empty `reason` means that they can
+# be built and that the language CUDA may be enabled.
 function(look_for_cuda reason)
   set(${reason} "" PARENT_SCOPE)
   if(SPARSEGAN_SANITIZE)
     set(${reason} "a build with sanitizers has none" PARENT_SCOPE)
     return()
   endif()
-  # As CMake looks for it; an asked-for one that is missing is not replaced by another.
+  # The search is the same as CMake's. A compiler that was named and is missing is not replaced by another compiler.
   set(asked "${CMAKE_CUDA_COMPILER}")
   if(NOT asked)
-    unset(CMAKE_CUDA_COMPILER CACHE)  # of an earlier try
+    unset(CMAKE_CUDA_COMPILER CACHE)  # an earlier try may have left it
     set(asked "$ENV{CUDACXX}")
   endif()
   if(asked)
@@ -40,7 +40,7 @@ function(look_for_cuda reason)
     return()
   endif()
 
-  # A small program first: nvcc may refuse the host's compiler, or an architecture.
+  # A small program is compiled first, because nvcc may refuse the compiler of the host, or an architecture.
   set(trial ${CMAKE_BINARY_DIR}/cuda_trial)
   file(WRITE ${trial}.cu "#include <cuda_runtime.h>\n__global__ void kernel() {}\n")
   list(GET SPARSEGAN_CUDA_ARCHITECTURES 0 architecture)
@@ -58,7 +58,7 @@ function(look_for_cuda reason)
     set(${reason} "nvcc ${version} does not compile a small program: ${line}" PARENT_SCOPE)
     return()
   endif()
-  # Without this, old versions of CMake try an architecture that new ones of nvcc no longer have.
+  # Without CUDAARCHS, old versions of CMake try an architecture that new versions of nvcc no longer have.
   set(ENV{CUDAARCHS} "${architecture}")
   include(CheckLanguage)
   check_language(CUDA)
@@ -73,10 +73,10 @@ function(look_for_cuda reason)
   endif()
 endfunction()
 
-set(SPARSEGAN_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "As CMAKE_CUDA_ARCHITECTURES; PTX of 90 for what comes after")
+set(SPARSEGAN_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "As CMAKE_CUDA_ARCHITECTURES; later GPUs run the PTX of 90")
 if("${SPARSEGAN_CUDA}" STREQUAL "0")
   set(why_not "SPARSEGAN_CUDA was 0")
-elseif("${SPARSEGAN_CUDA}" STREQUAL "failed")  # setup.py tried
+elseif("${SPARSEGAN_CUDA}" STREQUAL "failed")  # from setup.py, after nvcc failed
   set(why_not "nvcc did not compile them, SPARSEGAN_CUDA=1 shows its errors")
 elseif("${SPARSEGAN_CUDA}" MATCHES "^1?$")
   look_for_cuda(why_not)
@@ -89,7 +89,7 @@ if(why_not)
   endif()
   set(CUDA_BUILD "not built: ${why_not}")
   message(STATUS "CUDA kernels ${CUDA_BUILD}")
-  file(REMOVE ${CMAKE_BINARY_DIR}/_cuda.so)  # of an earlier build
+  file(REMOVE ${CMAKE_BINARY_DIR}/_cuda.so)  # may be left from an earlier build
   return()
 endif()
 
@@ -102,18 +102,19 @@ message(STATUS "CUDA kernels ${CUDA_BUILD}")
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
 
-# The object must name torch's CUDA library among its needed ones: torch loads it for itself alone, and its symbols are
-# not to be found otherwise. A CPU-only torch, which can build these kernels too, has no such library: at link time a
-# stub of the same name stands in.
+# _cuda.so must list libtorch_cuda among the libraries that it needs. Torch loads that library without making its
+# symbols global, so that _cuda.so would not find them otherwise. A torch for CPUs can build these kernels too and has
+# no such library. The link therefore uses a stub with the same name.
 add_library(torch_cuda_stub SHARED csrc/bindings/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES
   OUTPUT_NAME torch_cuda
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/stub)
 
-# C++17 and no more: CMake knows C++20 only of the versions of nvcc that are older than itself.
+# C++17 and not later, because CMake supports C++20 only for versions of nvcc that are older than CMake itself.
 add_library(cuda_kernels OBJECT csrc/cuda/sparse_conv.cu csrc/cuda/wgrad.cu)
 set_target_properties(cuda_kernels PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
-# A tap jumps to its FMAs through a table (window.h); without -jtd nvcc makes six comparisons of it, old ones always.
+# A tap jumps to its FMAs through a table (window.h). Without -jtd, nvcc uses six comparisons instead. Old versions of
+# nvcc have no such option.
 include(CheckCompilerFlag)
 check_compiler_flag(CUDA -jtd=1 HAVE_JUMP_TABLES)
 target_compile_options(cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra $<$<BOOL:${HAVE_JUMP_TABLES}>:-jtd=1>)

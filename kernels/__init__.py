@@ -1,6 +1,7 @@
-"""Triton kernels for NVIDIA GPUs: units of vectors on tensor cores. ``ops`` has the torch ops, ``NOTES.md`` the why.
+"""Triton kernels for NVIDIA GPUs, for units that are vectors, on tensor cores. ``NOTES.md`` explains their design.
 
-Importing this package imports no Triton: ask :func:`why_not`, then import ``sparsegan.ops.vector_ops``.
+Importing this package does not import Triton. ``sparsegan.ops.vector_ops`` has the torch ops and imports it: call
+:func:`why_not` first.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import torch
 
 from sparsegan.geometry import Geometry
 
-#: Weights a unit that the kernels take.
+#: The most weights per unit that the kernels take.
 MOST_VECTOR = 64
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def why_not(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the vector kernels cannot run a layer, as the end of a sentence; ``None`` where they can."""
+    """The reason why the vector kernels cannot run a layer, as the end of a sentence, or ``None`` if they can."""
     if not 2 <= geometry.vector <= MOST_VECTOR:
         return f"units have {geometry.vector} weights, not 2 to {MOST_VECTOR}"
     if dtype not in DTYPES:

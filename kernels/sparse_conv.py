@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The sparse_conv of units of vectors: a gathered implicit matrix product on tensor cores.
+"""sparse_conv for units that are vectors: an implicit matrix product of gathered elements, on tensor cores.
 
     y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))
 
-A program owns one tile of target positions and some blocks of target channels (``csrc/core/vector_plan.h``). Of
-each block it walks the taps ``BLOCK_K`` at a time: a tile of x [positions, taps] times a tile of values [taps,
-channels], summed in float32. A deep tap stands for V source channels, so its row of the product is V rows: nothing is
-padded to V. Where that makes too few programs (small maps, few images), each takes some kernel columns only and writes
-a float32 partial sum.
+A program computes one tile of target positions for some blocks of target channels (``csrc/core/vector_plan.h``). For
+each block it runs through the taps, ``BLOCK_K`` at a time: it multiplies a tile of x [positions, taps] by a tile of
+values [taps, channels] and sums in float32. A deep tap stands for V source channels and takes V consecutive places of
+the summed dimension, so that small V need no padding. If there would be too few programs (small maps, few images), each
+program takes only some kernel columns and writes a float32 partial sum.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def sparse_conv_kernel(
     targets,  # channels
     target_height,
     target_width,
-    blocks,  # of target channels, once a phase
-    walk,  # blocks a program
+    blocks,  # of target channels, times the number of phases
+    walk,  # blocks per program
     phase_height,  # rows of a phase
     column_tiles,
-    columns,  # that a tile writes, in units of ALIGN where DEFERRED
-    lead,  # source column of a tile's first, less its first target column; in units of ALIGN
+    columns,  # that a tile writes, in units of ALIGN if DEFERRED
+    lead,  # first source column of a tile minus its first target column, in units of ALIGN
     negative_slope,
     SOURCE_STEP_H: tl.constexpr,
     SOURCE_STEP_W: tl.constexpr,
@@ -44,21 +44,21 @@ def sparse_conv_kernel(
     TARGET_STEP_W: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PARTIAL_COLUMNS: tl.constexpr,  # kernel columns of a partial sum; with all of them, y is the result
-    DEPTH: tl.constexpr,  # source channels a unit
-    WIDTH: tl.constexpr,  # target channels a unit
+    DEPTH: tl.constexpr,  # source channels per unit
+    WIDTH: tl.constexpr,  # target channels per unit
     LANES: tl.constexpr,  # units that a tap may stand for
-    ALIGN: tl.constexpr,  # elements: rows of x begin at multiples of it
+    ALIGN: tl.constexpr,  # rows of x begin at multiples of this many elements
     DEFERRED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,  # positions of a tile
     TILE_W: tl.constexpr,  # columns of a tile
-    BLOCK_O: tl.constexpr,  # channels of a block, and what fills a tensor core's tile
-    BLOCK_K: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # channels of a block, rounded up to fill a tensor core's tile
+    BLOCK_K: tl.constexpr,  # taps times DEPTH that are multiplied at a time
 ):
-    # Programs that read the same x run next to each other, and what a program has read of x for one block is in the
-    # first-level cache for the next.
+    # Programs that read the same x run next to each other. The elements of x that a program has read for one block are
+    # in the first-level cache for its next block.
     walks = (blocks + walk - 1) // walk
     first_block, tile = tl.program_id(0) % walks * walk, tl.program_id(0) // walks
     partial_sum = tl.program_id(1)
@@ -87,15 +87,15 @@ def sparse_conv_kernel(
             group = first_of_group + block * KERNEL_W + j
             first, end = tl.load(group), tl.load(group + 1)
             first, end = tl.minimum(tl.maximum(first, 0), units), tl.minimum(end, units)
-            # All taps of a kernel column shift columns alike. Deferred, x is read unshifted, from where its rows are
-            # aligned, and the sum is shifted instead: once a column, not once a tap.
+            # All taps of a kernel column have the same column shift. If DEFERRED, x is read unshifted, at aligned
+            # addresses, and the sum is shifted instead: once per kernel column, not once per tap.
             if DEFERRED:
                 w = w_first + lead * ALIGN + tile_col
                 part = tl.full((BLOCK_P, BLOCK_O), 0.0, tl.float32)
             else:
                 w = w_first + shift + tile_col
                 part = total
-            # A step of 1 has one phase: said here, for the compiler to see how rows of x are aligned.
+            # With a step of 1 the phase is 0. Without the addition the compiler sees how rows of x are aligned.
             source_col = w if SOURCE_STEP_W == 1 else w * SOURCE_STEP_W + source_phase
             inside_cols = live_row & (source_col >= 0) & (source_col < width)
             column = image + source_col
@@ -103,7 +103,7 @@ def sparse_conv_kernel(
                 k = k_first + tl.arange(0, BLOCK_K)
                 tap, live = k // DEPTH, k < end * DEPTH
                 channel = tl.load(channel_of + tap, live, 0) + k % DEPTH
-                live &= (channel >= 0) & (channel < sources)  # whatever a plan says, nothing outside is read
+                live &= (channel >= 0) & (channel < sources)  # plans are not trusted: no read outside x
                 source_row = tl.load(row_of + tap, live, 0)
                 h_read = (h * SOURCE_STEP_H)[:, None] + source_row[None, :]
                 inside = inside_cols[:, None] & live[None, :] & (h_read >= 0) & (h_read < source_height)

@@ -1,4 +1,4 @@
-"""How target positions are cut into tiles, and what a launch of a kernel takes. Plain numbers: nothing here runs."""
+"""How target positions are cut into tiles, and the arguments of a kernel's launch. This module launches nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparsegan.geometry import Direction
 
 from .tuned import Blocks, Key, key, tuned_blocks
 
-#: Programs that a launch is cut into, where there is so much: a few for each multiprocessor of a large GPU.
+#: The number of programs that a launch aims at, a few per multiprocessor of a large GPU. Small calls have fewer.
 PROGRAMS = 1024
-#: Programs that a sparse_conv has at least, if partial sums can make so many: two for each multiprocessor.
+#: A sparse_conv with fewer programs, two per multiprocessor of a large GPU, is cut into partial sums.
 LEAST_PROGRAMS = 264
-#: Positions of a sparse_conv's tile at most where x is read one element at a time: more would not fit the registers.
+#: The most positions of a sparse_conv's tile if x is read one element at a time. More would not fit into registers.
 PLAIN_POSITIONS = 64
 
 Size = tuple[int, int]
@@ -24,9 +24,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Columns of a phase in tiles of ``width``, of which a program writes ``columns``.
+    """How the columns of a phase are cut into ``tiles`` tiles of ``width``, of which a program writes ``columns``.
 
-    ``deferred``: x is read from aligned columns, ``lead`` after the tile's first, and the sums are shifted.
+    ``deferred``: x is read unshifted, ``lead`` columns after the tile's first one, and the sums are shifted instead.
+    ``columns`` and ``lead`` are then multiples of ``align``.
     """
 
     deferred: bool
@@ -38,15 +39,15 @@ class Tiling:
 
     @property
     def cost(self) -> int:
-        """Columns that are computed."""
+        """The number of columns that are computed."""
         return self.tiles * self.width
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: number of programs, the arguments that follow the tensors, the compile-time constants.
+    """One launch: the number of programs, the arguments after the tensors, and the compile-time constants.
 
-    ``partial_sums``: how many the caller adds up: a sparse_conv's by kernel columns, a wgrad's by positions.
+    The caller adds ``partial_sums`` partial sums: of kernel columns for a sparse_conv, of positions for a wgrad.
     """
 
     programs: int
@@ -60,7 +61,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def power_of_2(n: int) -> int:
-    """The smallest that is not below ``n``."""
+    """The smallest power of 2 that is not below ``n``."""
     power = 1
     while power < n:
         power *= 2
@@ -68,12 +69,12 @@ def power_of_2(n: int) -> int:
 
 
 def phase_size(d: Direction, target_size: Size) -> Size:
-    """Rows and columns of a target's largest phase."""
+    """The rows and columns of a target's largest phase."""
     return cdiv(target_size[0], d.target_step[0]), cdiv(target_size[1], d.target_step[1])
 
 
 def plain_tiling(width: int, most: int) -> Tiling:
-    """Tiles of 8 to ``most`` positions that cover ``width`` columns with the least waste."""
+    """The tiling that covers ``width`` columns with the least waste. Tiles have 8 (or all) to ``most`` columns."""
     least = min(8, most, power_of_2(width))
     widths = [2**i for i in range(most.bit_length()) if 2**i >= least]
     options = [Tiling(False, n, n, 0, max(1, cdiv(width, n)), 1) for n in widths]
@@ -81,7 +82,7 @@ def plain_tiling(width: int, most: int) -> Tiling:
 
 
 def deferred_tiling(d: Direction, source_width: int, width: int, most: int, align: int) -> Tiling | None:
-    """Tiles that read x unshifted, or ``None`` where the kernel reaches over too many columns."""
+    """The best tiling that reads x unshifted, or ``None`` if the kernel spans too many columns."""
     shifts = d.column_shifts()
     lead = min(shifts) // align * align
     whole = max(width, min(source_width, width + max(shifts)))
@@ -89,7 +90,7 @@ def deferred_tiling(d: Direction, source_width: int, width: int, most: int, alig
     for i in range(align.bit_length() - 1, most.bit_length()):
         tile = 2**i
         columns = (tile - max(shifts) + lead) // align * align
-        if tile >= whole:  # all columns in one tile: nothing is read twice
+        if tile >= whole:  # one tile has all columns, so that nothing is read twice
             options.append(Tiling(True, tile, tile, 0, 1, align))
         elif columns > 0:
             options.append(Tiling(True, tile, columns, lead, cdiv(width, columns), align))
@@ -97,7 +98,10 @@ def deferred_tiling(d: Direction, source_width: int, width: int, most: int, alig
 
 
 def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsize: int) -> Tiling:
-    """Deferred where rows of x allow loads of 8 bytes or more and not twice the columns are computed."""
+    """The deferred tiling if it loads 8 bytes or more at a time and computes at most twice the plain one's columns.
+
+    Otherwise the plain tiling.
+    """
     plain = plain_tiling(width, most)
     align = math.gcd(source_width, 16 // itemsize)
     if d.source_step[1] > 1 or align * itemsize < 8:
@@ -107,14 +111,14 @@ def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsi
 
 
 def call_key(op: str, d: Direction, units: int, images: int, target_size: Size, dtype: torch.dtype) -> Key:
-    """Where the table of tuned blocks has a call of ``op``: ``"sparse_conv"`` or ``"wgrad"``."""
+    """The key of a call of ``op`` (``"sparse_conv"`` or ``"wgrad"``) in the table of tuned blocks."""
     rows, width = phase_size(d, target_size)
     channels, taps = max(16, power_of_2(d.block)), units // (d.blocks * d.phases)
     return key("deep sparse_conv" if d.depth > 1 else op, channels, dtype.itemsize, images * rows * width, taps)
 
 
 def _fit(most: Blocks, images: int, rows: int, width: int) -> Blocks:
-    """No more positions than there are."""
+    """The blocks with no more positions than the call has."""
     there = power_of_2(images * rows) * power_of_2(width)
     return most._replace(positions=min(most.positions, max(16, there)))
 
@@ -148,7 +152,7 @@ def sparse_conv_launch(
     negative_slope: float,
     given: Blocks | None = None,
 ) -> Launch:
-    """A launch of ``sparse_conv_kernel``; ``precision``: ``tl.dot``'s; ``given`` instead of the tuned blocks."""
+    """The launch of ``sparse_conv_kernel``. ``precision`` is for ``tl.dot``; ``given`` replaces the tuned blocks."""
     rows, width = phase_size(d, target_size)
     most = given or tuned_blocks(call_key("sparse_conv", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, width)
@@ -181,7 +185,10 @@ def sparse_conv_launch(
 
 
 def wgrad_splits(d: Direction, tiles: int, positions: int, itemsize: int) -> int:
-    """Parts that the positions are cut into: reading x moves twice the bytes of writing and adding partial sums."""
+    """The number of parts that the positions are cut into.
+
+    Writing and adding the partial sums moves at most half as many bytes as reading x.
+    """
     affordable = positions * itemsize // (16 * d.width)
     return max(1, min(tiles, cdiv(PROGRAMS, d.groups), affordable))
 
@@ -196,7 +203,7 @@ def wgrad_launch(
     precision: str,
     given: Blocks | None = None,
 ) -> Launch:
-    """A launch of ``wgrad_kernel`` for a wide direction."""
+    """The launch of ``wgrad_kernel`` for a wide direction."""
     rows, width = phase_size(d, target_size)
     read = max(0, min(cdiv(source_size[1], d.source_step[1]), width + max(d.column_shifts())))
     most = given or tuned_blocks(call_key("wgrad", d, units, images, target_size, dtype))

@@ -1,4 +1,4 @@
-"""Block sizes of the Triton kernels: measured ones from ``tuned_table.py``, and defaults where nothing was measured."""
+"""Block sizes of the Triton kernels: measured ones from ``tuned_table.py``, and defaults for all other calls."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .tuned_table import TABLE
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut: positions and taps a step, warps a program, stages of the software pipeline.
+    """Block sizes of a kernel: positions and taps per step, warps per program, stages of the software pipeline.
 
-    ``walk``: blocks of target channels that a program of a sparse_conv writes at most, one after the other.
+    ``walk``: the most blocks of target channels that a program of a sparse_conv writes, one after the other.
     """
 
     positions: int
@@ -20,10 +20,10 @@ class Blocks(NamedTuple):
     walk: int = 1
 
 
-#: Op, channels a block, bytes an element; positions in all images and taps an average target, as powers of 4.
+#: Op, channels per block, bytes per element; positions in all images and taps per average target, as powers of 4.
 Key = tuple[str, int, int, int, int]
 
-#: By op, bytes an element and channels a block. No run on a GPU stands behind them: kernels/NOTES.md has the reasons.
+#: By op, bytes per element and channels per block. They were not measured on a GPU; kernels/NOTES.md has the reasons.
 DEFAULTS = {
     ("sparse_conv", 2, 16): Blocks(128, 32, 4, 3, 8),
     ("sparse_conv", 2, 32): Blocks(128, 32, 8, 3, 8),
@@ -43,17 +43,17 @@ DEFAULTS = {
 
 
 def key(op: str, channels: int, itemsize: int, positions: int, taps: int) -> Key:
-    """The table's key: ``channels`` a block, ``positions`` in all images, ``taps`` of an average target."""
+    """The table's key for ``channels`` per block, ``positions`` in all images and ``taps`` per average target."""
     return (op, channels, itemsize, _power_of_4(positions), _power_of_4(taps))
 
 
 def tuned_blocks(of: Key) -> Blocks:
-    """The measured choice, or the default."""
+    """The measured block sizes, or the defaults."""
     return Blocks(*TABLE[of]) if of in TABLE else DEFAULTS[of[0], of[2], of[1]]
 
 
 def _power_of_4(n: int) -> int:
-    """The largest that is not above ``n``."""
+    """The largest power of 4 that is not above ``n``."""
     power = 1
     while power * 4 <= n:
         power *= 4

@@ -1,12 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The gradient of a wide sparse_conv in its values, at the kept positions only.
+"""The gradient of a wide sparse_conv with respect to its values, at the kept positions only.
 
     dv[t, o] = sum over n, p (gy[n, o, p] * x[n, c, p + shift])
 
-A program owns the taps of one block of target channels, phase and kernel column (``csrc/core/vector_plan.h``) and
-every ``splits``-th tile of positions. ``BLOCK_K`` taps at a time it multiplies a tile of x [taps, positions] with one
-of gy [positions, channels] and writes its float32 partial sum; the caller adds the partial sums, always in the same
-order. A deep sparse_conv's gradient is the wide one of the other direction, x and gy in each other's place.
+A program takes the taps of one block of target channels, one phase and one kernel column
+(``csrc/core/vector_plan.h``), and every ``splits``-th tile of positions. For ``BLOCK_K`` taps at a time it multiplies
+tiles of x [taps, positions] by tiles of gy [positions, channels] and writes a float32 partial sum. The caller adds the
+partial sums, always in the same order. The gradient of a deep sparse_conv is the wide gradient of the other direction
+with x and gy exchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def wgrad_kernel(
     targets,  # channels
     target_height,
     target_width,
-    blocks,  # of target channels, once a phase
+    blocks,  # of target channels, times the number of phases
     phase_height,  # rows of a phase
     column_tiles,
     tiles,
@@ -39,15 +40,15 @@ def wgrad_kernel(
     TARGET_STEP_H: tl.constexpr,
     TARGET_STEP_W: tl.constexpr,
     KERNEL_W: tl.constexpr,
-    WIDTH: tl.constexpr,  # target channels a unit
-    ALIGN: tl.constexpr,  # elements: rows of x begin at multiples of it
+    WIDTH: tl.constexpr,  # target channels per unit
+    ALIGN: tl.constexpr,  # rows of x begin at multiples of this many elements
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,  # positions of a tile
     TILE_W: tl.constexpr,  # columns of a tile
-    BLOCK_O: tl.constexpr,  # channels of a block, and what fills a tensor core's tile
-    BLOCK_K: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # channels of a block, rounded up to fill a tensor core's tile
+    BLOCK_K: tl.constexpr,  # taps that are multiplied at a time
 ):
-    # Groups that read the same positions run next to each other.
+    # Programs that read the same positions run next to each other.
     group, split = tl.program_id(0) % (blocks * KERNEL_W), tl.program_id(0) // (blocks * KERNEL_W)
     block, j = group // KERNEL_W, group % KERNEL_W
     phase = block % (TARGET_STEP_H * TARGET_STEP_W)
@@ -69,7 +70,7 @@ def wgrad_kernel(
         tap = first_tap + tl.arange(0, BLOCK_K)
         live = tap < end
         channel, source_row = tl.load(channel_of + tap, live, 0), tl.load(row_of + tap, live, 0)
-        live &= (channel >= 0) & (channel < sources)  # whatever a plan says, nothing outside is read
+        live &= (channel >= 0) & (channel < sources)  # plans are not trusted: no read outside x
         offset = channel * source_height * width + source_row * width
         total = tl.full((BLOCK_K, BLOCK_O), 0.0, tl.float32)
         for tile in range(split, tiles, splits):

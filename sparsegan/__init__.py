@@ -1,7 +1,7 @@
 """sparsegan: compress a trained GAN's generator, and run and train it on its compressed weights.
 
-``import sparsegan`` loads torch and registers the ops. Everything else is loaded when its name is first used, so that
-a program that serves a generator never loads the training loop. ``__init__.pyi`` lists the public names.
+``import sparsegan`` loads torch and registers the ops. Every other module is loaded when one of its names is first
+used: a program that serves a generator never loads the training loop. ``__init__.pyi`` lists the public names.
 """
 
 import ast
@@ -18,7 +18,7 @@ __version__ = importlib.metadata.version("sparsegan")
 
 
 def _modules_of_names() -> dict[str, str]:
-    """Each public name with the module that has it. The stub is the only list: type checkers read the same."""
+    """Public name -> the module that has it. The stub is the only list of these names; type checkers read it too."""
     stub = ast.parse(Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8"))
     imports = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
     return {alias.name: "." + (statement.module or "") for statement in imports for alias in statement.names}

@@ -1,4 +1,4 @@
-# The public names. __init__.py reads this file: a line here is all that a new name needs.
+# The public names. __init__.py reads this file, so a new public name needs only a line here.
 from . import gans as gans
 from . import nn as nn
 from . import ops as ops

@@ -1,4 +1,4 @@
-"""Modules under the names that they had before 0.1: each still imports, with a warning, until 0.2."""
+"""Modules under the names that they had before 0.1. Each old name can be imported until 0.2, with a warning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: Old name of a module -> the modules that have its names now.
+#: Old name of a module -> the modules that contain its functions and classes now.
 MOVED = {
     "allocation": ("pruning.allocation",),
     "averaging": ("pruning.averaging",),
@@ -42,7 +42,7 @@ _PACKAGE = __package__
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Finds an old name and makes a module of it that takes every attribute from the new modules."""
+    """Finds a module by its old name, and makes a module that takes every attribute from the new modules."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, old = name.partition(".")
@@ -54,7 +54,7 @@ class _MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__.partition(".")[2]]
         names = " and ".join(f"{_PACKAGE}.{one}" for one in new)
-        # The frames of the import machinery do not count: the warning names the line that imports.
+        # stacklevel does not count the frames of the import machinery: 2 is the line that imports.
         warnings.warn(f"{module.__name__} is {names} now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
         modules = [importlib.import_module(f".{one}", _PACKAGE) for one in new]
 
@@ -62,12 +62,12 @@ class _MovedModules(MetaPathFinder, Loader):
             for one in modules:
                 if hasattr(one, name):
                     return getattr(one, name)
-            raise AttributeError(f"{names} have no attribute {name!r}")
+            raise AttributeError(f"no module of {names} has an attribute {name!r}")
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
         module.__doc__ = modules[0].__doc__
 
 
 def find_moved_modules() -> None:
-    """Makes the old names importable."""
+    """Makes the old names of modules importable."""
     sys.meta_path.append(_MovedModules())

@@ -1,19 +1,19 @@
 """Compressed files: ``save`` and ``load`` for models with sparse layers.
 
-A file is a safetensors file. A sparse layer ``name`` has two tensors in it:
+A compressed file is a safetensors file. It has two tensors for each sparse layer ``name``:
 
 ========================  ===============================  ==========================================================
 tensor                    dtype and shape                  content
 ========================  ===============================  ==========================================================
 ``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
 ``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
-                                                           layer's granularity (weights with ``"2:4"``), Golomb-Rice
-                                                           coded (``csrc/core/support.h``)
+                                                           layer's granularity (in weights for ``"2:4"``), coded as
+                                                           Golomb-Rice codes (``csrc/core/support.h``)
 ========================  ===============================  ==========================================================
 
-Every other entry of the model's ``state_dict`` is stored as it is, tied tensors once. The one metadata entry
-``sparsegan`` is canonical JSON: format version, each sparse layer's geometry and granularity, what is tied to what, and
-a SHA-256 over all of that and over every tensor's name, dtype, shape and bytes.
+Every other entry of the model's ``state_dict`` is stored as it is; tied tensors are stored once. The only metadata
+entry, ``sparsegan``, is canonical JSON. It has the format version, the geometry and granularity of each sparse layer,
+the names that are tied, and a SHA-256 of all this and of each tensor's name, dtype, shape and bytes.
 """
 
 from __future__ import annotations
@@ -62,18 +62,20 @@ _DENSE = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged, hostile, or made for another model. Its text names the file and what is wrong."""
+    """Raised for a file that is damaged, hostile or made for another model. The text names the file and the fault."""
 
 
 def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], values: str = "float32") -> None:
-    """Writes ``model`` to ``path`` as a compressed safetensors file, whole or not at all; of an engine, its model.
+    """Writes ``model`` to ``path`` as a compressed safetensors file. The file is written completely or not at all.
 
-    ``values`` names the dtype of the sparse layers' values in the file: ``"float32"`` (no loss for float32, float16 and
-    bfloat16 models), ``"float16"``, ``"bfloat16"`` (rounded) or ``"float64"``. All other parameters and persistent
-    buffers keep their own dtype. The same model gives the same bytes.
+    For an engine, its model is written. ``values`` names the dtype of the sparse layers' values in the file:
+    ``"float32"`` (no loss for float32, float16 and bfloat16 models), ``"float16"`` or ``"bfloat16"`` (rounded), or
+    ``"float64"``. All other parameters and persistent buffers keep their dtype. Equal models give equal bytes.
 
-    Raises ``ValueError`` for an unknown dtype name, for float64 values to be written as float32, for a finite
-    value that the dtype cannot hold, and for state that is no tensor; ``OSError`` where the file cannot be written.
+    Raises:
+        ValueError: the dtype name is unknown, float64 values would be rounded to float32, the dtype cannot hold a
+            finite value, or an entry of the model's state is not a tensor.
+        OSError: the file cannot be written.
     """
     if values not in _VALUE_DTYPES:
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
@@ -107,7 +109,7 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that share a buffer, or are part of a larger one, become tensors with memory of their own."""
+    """Replaces each tensor that shares memory with another, or is part of a larger buffer, by a copy."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
@@ -145,33 +147,39 @@ def load(
     key: str | None = None,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """Reads a file that ``save`` wrote, or a state_dict as trainers write them, into ``model`` and returns the model.
+    """Reads a file that ``save`` wrote, or a trainer's state_dict, into ``model`` and returns the model.
 
-    ``model`` has the same names and shapes; each of its convolutions that is sparse in the file may be a ``torch.nn``
-    layer, which is replaced in place, or a sparse one, which is refilled and keeps its ``values`` Parameter.
-    (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use what is returned.)
-    Floating-point tensors take the dtype that they have in the model; devices, ``requires_grad`` and the training flag
-    stay.
+    Names and shapes in the file must be those of the model. Where the file has a sparse layer, the model may have a
+    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter.
+    (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use the returned model.)
+    Floating-point tensors take the dtype that they have in the model. Devices, ``requires_grad`` and the training flag
+    do not change.
 
-    Of other files (.pth, .pt, .ckpt, .bin, .safetensors) see :func:`sparsegan.state_dicts.read_state`, which gets
-    ``key``: where in a nest the state_dict is. A dense weight that goes into a sparse layer chooses the support anew,
-    as ``load_state_dict`` does.
+    Trainers' files (.pth, .pt, .ckpt, .bin, .safetensors) are read by :func:`sparsegan.state_dicts.read_state`. ``key``
+    is passed on: it names the place of the state_dict among nested mappings. Where a dense weight is loaded into a
+    sparse layer, the support is chosen as in ``load_state_dict``.
 
-    A model on the meta device comes out on ``device``, the CPU by default; ``device`` is for such models alone.
+    A model on the meta device is loaded onto ``device``, the CPU by default. ``device`` is only for such models.
 
-    Everything in the file is verified before the model is touched: after a ``CheckpointError`` the model is as it was.
-    Raises ``CheckpointError`` for a file that is damaged, hostile, or does not fit, and for a model on the meta device
-    with a buffer that no file holds; ``OSError`` where it cannot be read.
+    The whole file is checked before the model changes: after a ``CheckpointError`` the model is unchanged.
+
+    Raises:
+        CheckpointError: the file is damaged, hostile or does not fit, or a model on the meta device has a buffer that
+            no file holds.
+        ValueError: ``device`` or ``key`` is given where it has no meaning.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return _load_into_meta(model, path, key, torch.device("cpu" if device is None else device))
     if device is not None:
-        raise ValueError(f"device is {device}; it is for models on the meta device, others stay where they are")
+        raise ValueError(
+            f"device is {device}; it is for models on the meta device, and this model stays where it is: give no device"
+        )
     if not _is_ours(path):
         return _load_state_dict(model, path, key)
     if key is not None:
-        raise ValueError(f"key is {key!r}; {path} is a file of sparsegan.save, which holds one model")
+        raise ValueError(f"key is {key!r}; {path} is a file of sparsegan.save, which holds one model: give no key")
     file = _File(path)
     state = _match(model, file)
     copies = [_copy(file, name, tensor) for name, tensor in state.tensors.items()]
@@ -185,7 +193,7 @@ def load(
             assert isinstance(layer, _DENSE)
             replacements[layer] = _sparse_twin(file, name, layer, support, kept)
 
-    # From here on nothing may fail.
+    # Everything is checked. From here on nothing may fail, so that the model never stays half loaded.
     with torch.no_grad():
         for target, source in copies:
             target.copy_(source)
@@ -195,21 +203,21 @@ def load(
 
 
 def _copy(file: _File, name: str, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tensor to write into and the tensor to write; of an expanded tensor, only the elements that are in memory."""
+    """(target, source) for a copy into the model. For an expanded tensor, both have only the elements in memory."""
     source = file.tensors[name].to(target)
     for axis, (size, step) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if size > 1 and step == 0:
             first = source.narrow(axis, 0, 1)
             if not bool((source == first).all()):
-                file.fail(f"has different values along dimension {axis} of {name}, which the model expands from one")
+                file.fail(f"has different values along dimension {axis} of {name}, where the model repeats one value")
             target, source = target.detach().narrow(axis, 0, 1), first
     if torch._debug_has_internal_overlap(target) == 1:
-        file.fail(f"has {name}, elements of which share memory in the model; give the model a tensor of its own there")
+        file.fail(f"has {name}, whose elements share memory in the model; give the model a contiguous tensor there")
     return target, source
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is read as one that ``save`` wrote: by its content, or because it is no trainer's file either."""
+    """Whether to read a file as one that ``save`` wrote. So is a file of an unknown kind, which is then refused."""
     if not path.is_file() or path.name.endswith(".index.json"):
         return not path.is_file()
     with open(path, "rb") as stream:
@@ -218,14 +226,14 @@ def _is_ours(path: Path) -> bool:
         try:
             with safetensors.safe_open(path, "pt") as content:
                 return FORMAT in (content.metadata() or {})
-        except Exception:  # whatever the parser makes of foreign bytes
+        except Exception:  # the parser raises many types on foreign bytes
             return True
-    # torch.save writes a zip archive or, long ago, a pickle; by the other suffixes only trainers' files are called so.
+    # torch.save writes a zip archive (in old versions a pickle). Only trainers' files have the suffixes listed here.
     return not head.startswith((b"PK", b"\x80")) and path.suffix not in (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module:
-    """Loads a trainer's state_dict. A copy of the model takes it first, because loading may fail."""
+    """Loads a trainer's state_dict: first into a copy of the model, because loading may fail halfway."""
     wanted, transposed = names_of(model)
 
     def misfits(state: Mapping[str, torch.Tensor]) -> int:
@@ -248,9 +256,9 @@ def _load_state_dict(model: nn.Module, path: Path, key: str | None) -> nn.Module
 
 
 def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Reasons, by names and shapes, why a model cannot load a state_dict; none where it can.
+    """The reasons, by names and shapes, why a model cannot load a state_dict. The list is empty where it can.
 
-    A sparse layer takes a dense weight too. Counts of batches may be missing: old files do not have them.
+    A sparse layer also takes a dense weight. ``num_batches_tracked`` may be missing, as it is in old files.
     """
     own = model.state_dict()
     dense: dict[str, tuple[int, ...]] = {}
@@ -267,13 +275,13 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
         if shape is None and of_sparse and part in ("values", "support", "weight_orig", "weight_mask"):
             continue  # the layer checks these
         if shape is None and part in ("values", "support") and _join(module, "weight") in own:
-            found.append(f"{name} is a sparse layer's and {module} is dense, so sparsify the model first")
+            found.append(f"{name} is of a sparse layer and {module} is dense, so sparsify the model first")
         elif shape is None:
-            found.append(f"{name} is not part of it")
+            found.append(f"{name} is not in the model")
         elif name in own and own[name].is_floating_point() and not tensor.is_floating_point():
-            found.append(f"{name} has dtype {tensor.dtype} where it has {own[name].dtype}")
+            found.append(f"{name} has dtype {tensor.dtype} where the model has {own[name].dtype}")
         elif tuple(tensor.shape) != shape:
-            found.append(f"{name} has shape {list(tensor.shape)} where it has {list(shape)}")
+            found.append(f"{name} has shape {list(tensor.shape)} where the model has {list(shape)}")
     for name in own:
         module, _, part = name.rpartition(".")
         from_dense = part in ("values", "support") and any(
@@ -285,7 +293,7 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _load_into_meta(model: nn.Module, path: Path, key: str | None, device: torch.device) -> nn.Module:
-    """Loads into a copy that has memory on ``device``; the model then takes over the copy's content."""
+    """Loads a file into a copy of the model with memory on ``device``. The model then takes the copy's content."""
     kept = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if buffer.is_meta and name not in kept:
@@ -306,8 +314,11 @@ def _load_into_meta(model: nn.Module, path: Path, key: str | None, device: torch
 
 
 def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Sizes of a file that ``save`` wrote: ``bytes`` on disk; ``dense_bytes``, those of a safetensors file of the same
-    model with dense float32 convolution weights; ``ratio``, the second over the first. Raises as ``load`` does."""
+    """The sizes of a file that ``save`` wrote: ``bytes``, ``dense_bytes`` and ``ratio``.
+
+    ``bytes`` is the size on disk. ``dense_bytes`` is the size of a safetensors file of the same model with dense
+    float32 convolution weights. ``ratio`` is ``dense_bytes / bytes``. Raises as ``load`` does.
+    """
     file = _File(Path(path))
     coded = {_join(name, part) for name in file.layers for part in ("values", "support")}
     dense = {
@@ -322,8 +333,10 @@ def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 class _State:
-    """A model's ``state_dict`` taken apart: ``layers`` (name to module, those that ``is_layer`` picks), ``tensors``
-    (name to live tensor, all the rest), each object once under its first name, and ``ties`` (other name to first name).
+    """The parts of a model's ``state_dict``. Each object is there once, under its first name.
+
+    ``layers``: name -> module, for the modules that ``is_layer`` selects. ``tensors``: name -> tensor of the model, for
+    all other entries. ``ties``: further name of an object -> its first name.
     """
 
     def __init__(self, model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> None:
@@ -355,7 +368,7 @@ class _State:
 
 
 class _File:
-    """The content of a file, with every check that needs no model."""
+    """The content of a file. The constructor makes all checks that need no model."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -366,7 +379,7 @@ class _File:
         try:
             self.tensors = safetensors.torch.load(data)  # checks the header, offsets and sizes
             self.header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        except Exception as error:  # whatever the parsers make of foreign bytes
+        except Exception as error:  # the parsers raise many types on foreign bytes
             raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
         self.meta = self._metadata(self.header.pop("__metadata__", {}))
         self.layers: dict[str, dict[str, Any]] = self.meta["layers"]
@@ -378,7 +391,7 @@ class _File:
         raise CheckpointError(f"{self.path} {what}")
 
     def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Support (int32 [units], sorted, unique, in range) and values ([nnz]) of layer ``name``."""
+        """The support (int32 [units], sorted, unique, in range) and the values ([nnz]) of layer ``name``."""
         layer = self.layers[name]
         split, count = _split(layer), math.prod(layer["weight_shape"])
         size = unit_size(*split)
@@ -392,7 +405,7 @@ class _File:
 
     def _metadata(self, entries: dict[str, str]) -> dict[str, Any]:
         if set(entries) != {FORMAT}:
-            self.fail("is a safetensors file that sparsegan.save did not write (its metadata is another)")
+            self.fail(f"is a safetensors file that sparsegan.save did not write: its only metadata must be {FORMAT!r}")
         text = entries[FORMAT]
         try:
             meta = json.loads(text)
@@ -442,14 +455,11 @@ class _File:
             if tensor.dtype != wanted or tensor.dim() != 1:
                 fail(f"{part} is {tensor.dtype} with {tensor.dim()} dimensions; it must be {wanted} with 1")
         if (stored := self.tensors[_join(name, "values")].numel()) != nnz:
-            fail(f"there are {stored} values and nnz is {nnz}")
+            fail(f"there are {stored} values and nnz is {nnz}; the two must be equal")
 
 
 def _match(model: nn.Module, file: _File) -> _State:
-    """The layers and tensors of the model, each of which has its counterpart in the file.
-
-    Raises CheckpointError where the two differ.
-    """
+    """The layers and tensors of the model. Raises CheckpointError unless the file has exactly the same ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in file.layers:
         if not isinstance(modules.get(name), _SPARSE + _DENSE):
@@ -475,9 +485,9 @@ def _match(model: nn.Module, file: _File) -> _State:
 
     expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in ("values", "support")}
     if unknown := sorted(set(file.tensors) - expected_names):
-        file.fail(f"has a tensor {unknown[0]}, which the model has not ({len(unknown)} such)")
+        file.fail(f"has a tensor {unknown[0]}, which the model does not have ({len(unknown)} such tensors)")
     if missing := sorted(expected_names - set(file.tensors)):
-        file.fail(f"has no tensor {missing[0]}, which the model has ({len(missing)} such)")
+        file.fail(f"has no tensor {missing[0]}, which the model has ({len(missing)} such tensors)")
     for name, tensor in state.tensors.items():
         stored = file.tensors[name]
         if stored.shape != tensor.shape:
@@ -490,12 +500,12 @@ def _match(model: nn.Module, file: _File) -> _State:
 def _sparse_twin(
     file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
 ) -> SparseConv2d | SparseConvTranspose2d:
-    """A sparse layer to put in the place of ``layer``, which stays as it is. Both have the same bias object."""
+    """A sparse layer that replaces the dense ``layer``. ``layer`` does not change; both have the same bias object."""
     kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
     weight = layer.weight
     granularity = file.layers[name]["granularity"]
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if vector_length(granularity) == 1:  # vectors come with set_support
+    if vector_length(granularity) == 1:  # a support of vectors does not index weights; set_support below sets it
         mask.view(-1)[support.to(weight.device).long()] = True
     try:
         twin = kind.from_dense(layer, mask=mask, granularity=granularity)
@@ -509,11 +519,12 @@ def _sparse_twin(
 
 
 def _split(layer: dict[str, Any]) -> tuple[list[int], str, bool, int]:
-    """How the weight of a described layer is cut into units, as arguments for sparsegan.nn.granularity."""
+    """The arguments (shape, granularity, transposed, groups) for sparsegan.nn.granularity, of a described layer."""
     return layer["weight_shape"], layer["granularity"], layer["transposed"] is True, layer["groups"]
 
 
 def _geometry(layer: nn.Module) -> dict[str, Any]:
+    """The settings of a layer as they are written to a file."""
     fields: dict[str, Any] = {name: getattr(layer, name) for name in SETTINGS}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
@@ -528,6 +539,7 @@ _LAYER_KEYS = {*SETTINGS, "bias", "weight_shape", "granularity", "nnz", "dtype"}
 
 
 def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The values in the dtype of the file. Raises ``ValueError`` as ``save`` does."""
     if values.dtype == torch.float64 and dtype == "float32":
         raise ValueError(f'layer {_shown(name)} has float64 values, which float32 would round; pass values="float64"')
     stored = values.to(_VALUE_DTYPES[dtype]).contiguous()
@@ -538,6 +550,7 @@ def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _digest(meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of metadata and tensors."""
     digest = hashlib.sha256(_canonical({key: value for key, value in meta.items() if key != "sha256"}).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -551,7 +564,10 @@ def _canonical(content: Any) -> str:
 
 
 def _safetensors_bytes(tensors: dict[str, tuple[str, list[int], int]]) -> int:
-    """Size of a safetensors file of tensors given as name to (dtype, shape, bytes): widest dtype first, then names."""
+    """The size of a safetensors file. ``tensors``: name -> (dtype, shape, bytes).
+
+    safetensors writes the widest dtype first, and tensors of one dtype by name.
+    """
     header = {}
     end = 0
     order = sorted(tensors.items(), key=lambda item: (-item[1][2] // max(math.prod(item[1][1]), 1), item[0]))

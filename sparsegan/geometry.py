@@ -1,8 +1,8 @@
-"""Geometry of a sparse layer: numbers alone, no tensors.
+"""The geometry of a sparse layer: numbers only, no tensors.
 
-A convolution and its transpose relate a *coarse* grid (a convolution's output, a transposed convolution's input) to a
-*fine* one, ``stride`` times denser; ``csrc/core/geometry.h`` has the arithmetic. The dense weight is
-``[coarse_channels, fine_channels / groups, kernel_h, kernel_w]`` for both, torch's own layout.
+A convolution and its transpose relate two grids. The *coarse* grid is a convolution's output and a transposed
+convolution's input. The *fine* grid is ``stride`` times denser. ``csrc/core/geometry.h`` has the arithmetic. The dense
+weight has the same shape in both, ``[coarse_channels, fine_channels / groups, kernel_h, kernel_w]``, as in torch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Geometry of one layer, for the ops. ``padding`` is what lies before the first element (top, left).
+    """The geometry of one layer, for the ops. ``padding`` is the padding before the first row and column.
 
-    A kept unit is ``coarse_vector`` consecutive coarse channels, or ``fine_vector`` consecutive fine ones, at one
-    kernel position; at least one of the two is 1. A support lists units: sorted positions in a tensor of
+    A unit is ``coarse_vector`` consecutive coarse channels or ``fine_vector`` consecutive fine channels at one kernel
+    position; at least one of these two numbers is 1. A support lists the kept units, as sorted positions in a tensor of
     ``unit_shape``. Values are ``[units * vector]``, unit by unit.
     """
 
@@ -34,48 +34,48 @@ class Geometry:
 
     @property
     def vector(self) -> int:
-        """Weights a unit."""
+        """Weights per unit."""
         return self.coarse_vector * self.fine_vector
 
     @property
     def unit_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the dense weight, counted in units."""
+        """The shape of the dense weight, counted in units."""
         coarse, fine, *kernel = self.weight_shape
         return (coarse // self.coarse_vector, fine // self.fine_vector, kernel[0], kernel[1])
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the dense weight."""
+        """The shape of the dense weight."""
         return (self.coarse_channels, self.fine_channels // self.groups, *self.kernel)
 
     def numbers(self) -> list[int]:
-        """The flat list that the ops take."""
+        """The geometry as the flat list that the ops take."""
         pairs = (self.kernel, self.stride, self.padding, self.dilation)
         numbers = [n for pair in pairs for n in pair]
         return [self.coarse_channels, self.fine_channels, self.groups, *numbers, self.coarse_vector, self.fine_vector]
 
     def extent(self, coarse_size: Sequence[int]) -> Pair:
-        """Rows and columns of the fine grid, padding included, that a coarse grid of ``coarse_size`` relates to."""
+        """Rows and columns of the fine grid that belongs to a coarse grid of ``coarse_size``, padding included."""
         axes = zip(coarse_size, self.kernel, self.stride, self.dilation, strict=True)
         rows, columns = ((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in axes)
         return (rows, columns)
 
     def fine_size(self, coarse_size: Sequence[int]) -> Pair:
-        """Rows and columns that a transposed convolution gives without output padding."""
+        """Rows and columns of a transposed convolution's output, without output padding."""
         rows, columns = (n - 2 * p for n, p in zip(self.extent(coarse_size), self.padding, strict=True))
         return (rows, columns)
 
     def output_padding(self, coarse_size: Sequence[int], fine_size: Sequence[int]) -> Pair:
-        """Rows and columns of ``fine_size`` beyond :meth:`fine_size`: ``torch.nn.ConvTranspose2d``'s output padding."""
+        """The output padding of ``torch.nn.ConvTranspose2d`` that gives ``fine_size`` for ``coarse_size``."""
         rows, columns = (n - least for n, least in zip(fine_size, self.fine_size(coarse_size), strict=True))
         return (rows, columns)
 
     def for_coarse_size(self, height: int, width: int) -> Geometry:
-        """The same relation with the stride that serves a coarse grid of ``height`` x ``width`` best.
+        """An equal geometry with the best stride for a coarse grid of ``height`` x ``width``.
 
-        Where the coarse grid is one element wide its stride has no meaning, and a stride that gives every kernel
-        position a phase of its own is better: no tap then meets padding. This is how a generator's first layer (1x1 to
-        4x4) and a discriminator's last run without a wasted multiplication.
+        On an axis where the coarse grid has one element, any stride gives the same result. The best stride then gives
+        every kernel position its own phase, so that no tap meets padding. A generator's first layer (1x1 to 4x4) and a
+        discriminator's last layer thus run without a wasted multiplication.
         """
         stride_h, stride_w = (
             _separating_stride(k, d) if size == 1 and k > s else s
@@ -92,12 +92,12 @@ def _separating_stride(kernel: int, dilation: int) -> int:
     return stride
 
 
-#: Target channels of a deep sparse_conv's block, ``kDeepBlock`` of ``csrc/core/vector_plan.h``.
+#: Target channels per block of a deep sparse_conv: ``kDeepBlock`` of ``csrc/core/vector_plan.h``.
 DEEP_BLOCK = 16
 
 
 def geometry_of(numbers: list[int]) -> Geometry:
-    """The geometry of a flat list: the inverse of :meth:`Geometry.numbers`."""
+    """The geometry of a flat list: the inverse of :meth:`Geometry.numbers`. A wrong length raises ``ValueError``."""
     if len(numbers) != 13:
         raise ValueError(f"geometry has {len(numbers)} numbers; it must have 13, as Geometry.numbers() gives them")
     coarse, fine, groups, kh, kw, sh, sw, ph, pw, dh, dw, coarse_vector, fine_vector = map(int, numbers)
@@ -106,7 +106,7 @@ def geometry_of(numbers: list[int]) -> Geometry:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of a geometry, as the Triton kernels run it; ``csrc/core/vector_plan.h`` has the words."""
+    """One direction of a geometry, for the Triton kernels; ``csrc/core/vector_plan.h`` explains the words."""
 
     geometry: Geometry
     adjoint: bool
@@ -123,26 +123,27 @@ class Direction:
 
     @property
     def depth(self) -> int:
-        """Source channels a unit."""
+        """Source channels per unit."""
         return self.geometry.coarse_vector if self.adjoint else self.geometry.fine_vector
 
     @property
     def width(self) -> int:
-        """Target channels a unit."""
+        """Target channels per unit."""
         return self.geometry.fine_vector if self.adjoint else self.geometry.coarse_vector
 
     @property
     def lanes(self) -> int:
-        """Units that a tap may stand for: 1, or the channels of a deep block."""
+        """The most units that one tap stands for: 1, or the target channels of a deep block."""
         return DEEP_BLOCK if self.depth > 1 else 1
 
     @property
     def block(self) -> int:
-        """Target channels a block."""
+        """Target channels per block."""
         return self.width * self.lanes
 
     @property
     def blocks(self) -> int:
+        """Blocks of target channels."""
         return -(-self.targets // self.block)
 
     @property
@@ -157,20 +158,20 @@ class Direction:
 
     @property
     def phases(self) -> int:
-        """Phases of the targets."""
+        """Phases on the target side: 1 unless the targets are on the fine grid."""
         return self.target_step[0] * self.target_step[1]
 
     @property
     def groups(self) -> int:
-        """Runs of taps with one block, phase and kernel column."""
+        """Groups of taps. The taps of a group have the same block, phase and kernel column."""
         return self.blocks * self.phases * self.geometry.kernel[1]
 
     def column_shifts(self) -> list[int]:
-        """The shift of every kernel column, seen from the target."""
+        """The shift of each kernel column, as ``csrc/core/vector_plan.h`` defines it."""
         g = self.geometry
         shifts = [(j * g.dilation[1] - g.padding[1]) // g.stride[1] for j in range(g.kernel[1])]
         return [-shift for shift in shifts] if self.adjoint else shifts
 
     def plan_size(self, units: int) -> int:
-        """Numbers of a vector plan of so many units; ``units`` may be a symbol."""
+        """The length of a vector plan of ``units`` units. ``units`` may be a symbol (torch.SymInt)."""
         return 2 * self.geometry.kernel[1] + self.groups + 1 + units * (2 + self.lanes)

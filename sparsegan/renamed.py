@@ -1,4 +1,4 @@
-"""Names that modules and classes had before 0.1: each still works, with a warning, until 0.2."""
+"""Old names of functions, classes and attributes, from before 0.1. Each works until 0.2, with a warning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
-    """A ``__getattr__`` for ``module`` that knows old names; ``names`` has the new name of each."""
+    """A ``__getattr__`` for ``module`` that finds old names. ``names``: old name = new name."""
 
     def attribute(name: str) -> Any:
         if name not in names:
@@ -22,7 +22,7 @@ def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
 
 
 def renamed_attribute(old: str, new: str) -> Any:
-    """A property by the ``old`` name that reads and writes the attribute ``new``."""
+    """A property for the class attribute ``old`` that reads and writes the attribute ``new``."""
 
     def get(self: Any) -> Any:
         warn_of_old_name(self, old, new)
@@ -36,7 +36,7 @@ def renamed_attribute(old: str, new: str) -> Any:
 
 
 def warn_of_old_name(owner: object, old: str, new: str) -> None:
-    """The warning, at the line that uses the attribute ``old`` of ``owner``."""
+    """Warns, at the line that uses the attribute ``old`` of ``owner``, that the attribute is named ``new`` now."""
     name = type(owner).__name__
     message = f"{name}.{old} is {name}.{new} now; the old name goes in 0.2"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

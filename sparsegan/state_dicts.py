@@ -1,7 +1,8 @@
-"""State_dicts as trainers write them: out of files, wrappers and nests, averages chosen, computed weights made plain.
+"""Reads state_dicts as trainers write them: nested in other mappings, with prefixes of wrappers, with moving averages,
+with computed weights.
 
-Nothing in a file is executed: torch reads with ``weights_only=True``, and of other types only those that hold plain
-data are let in.
+Nothing in a file is executed: torch reads with ``weights_only=True``. In addition to torch's types, only types that
+hold plain data are allowed.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-#: Names of each network in the keys of a file.
+#: The names that trainers give to each network in the keys of a file.
 SIDES = {
     "generator": {"generator", "netg", "net_g", "gen", "g", "g_ema", "generator_ema", "g_model", "student"},
     "discriminator": {"discriminator", "netd", "net_d", "dis", "disc", "d", "d_model", "critic"},
 }
-#: Parts of a key that say that it is a moving average of the weights.
+#: The parts of a key that mark a moving average of the weights.
 _AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
-#: What wrappers of modules put before names.
+#: The prefixes that wrappers of modules put before names.
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
-#: Harmless types that trainers save beside their weights.
+#: Harmless types that trainers save beside the weights.
 _HARMLESS: list[Any] = [argparse.Namespace, collections.Counter, set, np.ndarray, np.dtype]
 _ARRAYS: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
 _HARMLESS += [_ARRAYS.scalar, _ARRAYS._reconstruct]
 _HARMLESS += [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint8", "bool", "U1")]
 _WAY_OUT = (
-    "where it was trained, run torch.save(model.state_dict(), FILE) with that code's own classes, and load that file"
+    "in the program that trained the model, run torch.save(model.state_dict(), FILE), and load the file that it writes"
 )
 
 
 class Found(NamedTuple):
-    """A state_dict inside a file: the keys that lead to it."""
+    """A state_dict inside a file. ``path``: the keys that lead to the state_dict."""
 
     path: tuple[str, ...]
     state: State
@@ -53,7 +54,7 @@ class Found(NamedTuple):
 
     @property
     def words(self) -> set[str]:
-        """The path's keys in lower case, and their parts."""
+        """The path's keys in lower case, and their parts between underscores."""
         lower = [part.lower() for part in self.path]
         return {*lower, *(word for part in lower for word in part.split("_"))}
 
@@ -70,20 +71,24 @@ def read_state(
     wanted: Collection[str] = (),
     transposed: Collection[str] = (),
 ) -> State:
-    """Names and tensors of a file (.pth, .pt, .ckpt, .bin, .safetensors, an index of shards), or of a mapping.
+    """The state_dict of one network, from a file (.pth, .pt, .ckpt, .bin, .safetensors, an index of shards) or mapping.
 
     Args:
-        side: ``"generator"`` or ``"discriminator"``, of a file that holds both.
-        key: the keys that lead to the state_dict, joined by dots; their end is enough where it is the only one.
-        misfits: of a state_dict, how many of its names and shapes keep it from being loaded; decides among several.
-        wanted: names that the network has: a computed weight that it computes itself stays as it is.
-        transposed: names of its transposed convolutions, whose spectral norm is along the other dimension.
+        source: the path of a file, or the content of a file as a mapping.
+        side: ``"generator"`` or ``"discriminator"``: the network to read from a file that holds both.
+        key: the keys that lead to the state_dict, joined by dots. The last keys are enough where they are unique.
+        misfits: a function that returns how many names and shapes of a state_dict do not fit the network. It decides
+            between several state_dicts.
+        wanted: the names that the network has. A weight that the network itself computes stays as it is.
+        transposed: the names of the network's transposed convolutions, whose spectral norm is along the other
+            dimension.
 
-    A moving average of the weights is taken before the weights themselves where it has all of them, with a warning.
-    Masks, weight norm and spectral norm become plain weights.
+    A moving average of the weights is taken, with a warning, where it has all the names that the weights have. Masks,
+    weight norm and spectral norm become plain weights.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, no state_dict in it, or several that may be meant.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no state_dict in the source, or several may be meant.
     """
     name, content = "the state_dict", source
     if isinstance(source, str | Path):
@@ -95,7 +100,7 @@ def read_state(
         others = [f"{one!r}, a {type(entry).__name__}" for one, entry in content.items()]
         raise ValueError(
             f"{name} has {', '.join(others[:4]) or 'nothing'} and holds no tensors under names; it must hold a "
-            "state_dict, in which nothing else is named like a parameter"
+            "state_dict, in which every entry that is named like a parameter is a tensor"
         )
 
     def plain(state: State) -> State:
@@ -108,7 +113,7 @@ def read_state(
 
 
 def _content(file: Path) -> Any:
-    """What a file holds."""
+    """The content of a file, read without running code from the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is {'a folder' if file.is_dir() else 'no file'}")
     size = file.stat().st_size
@@ -131,8 +136,8 @@ def _content(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the parsers make of foreign bytes
-        # torch's own text goes on to recommend weights_only=False, which runs code from the file.
+    except Exception as error:  # the parsers raise many types on foreign bytes
+        # Only the reason is kept: torch's text also recommends weights_only=False, which runs code from the file.
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             kind = str(error).split("GLOBAL ", 1)[1].split(" ", 1)[0]
@@ -141,7 +146,7 @@ def _content(file: Path) -> Any:
 
 
 def _check_archive(file: Path, size: int) -> None:
-    """Raises where the file is an archive that torch.save does not write; a file that is none passes."""
+    """Raises ``ValueError`` for an archive that torch.save does not write. A file that is not an archive passes."""
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
@@ -151,12 +156,13 @@ def _check_archive(file: Path, size: int) -> None:
         raise ValueError(f"{file} is a program of torch.jit.save, not a state_dict; {_WAY_OUT}")
     if (unpacked := sum(part.file_size for part in parts)) > size:
         raise ValueError(
-            f"{file} has {size} bytes and unpacks to {unpacked}; torch.save compresses nothing, and a small file that "
-            "takes much memory is refused"
+            f"{file} has {size} bytes and unpacks to {unpacked}; torch.save does not compress, and a file that takes "
+            "more memory than its size is refused"
         )
 
 
 def _shards(file: Path) -> Any:
+    """The content of all shards that an index names."""
     try:
         names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -170,7 +176,7 @@ def _shards(file: Path) -> Any:
 
 
 def _search(content: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Found]:
-    """Every mapping in a nest that holds tensors under names; optimizers' states are none."""
+    """Every state_dict in nested mappings: each mapping that holds tensors under names, except optimizers' states."""
     if len(path) > 6 or "param_groups" in content:
         return
     state = {name: one for name, one in content.items() if isinstance(one, Tensor) and isinstance(name, str)}
@@ -184,28 +190,32 @@ def _search(content: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Found
 
 
 def _may_be_lost(name: Any) -> bool:
-    """Whether an entry that is no tensor would be missed: one that is named like a parameter."""
+    """Whether an entry that is not a tensor is named like a parameter, so that it must not be left out silently."""
     return "." in str(name)
 
 
 def _checked(name: str, state: State) -> State:
+    """The tensors, detached. Raises ``ValueError`` for a tensor that is not plain or exceeds its storage."""
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ValueError(f"{name} has {key!r}, a {tensor.layout} tensor; it must be a plain one with values")
+            raise ValueError(f"{name} has {key!r}, a {tensor.layout} tensor; it must be a plain tensor with values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{name} has {key!r} of shape {list(tensor.shape)}, more than the file holds")
     return {key: tensor.detach() for key, tensor in state.items()}
 
 
 def _without_count(found: Found) -> Found:
-    """Without the count that torch.optim.swa_utils.AveragedModel keeps beside its module."""
+    """The state_dict without ``n_averaged``, the count that torch.optim.swa_utils.AveragedModel keeps.
+
+    The path of an AveragedModel's state_dict gets "averaged", which marks a moving average.
+    """
     state = {key: one for key, one in found.state.items() if key != "n_averaged"}
     averaged = len(state) < len(found.state) and all(key.startswith("module.") for key in state)
     return Found((*found.path, "averaged"), state) if averaged else found
 
 
 def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Found]:
-    """The parts of a state_dict under one name each (``netG.``, ``model.generator.``), without wrappers' prefixes."""
+    """The parts of a state_dict: the entries under each first name (``netG.``, ``model.generator.``), without it."""
     state = unwrapped(found.state, wanted)
     for head in sorted({key.partition(".")[0] for key in state if "." in key}):
         part = {key.removeprefix(f"{head}."): one for key, one in state.items() if key.startswith(f"{head}.")}
@@ -216,7 +226,7 @@ def _parts(found: Found, wanted: Collection[str], depth: int = 2) -> Iterator[Fo
 
 
 def unwrapped(state: State, wanted: Collection[str] = ()) -> State:
-    """Without what wrappers put before names, however often; ``torch.compile``'s mark goes wherever it stands."""
+    """The state_dict without the prefixes of wrappers. ``torch.compile``'s prefix is removed inside names too."""
     while state and not any(key in wanted for key in state):
         prefix = next((one for one in _WRAPPERS if all(key.startswith(one) for key in state)), None)
         if prefix is None:
@@ -233,7 +243,7 @@ def _chosen(
     key: str | None,
     misfits: Callable[[State], int] | None,
 ) -> State:
-    """The state_dict that is meant, of whole ones and of their parts."""
+    """The state_dict to load, of whole ones and parts of them. Raises ``ValueError`` where several may be meant."""
     if key is not None:
         found = [*wholes, *parts]
         ranked = [one for one in found if one.name == key] or [one for one in found if one.name.endswith(f".{key}")]
@@ -244,7 +254,7 @@ def _chosen(
     averages = [one for one in ranked if one.average]
     if misfits is not None:
         scores = [misfits(one.state) for one in ranked]
-        if min(scores):  # nothing fits: the caller says what is wrong with the nearest
+        if min(scores):  # none fits: the caller reports what is wrong with the nearest one
             return ranked[scores.index(min(scores))].state
         ranked = [one for one, score in zip(ranked, scores, strict=True) if not score]
     raw = [one for one in ranked if not one.average]
@@ -252,21 +262,25 @@ def _chosen(
     ranked = whole or raw
     first = ranked[0]
     for one in ranked[1:]:
-        within = one.path[: len(first.path)] == first.path  # a part of it: the whole comes first
+        within = one.path[: len(first.path)] == first.path  # `one` is a part of `first`, and the whole comes first
         if not _alike(one.state, first.state) and not (within and misfits is None):
             names = ", ".join(sorted({each.name for each in ranked}))
             raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
     if key is None and whole and raw:
         text = f"{name} has the weights {raw[0].name} and their moving average {first.name}; the average is taken"
-        warnings.warn(f"{text}. key={raw[0].name!r} takes the others", stacklevel=5)
+        warnings.warn(f"{text}. key={raw[0].name!r} takes the weights instead", stacklevel=5)
     elif key is None and averages and not whole:
-        text = f"{name} has a moving average, {averages[0].name}, which does not hold all that {first.name} does"
+        text = f"{name} has a moving average, {averages[0].name}, which does not hold all tensors of {first.name}"
         warnings.warn(f"{text}; {first.name} is taken", stacklevel=5)
     return first.state
 
 
 def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable[[State], int] | None) -> list[Found]:
-    """Those that the names in the file point to: the network's own, or what is not the other one's."""
+    """The state_dicts that may be meant, by the names in the file.
+
+    These are the state_dicts that are named after the network ``side`` or, if there are none, those that are not named
+    after the other network.
+    """
     (other,) = set(SIDES) - {side}
     neutral = [one for one in wholes if not one.words & SIDES[other]]
     own = [one for one in neutral if one.words & SIDES[side]]
@@ -278,7 +292,7 @@ def _meant(wholes: list[Found], parts: list[Found], side: str, misfits: Callable
         return ranked if own or not sides else sides
     if any(not misfits(one.state) for one in ranked):
         return ranked
-    # A file may have both networks in one state_dict, or more names before each.
+    # A file may have both networks in one state_dict, or further names before those of the network.
     within = [one for one in parts if any(one.path[: len(whole.path)] == whole.path for whole in ranked)]
     return ranked + [one for one in within if not one.words & SIDES[other]]
 
@@ -293,14 +307,15 @@ def _alike(one: State, other: State) -> bool:
 
 
 def without_computed(state: State, wanted: Collection[str] = (), transposed: Collection[str] = ()) -> State:
-    """Plain weights in the place of masked, weight-normed and spectrally normed ones that the network has not.
+    """The state_dict with plain weights in place of masks, weight norms and spectral norms that the network lacks.
 
-    Both spellings of ``torch.nn.utils``. The arguments are those of :func:`read_state`.
+    Reads both forms of ``torch.nn.utils``: the older functions and the parametrizations. The arguments are those of
+    :func:`read_state`.
     """
     state = dict(state)
 
     def take(*names: str) -> list[Tensor] | None:
-        """The entries of these names, taken out, if all are there and the network has none of them."""
+        """Removes and returns the entries of these names, if all are there and the network has none of them."""
         if not all(one in state for one in names) or any(one in wanted for one in names):
             return None
         return [state.pop(one) for one in names]
@@ -332,7 +347,7 @@ def without_computed(state: State, wanted: Collection[str] = (), transposed: Col
 
 
 def _parametrized(name: str) -> str:
-    """``conv.parametrizations.weight.original0`` is of ``conv.weight``."""
+    """The name of the plain weight: ``conv.weight`` for ``conv.parametrizations.weight.original0``."""
     return name.replace("parametrizations.", "", 1).rpartition(".")[0]
 
 
@@ -345,7 +360,7 @@ def _spectral(name: str, parts: list[Tensor], transposed: bool) -> Tensor:
     weight, u, v = parts
     dim = int(transposed) if weight.dim() > 1 else 0
     matrix = weight.transpose(0, dim).flatten(1)
-    if (len(u), len(v)) != tuple(matrix.shape):  # as the vectors say
+    if (len(u), len(v)) != tuple(matrix.shape):  # the lengths of u and v decide, not `transposed`
         matrix = weight.transpose(0, 1 - dim).flatten(1)
     if (len(u), len(v)) != tuple(matrix.shape):
         raise ValueError(f"{name} has a spectral norm with vectors of {len(u)} and {len(v)} numbers, which do not fit")
@@ -353,6 +368,6 @@ def _spectral(name: str, parts: list[Tensor], transposed: bool) -> Tensor:
 
 
 def names_of(model: nn.Module) -> tuple[set[str], set[str]]:
-    """``wanted`` and ``transposed`` of :func:`read_state` for a model."""
+    """The arguments ``wanted`` and ``transposed`` of :func:`read_state` for a model."""
     transposed = {name for name, module in model.named_modules() if getattr(module, "transposed", False)}
     return set(model.state_dict()), transposed

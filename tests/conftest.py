@@ -1,4 +1,4 @@
-"""What the tests share: the ISA levels to run on, random layer problems, and how close is close enough."""
+"""Shared parts of the tests: the ISA levels to run on, random calls of the ops, and tolerances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsegan.geometry import Geometry
 from sparsegan.ops import native
 from sparsegan.ops.plan import compile_plan
 
-#: What is in tests/gpu/ needs a GPU: benchmarks/gpu.sh runs it.
+#: The tests in tests/gpu/ need a GPU. benchmarks/gpu.sh runs them.
 collect_ignore = [] if torch.cuda.is_available() or "SPARSEGAN_TEST_DEVICE" in os.environ else ["gpu"]
 
 settings.register_profile(
@@ -31,7 +31,7 @@ settings.load_profile("sparsegan")
 
 @pytest.fixture(params=native.supported_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every ISA level of this build that this machine can run, one after the other."""
+    """Runs the test once at every ISA level that this build has and this machine supports."""
     before = native.isa()
     native.set_isa(request.param)
     yield request.param
@@ -40,13 +40,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Tests draw their numbers from one seed."""
+    """Every test starts from the same seed."""
     torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an op: everything but the numbers in the tensors."""
+    """One call of an op: all of it except the numbers in the tensors."""
 
     geometry: Geometry
     adjoint: bool
@@ -89,7 +89,7 @@ class Problem:
 
 
 SMALL = Problem(Geometry(4, 2, 2, (3, 2), (2, 1), (1, 0), (1, 2)), False, 2, (3, 3), (5, 5), 0.5, True)
-#: The two directions, vectors on either side, and a padding that repeats elements.
+#: Small problems: both directions, vectors on either side, and a padding that repeats elements.
 SMALLS = {
     "fine to coarse": SMALL,
     "coarse to fine": replace(SMALL, adjoint=True),
@@ -99,13 +99,13 @@ SMALLS = {
         SMALL, geometry=replace(SMALL.geometry, padding=(0, 0)), fine=(5, 4), padding_mode="reflect", pad_before=(2, 1)
     ),
 }
-#: Parametrises a test over them.
+#: Parametrises a test over the small problems.
 small_problems = pytest.mark.parametrize("p", SMALLS.values(), ids=SMALLS)
 
 
 @st.composite
 def problems(draw: st.DrawFn, most: int = 9) -> Problem:
-    """Geometries of every kind: strides, paddings, dilations, groups, vectors, odd sizes, empty and full supports."""
+    """Draws any kind of problem: strides, paddings, dilations, groups, vectors, odd sizes, empty and full supports."""
     small = st.integers(1, 3)
     pair = st.tuples(small, small)
     groups = draw(st.sampled_from([1, 1, 2, 3]))
@@ -126,7 +126,7 @@ def problems(draw: st.DrawFn, most: int = 9) -> Problem:
             for n, s, p, r in zip(coarse, stride, padding, reach, strict=True)
         )
     adjoint, mode, before = draw(st.booleans()), "zeros", [0, 0]
-    if not adjoint and draw(st.booleans()):  # `fine` is then what the padding makes of the input
+    if not adjoint and draw(st.booleans()):  # the padded input is then the fine grid
         mode = draw(st.sampled_from(["reflect", "replicate", "circular"]))
         geometry = replace(geometry, padding=(0, 0))
         padded = tuple(
@@ -156,18 +156,19 @@ def same(x: Tensor) -> Tensor:
 
 
 def assert_close(actual: Tensor, exact: Tensor, own: Tensor, magnitude: Tensor) -> None:
-    """A float32 or bfloat16 result may err from float64 by twice what PyTorch's own does.
+    """The error of `actual` is at most twice the error of PyTorch's result `own` in the same dtype.
 
-    ``magnitude`` is the result on absolute values: one rounding of it is allowed, for PyTorch may be exact by luck.
+    `exact` is the result in float64. `magnitude` is the result for absolute values of all inputs. One rounding of
+    `magnitude` is allowed in addition, because PyTorch may be exact by luck.
     """
     assert actual.shape == exact.shape
     if exact.numel():
         rounding = torch.finfo(actual.dtype).eps * magnitude.abs().max()
         allowed = 2 * (own.double() - exact).abs().max() + rounding
         error = (actual.double() - exact).abs().max()
-        assert error <= allowed, f"error {error:.3g}, PyTorch's own allows {allowed:.3g}"
+        assert error <= allowed, f"error {error:.3g}, PyTorch's error allows {allowed:.3g}"
 
 
-def assert_exact(actual: Tensor, exact: Tensor) -> None:
-    """float64 against float64: only the order of the additions differs."""
-    torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-12)
+def assert_exact(actual: Tensor, exact: Tensor, tolerance: float = 1e-12) -> None:
+    """Compares two float64 results. They may differ only by the order of the additions."""
+    torch.testing.assert_close(actual, exact, rtol=tolerance, atol=tolerance)

@@ -1,6 +1,6 @@
-"""The plain-PyTorch twin of compressed training: dense weights times a mask. What pruning papers' code does.
+"""The plain-PyTorch twin of compressed training: dense weights times a mask, as the code of pruning papers does it.
 
-A vector of V output channels is masked as one: `vector` is V, 1 for single weights.
+`vector` is the number of consecutive output channels that are kept or dropped as one unit; 1 for single weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 
 class Mask(nn.Module):
-    """weight -> weight * mask."""
+    """Multiplies a weight by a mask."""
 
     def __init__(self, weight: Tensor, vector: int) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ def sparsify(model: nn.Module, sparsity: float, vector: int = 1, exclude: tuple[
 
 @torch.no_grad()
 def shrink(model: nn.Module, sparsity: float, optimizer: object = None) -> None:
-    """Keep the largest norms among the survivors; nothing comes back."""
+    """Keeps the units with the largest norms among those that are still kept. A dropped unit never comes back."""
     for _, module, mask in masks(model):
         weight = module.parametrizations.weight.original
-        dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # of the output channels
+        dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # the dimension of the output channels
         # one slice along that dimension for each channel of a vector
         slices = [(weight * mask.mask).movedim(dim, 0)[i :: mask.vector] for i in range(mask.vector)]
         score = sum(part.square() for part in slices)

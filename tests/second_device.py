@@ -1,8 +1,8 @@
 """Compression on a second device, from the library and from the command line.
 
-The device is the CPU under another name, by torch's backends in Python: its tensors do not meet the CPU's in one
-operation, and its random numbers come from a generator of its own. `test_devices.py` runs this file in a process of its
-own, for a backend is there for a whole process.
+The device is the CPU under another name, made with torch's support for backends in Python. One operation cannot mix its
+tensors with tensors of the CPU, and it has a separate random generator. `test_devices.py` runs this file in a separate
+process, because a backend cannot be removed from a process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAME = "second"
 
 
 class EitherGenerator(torch.Generator):
-    """A generator for either device."""
+    """A random generator that accepts either device."""
 
     def __new__(cls, device: Any = None) -> EitherGenerator:
         return super().__new__(cls)
@@ -54,7 +54,7 @@ DRAWING = ("rand", "normal", "uniform", "bernoulli", "dropout")
 
 
 class Backend(backend_registration._DummyBackendModule):
-    """torch.second."""
+    """The module that torch installs as `torch.second`."""
 
     def get_rng_state(self, device: Any = None) -> Tensor:
         return NUMBERS.get_state()
@@ -76,7 +76,7 @@ DEVICE = torch.device(NAME, 0)
 
 
 class There(Tensor):
-    """A tensor on the second device; `here` is the one that holds its numbers."""
+    """A tensor on the second device. `here` is the CPU tensor that holds its numbers."""
 
     here: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -91,7 +91,7 @@ class There(Tensor):
         pass
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.here.__reduce_ex__(protocol)  # as a file is read that says map_location="cpu"
+        return self.here.__reduce_ex__(protocol)  # as if the file were read with map_location="cpu"
 
     @property
     def data(self) -> Tensor:
@@ -112,7 +112,7 @@ def here(value: Any) -> Any:
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation of which a tensor is on the second device."""
+    """The result of an operation that has an argument on the second device."""
     name, aten = str(func), torch.ops.aten
     if func is aten._to_copy.default:
         target = torch.device(kwargs.pop("device", None) or args[0].device)
@@ -170,7 +170,7 @@ def on_second(name: str) -> store.Gan:
     return gan
 
 
-def test_the_device_is_one_of_its_own() -> None:
+def test_the_device_is_separate_from_the_cpu() -> None:
     kept = torch.get_rng_state()
     x = torch.rand(3, device=DEVICE)
     assert torch.equal(torch.get_rng_state(), kept)
@@ -201,7 +201,7 @@ def test_every_gan_is_compressed_there(name: str, options: dict[str, Any]) -> No
 
 
 class Noisy(nn.Module):
-    """Noise is added to what goes in."""
+    """Adds noise to the input of a generator."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -230,12 +230,12 @@ USERS = {"without draws": generate, "with draws": generate_from_draws}
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", ["dcgan", "stargan", *USERS])
 def test_both_generators_see_the_same_numbers_there(name: str, accumulate: int) -> None:
-    """A compressed generator with all its weights then has the scores of the original, and the loss is 0."""
+    """A compressed generator that keeps all weights gets the scores of the original, and the loss is 0."""
     gan = on_second("dcgan" if name in USERS else name)
     generator, objective = gan.generator, gan.objective
     for weight in (*generator.parameters(), *gan.discriminator.parameters()):
-        weight.data = weight.data * (5 if weight.dim() == 4 else 1)  # images, and scores, that differ with the noise
-    if name in USERS:  # the network draws in its forward, the penalty in a function that knows nothing of draws
+        weight.data = weight.data * (5 if weight.dim() == 4 else 1)  # so that images and scores depend on the noise
+    if name in USERS:  # the network draws in its forward; mixed_terms draws without `draws`
         generator, objective = Noisy(generator), Objective(dcgan.generator_terms, mixed_terms, USERS[name])
     config = CompressionConfig(stored_statistics=True, accumulate=accumulate)
     compressor = Compressor(generator, gan.discriminator, objective, OneShot(1, 0.0), config, run=RunConfig(quiet=True))
@@ -247,7 +247,7 @@ def test_both_generators_see_the_same_numbers_there(name: str, accumulate: int) 
     assert figures["loss"] < 1e-3
 
 
-def test_a_seeded_stretch_seeds_every_device_and_leaves_none_seeded() -> None:
+def test_seeded_seeds_every_device_and_restores_every_generator() -> None:
     numbers = []
     for seed in (3, 3, 4):
         before = NUMBERS.get_state(), torch.get_rng_state()
@@ -260,7 +260,7 @@ def test_a_seeded_stretch_seeds_every_device_and_leaves_none_seeded() -> None:
     assert (numbers[0] != numbers[2]).all()
 
 
-def test_a_checkpoint_holds_the_runs_own_device() -> None:
+def test_a_checkpoint_holds_the_random_state_of_the_runs_device() -> None:
     state = run_state(DEVICE)
     assert "device" not in run_state(CPU)
     expected = torch.rand(3, device=DEVICE), torch.rand(3), random.random()
@@ -292,7 +292,7 @@ def test_a_run_resumed_there_continues_bit_for_bit(name: str, tmp_path: Path) ->
                 return forward(number, batch)
 
             compressor.task.step = step  # type: ignore[method-assign]
-            torch.randn(3, device=DEVICE)  # what was drawn before does not matter
+            torch.randn(3, device=DEVICE)  # earlier draws must not change the run
             try:
                 result = compressor.fit(list(test_gans.batches(name, 3)))
             except KeyboardInterrupt:
@@ -302,7 +302,7 @@ def test_a_run_resumed_there_continues_bit_for_bit(name: str, tmp_path: Path) ->
     assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
 
 
-def test_sensitivity_and_own_images_repeat_there() -> None:
+def test_sensitivity_and_generated_batches_repeat_there() -> None:
     found, batches = [], list(test_gans.batches("stargan", 2))
     for _ in range(2):
         gan = on_second("stargan")
@@ -319,7 +319,7 @@ def test_sensitivity_and_own_images_repeat_there() -> None:
 
 
 def test_channels_are_cut_and_put_in_order_there() -> None:
-    """As on the CPU: filters that are zero go, similar channels come together, sparsity is shared out."""
+    """Removal of zero filters, reordering of channels and allocation of sparsity give the results of the CPU."""
     found: list[list[Any]] = []
     for device in (torch.device("cpu"), DEVICE):
         torch.manual_seed(0)
@@ -354,7 +354,7 @@ def test_commands_run_there(task: str, tmp_path: Path, capsys: pytest.CaptureFix
     for device in (NAME, "cpu"):
         assert main(["evaluate", *given, "--device", device]) == 0
         scores.append(json.loads(capsys.readouterr().out))
-    if task == "pix2pix":  # stargan's targets are drawn, by each device
+    if task == "pix2pix":  # stargan draws target domains, and each device draws other ones
         assert scores[0]["output"]["fid"] == pytest.approx(scores[1]["output"]["fid"], rel=1e-2, abs=1e-4)
     assert main(["profile", str(small), "--batch", "1", *there]) == 0
     captured = capsys.readouterr()

@@ -1,8 +1,8 @@
-"""A GPU that is none: ops on CPU tensors that are put into queues, as a GPU's streams are, and run late.
+"""A simulated GPU: ops on CPU tensors are put into queues, like the streams of a GPU, and run later.
 
-Within :meth:`SimulatedGpu.running` an op only makes its result, without numbers; they come when the queue is worked
-off. Streams run in a random order, as far as events let them; an op that runs before one that it needs is an error.
-What a capture records runs at each replay.
+Within :meth:`SimulatedGpu.running` an op only allocates its result. The numbers are computed when the queue is worked
+off. Streams run in a random order, as far as events allow. An op that runs before another op that it needs is an error.
+Ops that a capture records run at each replay.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(eq=False)
 class Work:
-    """What lies in a queue. `run` returns False where an event that it waits for has not come."""
+    """An entry of a queue. `run` returns False while the event that it waits for has not been reached."""
 
     run: Callable[[], bool]
-    reads: set[int] = field(default_factory=set)  # memory
+    reads: set[int] = field(default_factory=set)  # keys of storages
     writes: set[int] = field(default_factory=set)
     after: list[Work] = field(default_factory=list)
     done: bool = False
@@ -39,13 +39,13 @@ class Work:
 
 
 class SimulatedGpu:
-    """Stands in the place of ``torch.cuda``; what is put into ``device_type`` "cpu" is its own work."""
+    """Replaces the functions of ``torch.cuda`` that the engine calls, and runs the ops of CPU tensors in its queues."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> None:
         self.random = random.Random(seed)
         self.done: list[str] = []  # names of the ops that have run
         self.on_op: Callable[[str], None] = lambda name: None
-        self.devices: set[Any] = set()  # that were current where streams were made, and graphs captured and replayed
+        self.devices: set[Any] = set()  # current when a stream or graph was made or a graph replayed
         self.graphs: list[Graph] = []
         self.on_capture: Callable[[], None] = lambda: None
         self.capturing = False
@@ -71,7 +71,7 @@ class SimulatedGpu:
         numpy = Tensor.numpy
 
         def numpy_waits(tensor: Tensor, **options: Any) -> Any:
-            if self.here.graph is None:  # layers on a CPU look at their support at each call
+            if self.here.graph is None:  # layers on a CPU read their support at each call
                 self.synchronize()
             return numpy(tensor, **options)
 
@@ -79,7 +79,7 @@ class SimulatedGpu:
 
     @property
     def here(self) -> Any:
-        """The calling thread's stream and capture."""
+        """The current stream, capture and device of the calling thread."""
         if not hasattr(self._local, "state"):
             self._local.state = SimpleNamespace(stream=self._default, graph=None, device=None)
         return self._local.state
@@ -106,7 +106,7 @@ class SimulatedGpu:
         self.work_off(lambda: not self.pending())
 
     def work_off(self, enough: Callable[[], bool]) -> None:
-        """Runs what lies at the heads of the streams, in a random order."""
+        """Runs the first entries of the queues, in a random order of streams, until `enough()` is true."""
         with self._lock:
             stuck: set[Stream] = set()
             while not enough():
@@ -115,7 +115,7 @@ class SimulatedGpu:
                 stream = self.random.choice(ready)
                 work = stream.queue[0]
                 if work.run():
-                    assert all(one.done for one in work.after), "an op ran before one of another stream that it needs"
+                    assert all(one.done for one in work.after), "an op ran before an op of another stream that it needs"
                     work.done = True
                     stream.queue.popleft()
                     stuck.clear()
@@ -150,13 +150,13 @@ class SimulatedGpu:
         try:
             self.on_capture()
             yield
-            self.here.stream = before  # torch leaves it as it is where a capture fails
+            self.here.stream = before  # torch does not restore the stream where a capture fails
         finally:
             self.here.graph, self.capturing = None, False
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within it the calling thread's ops are this device's."""
+        """A context in which the ops of the calling thread run on this device."""
         with _Ops(self):
             yield
 
@@ -220,26 +220,26 @@ class _Ops(TorchDispatchMode):
         kwargs, name = kwargs or {}, func.name()
         returned = func._schema.returns
         numbers = returned and not any("Tensor" in str(one.type) for one in returned)
-        if numbers or torch.Tag.dynamic_output_shape in func.tags:  # the host has to know numbers
+        if numbers or torch.Tag.dynamic_output_shape in func.tags:  # the host needs the numbers
             if self.gpu.here.graph is not None:
                 raise RuntimeError("operation not permitted when stream is capturing")
             self.gpu.synchronize()
             return func(*args, **kwargs)
-        if "empty" in name or torch.Tag.inplace_view in func.tags or _is_fake((args, kwargs)):  # no numbers
+        if "empty" in name or torch.Tag.inplace_view in func.tags or _is_fake((args, kwargs)):  # nothing to compute
             return func(*args, **kwargs)
         written = func._schema.is_mutable
         if written:
             out = kwargs.get("out", args[0]) if returned else None
         else:
             out = func(*args, **kwargs)
-            if _is_fake(out) or _memory(out) & _memory((args, kwargs)):  # nothing to compute, or a view
+            if _is_fake(out) or _memory(out) & _memory((args, kwargs)):  # a fake result, or a view
                 return out
         results = [one for one in pytree.tree_leaves(out) if isinstance(one, Tensor)]
         for one in results if not written else ():
             one.fill_(float("nan") if one.is_floating_point() else 0)
 
         def work() -> bool:
-            # Not the dispatch mode's own thread, perhaps, nor its gradient mode.
+            # Another thread may run this work, under another dispatch mode and gradient mode.
             with torch.no_grad(), torch._C._DisableTorchDispatch():
                 computed = func(*args, **kwargs)
                 for own, late in zip(results, pytree.tree_leaves(computed), strict=True) if not written else ():
@@ -249,7 +249,7 @@ class _Ops(TorchDispatchMode):
             return True
 
         memory, made = _memory((args, kwargs)), _memory(out)
-        if written and out is None:  # which of its arguments it writes to is not looked up
+        if written and out is None:  # any argument may be the one that is written
             made = memory
         self.gpu.put(work, memory, made)
         return out

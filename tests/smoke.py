@@ -1,7 +1,7 @@
-"""Does an installed sparsegan work, away from its sources?  python -I tests/smoke.py [SOURCE_TREE]
+"""Checks that an installed sparsegan works away from its sources: python -I tests/smoke.py [SOURCE_TREE]
 
-With the source tree given: is every Python file and stub of it in the installation, and is the installation another
-place?
+With SOURCE_TREE it also checks that the installation has every Python file and stub of that tree, and lies outside the
+tree.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Sparsity over layers: every allocation meets its total, empties nothing, and means what it says."""
+"""Allocation of sparsity to layers: every allocation meets its total, empties no layer, and follows its definition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network(widths: tuple[int, int, int] = (4, 8, 6)) -> nn.Sequential:
 
 
 def total(model: nn.Module) -> tuple[int, int]:
-    """Weights dropped, and all, of the sparse layers."""
+    """The number of dropped weights and of all weights in the sparse layers."""
     sizes = [layer.mask().numel() for _, layer in sg.sparse_layers(model)]
     return sum(sizes) - sum(layer.nnz for _, layer in sg.sparse_layers(model)), sum(sizes)
 
@@ -90,7 +90,7 @@ def test_one_threshold_for_all_layers() -> None:
     assert net[0].sparsity < 0.4 < net[2].sparsity < 0.95
 
 
-def test_normalized_scores_do_not_know_a_layers_scale() -> None:
+def test_normalized_scores_do_not_depend_on_a_layers_scale() -> None:
     one, other = network(), network()
     other.load_state_dict(one.state_dict())
     other[0].weight.data *= 1024
@@ -101,7 +101,7 @@ def test_normalized_scores_do_not_know_a_layers_scale() -> None:
     assert allocate(one, 0.7, "kernel", allocation="global") != allocate(other, 0.7, "kernel", allocation="global")
 
 
-def test_a_sensitive_layer_is_spared_and_rises_are_even() -> None:
+def test_sensitivity_spares_the_costly_layer_and_balances_losses() -> None:
     net = nn.Sequential(*[nn.Conv2d(8, 8, 3) for _ in range(3)])
     costs = {"0": 4.0, "1": 1.0, "2": 0.0}
     dense = {name: net.get_submodule(name).weight.detach().clone() for name in costs}
@@ -116,16 +116,16 @@ def test_a_sensitive_layer_is_spared_and_rises_are_even() -> None:
         0.5,
         levels=[0.1 * i for i in range(1, 10)],
     )
-    assert shares["2"] == pytest.approx(1 - LEAST, abs=0.002)  # costs nothing
+    assert shares["2"] == pytest.approx(1 - LEAST, abs=0.002)  # the loss does not depend on this layer
     assert sum(shares.values()) == pytest.approx(1.5, abs=1 / 576)
     assert 4 * shares["0"] == pytest.approx(shares["1"], abs=4 / 576)
     draws = []
     sensitivity(net, lambda model: draws.append(torch.rand(()).item()) or 0.0, 0.5)
     assert len(draws) == 1 + 3 * 5
-    assert len(set(draws)) == 1  # the same random numbers every time
+    assert len(set(draws)) == 1  # each measurement saw the same random numbers
 
 
-def test_what_is_sparse_already_counts_and_stays() -> None:
+def test_sparse_layers_count_in_the_total_and_stay_sparse() -> None:
     net = network((4, 8, 20))
     sg.sparsify(net, 0.6, "kernel", exclude=["4"])
     before = {name: layer.mask() for name, layer in sg.sparse_layers(net)}

@@ -1,8 +1,9 @@
-"""The one-way rule of imports: each room of the package imports from the rooms below it only."""
+"""The one-way rule of imports: each room imports only from the rooms below it. docs/architecture.md names the rooms."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,17 +26,17 @@ FLOORS = (
     ("kernels",),
     ("data",),
 )
-#: The ground floor: modules of the package itself that import nothing but each other.
+#: The ground floor: the modules directly in ``sparsegan``. They import only each other.
 GROUND = len(FLOORS)
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-#: Not rooms: the package root, the command's entry, and the list of old names.
+#: Modules outside the rooms: the package root, the entry of the command, and the list of old names.
 OUTSIDE = ("", "__main__", "_moved")
 
 Imports = Mapping[str, set[str]]
 
 
 def modules() -> dict[str, Path]:
-    """Each module of the package, by its name below ``sparsegan``."""
+    """The file of each module of the package, by the module's name below ``sparsegan``."""
     found = {}
     for folder, prefix in ((ROOT / "sparsegan", ()), (ROOT / "kernels", ("kernels",))):
         for path in folder.rglob("*.py"):
@@ -46,7 +47,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, source: str, is_package: bool, known: Mapping[str, object]) -> Iterator[str]:
-    """The modules of the package that a module imports, anywhere in it."""
+    """The modules of the package that a module imports at any place in its source."""
     here = name.split(".") if is_package else name.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -78,7 +79,7 @@ def room(module: str) -> str:
 
 
 def against_the_grain(imports: Imports) -> list[str]:
-    """Sentences for the imports that point upwards, sideways or at the package root."""
+    """One sentence for each import that points upwards, sideways or at the package root."""
     wrong = []
     for module, others in imports.items():
         for other in others:
@@ -91,7 +92,7 @@ def against_the_grain(imports: Imports) -> list[str]:
 
 
 def cycle(imports: Imports) -> list[str]:
-    """The modules of one cycle, or nothing."""
+    """The modules of one cycle of imports; empty where there is none."""
     finished: set[str] = set()
 
     def visit(module: str, path: list[str]) -> list[str]:
@@ -110,11 +111,11 @@ def cycle(imports: Imports) -> list[str]:
 def test_imports_point_downwards() -> None:
     imports = graph()
     assert {"nn.layer", "kernels.sparse_conv", "cli.compress"} <= imports.keys()
-    assert sum(map(len, imports.values())) > 300, "the script reads the imports"
+    assert sum(map(len, imports.values())) > 300, "too few imports were found in the sources"
     assert not against_the_grain(imports)
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_imports_have_no_cycle() -> None:
     assert not cycle(graph())
 
 
@@ -135,3 +136,24 @@ def test_a_planted_import_is_found(module: str, source: str, what: str) -> None:
 
 def test_a_planted_cycle_is_found() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_room() -> None:
+    rooms = {name for rooms in FLOORS for name in rooms} - {"kernels"}
+    named = set(re.findall(r"`sparsegan/(\w+)(?:\.py)?`", PAGE))
+    assert rooms <= named, f"docs/architecture.md leaves out {rooms - named}"
+
+
+@pytest.mark.parametrize("name_and_file", sorted(set(re.findall(r"`([\w.]+)` (?:in|of) `([\w/]+/[\w/.]+)`", PAGE))))
+def test_names_of_the_page_are_in_their_files(name_and_file: tuple[str, str]) -> None:
+    name, file = name_and_file
+    assert re.search(rf"\b{name.split('.')[-1]}\b", (ROOT / file).read_text(encoding="utf-8"))
+
+
+def test_files_of_the_page_exist() -> None:
+    named = set(re.findall(r"`((?:sparsegan|csrc|kernels|tests|benchmarks)/[\w/.]+\.\w+)`", PAGE))
+    assert len(named) > 40
+    assert not [file for file in named if not (ROOT / file).exists()]

@@ -1,4 +1,4 @@
-"""A moving average of the weights follows a support that shrinks and moves."""
+"""The moving average of the weights, while the support shrinks and moves."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def moved(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["element", "vector:4", "kernel", "2:4"])
-def test_the_average_is_that_of_dense_weights_at_what_is_kept(granularity: str) -> None:
-    """The reference averages dense weights, and starts anew where a weight comes in."""
+def test_the_average_is_that_of_dense_weights_at_kept_positions(granularity: str) -> None:
+    """The reference averages dense weights, and begins with the current value where a weight is new in the support."""
     net = network(granularity)
     average = sg.Average(net, decay=0.7)
     dense = {index: net[index].dense_weight().detach().clone() for index in (0, 2)}
@@ -45,7 +45,7 @@ def test_the_average_is_that_of_dense_weights_at_what_is_kept(granularity: str) 
         moved(net)
         if granularity != "2:4" and n in (3, 7):
             sg.shrink(net, 0.2 + 0.1 * n)
-        if granularity == "element" and n == 9:  # a few change places
+        if granularity == "element" and n == 9:  # a few weights move
             layer = net[0]
             absent = (~layer.mask()).flatten().nonzero().flatten()[:5]
             positions = torch.cat([layer.positions()[5:], absent]).sort().values
@@ -79,7 +79,7 @@ def test_saved_and_resumed() -> None:
     sg.shrink(net, 0.6)
     average.update(net)
     state = copy.deepcopy(average.state_dict())
-    again = sg.Average(network(), 0.9)  # of a larger support
+    again = sg.Average(network(), 0.9)  # its support is larger than the saved one
     again.load_state_dict(state)
     moved(net)
     for one in (average, again):
@@ -103,7 +103,7 @@ def test_what_cannot_be_averaged() -> None:
             sg.Average(network(), decay)
 
 
-def test_torchs_own_average_says_what_happened() -> None:
+def test_torchs_average_raises_after_a_shrink() -> None:
     net = network()
     average = torch.optim.swa_utils.AveragedModel(net)
     average.update_parameters(net)
@@ -140,7 +140,7 @@ def test_a_compressors_result_is_the_average(more: dict[str, Any]) -> None:
     plain.task.step = watched
     result = plain.fit(batches())
     ours = compressed(ema=0.8, **more).fit(batches())
-    assert ours.history == result.history  # training is what it was
+    assert ours.history == result.history  # averaging does not change the training
     average = sg.Average(compressed(**more).task.student, 0.8)
     for one in seen:
         average.update(one)

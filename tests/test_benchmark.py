@@ -1,4 +1,4 @@
-"""What `sparsegan bench` measures and asks, on layers so small that it takes no time."""
+"""`sparsegan bench`: its rows, targets and figures, on layers so small that timing takes no time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL = (
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers and a generator that run in no time."""
+    """Replaces the measured layers and the generator by tiny ones."""
     for module in (sparsegan.benchmark.cases, training):
         monkeypatch.setattr(module, "LAYERS", SMALL)
     for name in ("training_memory", "time_new_mask"):
@@ -79,7 +79,7 @@ def test_targets(layer: str, sparsity: float, granularity: str, expected: float 
 
 
 @pytest.mark.usefixtures("small")
-def test_what_the_readme_and_the_plot_show_is_in_the_files(
+def test_the_files_hold_all_that_the_readme_and_the_plot_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import readme
@@ -107,7 +107,7 @@ def test_what_the_readme_and_the_plot_show_is_in_the_files(
     assert {row["model"] for row in report["memory"]} == {"the layers above", "CycleGAN generator"}
     assert all(0 < row["ratio"] < 1 and row["plans"] > 0 and row["workspace"] > 0 for row in report["memory"])
     assert readme.training(report).count("\n- ") == 3
-    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # layers down, granularities across
+    assert readme.vectors(json.loads(forward.read_text())).count("\n|") == 4  # a row for each layer
 
     pytest.importorskip("matplotlib")
     import plot_sparsity
@@ -148,7 +148,7 @@ def test_targets_of_generators(generator: str, sparsity: float, granularity: str
     assert generator_target(job, "scalar") is None
 
 
-def test_a_generator_of_a_row_is_sparse_everywhere_and_settled() -> None:
+def test_a_generator_of_a_row_is_sparse_everywhere_and_has_statistics() -> None:
     vectors = GeneratorJob(SMALL_GENERATORS[0], 0.75, "vector:4", 1)
     dense, sparse, inputs = generators.both_generators(vectors)
     layers = dict(sparsegan.sparse_layers(sparse))
@@ -162,13 +162,13 @@ def test_a_generator_of_a_row_is_sparse_everywhere_and_settled() -> None:
     assert not any(norm.training or torch.allclose(norm.running_mean, torch.zeros(1)) for norm in norms)
 
 
-def test_a_row_of_a_generator_tells_what_it_is_asked_for(
+def test_a_row_of_a_generator_says_whether_its_targets_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generators, "GENERATORS", SMALL_GENERATORS)
     monkeypatch.setattr(generators, "peak_memory", lambda job, engine: 2000 if engine == generators.OURS else 1000)
     monkeypatch.setattr(generators, "TARGET_SHARE", {facts()["isa"]: 1.0})
-    monkeypatch.setattr(engines, "which", lambda name: None)  # torch.compile takes its time
+    monkeypatch.setattr(engines, "which", lambda name: None)  # leaves out torch.compile, which is slow
     file = tmp_path / "generators.json"
     assert main(["bench", "generators", "--seconds", "0.001", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -214,7 +214,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch: pytest
 
     monkeypatch.setattr(engines, "makers", lambda whole: {"wrong": wrong})
     with pytest.raises(
-        RuntimeError, match=r"DCGAN @64x64 batch 2: what wrong makes differs .* by 1\.0e-03 of its norm"
+        RuntimeError, match=r"DCGAN @64x64 batch 2: the output of wrong differs .* by 1\.0e-03 of its norm"
     ):
         generators.time_generator(GeneratorJob(SMALL_GENERATORS[1], 0.9, "element", 1), 0.001)
 
@@ -223,7 +223,7 @@ def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
     case = GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 1, target=5)
     held = generators.peak_memory(GeneratorJob(case, 0.9, "element", 1), "torch")
     weights = sum(4 * parameter.numel() for parameter in case.dense().parameters())
-    # Its weights, activations and what the allocator rounds up to; a whole process would be more than ten times them.
+    # Weights, activations and the allocator's rounding. A whole process would need more than ten times the weights.
     assert weights < held < 8 * weights
 
 
@@ -236,7 +236,7 @@ def test_a_layer_that_vectors_do_not_fit_is_named() -> None:
         jobs("9->9", [0.9], ["element"], [1])
 
 
-def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_and_a_complete_run_starts_again(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     work = [Job(case, 0.9, "element", 1) for case in SMALL]
     calls = []
@@ -257,12 +257,12 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_taken_anew(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         run("one")
     assert not json.loads(file.read_text())["complete"]
-    calls.append(work[0])  # measure goes on
+    calls.append(work[0])  # from here on `measure` does not interrupt
     assert run("one") == [1, 2, 4]
     assert run("one") == [5, 6, 7]
     report = json.loads(file.read_text())
     file.write_text(json.dumps({**report, "complete": False, "build": "another"}))
-    assert run("one") == [8, 9, 10]  # nothing is kept of other kernels
+    assert run("one") == [8, 9, 10]  # rows of another build are dropped
 
 
 def test_cyclegan_has_the_published_size() -> None:
@@ -270,7 +270,7 @@ def test_cyclegan_has_the_published_size() -> None:
     assert sum(p.numel() for p in generator.parameters()) == 11_378_179
 
 
-def test_the_gpu_script_says_what_it_would_do() -> None:
+def test_the_dry_run_of_the_gpu_script_lists_its_stages() -> None:
     script = ["bash", str(BENCHMARKS / "gpu.sh")]
     dry = subprocess.run([*script, "--dry-run"], capture_output=True, text=True, check=True).stdout
     stages = [line.split()[0] for line in dry.splitlines() if not line.startswith(" ")]
@@ -303,7 +303,7 @@ def test_the_gpu_script_stops_where_the_build_fails_and_nowhere_else(tmp_path: P
     assert all(line in log for line in ran.stdout.splitlines())
 
 
-def test_gpu_rows_and_what_is_asked_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_rows_and_their_targets(capsys: pytest.CaptureFixture[str]) -> None:
     rows = gpu.gpu_jobs()
     assert len({tuple(row.name.values()) for row in rows}) == len(rows)
     asked = {(r.name["layer"], r.granularity, r.sparsity, r.training): gpu.gpu_targets(r) for r in rows}

@@ -40,7 +40,7 @@ def sparse_network(seed: int, granularity: str = "element") -> nn.Module:
 
 
 def bits(model: nn.Module) -> dict:
-    """Every module, parameter and buffer by name: the object, and what it holds bit for bit."""
+    """Every module, parameter and buffer by name: the identity of the object, and its contents bit for bit."""
     found = {name: (id(m), m.training) for name, m in model.named_modules(remove_duplicate=False)}
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
@@ -59,7 +59,7 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(x[name], y[name]), name
 
 
-# ---- what goes in comes out
+# ---- round trips
 
 
 @pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "float64"])
@@ -78,7 +78,7 @@ def test_round_trip(tmp_path, values, sparse, granularity):
     sg.save(model, path, values=values)
     assert sg.load(target, path) is target
 
-    for _, layer in sg.sparse_layers(model):  # the rounding that was asked for, none for float32
+    for _, layer in sg.sparse_layers(model):  # `values` says the rounding; float32 has none
         layer.values.data = layer.values.data.to(getattr(torch, values)).float()
     assert_same_state(target, model)
     assert [layer.granularity for _, layer in sg.sparse_layers(target)] == [granularity] * 2
@@ -90,8 +90,8 @@ def test_round_trip(tmp_path, values, sparse, granularity):
     assert torch.equal(target.eval()(example), model.eval()(example))
 
 
-# nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)) with the weights -54 to 53, pruned to 90 %, saved as float16 by the
-# first release. A file of single weights is to stay readable, and to be written, as it was.
+# nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)) with the weights -54 to 53, pruned to 90 %, saved as float16 by
+# the first release. Files of single weights must stay readable, and must still be written with the same contents.
 FIRST_RELEASE = """
 aAIAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJzcGFyc2VnYW4iOiJ7XCJmb3JtYXRcIjpcInNwYXJzZWdhblwiLFwibGF5ZXJzXCI6e1wiMFwiOntcImJpYX
 NcIjpmYWxzZSxcImRpbGF0aW9uXCI6WzEsMV0sXCJkdHlwZVwiOlwiZmxvYXQxNlwiLFwiZ3JhbnVsYXJpdHlcIjpcImVsZW1lbnRcIixcImdyb3Vwc1wi
@@ -112,7 +112,7 @@ def test_files_of_the_first_release(tmp_path):
         sg.load(model, path)
         assert torch.equal(model[0].dense_weight(), weight * (weight.abs() >= 49))
     sg.save(model, tmp_path / "again", values="float16")
-    assert checkpoint._File(tmp_path / "again").meta == checkpoint._File(path).meta  # a hash over everything is in it
+    assert checkpoint._File(tmp_path / "again").meta == checkpoint._File(path).meta  # contains a hash of all contents
 
 
 def test_same_model_same_bytes(tmp_path):
@@ -144,7 +144,7 @@ def test_empty_and_full_support(tmp_path, keep):
     conv = nn.Conv2d(3, 5, 3)
     layer = sg.SparseConv2d.from_dense(conv, mask=torch.full(conv.weight.shape, bool(keep)))
     sg.save(layer, tmp_path / "g")
-    loaded = sg.load(nn.Conv2d(3, 5, 3), tmp_path / "g")  # a root that is itself a layer
+    loaded = sg.load(nn.Conv2d(3, 5, 3), tmp_path / "g")  # the model is itself a layer
     assert isinstance(loaded, sg.SparseConv2d)
     assert_same_state(loaded, layer)
 
@@ -228,7 +228,7 @@ def test_codec_round_trip(data):
     support = np.array(positions, np.int32)
     code = native.encode_support(support, size)
     assert native.decode_support(code, size, len(positions)).tolist() == positions
-    # no other count and no shorter or longer code passes
+    # another count, a shorter code and a longer code are refused
     others = [(code, len(positions) + 1), (code[:-1], len(positions)), (code + b"\0", len(positions))]
     if positions:
         others.append((code, len(positions) - 1))
@@ -351,8 +351,8 @@ def code(positions: list[int], size: int) -> torch.Tensor:
     return torch.tensor(bytearray(native.encode_support(np.array(positions, np.int32), size)), dtype=torch.uint8)
 
 
-# Each edit gets the metadata and tensors of a good file, whose layer 0 keeps 48 of 192 weights; the hash is made to fit
-# afterwards.
+# Each edit changes the metadata and tensors of a valid file, whose layer 0 keeps 48 of 192 weights. The hash is made
+# to fit afterwards.
 def _support(make):
     def edit(meta, tensors):
         tensors["0.support"] = make(tensors["0.support"], meta["layers"]["0"]["nnz"])
@@ -466,7 +466,7 @@ def test_hostile_file_with_a_fitting_hash(tmp_path, target, name):
 @pytest.mark.parametrize(
     "rewrite",
     [
-        lambda text: json.dumps(json.loads(text)),  # other spacing
+        lambda text: json.dumps(json.loads(text)),  # other white space
         lambda text: text[:-1] + ',"version":1}',  # a key twice
         lambda text: "[" * 100_000,
         lambda text: text.replace('"version":1', '"version":NaN'),
@@ -487,7 +487,7 @@ def test_metadata_that_is_not_canonical(tmp_path, target, rewrite):
 
 
 class Sharing(nn.Module):
-    """Parameters that are parts of one buffer, in several ways."""
+    """Two parameters that are views of one buffer; `how` names the way."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

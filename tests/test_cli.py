@@ -27,7 +27,7 @@ from sparsegan.training.adversarial import AdversarialTask
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 smooth blobs in place of the real digits, so that no package and no minute is needed."""
+    """Replaces the digits by 24 smooth images, which need no extra package and little time."""
 
     def blobs(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
         coarse = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -70,7 +70,7 @@ def test_train_compress_generate_profile_one_after_the_other(
 
 @pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("recipe", ["small-dense", "gan-loss-scratch"])
-def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, tmp_path: Path) -> None:
+def test_baselines_with_fresh_generators_are_written_with_their_own_sizes(recipe: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     dense, small = tmp_path / "dense", tmp_path / "small"
     common = ["--batch", "8", "--steps", "2", "--quiet", "--out"]
@@ -84,7 +84,7 @@ def test_baselines_that_start_afresh_are_written_as_what_they_are(recipe: str, t
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, task: type, at: int) -> None:
-    """Have the next run of a kind of training be stopped at a step."""
+    """Makes the next training run of class `task` stop with KeyboardInterrupt at step `at`."""
     forward = task.step
 
     def step(self: object, number: int, batch: object) -> dict[str, float]:
@@ -98,7 +98,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, task: type, at: int) -> None:
 
 @pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("data", [[], ["--data-free"]])
-def test_a_warm_up_interrupted_within_and_after_is_the_uninterrupted_one(
+def test_interruptions_in_and_after_the_warm_up_change_nothing(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -121,7 +121,7 @@ def test_a_warm_up_interrupted_within_and_after_is_the_uninterrupted_one(
 
 
 @pytest.mark.usefixtures("few_digits")
-def test_allocation_by_sensitivity_is_what_the_library_measures(
+def test_the_command_allocates_by_the_sensitivity_of_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -130,7 +130,7 @@ def test_allocation_by_sensitivity_is_what_the_library_measures(
     assert main(["train", "dcgan", "--width", "4", *common, "--out", str(dense)]) == 0
     gan = store.load(dense)
     for weight in (weight for network in (gan.generator, gan.discriminator) for weight in network.parameters()):
-        weight.data *= 5 if weight.dim() == 4 else 1  # far from trained, all layers' images would score the same
+        weight.data *= 5 if weight.dim() == 4 else 1  # untrained, all layers would have the same sensitivity
     store.save(dense, gan.generator, gan.discriminator)
     command = ["compress", str(dense), "--allocation", "sensitivity", "--sparsity", "0.7", "--exclude", "main.12"]
     command += [*common, "--out", str(small)]
@@ -233,14 +233,14 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
     assert "the inputs would be overwritten" in capsys.readouterr().err
 
-    # Several a call, of two sizes: the same pictures
+    # Several images per call, of two sizes, give the same pictures as one image per call.
     write_images(inputs / "other", 2)
     write_images(inputs / "wide", 2, width=64)
     alone, together = tmp_path / "alone", tmp_path / "together"
     for batch, folder in (("1", alone), ("3", together)):
         command = ["generate", str(small), "--images", str(inputs), "--batch", batch, "--quiet", "--out", str(folder)]
         assert main(command) == 0
-    calls = 2 * len(folders)  # of three images and of two
+    calls = 2 * len(folders)  # one call for 3 images of 32x32, one for 2 of 64x32
     assert f"{5 * len(folders)} images in {calls} call(s)" in capsys.readouterr().out
     for file in alone.rglob("*.png"):
         pictures = [np.asarray(image.open(root / file.relative_to(alone))).astype(int) for root in (alone, together)]
@@ -261,7 +261,7 @@ def features() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def build() -> tuple[torch.nn.Module, torch.nn.Module, Objective]:
-    """A GAN of one's own, which colours grey images."""
+    """A user's GAN, which colours grey images."""
     torch.manual_seed(0)
     generator = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1))
     judge = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 2), torch.nn.LeakyReLU(), torch.nn.Conv2d(4, 1, 4))
@@ -276,7 +276,7 @@ def build() -> tuple[torch.nn.Module, torch.nn.Module, Objective]:
     )
 
 
-def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_gan_is_compressed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     write_images(tmp_path / "data", 12, 64, 64)
     out = tmp_path / "out"
@@ -305,7 +305,7 @@ def test_a_gan_of_ones_own_is_compressed(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("few_digits")
-def test_a_classifier_of_domains_is_stargans_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_stargan_takes_a_classifier_of_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense = tmp_path / "dense"
     assert main(["train", "dcgan", "--width", "2", "--batch", "8", "--steps", "1", "--quiet", "--out", str(dense)]) == 0
     assert main(["evaluate", str(dense), "--classifier", "c.safetensors"]) == 1
@@ -339,7 +339,7 @@ def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
     assert "http://" not in page
     assert "https://" not in page
 
-    # Continued: what is there is taken as it is, what is missing is made again to the same result.
+    # Run again, the demo keeps finished results and makes missing results again, with the same figures.
     (out / "rows" / "self-supervised.json").unlink()
     monkeypatch.setattr(sparsegan.compress.Compressor, "fit", None)
     assert main(command) == 0

@@ -1,4 +1,4 @@
-"""Times are those of the work, also on a device that works behind the host's back."""
+"""Measured times include all work of the timed call, also on a device that works asynchronously."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsegan.clock import Clock
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """Its sparse kernel takes 3 ms and a dense convolution 5; the clock moves only while it works."""
+    """A GPU whose sparse kernel takes 3 ms and whose dense convolution takes 5 ms. No other op moves the clock."""
     gpu, now = SimulatedGpu(monkeypatch), [0.0]
 
     def on_op(name: str) -> None:
@@ -37,11 +37,11 @@ def test_profile_waits_for_the_device(gpu: SimulatedGpu) -> None:
     assert model[0].backend == "sparse"
 
 
-def test_clock_finds_the_devices_of_what_is_timed(gpu: SimulatedGpu) -> None:
+def test_clock_finds_the_devices_of_its_arguments(gpu: SimulatedGpu) -> None:
     conv = nn.Conv2d(2, 2, 3, bias=False).requires_grad_(False)
     x = torch.randn(1, 2, 4, 4)
     for used in ((conv,), ({"images": [x]},)):
         with gpu.running():
-            conv(x)  # work of before the call is none of its time
+            conv(x)  # earlier work must not count as time of the call
             assert Clock(*used).ms(lambda: conv(x)) == pytest.approx(5)
     assert Clock().ms(lambda: None) == 0

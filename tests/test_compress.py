@@ -1,4 +1,4 @@
-"""Self-supervised compression: the equations, the loop on compressed weights, and what it must not do."""
+"""Self-supervised compression: the equations, the loop on compressed weights, and the errors of wrong settings."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_the_loss_and_its_gradient_are_the_written_equations() -> None:
     compressed, leaves = terms(2.0, 0.5, -3.0, 0.001)
     original, _ = terms(1.0, 0.8, -2.0, 0.004)
     loss = SelfSupervisedLoss(lam=0.5, floor=0.01)(weighted(), compressed, original)
-    matched = 1 / 1 + 10 * 0.3 / 0.8 + 0.5 * (1 / 2 + 5 * 0.003 / 0.01)  # gp's denominator is the floor
+    matched = 1 / 1 + 10 * 0.3 / 0.8 + 0.5 * (1 / 2 + 5 * 0.003 / 0.01)  # the denominator of gp is the floor
     assert loss.item() == pytest.approx(matched)
     loss.backward()
-    # sign(l_C - l_O) w / |l_O|: the sign flips where the compressed generator scores lower.
+    # sign(l_C - l_O) w / |l_O|: the sign is negative where the compressed generator scores lower.
     assert [leaf.grad.item() for leaf in leaves] == pytest.approx([1.0, -10 / 0.8, -0.5 / 2, -0.5 * 5 / 0.01])
 
 
-def test_distances_stay_beside_features_without_the_terms() -> None:
+def test_distances_count_beside_features_when_terms_are_off() -> None:
     objective = replace(weighted(), distances=("rec",))
     compressed, leaves = terms(2.0, 0.5, -3.0, 0.001)
     original, _ = terms(1.0, 0.8, -2.0, 0.004)
@@ -158,7 +158,7 @@ def test_features_are_matched_image_by_image_and_layer_by_layer() -> None:
     loss = SelfSupervisedLoss(terms=0, features=3.0)
     assert not loss.matches_discriminator_terms
     value = loss(weighted(), Scores({}, {}, ours), Scores({}, {}, theirs))
-    # the layers' means agree (2.5 and 2.5): a match of means would see nothing in the first one
+    # The means of the first layer agree (2.5 and 2.5), so a loss of means would be 0 there.
     assert value.item() == pytest.approx(3.0 / 2 * (1.0 / 2.5 + 2.5 / 7.5))
     value.backward()
     assert ours[0].grad.flatten().tolist() == pytest.approx([-0.15, 0.15, -0.15, 0.15])
@@ -167,7 +167,7 @@ def test_features_are_matched_image_by_image_and_layer_by_layer() -> None:
 
 
 def test_matching_features_brings_the_compressed_generators_images_back_to_the_originals() -> None:
-    """With the discriminator frozen and without a term: only the features can do it."""
+    """The discriminator is frozen and no term counts, so only the features can reduce the loss."""
     generator, judge = small_gan()
     loss = SelfSupervisedLoss(terms=0, features=1.0)
     config = CompressionConfig(loss, discriminator_mode="frozen", generator_lr=3e-3)
@@ -175,7 +175,7 @@ def test_matching_features_brings_the_compressed_generators_images_back_to_the_o
     history = compressor.fit(Batches(images(), 12)).history
     first, last = (sum(row["loss"] for row in rows) / 5 for rows in (history[:5], history[-5:]))
     assert last < 0.6 * first
-    assert "dis_original" not in history[0]  # what has no weight is not computed
+    assert "dis_original" not in history[0]  # terms of weight 0 are not computed
     with pytest.raises(ValueError, match=r"feature_layers has 'main\.99'"):
         Compressor(generator, judge, dcgan.objective, OneShot(1), CompressionConfig(loss, feature_layers=("main.99",)))
     plain = nn.Sequential(nn.Conv2d(1, 1, 64), nn.Flatten(0))
@@ -204,7 +204,7 @@ def step_parts(loss: GeneratorLoss, discriminator_lr: float | None = 1e-3) -> Co
     return CompressionTask(original, student, judge, dcgan.objective, *settings, optimizer, updates)
 
 
-def test_the_discriminator_terms_give_the_generator_a_gradient_of_their_own() -> None:
+def test_the_discriminator_terms_add_a_gradient_for_the_generator() -> None:
     changes = []
     for lam in (0.0, 0.5):
         task = step_parts(SelfSupervisedLoss(lam=lam))
@@ -236,7 +236,7 @@ def test_both_generators_see_the_same_noise_batch_and_penalty_coefficient() -> N
 
     def discriminator_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         mix = torch.rand(len(real), 1, 1, 1)
-        if not next(judge.parameters()).requires_grad:  # the generators' comparison, not the discriminator's own step
+        if not next(judge.parameters()).requires_grad:  # the step of the generator, not of the discriminator
             seen.append((mix, real))
         judged = judge(mix * real + (1 - mix) * fake)
         return {"dis": judged.mean()}
@@ -251,7 +251,7 @@ def test_both_generators_see_the_same_noise_batch_and_penalty_coefficient() -> N
         assert torch.equal(one[1], other[1])
 
 
-def test_the_networks_handed_in_stay_and_a_frozen_discriminator_stays() -> None:
+def test_given_networks_and_a_frozen_discriminator_stay_unchanged() -> None:
     generator, judge = small_gan()
     kept = [copy.deepcopy(net.state_dict()) for net in (generator, judge)]
     for mode in ("updated", "frozen"):
@@ -279,14 +279,14 @@ def test_the_networks_handed_in_stay_and_a_frozen_discriminator_stays() -> None:
 def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
     name: str, granularity: str, exclude: tuple[str, ...]
 ) -> None:
-    """Gradual pruning included: same losses step by step, same final support."""
+    """With gradual pruning, the losses of every step and the final supports are the same."""
     dtype, steps = torch.float64, 50
     vector = 1 if granularity == "element" else 4
-    generator, judge = small_gan(dtype, width=4)  # whole vectors of channels
+    generator, judge = small_gan(dtype, width=4)  # channels divide into whole vectors
     options = {"granularity": granularity, "exclude": exclude, "seed": 5, "run": QUIET, **SMALL}
     compressor = baseline(name, generator, judge, dcgan.objective, steps=steps, sparsity=0.9, every=3, **options)
     for _, layer in sparse_layers(compressor.task.student):
-        layer.backend = "sparse"  # at any sparsity
+        layer.backend = "sparse"  # "auto" would run a low sparsity dense
     loader = Batches(images(dtype), 4)
     ours = compressor.fit(loader)
 
@@ -313,7 +313,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
     assert len(layers) == 5 - len(exclude)
     for layer_name, _, mask in masked.masks(student):
         assert torch.equal(layers[layer_name].mask(), mask.mask)
-        # 90 % of the memory is gone: values, gradient and Adam's moments are all of size nnz
+        # 90 % of the memory is saved: values, gradient and Adam's moments have nnz elements each
         values = layers[layer_name].values
         state = ours.optimizer.state[values]
         assert values.shape == values.grad.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape
@@ -321,7 +321,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
 
 
 class MaskedTask(CompressionTask):
-    """The same step on dense weights times masks."""
+    """The step of compression on dense weights times masks."""
 
     def step(self, step: int, batch: Tensor) -> dict[str, float]:
         wanted = self.schedule.sparsity(step)
@@ -387,7 +387,7 @@ def test_a_granularity_that_does_not_fit_leaves_no_run_behind(tmp_path: Path) ->
     assert not (tmp_path / "a").exists()
 
 
-def test_layers_take_the_schedule_each_to_its_own_target() -> None:
+def test_each_layer_follows_the_schedule_to_its_target() -> None:
     networks = small_gan(width=4)
     granularity = {"main.0": "2:4", "main.3": "filter", "*": "element"}
     targets = allocate(networks[0], 0.6, granularity, allocation="global")
@@ -400,7 +400,7 @@ def test_layers_take_the_schedule_each_to_its_own_target() -> None:
             run=QUIET,
         )
         layers = dict(sparse_layers(compressor.task.student))
-        assert layers["main.0"].sparsity == 0.5  # at once
+        assert layers["main.0"].sparsity == 0.5  # 2:4 has no intermediate sparsity
         for name, layer in layers.items():
             assert name == "main.0" or layer.sparsity == pytest.approx(targets[name] / 2, abs=1 / 8)
         result = compressor.fit(Batches(images(), 4))
@@ -421,7 +421,7 @@ def test_layers_take_the_schedule_each_to_its_own_target() -> None:
 
 
 def test_sensitivity_by_the_methods_own_loss() -> None:
-    generator, judge = small_gan(torch.float64)  # its images are faint
+    generator, judge = small_gan(torch.float64)  # its images have little contrast
     batches = list(images(torch.float64).split(6))
     measure = gap(generator.eval(), judge, dcgan.objective, batches)
     state = torch.get_rng_state()
@@ -453,7 +453,7 @@ def test_a_loss_that_is_not_a_number_stops_the_compression(tmp_path: Path) -> No
         compressor.fit(Batches(images(), 4))
 
 
-#: Rows of the paper's table: how the generator starts, the discriminator, pruning, what is minimised.
+#: Rows of the paper's table: start of the generator, discriminator, pruning, and the minimised losses.
 TABLE = {
     "b": ("dense", "pretrained updated", "gradual", {"matched"}),
     "c": ("small", "random updated", "none", {"own"}),
@@ -521,7 +521,7 @@ def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
     assert (task.original is not None) == bool(minimised - {"own"})
 
 
-def test_recipes_differ_in_what_their_rows_say_and_nothing_else() -> None:
+def test_recipes_differ_only_in_the_settings_of_their_rows() -> None:
     def differences(one: str, other: str) -> set[str]:
         a, b = (asdict(RECIPES[ROWS.get(name, name)]) for name in (one, other))
         return {key for key in a if a[key] != b[key]} - {"text", "row"}
@@ -558,7 +558,7 @@ def test_recipes_differ_in_what_their_rows_say_and_nothing_else() -> None:
         assert recipe.text.startswith(f"{recipe.row}: " if recipe.row else recipe.text[0])
 
 
-@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # three steps from nowhere
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # the generators are hardly trained
 def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
     generator, judge = small_gan()
     before = copy.deepcopy([network.state_dict() for network in (generator, judge)])
@@ -647,7 +647,7 @@ def test_without_its_gradient_l_dc_is_only_a_number() -> None:
 
 
 def test_the_discriminator_learns_to_tell_the_original_from_the_student() -> None:
-    """Its gradient is that of Dis for the student's images plus Gen for the original's."""
+    """The discriminator's gradient is that of Dis for the student's images plus Gen for the original's images."""
     generator, judge = small_gan(torch.float64)
     batch = images(torch.float64)[:4]
     compressor = baseline(
@@ -682,7 +682,7 @@ def test_the_discriminator_learns_to_tell_the_original_from_the_student() -> Non
         torch.testing.assert_close(parameter, dict(copied.named_parameters())[name], rtol=1e-9, atol=1e-12)
 
 
-def test_a_discriminator_that_no_loss_needs_is_never_asked() -> None:
+def test_a_discriminator_that_no_loss_needs_is_never_called() -> None:
     class Refusing(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             raise AssertionError
@@ -711,7 +711,7 @@ def test_rounds_prune_and_train_in_turns() -> None:
             Rounds(**{"steps": 8, **bad})
 
 
-def test_rewound_learning_rates_start_anew_at_every_pruning() -> None:
+def test_rewound_learning_rates_restart_at_every_pruning() -> None:
     rates: list[float] = []
     config = CompressionConfig(decay=True, rewind=True, generator_lr=1.0)
     ours = Compressor(*small_gan(), dcgan.objective, Rounds(16, 0.8), config)
@@ -719,7 +719,7 @@ def test_rewound_learning_rates_start_anew_at_every_pruning() -> None:
     for at in range(16):
         ours.task.step(at, torch.zeros(2, 1, 64, 64))
     assert prunings(ours.schedule) == [0, 2, 4, 6, 16]
-    short = [1.0, 1.0]  # a stretch of two steps is too short to fall
+    short = [1.0, 1.0]  # two steps between prunings are too few for a decay
     last = [1.0] * 5 + [1.0, 0.8, 0.6, 0.4, 0.2]
     assert rates == pytest.approx(3 * short + last)
     with pytest.raises(ValueError, match="rewind is set and decay is not"):
@@ -736,7 +736,7 @@ def test_recalibration_makes_running_statistics_those_of_the_pruned_network() ->
         expected = pruned.train()(noise)
         stale = pruned.eval()(noise)
         recalibrate_batch_norm(pruned, lambda: pruned(noise), batches=3)
-        torch.testing.assert_close(pruned(noise), expected, atol=2e-2, rtol=0)  # n against n - 1 in the variance
+        torch.testing.assert_close(pruned(noise), expected, atol=2e-2, rtol=0)  # variances by n or n - 1
         assert (stale - expected).abs().max() > 0.1
     assert not pruned.training
     assert pruned.main[1].momentum == 0.1
@@ -757,7 +757,7 @@ def test_contrast_is_matched_by_scaling_the_last_layer() -> None:
         assert match_contrast(pale, original, lambda net: net(noise)) == 1.0
 
 
-# Somebody else's GAN
+# A user's GAN
 
 
 def test_a_wasserstein_gan_of_the_user_needs_two_functions() -> None:
@@ -813,7 +813,7 @@ def steps_of(parts: list[Tensor], **options: Any) -> tuple[list[dict[str, float]
 
 
 def test_a_batch_in_parts_has_the_mean_of_their_terms_and_the_sum_of_their_gradients() -> None:
-    """Without batch norm's statistics and with one noise for all, parts that are alike are the whole."""
+    """The parts have equal images and noise, so batch norm finds in each part the statistics of the whole batch."""
     half = images(torch.float64)[:6]
     twice = torch.cat([half, half])
     noise = torch.linspace(-1, 1, 48).double().view(6, 8, 1, 1)
@@ -846,7 +846,7 @@ def test_a_batch_in_parts_has_the_mean_of_their_terms_and_the_sum_of_their_gradi
 
 @pytest.mark.parametrize("accumulate", [2, 5, 7, 50])
 def test_parts_of_unequal_size_count_by_their_images(accumulate: int) -> None:
-    """Of losses that are means over images, parts give the gradient of the whole; the last batch is smaller."""
+    """For losses that are means over images, the parts give the gradient of the batch. The last batch is smaller."""
 
     class Mean(nn.Module):
         def __init__(self) -> None:
@@ -877,7 +877,7 @@ def test_parts_of_unequal_size_count_by_their_images(accumulate: int) -> None:
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
 
 
-def test_parts_of_tensors_that_do_not_go_together() -> None:
+def test_tensors_of_different_batch_sizes_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="tensors of 3, 4 images; accumulate=2"):
         split({"a": torch.zeros(4), "b": torch.zeros(3)}, 2)
     assert [part.parts for part in split("no tensor", 3)] == [1]
@@ -901,7 +901,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
         result = compressor.fit([images()])
         assert seen == {dtype or torch.float32}
         assert all(p.dtype == torch.float32 for p in result.generator.parameters())
-        assert result.generator(torch.randn(2, 8, 1, 1)).dtype == torch.float32  # nothing stays behind
+        assert result.generator(torch.randn(2, 8, 1, 1)).dtype == torch.float32  # autocast ended with `fit`
         found.append(result.history)
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=0.1, abs=0.02)
@@ -910,11 +910,11 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32() -> None:
         steps_of([images()], autocast=torch.float64)
 
 
-# ---- other people's discriminators and objectives
+# ---- users' discriminators and objectives
 
 
 class _Judge(nn.Module):
-    """Draws within its forward where `drop` is not 0; takes its images by position or by name."""
+    """A discriminator that draws in its forward where `drop` is above 0. It takes images by position or by name."""
 
     def __init__(self, drop: float) -> None:
         super().__init__()
@@ -925,7 +925,7 @@ class _Judge(nn.Module):
 
 
 def _one_step(objective: Objective, judge: nn.Module, **options: Any) -> dict[str, float]:
-    """Of a generator that is the original's equal."""
+    """The figures of one step of a compressed generator that equals the original."""
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
     schedule = OneShot(steps=1, target=0.0)
@@ -935,8 +935,8 @@ def _one_step(objective: Objective, judge: nn.Module, **options: Any) -> dict[st
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
-def test_equal_generators_before_a_judge_that_draws_are_scored_alike(drop: float) -> None:
-    """Both terms look at the real images, and so the judge sees them several times."""
+def test_a_discriminator_that_draws_scores_equal_generators_alike(drop: float) -> None:
+    """Both terms use the real images, so the discriminator sees these images several times."""
     objective = Objective(
         lambda g, d, fake, batch: {"gen": (d(batch).mean() - d(images=fake).mean()).square()},
         lambda g, d, fake, batch: {"dis": d(fake).mean() - d(batch).mean()},
@@ -945,7 +945,7 @@ def test_equal_generators_before_a_judge_that_draws_are_scored_alike(drop: float
     assert _one_step(objective, _Judge(drop), discriminator_lr=0.0)["loss"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_judgement_is_given_again_only_to_what_is_unchanged() -> None:
+def test_a_cached_score_is_used_only_for_unchanged_images() -> None:
     seen: dict[str, Tensor] = {}
 
     def generator_terms(g: nn.Module, d: nn.Module, fake: Tensor, batch: Tensor) -> dict[str, Tensor]:
@@ -968,7 +968,7 @@ def test_a_judgement_is_given_again_only_to_what_is_unchanged() -> None:
     torch.testing.assert_close(seen["whole"], seen["changed answer"])
 
 
-def test_objectives_with_a_constructor_of_their_own() -> None:
+def test_subclasses_of_objective_with_another_constructor() -> None:
     class Mine(Objective):
         def __init__(self, weight: float) -> None:
             super().__init__(self.terms, lambda g, d, fake, batch: {"dis": d(fake).mean()}, self.make)
@@ -983,7 +983,7 @@ def test_objectives_with_a_constructor_of_their_own() -> None:
     assert _one_step(Mine(2.0), _Judge(0.0), discriminator_lr=0.0)["loss"] == pytest.approx(0, abs=1e-5)
 
 
-def test_batches_in_parts_are_counted_once_by_norms_of_every_kind() -> None:
+def test_batch_norm_counts_every_part_of_a_batch() -> None:
     for momentum in (0.1, None):
         found = []
         for accumulate in (1, 2):
@@ -998,7 +998,7 @@ def test_batches_in_parts_are_counted_once_by_norms_of_every_kind() -> None:
             )
             schedule, config = OneShot(3, 0.0), CompressionConfig(accumulate=accumulate, generator_lr=0.0)
             compressor = Compressor(generator, _Judge(0.0), objective, schedule, config, run=QUIET)
-            result = compressor.fit([torch.randn(1, 1, 8, 8).repeat(2, 1, 1, 1)])  # parts are equal
+            result = compressor.fit([torch.randn(1, 1, 8, 8).repeat(2, 1, 1, 1)])  # both parts are equal
             found.append(result.generator[1])
         assert found[1].num_batches_tracked == 2 * found[0].num_batches_tracked
         if momentum is None:

@@ -1,4 +1,4 @@
-"""The configuration of a compression: from and to JSON, in the run folder, on the command line, in its old spelling."""
+"""The configuration of a compression: from and to JSON, in the run folder, on the command line, by old keywords."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sparsegan.pruning import allocation
 from sparsegan.pruning.schedule import GradualPruning, OneShot
 from sparsegan.training import ranks
 
-#: No field has its default.
+#: A configuration in which every field that can differs from its default.
 OTHER = CompressionConfig(
     loss=SelfSupervisedLoss(lam=0.25, denominator="running"),
     granularity={"main.0": "2:4", "*": "filter"},
@@ -73,7 +73,7 @@ def test_a_configuration_comes_back_from_json(config: CompressionConfig) -> None
 def test_the_example_has_every_field() -> None:
     usual = CompressionConfig()
     same = [one.name for one in fields(usual) if getattr(usual, one.name) == getattr(OTHER, one.name)]
-    assert same == ["discriminator_mode"]  # one of the others contradicts what is set beside it
+    assert same == ["discriminator_mode"]  # other modes contradict prune_discriminator and original_as_real
     assert CompressionConfig.from_dict({}) == usual
 
 
@@ -102,7 +102,7 @@ def test_the_example_has_every_field() -> None:
         ({"rewind": True}, "rewind is set and decay is not"),
     ],
 )
-def test_what_is_no_configuration_is_refused_by_name(values: dict[str, Any], words: str) -> None:
+def test_wrong_configurations_are_refused_by_name(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CompressionConfig.from_dict(values)
 
@@ -116,12 +116,12 @@ def test_what_is_no_configuration_is_refused_by_name(values: dict[str, Any], wor
         ({"settings": ["data"]}, r"settings is \['data'\]; it must be a dict"),
     ],
 )
-def test_what_keeps_no_run_is_refused_by_name(values: dict[str, Any], words: str) -> None:
+def test_wrong_run_settings_are_refused_by_name(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RunConfig(**values)
 
 
-def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> None:
+def test_a_users_loss_is_written_if_json_can_hold_it(tmp_path: Path) -> None:
     @dataclass
     class Mine(PlainLoss):
         weight: Any = 2.0
@@ -137,7 +137,7 @@ def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> No
         (NoDataclass(), "loss is a NoDataclass, whose settings cannot be written; it must be a dataclass"),
     ):
         config, both = CompressionConfig(loss), small_gan()
-        Compressor(*both, dcgan.objective, OneShot(1), config)  # nothing is to be written
+        Compressor(*both, dcgan.objective, OneShot(1), config)  # without a folder nothing is written
         with pytest.raises(ValueError, match=words):
             Compressor(*both, dcgan.objective, OneShot(1), config, run=RunConfig(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
@@ -145,7 +145,7 @@ def test_a_loss_of_ones_own_is_written_if_json_can_hold_it(tmp_path: Path) -> No
         CompressionConfig.from_dict(CompressionConfig(Mine()).to_dict())
 
 
-#: What the version before configurations wrote for the run below.
+#: The settings that the version before `CompressionConfig` wrote for the run below.
 FORMER = {
     "schedule": {"kind": "GradualPruning", "steps": 4, "target": 0.5, "initial": 0.05, "ramp": 0.5, "every": 3},
     "loss": {
@@ -181,7 +181,7 @@ FORMER = {
 }
 
 
-def test_run_folders_hold_the_configuration_and_former_ones_go_on(tmp_path: Path) -> None:
+def test_run_folders_hold_the_configuration_and_old_folders_resume(tmp_path: Path) -> None:
     config = CompressionConfig(
         SelfSupervisedLoss(denominator="running"),
         granularity={"main.0": "2:4", "*": "element"},
@@ -209,7 +209,7 @@ def test_run_folders_hold_the_configuration_and_former_ones_go_on(tmp_path: Path
             opened("former", other)
 
 
-def test_recipes_make_configurations_and_agree_with_their_own() -> None:
+def test_recipes_make_configurations_and_accept_them_back() -> None:
     for recipe in RECIPES.values():
         config = recipe.config(ema=0.9)
         written = settings_from(json.loads(json.dumps(config.to_dict())))
@@ -232,7 +232,7 @@ def read(*words: str) -> dict[str, Any]:
 
 
 def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
-    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # what it was trained with
+    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # None: as the GAN was trained
     usual = CompressionConfig()
     assert read() == {name: getattr(usual, name) for name in OPTIONS} | of_the_gan | {"loss": SelfSupervisedLoss()}
 
@@ -267,7 +267,7 @@ def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
         ('{"loss": {"kind": "PlainLoss"}}', "its loss is a PlainLoss; it must be a SelfSupervisedLoss, the"),
     ],
 )
-def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> None:
+def test_a_file_without_valid_settings_is_named(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
@@ -280,7 +280,7 @@ def test_a_file_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> 
         read("--config", str(file))
 
 
-# Until 0.2
+# Old keywords and names, until 0.2
 
 
 def test_keywords_of_the_former_version_give_the_same_with_one_warning(tmp_path: Path) -> None:

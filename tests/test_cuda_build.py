@@ -1,4 +1,4 @@
-"""The CUDA kernels built for sm_80 and sm_90, without a GPU: registers, spills, shared memory and instructions."""
+"""The built CUDA kernels for sm_80 and sm_90, without a GPU: registers, spills, shared memory and instructions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="building t
 
 ARCHITECTURES = ("sm_80", "sm_90")
 TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
-#: Registers a thread may have under the kernel's __launch_bounds__, 65536 a multiprocessor.
+#: The registers per thread that a kernel's __launch_bounds__ allow, of 65536 per multiprocessor. Other kernels: 64.
 MOST_REGISTERS = {"sparse_conv_tiled": 128, "wgrad_tiled": 128, "sparse_conv_small": 80, "wgrad_small": 255}
 
 
 def cuobjdump() -> str:
-    """CUDA's disassembler, wherever it is: Triton brings one along."""
+    """The path of CUDA's disassembler, on PATH or in the package of Triton."""
     if found := shutil.which("cuobjdump"):
         return found
     if (triton := importlib.util.find_spec("triton")) and triton.submodule_search_locations:
@@ -40,13 +40,13 @@ def cuobjdump() -> str:
 class Kernel:
     architecture: str
     name: str
-    variant: tuple[str, ...]  # dtype, then the numbers of its template
+    variant: tuple[str, ...]  # dtype, then the integer template arguments
     resources: dict[str, int]  # REG, STACK, SHARED, LOCAL
     instructions: Counter[str] = field(repr=False)
 
 
 def build() -> Path:
-    """_cuda.so, built anew where something changed; in a directory of its own where the usual one is without CUDA."""
+    """Builds _cuda.so if a source changed, in a separate directory if the usual one is configured without CUDA."""
     cache = BUILD / "CMakeCache.txt"
     settings = cache.read_text() if cache.exists() else ""
     usual = "CMAKE_CUDA_COMPILER:" in settings and re.search(r"SPARSEGAN_CUDA:STRING=1?$", settings, re.M)
@@ -61,7 +61,7 @@ def build() -> Path:
 
 
 def functions(library: Path, option: str) -> dict[tuple[str, str], list[str]]:
-    """The lines that cuobjdump prints for each (architecture, mangled name)."""
+    """The lines that cuobjdump prints for each function, by (architecture, mangled name)."""
     found: dict[tuple[str, str], list[str]] = {}
     architecture = ""
     lines: list[str] = []
@@ -85,7 +85,7 @@ def library() -> Path:
 def kernels(library: Path) -> list[Kernel]:
     usage, found = functions(library, "--dump-resource-usage"), []
     for (architecture, name), lines in functions(library, "--dump-sass").items():
-        # The name of the file, sparse_conv_cu, stands before the function's.
+        # In the mangled name, the name of the file (sparse_conv_cu) can stand before the name of the function.
         kernel, types = r"\d((?!sparse_conv_cu)[a-z]+(?:_[a-z]+)+)", r"(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)"
         short = re.search(kernel + types, name)
         assert short, name
@@ -122,12 +122,12 @@ def test_no_spills_and_full_occupancy(kernels: list[Kernel]) -> None:
         assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, kernel
         assert not any(i.startswith(("LDL", "STL")) for i in kernel.instructions), kernel
         assert kernel.resources["REG"] <= MOST_REGISTERS.get(kernel.name, 64), kernel
-        # The tiled kernels' is dynamic: csrc/cuda/tiling.cpp keeps it below the 48 KiB that every launch may have. From
-        # sm_90 on CUDA keeps 1 KiB a block for itself.
+        # Tiled kernels use dynamic shared memory: csrc/cuda/tiling.cpp keeps it below the 48 KiB that every launch may
+        # have. From sm_90 on, CUDA reserves 1 KiB per block.
         assert kernel.resources["SHARED"] <= 1024 + (0 if kernel.name.endswith("_tiled") else 4096), kernel
 
 
-def test_tiled_kernels_use_what_they_are_built_on(kernels: list[Kernel]) -> None:
+def test_tiled_kernels_use_async_copies_wide_loads_and_jumps(kernels: list[Kernel]) -> None:
     for kernel in kernels:
         if not kernel.name.endswith("_tiled"):
             continue
@@ -137,13 +137,13 @@ def test_tiled_kernels_use_what_they_are_built_on(kernels: list[Kernel]) -> None
         wide = "128" if dtype == "float32" else "64"
         assert any(i.startswith("LDGSTS") and wide in i for i in found), f"cp.async of four columns in {kernel}"
         assert any(i.startswith("LDS") and wide in i for i in found), f"loads of four columns in {kernel}"
-        assert found["BRX"] == 1, f"a tap jumps once in {kernel}"
-        # Each of the 64 cases is straight FMAs on registers.
+        assert found["BRX"] == 1, f"one jump per tap in {kernel}"
+        # Each of the 64 cases of the jump consists of FMAs on registers.
         assert found["FFMA"] >= 64 * int(strip), kernel
 
 
-#: Loads the object as ``torch.ops.load_library`` does. Torch loads its CUDA library for itself alone: the symbols are
-#: found only through the name that the object says it needs. The stub stands in where torch has no such library.
+#: Loads _cuda.so with ``torch.ops.load_library``. Torch loads its own CUDA library with RTLD_LOCAL, so _cuda.so finds
+#: the symbols only if it names that library as a dependency. A stub replaces the library where torch has none.
 LOAD = """
 import ctypes, sys, torch, sparsegan
 if torch.version.cuda is None:
@@ -154,13 +154,13 @@ for op in ("sparsegan::sparse_conv", "sparsegan::wgrad"):
 """
 
 
-def test_loads_as_torch_loads_it(library: Path) -> None:
+def test_torch_loads_the_library(library: Path) -> None:
     stub = library.parent / "stub" / "libtorch_cuda.so"
     subprocess.run([sys.executable, "-c", LOAD, library, stub], check=True, cwd=ROOT)
 
 
-def test_a_library_that_does_not_load_leaves_the_rest(library: Path, tmp_path: Path) -> None:
-    """Torch has CUDA, and the object is broken: the package imports, runs on the CPU, and says what happened."""
+def test_a_broken_library_leaves_the_cpu_working(library: Path, tmp_path: Path) -> None:
+    """Where torch has CUDA and _cuda.so is broken, the package still imports, runs on the CPU and names the error."""
     copy = tmp_path / "sparsegan"
     ignored = shutil.ignore_patterns("__pycache__", "_cuda.so")
     shutil.copytree(ROOT / "sparsegan", copy, ignore=ignored)
@@ -179,7 +179,7 @@ print(info()["cuda kernels"])
     assert re.match(r"did not load: .*_cuda\.so: (file too short|invalid ELF header)", ran.stdout), ran.stdout
 
 
-#: A compiler that says it is nvcc of some version, and does nothing else.
+#: A program that prints the version of an nvcc and compiles nothing.
 FAKE_NVCC = """#!/bin/sh
 case "$*" in
   *--version*) echo "Cuda compilation tools, release 11.8, V11.8.89" ;;

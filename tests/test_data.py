@@ -1,4 +1,4 @@
-"""Data: every layout, its errors, splits without leaks, batches that resume, and the registry sets that are here."""
+"""Data: every layout and its errors, splits without leaks, batches that resume, and the sets of the registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def picture(file: Path, width: int = 20, height: int = 20, *, mode: str = "RGB", seed: int = 0) -> Path:
-    """A PNG (or what the ending says) of random pixels."""
+    """Writes an image of random pixels, in the format of the file's suffix."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draws = torch.Generator().manual_seed(seed)
     bands = len(Image.new(mode, (1, 1)).getbands())
@@ -44,7 +44,7 @@ LAYOUTS: dict[str, Layout] = {}
 
 
 def layout(kind: str) -> Callable[[Layout], Layout]:
-    """Register a function that writes a folder in a layout of `kind` and returns `load`'s further arguments."""
+    """Registers a function that writes a folder in a layout of `kind` and returns further arguments of `load`."""
 
     def register(write: Layout) -> Layout:
         LAYOUTS[f"{kind}: {write.__name__}"] = write
@@ -108,7 +108,7 @@ def photographs(root: Path) -> dict[str, Any]:
 
 @pytest.fixture(params=LAYOUTS)
 def example(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, dict[str, Any]]:
-    """Each layout in turn: the kind, the folder and the further arguments of `load`."""
+    """Each layout in turn: the kind, the folder, and further arguments of `load`."""
     kind = request.param.split(":")[0]
     more = LAYOUTS[request.param](tmp_path)
     return kind, tmp_path / "images" if "attributes" in more else tmp_path, more
@@ -154,7 +154,7 @@ def test_batches_are_the_same_resumed_from_disk_and_from_workers(example: tuple[
     assert not disk.in_memory
     stream = endless(whole.batches(2), seed=3)
     first = [next(stream) for _ in range(2 * len(whole.batches(2)))]
-    torch.rand(5)  # what training draws in between does not matter
+    torch.rand(5)  # draws of the training must not change the batches
     resumed = endless(disk.batches(2), seed=3, start=1)
     assert all(equal(next(resumed), batch) for batch in first[1:])
     other = endless(whole.batches(2), seed=4)
@@ -172,7 +172,7 @@ def test_windows_and_mirroring_are_alike_on_both_sides_of_a_pair(tmp_path: Path)
         given, target = batch
         assert torch.equal(given, target)
         seen.add(tuple(given[0, 0, 0, :2].tolist()))
-    assert len({a < b for a, b in seen}) == 2  # mirrored, and not
+    assert len({a < b for a, b in seen}) == 2  # some are mirrored and some are not
     assert len(seen) > 10
     plain = data.load("pairs", tmp_path, 32, augment=False)
     given, target = next(iter(plain.batches(1)))
@@ -193,7 +193,7 @@ def test_unpaired_samples_go_once_through_the_longer_side(tmp_path: Path) -> Non
     assert sorted(counts.tolist()) == [2, 2, 3]
 
 
-def test_the_low_resolution_of_a_crop_is_what_pillow_makes_of_high(tmp_path: Path) -> None:
+def test_the_low_resolution_of_a_crop_is_that_of_pillow(tmp_path: Path) -> None:
     smooth = Image.open(picture(tmp_path / "x.png", 6, 6)).resize((48, 32), Image.Resampling.BICUBIC)
     (tmp_path / "test").mkdir()
     smooth.save(tmp_path / "test" / "0.png")
@@ -220,22 +220,20 @@ def test_transparency_is_white_and_exif_turns(tmp_path: Path) -> None:
         ("images", lambda r: r.mkdir(), "x holds no images; png, jpg"),
         ("images", lambda r: (pictures(r, 3) / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"bad\.png is not an"),
         ("images", lambda r: cut_short(pictures(r, 3, 50) / "001.png"), r"001\.png is not an image that pillow can"),
-        ("images", lambda r: Image.new("F", (8, 8)).save(pictures(r, 1) / "deep.tiff"), "8 or 16 bits a channel"),
-        ("pairs", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 wide; .* even width"),
+        ("images", lambda r: Image.new("F", (8, 8)).save(pictures(r, 1) / "deep.tiff"), "8 or 16 bits per channel"),
+        ("pairs", lambda r: pictures(r, 2, 21, 20), r"000\.png is 21 pixels wide; .* even"),
         ("pairs", lambda r: (pictures(r / "trainA", 3), pictures(r / "trainB", 4)), "names; '003' is in only"),
         ("pairs", lambda r: pictures(r / "trainA", 3), "must hold trainA and trainB"),
         ("pairs", lambda r: [picture(r / f) for f in ("trainB/0.png", "trainA/0.png", "trainA/0.jpg")], "same name"),
         ("unpaired", lambda r: pictures(r, 3), "must hold trainA and trainB"),
         ("unpaired", lambda r: (pictures(r / "trainA", 3), (r / "trainB").mkdir()), "trainB holds no images"),
-        ("domains", lambda r: pictures(r / "one", 3), "holds 1 folders; each domain is one, and there must"),
+        ("domains", lambda r: pictures(r / "one", 3), "holds 1 folders; it must hold at least 2"),
         ("domains", lambda r: (pictures(r / "a", 3), (r / "b").mkdir()), "b holds no images"),
-        ("domains", lambda r: [pictures(r / d, 1) for d in ("train/a", "train/b", "test/a", "test/c")], "not the same"),
+        ("domains", lambda r: [pictures(r / d, 1) for d in ("train/a", "train/b", "test/a", "test/c")], "the same"),
         ("crops", lambda r: pictures(r, 2, 40, 12), r"000\.png is 40x12; crops of 16 need at least 16x16"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_folder_is_named(
-    tmp_path: Path, kind: str, spoil: Callable[[Path], object], message: str
-) -> None:
+def test_faults_of_a_folder_are_named(tmp_path: Path, kind: str, spoil: Callable[[Path], object], message: str) -> None:
     spoil(tmp_path / "x")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         data.load(kind, tmp_path / "x", 16, "train" if kind in ("pairs", "unpaired") else "all")
@@ -418,7 +416,7 @@ def test_mnist_is_5000_digits_scaled_to_minus_one_to_one() -> None:
     assert images.max() <= 1
     assert labels.bincount().tolist() == [500] * 10
     small = mnist.images(28)[0]
-    # resizing keeps the ink where it is
+    # resizing does not shift the strokes
     back = torch.nn.functional.interpolate(images, size=(28, 28), mode="area")
     assert (back - small).abs().mean() < 0.1
     train, test = (data.load("images", "mnist", 28, split) for split in ("train", "test"))
@@ -454,7 +452,7 @@ def test_the_list_and_missing_packages_name_the_install_command(
             assert package.licence in said
     assert main(["data", "openmoji", "--from", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
     error = capsys.readouterr().err
-    if "openmoji" in error:  # not where npm installs globally on this machine
+    if "openmoji" in error:  # absent where this machine has the package installed globally
         assert "npm install openmoji" in error
     with pytest.raises(ValueError, match="size is 5; for openmoji it must be from 16 to 4096"):
         registry.prepare("openmoji", size=5)
@@ -465,7 +463,7 @@ def test_the_list_and_missing_packages_name_the_install_command(
 
 
 def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The npm packages' folders with a few pictures each: no base item in both splits, nor on both training sides."""
+    """Folders like those of the npm packages. No base item is in both splits or on both training sides."""
     names = ["1f469-200d-1f33e", "1f468-200d-1f33e", "1f93d-1f3fb", "1f44c", "1f7e0", "0023-fe0f-20e3"]
     names += [f"1f9{i:02x}" for i in range(40)]
     for style in ("google", "twitter"):
@@ -488,7 +486,7 @@ def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "again").exists()
 
 
-def test_one_openmoji_a_line_drawing(tmp_path: Path) -> None:
+def test_openmoji_keeps_one_emoji_per_line_drawing(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py", reason="SVGs are drawn by resvg-py")
     for name, line, colour in (("1F44B", 1, "gold"), ("1F44B-1F3FF", 1, "brown"), ("1F9F0", 3, "red")):
         for style, fill in (("black", "none"), ("color", colour)):
@@ -502,7 +500,7 @@ def test_one_openmoji_a_line_drawing(tmp_path: Path) -> None:
     assert sum(facts["counts"].values()) == 2
     samples = data.load("pairs", tmp_path / "out" / "train", 32, "all", augment=False)
     by_name = dict(zip(samples.names, zip(*next(samples.in_order(2)), strict=True), strict=True))
-    lines, colour = by_name["1F44B.png"]  # of the two that are drawn alike, the one without skin tone
+    lines, colour = by_name["1F44B.png"]  # two have the same drawing; the one without skin tone is kept
     assert lines[:, 0, 0].tolist() == [1, 1, 1]
     assert lines[:, 16, 16].tolist() == [1, 1, 1]
     assert colour[:, 16, 16].tolist() == pytest.approx([1, 215 / 127.5 - 1, -1])

@@ -1,6 +1,6 @@
-"""Other devices than the CPU: the same random numbers for both generators, batches elsewhere, float16, --device.
+"""Devices other than the CPU: equal random numbers for both generators, batches on the device, float16, --device.
 
-No GPU is needed. What runs on a whole second device is in `second_device.py`.
+No GPU is needed. The tests of a complete second device are in `second_device.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sparsegan.training import ranks, run_loop
 
 
 def test_a_second_device() -> None:
-    """In a process of its own: a backend is there for a whole process."""
+    """Runs in a separate process, because a backend cannot be removed from a process."""
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch takes no backend in Python")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/second_device.py"]
@@ -46,8 +46,8 @@ def test_a_second_device() -> None:
 # The same numbers for both generators
 
 
-def test_what_a_forward_draws_after_named_numbers_is_the_same_too() -> None:
-    """Also where a later pass draws less before them: a discriminator is not asked twice about the same images."""
+def test_draws_after_named_numbers_are_equal_too() -> None:
+    """They are equal even where a later pass draws less before the named numbers, as it does when scores are cached."""
     draws, seen = Draws(), []
     for passing in (draws.first, draws.again, draws.again):
         before = torch.get_rng_state()
@@ -55,7 +55,7 @@ def test_what_a_forward_draws_after_named_numbers_is_the_same_too() -> None:
             torch.rand(1 if passing == draws.first else 0)
             seen.append((draws("noise", lambda: torch.rand(3)), torch.rand(2)))
         assert torch.equal(torch.get_rng_state(), before) == (passing != draws.first)
-        torch.rand(1)  # what comes between two passes
+        torch.rand(1)  # a draw between two passes
     for named, last in seen:
         assert named is seen[0][0]
         assert torch.equal(last, seen[0][1])
@@ -66,9 +66,9 @@ def test_what_a_forward_draws_after_named_numbers_is_the_same_too() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", test_gans.TINY)
-def test_the_reference_gans_set_no_generator_back(name: str, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_gans_restore_no_random_state(name: str, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gan = test_gans.tiny(name)
-    if name == "pix2pix":  # dropout draws in the forward itself
+    if name == "pix2pix":  # dropout draws in the forward, without names
         sizes = test_gans.TINY[name] | {"gan": name, "dropout": False}
         gan = store.build({"network": sizes})
     (batch,) = test_gans.batches(name, 1)
@@ -87,11 +87,11 @@ def test_the_reference_gans_set_no_generator_back(name: str, accumulate: int, mo
     compressor.task.step(0, batch)
 
 
-# Tensors where they belong
+# Tensors on the device of the networks
 
 
 class Elsewhere(TorchDispatchMode):
-    """Names the ops that put out a tensor on the CPU."""
+    """Records the names of ops that return a tensor on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,11 +115,11 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("name", test_gans.TINY)
 def test_all_tensors_of_a_step_are_where_the_networks_are(name: str, loss: Any) -> None:
-    """On the device of shapes alone, with gradients: "cuda" needs a torch that was built for it."""
+    """Runs on the meta device, because "cuda" needs a torch that was built for CUDA."""
     gan = test_gans.tiny(name)
     (batch,) = test_gans.batches(name, 1)
     if name == "stargan":
-        batch = batch[0], torch.eye(3)[batch[1]]  # attributes: no number of theirs is looked at
+        batch = batch[0], torch.eye(3)[batch[1]]  # attributes, because domain labels are read as numbers
     there = torch.device("meta")
     student, original, judge = (
         net.to(there) for net in (gan.generator, copy.deepcopy(gan.generator), gan.discriminator)
@@ -150,7 +150,7 @@ def test_batches_go_where_the_networks_are() -> None:
 
 
 class Slow:
-    """A task on a device of shapes alone, which notes what happens when."""
+    """A task on the meta device that records the order of events."""
 
     device = torch.device("meta")
     meanwhile: Any = None
@@ -183,7 +183,7 @@ def test_the_next_batch_is_made_while_another_device_works() -> None:
     task = Slow(events)
     run_loop(task, Loader(), 3, quiet=True)
     steps = ["begins 0", "makes 1", "waits 0", "begins 1", "makes 2", "waits 1", "begins 2", "waits 2"]
-    assert events == ["makes 0", *steps]  # and none that no step takes
+    assert events == ["makes 0", *steps]  # and no batch that no step uses
     assert task.meanwhile is None
 
 
@@ -191,7 +191,7 @@ def test_the_next_batch_is_made_while_another_device_works() -> None:
 
 
 def test_gradients_that_float16_cannot_hold_train() -> None:
-    """Losses of 1e-9 of their size have gradients that float16 rounds to 0; scaled, they move every layer."""
+    """Losses times 1e-9 have gradients that float16 rounds to 0. With loss scaling every layer changes."""
     gan = test_gans.tiny("dcgan")
 
     def small_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ def test_gradients_that_float16_cannot_hold_train() -> None:
     task.load_state_dict(task.state_dict())
 
 
-def test_a_step_whose_gradients_overflow_is_left_out() -> None:
+def test_a_step_with_overflowing_gradients_is_skipped() -> None:
     gan = test_gans.tiny("dcgan")
     objective = Objective(
         lambda *given: {"gen": 1e3 * dcgan.generator_terms(*given)["gen"]}, dcgan.discriminator_terms, dcgan.generate
@@ -250,7 +250,7 @@ def test_a_step_whose_gradients_overflow_is_left_out() -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A machine with two GPUs; which one is made the current one."""
+    """A machine with two GPUs. The list receives the indices that become the current device."""
     current: list[int] = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
@@ -286,7 +286,7 @@ def test_a_gpu_in_use_is_announced(two_gpus: list[int], capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("name", "backend"), [("cpu", "gloo"), ("cuda:1", "cpu:gloo,cuda:nccl")], ids=["cpu", "gpu"])
-def test_processes_talk_by_where_their_networks_are(
+def test_the_process_group_fits_the_device(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch, two_gpus: list[int]
 ) -> None:
     begun: list[str] = []

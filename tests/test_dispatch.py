@@ -1,4 +1,4 @@
-"""``auto``: what it says for a CPU and, on a made-up H100, for a GPU; GPU layers are traced without one."""
+"""The choices of ``auto``, on a CPU and on a simulated H100. Layers on a GPU are traced without a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = 256 * 256 * 9
 
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if one were there, with everything built for it."""
+    """Lets dispatch see an H100 for which all kernels are built."""
     monkeypatch.setattr(dispatch, "gpu", lambda device: dispatch.Gpu(132, *dispatch.GPUS[9, 0]))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(library, "cuda_library", lambda: Path("_cuda.so"))
@@ -59,7 +59,7 @@ def test_choices(one: Call, backend: str, words: str) -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_a_float32_element_layer_turns_on_whether_dense_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_decides_for_a_float32_element_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     for tf32 in (False, True):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
@@ -68,7 +68,7 @@ def test_a_float32_element_layer_turns_on_whether_dense_may_round(monkeypatch: p
 
 
 def test_either_way_to_set_tf32() -> None:
-    """torch's newer settings make the older one, ``torch.backends.cudnn.allow_tf32``, raise when it is read."""
+    """Once torch's newer settings are used, reading the older ``torch.backends.cudnn.allow_tf32`` raises."""
     layer, x = sg.sparsify(nn.Conv2d(4, 8, 3), 0.5), torch.randn(1, 4, 8, 8)
     expected = layer(x)
     rnn, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
@@ -80,7 +80,7 @@ def test_either_way_to_set_tf32() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_what_a_gpu_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_names_what_a_gpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cuda_library", lambda: None)
     assert "were not built" in dispatch.choose(call(0.1)).why
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
@@ -105,9 +105,9 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("backend", ["sparse", "auto", "dense"])
 def test_gpu_layers_trace(name: str, granularity: str, backend: str) -> None:
-    """Plans and ops have their shapes on a device that only exists as shapes, and nothing waits for it.
+    """Layers, plans and ops run on fake tensors of a GPU, and no op waits for a number of the GPU.
 
-    Without gradients: a torch that was built for CPUs aborts when autograd meets such a device.
+    Gradients are off, because a torch that was built for CPUs aborts when autograd meets a fake GPU tensor.
     """
     pytest.importorskip("triton")
     real = sg.sparsify(LAYERS[name], 0.9, granularity)

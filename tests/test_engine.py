@@ -1,4 +1,4 @@
-"""The inference engine computes what the module computes: reference GANs, other people's ways to write one, random
+"""The inference engine computes the outputs of the module: reference GANs, modules in users' styles, and random
 graphs."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def trained(model: nn.Module, *example: Any) -> nn.Module:
-    """float64, with statistics and slopes that are not a fresh model's."""
+    """The model in float64, with random weights, statistics and affine parameters as after training."""
     model = model.double()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and "weight" in module._parameters:
@@ -54,13 +54,13 @@ def pruned(model: nn.Module, sparsity: float = 0.8, backend: str = "sparse") -> 
 
 
 def check(model: nn.Module, *inputs: Any, rtol: float = 1e-9) -> sg.Engine:
-    """Compiles for the inputs and compares; the model stays as it was."""
+    """Compiles the model for the inputs and compares the outputs; the model must stay unchanged."""
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         expected = copy.deepcopy(model).eval()(*[x.clone() if isinstance(x, Tensor) else x for x in inputs])
     engine = sg.optimize_for_inference(model, inputs)
-    for _ in range(2):  # the second in memory that the first has used
-        again = [x.clone() if isinstance(x, Tensor) else x for x in inputs]  # a model may change them
+    for _ in range(2):  # the second call reuses the memory of the first
+        again = [x.clone() if isinstance(x, Tensor) else x for x in inputs]  # a model may change its inputs
         torch.testing.assert_close(engine(*again), expected, rtol=rtol, atol=rtol)
     for own, kept in zip(model.state_dict().values(), before.values(), strict=True):
         assert torch.equal(own, kept)
@@ -100,7 +100,7 @@ def test_reference_generators(name: str) -> None:
     heavy = [s for s in engine.steps() if (isinstance(s, Torch) and "Norm" in s.why) or "cat" in s.why]
     assert not heavy
     assert not any("Tanh" in step.why or "tanh" in step.why for step in engine.steps())
-    for n in (1, 3):  # other batches by the same engine
+    for n in (1, 3):  # the same engine at other batch sizes
         other = tuple(x.double() for x in inputs(n))
         with torch.no_grad():
             torch.testing.assert_close(engine(*other), model(*other), rtol=1e-9, atol=1e-9)
@@ -127,14 +127,14 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("name", ["dcgan-mnist", "pix2pix-openmoji", "cyclegan-emoji", "stargan-emoji", "srgan-photos"])
-def test_trained_generators_make_the_same_pictures(name: str) -> None:
-    """Within a hundredth of a step of 8-bit images, from the weights that this project trained."""
+def test_trained_generators_make_the_same_images(name: str) -> None:
+    """With this project's trained weights, outputs agree within a hundredth of a step of 8-bit images."""
     gan = store.load(CHECKPOINTS / name)
     model, inputs = sg.sparsify(gan.generator, sparsity=0.5).eval(), store.example(gan, 2)
     with torch.no_grad():
         pictures, ours = model(*inputs), sg.optimize_for_inference(model, inputs)(*inputs)
     for one, other in zip(_list(pictures), _list(ours), strict=True):
-        assert one.std() > 0.1  # a picture, and not a grey field
+        assert one.std() > 0.1  # an image, not a uniform grey
         assert (one - other).abs().max() < 0.01 * 2 / 255
 
 
@@ -142,11 +142,11 @@ def _list(images: Any) -> list[Tensor]:
     return [images] if isinstance(images, Tensor) else list(images.values())
 
 
-# ---------------------------------------------------------------------- other people's modules
+# ---------------------------------------------------------------------- modules in users' styles
 
 
 class Functional(nn.Module):
-    """Everything through torch.nn.functional, in place where that is possible."""
+    """A forward that only calls torch.nn.functional, in place where that is possible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Functional(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """Computed weights, norms of other kinds, a layer called twice, shapes looked at, a dictionary returned."""
+    """Computed weights, other norms, a layer called twice, a padding that depends on a shape, a dictionary out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Wrapped(nn.Module):
 
 
 class Twice(nn.Module):
-    """One tensor in two concatenations, and twice in one; the input itself added and returned."""
+    """One tensor is in two concatenations, twice in one of them. The input is part of a sum that is returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Twice(nn.Module):
 
 
 class Frames(nn.Module):
-    """Another batch inside than the inputs have: every second of [N, T, C, H, W] frames is an image."""
+    """The batch inside differs from the batch of the input: each frame of [N, T, C, H, W] becomes an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Frames(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Changes in place what is not understood."""
+    """A forward with an in-place op that the engine does not know."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,12 +232,12 @@ class InPlace(nn.Module):
 
 
 class ReadTwice(nn.Module):
-    """What is done while a convolution is written must not reach who else reads it, by another name."""
+    """An op fused into a convolution must not reach other readers of its output, which an Identity renames."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bent, self.shuffled, self.same = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Identity()
-        self.tanh_, self.relu_ = nn.Tanh(), nn.ReLU()  # names that say in place of modules that are not
+        self.tanh_, self.relu_ = nn.Tanh(), nn.ReLU()  # the names look like in-place ops; these modules are not
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         a, b = self.bent(x), self.shuffled(x)
@@ -254,11 +254,11 @@ def test_other_ways_to_write_a_module(build: Callable[[], nn.Module]) -> None:
     check(model, torch.randn(2, channels, 9, 11, dtype=torch.float64))
 
 
-def test_what_is_read_twice() -> None:
+def test_outputs_that_are_read_twice() -> None:
     check(pruned(ReadTwice()), torch.randn(1, 3, 6, 7, dtype=torch.float64))
 
 
-def test_what_is_not_understood_says_why() -> None:
+def test_models_that_run_in_torch_say_why() -> None:
     engine = check(trained(InPlace()), torch.randn(1, 3, 5, 5, dtype=torch.float64))
     (step,) = engine.steps()
     assert step.why == "the whole model runs in torch: clamp_ changes its input in place, and is not known here"
@@ -285,7 +285,7 @@ def test_what_is_not_understood_says_why() -> None:
     assert "torch.fx cannot trace it" in engine.steps()[0].why
 
 
-def test_an_input_by_keyword_is_left_to_torch() -> None:
+def test_a_function_with_a_keyword_input_runs_in_torch() -> None:
     class ByKeyword(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -298,7 +298,7 @@ def test_an_input_by_keyword_is_left_to_torch() -> None:
     assert kinds(engine) == [SparseConvStep, Torch, SparseConvStep]
 
 
-def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
+def test_state_that_tracing_does_not_see_is_an_error() -> None:
     class Counting(nn.Module):
         calls = 0
 
@@ -310,7 +310,7 @@ def test_a_forward_that_tracing_does_not_see_is_an_error() -> None:
         sg.optimize_for_inference(Counting(), torch.ones(1, 1, 2, 2))
 
 
-def test_kernels_that_are_pinned_and_dense_layers() -> None:
+def test_a_pinned_dense_backend_and_dense_layers() -> None:
     model = pruned(cyclegan.ResnetGenerator(ngf=4, blocks=1), 0.5, backend="dense")
     engine = check(model, torch.randn(1, 3, 16, 16, dtype=torch.float64))
     assert SparseConvStep not in kinds(engine)
@@ -335,7 +335,7 @@ def test_vectors_and_filters() -> None:
 
 
 class Random(nn.Module):
-    """A program of (what, where from, module or numbers), over all tensors so far."""
+    """Runs a program. Each step is (kind, indices of earlier tensors, module or numbers) and gives one more tensor."""
 
     def __init__(self, program: list[tuple[str, tuple[int, ...], Any]]) -> None:
         super().__init__()
@@ -363,7 +363,7 @@ class Random(nn.Module):
 
 
 def random_part(r: random.Random, shape: tuple[int, ...]) -> nn.Module | None:
-    """Some module that takes ``shape``."""
+    """A random module that accepts ``shape``; None where no such module was drawn."""
     _, c, h, w = shape
     kind = r.choice(("conv", "conv", "conv", "transposed", "norm", "norm", "act", "act", "act", "pad", "up", "shuffle"))
     if kind == "conv":
@@ -371,7 +371,7 @@ def random_part(r: random.Random, shape: tuple[int, ...]) -> nn.Module | None:
         kernel, padding = (r.randint(1, min(3, h)), r.randint(1, min(3, w))), r.choice((0, 0, 1))
         mode = r.choice(("zeros", "zeros", "reflect", "replicate", "circular"))
         if mode == "reflect" and min(h, w) == 1:
-            padding = 0  # nothing to reflect
+            padding = 0  # too few elements for the padding mode
         width = 4 * groups if r.random() < 0.7 else groups * r.randint(1, 4)
         return nn.Conv2d(c, width, kernel, r.choice((1, 1, 2)), padding, 1, groups, r.random() < 0.5, mode)
     if kind == "transposed":
@@ -410,7 +410,7 @@ def random_graph(seed: int) -> tuple[Random, Tensor]:
             part, kind = nn.Identity(), "module"
         elif kind == "module":
             part = random_part(r, shapes[source])
-            if part is None or (source == 0 and getattr(part, "inplace", False)):  # the input is the caller's
+            if part is None or (source == 0 and getattr(part, "inplace", False)):  # the input must stay unchanged
                 continue
         elif kind == "number":
             part = (r.choice((-1.0, 0.5)), 0.25)
@@ -438,7 +438,7 @@ def test_random_graphs(seed: int) -> None:
         )
 
 
-# ---------------------------------------------------------------------- how it is used
+# ---------------------------------------------------------------------- use of an engine
 
 
 def test_shapes_are_kept_up_to_a_bound() -> None:
@@ -477,7 +477,7 @@ def test_calls_at_the_same_time() -> None:
             torch.testing.assert_close(one, right)
 
 
-def test_results_are_the_callers_own() -> None:
+def test_results_stay_unchanged_by_later_calls() -> None:
     model = pruned(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()))
     engine = sg.optimize_for_inference(model, torch.randn(1, 2, 6, 6, dtype=torch.float64))
     first = engine(torch.ones(1, 2, 6, 6, dtype=torch.float64))
@@ -486,7 +486,7 @@ def test_results_are_the_callers_own() -> None:
     assert torch.equal(first, kept)
 
 
-def test_arena_is_shared_by_what_is_not_needed_at_once() -> None:
+def test_tensors_reuse_the_arena() -> None:
     blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU()) for _ in range(6)]
     x = torch.randn(1, 8, 16, 16, dtype=torch.float64)
     engine = check(pruned(nn.Sequential(*blocks, nn.Conv2d(8, 8, 1))), x)
@@ -514,10 +514,10 @@ def test_wrong_inputs_are_named() -> None:
         engine(*[torch.randn(1, 2, 6, 6, dtype=torch.float64)] * 2)
 
 
-# ---------------------------------------------------------------------- on a GPU, as far as a CPU can tell
+# ---------------------------------------------------------------------- the rewriting for a GPU, run on the CPU
 
 
-def test_what_a_gpu_engine_fuses_computes_the_same() -> None:
+def test_fusing_for_a_gpu_keeps_the_outputs() -> None:
     for backend in ("sparse", "dense"):
         model = pruned(dcgan.Generator(nz=6, ngf=4), backend=backend)
         x = torch.randn(2, 6, 1, 1, dtype=torch.float64)
@@ -525,10 +525,10 @@ def test_what_a_gpu_engine_fuses_computes_the_same() -> None:
         assert lines[0] == "main.0: with main.1, main.2"
         assert not [one for one in ours.modules() if isinstance(one, nn.BatchNorm2d | nn.ReLU)]
         torch.testing.assert_close(ours(x), model(x).detach())
-    unet = pruned(pix2pix.UnetGenerator(ngf=4, downs=5))  # its activations come before the layers, or in place
+    unet = pruned(pix2pix.UnetGenerator(ngf=4, downs=5))  # its activations stand before the layers, or are in place
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(gpu.fused(unet, Call.of((x,), {}))[0](x), unet(x).detach())
-    layer = nn.Conv2d(2, 2, 3, padding=1)  # whose second call is followed by nothing
+    layer = nn.Conv2d(2, 2, 3, padding=1)  # the ReLU follows only the first call
     twice = pruned(nn.Sequential(layer, nn.ReLU(), layer))
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
     ours, lines = gpu.fused(twice, Call.of((x,), {}))

@@ -1,4 +1,4 @@
-"""The engine takes what a forward takes, runs in torch what it must and says so, draws what the model draws."""
+"""Calls of an engine: arguments and results of any structure, steps that run in torch, and random numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = namedtuple("Pair", "image weight")
 
 def conv(channels: int = 3, out: int = 3) -> nn.Module:
     layer = sg.SparseConv2d(channels, out, 3, padding=1, sparsity=0.6)
-    layer.backend = "sparse"  # so small a layer would run dense
+    layer.backend = "sparse"  # "auto" would run such a small layer dense
     return layer
 
 
@@ -37,7 +37,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def silently(model: nn.Module, example: Any, **options: Any) -> Any:
-    """No warning, and no convolution in torch."""
+    """Compiles the model; any warning is an error, so no convolution runs in torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return sg.optimize_for_inference(model.eval(), example, **options)
@@ -47,7 +47,7 @@ def silently(model: nn.Module, example: Any, **options: Any) -> Any:
 
 
 class Nested(nn.Module):
-    """Lists, tuples, dicts, a named tuple, labels, flags, optional tensors; any output tree."""
+    """A forward with lists, tuples, dicts, a named tuple, labels, flags and optional tensors, and nested outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def first(n: int = 2) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", CALLS)
-def test_whatever_a_forward_takes_and_gives(example: str) -> None:
+def test_arguments_and_results_of_any_structure(example: str) -> None:
     model = Nested()
     args, kwargs = CALLS[example]
     engine = silently(model, (first(), *args), kwargs=kwargs, plans=20)
@@ -108,10 +108,10 @@ def test_whatever_a_forward_takes_and_gives(example: str) -> None:
                 assert type(one) is type(wanted)
                 same(one, wanted) if isinstance(one, Tensor) else None
         same(engine(first(3))[0], model(first(3))[0])
-    assert len(engine._compiled) == len(CALLS) + 1  # 1, 1.0 and True are three
+    assert len(engine._compiled) == len(CALLS) + 1  # first(3) adds a size; 1, 1.0 and True are different arguments
 
 
-def test_keys_of_a_dict_are_told_apart() -> None:
+def test_equal_dict_keys_of_other_types_are_other_arguments() -> None:
     class ByKey(nn.Module):
         def forward(self, images: dict[Any, Tensor]) -> Tensor:
             ((key, x),) = images.items()
@@ -157,7 +157,7 @@ def test_other_dtypes_layouts_and_sizes(dtype: torch.dtype) -> None:
             same(engine(x), bare(x))
 
 
-def test_an_example_of_zeros_is_not_the_only_one_that_is_compared() -> None:
+def test_outputs_are_compared_on_more_than_an_example_of_zeros() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * float(x.detach().numpy().sum()) if type(x) is Tensor else x * 0.0
@@ -166,7 +166,7 @@ def test_an_example_of_zeros_is_not_the_only_one_that_is_compared() -> None:
         sg.optimize_for_inference(Constant(), torch.zeros(1, 3, 4, 4))
 
 
-# ---------------------------------------------------------------------- what runs in torch, and who says so
+# ---------------------------------------------------------------------- steps that run in torch
 
 
 class Untraceable(nn.Module):
@@ -187,7 +187,7 @@ class Around(nn.Module):
         return self.tail(self.inner(self.head(x).relu(), **kwargs))
 
 
-def test_wrappers_are_taken_off() -> None:
+def test_wrappers_are_removed() -> None:
     model = Around(nn.Tanh()).eval()
     wanted = model(image()).detach()
     for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
@@ -197,7 +197,7 @@ def test_wrappers_are_taken_off() -> None:
         same(engine(image()), wanted)
 
 
-def test_forwarded_keywords_are_no_reason_to_give_up() -> None:
+def test_forwarded_keywords_do_not_prevent_compiling() -> None:
     class Shifted(nn.Module):
         def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
             return x + shift
@@ -211,7 +211,7 @@ def test_forwarded_keywords_are_no_reason_to_give_up() -> None:
 
 
 def test_a_module_that_cannot_be_traced_is_one_step() -> None:
-    """The rest stays native; a warning only where a convolution is in it."""
+    """The other steps stay native. There is a warning only if the module contains a convolution."""
     engine = silently(Around(Untraceable(nn.Tanh())), image())
     assert [one.name for one in engine.fallbacks] == ["inner"]
     assert [step.backend for step in engine.steps()].count("sparse") == 2
@@ -224,7 +224,7 @@ def test_a_module_that_cannot_be_traced_is_one_step() -> None:
             same(engine(image(size=size)), nested(image(size=size)))
 
 
-def test_a_whole_model_in_torch_is_said_once_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_runs_in_torch_warns_once_and_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Untraceable(conv()).eval()
     with pytest.warns(UserWarning, match=r"the whole Untraceable \(torch\.fx cannot trace") as said:
         engine = sg.optimize_for_inference(model, image())
@@ -256,7 +256,7 @@ def test_hooks_run_at_every_call(where: str) -> None:
     assert seen == [3]
 
 
-def test_what_runs_in_torch_besides_is_listed() -> None:
+def test_other_steps_in_torch_are_listed() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -288,7 +288,7 @@ def test_subclasses_and_shared_modules() -> None:
 
 
 class Noisy(nn.Module):
-    """`how`: one way of drawing."""
+    """A forward that draws random numbers in the way that `how` names."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ HOWS = [
 
 @pytest.mark.parametrize("how", HOWS)
 def test_random_forwards(how: str) -> None:
-    """From one seed the engine and the model draw the same; no call repeats another; compiling draws nothing."""
+    """From one seed the engine draws the numbers of the model. Each call draws new numbers. Compiling draws none."""
     model = Noisy(how).eval()
     state = torch.get_rng_state()
     with warnings.catch_warnings():
@@ -340,7 +340,7 @@ def test_random_forwards(how: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     if how not in ("a buffer", "bernoulli", "a module"):
         assert [step.backend for step in engine.steps()].count("sparse") == 2, engine.steps()
-    for size in (6, 5):  # the second one is compiled in between
+    for size in (6, 5):  # the second size is compiled between draws
         x = image(size=size)
         torch.manual_seed(7)
         ours = [engine(x), engine(x)]
@@ -375,14 +375,14 @@ def test_statistics_of_the_batch(norm: Any) -> None:
     ours = engine.model.state_dict()
     assert all(torch.equal(ours[name], one) for name, one in state.items())
     single = [step.backend for step in engine.steps(image(1))]
-    assert "torch" not in single  # of one image they are native
+    assert "torch" not in single  # the statistics of one image are computed natively
 
     for statistics, words in (("Batch", "statistics is 'Batch'"), ("", "statistics is ''")):
         with pytest.raises(ValueError, match=words):
             sg.optimize_for_inference(model, image(), statistics=statistics)
 
 
-def test_a_model_in_training_mode_is_said() -> None:
+def test_a_model_in_training_mode_warns() -> None:
     model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.Dropout(0.0), nn.Dropout(0.3), nn.InstanceNorm2d(3)).train()
     with pytest.warns(UserWarning, match=r"training mode, and 1 \(BatchNorm2d\), 3 \(Dropout\) compute") as said:
         engine = sg.optimize_for_inference(model, image())
@@ -394,7 +394,7 @@ def test_a_model_in_training_mode_is_said() -> None:
     silently(nn.Sequential(conv(), nn.ReLU()).train(), image())
 
 
-# ---------------------------------------------------------------------- habits of Python and torch
+# ---------------------------------------------------------------------- protocols of Python and torch
 
 
 def test_copies_and_pickles_compile_again(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_copies_and_pickles_compile_again(tmp_path: Path) -> None:
         same(other(first(3))[0], engine(first(3))[0])
 
 
-def test_what_a_module_can_do_and_an_engine_cannot() -> None:
+def test_module_methods_that_an_engine_lacks() -> None:
     engine = silently(nn.Sequential(conv()), image())
     assert engine.eval() is engine.train(False) is engine.to("cpu") is engine.to(torch.float32) is engine
     for call, words in (
@@ -426,7 +426,7 @@ def test_what_a_module_can_do_and_an_engine_cannot() -> None:
 
 
 @pytest.mark.parametrize("how", ["in place", "anew"])
-def test_a_forward_that_keeps_something_from_call_to_call_runs_as_it_is(how: str) -> None:
+def test_a_forward_that_changes_a_buffer_runs_in_torch(how: str) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -472,7 +472,7 @@ class Outputs:
     features: Tensor
 
 
-def test_a_dataclass_is_refused_until_torch_knows_it() -> None:
+def test_a_dataclass_is_refused_until_it_is_registered() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -488,7 +488,7 @@ def test_a_dataclass_is_refused_until_torch_knows_it() -> None:
     torch.utils._pytree.register_dataclass(Outputs)
     engine = silently(model, image())
     ours = engine(image(3))
-    engine(image(3, seed=5))  # results are the caller's own
+    engine(image(3, seed=5))  # a later call must not change `ours`
     with torch.no_grad():
         wanted = model(image(3))
     assert isinstance(ours, Outputs)

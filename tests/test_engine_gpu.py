@@ -1,4 +1,4 @@
-"""The engine for a GPU on a simulated one: streams, threads, captures, and the comparison with the model."""
+"""The engine for a GPU, on a simulated GPU: streams, threads, captures, and the comparison with the model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def image(n: int = 1, size: int = 6) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_streams_do_not_meet_in_a_graph(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Calls on several streams, of one thread that waits for none: each gets its own results, and keeps them."""
+def test_calls_on_several_streams_do_not_interfere(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """One thread calls on several streams and waits for none. No call changes the results of another."""
     gpu, network, inputs = SimulatedGpu(monkeypatch, seed), model(), [image() for _ in range(6)]
     with torch.no_grad():
         expected = [network(2 * x) for x in inputs]
@@ -48,15 +48,15 @@ def test_streams_do_not_meet_in_a_graph(monkeypatch: pytest.MonkeyPatch, seed: i
         results = []
         for index, x in enumerate(inputs):
             with torch.cuda.stream(streams[index % 3]):
-                results.append(engine(2 * x))  # a product that is not there yet when the engine is called
+                results.append(engine(2 * x))  # the product is not computed yet when the engine is called
         assert gpu.pending()
     gpu.synchronize()
     for own, right in zip(results, expected, strict=True):
         torch.testing.assert_close(own, right)
 
 
-def test_threads_with_streams_of_their_own(gpu: SimulatedGpu) -> None:
-    """Cold: a size is captured while other threads replay theirs, and no thread's work gets into another's graph."""
+def test_threads_with_separate_streams(gpu: SimulatedGpu) -> None:
+    """Sizes are captured while other threads replay graphs. No graph records the work of another thread."""
     network = model()
     with gpu.running():
         engine = engine_of(network, image())
@@ -110,7 +110,7 @@ def test_replays_wait_for_a_capture(gpu: SimulatedGpu) -> None:
         torch.testing.assert_close(results[0], network(x))
 
 
-def test_a_graph_goes_when_its_last_replay_is_done(gpu: SimulatedGpu) -> None:
+def test_deleting_a_graph_waits_for_its_last_replay(gpu: SimulatedGpu) -> None:
     with gpu.running():
         engine = engine_of(model(), image(), plans=1)
         engine(image())
@@ -145,7 +145,7 @@ def test_the_models_device_is_current(gpu: SimulatedGpu) -> None:
 
 
 class Keyed(nn.Module):
-    """Looks at all that is no tensor."""
+    """A forward whose result depends on the types of its arguments that are no tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def test_layouts_and_modes_of_the_caller(gpu: SimulatedGpu, monkeypatch: pytest.
 
 
 class Frozen(nn.Module):
-    """What a graph would keep from its capture: a number of calls, or an answer of the device."""
+    """A forward that a graph would freeze: it uses the number of calls, or branches on a number of the device."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Frozen(nn.Module):
         return self.inner(x) if self.how == "counts large" or x.sum() > 0 else x
 
 
-def test_what_a_graph_would_freeze_is_an_error(gpu: SimulatedGpu) -> None:
+def test_forwards_that_a_graph_would_freeze_are_errors(gpu: SimulatedGpu) -> None:
     with gpu.running():
         before = gpu.here.stream
         with pytest.raises(ValueError, match=r"Frozen does not put out the same; .* a CUDA graph does not see"):
@@ -241,7 +241,7 @@ class Drawing(nn.Module):
         return self.inner(x) * self.calls
 
 
-def test_what_runs_at_every_call_runs_without_a_graph(gpu: SimulatedGpu) -> None:
+def test_hooks_and_changing_buffers_run_without_a_graph(gpu: SimulatedGpu) -> None:
     seen: list[int] = []
     hooked = model()
     hooked[2].register_forward_hook(lambda *_: seen.append(1))

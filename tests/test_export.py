@@ -1,4 +1,4 @@
-"""Files for other runtimes compute what the model does, at sizes other than the example's."""
+"""Exported files compute the outputs of the model in other runtimes, also at other sizes than the example's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def small(name: str) -> store.Gan:
-    """A reference GAN with a sparse generator; its batch norms have seen something."""
+    """A small reference GAN with a sparse generator, whose batch norms have seen one batch."""
     network = {**GANS[name].network, "width": 4, **SIZES[name]}
     gan = store.build({"network": {"gan": name, **network}})
     generator = sg.sparsify(gan.generator, 0.7)
@@ -45,25 +45,25 @@ def test_every_generator_runs_in_onnx_runtime_at_any_batch_and_size(name: str, t
     report = export_onnx(gan.generator, store.example(gan, 1, 32), file)
     assert report.difference is not None
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for count, size in ((1, 32), (3, 96)):  # 96 is none of the sizes that the export tried
+    for count, size in ((1, 32), (3, 96)):  # the export did not try size 96
         inputs = store.example(gan, count, size, seed=count)
         with torch.no_grad():
             wanted = gan.generator(*inputs)
         made = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)})
         for theirs, ours in zip(made, wanted.values() if isinstance(wanted, dict) else [wanted], strict=True):
             torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=1e-4)
-    assert list(sg.sparse_layers(gan.generator))  # as it was
+    assert list(sg.sparse_layers(gan.generator))  # the model is still sparse
     assert [i.name for i in session.get_inputs()] == list(report.inputs)
 
 
 class Frozen(nn.Module):
-    """What a trace gets wrong: a branch on the input's size."""
+    """A forward that a trace records wrongly, because it branches on the batch size."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.tanh() if images.shape[0] == 1 else images.sin()
 
 
-def test_nothing_is_written_that_does_not_hold(tmp_path: Path) -> None:
+def test_a_file_with_wrong_outputs_is_not_written(tmp_path: Path) -> None:
     file, x = tmp_path / "frozen.onnx", torch.rand(1, 2, 4, 4)
     with pytest.raises(RuntimeError, match=r"differs from torch by .* on inputs \[2, 2, 4, 4\]; nothing was written"):
         export_onnx(Frozen(), x, file)
@@ -73,12 +73,12 @@ def test_nothing_is_written_that_does_not_hold(tmp_path: Path) -> None:
         export_onnx(Frozen(), x.double(), file)
     assert not file.exists()
     fixed = export_onnx(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(32, 3)), x, file)
-    assert fixed.inputs == {"input": ("batch", 2, 4, 4)}  # the model takes no other size
+    assert fixed.inputs == {"input": ("batch", 2, 4, 4)}  # the model accepts only 4x4
 
 
-def test_without_onnx_runtime_it_says_that_nothing_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_runtime_the_report_says_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsegan.engine.export.find_spec", lambda name: None)
-    with pytest.warns(torch.jit.TracerWarning):  # then its warnings are all there is
+    with pytest.warns(torch.jit.TracerWarning):  # without a check, only the tracer warns
         report = export_onnx(Frozen(), torch.rand(1, 2, 4, 4), tmp_path / "frozen.onnx")
     assert report.difference is None
     assert "not checked: onnxruntime is not installed" in str(report)
@@ -101,11 +101,11 @@ def test_the_command_exports_a_compressed_folder(tmp_path: Path, capsys: pytest.
     torch.testing.assert_close(torch.from_numpy(made), wanted, rtol=0, atol=1e-4)
 
 
-# torch's own exporters take the sparse model as it is: its ops have fakes
+# torch.export takes the sparse model unchanged, because the ops have fake implementations.
 
 
 class Padded(nn.Sequential):
-    """A small ResNet's ends, with a padding of each kind, halved and doubled again."""
+    """A small network like the ends of a ResNet generator: all padding modes, halved and doubled resolution."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -119,7 +119,7 @@ class Padded(nn.Sequential):
 
 
 def sparse(model: nn.Module) -> nn.Module:
-    """Pruned, ready to serve; its sparse kernels run at any sparsity."""
+    """The model pruned, in evaluation, with the sparse backend in all layers."""
     for _name, layer in sg.sparse_layers(sg.sparsify(model, 0.8)):
         layer.backend = "sparse"
     return model.eval()
@@ -134,12 +134,12 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_torch_export_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
+def test_torch_export_gives_the_outputs_of_the_model(name: str, tmp_path: Path) -> None:
     build, shapes, free = EXPORTED[name]
     model = sparse(build())
     example, other = map(torch.randn, shapes)
     with torch.no_grad():
-        model(example)  # makes the plans, which are then constants of the graph
+        model(example)  # makes the plans, which become constants of the graph
         program = torch.export.export(model, (example,), dynamic_shapes=None if free is None else (free,))
         calls = [node.target for node in program.graph.nodes]
         assert torch.ops.sparsegan.plan.default not in calls
@@ -151,7 +151,7 @@ def test_torch_export_computes_what_the_model_does(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_aotinductor_computes_what_the_model_does(tmp_path: Path) -> None:
+def test_aotinductor_gives_the_outputs_of_the_model(tmp_path: Path) -> None:
     model = sparse(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.Tanh()))
     example, other = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Layers as other people's models have them: masks, spectral and weight norm, and what is no prunable layer."""
+"""Layers of users' models: masks, spectral norm and weight norm, and modules that cannot be pruned."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def network(kind: str) -> Any:
-    """In the middle of training: a forward and a backward have just been."""
+    """A network in the middle of training, after one forward and one backward pass."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of the older spelling
+        warnings.simplefilter("ignore")  # torch warns of its older functions
         make = COMPUTED[kind]
         net = nn.Sequential(
             make(nn.Conv2d(3, 8, 3, padding=1)),
@@ -86,13 +86,13 @@ def quietly(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
         return function(*arguments, **options)
 
 
-def test_a_copy_is_the_model_and_shares_nothing(kind: str) -> None:
+def test_a_copy_computes_the_same_and_shares_no_memory(kind: str) -> None:
     net = network(kind)
     before = {name: one.detach().clone() for name, one in net.state_dict().items()}
     copied = copy_model(net)
     for training in (False, True, True):
         ours, theirs = (model.train(training)(given()) for model in (copied, net))
-        assert torch.equal(ours, theirs)  # in training too: the power iteration goes on from the same vectors
+        assert torch.equal(ours, theirs)  # in training the power iteration continues from equal vectors
     net.load_state_dict(before)
     held = {one.data_ptr() for one in net.state_dict().values()}
     assert not held & {one.data_ptr() for one in copied.state_dict().values()}
@@ -175,7 +175,7 @@ def test_a_weight_that_is_shared_is_refused(make: Callable[[nn.Module], nn.Modul
     assert net[0] is first
 
 
-def test_everything_else_takes_such_models(kind: str, tmp_path: Path) -> None:
+def test_engine_files_export_and_reordering_take_such_models(kind: str, tmp_path: Path) -> None:
     net = network(kind)
     wanted = evaluated(net)
     state = {name: one.clone() for name, one in net.state_dict().items()}
@@ -200,7 +200,7 @@ def test_everything_else_takes_such_models(kind: str, tmp_path: Path) -> None:
 
 
 def test_compressing_with_a_discriminator_of_this_kind(kind: str) -> None:
-    """Both networks come straight from training; the discriminator keeps its norm and trains on."""
+    """Both networks are in the middle of training. The discriminator keeps its norm or mask and continues to learn."""
     generator, discriminator = network(kind).float(), network(kind).float()
     objective = Objective(
         lambda g, d, fake, batch: {"gen": -d(fake).mean()},
@@ -234,7 +234,7 @@ class Functional(nn.Module):
 
 
 class Modulated(nn.Module):
-    """As style-based generators write it: a dimension for the images first."""
+    """A convolution as in style-based generators: the weight has a leading dimension for the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class Own(nn.Conv2d):
 
 
 class Constant(nn.Module):
-    """What style-based generators start from: no weight of a convolution."""
+    """The constant input of style-based generators. Its shape is that of a weight, but no convolution uses it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def test_nothing_to_prune_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in UNPRUNABLE if name not in ("linear", "empty", "scripted")])
-def test_one_warning_names_what_stays_dense(name: str) -> None:
+def test_one_warning_names_the_layers_that_stay_dense(name: str) -> None:
     make, words = UNPRUNABLE[name]
     model = nn.Sequential(nn.Conv2d(3, 3, 3), make(), Constant())
     with pytest.warns(UserWarning, match="stay dense") as said:
@@ -304,10 +304,10 @@ def test_one_warning_names_what_stays_dense(name: str) -> None:
     other = nn.Sequential(nn.Conv2d(3, 3, 3), make(), Constant())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(list(sg.sparse_layers(sg.sparsify(other, 0.5, exclude="1*")))) == 1  # the user said so
+        assert len(list(sg.sparse_layers(sg.sparsify(other, 0.5, exclude="1*")))) == 1  # excluded: no warning
 
 
-def test_what_is_sparse_already_is_pruned_further() -> None:
+def test_a_sparse_model_is_pruned_further() -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(3, 8, 3)), 0.5)
     assert sg.sparsify(model, 0.9)[0].sparsity == pytest.approx(0.9, abs=0.01)
     with pytest.raises(ValueError, match="exclude has"):

@@ -1,4 +1,4 @@
-"""Training leaves alone what its user froze, and modules in the mode that its user chose."""
+"""Training keeps frozen parameters unchanged, and keeps every module in the mode that the user chose."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ BATCHES = [torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(one))
 
 @pytest.fixture
 def frozen() -> tuple[nn.Module, nn.Module]:
-    """Frozen: a pruned layer, a bias alone, a norm's scale, an excluded layer, a layer of D. In evaluation: a norm of
-    each network and the dropout."""
+    """Two networks with frozen parts: a pruned layer, a bias, a norm's scale, an excluded layer, a layer of D. A norm
+    of each network and the dropout are in evaluation mode."""
     generator, discriminator = gan()
     for one in (generator[0].weight, generator[3].bias, generator[4].weight, discriminator[0].weight):
         one.requires_grad_(False)
@@ -104,7 +104,7 @@ def test_frozen_parameters_and_modes_stay(frozen: tuple[nn.Module, nn.Module], o
     layer = result.generator[0]
     dense = generator[0].weight.detach()
     assert layer.sparsity >= 0.5
-    assert torch.equal(layer.dense_weight(), dense * layer.mask())  # pruned, and nothing else
+    assert torch.equal(layer.dense_weight(), dense * layer.mask())  # only pruned
     for index, name in ((3, "bias"), (4, "weight"), (7, "weight"), (7, "bias")):
         assert torch.equal(getattr(result.generator[index], name), getattr(before[index], name)), (index, name)
     for index, name in ((0, "bias"), (1, "weight"), (4, "bias")):
@@ -123,7 +123,7 @@ def test_frozen_parameters_and_modes_stay(frozen: tuple[nn.Module, nn.Module], o
     assert [one.requires_grad for one in discriminator.parameters()] == [False, *[True] * 5]
 
 
-def test_a_generator_that_was_only_evaluated_is_trained_as_a_whole() -> None:
+def test_a_generator_in_evaluation_mode_is_trained_as_a_whole() -> None:
     generator, discriminator = gan()
     compressor = compressor_of(generator.eval(), discriminator.eval())
     assert all(modes(compressor.task.student).values())
@@ -167,7 +167,7 @@ def test_ordinary_training_and_a_taught_discriminator(frozen: tuple[nn.Module, n
     assert [one.requires_grad for one in discriminator.parameters()] == [False, *[True] * 5]
 
 
-def test_what_only_looks_at_a_generator_gives_every_module_its_mode_back(frozen: tuple[nn.Module, nn.Module]) -> None:
+def test_functions_that_run_a_generator_restore_every_mode(frozen: tuple[nn.Module, nn.Module]) -> None:
     generator, _ = frozen
     was = modes(generator)
     held, free = generator[1].running_mean.clone(), generator[4].running_mean.clone()

@@ -39,23 +39,23 @@ from sparsegan.training.adversarial import AdversarialTask
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Names and shapes of the public repositories, written down from them and not from this package's modules.
+# Names and shapes of the state_dicts of public repositories, written from their code, not from this package's modules.
 
 
 def weight(name: str, *shape: int, bias: bool = False, transposed: bool = False) -> Shapes:
-    """A convolution's entries; `shape` is its weight's."""
+    """The state_dict entries of a convolution whose weight has shape `shape`."""
     entries: Shapes = {f"{name}.weight": shape}
     return entries | ({f"{name}.bias": (shape[1 if transposed else 0],)} if bias else {})
 
 
 def tracked(name: str, width: int, affine: bool = True) -> Shapes:
-    """A norm's entries, running statistics included."""
+    """The state_dict entries of a norm, with its running statistics."""
     parts = (["weight", "bias"] if affine else []) + ["running_mean", "running_var"]
     return {f"{name}.{part}": (width,) for part in parts} | {f"{name}.num_batches_tracked": ()}
 
 
 def dcgan_shapes(nz: int, ngf: int, ndf: int, nc: int) -> tuple[Shapes, Shapes]:
-    """pytorch/examples, dcgan/main.py."""
+    """The entries of pytorch/examples, dcgan/main.py."""
     g: Shapes = {}
     widths = [nz, 8 * ngf, 4 * ngf, 2 * ngf, ngf, nc]
     for i in range(5):
@@ -70,7 +70,7 @@ def dcgan_shapes(nz: int, ngf: int, ndf: int, nc: int) -> tuple[Shapes, Shapes]:
 
 
 def resnet_shapes(i: int, o: int, ngf: int, blocks: int, norm: str, dropout: bool) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, ResnetGenerator."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, ResnetGenerator."""
     batch = norm == "batch"
 
     def conv(at: str, norm_at: str, *shape: int, transposed: bool = False) -> Shapes:
@@ -89,7 +89,7 @@ def resnet_shapes(i: int, o: int, ngf: int, blocks: int, norm: str, dropout: boo
 
 
 def unet_shapes(i: int, o: int, ngf: int, downs: int, norm: str) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, UnetGenerator."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, UnetGenerator."""
     batch = norm == "batch"
     widths = [ngf * min(2**level, 8) for level in range(downs)]
     g = weight("model.model.0", ngf, i, 4, 4, bias=not batch)
@@ -108,7 +108,7 @@ def unet_shapes(i: int, o: int, ngf: int, downs: int, norm: str) -> Shapes:
 
 
 def patch_shapes(i: int, ndf: int, layers: int, norm: str) -> Shapes:
-    """pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator; PixelDiscriminator for no layers."""
+    """The entries of pytorch-CycleGAN-and-pix2pix, NLayerDiscriminator, or PixelDiscriminator if `layers` is 0."""
     if layers == 0:
         d = weight("net.0", ndf, i, 1, 1, bias=True) | weight("net.2", 2 * ndf, ndf, 1, 1, bias=norm == "instance")
         d |= tracked("net.3", 2 * ndf) if norm == "batch" else {}
@@ -123,7 +123,7 @@ def patch_shapes(i: int, ndf: int, layers: int, norm: str) -> Shapes:
 
 
 def stargan_shapes(dim: int, c: int, g_repeat: int, d_dim: int, d_repeat: int, size: int) -> tuple[Shapes, Shapes]:
-    """yunjey/stargan, model.py."""
+    """The entries of yunjey/stargan, model.py."""
     g: Shapes = {}
     for at, shape in ((0, (dim, 3 + c, 7, 7)), (3, (2 * dim, dim, 4, 4)), (6, (4 * dim, 2 * dim, 4, 4))):
         g |= weight(f"main.{at}", *shape) | tracked(f"main.{at + 1}", shape[0])
@@ -142,7 +142,7 @@ def stargan_shapes(dim: int, c: int, g_repeat: int, d_dim: int, d_repeat: int, s
 
 
 def srgan_shapes(width: int, blocks: int, doublings: int, d_width: int) -> tuple[Shapes, Shapes]:
-    """leftthomas/SRGAN, model.py."""
+    """The entries of leftthomas/SRGAN, model.py."""
     g = weight("block1.0", width, 3, 9, 9, bias=True) | {"block1.1.weight": (1,)}
     for n in range(2, blocks + 2):
         g |= {f"block{n}.prelu.weight": (1,)}
@@ -167,7 +167,7 @@ def state_of(shapes: Shapes) -> dict[str, Tensor]:
 
 @st.composite
 def public_files(draw: st.DrawFn) -> tuple[dict[str, Any], Shapes, Shapes]:
-    """A public network of some size: what must be recognised, generator's and discriminator's entries."""
+    """Draws a public network: the settings to recognise, and the entries of generator and discriminator."""
     name = draw(st.sampled_from(["dcgan", "unet", "resnet", "cyclegan", "stargan", "srgan"]))
     width, other = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     i, o = draw(st.integers(1, 4)), draw(st.integers(1, 4))
@@ -177,7 +177,7 @@ def public_files(draw: st.DrawFn) -> tuple[dict[str, Any], Shapes, Shapes]:
     if name == "dcgan":
         return {"gan": name, "nz": 7, "channels": i, **network}, *dcgan_shapes(7, width, other, i)
     if name == "stargan":
-        # a class head's kernel is the only trace of the image's size
+        # only the kernel of the class head depends on the image size
         network |= {"domains": o, "blocks": blocks, "image_size": 2**layers * i, "discriminator_layers": layers}
         return {"gan": name, "channels": 3, **network}, *stargan_shapes(width, o, blocks, other, layers, 2**layers * i)
     if name == "srgan":
@@ -242,16 +242,16 @@ def test_cyclegans_files_come_in_pairs_or_alone_and_a_resnet_may_be_pix2pixs() -
 
 def test_files_of_older_pytorch_versions_load() -> None:
     state = state_of(resnet_shapes(3, 3, 2, 6, "instance", False))
-    state |= state_of(tracked("model.2", 2, affine=False))  # instance norms kept statistics before 0.4
+    state |= state_of(tracked("model.2", 2, affine=False))  # before torch 0.4 instance norms kept statistics
     with pytest.warns(UserWarning, match=r"instance norms that use none \(model.2.num_batches_tracked, .*3 left out"):
         gan, _ = store.load_public(state)
     assert gan.config["network"]["norm"] == "instance"
     g, d = (state_of(shapes) for shapes in stargan_shapes(2, 5, 2, 2, 3, 16))
-    old = {name: tensor for name, tensor in g.items() if "num_batches" not in name}  # not there before 0.4.1
+    old = {name: tensor for name, tensor in g.items() if "num_batches" not in name}  # absent before torch 0.4.1
     assert store.load_public(old, d)[0].config["network"]["domains"] == 5
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_mismatches_of_a_state_dict_are_named() -> None:
     state = state_of(resnet_shapes(3, 3, 2, 6, "instance", False))
     state["model.26.scale"] = torch.ones(1)
     state["model.4.bias"] = torch.ones(5)
@@ -259,8 +259,8 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"nearest is cyclegan \(.*blocks 6") as caught:
         store.recognise(state)
     for part in (
-        "model.26.scale is not part of it",
-        "4.bias has shape [5] where it has [4]",
+        "model.26.scale is not in the network",
+        "4.bias has shape [5] where the network has [4]",
         "1.bias is missing",
     ):
         assert part in str(caught.value)
@@ -456,7 +456,7 @@ def test_stargans_terms() -> None:
     torch.testing.assert_close(judged, {"dis": dis, "gp": penalty, "cla_real": chosen(real_logits, labels)})
     assert [gan.objective.weight(term) for term in ("rec", "gp", "cla", "cla_real")] == [10, 10, 1, 1]
 
-    # Attributes, several of which may be on: the public code's other case
+    # Attributes, of which several may be set, as in the other case of the public code.
     attributes = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     probability = real_logits.sigmoid()
     summed = -(attributes * probability.log() + (1 - attributes) * (1 - probability).log()).sum(1).mean()
@@ -464,7 +464,7 @@ def test_stargans_terms() -> None:
     torch.testing.assert_close(gan.objective.discriminator_terms(*args)["cla_real"], summed)
 
 
-def test_srgans_terms_and_a_feature_network_of_ones_own() -> None:
+def test_srgans_terms_and_a_users_feature_network() -> None:
     gan, (low, high), fake, made, judged = terms("srgan")
     on_real, on_fake = gan.discriminator(high), gan.discriminator(fake)
     torch.testing.assert_close(made, {"content": (high - fake).pow(2).mean(), "gen": -on_fake.log().mean()})
@@ -474,7 +474,7 @@ def test_srgans_terms_and_a_feature_network_of_ones_own() -> None:
     content = pooled.generator_terms(gan.generator, gan.discriminator, fake, (low, high))["content"]
     gap = F.avg_pool2d(high - fake, 2)
     torch.testing.assert_close(content, gap.pow(2).mean())
-    # The public network takes and gives images in [0, 1].
+    # The input and output of the public network are in [0, 1].
     first = gan.generator.block1(low / 2 + 0.5)
     public = (torch.tanh(gan.generator.block4(first + gan.generator.block3(gan.generator.block2(first)))) + 1) / 2
     torch.testing.assert_close(fake, public * 2 - 1)
@@ -500,11 +500,11 @@ def test_distances_are_the_generator_terms_that_no_discriminator_judges(name: st
     )
 
 
-def test_the_gradient_penalty_gives_a_generator_of_a_piecewise_linear_critic_nothing() -> None:
+def test_the_penalty_of_a_piecewise_linear_critic_has_no_gradient_in_the_generator() -> None:
     gan, _, _, _, judged = terms("stargan")
     first, *_ = gan.generator.parameters()
     (nothing,) = torch.autograd.grad(judged["gp"], first, retain_graph=True, allow_unused=True)
-    assert nothing is None  # not computed, rather than zeros
+    assert nothing is None  # no zeros are computed
     weights = list(gan.discriminator.parameters())
     assert torch.autograd.grad(judged["gp"], weights[0])[0].abs().max() > 0
 
@@ -513,8 +513,8 @@ def test_the_gradient_penalty_gives_a_generator_of_a_piecewise_linear_critic_not
 def test_stargans_discriminator_terms_have_the_gradients_of_their_equations(
     trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call for both kinds of images, constant slopes, no second derivative of a critic at rest, convolutions as
-    matrix products: the same numbers."""
+    """The discriminator of stargan saves work: one call for real and fake images, constant slopes, no second derivative
+    of a critic that does not train, convolutions as matrix products. Terms and gradients stay the same."""
     assert stargan._few_pixels(torch.nn.Conv2d(64, 128, 4), torch.zeros(2, 64, 4, 4))
     assert not stargan._few_pixels(torch.nn.Conv2d(3, 64, 4), torch.zeros(2, 3, 64, 64))
     monkeypatch.setattr(stargan, "_few_pixels", lambda layer, x: isinstance(layer, torch.nn.Conv2d))
@@ -562,7 +562,7 @@ def test_instance_norm_is_torchs_in_either_layout(layout: torch.memory_format, a
     assert outputs[0][0].is_contiguous(memory_format=layout)
 
 
-def test_stargan_normalises_each_image_alone_in_either_mode() -> None:
+def test_stargan_normalises_each_image_alone_in_both_modes() -> None:
     gan = tiny("stargan")
     ((images, labels),) = batches("stargan", 1)
     rows = stargan.as_rows(labels, 3)
@@ -604,11 +604,11 @@ def test_a_training_step_changes_both_networks(name: str) -> None:
     assert "gen" in figures[0]
     assert "gen" not in figures[1]
     assert "dis" in figures[1]
-    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([5e-4] * 2)  # the last of 4 steps
+    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([5e-4] * 2)  # the rate of the last of 4 steps
     for net, old in zip((gan.generator, gan.discriminator), before, strict=True):
         assert all(not torch.equal(p, old[key]) for key, p in net.named_parameters() if "bias" not in key)
 
-    # The discriminator alone: the generator stays as it is, statistics too.
+    # A step of the discriminator alone leaves the generator unchanged, with its statistics.
     kept = copy.deepcopy(gan.generator.state_dict())
     alone = AdversarialTask(gan.generator, gan.discriminator, gan.objective, None, optimizers[1])
     (batch,) = batches(name, 1)
@@ -645,7 +645,7 @@ def test_the_pool_gives_past_images_and_is_part_of_the_state() -> None:
         ImagePool(-1)
 
 
-@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # two steps from a random generator
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # the generator is hardly trained
 @every_gan
 def test_every_gan_is_compressed(name: str) -> None:
     gan = tiny(name)
@@ -667,7 +667,7 @@ def test_every_gan_is_compressed(name: str) -> None:
 
 
 def test_stargan_compressed_is_stargan_masked() -> None:
-    """Two steps on compressed weights are two steps on dense weights times a mask, the gradient penalty included."""
+    """Steps on compressed weights give the figures of steps on dense weights times a mask, also with the penalty."""
     gan = tiny("stargan", torch.float64)
     found = []
     for make in (sparsify, masked.sparsify):
@@ -693,14 +693,14 @@ def test_images_are_found_and_detached_in_any_fake() -> None:
 
 @every_gan
 def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
-    """Data-free: the same kinds of tensors, nothing of the real images left in what is compared."""
+    """Without data, generated images replace the real ones. The batches have the same structure and shapes."""
     gan = tiny(name)
     gan.generator.eval()
     (batch,) = batches(name, 1)
     torch.manual_seed(3)
     (own,) = GeneratedBatches(gan.generator, gan.objective, [batch])
     torch.manual_seed(3)
-    torch.manual_seed(int(torch.randint(2**62, ())))  # what an epoch draws when it is opened decides all of its noise
+    torch.manual_seed(int(torch.randint(2**62, ())))  # the first draw of an epoch seeds all its noise
     with torch.no_grad():
         views = gan.objective.views(gan.objective.generate(gan.generator, batch), batch)
     real = own if isinstance(own, Tensor) else own[0 if name in ("stargan", "cyclegan") else 1]
@@ -714,7 +714,7 @@ def test_the_dense_generators_images_stand_in_for_real_ones(name: str) -> None:
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in result.history)
 
 
-def test_without_saying_what_is_real_there_is_no_standing_in() -> None:
+def test_generated_batches_need_objective_own() -> None:
     gan = tiny("dcgan")
     with pytest.raises(ValueError, match=r"objective\.own is None"):
         GeneratedBatches(gan.generator, replace(gan.objective, own=None), [])

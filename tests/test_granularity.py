@@ -1,4 +1,4 @@
-"""Kernels, filters and 2:4: the same units everywhere, in layers, pruning and files; and granularities by layer."""
+"""Kernels, filters and 2:4: layers, pruning and files agree on the units. Granularities and sparsities by layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Layer = nn.Conv2d | nn.ConvTranspose2d
 
 
 def units(layer: Layer, granularity: str) -> list[Tensor]:
-    """Flat positions in the weight of each unit, channel by channel."""
+    """The flat positions of each unit in the weight, one output channel after the other."""
     index = torch.arange(layer.weight.numel()).view(layer.weight.shape)
     found = []
     for channel in range(layer.out_channels):
@@ -57,7 +57,7 @@ def sparse(dense: nn.Module, granularity: str, **how: Any) -> Any:
 
 @given(problems, st.sampled_from([0.0, 0.3, 0.5, 0.9]))
 @settings(max_examples=80)
-def test_what_is_kept_and_what_is_computed(problem: tuple[Layer, str], sparsity: float) -> None:
+def test_kept_units_and_computed_results(problem: tuple[Layer, str], sparsity: float) -> None:
     dense, granularity = problem
     pattern = granularity == "2:4"
     layer = sparse(dense, granularity, sparsity=0.5 if pattern else sparsity)
@@ -182,7 +182,7 @@ def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
         "nnz is 7, which is no multiple of 16": ("filter", {"nnz": 7}, None),
         "bad support for layer 0: .*past the end": ("filter", {}, code([0, 9], 10)),
         "bad support for layer 0: mask cuts 2 of 8 quadruples": ("2:4", {}, code([0, 1, 2, *range(4, 29, 2)], 32)),
-        "8 weights an output channel|groups 2 for layer 0": ("2:4", {"groups": 2}, None),
+        "8 weights per output channel|groups 2 for layer 0": ("2:4", {"groups": 2}, None),
         "groups is 3; it must be a positive integer that divides 4": ("filter", {"groups": 3}, None),
         "groups is True": ("filter", {"groups": True}, None),
     }
@@ -206,19 +206,21 @@ def test_hostile_files_with_a_fitting_hash(tmp_path: Path) -> None:
         assert torch.equal(target[0].weight, before)
 
 
-def test_two_of_four_is_half_sparse_and_nothing_else() -> None:
+def test_two_of_four_is_always_half_sparse() -> None:
     conv = nn.Conv2d(4, 4, 3)
     for sparsity in (0.0, 0.4, 0.9):
         with pytest.raises(ValueError, match=f"sparsity is {sparsity}; with granularity '2:4' it must be 0.5"):
             sparse(conv, "2:4", sparsity=sparsity)
-    with pytest.raises(ValueError, match=r"36 of 36 quadruples with more than 2 nonzeros, .* sparsity=0.5"):
+    with pytest.raises(
+        ValueError, match=r"36 of the weight's 36 quadruples have more than 2 nonzeros, .* sparsity=0.5"
+    ):
         sparse(conv, "2:4")
     with pytest.raises(
-        ValueError, match=r"1: granularity is '2:4' and the layer has 27 weights an output channel, .* 4; "
+        ValueError, match=r"1: granularity is '2:4' and the layer has 27 weights per output channel, .* 4; "
     ):
         sg.sparsify(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 3)), 0.5, "2:4")
     conv.weight.data.view(-1)[:4] = torch.tensor([0.0, 0, 0, 3])
-    layer = sparse(sparse(conv, "2:4", sparsity=0.5).to_dense(), "2:4")  # one nonzero keeps the first zero beside it
+    layer = sparse(sparse(conv, "2:4", sparsity=0.5).to_dense(), "2:4")  # with one nonzero, the first zero is kept too
     assert layer.mask().flatten()[:4].tolist() == [True, False, False, True]
     initial = sg.SparseConv2d(4, 4, 3, sparsity=0.5, granularity="2:4")
     initial.load_state_dict(conv.state_dict())
@@ -237,7 +239,7 @@ def test_granularity_and_sparsity_by_layer() -> None:
     found = {name: (layer.granularity, round(layer.sparsity, 2)) for name, layer in sg.sparse_layers(net)}
     assert found == {"0": ("kernel", 0.25), "1.0": ("filter", 0.5), "1.1": ("2:4", 0.5)}
     sg.shrink(net, {"1.0": 0.75, "*": 0.5})
-    sg.sparsify(net, {"0": 0.75, "*": 0.5})  # layers that are sparse already
+    sg.sparsify(net, {"0": 0.75, "*": 0.5})  # the layers are sparse already
     assert [round(layer.sparsity, 2) for _, layer in sg.sparse_layers(net)] == [0.75, 0.75, 0.5]
     before = [layer.nnz for _, layer in sg.sparse_layers(net)]
     with pytest.raises(ValueError, match=r"1\.1: sparsity is 0\.9; with granularity '2:4'"):
@@ -248,10 +250,13 @@ def test_granularity_and_sparsity_by_layer() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; it has '1\*'"),
-        ({"granularity": {"*": "element", "0": "filter"}}, r"granularity has \['0'\], which no layer takes"),
+        ({"granularity": {"1*": "filter"}}, r"granularity has no pattern that matches layer 0; its patterns are '1\*'"),
+        (
+            {"granularity": {"*": "element", "0": "filter"}},
+            r"granularity has the patterns \['0'\], which no layer takes",
+        ),
         ({"granularity": {"*": "element", "7": "atom"}}, "granularity is 'atom'"),
-        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has \['9'\], which no layer takes"),
+        ({"sparsity": {"0": 0.5, "9": 0.5, "*": 0.5}}, r"sparsity has the patterns \['9'\], which no layer takes"),
         ({"sparsity": {"0": 0.5, "1*": 1.0}}, "sparsity is 1.0; it must be"),
         ({"sparsity": {"0": 0.5}}, "sparsity has no pattern that matches layer 1.0"),
     ],
@@ -263,7 +268,7 @@ def test_settings_by_layer_that_do_not_fit(how: dict, words: str) -> None:
     assert not list(sg.sparse_layers(net))
 
 
-def test_the_command_lines_granularity() -> None:
+def test_the_granularity_option_of_the_command() -> None:
     assert parse_granularity("vector:8") == "vector:8"
     assert parse_granularity("element,model.1*=filter") == {"model.1*": "filter", "*": "element"}
     assert parse_granularity("a=2:4,b=kernel") == {"a": "2:4", "b": "kernel"}

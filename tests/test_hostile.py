@@ -1,6 +1,6 @@
-"""Hostile input at random: state_dicts for a layer, calls of the ops. An exception or a right result, never a crash.
+"""Random hostile input: state_dicts for a layer, and calls of the ops. Each raises or gives a right result.
 
-``SPARSEGAN_FUZZ=200000`` tries so many of each; ``make sanitize`` shows that none of them reads or writes outside.
+``SPARSEGAN_FUZZ=200000`` sets how many of each are tried. ``make sanitize`` reports accesses outside of tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsegan.ops import PADDING_MODES, reference
 from sparsegan.ops.plan import compile_plan
 
 ROUNDS = int(os.environ.get("SPARSEGAN_FUZZ", "1500"))
-#: What an op or load_state_dict may raise.
+#: The exceptions that an op or load_state_dict may raise.
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, OverflowError)
 HUGE = (0, 1, -1, 2, 3, 7, 64, 65, 2**16, 2**20, 2**24, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**63))
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8)
@@ -50,7 +50,7 @@ def _resized(t: Tensor) -> Tensor:
     return t
 
 
-#: What may happen to a tensor anywhere.
+#: Changes of any tensor.
 CHANGES: list[Callable[[Tensor], Any]] = [
     _unsorted,
     _put(-1),
@@ -66,8 +66,8 @@ CHANGES: list[Callable[[Tensor], Any]] = [
     lambda t: t.sum(),
     lambda t: t.reshape(-1),
     lambda t: t.transpose(0, -1) if t.dim() > 1 else t,
-    lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,  # the same numbers, apart
-    lambda t: t[..., :1].expand(t.shape) if t.dim() else t,  # one storage element for all of a row
+    lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,  # the same numbers, not contiguous
+    lambda t: t[..., :1].expand(t.shape) if t.dim() else t,  # one storage element per row
     lambda t: torch.zeros(1, dtype=t.dtype).expand(*random.choices(HUGE[1:4:2], k=3), 2**40),
     lambda t: t.to("meta"),
     lambda t: t.tolist(),
@@ -77,7 +77,7 @@ CHANGES: list[Callable[[Tensor], Any]] = [
     lambda t: torch.randn(8, 4, 3, 3),
     lambda t: torch.rand(8, 4, 3, 3) < 0.5,
 ]
-#: The same, and what only a reader of state_dicts sees coming.
+#: Changes of an entry of a state_dict.
 ENTRY_CHANGES = [
     *CHANGES,
     _put(float("nan")),
@@ -90,10 +90,10 @@ ENTRY_CHANGES = [
 
 def _changed(change: Callable[[Tensor], Any], t: Tensor) -> Any:
     if t.numel() > 10**6 or (t.layout == torch.strided and not t.is_meta and t.untyped_storage().nbytes() < t.numel()):
-        return t  # torch's own functions would read what is not there
+        return t  # torch's functions would read outside its storage
     try:
         return change(t)
-    except (RuntimeError, TypeError, ValueError):  # this tensor cannot be changed so
+    except (RuntimeError, TypeError, ValueError):  # this change does not fit this tensor
         return t
 
 
@@ -128,7 +128,7 @@ def test_load_state_dict() -> None:
             elif random.random() < 0.1:
                 state[random.choice(["weight", "values", "support", "bias", "weight_mask", "else"])] = entry
             elif random.random() < 0.1:
-                state[key] = getattr(layer, key, entry)  # the layer's own memory
+                state[key] = getattr(layer, key, entry)  # shares memory with the layer
             elif isinstance(entry, Tensor):
                 state[key] = _changed(random.choice(ENTRY_CHANGES), entry)
             if not state:
@@ -140,7 +140,7 @@ def test_load_state_dict() -> None:
             taken += 1
         except REFUSALS as error:
             refused += 1
-            if "key(s) in state_dict" not in str(error):  # torch loads what is there, then reports what is not
+            if "key(s) in state_dict" not in str(error):  # torch loads the matching keys before it raises
                 for name, value in layer.state_dict().items():
                     assert torch.equal(before[name], value) or bool(before[name].isnan().any()), name
         _check_works(layer)
@@ -157,22 +157,22 @@ def _check_works(layer: Any) -> None:
     x = torch.randn(1, layer.in_channels, 5, 5, dtype=layer.values.dtype)
     layer.backend = random.choice(["auto", "dense", *(["sparse"] if x.dtype in (torch.float32, torch.float64) else [])])
     if layer.bias is not None and layer.bias.dtype != x.dtype:
-        return  # assigned so: as in torch's own layers the two must be alike to run
+        return  # after assign=True; torch's layers need equal dtypes too
     y, expected = layer(x), layer.to_dense()(x)
     if not all(bool(p.isfinite().all()) for p in layer.parameters()):
-        return  # a kernel may or may not multiply it by the zeros of a padding
+        return  # backends may or may not multiply infinities by the padding's zeros
     torch.testing.assert_close(
         y, expected, rtol=1e-2, atol=1e-2 * (1 + expected.abs().max().nan_to_num(1)).item(), equal_nan=True
     )
 
 
-#: The forms of an op's argument, wrong ones among them.
+#: Another form of an argument of an op, often a wrong one.
 def _mutated(name: str, value: Any, call: dict[str, Any]) -> Any:
     tensors = [one for one in call.values() if isinstance(one, Tensor)]
     if isinstance(value, Tensor):
         roll = random.random()
         if roll < 0.15:
-            return random.choice(tensors)  # one tensor twice
+            return random.choice(tensors)  # one tensor for two arguments
         if roll < 0.3:
             return _alias(random.choice(tensors), value)
         if roll < 0.4 and value.dtype == torch.int32:
@@ -194,7 +194,7 @@ def _mutated(name: str, value: Any, call: dict[str, Any]) -> Any:
 
 
 def _alias(memory: Tensor, like: Tensor) -> Tensor:
-    """A tensor of a shape and type in the memory of another, moved by some elements, where it fits."""
+    """A tensor like `like` in the memory of `memory`, at an offset of a few elements; `like` where it does not fit."""
     if memory.is_meta or like.is_meta:
         return like
     storage = torch.tensor([], dtype=like.dtype).set_(memory.untyped_storage()) if memory.numel() else memory
@@ -204,7 +204,7 @@ def _alias(memory: Tensor, like: Tensor) -> Tensor:
     return storage[start : start + like.numel()].view(like.shape)
 
 
-#: Arguments of which any number would do: an op cannot know that a plan is another support's.
+#: Arguments whose wrong values an op cannot always detect: a plan may belong to another support.
 UNKNOWABLE = {"support", "plan", "adjoint_plan", "geometry", "adjoint"}
 
 
@@ -250,7 +250,7 @@ def test_ops(family: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
         changed = random.sample(list(call), random.choice([1, 1, 2]))
         for name in changed:
             call[name] = _mutated(name, call[name], call)
-        # What it reads, as it was: an op that wrote into that would be found out.
+        # The expected result is computed from copies, so an op that writes to an input is detected.
         before = {name: _copy(value) for name, value in call.items()}
         if _too_much(call):
             continue
@@ -276,7 +276,7 @@ def _copy(value: Any) -> Any:
 
 
 def _too_much(call: dict[str, Any]) -> bool:
-    """An output that fits into memory, and takes long to fill: nothing is wrong with it."""
+    """True for a valid output that is large and takes long to fill."""
     size = call.get("output_size", [])
     return isinstance(size, list) and len(size) == 3 and all(n > 0 for n in size) and 10**6 < size[1] * size[2] < 10**13
 
@@ -302,7 +302,7 @@ def _expected(op: str, call: dict[str, Any]) -> Tensor:
 
 
 def test_an_output_in_the_memory_of_an_input_is_refused() -> None:
-    """The same memory, moved memory, the plan's own; other channels of one concatenation are not the same memory."""
+    """Equal and overlapping memory and memory of the plan are refused. Other channels of one buffer are accepted."""
     p = SMALLS["fine to coarse"]
     p = replace(p, geometry=replace(p.geometry, padding=(1, 0)))
     call = arguments(p, dtype=torch.float32) | {"y_scale": None, "y_shift": None}

@@ -1,4 +1,4 @@
-"""Image files as people have them, through the one reader of every command."""
+"""Image files of all kinds, read by the reader that every command uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsegan.data.layouts import decode, image_files, to_tensor
 Image: Any = pytest.importorskip("PIL.Image")
 
 RED = np.zeros((2, 3, 3), np.uint8)
-RED[..., 0], RED[0, 0] = 200, (10, 20, 30)  # wider than high, one corner marked
+RED[..., 0], RED[0, 0] = 200, (10, 20, 30)  # not square; one corner differs
 
 
 def pixels(file: Path, channels: int = 3) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_modes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation: int, tmp_path: Path) -> None:
-    """The file holds the picture turned; the tag says how to turn it back."""
+    """The file stores a turned image. The reader turns it back as the EXIF tag says."""
     picture = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     stored = {
         1: picture,
@@ -88,7 +88,7 @@ def test_exif_rotation(orientation: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_the_first_frame_of_an_animation_is_said(suffix: str, tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read_with_a_warning(suffix: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     file = written(frames[0], tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], duration=10)
     with pytest.warns(UserWarning, match=rf"film\.{suffix} has 2 frames; the first is taken"):

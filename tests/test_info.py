@@ -1,4 +1,4 @@
-"""What the build says of itself, and that an ISA can be forced."""
+"""Facts about the build, and the environment variable that forces an ISA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_facts() -> None:
 
 
 def test_one_library_serves_every_python() -> None:
-    """The wheel says so: no function of Python's is among what the library needs."""
+    """The native library names no function of Python, as the tag of the wheel promises."""
     assert not [
         name for name in (b"PyInit_", b"PyObject_", b"PyErr_", b"_Py_Dealloc") if name in native.LIBRARY.read_bytes()
     ]

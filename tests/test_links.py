@@ -1,4 +1,4 @@
-"""Every relative link of the repository's Markdown pages leads to a file, and to a heading where it names one."""
+"""Every relative link in the Markdown pages leads to an existing file, and to an existing heading if it names one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "checkpoints", "csrc", "docs", "kernels", "sparsegan", "tests")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]+`")
-#: The target of a link or an image, and of a link that is defined elsewhere on the page.
+#: The target of a link, an image or a reference definition.
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 HTML = re.compile(r"""(?:href|src)=["']([^"']+)["']""")
-#: A file that a page names as code; NAME stands for any. The change log may name files that are gone.
+#: A file that a page names in backticks. Names with NAME are placeholders. CHANGELOG.md may name deleted files.
 NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`")
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
 def pages(root: Path) -> list[Path]:
-    """The Markdown pages at the top, and in the folders of the repository."""
+    """The Markdown pages at the root and in the folders of the repository."""
     return sorted([*root.glob("*.md"), *(page for name in FOLDERS for page in (root / name).rglob("*.md"))])
 
 
 def anchors(text: str) -> set[str]:
-    """The headings' anchors as GitHub makes them: a second one of the same words gets -1."""
+    """The anchors of the headings as GitHub makes them. A repeated heading gets -1, -2 and so on."""
     found: set[str] = set()
     for heading in HEADING.findall(FENCED.sub("", text)):
-        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # a link's text
+        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # a link shows only its text
         slug = "".join(c for c in shown.lower() if c.isalnum() or c in " -_").replace(" ", "-")
         count = 0
         while (name := f"{slug}-{count}" if count else slug) in found:
@@ -36,7 +36,7 @@ def anchors(text: str) -> set[str]:
 
 
 def dead_links(root: Path) -> list[str]:
-    """'PAGE: TARGET' of everything that leads nowhere."""
+    """'PAGE: TARGET' for each target that does not exist."""
     dead = []
     for page in pages(root):
         text = FENCED.sub("", page.read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def dead_links(root: Path) -> list[str]:
         prose = CODE.sub("", text)
         for target in [a or b for a, b in LINK.findall(prose)] + HTML.findall(prose):
             if re.match(r"[a-z][a-z0-9+.-]*:", target):
-                continue  # another site
+                continue  # a URL
             path, _, anchor = target.partition("#")
             file = (page.parent / path).resolve() if path else page
             known = file.exists() and file.is_relative_to(root.resolve())

@@ -1,4 +1,4 @@
-"""What a sparse layer makes of a state_dict: dense weights, pruned ones, its own, partial and hostile ones."""
+"""A sparse layer loads state_dicts: of dense weights, of pruned weights, of sparse layers, partial and wrong ones."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def dense_model() -> nn.Sequential:
     )
 
 
-def pruned(weight: Tensor, share: float) -> Tensor:
-    """Most of the weights zero, and not those of the smallest magnitude."""
-    return weight * (torch.rand(weight.shape) >= share)
+def pruned(weight: Tensor, fraction: float) -> Tensor:
+    """The weight with a random `fraction` of its elements set to zero, independent of magnitude."""
+    return weight * (torch.rand(weight.shape) >= fraction)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -44,7 +44,7 @@ def test_sparsify_then_load_is_load_then_sparsify(granularity: str, nest: str) -
     for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     assert all(a is b for a, b in zip(ours.parameters(), parameters, strict=True))
-    # Again, onto a support that a checkpoint brought: the layer's own share, of the new weights.
+    # The support now comes from a checkpoint. New dense weights are again pruned to the sparsity of the layer.
     ours.load_state_dict(theirs.state_dict())
     other = {key: torch.randn_like(value) for key, value in checkpoint.items()}
     ours.load_state_dict(other)
@@ -55,13 +55,13 @@ def test_sparsify_then_load_is_load_then_sparsify(granularity: str, nest: str) -
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8])
+@pytest.mark.parametrize("fraction", [0.5, 0.8])
 @pytest.mark.parametrize("pair", [(sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)])
-def test_the_zeros_of_a_pruned_weight_are_the_mask(share: float, pair: Any) -> None:
+def test_the_zeros_of_a_pruned_weight_are_the_mask(fraction: float, pair: Any) -> None:
     cls, theirs = pair
     dense, layer = theirs(6, 8, 3), cls(6, 8, 3, sparsity=0.5)
     with torch.no_grad():
-        dense.weight.copy_(pruned(dense.weight, share + 0.1))
+        dense.weight.copy_(pruned(dense.weight, fraction + 0.1))
     layer.load_state_dict(dense.state_dict())
     assert torch.equal(layer.mask(), dense.weight != 0)
     assert torch.equal(layer.dense_weight(), dense.weight)
@@ -69,7 +69,7 @@ def test_the_zeros_of_a_pruned_weight_are_the_mask(share: float, pair: Any) -> N
 
 @pytest.mark.parametrize("granularity", ["element", "vector:2", "filter"])
 def test_a_tool_says_which_weights_stay(granularity: str) -> None:
-    """weight_orig and weight_mask: more than the layer's share, kept ones that are zero, a pruned bias."""
+    """The mask of torch's pruning decides, though it keeps zeros and more weights than the layer. Biases have masks."""
     dense = nn.Conv2d(4, 8, 3)
     mask = (torch.rand(8, 1, 1, 1) < 0.8).expand(8, 4, 3, 3).float() if granularity != "element" else None
     if granularity == "vector:2":
@@ -92,10 +92,10 @@ def test_a_tool_says_which_weights_stay(granularity: str) -> None:
         assert torch.equal(layer.bias, dense.bias)
 
 
-def test_nothing_but_zeros_and_a_layer_that_keeps_all() -> None:
+def test_a_weight_of_zeros_and_a_layer_that_keeps_all_weights() -> None:
     layer = sg.SparseConv2d(4, 8, 3, sparsity=0.5)
     layer.load_state_dict({"weight": torch.zeros(8, 4, 3, 3), "bias": torch.zeros(8)})
-    assert layer.nnz == 144  # zeros to start from: as sparsify has it
+    assert layer.nnz == 144  # all weights are zero: pruned as by sparsify
     layer, weight = sg.SparseConv2d(4, 8, 3), torch.randn(8, 4, 3, 3)
     weight[0] = 0
     layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})
@@ -116,17 +116,17 @@ def test_half_precision_and_a_given_mask() -> None:
     layer = sg.SparseConv2d.from_dense(nn.Conv2d(4, 8, 3), mask=mask)
     layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})
     assert torch.equal(layer.mask(), mask)
-    layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # and the second time
+    layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # also at a second load
     assert torch.equal(layer.mask(), mask)
     layer = sg.SparseConv2d.from_dense(torch_prune.l1_unstructured(nn.Conv2d(4, 8, 3), "weight", 0.75))
-    layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # a tool's mask is not the caller's mask=
+    layer.load_state_dict({"weight": weight, "bias": torch.zeros(8)})  # the mask of torch's pruning is not kept
     assert layer.nnz == 72
     assert weight.abs()[layer.mask()].min() >= weight.abs()[~layer.mask()].max()
 
 
 @pytest.mark.parametrize("kind", ["values", "weight", "weight_orig"])
 def test_assign(kind: str) -> None:
-    """A checkpoint of another type into a layer without numbers, as huge models are loaded."""
+    """Loads a checkpoint of another dtype into a layer on the meta device, as is usual for huge models."""
     source = sg.SparseConv2d(4, 8, 3, sparsity=0.75).double()
     state = source.state_dict()
     if kind == "weight":
@@ -146,7 +146,7 @@ def test_assign(kind: str) -> None:
     assert not layer[0].values.requires_grad
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(x), source(x))
-    if kind == "values":  # torch's own: not a copy
+    if kind == "values":  # as in torch, assign does not copy
         assert layer[0].values.data_ptr() == source.values.data_ptr()
         assert layer[0].support.data_ptr() != source.support.data_ptr()
 
@@ -217,13 +217,13 @@ def test_partial_keys() -> None:
             with pytest.raises(RuntimeError, match=words):
                 layer.load_state_dict(state, strict=strict)
             assert all(torch.equal(own[key], value) for key, value in layer.state_dict().items())
-    # What fits is taken, what is not there stays.
+    # Present keys are loaded; the other tensors stay.
     layer.load_state_dict({"values": own["values"] + 1}, strict=False)
     assert torch.equal(layer.values, own["values"] + 1)
     layer.load_state_dict({"bias": torch.ones(8)}, strict=False)
     assert torch.equal(layer.bias, torch.ones(8))
     assert torch.equal(layer.values, own["values"] + 1)
-    # torch's own rule: keys that are missing or unexpected are reported, the others are loaded.
+    # As in torch, missing and unexpected keys raise, but the other keys are loaded.
     for state, words in (
         ({**longer, "extra": torch.zeros(1)}, "Unexpected .*extra"),
         ({k: v for k, v in longer.items() if k != "bias"}, "Missing .*bias"),
@@ -247,7 +247,7 @@ def test_hooks_that_rename_keys_run() -> None:
     assert torch.equal(layer.dense_weight(), weight * layer.mask())
 
 
-def test_an_optimizer_goes_on_with_the_same_parameter() -> None:
+def test_an_optimizer_continues_with_the_same_parameter() -> None:
     model = sg.sparsify(dense_model(), 0.5)
     optimizer = torch.optim.Adam(model.parameters())
     x, target = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 12, 12)
@@ -263,11 +263,11 @@ def test_an_optimizer_goes_on_with_the_same_parameter() -> None:
     assert not torch.equal(before["0.values"], model[0].values)
 
 
-def test_distributed_ranks_choose_alike(tmp_path: Any) -> None:
-    """Under DistributedDataParallel, in a world of one: its keys, its parameters, a step after loading."""
+def test_loading_under_distributed_data_parallel(tmp_path: Any) -> None:
+    """A DistributedDataParallel of world size 1 loads a dense state_dict and computes a backward pass."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
-        # In a function of its own: what outlives its process group can wait for that group's threads for ever.
+        # In a function, because objects that outlive their process group can wait for its threads for ever.
         _load_and_step()
     finally:
         torch.distributed.destroy_process_group()

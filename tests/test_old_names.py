@@ -1,4 +1,4 @@
-"""What the last version called otherwise still works, says so, and gives the same bits."""
+"""Old names of the last version still work, warn with a DeprecationWarning, and give the same bits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_exported_program_of_the_last_version(layer: sg.SparseConv2d, tmp_pat
     assert torch.equal(y, layer(x))
 
 
-def test_the_old_schemas_take_what_the_new_ones_take() -> None:
+def test_old_schemas_have_the_arguments_of_the_new_ones() -> None:
     names = {"gather": "sparse_conv", "gather_fused": "sparse_conv_fused"}
     if importlib.util.find_spec("triton") is not None:
         importlib.import_module("sparsegan.ops.vector_ops")

@@ -1,4 +1,4 @@
-"""``shrink`` with every optimizer: its state follows the support, or it is refused before anything has changed."""
+"""``shrink`` with every optimizer: the state follows the support, or the optimizer is refused before any change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def step(model: nn.Module, optimizer: optim.Optimizer, number: int) -> None:
     optimizer.step()
 
 
-# Those that treat every weight by itself: masked dense weights are the reference.
+# Optimizers that update each weight independently. Masked dense weights are the reference.
 OPTIMIZERS: dict[str, Any] = {
     "SGD": partial(optim.SGD, lr=0.1),
     "SGD with momentum": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -49,7 +49,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_shrinking_is_a_masks_growing(name: str) -> None:
+def test_shrinking_follows_the_masked_dense_twin(name: str) -> None:
     sparse, dense = sg.sparsify(network(), 0.2), masked.sparsify(network(), 0.2)
     ours, theirs = OPTIMIZERS[name](sparse.parameters()), OPTIMIZERS[name](dense.parameters())
     schedule = optim.lr_scheduler.ExponentialLR(ours, 1.0)
@@ -67,7 +67,7 @@ def test_shrinking_is_a_masks_growing(name: str) -> None:
             torch.testing.assert_close(layer.dense_weight(), other.weight, rtol=1e-9, atol=1e-12)
 
 
-def test_one_value_is_no_step_count() -> None:
+def test_the_step_count_survives_in_a_layer_of_one_value() -> None:
     layer = sg.SparseConv2d(1, 2, 1, mask=torch.tensor([True, True]).view(2, 1, 1, 1), bias=False).double()
     optimizer = optim.Adam(layer.parameters(), capturable=False)
     layer(torch.ones(1, 1, 1, 1, dtype=torch.float64)).sum().backward()
@@ -77,13 +77,13 @@ def test_one_value_is_no_step_count() -> None:
     after = optimizer.state[layer.values]
     assert after["exp_avg"].shape == (1,)
     assert torch.equal(after["step"], before["step"])
-    move_support(layer, layer.support, torch.tensor([-1]), optimizer)  # one new value: state of its own, same count
+    move_support(layer, layer.support, torch.tensor([-1]), optimizer)  # a new value: moments of 0, the same step count
     assert after["exp_avg"].item() == 0
     assert torch.equal(optimizer.state[layer.values]["step"], before["step"])
 
 
-def test_whatever_keeps_a_state_of_the_values_shape() -> None:
-    """An optimizer of somebody else's, with state in lists and dicts."""
+def test_any_state_of_the_shape_of_the_values_follows() -> None:
+    """A user's optimizer may keep state in lists and dicts."""
 
     class Own(optim.Optimizer):
         def __init__(self, parameters: Any, extra: int = 1) -> None:
@@ -138,15 +138,15 @@ def test_optimizers_that_do_not_hold_the_layers() -> None:
     assert first.state[model[0].values]["exp_avg"].shape == model[0].values.shape
     assert second.state[model[2].values]["momentum_buffer"].shape == model[2].values.shape
     model[2].requires_grad_(False)
-    shrink(model, 0.9, first)  # frozen values have no state to lose
+    shrink(model, 0.9, first)  # frozen values need no optimizer
     assert model[2].sparsity == pytest.approx(0.9, abs=0.02)
 
 
 def test_under_distributed_data_parallel(tmp_path: Any) -> None:
-    """Its buckets have the sizes of before: wrap again. Then it trains as without."""
+    """The buckets of the wrapper have the old sizes, so the model must be wrapped again. Then it trains as before."""
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        _wrapped_again()  # a function of its own: what it wraps is gone before the process group is
+        _wrapped_again()  # in a function, so that the wrappers are deleted before the process group
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The plan compiler: what it compiles, and that no untrusted number gets past its checks."""
+"""The plan compiler: its taps, and the checks of untrusted supports, plans and geometries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_bad_support(support: list[int], words: str) -> None:
 
 @given(st.data())
 def test_a_hostile_plan_raises_or_computes_but_never_reads_outside(data: st.DataObject) -> None:
-    """Any number of a plan replaced by any other: the op either refuses it or returns numbers of the right shape."""
+    """With any number of a plan replaced by any other number, the op raises or returns a result of the right shape."""
     adjoint = data.draw(st.booleans())
     geometry = data.draw(st.sampled_from([GEOMETRY, *VECTORS]))
     support = torch.arange(0, 8 * 3 * 9 // geometry.vector, 3, dtype=torch.int32)
@@ -74,7 +74,7 @@ def test_a_coarse_grid_of_one_element_separates_the_kernel_positions() -> None:
 
 
 class _Changing(list[int]):
-    """A geometry that is another one each time somebody reads it, as a list that another thread changes may be."""
+    """A list that reads differently each time, like a list that another thread changes."""
 
     def __iter__(self) -> Iterator[int]:
         self.append(self.pop())
@@ -94,6 +94,6 @@ def test_a_geometry_is_read_once() -> None:
 
 
 @pytest.mark.parametrize("numbers", [[], [1] * 5, [8, 6, 2, 3, 3, 2, 2, 1, 1, 1, 1, 1, 2**70], [8.0] * 13, [None] * 13])
-def test_geometries_that_are_none(numbers: Any) -> None:
+def test_invalid_geometries_are_refused(numbers: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         native.compile_plan(np.arange(4, dtype=np.int32), numbers, False)

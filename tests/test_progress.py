@@ -1,4 +1,4 @@
-"""What a long job says where nobody sees a bar."""
+"""The lines that long jobs print where the output is no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsegan.training import run_loop
 
 
 class Clock:
-    """Seconds pass when a test says so."""
+    """A clock that only the test advances, in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ def run(steps: int, seconds: float, **options: Any) -> list[str]:
     clock, stream = Clock(), io.StringIO()
     with Progress("compressing", steps, clock=clock, stream=stream, **options) as bar:
         for step in range(options.get("done", 0), steps):
-            clock.now += 20 if step == 0 else seconds  # the first one prepares
+            clock.now += 20 if step == 0 else seconds  # the first step includes preparation
             bar.advance(figures=f"loss {step}")
     return stream.getvalue().splitlines()
 
@@ -42,7 +42,7 @@ def test_a_line_every_thirty_seconds_with_step_speed_and_time_left() -> None:
     assert fast[0].startswith("compressing: 1001 of 100000, 33.4 a second, about 49 minutes left")
 
 
-def test_an_estimate_once_by_the_second_step() -> None:
+def test_one_estimate_after_the_second_step() -> None:
     lines = [line for line in run(900, 0.5, estimate=True) if "by the second step" in line]
     assert len(lines) == 1
     assert lines[0].startswith("compressing: by the second step, about 0.5 seconds per step, 900 steps: 7.5 minutes; ")
@@ -51,7 +51,7 @@ def test_an_estimate_once_by_the_second_step() -> None:
     assert "500 steps: 4.2 minutes" in resumed[0]
 
 
-def test_quiet_is_quiet() -> None:
+def test_quiet_prints_nothing() -> None:
     assert run(1000, 5.0, quiet=True, estimate=True) == []
 
 
@@ -67,7 +67,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "3/3" in stream.getvalue()
 
 
-def test_loops_report_through_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loops_report_their_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Task:
         def step(self, step: int, batch: Any) -> dict[str, float]:
             return {"loss": 1.0}

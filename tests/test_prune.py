@@ -1,4 +1,4 @@
-"""Model surgery: sparsify, densify, shrink, and what they must not lose."""
+"""Model surgery: sparsify, densify and shrink keep modes, hooks, shared layers and optimizer state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_sparsify_and_back() -> None:
     assert type(net[2][0]) is nn.ConvTranspose2d
     torch.testing.assert_close(net(x), y)
     assert (net[0].weight == 0).float().mean() == pytest.approx(0.9, abs=0.01)
-    again = sg.sparsify(net)  # without a sparsity: the zeros that are there
+    again = sg.sparsify(net)  # without a sparsity, the existing zeros are the mask
     assert again[0].sparsity == pytest.approx(0.9, abs=0.01)
 
 
@@ -78,7 +78,7 @@ class Padded(nn.Conv2d):
         return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
 
 
-def test_a_layer_with_a_forward_of_its_own_stays_dense_and_is_named() -> None:
+def test_a_subclass_with_another_forward_stays_dense_and_is_named() -> None:
     net = nn.Sequential(Padded(3, 4, 3), nn.Conv2d(4, 3, 3))
     with pytest.warns(UserWarning, match="0 is a .*Padded, not torch.nn's own layer"):
         sg.sparsify(net, 0.5)
@@ -94,19 +94,19 @@ def test_magnitude_ties_are_broken_by_position() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["vector", "vector:1", "vector:65", "vector:04", "vector:4 ", "Element", "", 4])
-def test_granularities_that_are_none(granularity: object) -> None:
+def test_invalid_granularities_are_refused(granularity: object) -> None:
     with pytest.raises(ValueError, match="accepted: 'element', 'vector:V' with V from 2 to 64, 'kernel', 'fil"):
         check_granularity(granularity)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:2", 2), ("vector:4", 4)])
 def test_pruning_step_by_step_follows_the_masked_dense_twin(granularity: str, vector: int) -> None:
-    """The same masks, and each layer's own granularity."""
+    """Masks and weights are those of the twin, and each layer keeps its granularity."""
     nets = [nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.ConvTranspose2d(8, 8, 4, 2, groups=2)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     ours, theirs = sg.sparsify(nets[0], 0.3, granularity), masked.sparsify(nets[1], 0.3, vector)
     for sparsity in (0.3, 0.55, 0.9):
-        sg.sparsify(ours, sparsity, "vector:64")  # of layers that are yet to be sparse: there are none
+        sg.sparsify(ours, sparsity, "vector:64")  # this granularity is for dense layers, and there are none
         masked.shrink(theirs, sparsity)
         for name, module, mask in masked.masks(theirs):
             layer = ours.get_submodule(name)
@@ -119,7 +119,7 @@ def test_pruning_step_by_step_follows_the_masked_dense_twin(granularity: str, ve
 @pytest.mark.parametrize("granularity", ["element", "vector:4"])
 @pytest.mark.parametrize("make", [torch.optim.Adam, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
 def test_shrinking_carries_the_optimizer_state(make: object, granularity: str) -> None:
-    """What survives has the moments it had: the same as a masked-dense layer's, position by position."""
+    """Values that stay keep their moments and gradients."""
     layer = sg.SparseConv2d(4, 8, 3, sparsity=0.5, granularity=granularity)
     vector = layer.geometry.vector
     optimizer = make(layer.parameters())  # type: ignore[operator]
@@ -147,7 +147,7 @@ def test_shrinking_carries_the_optimizer_state(make: object, granularity: str) -
         assert torch.equal(optimizer.state[parameter][name], before[stayed])
     optimizer.step()
     nnz = layer.nnz
-    sg.shrink(layer, 0.3, optimizer)  # never revives
+    sg.shrink(layer, 0.3, optimizer)  # a lower sparsity brings no weight back
     assert layer.nnz == nnz
 
 

@@ -1,4 +1,4 @@
-"""Two processes give what one gives: losses, supports, weights and scores, for every kind of GAN and after a resume."""
+"""Two processes give the results of one: losses, supports, weights and scores, for each kind of GAN, also resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Figures = list[dict[str, float]]
 
 
 def compress(name: str, folder: Path, steps: int = 6, stop: int | None = None) -> tuple[Figures, dict[str, Tensor]]:
-    """A run of ``steps``, or its beginning; its figures, and the generator's state."""
+    """The figures and the generator's state of a run of ``steps``. With ``stop`` the run is interrupted there."""
     gan = test_gans.tiny(name, torch.float64)
     loss = SelfSupervisedLoss(features=0.5 if name == "dcgan" else 0.0)
     config = CompressionConfig(loss, generator_lr=1e-3)
@@ -68,22 +68,22 @@ def assert_same(one: tuple[Figures, dict[str, Tensor]], other: tuple[Figures, di
     assert one[1].keys() == other[1].keys()
     for key, value in one[1].items():
         if value.is_floating_point():
-            # A bias before an instance norm has a gradient of rounding alone, which Adam makes steps of.
+            # The gradient of a bias before an instance norm is only rounding, and Adam turns it into steps.
             torch.testing.assert_close(value, other[1][key], rtol=1e-6, atol=1e-7)
         else:
             assert torch.equal(value, other[1][key]), key
 
 
 @pytest.mark.parametrize("name", ["dcgan", "cyclegan", "stargan"])
-def test_two_processes_are_one(name: str, tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(name: str, tmp_path: Path) -> None:
     alone = compress(name, tmp_path / "alone")
     two = on_two(name, tmp_path / "two")
     for rank in two:
         assert_same(rank, alone)
-    assert all(torch.equal(two[0][1][key], two[1][1][key]) for key in two[0][1])  # not only within rounding
+    assert all(torch.equal(two[0][1][key], two[1][1][key]) for key in two[0][1])  # bit for bit
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     alone = compress("stargan", tmp_path / "alone")
     compress("stargan", tmp_path / "run", stop=4)
     assert_same(on_two("stargan", tmp_path)[0], alone)
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 class Few:
-    """11 samples of a task: no number of processes but one divides them."""
+    """11 samples of a task. Two processes cannot divide them evenly."""
 
     def __init__(self, name: str) -> None:
         parts = list(test_gans.batches(name, 3, torch.float64))
@@ -107,7 +107,7 @@ class Few:
 
 
 def scores(made: list[int]) -> dict[str, float]:
-    """Figures of generators that start from images, by chance too, and from noise; `made` takes images at a time."""
+    """Scores of generators from images, with and without draws, and from noise. `made` receives the batch sizes."""
 
     def means(images: Tensor) -> Tensor:
         made.append(len(images))
@@ -136,7 +136,7 @@ def scoring(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_scoring_and_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_divide_the_scoring_and_get_the_scores_of_one(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     torch.manual_seed(0)
     alone: list[int] = []
@@ -148,7 +148,7 @@ def test_two_processes_share_the_scoring_and_find_what_one_finds(tmp_path: Path)
         assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
-def test_alone_nothing_is_touched() -> None:
+def test_a_single_process_changes_no_module() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     with ranks.divided(network):
         assert type(network[1]) is nn.BatchNorm2d
@@ -178,12 +178,12 @@ def dropping(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_dropouts_drop_as_one_process_does_and_what_does_not_divide_is_refused(tmp_path: Path) -> None:
+def test_dropout_drops_as_in_one_process_and_uneven_batches_are_refused(tmp_path: Path) -> None:
     mp.start_processes(dropping, args=(tmp_path,), nprocs=2, start_method="fork")
 
 
 def test_the_compressed_layers_are_sparse() -> None:
-    """What the comparisons above are about: the supports in these states."""
+    """The states that the tests above compare contain supports."""
     gan = test_gans.tiny("dcgan")
     schedule = GradualPruning(2, 0.6, every=1)
     compressor = Compressor(gan.generator, gan.discriminator, gan.objective, schedule, run=RunConfig(quiet=True))

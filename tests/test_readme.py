@@ -1,4 +1,4 @@
-"""What README.md shows is true: its examples run, its tables are those of the result files."""
+"""README.md is correct: its examples run, and its tables are those of the result files."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 
 def yours() -> dict:
-    """What the bring-your-own-GAN example takes as given."""
+    """The names that the bring-your-own-GAN example expects: generator, critic and loader."""
     generator = nn.Sequential(
         nn.Linear(128, 32), nn.ReLU(), nn.Unflatten(1, (8, 2, 2)), nn.ConvTranspose2d(8, 3, 4, 2, 1), nn.Tanh()
     )

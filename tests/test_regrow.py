@@ -1,4 +1,4 @@
-"""Regrowth: the gradient of absent weights, the exchange by it, and a compression that uses both."""
+"""Regrowth: the gradient of absent weights, the exchange of weights by this gradient, and compressions with both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sparsegan.pruning.surgery import sparsify
 
 
 def gradients_of(net: nn.Module, x: Tensor, backward: Callable[[Tensor, Tensor], None]) -> list[Tensor]:
-    """The output and every ordinary gradient, after `backward(x, y)`."""
+    """The output and the gradients of input and parameters after `backward(x, y)`."""
     net.zero_grad()
     x = x.clone().requires_grad_()
     y = net(x)
@@ -68,13 +68,13 @@ def test_dense_gradients_are_those_of_the_dense_layer_and_change_nothing_else(
     plain = gradients_of(layer, x, backward)
     with dense_gradients(layer) as gradients:
         assert_same_bits(gradients_of(layer, x, backward), plain)
-        gradients_of(layer, 2 * x, backward)  # they add up
+        gradients_of(layer, 2 * x, backward)  # gradients of several backward passes add up
     for factor in (1, 2):
         nn.functional.leaky_relu(twin(factor * x), slope).backward(gy)
     assert list(gradients) == ["0"]
     assert_exact(gradients["0"], twin.weight.grad)
     kept = gradients["0"].clone()
-    gradients_of(layer, x, backward)  # outside nothing is added
+    gradients_of(layer, x, backward)  # outside the context nothing is added
     assert torch.equal(gradients["0"], kept)
     assert not layer[0]._forward_hooks
 
@@ -89,8 +89,8 @@ def network(**how: Any) -> nn.Sequential:
     )
 
 
-def test_second_derivatives_count_and_gradients_that_are_only_asked_for_do_not() -> None:
-    """A penalty on the slope in the input: there too, whatever `values.grad` gets, absent weights get."""
+def test_second_derivatives_count_and_gradients_of_autograd_grad_do_not() -> None:
+    """With a penalty on the input gradient, absent weights get all gradients that `values.grad` would get."""
     net = sparsify(network(dtype=torch.float64), 0.5)
     twin = sg.densify(copy.deepcopy(net))
     x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_autocast_and_an_activation_in_place() -> None:
 
 
 def plain_exchange(kept: dict[int, float], slope: list[float], share: float) -> tuple[set[int], set[int]]:
-    """RigL in plain Python: of kept {position: value} and every position's gradient, what stays and what is new."""
+    """RigL in plain Python: positions that stay and new positions, from kept {position: value} and all gradients."""
     count = round(share * len(kept))
     by_size = sorted(kept, key=lambda at: (-abs(kept[at]), at))
     stays, dropped = by_size[: len(kept) - count], by_size[len(kept) - count :]
@@ -139,7 +139,7 @@ def plain_exchange(kept: dict[int, float], slope: list[float], share: float) -> 
 
 
 def test_gradients_of_float16_layers_are_summed_in_float32() -> None:
-    """What a weight sums over all pixels is beyond 65504, float16's largest number."""
+    """The gradient of a weight, summed over all pixels, is above 65504, the largest number of float16."""
     layer, x, found = sparsify(nn.Conv2d(2, 3, 3, padding=1), 0.5), torch.rand(2, 2, 64, 64) + 1, []
     for enabled in (True, False):
         with dense_gradients(layer) as gradients, torch.autocast("cpu", torch.float16, enabled=enabled):
@@ -151,7 +151,7 @@ def test_gradients_of_float16_layers_are_summed_in_float32() -> None:
 
 @given(st.sampled_from([0.0, 0.05, 0.5, 0.9]), st.sampled_from([0.0, 0.1, 0.5, 0.99]), st.booleans(), st.data())
 def test_an_exchange_against_plain_python(sparsity: float, share: float, adam: bool, data: st.DataObject) -> None:
-    """Few different numbers: many ties. What was kept has the state that it had, what is new has none."""
+    """Values and gradients have many ties. Kept weights keep their optimizer state. New ones begin with zeros."""
     torch.manual_seed(data.draw(st.integers(0, 99)))
     layer = sg.SparseConvTranspose2d(4, 3, 3, sparsity=sparsity)
     optimizer = (
@@ -228,13 +228,13 @@ def test_refusals_leave_the_network_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "due"), [({}, [0, 10, 20]), ({"accumulate": 2, "generator_every": 3}, [0, 12, 21])]
 )
-def test_exchanges_come_when_and_as_large_as_documented_with_that_steps_gradients(
+def test_exchanges_have_the_documented_times_and_sizes_and_the_gradients_of_their_step(
     options: dict[str, int], due: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def discriminator_terms(generator: nn.Module, judge: nn.Module, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """With a backward pass through the generator that is none of its own step's."""
+        """The discriminator's backward pass also reaches the generator, outside the generator's step."""
         terms = dcgan.discriminator_terms(generator, judge, fake, real)
         return terms | {"more": generator(torch.ones(2, 8, 1, 1, dtype=real.dtype)).mean()}
 
@@ -242,7 +242,7 @@ def test_exchanges_come_when_and_as_large_as_documented_with_that_steps_gradient
         before = {name: layer.support.clone() for name, layer in sparse_layers(net)}
         for name, layer in sparse_layers(net):
             assert_exact(gradients[name].flatten()[layer.positions()], layer.values.grad)
-            assert int((gradients[name] != 0).sum()) > layer.nnz  # absent ones have theirs
+            assert int((gradients[name] != 0).sum()) > layer.nnz  # absent weights have gradients
         regrow(net, gradients, share, optimizer)
         for name, layer in sparse_layers(net):
             new = ~torch.isin(layer.support, before[name])
@@ -259,7 +259,7 @@ def test_exchanges_come_when_and_as_large_as_documented_with_that_steps_gradient
     inner = ours.task.step
 
     def step(number: int, batch: Tensor) -> dict[str, float]:
-        steps.append(None)  # the running step's place
+        steps.append(None)  # None marks the running step
         steps[-1] = inner(number, batch)
         return steps[-1]
 
@@ -329,7 +329,7 @@ def process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_exchange_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_exchange_the_weights_that_one_exchanges(tmp_path: Path) -> None:
     history, alone = compress(0.3)
     _, without = compress(0.0)
     mp.start_processes(process, args=(tmp_path,), nprocs=2, start_method="fork")

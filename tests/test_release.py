@@ -1,4 +1,4 @@
-"""The version has one place, pyproject.toml; what else names it says the same."""
+"""The version is set in pyproject.toml. CITATION.cff and CHANGELOG.md repeat it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Physical removal: a smaller dense model that puts out the same, over every kind of connection between layers."""
+"""Physical removal: a smaller dense model with the same outputs, for every kind of connection between layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsegan.pruning.removal import remove_filters
 
 
 def ready(net: nn.Module) -> nn.Module:
-    """float64, with biases, norms and statistics that are not their defaults."""
+    """The model in float64 and evaluation mode, with random biases, norms and statistics."""
     for name, tensor in net.named_parameters():
         if tensor.dim() == 1:
             tensor.data.uniform_(0.1, 1) if name.endswith("weight") else tensor.data.normal_()
@@ -39,7 +39,7 @@ def convolutions(net: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def removed(net: nn.Module, x: Any) -> nn.Module:
-    """The smaller model, after all that has to hold for it."""
+    """The smaller model, after checks of its outputs and of the unchanged original."""
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
         small = remove_filters(net, x)
@@ -64,7 +64,7 @@ def test_dcgan() -> None:
     x = torch.randn(2, 5, 1, 1, dtype=torch.float64)
     sg.sparsify(net, 0.5, "filter", exclude=["main.12"])
     small = removed(net, x)
-    # One constant channel stays for the transposed convolution behind.
+    # Constant channels before a transposed convolution are merged into one, which stays.
     widths = {"main.0": 16, "main.3": 8, "main.6": 4, "main.9": 2}
     found = convolutions(small)
     for name, width in widths.items():
@@ -106,7 +106,7 @@ def test_resnet_style() -> None:
     x = torch.randn(2, 3, 12, 10, dtype=torch.float64)
     with pytest.warns(UserWarning, match="stay where they are: 1 of 1, because they are added to others that are not"):
         small = removed(net, x)
-    # All 3 of the inner ones; of the sums what all three producers dropped; 2 in front of the last layer.
+    # Removed: all 3 filters of each inner layer, the channels that all summed layers drop, 2 before the last layer.
     assert convolutions(small) == {
         "1": (3, 6), "4.conv_block.1": (6, 5), "4.conv_block.6": (5, 6),
         "5.conv_block.1": (6, 5), "5.conv_block.6": (5, 6), "6": (6, 4), "10": (4, 3),
@@ -114,7 +114,7 @@ def test_resnet_style() -> None:
 
 
 class UnetLevel(nn.Module):
-    """As the public U-Nets are: the skip carries what the in-place activation in front of the down convolution made."""
+    """As in public U-Nets, the skip carries the output of the in-place activation before the down convolution."""
 
     def __init__(self, outer: int, inner: int, between: nn.Module | None, outermost: bool = False) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_unet_style() -> None:
     small = removed(net, x)
     found = convolutions(small)
     gone = sum(out for _, out in convolutions(net).values()) - sum(out for _, out in found.values())
-    assert dropped - 6 <= gone <= dropped  # at most one constant channel for each layer behind
+    assert dropped - 6 <= gone <= dropped  # each next layer may keep one constant channel
     for down, up in (("model.0", "model.3"),):
         assert found[up][0] == found[down][1] + found["model.1.model.5"][1]
 
@@ -171,8 +171,8 @@ def test_super_resolution_style() -> None:
     drop(net.block1[0], 0, 1, 5)
     drop(net.block2[0], 2, 3, 4)
     drop(net.block2[3], 0, 1, 4)
-    drop(net.block3[0], *range(4, 16), 20)  # three whole channels behind the shuffle, and a part of another
-    net.block3[0].bias.data[4:12] = 0.25  # two of them constant, one of four constants
+    drop(net.block3[0], *range(4, 16), 20)  # three whole channels after the shuffle, and a part of another
+    net.block3[0].bias.data[4:12] = 0.25  # two are constant; one repeats four constants
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     with pytest.warns(UserWarning, match="5 of block3.0, because PixelShuffle makes one channel of 4, which are not"):
         small = removed(net, x)
@@ -193,7 +193,7 @@ def test_super_resolution_style() -> None:
     ],
 )
 def test_reference_generators(name: str, network: dict, size: int) -> None:
-    """Half of each layer's filters, which are never the same ones where outputs are added."""
+    """Half of each layer's filters are zero. Layers whose outputs are added drop different filters."""
     reference = GANS[name]
     sizes = {**reference.network, **network}
     net = ready(reference.build(**sizes)[0])
@@ -208,7 +208,7 @@ def test_reference_generators(name: str, network: dict, size: int) -> None:
 
 
 class Drawn(nn.Module):
-    """A chain of drawn steps."""
+    """A chain of randomly drawn steps."""
 
     def __init__(self, kinds: list[str], width: int) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Drawn(nn.Module):
             "pad": lambda: nn.ReplicationPad2d(1),
             "zeros": lambda: nn.ZeroPad2d(1),
             "relu": lambda: nn.ReLU(True),
-            "pool": lambda: nn.AvgPool2d(2, 1, 1),  # with its zeros: not known
+            "pool": lambda: nn.AvgPool2d(2, 1, 1),  # pads with zeros; not supported
             "groups": lambda: nn.Conv2d(width, width, 1, groups=2),
             "shuffle": lambda: nn.Sequential(nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2)),
             "cat": lambda: nn.Conv2d(2 * width, width, 1),
@@ -272,7 +272,7 @@ def test_drawn_networks(kinds: list[str], seed: int) -> None:
         removed(net, torch.randn(2, 4, 3, 4, dtype=torch.float64))
 
 
-def test_what_is_not_safe_stays_and_is_named() -> None:
+def test_filters_that_cannot_be_removed_stay_and_are_named() -> None:
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     grouped = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1))
     shared = nn.Conv2d(4, 4, 1)
@@ -303,7 +303,7 @@ def test_what_is_not_safe_stays_and_is_named() -> None:
 
 
 class Functions(nn.Module):
-    """Functions whose modules are followed."""
+    """A forward with functions that have equivalent modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,10 +315,10 @@ class Functions(nn.Module):
         return self.third(F.pad(torch.sigmoid_(self.second(y)), (1, 1, 1, 1), value=0.5))
 
 
-def test_functions_are_followed_as_their_modules_are() -> None:
+def test_functions_are_followed_like_modules() -> None:
     net = ready(Functions())
     net.first.bias.data[8:] = 3.0  # two whole channels after the shuffle
-    net.second.bias.data[0] = 0.0  # 0.5 after the sigmoid, as the padding's border
+    net.second.bias.data[0] = 0.0  # 0.5 after the sigmoid, like the border of the padding
     drop(net.first, *range(8, 16))
     drop(net.second, 0, 2)
     with pytest.warns(UserWarning, match=r"1 of second, because pad_1 pads them with another number$"):

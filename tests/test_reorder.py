@@ -1,4 +1,4 @@
-"""Channels in an order that suits vectors: the same function, and more of the weights' norm kept."""
+"""Reordering channels for vectors: the function stays, and pruning keeps more of the weights' norm."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_trained_generator_keeps_more_at_the_same_sparsity() -> None:
 
 
 class Skips(nn.Module):
-    """A concatenation, a residual sum, norms of both kinds, a PReLU a channel, padding, a transposed convolution."""
+    """A concatenation, a residual sum, both kinds of norm, PReLU per channel, padding, a transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Skips(nn.Module):
 
 
 @given(st.integers(0, 2**20))
-def test_the_function_stays_and_only_what_may_moves(seed: int) -> None:
+def test_the_function_stays_and_only_free_channels_move(seed: int) -> None:
     torch.manual_seed(seed)
     model = Skips().eval()
     for norm in model.modules():
@@ -78,9 +78,9 @@ def test_the_function_stays_and_only_what_may_moves(seed: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(changed(x), model(x), rtol=1e-9, atol=1e-9)
     ours, theirs = convolutions(changed), convolutions(model)
-    for name in ("first.0", "last_inner"):  # summed: their channels belong together
+    for name in ("first.0", "last_inner"):  # their outputs are added, so their channels must match
         assert torch.equal(ours[name].bias, theirs[name].bias)
-    assert torch.equal(ours["out"].bias, theirs["out"].bias)  # the model's own output
+    assert torch.equal(ours["out"].bias, theirs["out"].bias)  # the output of the model
     assert torch.equal(ours["inner.1"].bias.sort().values, theirs["inner.1"].bias.sort().values)
 
 
@@ -105,7 +105,7 @@ def test_reference_generators(name: str) -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([0.0, 0.5, 0.9]), st.integers(0, 99))
-def test_an_order_is_one(vector: int, groups: int, sparsity: float, seed: int) -> None:
+def test_an_order_is_a_permutation(vector: int, groups: int, sparsity: float, seed: int) -> None:
     torch.manual_seed(seed)
     order = similar_order(torch.randn(vector * groups, 6), vector, sparsity)
     assert sorted(order) == list(range(vector * groups))

@@ -1,4 +1,4 @@
-"""Engines in a serving program: several threads, sizes that are new, forked workers."""
+"""Engines in a serving program: several threads, new sizes, forked workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [(1, 16, 16), (2, 12, 20), (1, 9, 33), (3, 16, 16), (1, 40, 8)]
 
 
 class Net(nn.Module):
-    """Up, down, a skip, both kinds of norm, a layer that runs dense; `last`: what a forward does besides."""
+    """A small generator with a skip, both kinds of norm and a dense layer. `last(y, x)` is the end of its forward."""
 
     def __init__(self, last: Callable[[Tensor, Tensor], Tensor] = lambda y, x: y) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ def inputs(shape: tuple[int, int, int], seed: int = 0) -> Tensor:
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_four_threads_cold() -> None:
-    """Every burst begins with a new engine or a layer without caches, and all threads at once."""
+def test_four_threads_with_empty_caches() -> None:
+    """In each round all threads start at the same time on a new engine whose layers have empty caches."""
     model = network()
     wanted = {shape: model(inputs(shape)) for shape in SIZES}
     for burst in range(6):
@@ -71,7 +71,7 @@ def test_four_threads_cold() -> None:
 
 
 def network_like(model: nn.Module) -> nn.Module:
-    """The same weights, in layers that have computed nothing yet."""
+    """A model with the same weights, whose layers have computed nothing yet."""
     other = network()
     other.load_state_dict(model.state_dict())
     return other
@@ -101,7 +101,7 @@ def test_known_sizes_do_not_wait_for_new_ones(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_models_run_while_one_is_traced() -> None:
-    """torch.fx replaces ``nn.Module.__call__`` in the whole process."""
+    """While torch.fx traces, it replaces ``nn.Module.__call__`` in the whole process."""
     compiling, go_on = threading.Event(), threading.Event()
     blocking = False
 
@@ -138,7 +138,7 @@ LOOKS = {
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_new_sizes(look: str) -> None:
-    """Whatever a forward looks at, every size gets its own right program."""
+    """Every size gets a correct program, whatever property of its input a forward reads."""
     model = network(LOOKS[look])
     engine = sg.optimize_for_inference(model, inputs(SIZES[0]))
     for shape in SIZES:
@@ -157,7 +157,7 @@ def test_a_new_size_is_not_run_to_compile_it(look: str, monkeypatch: pytest.Monk
     assert engine._shapes.why_not is None
 
 
-def test_arenas_are_shared_among_sizes() -> None:
+def test_all_sizes_use_one_arena() -> None:
     engine = sg.optimize_for_inference(network(), inputs(SIZES[0]))
     for shape in [*SIZES, *SIZES]:
         engine(inputs(shape))
@@ -212,7 +212,7 @@ sys.exit(bad)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_workers_that_fork_while_others_compile(threads: int) -> None:
-    """The child finds its locks free, torch.fx's replacements gone, and does not wait for threads that it lacks."""
+    """In a child, locks are free, replacements by torch.fx are undone, and nothing waits for threads that are gone."""
     script = FORKS.format(tests=str(Path(__file__).parent), threads=threads, warnings=int(threads > 1))
     done = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
-"""The CUDA kernels of csrc/cuda on the host, under an executor that reports races, bad accesses and bad barriers.
+"""The CUDA kernels of csrc/cuda, run on the host by an executor that reports races, bad accesses and bad barriers.
 
-The executor is tests/native/simt/ (simt.h says what it checks). First it is tested itself, on kernels with planted
-mistakes; then the kernels run under it and are compared with their plain-PyTorch twins.
+The executor is in tests/native/simt/ (simt.h lists its checks). The first tests run it on kernels with planted
+mistakes. The others run the CUDA kernels and compare the results with the plain-PyTorch twins.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def simt() -> ctypes.CDLL:
 
 
 def explained(error: bytes | None) -> str:
-    """An error with places in the library replaced by lines of source, if addr2line is there."""
+    """The error text, with addresses in the library replaced by lines of source where addr2line is installed."""
 
     def line(match: re.Match[str]) -> str:
         tool = shutil.which("addr2line")
@@ -76,7 +76,7 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def run_example(simt: ctypes.CDLL, name: str, seed: int, n: int) -> tuple[str, Tensor, Tensor]:
-    """The error, if any; x and y of ``examples.cu``'s transpose (n a multiple of 32) or sum (of 4)."""
+    """The error text and x, y of a kernel of ``examples.cu``: transpose (n % 32 == 0) or sum (n % 4 == 0)."""
     square = name.startswith("transpose")
     x = torch.randn((n, n) if square else n)
     y = torch.zeros((n, n) if square else (n + 511) // 512)
@@ -98,7 +98,7 @@ THREAD = r"thread \(\d+, \d, 0\)"
 STAGED = r"4 bytes at .*::staged \+ \d+ bytes, which"
 FOUR = r"reads 16 bytes at shared memory \+ \d+ bytes, which"
 UNORDERED = rf"(nobody has written|{THREAD} writes with no barrier between)"
-#: What goes wrong first depends on the order of threads where there is a choice.
+#: The reported error of each planted mistake. Alternatives are there where the order of threads decides.
 MISTAKES = {
     "transpose no_barrier": f"reads {STAGED} {UNORDERED}",
     "transpose warp_barrier": f"reads {STAGED} {UNORDERED}",
@@ -127,7 +127,7 @@ def test_planted_mistakes(simt: ctypes.CDLL, name: str) -> None:
         error, _, _ = run_example(simt, name, seed, 64 if kernel == "transpose" else 1024)
         assert re.match(rf"kernel void examples::{kernel}<", error), error
         assert re.search(MISTAKES[name], error), error
-        if name != "sum too_much_shared":  # not a matter of one thread
+        if name != "sum too_much_shared":  # no single thread causes it
             assert re.search(rf"block \([01], 0, 0\), {THREAD}: ", error), error
             assert re.search(r"examples\.cu:\d+", error), error
 
@@ -138,7 +138,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 class Call(ctypes.Structure):
-    """SimtCall of tests/native/simt/conv.cpp."""
+    """The struct SimtCall of tests/native/simt/conv.cpp."""
 
     _fields_ = (
         ("geometry", ctypes.c_int64 * 13),
@@ -150,7 +150,7 @@ class Call(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What must not matter to a result; see ``SimtCall``."""
+    """Settings that must not change a result, except `damage`; see ``SimtCall``."""
 
     seed: int = 1
     offset: int = 0
@@ -217,7 +217,7 @@ def check_wgrad(simt: ctypes.CDLL, p: Problem, dtype: torch.dtype, how: Circumst
 
 
 def plain(p: Problem) -> Problem:
-    """Made one that the CUDA kernels take: single elements, zeros around; few images where each is much work."""
+    """The problem in a form that the CUDA kernels take: single weights, zero padding, few images if large."""
     geometry = replace(p.geometry, coarse_vector=1, fine_vector=1)
     multiplications = prod(geometry.weight_shape) * p.coarse[0] * p.coarse[1]
     images = max(1, min(p.images, 300_000 // multiplications))
@@ -225,7 +225,7 @@ def plain(p: Problem) -> Problem:
 
 
 PLAIN = problems().map(plain)
-#: Tensors start at a multiple of 256 bytes, or one element after it; a small GPU and a large one.
+#: Tensors start at a multiple of 256 bytes or one element later. The GPU has 1 or 132 multiprocessors.
 CIRCUMSTANCES = st.builds(Circumstances, st.integers(0, 3), st.integers(0, 1), st.sampled_from([1, 132]))
 
 
@@ -254,13 +254,13 @@ def layer(
     images: int = 1,
     sparsity: float = 0.9,
 ) -> Problem:
-    """From fine to coarse; sizes are channels, height, width."""
+    """A problem from fine to coarse. Sizes are (channels, height, width)."""
     kernels, strides, paddings, dilations = ((n, n) for n in (kernel, stride, padding, dilation))
     geometry = Geometry(coarse[0], fine[0], groups, kernels, strides, paddings, dilations)
     return Problem(geometry, False, images, coarse[1:], fine[1:], sparsity, False)
 
 
-#: Between them they run every kernel that there is for a type.
+#: Together these layers run every kernel of a dtype.
 LAYERS = {
     "3x3": layer((24, 40, 33), (20, 40, 33), 3, padding=1),
     "stride 2": layer((24, 17, 20), (20, 33, 40), 3, 2, 1, images=2),
@@ -305,7 +305,7 @@ def test_every_kernel(simt: ctypes.CDLL, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_activation(simt: ctypes.CDLL, slope: float) -> None:
-    """As torch's own, for infinities and NaN too; in every kernel that writes an output."""
+    """Every kernel that writes an output applies the activation as torch does, also to infinities and NaN."""
     for name, multiprocessors in (("3x3", 1), ("3x3", 132), ("early 4x4", 1), ("4x4 stride 2", 1)):
         for adjoint in (False, True):
             p, how = replace(LAYERS[name], adjoint=adjoint), Circumstances(multiprocessors=multiprocessors)
@@ -321,7 +321,7 @@ def test_activation(simt: ctypes.CDLL, slope: float) -> None:
 @settings(max_examples=100)
 @given(p=PLAIN, damage=st.integers(1, 2**31))
 def test_damaged_plan(simt: ctypes.CDLL, p: Problem, damage: int) -> None:
-    """Nonsense in a plan or a support gives nonsense, but no access outside the tensors and no kernel that hangs."""
+    """A damaged plan or support gives wrong numbers, but no access outside the tensors and no kernel that hangs."""
     support, how = p.support(), Circumstances(damage=damage)
     x, values = torch.randn(p.x_shape), torch.randn(len(support))
     sparse_conv(simt, p, x, values, None, support, how)

@@ -1,4 +1,4 @@
-"""The op sparse_conv against its plain-PyTorch twin: every geometry, dtype and ISA, gradients, bad calls."""
+"""The op sparse_conv against its plain-PyTorch twin: every geometry, dtype and ISA, gradients, and bad calls."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_many_blocks_and_tiles(
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_activation(isa: str, slope: float) -> None:
-    """Applied as torch does, to infinities and NaN too; in partial vectors, phases and wide strides."""
+    """The activation is that of torch, also for infinities and NaN, in partial vectors, phases and wide strides."""
     for stride in (1, 2, 3):
         g = Geometry(9, 6, 1, (3, 3), (stride, stride), (1, 1), (1, 1))
         for adjoint in (False, True):
@@ -123,7 +123,7 @@ def test_same_bits_for_any_number_of_threads_and_from_several_threads(
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3, 5):  # 5: panels shared
+        for threads in (1, 2, 3, 5):  # 5 threads use one panel together
             torch.set_num_threads(threads)
             results.append(call(p, x, values, None, support))
         with ThreadPoolExecutor(2) as pool:

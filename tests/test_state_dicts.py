@@ -1,4 +1,4 @@
-"""Checkpoints as trainers write them, read by ``sg.load`` and by the command line's reader."""
+"""Checkpoints as trainers write them, read by ``sg.load`` and by the reader of the command line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def adam() -> Any:
     return optimizer.state_dict()
 
 
-# Each holds one state_dict that fits; some hold others that do not.
+# Each content holds one state_dict that fits the model. Some also hold state_dicts that do not fit.
 NESTS: dict[str, Callable[[State], Any]] = {
     "bare": lambda s: s,
     "ordered": OrderedDict,
@@ -139,7 +139,7 @@ AVERAGES: dict[str, Callable[[State, State], Any]] = {
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-def test_an_average_is_taken_and_said(name: str, trained: State, tmp_path: Path) -> None:
+def test_an_average_is_taken_with_a_warning(name: str, trained: State, tmp_path: Path) -> None:
     file = written(AVERAGES[name](trained, other(trained)), tmp_path / "net.pth")
     net = model()
     with pytest.warns(UserWarning, match=r"moving average .*; the average is taken\. key=") as said:
@@ -156,15 +156,15 @@ def test_an_average_is_taken_and_said(name: str, trained: State, tmp_path: Path)
 def test_an_average_that_lacks_buffers_is_not_taken(trained: State, tmp_path: Path) -> None:
     mean = {name: one for name, one in other(trained).items() if "running" not in name}
     net = model()
-    with pytest.warns(UserWarning, match="average, ema, which does not hold all that params does"):
+    with pytest.warns(UserWarning, match="average, ema, which does not hold all tensors of params"):
         sg.load(net, written({"params": trained, "ema": mean}, tmp_path / "net.pth"))
     check(net, trained)
 
 
-def test_what_is_named_and_does_not_fit_is_not_replaced_by_another(trained: State, tmp_path: Path) -> None:
+def test_a_named_state_dict_that_does_not_fit_is_not_replaced(trained: State, tmp_path: Path) -> None:
     more = {**trained, "zz": torch.zeros(1)}
     for content in ({"g": more, "g_init": other(trained)}, {"generator": more, "old": other(trained)}):
-        with pytest.raises(sg.CheckpointError, match="zz is not part of it"):
+        with pytest.raises(sg.CheckpointError, match="zz is not in the model"):
             sg.load(model(), written(content, tmp_path / "net.pth"))
     net = model()
     sg.load(net, tmp_path / "net.pth", key="old")
@@ -172,7 +172,7 @@ def test_what_is_named_and_does_not_fit_is_not_replaced_by_another(trained: Stat
     averages = {"model": trained, "ema_0.999": other(trained), "ema_0.9999": other(other(trained))}
     written(averages, tmp_path / "net.pth")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no word of an average before the error
+        warnings.simplefilter("error")  # no warning of an average before the error
         with pytest.raises(sg.CheckpointError, match="several state_dicts"):
             sg.load(net, tmp_path / "net.pth")
     sg.load(net, tmp_path / "net.pth", key="ema_0.999")
@@ -221,7 +221,7 @@ def test_computed_weights_become_plain_ones(name: str, square: bool, tmp_path: P
     sg.load(plain, file)
     torch.testing.assert_close(plain(x), wanted)
     again = copy.deepcopy(source) if "hook" not in name and "mask" not in name else None
-    if again is not None:  # a network that computes it itself takes it as it is
+    if again is not None:  # a network that computes its weight loads it unchanged
         for one in again.parameters():
             nn.init.zeros_(one)
         sg.load(again, file)
@@ -275,7 +275,7 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
                 archive.writestr(name, plain.read(name))
     bad: dict[str, str] = {
         "compressed.pth": r"and unpacks to 12\d{6}",
-        "stored.pth": "0.weight has shape",  # the same parts, read and found to be another model's
+        "stored.pth": "0.weight has shape",  # the same entries, stored uncompressed
         "traced.pt": "is a program of torch.jit.save",
         "empty.pth": "is empty",
         "cut.pth": "cannot be read as a state_dict",
@@ -288,9 +288,9 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
         "own.pth": ({"state_dict": trained, "hook": Own()}, "cannot be read as a state_dict without running code"),
         "list.pth": ([trained], "holds a list"),
         "numbers.pth": ({"epoch": 3}, "has 'epoch', a int"),
-        "more.pth": ({**trained, "4.weight": torch.ones(1)}, "4.weight is not part of it"),
+        "more.pth": ({**trained, "4.weight": torch.ones(1)}, "4.weight is not in the model"),
         "fewer.pth": ({name: one for name, one in trained.items() if name != "0.bias"}, "0.bias is missing"),
-        "shape.pth": ({**trained, "0.bias": torch.ones(5)}, r"0.bias has shape \[5\] where it has \[4\]"),
+        "shape.pth": ({**trained, "0.bias": torch.ones(5)}, r"0.bias has shape \[5\] where the model has \[4\]"),
         "sparse.pth": (sg.sparsify(model(), 0.5).state_dict(), "0 is dense, so sparsify the model first"),
         "several.pth": (
             {"first": trained, "second": other(trained)},
@@ -306,7 +306,7 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
         with pytest.raises(sg.CheckpointError, match=words) as raised:
             sg.load(net, tmp_path / name)
         assert all(torch.equal(one, before[key]) for key, one in net.state_dict().items()), name
-        assert "weights_only" not in str(raised.value), "torch recommends to run the file's code"
+        assert "weights_only" not in str(raised.value), "the text repeats torch's advice to run the code of the file"
     assert "code ran" not in capfd.readouterr().out
     with pytest.raises(sg.CheckpointError, match="key is 'third'"):
         sg.load(model(), tmp_path / "several.pth", key="third")
@@ -315,7 +315,7 @@ def test_files_that_are_refused(trained: State, tmp_path: Path, capfd: pytest.Ca
     check(net, other(trained))
 
 
-def test_the_command_lines_reader_recognises_through_nests(tmp_path: Path) -> None:
+def test_the_commands_reader_finds_nested_state_dicts(tmp_path: Path) -> None:
     generator, judge = dcgan.Generator(8, 2, 1), dcgan.Discriminator(1, 2)
     state, judges = generator.state_dict(), judge.state_dict()
     content = {
@@ -365,7 +365,7 @@ def test_models_on_the_meta_device(sparse: bool, trained: State, tmp_path: Path)
 
 
 def test_broken_files_never_change_a_model(trained: State, tmp_path: Path) -> None:
-    """Bytes changed, cut and doubled at random places."""
+    """Random bytes of a file are changed, removed and doubled."""
     file = tmp_path / "net.pth"
     whole = written({"state_dict": prefixed("module.", trained), "epoch": 3}, file).read_bytes()
     net = model()
@@ -410,7 +410,7 @@ def test_reading_without_a_network(trained: State) -> None:
         (["--generator", "g.pth", "--discriminator-key", "d"], "--discriminator-key is given without --discriminator"),
     ],
 )
-def test_no_option_is_without_effect(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_effect_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(Path(__file__).parent.parent / "checkpoints" / "dcgan-mnist")
     for command in ("generate", "compress"):
         assert main([command, *(folder if word == "FOLDER" else word for word in words)]) == 1

@@ -1,4 +1,4 @@
-"""The study: rows that repeat, watching that changes nothing, results that resume, a page that says what is missing."""
+"""The study: rows repeat, watching changes nothing, results resume, and the page says which rows are missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NETWORK = {"gan": "dcgan", "nz": 8, "width": 4, "channels": 1}
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a tiny dense GAN, its images, and a study of two rows."""
     checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "dcgan-mnist").mkdir(parents=True)  # what marks the folder
+    (checkpoints / "dcgan-mnist").mkdir(parents=True)  # the folder is recognised by this entry
     shutil.copytree(ROOT / "checkpoints" / "digit-classifier", checkpoints / "digit-classifier")
     pixels = torch.randint(256, (24, 28, 28)).to(torch.uint8)
     (tmp_path / "images").mkdir()
@@ -62,7 +62,7 @@ def _same_each_time(report: dict[str, Any]) -> dict[str, Any]:
     return report | {"cost": cost}
 
 
-@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # of a network that draws nothing yet
+@pytest.mark.filterwarnings("ignore:no scale of the last layer")  # the network is untrained
 def test_a_row_repeats(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "tiny", "--repeat"]) == 0
     first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -71,7 +71,7 @@ def test_a_row_repeats(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert report["scores"]["samples"]["images"] == 24
         assert report["scores"]["samples"]["fid"] > 0
         assert [look["step"] for look in report["watched"]] == list(range(7))
-        torch.manual_seed(1)  # a row depends on nothing that was drawn before
+        torch.manual_seed(1)  # earlier draws must not change a row
         _, *words = report["command"].split()
         assert main(words) == 0
         again = json.loads(capsys.readouterr().out)
@@ -101,7 +101,7 @@ def test_watching_changes_nothing() -> None:
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert [look["step"] for look in watched.looks] == list(range(10))
-    assert watched.macs == counter.get_total_flops() // 2  # of so short a run every step is counted
+    assert watched.macs == counter.get_total_flops() // 2  # so short a run counts every step
     last = watched.looks[-1]
     judge = copy.deepcopy(seen.task.discriminator)
     assert last["real"] == pytest.approx(judge(images[:3]).mean().item(), rel=1e-6)
@@ -141,7 +141,7 @@ def test_entropy_and_curves() -> None:
     assert curves["gen"] == [1.0] * 24
 
 
-def test_layers_made_untrained() -> None:
+def test_untrained_and_noisy_layers_of_a_discriminator() -> None:
     torch.manual_seed(0)
     gan = store.build({"network": NETWORK})
     before = gan.discriminator.state_dict()
@@ -178,7 +178,7 @@ def test_resuming(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert results.of(second)["failed"] == "killed: out of memory"  # type: ignore[index]
     run_missing("tiny", STUDIES["tiny"], results, 2, quiet=True)
     assert asked == [second.key]
-    monkeypatch.setitem(TASKS, "tiny", replace(TINY, steps=7))  # another budget: what is stored is of another row
+    monkeypatch.setitem(TASKS, "tiny", replace(TINY, steps=7))  # with another budget, the stored result does not count
     assert results.of(first) is None
     broken = SimpleNamespace(returncode=1, stdout="", stderr="sparsegan study: no such data\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: broken)
@@ -204,7 +204,7 @@ def test_a_cell_says_what_is_missing(place: Path) -> None:
     assert show(row).endswith("(+50%); 1 of 3 seeds: diverged")
 
 
-def test_pictures_of_what_rows_left_behind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_of_the_generators_of_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = pytest.importorskip("PIL.Image")
     gan = store.load(place / "checkpoints" / "tiny")
     words = ["study", "tiny", "--pictures", "--out", str(place / "out"), "--page", str(place / "docs" / "study.md")]
@@ -232,7 +232,7 @@ def test_a_row_with_a_fresh_discriminator_and_no_data(place: Path) -> None:
     assert not all(torch.equal(one, other) for one, other in zip(made.parameters(), trained.parameters(), strict=True))
 
 
-def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
+def test_the_page_shows_the_stored_results(tmp_path: Path) -> None:
     page = tmp_path / "study.md"
     shutil.copy(ROOT / "docs" / "study.md", page)
     for study in STUDIES:

@@ -1,4 +1,4 @@
-"""A support that changes in place under its layer: noticed, checked again, and said."""
+"""A support that is changed in place: the layer notices the change, checks the support again, and warns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def assert_right(one: sg.SparseConvTranspose2d) -> None:
     torch.testing.assert_close(one(X), one.to_dense()(X), rtol=1e-4, atol=1e-5)
 
 
-#: Ways to write into a buffer, those that move no version counter among them.
+#: Ways to write into a buffer. Some of them do not change its version counter.
 WRITES: dict[str, Any] = {
     "copy_": lambda support, new: support.copy_(new),
     "detached": lambda support, new: support.detach().copy_(new),
@@ -52,9 +52,9 @@ def test_another_valid_support(write: Any, backend: str, granularity: str, grad:
         with pytest.warns(UserWarning, match="was changed in place, not by load_state_dict"):
             one(X)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # said once
+            warnings.simplefilter("error")  # warns once
             assert_right(one)
-            one.support.copy_(one.support.clone())  # the same positions again, as a copy of every buffer does
+            one.support.copy_(one.support.clone())  # equal positions, as when all buffers are copied
             plans = one.plan_cache().plans
             assert_right(one)
             assert one.plan_cache().plans is plans
@@ -73,14 +73,14 @@ def test_an_inference_tensor_has_no_version() -> None:
 
 @pytest.mark.parametrize("backend", ["sparse", "dense"])
 def test_an_average_of_positions_is_refused(backend: str) -> None:
-    """The loop that most trainers have, over all that a state_dict holds."""
+    """The usual loop of trainers averages every entry of a state_dict."""
     student, average = layer(backend), layer(backend)
     average(X)
     with torch.no_grad():
         for key, value in average.state_dict().items():
             value.copy_(0.5 * value + 0.5 * student.state_dict()[key])
-    average.support[1] = average.support[0]  # halves of sorted positions may stay apart by luck
-    words = "no valid support: .* changed in place, as an average over a state_dict does .* sparsegan.pruning.averaging"
+    average.support[1] = average.support[0]  # averaged positions may stay distinct by luck
+    words = "no valid support: .* changed in place .for example by averaging .* sparsegan.pruning.averaging"
     for _ in range(2):
         with pytest.raises(ValueError, match=words):
             average(X)
@@ -89,7 +89,7 @@ def test_an_average_of_positions_is_refused(backend: str) -> None:
 
 
 def test_averaged_model_of_torch() -> None:
-    """It copies buffers in place: plans follow, and a support of another length cannot be copied."""
+    """torch's AveragedModel copies buffers in place. Plans follow the support. Other positions give a warning."""
     student = nn.Sequential(layer())
     average = torch.optim.swa_utils.AveragedModel(student)
     with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def test_averaged_model_of_torch() -> None:
 def test_values_of_another_length() -> None:
     one = layer()
     one.values.data = one.values.data[:-1]
-    with pytest.raises(ValueError, match=r"\d+ values do not belong to \d+ positions"):
+    with pytest.raises(ValueError, match=r"\d+ values do not fit \d+ positions"):
         one(X)
 
 
@@ -119,7 +119,7 @@ def test_replacing_the_buffer_is_no_change_in_place() -> None:
         warnings.simplefilter("error")
         one.support = other_support(one)
         assert_right(one)
-        again = copy.copy(one)  # shares its tensors, and follows them
+        again = copy.copy(one)  # uses the same tensors and must follow their changes
         one.set_support(other_support(one), one.values.detach() + 1)
         assert_right(again)
         assert torch.equal(again(X), one(X))

@@ -1,4 +1,4 @@
-"""Layers that several threads share, every cache cold: each call gives what one thread gives."""
+"""Layers that several threads use together, with empty caches: each call gives the result of a single thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREADS = 4
 
 @pytest.fixture
 def switching() -> Iterator[None]:
-    """Python changes threads 500 times as often as it would."""
+    """Python switches threads 500 times as often as by default."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -30,7 +30,7 @@ def switching() -> Iterator[None]:
 
 
 def burst(body: Callable[[int], Any]) -> list[Any]:
-    """body(thread) in every thread at once; its results, or the first exception."""
+    """Runs body(thread) in all threads at the same time. Returns the results or raises the first exception."""
     results: list[Any] = [None] * THREADS
     barrier = threading.Barrier(THREADS)
 
@@ -53,7 +53,7 @@ def burst(body: Callable[[int], Any]) -> list[Any]:
 
 
 def layers() -> nn.Sequential:
-    """Two that run dense, as ``auto`` has it on most machines; sparse ones of both classes, groups, padding modes."""
+    """Two dense layers, as ``auto`` chooses on most machines, and sparse ones of both classes, groups, paddings."""
     model = nn.Sequential(
         sg.SparseConv2d(12, 128, 3, padding=1, sparsity=0.2),
         sg.SparseConvTranspose2d(128, 16, 4, 2, 1, sparsity=0.2),
@@ -71,7 +71,7 @@ SHAPES = ((1, 12, 6, 5), (2, 12, 4, 8), (1, 12, 9, 9))
 
 @pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("mode", ["inference", "no_grad", "training", "autocast"])
-def test_cold_caches(mode: str) -> None:
+def test_empty_caches(mode: str) -> None:
     fresh = layers()
     exact = sg.densify(copy.deepcopy(fresh)).double()
     inputs = [torch.randn(shape) for shape in SHAPES]
@@ -81,7 +81,7 @@ def test_cold_caches(mode: str) -> None:
     def serve(model: nn.Module, x: Tensor, thread: int) -> Tensor:
         if mode == "training":
             return model(x.clone().requires_grad_())
-        if mode == "autocast":  # of every other thread: two types of one layer's values at once
+        if mode == "autocast":  # in every other thread, so that two dtypes meet
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=thread % 2 == 0):
                 return model(x)
         with torch.inference_mode(mode == "inference"), torch.no_grad():
@@ -98,11 +98,11 @@ def test_cold_caches(mode: str) -> None:
 
 @pytest.mark.usefixtures("switching")
 def test_a_large_dense_layer_of_a_served_model() -> None:
-    """The dense weight takes long enough to fill that a thread could find it half full."""
+    """Filling the dense weight takes long enough that another thread could see a half-filled weight."""
     model = sg.sparsify(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)), 0.2)
     x = torch.randn(1, 128, 16, 16)
     expected = model[0].to_dense()(x)
-    model[0].backend = "dense"  # as auto has it on most machines
+    model[0].backend = "dense"  # as "auto" chooses on most machines
     for _ in range(12):
         again = copy.deepcopy(model)
 
@@ -117,7 +117,7 @@ def test_a_large_dense_layer_of_a_served_model() -> None:
 @pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("backend", ["sparse", "dense"])
 def test_changes_between_bursts_are_seen(backend: str) -> None:
-    """Of values in place, and of the support: nothing made for the old one may come back."""
+    """After a change of values or support, no plan or dense weight made before the change may be used."""
     layer = sg.SparseConvTranspose2d(16, 16, 4, 2, 1, sparsity=0.5)
     layer.backend, x = backend, torch.randn(2, 16, 5, 5)
 
@@ -140,7 +140,7 @@ def test_changes_between_bursts_are_seen(backend: str) -> None:
 
 @pytest.mark.usefixtures("switching")
 def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
-    """The support is replaced while a thread compiles the plan of the old one, which then comes too late."""
+    """The support is replaced while a thread compiles the plan of the old support. This plan comes too late."""
     layer = sg.SparseConvTranspose2d(8, 8, 3, sparsity=0.5)
     layer.backend, x = "sparse", torch.randn(1, 8, 5, 5)
     other = torch.randperm(8 * 8 * 9)[: layer.nnz].sort().values.int()
@@ -159,7 +159,7 @@ def test_a_plan_made_for_an_old_support_does_not_reach_the_new_one() -> None:
 
 
 def test_a_support_that_changes_while_its_plan_is_compiled() -> None:
-    """What was checked is compiled: the plan is one of a valid support, or there is a ValueError."""
+    """The compiler uses the positions that it checked. The plan belongs to a valid support, or ValueError is raised."""
     geometry = Geometry(64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1))
     half = 64 * 64 * 9 // 2
     states = [torch.arange(half, dtype=torch.int32), torch.arange(half, 2 * half, dtype=torch.int32)]
@@ -180,7 +180,7 @@ def test_a_support_that_changes_while_its_plan_is_compiled() -> None:
                 plan = torch.from_numpy(native.compile_plan(numbers, geometry.numbers(), True))
                 _, order = native.compile_direct_plan(numbers, geometry.numbers(), False)
             except ValueError as error:
-                assert "sorted" in str(error)  # noqa: PT017  (either is right)
+                assert "sorted" in str(error)  # noqa: PT017  (an error is right too)
                 continue
             assert torch.equal(plan[-half:].sort().values, every)
             assert torch.equal(torch.from_numpy(order).sort().values, every)

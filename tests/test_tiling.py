@@ -1,4 +1,4 @@
-"""Large images by tiles: the result of the whole image, in the memory of a tile; or a reason why not."""
+"""Large images by tiles give the result of the whole image in the memory of a tile, or the model is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 class Plain:
-    """An engine that runs the model as it is."""
+    """An engine that calls the model itself."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.double().eval().requires_grad_(False)
@@ -47,7 +47,7 @@ class Plain:
 
 
 class Calls(nn.Module):
-    """A forward that is given, with modules for it."""
+    """A module with the given forward and the given submodules."""
 
     def __init__(self, forward: Callable[..., Any], **modules: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def field(engine: Any, *inputs: Any) -> Field:
 
 
 def check(engine: Any, *inputs: Any, **keywords: Any) -> Any:
-    """Tiles give what the whole image gives, everywhere."""
+    """Checks without a warning that tiles give the result of the whole image, and returns the result."""
     whole = engine(*inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -78,7 +78,7 @@ def check(engine: Any, *inputs: Any, **keywords: Any) -> Any:
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Sparse, float64, with statistics that are not a fresh model's."""
+    """The model in float64 and evaluation mode, half sparse, with random statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.3)
@@ -109,7 +109,7 @@ def test_reference_generators(
 
 
 def random_model(r: random.Random) -> nn.Module:
-    """Layers that look at a part of the image only: strides, dilations, paddings of every kind, several scales."""
+    """A chain of layers with local receptive fields: strides, dilations, every kind of padding, several scales."""
 
     def layer(channels: int) -> tuple[nn.Module, int]:
         kernel, dilation = r.randint(1, 4), r.randint(1, 2)
@@ -155,7 +155,7 @@ def test_random_generators(seed: int) -> None:
     engine = Plain(random_model(r))
     try:
         engine(image(64, 64, channels=2))
-    except RuntimeError:  # nothing is left of such a small image, or two does not divide something
+    except RuntimeError:  # the image is too small, or a size is odd before a PixelUnshuffle
         assume(False)
     try:
         found = field(engine, image(64, 64, channels=2))
@@ -173,7 +173,7 @@ def test_random_generators(seed: int) -> None:
     check(engine, x, tile=(tile[0] + r.randint(0, 3), tile[1]))
     seen = [shape[2:] for shape in engine.seen[1:] if shape[0] == x.shape[0]]
     assert all(own <= side + 3 for shape in seen for own, side in zip(shape, tile, strict=True))
-    assert len(set(seen)) <= 4 + 4  # and those of the proofs
+    assert len(set(seen)) <= 4 + 4  # 4 sizes of tiles, and 4 for the runs of `disagreement`
 
 
 def test_outputs_of_every_scale_in_any_structure() -> None:
@@ -245,7 +245,7 @@ LOCAL: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_forwards_that_are_no_list_of_layers(name: str) -> None:
+def test_forwards_that_are_not_a_chain_of_layers(name: str) -> None:
     engine = Plain(LOCAL[name]())
     for size in ((160, 104), (96, 196)):
         check(engine, image(*size), tile=(80, 72))
@@ -265,13 +265,13 @@ def test_steps_that_run_in_torch_and_other_dtypes() -> None:
     assert torch.equal(bytes_(x, tile=16), bytes_(x))
 
 
-# ---------------------------------------------------------------------- mistakes are seen
+# ---------------------------------------------------------------------- wrong receptive fields are detected
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("much", [1, 100])
-def test_one_element_less_shows(side: str, much: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100: what a model makes of the zeros around a tile is taken for the image."""
+def test_a_receptive_field_that_is_too_small_is_detected(side: str, much: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 100 elements less, results at the zeros around a tile would count as results of the image."""
     engine, x = Plain(nn.Sequential(conv(padding=2, dilation=2), nn.ReLU(), conv())), image(40, 57)
     found = field(engine, x)
     reach = found.outputs[0][0]
@@ -288,7 +288,7 @@ def test_one_element_less_shows(side: str, much: int, monkeypatch: pytest.Monkey
     check(engine, x, tile=tile)
 
 
-def test_a_stride_that_is_overlooked_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stride_that_is_too_small_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Plain(nn.Sequential(conv(stride=2), nn.ConvTranspose2d(3, 3, 4, 2, 1)))
     x = image(40, 56)
     found = field(engine, x)
@@ -391,7 +391,7 @@ class Counting(nn.Module):
         return self.conv(x)
 
 
-def test_looking_for_a_receptive_field_leaves_the_model_as_it_is() -> None:
+def test_finding_a_receptive_field_leaves_the_model_unchanged() -> None:
     engine = Plain(Counting())
     check(engine, image(32, 20), tile=20)
     assert engine.model.calls == len(engine.seen) == 3
@@ -422,13 +422,13 @@ def test_blending_hides_seams() -> None:
 
 @pytest.mark.parametrize("overlap", [0, 1, 5, 13, (3, 20)])
 def test_weights_of_a_blend_add_up_to_one(overlap: int | tuple[int, int]) -> None:
-    """A model that is blended though it need not be: tiles of an identity are the identity."""
+    """A model without a neighbourhood is blended: any weights that add up to one give its exact output."""
     engine, x = Plain(nn.Upsample(scale_factor=2)), image(75, 64, images=2)
     engine.tiles.fields[Images((x,), {}).key] = replace(field(engine, x), whole="it looks at the whole image")
     torch.testing.assert_close(engine(x, tile=24, overlap=overlap, approximate=True), engine(x), rtol=1e-12, atol=1e-12)
 
 
-def test_an_overlap_below_the_receptive_field_is_blended_and_said_once() -> None:
+def test_an_overlap_below_the_receptive_field_is_blended_with_one_warning() -> None:
     engine, x = Plain(nn.Sequential(conv(), nn.ReLU(), conv(), nn.Tanh())), image(40, 40)
     with pytest.warns(
         UserWarning, match="overlap is 2; for the result of the whole image this model needs 4 rows and 4"
@@ -442,7 +442,7 @@ def test_an_overlap_below_the_receptive_field_is_blended_and_said_once() -> None
         engine(x, tile=16, overlap=2)
         engine(x, tile=16, overlap=3, approximate=True)
     check(engine, x, tile=16, overlap=4)
-    check(engine, x, tile=16, approximate=True)  # which does no harm where it is not needed
+    check(engine, x, tile=16, approximate=True)  # changes nothing where tiles are exact
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -466,7 +466,7 @@ def test_wrong_arguments_are_named() -> None:
         cropping(x, tile=16, overlap=2)
 
 
-def test_what_tiles_cannot_put_together_is_named() -> None:
+def test_outputs_that_tiles_cannot_assemble_are_named() -> None:
     x = image(40, 40)
     for forward, message in (
         (lambda m, x: (x, x.mean((2, 3))), r"output 1 is no image \[N, C, H, W\]"),
@@ -488,7 +488,7 @@ def test_what_tiles_cannot_put_together_is_named() -> None:
         two(image(1, 1), image(1, 1), tile=16)
 
 
-# ---------------------------------------------------------------------- how it is used
+# ---------------------------------------------------------------------- memory, threads, GPU, command line
 
 
 def test_memory_does_not_grow_with_the_image() -> None:
@@ -503,7 +503,7 @@ def test_memory_does_not_grow_with_the_image() -> None:
     assert max(compiled.layout.bytes for compiled in engine._compiled.values()) == arenas[60, 70]
 
 
-def test_threads_that_begin_at_once() -> None:
+def test_threads_that_start_together() -> None:
     engine = sg.optimize_for_inference(trained(cyclegan.ResnetGenerator(ngf=4, blocks=1, norm="batch")), image(16, 16))
     inputs = [image(60 + 4 * index, 90) for index in range(4)]
     expected = [engine.model(x) for x in inputs]
@@ -523,7 +523,7 @@ def test_threads_that_begin_at_once() -> None:
         torch.testing.assert_close(own, right, rtol=1e-9, atol=1e-9)
 
 
-def test_inputs_and_random_state_stay_as_they_are() -> None:
+def test_inputs_and_random_state_stay_unchanged() -> None:
     engine = Plain(nn.Sequential(nn.ReLU(inplace=True), conv()))
     x = image(30, 40, channels=3)
     before, state = x.clone(), torch.get_rng_state()
@@ -533,7 +533,7 @@ def test_inputs_and_random_state_stay_as_they_are() -> None:
     assert not engine.model[0]._forward_hooks
 
 
-def test_an_engine_on_a_gpu_takes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_on_a_gpu_runs_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     simulated, model = SimulatedGpu(monkeypatch), trained(srgan.Generator(width=4, blocks=1))
     for _, layer in sg.sparse_layers(model):
         layer.backend = "sparse"

@@ -1,4 +1,4 @@
-"""torch's tools and Python's protocols meet a sparse layer: each works, or says in a sentence why not."""
+"""Tools of torch and protocols of Python on sparse layers: each works, or raises an error that says why not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ X = torch.randn(2, 4, 8, 8)
 
 
 class Sizes(nn.Module):
-    """A transposed convolution that is told its output size, and a layer that is called twice."""
+    """A transposed convolution with a given output size, and a layer that is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Sizes(nn.Module):
 
 
 @pytest.mark.parametrize("make", [model, Sizes])
-def test_symbolic_trace_takes_a_sparse_layer_for_a_leaf(make: Callable[[], nn.Module]) -> None:
+def test_symbolic_trace_keeps_sparse_layers_as_leaves(make: Callable[[], nn.Module]) -> None:
     whole = make()
     graph = fx.symbolic_trace(whole)
     called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
@@ -106,7 +106,7 @@ def test_functional_transforms(backend: str) -> None:
     direction = torch.randn_like(small)
     _, slope = jvp(whole, (small,), (direction,))
     close(slope, torch.autograd.functional.jvp(whole, small, direction)[1])
-    # An ensemble: every member its own support.
+    # Each member of the ensemble has another support.
     members = [model() for _ in range(3)]
     stacked = vmap(lambda p, b, x: functional_call(whole, (p, b), (x,)), in_dims=(0, 0, None))
     close(stacked(*stack_module_state(members), X), torch.stack([member(X) for member in members]))
@@ -122,7 +122,7 @@ def _doubled(whole: nn.Module) -> nn.Module:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_compile_and_export_where_eager_runs_dense(sparsity: float) -> None:
-    """float16 on a CPU: no sparse kernel takes it, so auto runs dense, and so does what is compiled."""
+    """On a CPU no sparse kernel takes float16. Thus "auto" runs dense, and so do compiled and exported programs."""
     torch.compiler.reset()
     whole, x = model(sparsity).half(), X.half()
     expected = whole(x)

@@ -1,4 +1,4 @@
-"""Run directories and the loop: what a crash leaves, what a resumed run does, when a run is stopped."""
+"""Run directories and the training loop: state after a crash, resumed runs, and runs that are stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsegan.training import Diverged, Run, endless, run_loop
 
 
 class Walk:
-    """A task whose state depends on every batch, every random draw and an optimizer's state."""
+    """A task whose state depends on every batch, every random draw and the state of its optimizer."""
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(3))
@@ -75,7 +75,7 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, loader, stop: int) 
 
     with pytest.raises(Stopped):
         run_loop(StopAt(stop), loader(), 13, run=Run(tmp_path / "r", {}), checkpoint_every=4, seed=3, quiet=True)
-    torch.randn(17)  # whatever happened to the generator in between
+    torch.randn(17)  # other draws in between must not matter
     resumed = Walk()
     run = Run(tmp_path / "r", {}, resume=True)
     assert run_loop(resumed, loader(), 13, run=run, checkpoint_every=4, seed=3, quiet=True) == rows
@@ -83,7 +83,7 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, loader, stop: int) 
     assert run.metrics() == rows
 
 
-def test_batches_come_in_a_new_order_each_epoch_and_start_anywhere() -> None:
+def test_each_epoch_has_a_new_order_and_batches_start_at_any_step() -> None:
     loader = Batches(images(), 3)
     stream = endless(loader, seed=1)
     first = [next(stream) for _ in range(9)]
@@ -106,7 +106,7 @@ class Unsized:
         return iter(self.loader)
 
 
-def test_a_kill_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     program = tmp_path / "train.py"
     program.write_text(
         textwrap.dedent("""
@@ -134,7 +134,7 @@ def test_a_kill_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path) -> No
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    (tmp_path / "b" / "metrics.jsonl").open("a").write('{"step": 99, "di')  # a line cut short
+    (tmp_path / "b" / "metrics.jsonl").open("a").write('{"step": 99, "di')  # an incomplete line
     resumed = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True, check=True).stdout
     assert resumed == whole
     assert (tmp_path / "b" / "metrics.jsonl").read_text() == (tmp_path / "a" / "metrics.jsonl").read_text()

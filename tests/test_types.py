@@ -1,4 +1,4 @@
-"""What type checkers learn of the package: a user's program in strict mode."""
+"""Types that a user's program gets from the package, checked by mypy in strict mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGE = Path(sg.__file__).parent
 
 
 def installed(folder: Path) -> Path:
-    """The package as a wheel lays it out, ``kernels`` within; mypy does not follow an editable installation."""
+    """Links the package as a wheel lays it out, with ``kernels`` inside. mypy follows no editable installation."""
     (folder / "sparsegan").mkdir()
     for entry in (*PACKAGE.iterdir(), Path(kernels.__file__).parent):
         target = folder / "sparsegan" / entry.name

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that need not be there, and traced as ``torch.compile`` would trace them."""
+"""The Triton kernels, compiled without a GPU for given GPUs, and traced as by ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sparsegan.ops import vector_ops as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
-#: Bytes of shared memory of a multiprocessor, for its programs together.
+#: Bytes of shared memory per multiprocessor, for all programs on it, by compute capability.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
 
@@ -41,12 +41,12 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", t
 class Compiled:
     ptx: str
     shared: int  # bytes
-    registers: int  # a thread
-    spilled: int  # bytes, stores and loads
+    registers: int  # per thread
+    spilled: int  # bytes of spill stores and loads
 
 
 def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capability: int) -> Compiled:
-    """Compiles ``kernel`` as its launch on tensors of these dtypes would: 16-byte aligned, multiples of 16 known."""
+    """Compiles ``kernel`` as for a launch on 16-byte aligned tensors of these dtypes, with known multiples of 16."""
     arguments: dict[str, Any] = dict(zip(kernel.arg_names, [*tensors, *launch.numbers], strict=False))
     signature, constants, attrs = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
@@ -67,7 +67,7 @@ def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capa
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """What ptxas, which comes with Triton, says of registers and spills."""
+    """Registers per thread and spilled bytes, as reported by the ptxas of Triton."""
     arch = f"sm_{capability}{'a' if capability == 90 else ''}"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -89,7 +89,7 @@ def transposed(vector: int) -> Direction:
 
 
 def compile_case(op: str, d: Direction, dtype: torch.dtype, capability: int) -> Compiled:
-    """16 images, the coarse grid 32 x 32, 90 % sparse, without bias: every load is one of x, gy, values or the plan."""
+    """Compiles for 16 images, a coarse grid of 32 x 32, 90 % sparsity, no bias: only x, gy, values, plan are loaded."""
     g = d.geometry
     fine = (32 * g.stride[0], 32 * g.stride[1])
     sizes = ((32, 32), fine) if d.adjoint else (fine, (32, 32))
@@ -126,14 +126,14 @@ CASES = {
 def test_wide(op: str, d: Direction, dtype: torch.dtype, capability: int) -> None:
     compiled = compile_case(op, d, dtype, capability)
     assert compiled.spilled == 0
-    assert 2 * compiled.shared <= SHARED[capability]  # two programs at once
+    assert 2 * compiled.shared <= SHARED[capability]  # two programs fit on a multiprocessor
     kind = {HALF: "f16", BRAIN: "bf16", FLOAT: "tf32"}[dtype]
     product = rf"wgmma\.mma_async\S*\.{kind}" if capability == 90 else rf"mma\.sync\S*\.{kind}"
     assert count(product, compiled.ptx) >= 2
     if dtype != FLOAT or op == "wgrad":
-        # x, which is most of what is read, comes 16 bytes at a time and by way of no register.
+        # Most bytes that are read are of x. They are copied to shared memory 16 at a time, without registers.
         assert count(r"cp\.async\.c[ag]\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", compiled.ptx) >= 4
-    if op == "sparse_conv":  # A wgrad reads gy shifted, 2 bytes at a time.
+    if op == "sparse_conv":  # wgrad reads shifted gy, 2 bytes at a time
         assert count(r"ld\.global\S*\.[bu]16", compiled.ptx) == 0
 
 
@@ -154,7 +154,7 @@ def test_other_directions(d: Direction, dtype: torch.dtype, capability: int) -> 
 
 
 def test_sizes_of_one() -> None:
-    """Triton takes them for constants."""
+    """Triton treats an integer argument of 1 as a constant."""
     g = Geometry(2, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 2, 1)
     for d in (Direction(g, False), Direction(g, True)):
         launch = sparse_conv_launch(d, 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
@@ -164,14 +164,14 @@ def test_sizes_of_one() -> None:
 
 
 class NoGpu:
-    """A driver for Triton to compile for, where there is no GPU."""
+    """A driver that gives Triton a target where there is no GPU."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
 
 
 @pytest.mark.parametrize("op", ["sparse_conv", "wgrad"])
-def test_traced_to_one_kernel_that_writes_its_result_alone(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traced_to_one_kernel_that_writes_only_its_result(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.runtime.driver, "_active", NoGpu())
     g, units = conv(16).geometry, 60
     graphs: list[Any] = []
@@ -208,4 +208,4 @@ def test_sizes_may_be_symbols() -> None:
         y = ops.vector_sparse_conv(x, values, None, *taps, [256, rows, width])
         assert y.shape == x.shape
         assert ops.vector_wgrad(y, x, *taps).shape == values.shape
-    assert not shapes.replacements.keys() & {n.node.expr, rows.node.expr}  # no size was taken for good
+    assert not shapes.replacements.keys() & {n.node.expr, rows.node.expr}  # no size was fixed

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on CPU tensors: both ops and their gradients against the twins."""
+"""The Triton kernels in Triton's interpreter, on CPU tensors: both ops and their gradients against their twins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 as it is, no TF32; and the interpreter, which multiplies bfloat16's bits as integers, set right."""
+    """Disables TF32, and multiplies bfloat16 as float32. The interpreter would multiply its bits as integers."""
     dot: Callable[..., TensorHandle] = InterpreterBuilder.create_dot
 
     def widened(handle: TensorHandle) -> TensorHandle:
@@ -58,7 +58,7 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """So few that programs write several blocks each, as on a GPU's larger layers, and not all of them shares."""
+    """Limits the programs: each writes several blocks, as in large layers, and only some launches use partial sums."""
     monkeypatch.setattr(tiling, "PROGRAMS", 8)
     monkeypatch.setattr(tiling, "LEAST_PROGRAMS", 8)
     ops._kept_launch.cache_clear()
@@ -68,7 +68,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @st.composite
 def vector_problems(draw: st.DrawFn) -> Problem:
-    """Problems with vectors, few images, zeros around them: the interpreter is slow."""
+    """Draws problems with vectors and zero padding. Images are few because the interpreter is slow."""
     p = draw(problems(most=4))
     assume(p.geometry.vector > 1 and p.padding_mode == "zeros")
     return replace(p, images=min(p.images, 2))
@@ -81,14 +81,14 @@ def plans(p: Problem, support: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tensors(p: Problem, support: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """gy, x, values, bias."""
+    """Random gy, x, values and bias of a problem."""
     shapes = (p.y_shape, p.x_shape, (support.shape[0] * p.geometry.vector,), (p.y_shape[1],))
     gy, x, values, bias = (torch.randn(shape).to(dtype) for shape in shapes)
     return gy, x, values, bias
 
 
 def check(p: Problem, dtype: torch.dtype, slope: float = 1.0) -> None:
-    """A sparse_conv and a wgrad against the twins."""
+    """Compares sparse_conv and wgrad with their twins."""
     support = p.support()
     taps = (support, *plans(p, support), p.numbers, p.adjoint)
     gy, x, values, bias = tensors(p, support, dtype)
@@ -121,7 +121,7 @@ def conv(vector: int, channels: int, kernel: int, **rest: Any) -> Geometry:
     return replace(Geometry(vector, channels, 1, *[(n, n) for n in (kernel, 1, padding, 1)], vector), **rest)
 
 
-#: What random geometries rarely meet: tiles of every kind, wide vectors, vectors that are no power of 2.
+#: Cases that random geometries rarely give: every kind of tile, wide vectors, vectors that are no power of 2.
 CASES = {
     "one tile a row": Problem(conv(16, 4, 3), False, 2, (3, 16), (3, 16), 0.5, False),
     "tiles that overlap": Problem(conv(16, 3, 3), False, 1, (2, 136), (2, 136), 0.5, False),
@@ -157,7 +157,7 @@ def test_cases_meet_every_tiling() -> None:
     assert not tilings["many images of one pixel"].deferred
 
 
-#: The two directions, the vector on either side.
+#: Both directions, with the vector on either side.
 SIDES = {
     "wide": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2)),
     "deep": replace(SMALL, geometry=replace(SMALL.geometry, coarse_vector=2), adjoint=True),
@@ -172,7 +172,7 @@ sides = pytest.mark.parametrize("p", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("both", [True, False], ids=["both plans", "without a needless deep one"])
 def test_first_and_second_gradients(p: Problem, both: bool) -> None:
     support = p.support()
-    needed = {p.adjoint, p.geometry.fine_vector > 1}  # the forward one, and the wide one for the gradient in values
+    needed = {p.adjoint, p.geometry.fine_vector > 1}  # for the forward pass, and for the gradient in the values
     plan, adjoint_plan = (
         compile_plan(support, p.geometry, adjoint) if both or adjoint in needed else None for adjoint in (False, True)
     )
@@ -196,7 +196,7 @@ def test_first_and_second_gradients(p: Problem, both: bool) -> None:
         torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
-@pytest.mark.parametrize("least_programs", [1, 8], ids=["whole", "shares"])
+@pytest.mark.parametrize("least_programs", [1, 8], ids=["whole", "partial sums"])
 def test_relu_of_minus_infinity_is_zero(least_programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "LEAST_PROGRAMS", least_programs)
     p = SIDES["wide"]
@@ -212,7 +212,7 @@ def test_opcheck(p: Problem) -> None:
     support = p.support()
     gy, x, values, bias = (t.requires_grad_() for t in tensors(p, support, torch.float32))
     taps = (support, *plans(p, support), p.numbers, p.adjoint)
-    # Without "test_aot_dispatch": it traces the kernels, and the interpreter's cannot be traced.
+    # "test_aot_dispatch" is left out, because it traces kernels, and those of the interpreter cannot be traced.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     args = (x, values, bias, *taps, list(p.y_shape[1:]), 0.2)
     torch.library.opcheck(torch.ops.sparsegan.vector_sparse_conv.default, args, test_utils=checks)
@@ -279,15 +279,15 @@ def test_bad_calls_raise_a_sentence() -> None:
         sparse_conv(x=x.double())
     with pytest.raises(ValueError, match=r"values has shape"):
         sparse_conv(values=values[1:])
-    with pytest.raises(ValueError, match="plan is None; this call needs it"):
+    with pytest.raises(ValueError, match="plan is None; this call needs the plan"):
         sparse_conv(plan=None)
     with pytest.raises(ValueError, match=r"from sparsegan\.ops\.plan"):
         sparse_conv(plan=plan[1:])
     with pytest.raises(ValueError, match="output_size has 5 channels; the geometry writes 4"):
         sparse_conv(size=[5, *size[1:]])
-    with pytest.raises(ValueError, match="gy has 1 images and x 2"):
+    with pytest.raises(ValueError, match="gy has 1 images and x has 2; the two numbers must be equal"):
         ops.vector_wgrad(gy[:1], x, support, plan, adjoint_plan, p.numbers, False)
-    with pytest.raises(ValueError, match="support is on cpu; x is on meta"):
+    with pytest.raises(ValueError, match="support is on cpu; it must be on meta, as x is"):
         ops.vector_wgrad(gy.to("meta"), x.to("meta"), support, plan, adjoint_plan, p.numbers, False)
 
 

@@ -1,4 +1,4 @@
-"""The op wgrad against its plain-PyTorch twin: every geometry, dtype and ISA, and its own gradients."""
+"""The op wgrad against its plain-PyTorch twin: every geometry, dtype and ISA, gradients of wgrad, and bad calls."""
 
 from __future__ import annotations
 

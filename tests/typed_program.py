@@ -1,4 +1,4 @@
-"""A user's program, for mypy alone: each ``assert_type`` fails where a return type is Any, or another than is said."""
+"""A user's program, read only by mypy. An ``assert_type`` fails where a return type is Any or another type."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +22,11 @@ from sparsegan.pruning.schedule import GradualPruning
 
 
 class Generator(nn.Module):
-    """A user's own."""
+    """A user's generator."""
 
 
 class OwnLayer(sg.SparseConv2d):
-    """A subclass is made as itself."""
+    """A user's subclass, which `from_dense` must return."""
 
 
 def layers(conv: nn.Conv2d, transposed: nn.ConvTranspose2d, either: SparseConv) -> None:
@@ -96,7 +96,7 @@ def ops(layer: sg.SparseConv2d, x: Tensor) -> None:
 
 
 def mistakes(model: Generator) -> None:
-    """mypy, which reports comments that it does not need, says where one of these is let through."""
+    """Calls that mypy must reject. It reports an ignore comment as unused where it accepts the call."""
     sg.sparsify(model, sparsity="90 %")  # type: ignore[call-overload]
     sg.CompressionConfig(discriminator_mode="on")  # type: ignore[arg-type]
     sg.load(model, 3)  # type: ignore[call-overload]

@@ -1,5 +1,5 @@
-// The sparse_conv kernel's inner loop alone, everything in the first-level cache: the ceiling that a layer is held
-// against (benchmarks/roofline.py). One ISA, AVX2, whatever the machine has.
+// The inner loop of the sparse_conv kernel alone, with all data in the first-level cache. benchmarks/roofline.py
+// compares layers with this ceiling. The ISA is always AVX2.
 #define SPARSEGAN_ISA avx2
 #include <algorithm>
 #include <chrono>
@@ -35,7 +35,7 @@ float* floats(size_t count) {
 
 }  // namespace
 
-// GFLOP/s of FMAs whose one operand comes from 16 KiB in order: no codes, no offsets.
+// GFLOP/s of FMAs that read one operand from 16 KiB of memory in order, without codes and offsets.
 extern "C" double fma_from_cache_gflops() {
   constexpr int kVectors = 512, kSums = 12, kRounds = 200;
   float* const x = floats(kVectors * kLanes);
@@ -56,7 +56,8 @@ extern "C" double fma_from_cache_gflops() {
   return 2e-9 * kRounds * (kVectors / kSums * kSums) * kLanes / seconds;
 }
 
-// GFLOP/s of the 3 x 4 register tile over random taps of a 3x3 kernel, `taps` per target on average, 8 source channels.
+// GFLOP/s of the 3 x 4 register tile over random taps of a 3x3 kernel, with 8 source channels and on average `taps`
+// taps per target.
 extern "C" double sparse_conv_tile_gflops(int taps) {
   constexpr int kTargets = 256, kChannels = 8, kRows = 5, kCols = 6, kR = 3, kQ = 4;
   std::mt19937 random(1);

@@ -1,7 +1,6 @@
-// A sparse convolution that accumulates through memory, after SparseProp (Nikdan et al., 2023): for every kept weight,
-// a row of the output is read, gets a multiple of a shifted row of the input, and is written again. Vectors hold
-// neighbouring pixels, by the compiler's own vectorisation. To compare with, not to use: benchmarks/compare_sparse.py
-// calls it.
+// A sparse convolution that accumulates in memory, after SparseProp (Nikdan et al., 2023). For every kept weight it
+// reads rows of the output, adds multiples of shifted rows of the input, and writes the rows again. The compiler
+// vectorises over neighbouring pixels. Only benchmarks/compare_sparse.py calls it, for comparison.
 
 #include <algorithm>
 #include <cstdint>
@@ -12,12 +11,13 @@ struct Shape {
   int64_t channels, height, width;
 };
 
-// One kept weight on one image's planes: y[i, j] += value * x[i * stride + row, j * stride + column], inside x only.
+// Applies one kept weight to the planes of one image: y[i, j] += value * x[i * stride + row, j * stride + column] for
+// all elements inside x.
 template <int64_t kStride>
 void accumulate(const float* __restrict x, Shape in, float* __restrict y, Shape out, float value, int64_t row,
                 int64_t column) {
   const auto first = [](int64_t shift) { return shift >= 0 ? 0 : (-shift + kStride - 1) / kStride; };
-  const auto last = [](int64_t shift, int64_t size, int64_t count) {  // one past
+  const auto last = [](int64_t shift, int64_t size, int64_t count) {  // one past the last
     return size <= shift ? 0 : std::min(count, (size - shift - 1) / kStride + 1);
   };
   const int64_t left = first(column), right = last(column, in.width, out.width);
@@ -46,9 +46,9 @@ void forward(const float* x, Shape in, const float* bias, const int32_t* rows, c
 
 }  // namespace
 
-// x is NCHW [images, in], y is [images, out]. rows[o] to rows[o + 1] are the kept weights of output channel o; a kept
-// weight has three numbers in taps: input channel, row shift, column shift (kernel position less padding). Returns 0,
-// or 1 for a stride that is not built.
+// x is NCHW [images, in], y is [images, out]. rows[o] to rows[o + 1] are the kept weights of output channel o. A kept
+// weight has three numbers in taps: input channel, row shift, column shift (kernel position minus padding). Returns 0,
+// or 1 for a stride other than 1 and 2.
 extern "C" __attribute__((visibility("default"))) int through_memory_forward(
     const float* x, int64_t in_channels, int64_t in_height, int64_t in_width, const float* bias, const int32_t* rows,
     const int32_t* taps, const float* values, int64_t stride, int64_t images, float* y, int64_t out_channels,

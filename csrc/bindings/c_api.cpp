@@ -1,8 +1,8 @@
-// The library's functions for Python, as plain C: sparsegan/ops/native.py calls them through ctypes. No Python header
-// is read here, so that one library serves every version of Python.
+// The plain C functions that sparsegan/ops/native.py calls through ctypes. This file includes no Python header, so that
+// one library serves every version of Python.
 //
-// A function that can fail returns a Status; sparsegan_error() then has the sentence. Pointers are to contiguous
-// arrays, whose dtypes and lengths Python has checked.
+// A function that can fail returns a Status. After `invalid` and `failed`, sparsegan_error() returns the message.
+// Pointers are to contiguous arrays; native.py has checked their dtypes and lengths.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -32,7 +32,7 @@ enum Status : int32_t { ok = 0, invalid = 1, out_of_memory = 2, failed = 3 };
 
 thread_local std::string error;
 
-// No exception crosses into Python.
+// Runs `body` and turns its exceptions into a Status, because no exception may leave a C function.
 template <class Body>
 int32_t guarded(const Body& body) noexcept {
   try {
@@ -48,12 +48,12 @@ int32_t guarded(const Body& body) noexcept {
       error = e.what();
       return failed;
     }
-  } catch (...) {  // the sentence itself found no memory
+  } catch (...) {  // there was no memory for a copy of the message
     return out_of_memory;
   }
 }
 
-// The plans that the package compiles; sparsegan/ops/native.py has the same numbers.
+// The kinds of plans. sparsegan/ops/native.py repeats these numbers.
 enum class PlanKind : int32_t { cpu = 0, direct = 1, device = 2, vector = 3 };
 
 Geometry geometry_of(const int64_t* numbers, int64_t count) { return Geometry::from_list({numbers, numbers + count}); }
@@ -69,7 +69,8 @@ int64_t plan_size(PlanKind kind, const Geometry& geometry, bool adjoint, int64_t
     case PlanKind::vector:
       return sparsegan::vector_plan_shape(geometry, adjoint, taps).size();
   }
-  throw std::invalid_argument("kind is no plan's");
+  throw std::invalid_argument("kind is " + std::to_string(static_cast<int32_t>(kind)) +
+                              "; it must be 0 (CPU), 1 (direct), 2 (device) or 3 (vector)");
 }
 
 const char* joined(const std::vector<std::string>& names) {
@@ -81,7 +82,7 @@ const char* joined(const std::vector<std::string>& names) {
 
 }  // namespace
 
-// Of the last function that failed in this thread.
+// The message of the last function that failed in this thread.
 SPARSEGAN_API const char* sparsegan_error() { return error.c_str(); }
 
 // ---------------------------------------------------------------- the build and the machine
@@ -90,7 +91,7 @@ SPARSEGAN_API const char* sparsegan_compiler() { return SPARSEGAN_COMPILER; }
 SPARSEGAN_API const char* sparsegan_cuda_build() { return SPARSEGAN_CUDA_BUILD; }
 SPARSEGAN_API int32_t sparsegan_sanitized() { return SPARSEGAN_SANITIZED; }
 
-// Names with commas between them, until this thread's next call.
+// Comma-separated names. The string is valid until this thread's next call of either function.
 SPARSEGAN_API const char* sparsegan_built_isas() { return joined(sparsegan::built_isas()); }
 SPARSEGAN_API const char* sparsegan_supported_isas() { return joined(sparsegan::supported_isas()); }
 
@@ -112,7 +113,7 @@ SPARSEGAN_API int32_t sparsegan_fma_gflops(double* gflops) {
 
 SPARSEGAN_API int64_t sparsegan_workspace_bytes() { return sparsegan::workspace_bytes(); }
 
-// Nanoseconds: packing, multiplying, unpacking, ordering values.
+// Writes four times in nanoseconds: packing, multiplying, unpacking, ordering the values.
 SPARSEGAN_API void sparsegan_part_times(int64_t* parts) {
   const sparsegan::PartTimes times = sparsegan::part_times();
   const int64_t all[] = {times.pack, times.multiply, times.unpack, times.order};
@@ -126,13 +127,14 @@ SPARSEGAN_API int32_t sparsegan_plan_size(int32_t kind, const int64_t* numbers, 
   return guarded([&] { *size = plan_size(PlanKind{kind}, geometry_of(numbers, count), adjoint != 0, taps); });
 }
 
-// `plan` has room for sparsegan_plan_size numbers; `value_index` [taps] is written for a direct plan only.
+// `plan` must have room for as many numbers as sparsegan_plan_size gives. `value_index` [taps] is written for a direct
+// plan only.
 SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* numbers, int64_t count, int32_t adjoint,
                                              const int32_t* support, int64_t taps, int32_t* plan,
                                              int32_t* value_index) {
   return guarded([&] {
     const Geometry geometry = geometry_of(numbers, count);
-    // Copied first: another thread may write into the array at any time, and only what was checked may be compiled.
+    // Check and compile a copy: another thread may write into the caller's array at any time.
     const std::vector<int32_t> units(support, support + taps);
     sparsegan::check_support(units.data(), units.size(), geometry.units());
     switch (PlanKind{kind}) {
@@ -148,8 +150,8 @@ SPARSEGAN_API int32_t sparsegan_compile_plan(int32_t kind, const int64_t* number
   });
 }
 
-// Modelled cycles of one sparse_conv on one core: multiplying, reading taps, changing targets, packing, unpacking,
-// ordering values. `sizes`: height and width of x and of y.
+// Writes the modelled cycles of one sparse_conv on one core as six numbers: multiplying, reading taps, changing
+// targets, packing, unpacking, ordering the values. `sizes`: height and width of x, then of y.
 SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
                                                    int64_t images, const int64_t* sizes, int32_t float64,
                                                    double* cycles) {
@@ -171,13 +173,13 @@ SPARSEGAN_API int32_t sparsegan_check_support(const int32_t* positions, int64_t 
   return guarded([&] { sparsegan::check_support(positions, static_cast<size_t>(count), size); });
 }
 
-// `*code` is the caller's, to be given back to sparsegan_free.
+// The caller owns `*code` and releases it with sparsegan_free.
 SPARSEGAN_API int32_t sparsegan_encode_support(const int32_t* positions, int64_t count, int64_t size, uint8_t** code,
                                                int64_t* bytes) {
   return guarded([&] {
-    // Copied first: as in sparsegan_compile_plan.
-    const std::vector<int32_t> own(positions, positions + count);
-    const std::vector<uint8_t> coded = sparsegan::encode_support(own.data(), own.size(), size);
+    // A copy, for the reason given in sparsegan_compile_plan.
+    const std::vector<int32_t> copy(positions, positions + count);
+    const std::vector<uint8_t> coded = sparsegan::encode_support(copy.data(), copy.size(), size);
     *code = static_cast<uint8_t*>(std::malloc(std::max<size_t>(coded.size(), 1)));
     if (!*code) throw std::bad_alloc();
     std::copy(coded.begin(), coded.end(), *code);

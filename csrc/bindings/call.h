@@ -1,4 +1,4 @@
-// The arguments that sparse_conv and wgrad have on every device: what enters, and what has been checked of it.
+// The arguments of sparse_conv and wgrad that are the same on every device, before and after the checks.
 #pragma once
 
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace sparsegan {
 
-// As the schemas in ops.cpp have them. y_size: channels, height and width of the tensor on the target side.
+// The unchecked arguments; ops.cpp describes them. y_size: channels, height and width of the tensor on the target side.
 struct CallArguments {
   const char* op;
   const torch::stable::Tensor& x;
@@ -22,11 +22,12 @@ struct CallArguments {
   const std::vector<int64_t>& pad_before;
 };
 
-// Contiguous tensors for the kernels, kept alive as long as the call. The numbers in the plan are not checked here.
+// The checked arguments. The tensors are contiguous and live as long as this object. The numbers in the plan are not
+// checked here.
 struct CheckedCall {
   Geometry geometry;
-  torch::stable::Tensor support, plan;  // the plan of this direction
-  Call call;                            // with the geometry above
+  torch::stable::Tensor support, plan;  // the plan for this direction
+  Call call;                            // points to `geometry` above
 
   explicit CheckedCall(const CallArguments& a) : geometry(Geometry::from_list(a.geometry)) {
     const torch::stable::Tensor& chosen = chosen_plan(a.op, a.plan, a.adjoint_plan, a.adjoint);

@@ -1,4 +1,4 @@
-// What every device's ops check of the tensors that enter.
+// The checks of tensor arguments that are the same for the ops of all devices.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,7 +15,7 @@ namespace sparsegan {
 inline void check_device(const char* op, const char* name, const torch::stable::Tensor& tensor,
                          const torch::stable::Tensor& like) {
   STD_TORCH_CHECK(tensor.device() == like.device(), "sparsegan::", op, ": ", name,
-                  " is not on the device that the input is on");
+                  " is not on the input's device; all tensors must be on one device");
 }
 
 inline void check_tensor(const char* op, const char* name, const torch::stable::Tensor& tensor,
@@ -27,13 +27,13 @@ inline void check_tensor(const char* op, const char* name, const torch::stable::
                   " has another dtype than the input; they must be the same");
 }
 
-// Where a tensor's numbers lie: `runs` of `length` bytes, `step` apart.
+// The memory that a tensor occupies: `runs` pieces of `length` bytes. Their starts are `step` bytes apart.
 struct Extent {
   const char* first;
   int64_t runs, length, step;
 
-  // The first dimension counts the runs (images, rows of maps) where the rest of each lies apart from the next one's;
-  // else all of it is one run.
+  // Each index of the first dimension (an image, a row of a map) is one run if these parts do not overlap. Otherwise
+  // the whole tensor is one run.
   explicit Extent(const torch::stable::Tensor& t) : first(static_cast<const char*>(t.const_data_ptr())), runs(1) {
     const auto element = static_cast<int64_t>(t.element_size());
     int64_t rest = 1;
@@ -50,7 +50,7 @@ struct Extent {
     }
   }
 
-  bool meets(const Extent& other) const {
+  bool overlaps(const Extent& other) const {
     for (int64_t i = 0, j = 0; i < runs && j < other.runs;) {
       const char *const a = first + i * step, *const b = other.first + j * other.step;
       if (a + length <= b) {
@@ -65,7 +65,7 @@ struct Extent {
   }
 };
 
-// A tensor of a call by its name; null where it was not given.
+// A tensor argument and its name. The tensor is null if the argument was not given.
 struct Named {
   const char* name;
   const torch::stable::Tensor* tensor;
@@ -76,8 +76,8 @@ struct Named {
       : Named(name, tensor ? &*tensor : nullptr) {}
 };
 
-// Throws where an op would write into what it reads, or twice into one place: what comes out would depend on the order
-// of its threads, and a plan would change under a kernel that has checked it.
+// Throws if a written tensor overlaps a tensor that the op reads, or another written tensor. Otherwise the result would
+// depend on the order of threads, and a kernel could change a plan that has already been checked.
 inline void check_apart(const char* op, std::initializer_list<Named> written, std::initializer_list<Named> read) {
   std::vector<std::pair<const char*, Extent>> before;
   for (const Named& one : read) {
@@ -87,14 +87,14 @@ inline void check_apart(const char* op, std::initializer_list<Named> written, st
     if (!one.tensor) continue;
     const Extent own(*one.tensor);
     for (const auto& [name, extent] : before) {
-      STD_TORCH_CHECK(!own.meets(extent), "sparsegan::", op, ": ", one.name, " shares memory with ", name,
+      STD_TORCH_CHECK(!own.overlaps(extent), "sparsegan::", op, ": ", one.name, " shares memory with ", name,
                       "; it must have memory of its own");
     }
     before.emplace_back(one.name, own);
   }
 }
 
-// A support or a plan.
+// Checks a support or a plan.
 inline void check_numbers(const char* op, const char* name, const torch::stable::Tensor& numbers,
                           const torch::stable::Tensor& like) {
   STD_TORCH_CHECK(numbers.dim() == 1 && numbers.scalar_type() == torch::headeronly::ScalarType::Int, "sparsegan::", op,
@@ -102,7 +102,7 @@ inline void check_numbers(const char* op, const char* name, const torch::stable:
   check_device(op, name, numbers, like);
 }
 
-// The plan of this direction.
+// The plan for this direction. Throws if it is None.
 inline const torch::stable::Tensor& chosen_plan(const char* op,
                                                 const std::optional<torch::stable::Tensor>& fine_to_coarse,
                                                 const std::optional<torch::stable::Tensor>& coarse_to_fine,
@@ -113,7 +113,7 @@ inline const torch::stable::Tensor& chosen_plan(const char* op,
   return *chosen;
 }
 
-// x: [images, sources, H, W]; the output: [images, y_channels, y_height, y_width].
+// x is [images, sources, H, W]. The output is [images, y_channels, y_height, y_width].
 inline void check_sizes(const char* op, int64_t sources, int64_t targets, const torch::stable::Tensor& x,
                         int64_t y_channels, int64_t y_height, int64_t y_width) {
   STD_TORCH_CHECK(x.size(1) == sources, "sparsegan::", op, ": the input has ", x.size(1),
@@ -123,7 +123,7 @@ inline void check_sizes(const char* op, int64_t sources, int64_t targets, const 
   STD_TORCH_CHECK(x.size(2) >= 1 && x.size(3) >= 1 && y_height >= 1 && y_width >= 1, "sparsegan::", op,
                   ": heights and widths must be at least 1; the input is ", x.size(2), " x ", x.size(3),
                   " and the output ", y_height, " x ", y_width);
-  // So far nothing overflows, whatever stride and dilation a geometry has.
+  // Up to this size no index overflows, with any stride and dilation that a geometry may have.
   constexpr int64_t kMost = int64_t{1} << 31;
   for (const int64_t size : {x.size(2), x.size(3), y_height, y_width}) {
     STD_TORCH_CHECK(size <= kMost, "sparsegan::", op, ": a height or width is ", size, "; it must be at most ", kMost);
@@ -145,7 +145,7 @@ inline void check_values(const torch::stable::Tensor& values, const torch::stabl
                   " elements; a support of ", support.numel(), " units has ", support.numel() * vector);
 }
 
-// The bias, contiguous, if there is one.
+// The bias as a contiguous tensor, if a bias was given.
 inline std::optional<torch::stable::Tensor> checked_bias(const std::optional<torch::stable::Tensor>& bias,
                                                          const torch::stable::Tensor& x, int64_t channels) {
   if (!bias.has_value()) return std::nullopt;

@@ -1,4 +1,4 @@
-// CPU implementations of the ops: checks everything that enters, then calls those of csrc/cpu.
+// The ops on a CPU. Each op checks all its arguments and then calls the function of the same name in csrc/cpu.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -45,7 +45,7 @@ DType dtype_of(const char* op, const Tensor& tensor) {
   return DType::float32;
 }
 
-// Throws where torch would refuse to pad: an element reaches further than a reflection or a turn of the image.
+// Throws where torch would refuse to pad: reflect padding must be smaller than the image, circular padding not larger.
 void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
   STD_TORCH_CHECK(padding_mode >= 0 && padding_mode <= 3, "sparsegan::", op, ": padding_mode is ", padding_mode,
                   "; it must be 0 (zeros), 1 (reflect), 2 (replicate) or 3 (circular)");
@@ -60,7 +60,7 @@ void check_padding(const char* op, const ConvCall& c, int64_t padding_mode) {
     STD_TORCH_CHECK(axis.padding == 0, "sparsegan::", op, ": the geometry's padding is ", axis.padding,
                     "; it must be 0 with padding_mode ", padding_mode, ", whose padding pad_before gives");
     const int64_t most = c.padding == Padding::reflect ? x - 1 : c.padding == Padding::circular ? x : int64_t{1} << 20;
-    const bool fits = before >= 0 && before <= most;  // else a difference could overflow
+    const bool fits = before >= 0 && before <= most;  // otherwise `after` could overflow
     const int64_t after = fits ? (y - 1) * axis.stride + axis.offset(axis.kernel - 1) - before - (x - 1) : 0;
     STD_TORCH_CHECK(fits && after <= most, "sparsegan::", op, ": an input of ", x, " elements would be padded by ",
                     before, " and ", after, "; this padding mode takes 0 to ", most);
@@ -86,7 +86,7 @@ struct CpuCall : CheckedCall {
   }
 };
 
-// torch's own threads, as many as torch.get_num_threads() says.
+// torch's thread pool, with torch.get_num_threads() threads.
 ThreadPool torch_threads() {
   return {torch::stable::get_num_threads(), [](int64_t count, const std::function<void(int64_t)>& body) {
             torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -108,7 +108,8 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
   const Tensor x_c = torch::stable::contiguous(x), values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, output_size[0]);
   Tensor y = torch::stable::new_empty(x, {x.size(0), output_size[0], output_size[1], output_size[2]});
-  // The C library maps so much anew at every allocation: 4 KiB a fault took longer than writing it.
+  // From this size on, the C library maps new pages at every allocation. Page faults of 4 KiB each took longer than
+  // writing the output.
   constexpr int64_t kMapped = 32 << 20;
   if (const int64_t bytes = y.numel() * static_cast<int64_t>(y.element_size()); bytes >= kMapped) {
     sparsegan::prefer_huge_pages(y.mutable_data_ptr(), bytes);
@@ -118,28 +119,29 @@ Tensor sparse_conv(const Tensor& x, const Tensor& values, const std::optional<Te
   return y;
 }
 
-// Parameters of an input transform or a norm: [rows, channels] or [channels] of the panel's type, channels side by
-// side.
+// Checks parameters of an input transform or a norm: [rows, channels], or [channels] if `rows` is 0, of the panel's
+// type, with contiguous channels.
 const Tensor& check_map(const char* op, const char* name, const Tensor& map, const Tensor& x, int64_t rows,
                         int64_t channels) {
   sparsegan::check_device(op, name, map, x);
   const ScalarType wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(map.scalar_type() == wanted, "sparsegan::", op, ": ", name,
-                  " must be float64 for a float64 input and float32 for every other");
+                  " must be float64 for a float64 input and float32 for any other input");
   const bool shaped = rows == 0 ? map.dim() == 1 && map.size(0) == channels
                                 : map.dim() == 2 && map.size(0) == rows && map.size(1) == channels;
   STD_TORCH_CHECK(shaped && (channels <= 1 || map.stride(map.dim() - 1) == 1), "sparsegan::", op, ": ", name,
-                  " must have an entry for each of ", rows, " images (0: for none) and ", channels,
-                  " channels, channels side by side");
+                  " must have shape [", rows == 0 ? std::string() : std::to_string(rows) + ", ", channels,
+                  "], with contiguous channels");
   return map;
 }
 
-// Elements from one image of a tensor [N, C, H, W] to the next; throws where an image is not contiguous or overlaps the
-// next.
+// The number of elements from one image of a tensor [N, C, H, W] to the next. Throws if an image is not contiguous, or
+// overlaps the next image.
 int64_t image_stride(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4, "sparsegan::", op, ": ", name, " has ", t.dim(), " dimensions; it must have 4");
   const int64_t row = t.size(3), plane = t.size(2) * row, image = t.size(1) * plane;
-  STD_TORCH_CHECK(row >= 1 && plane >= 1 && image >= 1, "sparsegan::", op, ": ", name, " is empty");
+  STD_TORCH_CHECK(row >= 1 && plane >= 1 && image >= 1, "sparsegan::", op, ": ", name,
+                  " is empty; it must have at least one channel, row and column");
   const bool whole = (row == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == row) &&
                      (t.size(1) == 1 || t.stride(1) == plane) && (t.size(0) <= 1 || t.stride(0) >= image);
   STD_TORCH_CHECK(whole, "sparsegan::", op, ": each image of ", name, " must be contiguous");
@@ -149,7 +151,8 @@ int64_t image_stride(const char* op, const char* name, const Tensor& t) {
 sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const std::optional<Tensor>& scale,
                                           const std::optional<Tensor>& shift, const std::optional<Tensor>& slope) {
   sparsegan::InputTransform p;
-  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "sparsegan::", op, ": scale and shift go together");
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "sparsegan::", op,
+                  ": scale and shift must be given together");
   if (scale) {
     p.scale = check_map(op, "scale", *scale, x, x.size(0), x.size(1)).const_data_ptr();
     p.shift = check_map(op, "shift", *shift, x, x.size(0), x.size(1)).const_data_ptr();
@@ -161,16 +164,16 @@ sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const
   return p;
 }
 
-sparsegan::OutputActivation checked_curve(const char* op, int64_t curve) {
-  STD_TORCH_CHECK(curve >= 0 && curve < sparsegan::kOutputActivations, "sparsegan::", op, ": output_activation is ", curve,
-                  "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
-  return static_cast<sparsegan::OutputActivation>(curve);
+sparsegan::OutputActivation checked_activation(const char* op, int64_t activation) {
+  STD_TORCH_CHECK(activation >= 0 && activation < sparsegan::kOutputActivations, "sparsegan::", op,
+                  ": output_activation is ", activation, "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
+  return static_cast<sparsegan::OutputActivation>(activation);
 }
 
 void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                        const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
                        const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
-                       int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t curve,
+                       int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t activation,
                        int64_t shuffle, const std::optional<Tensor>& norm_weight,
                        const std::optional<Tensor>& norm_bias, double eps, const Tensor& y,
                        const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift) {
@@ -188,7 +191,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
   CpuCall call({op, x, support, plan, plan, geometry, adjoint, y_size, padding_mode, pad_before}, true);
   STD_TORCH_CHECK(shuffle == 1 || call.view.shape.width == 1 || shuffle * shuffle % call.view.shape.width == 0 ||
                       call.view.shape.width % (shuffle * shuffle) == 0,
-                  "sparsegan::", op, ": shuffle is ", shuffle, ", which parts vectors of ", call.view.shape.width);
+                  "sparsegan::", op, ": shuffle is ", shuffle, "; its square must be a divisor or a multiple of the ",
+                  call.view.shape.width, " channels of a unit");
   sparsegan::check_values(values, support, call.geometry.vector());
   const Tensor values_c = torch::stable::contiguous(values);
   const std::optional<Tensor> bias_c = sparsegan::checked_bias(bias, x, channels);
@@ -196,16 +200,18 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
   c.x_image_stride = image_stride(op, "x", x);
   c.y_image_stride = image_stride(op, "y", y);
   c.input_transform = input_transform(op, x, scale, shift, slope);
-  c.output_transform = {negative_slope, checked_curve(op, curve)};
+  c.output_transform = {negative_slope, checked_activation(op, activation)};
   c.shuffle = shuffle;
-  STD_TORCH_CHECK(y_scale.has_value() == y_shift.has_value(), "sparsegan::", op, ": y_scale and y_shift go together");
+  STD_TORCH_CHECK(y_scale.has_value() == y_shift.has_value(), "sparsegan::", op,
+                  ": y_scale and y_shift must be given together");
   if (y_scale) {
     STD_TORCH_CHECK(eps >= 0, "sparsegan::", op, ": eps is ", eps, "; it must not be below 0");
     c.norm.scale = check_map(op, "y_scale", *y_scale, x, y.size(0), y.size(1)).mutable_data_ptr();
     c.norm.shift = check_map(op, "y_shift", *y_shift, x, y.size(0), y.size(1)).mutable_data_ptr();
     c.norm.image_stride = y.size(0) > 1 ? y_scale->stride(0) : 0;
     STD_TORCH_CHECK(y.size(0) <= 1 || (y_shift->stride(0) == c.norm.image_stride && c.norm.image_stride >= y.size(1)),
-                    "sparsegan::", op, ": y_scale and y_shift must have the same strides, and rows of their own");
+                    "sparsegan::", op,
+                    ": y_scale and y_shift must have the same strides, and rows that do not overlap");
     if (norm_weight) c.norm.weight = check_map(op, "norm_weight", *norm_weight, x, 0, y.size(1)).const_data_ptr();
     if (norm_bias) c.norm.bias = check_map(op, "norm_bias", *norm_bias, x, 0, y.size(1)).const_data_ptr();
     c.norm.eps = eps;
@@ -228,7 +234,7 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
 void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                const std::optional<Tensor>& slope, const std::optional<Tensor>& other,
                const std::optional<Tensor>& other_scale, const std::optional<Tensor>& other_shift,
-               const std::optional<Tensor>& other_slope, int64_t curve, int64_t repeat, const Tensor& y) {
+               const std::optional<Tensor>& other_slope, int64_t activation, int64_t repeat, const Tensor& y) {
   const char* const op = "pointwise";
   const DType dtype = dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
@@ -246,7 +252,7 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
     b = {other->const_data_ptr(), image_stride(op, "other", *other),
          input_transform(op, *other, other_scale, other_shift, other_slope)};
   }
-  // In place is possible: each element is read before the same thread writes it.
+  // y may be x or other itself, because each element is read before the same thread overwrites it.
   const int64_t y_image_stride = image_stride(op, "y", y);
   const auto unless_in_place = [&](const Tensor* read, int64_t stride) -> const Tensor* {
     const bool in_place = read && repeat == 1 && read->const_data_ptr() == y.const_data_ptr();
@@ -261,8 +267,8 @@ void pointwise(const Tensor& x, const std::optional<Tensor>& scale, const std::o
                           {"other_scale", other_scale},
                           {"other_shift", other_shift},
                           {"other_slope", other_slope}});
-  sparsegan::pointwise(dtype, a, other ? &b : nullptr, checked_curve(op, curve), x.size(0), x.size(1), x.size(2),
-                       x.size(3), repeat, y.mutable_data_ptr(), y_image_stride, torch_threads());
+  sparsegan::pointwise(dtype, a, other ? &b : nullptr, checked_activation(op, activation), x.size(0), x.size(1),
+                       x.size(2), x.size(3), repeat, y.mutable_data_ptr(), y_image_stride, torch_threads());
 }
 
 Tensor wgrad(const Tensor& gy, const Tensor& x, const Tensor& support, const std::optional<Tensor>& plan,

@@ -1,6 +1,6 @@
-// CUDA implementations of the ops, a shared object of their own: checks everything that enters, then calls
-// csrc/cuda/conv.h on the current stream. Memory comes from torch and nothing waits for the device, so that calls can
-// be captured in a CUDA graph.
+// The ops on a GPU, in a separate shared object. Each op checks all its arguments and then calls csrc/cuda/conv.h on
+// the current stream. Memory comes from torch, and no op waits for the device, so that calls can be captured in a CUDA
+// graph.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -39,14 +39,14 @@ DType dtype_of(const char* op, const Tensor& tensor) {
 }
 
 int32_t device_of(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cuda(), "sparsegan::", op, ": x is not on a GPU, where another tensor is");
+  STD_TORCH_CHECK(x.is_cuda(), "sparsegan::", op, ": x is not on a GPU, but another tensor is");
   return x.get_device_index();
 }
 
 int64_t multiprocessors(int32_t device) {
   int count = 0;
   STD_TORCH_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess,
-                  "sparsegan: CUDA does not answer for device ", device);
+                  "sparsegan: CUDA does not tell the number of multiprocessors of device ", device);
   return count;
 }
 

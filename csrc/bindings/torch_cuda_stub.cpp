@@ -1,5 +1,5 @@
-// The one function of torch's CUDA library that ops_cuda.cpp calls, for the linker (cmake/cuda.cmake) and for the test
-// that loads the object where torch has no such library. Nothing calls it.
+// A stand-in for the one function of torch's CUDA library that ops_cuda.cpp calls. The linker needs the symbol
+// (cmake/cuda.cmake), and so does the test that loads the object where torch has no CUDA. This definition never runs.
 #include <cstdint>
 
 extern "C" __attribute__((visibility("default"))) int32_t aoti_torch_get_current_cuda_stream(int32_t, void**) {

@@ -1,4 +1,4 @@
-// One call of sparse_conv or wgrad, as far as it is the same on every device.
+// The part of a call of sparse_conv or wgrad that is the same on every device.
 #pragma once
 
 #include <cstdint>

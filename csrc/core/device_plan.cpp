@@ -61,7 +61,7 @@ DevicePlanShape device_plan_shape(const Geometry& g, bool adjoint, int64_t taps)
   shape.rows = Bands::of(g.h, adjoint, 1);
   shape.columns = Bands::of(g.w, adjoint, kFour);
   if (shape.slabs() > kMaxSlabs) {
-    throw std::invalid_argument("geometry: " + std::to_string(shape.group_sources) + " source channels a group x " +
+    throw std::invalid_argument("geometry: " + std::to_string(shape.group_sources) + " source channels per group x " +
                                 std::to_string(shape.bands()) + " bands of the kernel; the CUDA kernels take at most " +
                                 std::to_string(kMaxSlabs));
   }
@@ -110,7 +110,7 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
   for (int64_t s = 0; s < shape.bundles() * slabs; ++s) first[s + 1] += first[s];
   for (int64_t t = 0; t < shape.targets(); ++t) starts[t + 1] += starts[t];
 
-  // A counting sort by segment, then each segment, a few taps, by code.
+  // A counting sort by segment. Each segment, which has only a few taps, is then sorted by code.
   std::vector<std::pair<uint32_t, int32_t>> sorted(static_cast<size_t>(taps));
   std::vector<int32_t> next(first, first + shape.bundles() * slabs);
   for (int64_t v = 0; v < taps; ++v) {

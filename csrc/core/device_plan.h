@@ -1,29 +1,31 @@
-// The plan compiler for GPUs: support + geometry -> taps in the orders that csrc/cuda reads.
+// The compiler of the device plan: support and geometry become taps in the orders that the kernels of csrc/cuda read.
 //
-// On a GPU shared memory feeds a quarter of the words that the FMA units could take, so whatever is loaded from it must
-// serve several FMAs. A device plan therefore takes the targets (plan.h) by eights, a *bundle*, and orders a bundle's
-// taps by the source row they read: a kernel loads a segment of that row into registers once and runs from there every
-// tap that the bundle's eight targets have on it.
+// On a GPU, shared memory delivers a quarter of the words that the FMA units could take. A word loaded from it must
+// therefore serve several FMAs. A device plan groups eight targets (plan.h) into a *bundle* and orders the taps of a
+// bundle by the source row that they read. A kernel loads a segment of the row into registers once. From these
+// registers it runs all taps that the eight targets of the bundle have on the row.
 //
 // Seen from a target's index q along one axis, a tap reads source index
 //     (q * step + offset) * spread + phase.
-// Coarse -> fine and for strides 1 and 2, step is the source's stride over the target and spread is 1: one segment
-// serves all kernel columns. Larger strides are read a phase plane at a time (step 1). Offsets that lie within kWindow
-// of each other are a *band*; one source channel x row band x column band is a *slab*: what a kernel stages at a time.
+// From coarse to fine, step and spread are 1. From fine to coarse with stride 1 or 2, step is the stride and spread is
+// 1. In these cases one segment serves all kernel columns. From fine to coarse with a larger stride, a kernel reads one
+// phase plane at a time: step is 1 and spread is the stride. Offsets within kWindow of a common start are a *band*. One
+// source channel x row band x column band is a *slab*: the part of the source that a kernel stages at a time.
 //
-// In memory a device plan is one int32 array. Its size depends on geometry and number of taps alone.
+// In memory a device plan is one int32 array. Its size depends only on the geometry and the number of taps.
 //     bands        [row bands * column bands, 4]  row start and phase, column start and phase
 //     first        [bundles * slabs + 1]          first tap of (bundle, slab)
-//     codes        [taps]                         uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, the row and the
-//                                                 column within the bands, the slot of the target within the bundle
+//     codes        [taps]                         uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, with the row and
+//                                                 column within the bands and the target's slot within the bundle
 //     value_index  [taps]                         index into the support of each tap
-//     starts       [targets + 1]                  first tap of a target, for kernels that take targets one by one
-// and, coarse -> fine only, the support in the order of those (fine -> coarse it is in that order itself),
-//     units        [taps]
-//     places       [taps]                         index into the support of each of those units
+//     starts       [targets + 1]                  first unit of a target, for kernels that take targets one by one
+// From coarse to fine only, two more arrays hold the support sorted by target. (From fine to coarse, the support itself
+// is sorted by target.)
+//     units        [taps]                         number of each unit
+//     places       [taps]                         index into the support of each unit
 //
-// Kernels do not trust a device plan, and checking all of it at each call would cost a pass: they clamp what they read
-// from it to the tensors instead (csrc/cuda/NOTES.md).
+// Kernels do not trust a device plan. A full check would cost one pass per call, so the kernels clamp every index that
+// they read from the plan to the tensors instead (csrc/cuda/NOTES.md).
 #pragma once
 
 #include <cstdint>
@@ -33,12 +35,12 @@
 
 namespace sparsegan {
 
-inline constexpr int64_t kBundle = 8;                   // targets
-inline constexpr int64_t kWindow = 8;                   // rows or columns a band reaches over
-inline constexpr int64_t kFour = 4;                     // columns copied at a time: column bands start at a multiple
-inline constexpr int64_t kMaxSlabs = int64_t{1} << 23;  // 32 bits less 3 each for row, slot and column
+inline constexpr int64_t kBundle = 8;                   // targets per bundle
+inline constexpr int64_t kWindow = 8;                   // rows or columns of a band
+inline constexpr int64_t kFour = 4;                     // columns per copy; column bands start at multiples of it
+inline constexpr int64_t kMaxSlabs = int64_t{1} << 23;  // a code has 32 bits, less 3 each for row, slot and column
 
-// The source indices that the kernel positions of one axis reach.
+// The bands of one axis: the source offsets that its kernel indices read.
 struct Bands {
   int64_t step = 1, spread = 1;
   int64_t reach = 1;                    // the largest place + 1
@@ -46,7 +48,8 @@ struct Bands {
   std::vector<int64_t> band, place;     // per kernel index: offset = starts[band] + place
 
   int64_t count() const { return static_cast<int64_t>(starts.size()); }
-  // Starts are multiples of `align`. Throws std::invalid_argument where a kernel reaches too far.
+  // Returns the bands of an axis; their starts are multiples of `align`. Throws std::invalid_argument where an offset
+  // is too large.
   static Bands of(const Axis& axis, bool adjoint, int64_t align);
 };
 
@@ -54,9 +57,9 @@ struct DevicePlanShape {
   bool adjoint = false;
   int64_t taps = 0;
   int64_t groups = 1;
-  int64_t target_phases = 1;  // targets per channel
-  int64_t group_sources = 0;  // channels
-  int64_t group_targets = 0;
+  int64_t target_phases = 1;  // targets per target channel
+  int64_t group_sources = 0;  // source channels per group
+  int64_t group_targets = 0;  // targets per group
   Bands rows, columns;
 
   int64_t bands() const { return rows.count() * columns.count(); }
@@ -74,10 +77,11 @@ struct DevicePlanShape {
   int64_t size() const { return units_at() + (adjoint ? 2 * taps : 0); }
 };
 
-// Throws std::invalid_argument for a geometry that the kernels do not take: vectors, or numbers that are too large.
+// Returns the shape of a device plan. Throws std::invalid_argument for a geometry that the kernels do not take: a unit
+// has several weights, or a number is too large.
 DevicePlanShape device_plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 
-// Compiles `device_plan_shape(...).size()` numbers into `out`. `support` must have passed check_support.
+// Writes a device plan, `device_plan_shape(...).size()` numbers, to `out`. `support` must have passed check_support.
 void compile_device_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out);
 
 }  // namespace sparsegan

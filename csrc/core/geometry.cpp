@@ -9,7 +9,7 @@ namespace sparsegan {
 namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 24;
-constexpr int64_t kMaxStep = int64_t{1} << 20;       // stride, padding, dilation
+constexpr int64_t kMaxStep = int64_t{1} << 20;       // for stride, padding and dilation
 constexpr int64_t kMaxPositions = int64_t{1} << 16;  // a tap's code is 16 bits
 constexpr int64_t kMaxVector = 64;
 
@@ -66,7 +66,7 @@ Geometry Geometry::from_list(const std::vector<int64_t>& list) {
   for (const auto& [vector, channels] : {std::pair{g.coarse_vector, g.coarse_channels_per_group()},
                                          std::pair{g.fine_vector, g.fine_channels_per_group()}}) {
     require(vector >= 1 && vector <= kMaxVector && channels % vector == 0, "a vector", vector,
-            "from 1 to 64 and divide its side's channels a group");
+            "from 1 to 64 and a divisor of the channels per group on its side");
   }
   require(g.coarse_vector == 1 || g.fine_vector == 1, "coarse vector", g.coarse_vector, "1 where fine vector is not");
   require(g.positions() * g.vector() <= kMaxPositions, "kernel height x width x vector", g.positions() * g.vector(),

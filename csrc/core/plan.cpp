@@ -10,9 +10,9 @@ namespace {
 
 constexpr int64_t kCodes = int64_t{1} << 16;
 
-// Source channels per block: enough taps per target to pay for loading and storing its outputs, few enough for a
-// register tile's window of the block to stay near the core. Of 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 were the
-// fastest on AVX2 with 32 KiB of first-level cache.
+// Returns the source units per block. A block needs enough taps per target to pay for loading and storing the target's
+// outputs. It must be small enough for its part of a register tile's window to stay in the core's caches. Of windows of
+// 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 KiB were the fastest on AVX2 with 32 KiB of first-level cache.
 int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64_t depth) {
   constexpr int64_t kWindowBytes = 40 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
@@ -54,9 +54,9 @@ void compile(const PlanShape& shape, const Geometry& g, const int32_t* support, 
   for (int64_t s = 0; s < shape.segments(); ++s) rows[s + 1] += rows[s];
   if (!shape.has_codes()) return;
 
-  // A counting sort by segment; stable, so a segment keeps the support's order.
+  // A stable counting sort by segment: the taps of a segment keep the order of the support.
   auto* codes = reinterpret_cast<uint16_t*>(out + shape.segments() + 1);
-  // The unused half of the last pair and what is behind it: equal supports give equal plans, bit for bit.
+  // Unused numbers are set to 0, so that equal supports give plans that are equal to the last bit.
   if (taps % 2 == 1) codes[taps] = 0;
   if (shape.direct) out[shape.size() - 1] = 0;
   std::vector<int32_t> next(rows, rows + shape.segments());
@@ -110,7 +110,7 @@ PlanView view_plan(const Geometry& g, bool adjoint, const int32_t* support, int6
 
   view.codes = reinterpret_cast<const uint16_t*>(data + shape.segments() + 1);
   if (shape.has_value_index()) view.value_index = data + shape.segments() + 1 + (taps + 1) / 2;
-  // Branch-free passes that a compiler vectorises: this runs at every call.
+  // The loop has no branch, so that the compiler vectorises it: this check runs at every call.
   const auto check = [&](int64_t first, int64_t last, int64_t channels) {
     uint16_t most = 0;
     for (int64_t t = first; t < last; ++t) most = std::max(most, view.codes[t]);

@@ -1,23 +1,26 @@
-// The plan compiler: support + geometry -> taps grouped by target channel, phase and source block.
+// The compiler of the CPU plan: support and geometry become taps, grouped by target channel, phase and source block.
 //
-// A plan drives one sparse_conv: target plane <- source planes. Read forward it goes fine -> coarse (a convolution),
-// its adjoint goes coarse -> fine (a transposed convolution, or a convolution's input gradient). Phases sit on the fine
-// side: fine source channels are `phases` planes each, fine target channels are `phases` separate targets.
+// A plan drives one sparse_conv, which computes target planes from source planes. A plan goes from fine to coarse (a
+// convolution). An adjoint plan goes from coarse to fine (a transposed convolution, or the input gradient of a
+// convolution). Only the fine grid has phases: a fine source channel is `phases` planes, and a fine target channel is
+// `phases` separate targets.
 //
-// A tap is one kept unit seen from its target. In memory a plan is one int32 array, so that it can travel as a plain
+// A tap is one kept unit seen from its target. In memory a plan is one int32 array, so that it can be passed as a plain
 // tensor:
 //     rows         [targets * blocks + 1]            first tap of (target, source block)
-// and, coarse -> fine only,
+// From coarse to fine only, two more arrays follow:
 //     codes        [taps] as uint16, two per int32   source channel within the span * positions + kernel position
 //     value_index  [taps]                            index into the support of each tap
-// Fine -> coarse the support itself is in the order of the taps and holds what a code says: nothing is stored per tap.
+// From fine to coarse, the support itself is in the order of the taps, and the codes follow from it. The plan then
+// stores nothing per tap.
 //
-// A direct plan is for values that lie in the taps' order, as those of a finished network can. Either way it has codes,
-// and no value index: a call has nothing left to do per tap.
+// A direct plan is for values that lie in the order of the taps, as the values of a finished network can. A direct plan
+// has codes in both directions and no value index, so that a call has no work left per tap.
 //
-// A block is the finest cut of the source channels; a call joins as many as suit its tiles. A span is a run of blocks
-// that 16 bits can number. Codes do not depend on the shape at hand: a table of offsets, made once per call, turns them
-// into addresses, and checking them against that table's size is all it takes to make a plan memory-safe.
+// A block is the smallest group of source channels; a call joins as many blocks as suit its tiles. A span is a run of
+// blocks whose codes fit 16 bits. Codes do not depend on the size of the images: a table of offsets, made once per
+// call, turns codes into addresses. A plan is therefore memory-safe once its codes are checked against the table's
+// size.
 #pragma once
 
 #include <cstdint>
@@ -49,36 +52,38 @@ struct PlanShape {
   int64_t segments() const { return targets * blocks; }
   bool has_codes() const { return adjoint || direct; }
   bool has_value_index() const { return adjoint && !direct; }
-  // Kernels read two codes ahead: behind a plan's last one there is the value index, or a number that nobody needs.
+  // Kernels read two codes ahead. Behind the last code lies the value index or, in a direct plan, one unused number.
   int64_t size() const {
     return segments() + 1 + (has_codes() ? (taps + 1) / 2 : 0) + (has_value_index() ? taps : direct ? 1 : 0);
   }
 };
 
-// The shape of a plan for `taps` kept units, the same whatever their positions.
+// Return the shape of a plan for `taps` kept units. It does not depend on the positions of the units.
 PlanShape plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 PlanShape direct_plan_shape(const Geometry& geometry, bool adjoint, int64_t taps);
 
-// Compiles `plan_shape(...).size()` numbers into `out`. `support` must have passed check_support for geometry.units().
+// Writes a plan, `plan_shape(...).size()` numbers, to `out`. `support` must have passed check_support for
+// geometry.units().
 void compile_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out);
 
-// The same for `direct_plan_shape`; `value_index` [taps] gets each tap's index into the support.
+// Writes a direct plan, `direct_plan_shape(...).size()` numbers, to `out`, and the index into the support of each tap
+// to `value_index` [taps].
 void compile_direct_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, int32_t* out,
                          int32_t* value_index);
 
-// A plan as the kernels read it: pointers into the array.
+// A plan as the kernels read it: pointers into the plan's array and the support.
 struct PlanView {
   PlanShape shape;
   const int32_t* support = nullptr;
   const int32_t* rows = nullptr;
   const uint16_t* codes = nullptr;  // null where the plan has none
   const int32_t* value_index = nullptr;
-  UnitDecoder<int64_t> units;  // of the support
+  UnitDecoder<int64_t> units;  // for the support
 };
 
-// Checks an untrusted array's rows and codes; throws std::invalid_argument. The support and the value index are checked
-// where they are read (csrc/cpu/taps.cpp).
-// An array of a direct plan's size is taken for one where `direct` allows it.
+// Checks the rows and codes of an untrusted array and returns its view. Throws std::invalid_argument. The support and
+// the value index are checked where they are read (csrc/cpu/taps.cpp). With `direct`, an array that has the size of a
+// direct plan is read as a direct plan.
 PlanView view_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
                    int64_t size, bool direct = false);
 

@@ -19,7 +19,7 @@ void check_size(int64_t size) {
   }
 }
 
-// Calls use(gap) for each position in order; the positions must be checked.
+// Calls use(gap) for each position in order. The positions must have passed check_support.
 template <typename Use>
 void for_each_gap(const int32_t* positions, size_t n, Use use) {
   int64_t next = 0;
@@ -29,7 +29,7 @@ void for_each_gap(const int32_t* positions, size_t n, Use use) {
   }
 }
 
-// Bits that the gaps take with each k.
+// Returns the number of bits that all gaps take, per k.
 std::array<uint64_t, kMaxRice + 1> code_lengths(const int32_t* positions, size_t n) {
   std::array<uint64_t, kMaxRice + 1> bits{};
   for_each_gap(positions, n, [&](uint32_t gap) {
@@ -42,7 +42,7 @@ class BitWriter {
  public:
   explicit BitWriter(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
 
-  // At most 32 bits.
+  // Appends the low `count` bits, at most 32. The other bits must be 0.
   void put(uint64_t bits, int count) {
     held_ |= bits << used_;
     used_ += count;
@@ -68,7 +68,8 @@ class BitReader {
  public:
   BitReader(const uint8_t* bytes, size_t nbytes) : next_(bytes), end_(bytes + nbytes) {}
 
-  // Ones before the next zero, which is taken too. Throws above `limit` or when the bytes end first.
+  // Takes ones up to the next zero, and the zero. Returns the number of ones. Throws where there are more than `limit`
+  // or where the bytes end first.
   int64_t take_unary(int64_t limit) {
     int64_t ones = 0;
     for (;;) {
@@ -84,7 +85,7 @@ class BitReader {
     return ones;
   }
 
-  // At most 32 bits.
+  // Takes the next `count` bits, at most 32.
   uint32_t take(int count) {
     fill();
     if (have_ < count) fail("the support's code ends early");
@@ -93,7 +94,7 @@ class BitReader {
     return bits;
   }
 
-  // Only ones, fewer than 8, may be left.
+  // Throws unless the bits that are left are padding: ones, fewer than 8.
   void finish() {
     fill();
     if (have_ >= 8 || std::countr_one(held_) != have_) fail("bits are left over behind the support's code");
@@ -111,7 +112,7 @@ class BitReader {
 
   const uint8_t* next_;
   const uint8_t* end_;
-  uint64_t held_ = 0;  // the low have_ bits are valid, the others zero
+  uint64_t held_ = 0;  // the low have_ bits are valid, the other bits are 0
   int have_ = 0;
 };
 
@@ -159,7 +160,7 @@ void check_support_count(size_t nbytes, int64_t size, size_t count) {
   if (count > static_cast<uint64_t>(size)) {
     fail("the support is said to have " + std::to_string(count) + " positions; the weight has " + std::to_string(size));
   }
-  // One byte for k, at least one bit per position.
+  // The code has one byte for k and at least one bit per position.
   if (count > 0 && (nbytes == 0 || (count + 7) / 8 > nbytes - 1)) {
     fail("the support is said to have " + std::to_string(count) + " positions; its code of " + std::to_string(nbytes) +
          " bytes cannot hold that many");

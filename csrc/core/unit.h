@@ -1,7 +1,7 @@
-// What the number of a kept unit says. Every plan compiler, and every kernel that reads a support, decodes units here.
+// The decoder of unit numbers. Every plan compiler, and every kernel that reads a support, uses it.
 //
-// A support numbers the units of the dense weight row by row: [coarse units, fine units per group, kernel rows, kernel
-// columns]. A unit is one weight, or a vector of coarse or fine channels (geometry.h).
+// The units of a dense weight are numbered in row-major order over [coarse units, fine units per group, kernel rows,
+// kernel columns]. A unit is one weight, or a vector of coarse or fine channels at one kernel position (geometry.h).
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,11 @@ namespace sparsegan {
 
 template <class Int>
 struct Unit {
-  Int coarse, fine;  // counted over all groups
-  Int row, column;   // of the kernel
+  Int coarse, fine;  // unit indices, counted over all groups
+  Int row, column;   // kernel position
 };
 
-// Decodes numbers of type Int: int64_t in plan compilers, unsigned in CUDA kernels.
+// Decodes unit numbers of type Int: int64_t in plan compilers, unsigned in CUDA kernels.
 template <class Int>
 struct UnitDecoder {
   Int coarse = 1, fine = 1;  // units per group
@@ -43,19 +43,20 @@ struct UnitDecoder {
     return {coarse_unit, coarse_unit / coarse * fine + pair % fine, position / kernel_w, position % kernel_w};
   }
 
-  // The inverse, for the first position of the kernel.
+  // Returns the number of the unit (coarse_unit, fine_unit) at the first kernel position.
   Int number(Int coarse_unit, Int fine_unit) const {
     return (coarse_unit * fine + fine_unit - coarse_unit / coarse * fine) * positions;
   }
 };
 
-// A kept unit as a sparse_conv of one direction runs it: from its source unit to one phase of its target unit.
+// A kept unit in one direction of sparse_conv, which reads the source unit and adds to one phase of the target unit.
 struct Tap {
-  int64_t source, target;  // units, counted over all groups
-  int64_t phase;           // of the target; fine -> coarse it is 0
-  int64_t row, column;     // of the kernel
+  int64_t source, target;  // unit indices, counted over all groups
+  int64_t phase;           // phase of the target; 0 from fine to coarse
+  int64_t row, column;     // kernel position
 };
 
+// Decodes a unit number to the tap of one direction; adjoint: from coarse to fine.
 class TapDecoder {
  public:
   TapDecoder(const Geometry& g, bool adjoint) : adjoint_(adjoint), unit_(g), phases_(g.positions()) {
@@ -74,10 +75,10 @@ class TapDecoder {
  private:
   bool adjoint_;
   UnitDecoder<int64_t> unit_;
-  std::vector<int64_t> phases_;  // by kernel position
+  std::vector<int64_t> phases_;  // per kernel position
 };
 
-// Plans are indexed with int32. Throws std::invalid_argument.
+// Throws std::invalid_argument where an array of `numbers` is too large for the int32 indices of a plan.
 inline void check_plan_size(int64_t numbers) {
   if (numbers >= (int64_t{1} << 31)) {
     throw std::invalid_argument("plan: it would have " + std::to_string(numbers) +

@@ -29,7 +29,8 @@ void compile_vector_plan(const Geometry& g, bool adjoint, const int32_t* support
     out[2 * j + 1] = static_cast<int32_t>(adjoint ? 0 : g.w.phase(j));
   }
 
-  // What one target channel of a block, or one unit of a wide one, reads. In the order of the plan.
+  // One read of a source unit, by one target channel of a deep block or by the unit of a wide block. The plan is sorted
+  // by these fields, in their order.
   struct Read {
     int64_t segment, source, row, lane;
     int32_t unit;

@@ -1,4 +1,4 @@
-// The two ops over whole tensors: sparse_conv.cpp and wgrad.cpp.
+// sparse_conv and wgrad over whole tensors, implemented in sparse_conv.cpp and wgrad.cpp.
 #pragma once
 
 #include <cstdint>
@@ -11,27 +11,27 @@
 
 namespace sparsegan {
 
-// One call: y and x are NCHW tensors of `dtype` with contiguous images; y is on the plan's target side, x on its source
-// side.
+// One call. x and y are NCHW tensors of `dtype` with contiguous images. x has the plan's sources, y its targets.
 struct ConvCall : Call {
   const PlanView* plan = nullptr;
   DType dtype = DType::float32;
   Padding padding = Padding::zeros;                // around x
-  int64_t pad_before_h = 0, pad_before_w = 0;      // of it before x; the geometry's padding is then 0
-  int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: images lie side by side
-  // What only sparse_conv does:
+  int64_t pad_before_h = 0, pad_before_w = 0;      // rows and columns of `padding` before x; the geometry then has none
+  int64_t x_image_stride = 0, y_image_stride = 0;  // elements; 0: the images follow each other without a gap
+  // For sparse_conv only:
   InputTransform input_transform = {};    // of x
   OutputTransform output_transform = {};  // of y
-  InstanceNorm norm = {};                 // of y, after that
-  int64_t shuffle = 1;  // PixelShuffle: y has channels / shuffle^2, each as many times higher and wider
+  InstanceNorm norm = {};                 // of y, after output_transform
+  int64_t shuffle = 1;  // PixelShuffle's factor: y has channels / shuffle^2 channels, `shuffle` times as high and wide
 };
 
-// y = bias + sparse_conv(x, values), changed as the call says; every element of y is written. bias [target channels]
-// may be null.
+// y = bias + sparse_conv(x, values), with the transforms and the shuffle of the call. Every element of y is written.
+// bias [target channels] may be null.
 void sparse_conv(const ConvCall& call, const void* x, const void* values, const void* bias, void* y,
                  const ThreadPool& pool);
 
-// dv[v] = sum of gy * x over the positions where value v joins them; every element of dv [taps * vector] is written.
+// dv[v] = sum of gy * x over the positions at which value v joins gy and x. Every element of dv [taps * vector] is
+// written.
 void wgrad(const ConvCall& call, const void* gy, const void* x, void* dv, const ThreadPool& pool);
 
 }  // namespace sparsegan

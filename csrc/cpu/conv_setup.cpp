@@ -27,8 +27,8 @@ Frame frame_of(int64_t images, int64_t channels, int64_t height, int64_t width, 
   return f;
 }
 
-// Elements from one plane to the next: planes of which a part is used at a time lie an odd number of cache lines apart,
-// or the parts would compete for a few of the cache's sets.
+// Returns the number of elements from one plane to the next. Large planes, which the kernels use in parts, lie an odd
+// number of cache lines apart. Otherwise the same part of each plane would compete for a few sets of the cache.
 int64_t plane_stride(int64_t elements, int64_t bytes) {
   constexpr int64_t kLine = 64, kSmall = 16;
   const int64_t lines = ceil_div(elements * bytes, kLine);
@@ -48,7 +48,7 @@ ConvSetup conv_setup(const ConvCall& c, bool register_tiles) {
   ConvSetup s{k,  dtype, kDTypes[dtype].panel_type, problem.width_index, problem.element, t, joined_blocks(problem, t),
               {}, {}};
   const int64_t x_h = c.adjoint ? 1 : g.h.stride, x_w = c.adjoint ? 1 : g.w.stride;
-  // PixelShuffle's channels are phases of fewer, larger ones.
+  // With PixelShuffle, the target channels are the phases of fewer and larger channels.
   const int64_t y_h = c.adjoint ? g.h.stride : c.shuffle, y_w = c.adjoint ? g.w.stride : c.shuffle;
   s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, c.x_image_stride, problem.fold);
   s.y = frame_of(c.images, shape.target_channels() / (c.shuffle * c.shuffle), c.y_height * c.shuffle,

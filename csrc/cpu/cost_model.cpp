@@ -7,17 +7,19 @@
 namespace sparsegan {
 namespace {
 
-// Cycles of a sparse_conv's parts on one core: a least-squares fit (no part below zero) to 1,174 timings on AVX2,
-// random tilings of 13 layers at 60 and 90 % sparsity: half of them are predicted within 10 %, 79 % within 20 %, 95 %
-// within 35 %. kFma also holds the cache misses per vector FMA, kSegment a mispredicted loop exit.
-constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // a vector FMA; a tap and a row of a register tile
-constexpr double kSegment = 49, kSegmentOutput = 0.43;     // a target and joined blocks, and each vector of outputs
-constexpr double kPack = 11.7, kUnpack = 12.3;             // a vector
-constexpr double kCode = 1.7, kOrder = 7.1;                // a tap, fine -> coarse and coarse -> fine, once per call
-// wgrad: two taps' FMAs share a load less well, and each tap's lanes are summed once per strip.
-constexpr double kWgradFma = 0.62, kWgradTap = 8;
+// Cycles of the parts of a sparse_conv on one core. They are a non-negative least-squares fit to 1,174 timings on AVX2,
+// of random tilings of 13 layers at 60 and 90 % sparsity. The fit predicts half of the timings within 10 %, 79 % within
+// 20 % and 95 % within 35 %. kFma includes the cache misses per vector FMA, kSegment a mispredicted loop exit.
+constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // per vector FMA; per tap; per tap and row of register tile
+constexpr double kSegment = 49, kSegmentOutput = 0.43;     // per target and run of joined blocks; per vector of outputs
+constexpr double kPack = 11.7, kUnpack = 12.3;             // per vector
+constexpr double kCode = 1.7, kOrder = 7.1;                // per tap and call: fine -> coarse; coarse -> fine
+// wgrad: an FMA needs a little more than one load, and the lanes of each tap are summed once per strip.
+constexpr double kWgradFma = 0.62, kWgradTap = 8;  // per vector FMA; per tap and strip
 
-// Vectors that pack or unpack handle for a plane row of `cols` columns, phases together.
+// Returns the vectors that pack or unpack handle per plane for a row of `cols` columns. The phases of a row are handled
+// together. The last columns, which do not fill a vector, cost four vectors each where they are few, else as much as
+// `lanes` columns.
 double row_vectors(const TilingProblem& p, int64_t cols, int64_t phases) {
   const int64_t rest = cols * phases % p.lanes;
   const int64_t last = rest == 0 ? 0 : rest <= few_elements(p.lanes) ? 4 * rest : p.lanes;

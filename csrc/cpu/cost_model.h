@@ -1,4 +1,4 @@
-// The cost of a call: what chooses its tiling, and what `auto` compares.
+// The modelled cost of a call. It decides the tiling, and backend "auto" compares it with the cost of "dense".
 #pragma once
 
 #include <cstdint>
@@ -8,28 +8,29 @@
 
 namespace sparsegan {
 
-// Modelled cycles of a call on one core, by what they go to.
+// Modelled cycles of a call on one core, by kind of work.
 struct Cycles {
-  double multiply = 0;  // FMAs, their operands from the first-level cache
-  double taps = 0;      // a tap's code, offset and value, once per register tile
-  double targets = 0;   // a target's loop exit and outputs, once per joined block and register tile
+  double multiply = 0;  // FMAs with operands in the first-level cache
+  double taps = 0;      // code, offset and value of each tap, once per register tile
+  double targets = 0;   // loop exit and outputs of each target, once per run of joined blocks and register tile
   double pack = 0, unpack = 0;
-  double order = 0;  // codes or values brought into the order of the taps
+  double order = 0;  // bringing codes or values into the order of the taps
 
   double total() const { return multiply + taps + targets + pack + unpack + order; }
 };
 
-// Of a call's sparse_conv with the tiling that it would choose.
+// Returns the cycles of a sparse_conv call with the tiling that it would choose.
 Cycles sparse_conv_cycles(const ConvCall& call);
 
+// Returns the cycles of a call with the given tiling.
 Cycles tiling_cycles(const TilingProblem& problem, const Tiling& tiling);
 
-// Blocks of the plan that a call runs as one: as many as keep the window of a register tile (or strip) near the core,
-// within a span.
+// Returns how many blocks of the plan a call runs as one: as many blocks of one span as keep the window of a register
+// tile (or strip) in the core's caches.
 int64_t joined_blocks(const TilingProblem& problem, const Tiling& tiling);
 
-// Whether a map is so small that each tap serves one register tile, whose kernel reads values through their index
-// (kernels/sparse_conv.h): bringing the values into the order of the taps would not pay.
+// Returns whether there are so few outputs that each tap serves one register tile only. Bringing the values into the
+// order of the taps would then not pay, and the kernel reads them through the value index (kernels/sparse_conv.h).
 bool reads_taps_once(const Tiling& tiling, const PlanShape& shape);
 
 }  // namespace sparsegan

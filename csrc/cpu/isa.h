@@ -1,5 +1,5 @@
-// Which kernels this process runs: those of the best ISA that the build has and the machine supports, or of the one
-// that was asked for.
+// The choice of the kernels that this process runs: by default the kernels of the best ISA that is in the build and
+// that the machine supports.
 #pragma once
 
 #include <string>
@@ -9,18 +9,18 @@
 
 namespace sparsegan {
 
-// ISA names of this build, best first.
+// Returns the names of the ISAs in this build, best first.
 std::vector<std::string> built_isas();
-// Those of them that this machine can run.
+// Returns the names of the ISAs in this build that the machine supports, best first.
 std::vector<std::string> supported_isas();
 
-// The table in use. The first call reads SPARSEGAN_CPU_ISA; throws std::invalid_argument when that names an ISA not to
-// be had.
+// Returns the table in use. The first call reads SPARSEGAN_CPU_ISA and throws std::invalid_argument where that variable
+// names an ISA that is not available.
 const Kernels& kernels();
-// Forces an ISA by name, "" for the best; throws std::invalid_argument when it is not to be had.
+// Forces an ISA by name; "" stands for the best ISA. Throws std::invalid_argument where the ISA is not available.
 void set_isa(const std::string& name);
 
-// float32 GFLOP/s of one core on FMAs between registers, the best of several runs of a few milliseconds.
+// Returns the float32 GFLOP/s of one core on FMAs between registers: the best of several runs of a few milliseconds.
 double fma_gflops();
 
 }  // namespace sparsegan

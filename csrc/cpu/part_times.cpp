@@ -5,7 +5,7 @@
 namespace sparsegan {
 namespace {
 
-std::atomic<int64_t> nanoseconds[4];  // by Part
+std::atomic<int64_t> nanoseconds[4];  // indexed by Part
 
 }  // namespace
 

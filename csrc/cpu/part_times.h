@@ -14,7 +14,7 @@ PartTimes part_times();
 
 enum class Part { pack, multiply, unpack, order };
 
-// Adds to a part the time from here to the end of the timer's life, or to stop().
+// Adds the time from the timer's construction to stop(), or to its destruction, to a part.
 class PartTimer {
  public:
   explicit PartTimer(Part part) : part_(part), start_(std::chrono::steady_clock::now()) {}

@@ -7,7 +7,7 @@
 namespace sparsegan {
 namespace {
 
-// One channel of one image of an operand.
+// Returns one channel, of `area` elements, of one image of an operand.
 Plane plane_of(const Operand& from, DType dtype, int64_t image, int64_t channel, int64_t area) {
   const InputTransform& t = from.transform;
   const DTypeRow& type = kDTypes[static_cast<int>(dtype)];
@@ -37,10 +37,10 @@ void pointwise(DType dtype, const Operand& a, const Operand* b, OutputActivation
   parallel_for_ranges(pool, threads, planes, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t image = i / channels, channel = i % channels;
-      const Plane own = plane_of(a, dtype, image, channel, area);
-      const Plane other = b ? plane_of(*b, dtype, image, channel, area) : Plane{};
+      const Plane plane_a = plane_of(a, dtype, image, channel, area);
+      const Plane plane_b = b ? plane_of(*b, dtype, image, channel, area) : Plane{};
       char* const out = static_cast<char*>(y) + (image * y_image_stride + channel * area * repeat * repeat) * bytes;
-      kernel(own, b ? &other : nullptr, activation, height, width, repeat, out);
+      kernel(plane_a, b ? &plane_b : nullptr, activation, height, width, repeat, out);
     }
   });
 }

@@ -17,8 +17,10 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   const ConvSetup s = conv_setup(c, true);
   const PlanView& plan = *c.plan;
   const int64_t groups = s.tiling.groups, threads = std::max<int64_t>(1, pool.threads);
-  // Groups are independent: a thread takes whole ones, with panels of its own. Those that are left are cut by targets,
-  // and packed by each of a few threads: a shared panel would pass from core to core, which takes longer.
+  // Groups are independent: a thread takes whole groups and has separate panels. Groups that are left over, because
+  // they do not divide evenly among the threads, are cut by targets. Each thread packs a left-over group again, because
+  // a common panel would pass from core to core, which takes longer. With kMany threads or more per left-over group,
+  // all threads use a common panel instead.
   constexpr int64_t kMany = 4;
   const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
   const bool shared_panel = left > 0 && threads >= kMany * left;
@@ -43,7 +45,7 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
     const PartTimer timer(Part::pack);
     s.k.pack[s.dtype](s.x, s.tiling, group, first, last, c.input_transform, x, panel);
   };
-  // Of the channels of targets [first, last).
+  // Unpacks the channels of targets [first, last).
   const auto unpack = [&](int64_t group, int64_t first, int64_t last, const char* panel) {
     const PartTimer timer(Part::unpack);
     const auto channel = [&](int64_t target) {
@@ -52,17 +54,18 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
     s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.output_transform,
                         moments ? base + moments_at + group * moments : nullptr, y);
   };
-  // A register tile's outputs of some targets stay in the second-level cache while the source blocks add to them.
+  // Targets per run: the outputs of a register tile for a run stay in the second-level cache while the source blocks
+  // add to them.
   constexpr int64_t kOutputBytes = 160 * 1024;
   const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
-  const int64_t targets = std::max<int64_t>(1, kOutputBytes / tile_bytes);
+  const int64_t run = std::max<int64_t>(1, kOutputBytes / tile_bytes);
   const auto multiply = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     const PartTimer timer(Part::multiply);
     const auto kernel = s.k.sparse_conv[s.panel_type][s.width];
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
       for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
-        for (int64_t some = first; some < last; some += targets) {
-          for_each_join(s, plan, taps, x_panel, some, std::min(some + targets, last),
+        for (int64_t begin = first; begin < last; begin += run) {
+          for_each_join(s, plan, taps, x_panel, begin, std::min(begin + run, last),
                         [&](const TapRange& range, const char* span, bool is_first) {
                           kernel(range, s.tiling, s.x, s.y, row, col, taps.values, span, y_panel,
                                  is_first ? init : nullptr);

@@ -7,7 +7,7 @@
 namespace sparsegan {
 namespace {
 
-// The table that turns a code into panel elements from the span's first plane.
+// Writes the table of offsets: code -> panel elements from the span's first plane.
 void write_offsets(const ConvCall& c, const ConvSetup& s, int32_t* out) {
   const Geometry& g = *c.geometry;
   const PlanShape& shape = c.plan->shape;
@@ -25,7 +25,8 @@ void write_offsets(const ConvCall& c, const ConvSetup& s, int32_t* out) {
   }
 }
 
-// The units' codes of targets [first, last), to out[unit]; false where one is none of the span's.
+// Writes the codes of the kept units of targets [first, last) to `out`, in the order of the support. Returns false
+// where a unit does not belong to the span in which the plan's rows have it.
 bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t last, uint16_t* out) {
   const PlanShape& shape = plan.shape;
   const int64_t positions = shape.positions, depth = shape.depth;
@@ -37,7 +38,7 @@ bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t 
       const int64_t begin = rows[b], end = rows[end_block];
       const int64_t limit =
           (std::min(end_block * shape.block_channels, shape.sources) - b * shape.block_channels) / depth * positions;
-      // The number of the span's first unit, were it in the target's group.
+      // The number of the span's first unit, counted on from the target's group where that unit is in another group.
       const int64_t base = plan.units.number(target, b * shape.block_channels / depth);
       if (begin < end)
         good &= k.codes(plan.support + begin, end - begin, static_cast<int32_t>(base), out + begin) < limit;
@@ -46,7 +47,8 @@ bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t 
   return good;
 }
 
-// Each unit's code as those of its `depth` channels; from the back, since they may lie in one array.
+// Writes one code per source channel of each unit. by_unit: the codes of `units` count source units, not channels. The
+// loop runs backwards because `units` and `out` may be the same array.
 void deepen_codes(const PlanShape& shape, bool by_unit, const uint16_t* units, uint16_t* out) {
   for (int64_t t = shape.taps - 1; t >= 0; --t) {
     int64_t code = units[t];

@@ -1,4 +1,4 @@
-// A call's taps in the form in which the kernels read them.
+// The taps of a call in the form in which the kernels read them.
 #pragma once
 
 #include <algorithm>
@@ -17,25 +17,26 @@ struct Taps {
   const int32_t* value_index = nullptr;  // null where the values are in the order of the taps
 };
 
-// The arrays of them that are made for a call and lie in the workspace.
+// The places in the workspace of the arrays of Taps that are made for a call.
 struct TapLayout {
-  bool codes, values;
+  bool codes, values;  // whether the array is made
   int64_t codes_at, values_at, offsets_at;
 
   TapLayout(const ConvSetup& setup, const PlanView& plan, bool with_values, WorkspaceLayout& layout);
 };
 
-// Fine -> coarse the codes come from the support, coarse -> fine the values from their index. Both are checked here:
-// throws std::invalid_argument. values: null for wgrad, which has none.
+// Returns the taps of a call. From fine to coarse, the codes are made from the support. From coarse to fine, the values
+// are gathered through the value index, except where the kernel reads them through it (reads_taps_once). Support and
+// value index are checked: throws std::invalid_argument. values is null for wgrad.
 Taps resolve_taps(const ConvCall& call, const ConvSetup& setup, const TapLayout& layout, char* workspace,
                   const void* values, const ThreadPool& pool);
 
-// Cuts the targets into `parts` ranges of about equal work, range i being [cuts[i], cuts[i + 1]). `together` targets in
-// a row are never parted.
+// Cuts the targets into `parts` ranges of about equal work and returns the cuts: range i is [cuts[i], cuts[i + 1]).
+// Each run of `together` targets stays in one range.
 std::vector<int64_t> cut_targets(const PlanView& plan, int64_t parts, int64_t together);
 
-// Runs body(taps, x, is_first) for targets [first, last) and each run of source blocks that are joined, where x is the
-// first plane of the blocks' span in x_panel.
+// Calls body(taps, x, is_first) for targets [first, last) and each run of joined source blocks. x is the first plane of
+// the run's span in x_panel. is_first is true for the first run of the plan.
 template <class Body>
 void for_each_join(const ConvSetup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
                    int64_t last, const Body& body) {

@@ -1,4 +1,4 @@
-// The caller's threads, and the two ways to run a loop on them.
+// The threads of the caller, and two ways to run a loop on them.
 #pragma once
 
 #include <atomic>
@@ -13,14 +13,14 @@ struct ThreadPool {
   std::function<void(int64_t, const std::function<void(int64_t)>&)> run;
 };
 
-// body(first, last) over `parts` near-equal ranges of [0, count).
+// Calls body(first, last) for `parts` ranges of [0, count) of nearly equal size.
 template <class Body>
 void parallel_for_ranges(const ThreadPool& pool, int64_t parts, int64_t count, const Body& body) {
   if (parts == 1) return body(0, count);
   pool.run(parts, [&](int64_t i) { body(count * i / parts, count * (i + 1) / parts); });
 }
 
-// body(i, worker) for every i of [0, count), each taken by the first of `workers` threads that is free.
+// Calls body(i, worker) for every i of [0, count). The first of `workers` threads that is free takes the next i.
 template <class Body>
 void parallel_for_dynamic(const ThreadPool& pool, int64_t workers, int64_t count, const Body& body) {
   std::atomic<int64_t> next{0};
@@ -31,8 +31,8 @@ void parallel_for_dynamic(const ThreadPool& pool, int64_t workers, int64_t count
   pool.run(workers, work);
 }
 
-// Pieces of work per thread in a dynamic loop: another process on a core then delays one piece, not all that the
-// thread has to do.
+// Pieces of work per thread in a dynamic loop. Another process on a core then delays one piece, not all work of a
+// thread.
 constexpr int64_t kPiecesPerThread = 4;
 
 }  // namespace sparsegan

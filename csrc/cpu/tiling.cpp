@@ -10,21 +10,21 @@
 namespace sparsegan {
 namespace {
 
-// Which of kWidths serves units of `width` target channels.
+// Returns the index of the largest of kWidths that the ISA has and that divides units of `width` target channels.
 int width_index(const Kernels& k, int64_t width) {
   int index = kWidthCount - 1;
   while (k.max_tile[index] == 0 || width % kWidths[index] != 0) --index;
   return index;
 }
 
-// Where outputs are one row high and every tap reads row 0 (a generator's first layer: 1x1 inputs, every kernel
-// position its own phase), images take the place of rows: a lane then holds several images and a tap still serves a
-// whole register tile.
+// Returns whether images take the place of rows. Outputs must be one row high and every tap must read row 0, as in the
+// first layer of a generator (1x1 inputs, one phase per kernel position). A lane then holds several images, and a tap
+// still serves a whole register tile.
 bool fold_images(int64_t height, const Axis& h, int64_t images) {
   return height == 1 && h.shift(0) == 0 && h.shift(h.kernel - 1) == 0 && images > 1;
 }
 
-// Every way to cut n outputs into equal tiles of at most `most`.
+// Returns the tile sizes of all ways to cut n outputs into equal tiles of at most `most` outputs.
 std::vector<int64_t> tile_sizes(int64_t n, int64_t most) {
   std::vector<int64_t> sizes;
   for (int64_t cuts = ceil_div(n, most); cuts <= n; ++cuts) {
@@ -78,8 +78,8 @@ Tiling choose_tiling(const TilingProblem& p) {
   const auto key = p.key();
   if (const auto it = seen.find(key); it != seen.end()) return it->second;
 
-  // Outputs of a tile in one direction, to which twice the halo is added: larger tiles have less of it per output,
-  // smaller ones stay in the cache.
+  // Most outputs of a tile in one direction, before twice the halo is added. Larger tiles have less halo per output,
+  // smaller tiles stay in the cache.
   constexpr int64_t kMostTile = 16, kStripVectors = 64;
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
@@ -93,7 +93,7 @@ Tiling choose_tiling(const TilingProblem& p) {
         t.tile_w = ceil_div(width, cols) * cols;
         const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, p.max_tile / cols, tile_h})
                                                    : std::clamp<int64_t>(kStripVectors / t.tile_w, 1, tile_h);
-        t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips rather than a thin last one
+        t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips, not a thin last strip
         t.tiles_h = ceil_div(p.height, t.tile_h);
         t.tiles_w = ceil_div(p.width, t.tile_w);
         t.lanes = p.lanes;

@@ -10,16 +10,16 @@ namespace sparsegan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What the choice of a tiling depends on.
+// The inputs to the choice of a tiling.
 struct TilingProblem {
   const Geometry* geometry;
   PlanShape shape;
   int64_t images, height, width;  // outputs of one target plane
-  int64_t reach_h, reach_w;       // halo: how far the taps' shifts spread
+  int64_t reach_h, reach_w;       // size of the halo: the largest shift of a tap minus the smallest
   int64_t lanes, max_tile, max_rows, element;
-  int width_index;      // of kWidths
-  bool register_tiles;  // sparse_conv keeps outputs in registers, wgrad does not
-  bool fold;            // images are rows
+  int width_index;      // index into kWidths
+  bool register_tiles;  // true for sparse_conv, which keeps outputs in registers; false for wgrad
+  bool fold;            // images take the place of rows (fold_images in tiling.cpp)
 
   using Key = std::array<int64_t, 24>;
   Key key() const;
@@ -27,6 +27,7 @@ struct TilingProblem {
 
 TilingProblem tiling_problem(const ConvCall& call, const Kernels& k, bool register_tiles);
 
+// Returns the tiling with the fewest modelled cycles. Each thread remembers its choices.
 Tiling choose_tiling(const TilingProblem& problem);
 
 }  // namespace sparsegan

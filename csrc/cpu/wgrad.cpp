@@ -19,12 +19,11 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Thr
   if (c.images == 0) return;
   const ConvSetup s = conv_setup(c, false);
 
-  // Several groups are packed between two barriers; each tap belongs to one thread and sums its groups in order, so the
-  // result does not depend on the number of threads.
+  // Several groups are packed between two barriers. One thread at a time works on a tap and adds the groups in order,
+  // so that the result does not depend on the number of threads.
   constexpr int64_t kPanelBytes = 4 << 20;
   const int64_t batch = std::clamp<int64_t>(kPanelBytes / (s.x_panel() + s.y_panel()), 1, s.tiling.groups);
-  const bool in_place =
-      !plan.value_index && value_bytes == s.element;  // the order and type of the sums are the values' own
+  const bool in_place = !plan.value_index && value_bytes == s.element;  // the sums have the order and type of dv
   WorkspaceLayout layout;
   const TapLayout tap_layout(s, plan, false, layout);
   const int64_t x_at = layout.add(batch * s.x_panel()), y_at = layout.add(batch * s.y_panel()),

@@ -25,7 +25,7 @@ class Workspace {
       const int64_t page = bytes >= kHugePage ? kHugePage : kPage, rounded = (bytes + page - 1) / page * page;
       data_ = static_cast<char*>(std::aligned_alloc(static_cast<size_t>(page), static_cast<size_t>(rounded)));
       if (!data_) throw std::bad_alloc();
-      prefer_huge_pages(data_, rounded);  // planes lie far apart
+      prefer_huge_pages(data_, rounded);  // a kernel reads many planes, which lie far apart
       capacity_ = rounded;
       total += capacity_;
     }

@@ -1,18 +1,18 @@
-// Memory: the scratch memory of the calling thread, and huge pages.
+// The scratch memory of the calling thread, and huge pages.
 #pragma once
 
 #include <cstdint>
 
 namespace sparsegan {
 
-// Scratch memory of the calling thread, at least `bytes`, aligned to a cache line; contents undefined. The next call in
-// this thread may move it, every later call reuses it, and it is freed with the thread.
+// Returns at least `bytes` of scratch memory of the calling thread, aligned to a cache line, with undefined contents.
+// Later calls in the same thread reuse the memory and may move it. It is freed when the thread ends.
 char* reserve_workspace(int64_t bytes);
 
-// Bytes of scratch memory held by all threads now. It grows to the largest call and is reused.
+// Returns the bytes of scratch memory that all threads hold now. The memory of a thread grows to its largest call.
 int64_t workspace_bytes();
 
-// Offsets of arrays that lie one after the other in the workspace, each on its own cache line.
+// Offsets of arrays that lie one after the other in the workspace. Each array starts on a new cache line.
 class WorkspaceLayout {
  public:
   // Adds an array; returns its offset.
@@ -27,7 +27,7 @@ class WorkspaceLayout {
   int64_t size_ = 0;
 };
 
-// Asks for huge pages where whole ones lie in the memory and the system gives them.
+// Asks the system for huge pages in the part of the memory that whole huge pages can cover. Linux only.
 void prefer_huge_pages(void* data, int64_t bytes);
 
 }  // namespace sparsegan

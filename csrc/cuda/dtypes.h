@@ -1,4 +1,4 @@
-// The dtypes of tensors that the CUDA kernels take. A new one is a row here, and its conversions in number.h.
+// The dtypes that the CUDA kernels take. A new dtype needs a row here and its conversions in number.h.
 #pragma once
 
 #include <cstdint>

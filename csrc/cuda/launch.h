@@ -1,5 +1,5 @@
-// Starting kernels, and what a kernel asks its launch for. The same sources run on the host under an executor that
-// tests own (SPARSEGAN_SIMT): it is called here and in async.h, nowhere else.
+// Launches kernels, and gives a kernel its dynamic shared memory. Tests compile the same sources for the host
+// (SPARSEGAN_SIMT) and run them under the executor of tests/native/simt, which only this file and async.h call.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace sparsegan::cuda {
 
-// Throws std::runtime_error where CUDA refuses the launch; errors of the kernel itself come later, on the stream.
+// Throws std::runtime_error if CUDA refuses the launch. Errors of the kernel itself appear later, on the stream.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Arguments... arguments) {

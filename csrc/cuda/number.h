@@ -1,4 +1,4 @@
-// What tensors are stored as and what kernels compute with: float32, float16 or bfloat16, and float.
+// Conversions between the dtypes of tensors (float32, float16, bfloat16) and float, in which kernels compute.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,7 +9,7 @@
 
 namespace sparsegan::cuda {
 
-// Calls body with a zero of the type that tensors of `dtype` hold.
+// Calls `body` with a zero of the element type of `dtype`.
 template <class Body>
 void with_type(DType dtype, const Body& body) {
   switch (dtype) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float number)
   return __float2bfloat16_rn(number);
 }
 
-// Two neighbours of a 16-bit type.
+// Two neighbouring elements of a 16-bit type.
 __device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float2(pair); }
 __device__ __forceinline__ float2 to_floats(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
 template <class T>
@@ -56,7 +56,7 @@ struct PairOf<__nv_bfloat16> {
   __device__ static __nv_bfloat162 from(float x, float y) { return __floats2bfloat162_rn(x, y); }
 };
 
-// Four neighbours in one access; `at` is a multiple of four elements.
+// Four neighbouring elements in one access. `at` is aligned to four elements.
 __device__ __forceinline__ void load_four(const float* at, float (&to)[4]) {
   const float4 four = *reinterpret_cast<const float4*>(at);
   to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_four(const float* at, float (&to)[4]) {
 template <class T>
 __device__ __forceinline__ void load_four(const T* at, float (&to)[4]) {
   using Pair = typename PairOf<T>::type;
-  const uint2 four = *reinterpret_cast<const uint2*>(at);  // a struct of two pairs would be two accesses
+  const uint2 four = *reinterpret_cast<const uint2*>(at);  // a struct of two pairs would take two accesses
   const float2 first = to_floats(reinterpret_cast<const Pair&>(four.x));
   const float2 second = to_floats(reinterpret_cast<const Pair&>(four.y));
   to[0] = first.x, to[1] = first.y, to[2] = second.x, to[3] = second.y;

@@ -1,8 +1,8 @@
 // sparse_conv: y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift])).
 //
-// sparse_conv_tiled    a bundle's taps run on row segments in registers; x staged in shared memory, double-buffered
-// sparse_conv_small    small maps: lanes hold pixels and taps, each weight is read once
-// add_parts            sums the parts of calls with too few blocks to fill the device
+// sparse_conv_tiled    a bundle's taps run on row segments in registers; x is staged in shared memory, double-buffered
+// sparse_conv_small    for small maps: lanes hold pixels and taps, each weight is read once
+// add_parts            adds the parts of calls that have too few blocks to fill the device
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -10,7 +10,7 @@
 namespace sparsegan::cuda {
 namespace {
 
-// What becomes of a sum.
+// The last step of a sum: the bias, then the leaky ReLU.
 template <class T>
 struct Finish {
   const T* bias;  // null: zeros
@@ -19,7 +19,7 @@ struct Finish {
   __device__ float initial(int channel) const { return bias == nullptr ? 0 : to_float(bias[channel]); }
   __device__ float operator()(float sum, float bias_of_channel) const {
     sum += bias_of_channel;
-    if (sum < 0) sum = negative_slope == 0 ? 0 : sum * negative_slope;  // of minus infinity too
+    if (sum < 0) sum = negative_slope == 0 ? 0 : sum * negative_slope;  // 0 for minus infinity too
     return sum;
   }
 };
@@ -29,11 +29,12 @@ struct alignas(16) Tap {
   float value;
 };
 
-// A warp's taps in order, 32 at a time through its slice of shared memory. Codes are read two rounds ahead, values one.
+// The taps of a warp in order, in rounds of 32, through the warp's slice of shared memory. Codes are read two rounds
+// ahead, values one round.
 template <class T>
 class Taps {
  public:
-  // `slab`: the first that the block stages.
+  // `slab`: the first slab that the block stages.
   __device__ Taps(const Tiling& tiling, const T* values, Tap* slice, int slab, int begin, int end)
       : t_(tiling), values_(values), slice_(slice), slab_(slab), end_(end), next_(begin + threadIdx.x % 32) {
     read();
@@ -42,8 +43,8 @@ class Taps {
     read();
   }
 
-  // The next 32 taps, as many as there are.
-  __device__ __forceinline__ const Tap* turn() {
+  // The next 32 taps, or as many as are left.
+  __device__ __forceinline__ const Tap* next_round() {
     const TapStep step = TapStep::of(t_, code_, slab_);
     __syncwarp();
     slice_[threadIdx.x % 32] = {step, value_};
@@ -73,7 +74,7 @@ class Taps {
   float value_;
 };
 
-// Where sums go: `y`, or float32 as they are to `part` where that is not null.
+// The destination of sums: `part`, in float32, if it is not null; otherwise `y`.
 template <class T>
 struct Sink {
   T* y;
@@ -95,7 +96,7 @@ struct Sink {
   }
 };
 template <>
-struct Sink<float> {  // the same code for both
+struct Sink<float> {  // both have the same type, so one pointer serves both
   float* y;
 
   __device__ Sink(float* y, float* part) : y(part == nullptr ? y : part) {}
@@ -105,7 +106,7 @@ struct Sink<float> {  // the same code for both
   }
 };
 
-// Writes N neighbouring columns of the row that starts at `row`, as many as it has.
+// Writes N neighbouring columns of the row that starts at offset `row`, up to the end of the row.
 template <class T, int N>
 __device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int64_t row, int column,
                                       const float (&numbers)[N]) {
@@ -124,7 +125,7 @@ __device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int6
   }
 }
 
-// Writes what becomes of a thread's sums.
+// Finishes a thread's sums and writes them.
 template <class T, int Strip>
 __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
                                              const Lane& lane, const float (&sums)[kSlots][Strip],
@@ -136,7 +137,7 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bund
     const int64_t row = rows.offset(t);
     const int column = rows.column();
     const float bias = finish.initial(rows.channel());
-    if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+    if (t.phases_w == 2) {  // the two column phases are neighbouring slots: write whole rows
       if (slot % 2 == 1) continue;
       float both[2 * Strip];
 #pragma unroll
@@ -161,7 +162,7 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bund
   }
 }
 
-// Grid: tiles x blocks of bundles, then parts of the slabs. A part's sums go to `parts` where there are several.
+// Grid: x = tiles x blocks of bundles, y = parts of the slabs. If there are several parts, their sums go to `parts`.
 template <class T, int Strip, int Step>
 __global__ __launch_bounds__(kThreads, 4) void sparse_conv_tiled(const Tiling t, const T* __restrict__ x,
                                                                  const T* __restrict__ values, const Finish<T> finish,
@@ -182,18 +183,18 @@ __global__ __launch_bounds__(kThreads, 4) void sparse_conv_tiled(const Tiling t,
 
   float sums[kSlots][Strip] = {};
   const int strip = lane.offset(t);
-  const Tap* next_tap = slice + 32;  // in the slice; from its end on they are to be read
+  const Tap* next_tap = slice + 32;  // within the slice; at its end the next round must be read
   stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
   while (slab < slabs_end) {
     const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
     wait_copies();
-    __syncthreads();  // this stage is there, and nobody reads the other any more
+    __syncthreads();  // this stage is complete, and no thread reads the other any more
     if (next < slabs_end) {
       stage<T, Strip, Step>(t, x, spare, origin, bundle.group, next, min(t.stage_slabs, slabs_end - next));
     }
     Segment<T, Strip, Step> segment;
     while (tap < end) {
-      if (next_tap == slice + 32) next_tap = taps.turn();
+      if (next_tap == slice + 32) next_tap = taps.next_round();
       const int count = min(end - tap, static_cast<int>(slice + 32 - next_tap));
       const Tap* const stop = next_tap + count;
       do {
@@ -229,9 +230,9 @@ __global__ __launch_bounds__(256) void add_parts(const float* __restrict__ parts
   }
 }
 
-// A tap as sparse_conv_small runs it, from the lane that read it.
+// A tap in the form that sparse_conv_small runs. Each lane of a warp reads one tap, and all lanes use it.
 struct alignas(16) Read {
-  int row, column, offset;  // of x, from where the target's pixel points
+  int row, column, offset;  // in x, relative to the place of the target's pixel
   float value;
 };
 
@@ -243,11 +244,11 @@ __device__ __forceinline__ Read read_unit(const Tiling& t, bool adjoint, unsigne
     row = -((row - (row % t.stride_h + t.stride_h) % t.stride_h) / t.stride_h);
     column = -((column - (column % t.stride_w + t.stride_w) % t.stride_w) / t.stride_w);
   }
-  const unsigned channel = min(adjoint ? unit.coarse : unit.fine, t.x.channels - 1u);  // whatever the plan says
+  const unsigned channel = min(adjoint ? unit.coarse : unit.fine, t.x.channels - 1u);  // plans are not trusted
   return {row, column, static_cast<int>(channel * t.x.plane()) + row * t.x.width + column, value};
 }
 
-// Grid: targets, as many per block as have warps; then chunks of the pixels (images x rows x columns).
+// Grid: x = targets, kWarps / ways per block; y = chunks of the pixels (images x rows x columns).
 template <class T, int Pixels>
 __global__ __launch_bounds__(kThreads, 6) void sparse_conv_small(const Tiling t, const bool adjoint,
                                                                  const T* __restrict__ x, const T* __restrict__ values,
@@ -347,9 +348,9 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
   const auto* const v = static_cast<const T*>(values);
   auto* const to = static_cast<T*>(y);
   if (t.small) {
-    const int targets = t.groups * t.group_targets, a_block = kWarps / t.ways;
+    const int targets = t.groups * t.group_targets, per_block = kWarps / t.ways;
     const int pixels = t.images * t.rows * t.columns, chunk = t.lane_pixels << t.log_pixels;
-    const dim3 grid((targets + a_block - 1) / a_block, (pixels + chunk - 1) / chunk);
+    const dim3 grid((targets + per_block - 1) / per_block, (pixels + chunk - 1) / chunk);
     const auto kernel = t.lane_pixels == 1   ? sparse_conv_small<T, 1>
                         : t.lane_pixels == 2 ? sparse_conv_small<T, 2>
                                              : sparse_conv_small<T, 4>;

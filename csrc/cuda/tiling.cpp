@@ -8,14 +8,14 @@
 namespace sparsegan::cuda {
 namespace {
 
-// Both copies of what is staged: four blocks per multiprocessor (what registers allow), below the 48 KiB that need no
-// asking.
+// Shared memory of a block for both stages of slabs. With it four blocks fit on a multiprocessor, as many as the
+// registers allow, and a block stays below the 48 KiB that a launch gets by default.
 constexpr int64_t kSparseConvStageBytes = 38 * 1024;
-constexpr int64_t kWgradStageBytes = 22 * 1024;  // beside the lanes' sums of 32 taps per warp
+constexpr int64_t kWgradStageBytes = 22 * 1024;  // less, because the lanes' sums of 32 taps per warp are there too
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;
-constexpr int64_t kBlocks = 4;  // that a multiprocessor runs at a time
+constexpr int64_t kBlocks = 4;  // per multiprocessor at a time
 
 int64_t up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
@@ -25,15 +25,15 @@ int log_up(int64_t n) {
   return log;
 }
 
-int narrow(const char* what, int64_t value) {
+int narrow(const char* name, int64_t value) {
   if (value < 0 || value >= (int64_t{1} << 31)) {
-    throw std::invalid_argument(std::string(what) + " is " + std::to_string(value) +
+    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
                                 "; the CUDA kernels take at most 2147483647");
   }
   return static_cast<int>(value);
 }
 
-// Whatever does not depend on how lanes are laid out.
+// The part of a tiling that does not depend on the layout of lanes.
 Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   const Geometry& g = *c.geometry;
   Tiling t;
@@ -41,15 +41,15 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.groups = static_cast<int>(shape.groups);
   t.group_sources = static_cast<int>(shape.group_sources);
   t.group_targets = narrow("target channels x phases", shape.group_targets);
-  narrow("targets", shape.targets());
+  narrow("the number of targets", shape.targets());
   t.group_bundles = static_cast<int>(shape.group_bundles());
   t.slabs = static_cast<int>(shape.slabs());
   t.phases_h = c.adjoint ? static_cast<int>(g.h.stride) : 1;
   t.phases_w = c.adjoint ? static_cast<int>(g.w.stride) : 1;
   t.rows = static_cast<int>(up(c.y_height, t.phases_h));
   t.columns = static_cast<int>(up(c.y_width, t.phases_w));
-  narrow("the input rows that the output reaches over", (t.rows + 32) * g.h.stride);
-  narrow("the input columns that the output reaches over", (t.columns + 64) * g.w.stride);
+  narrow("the number of input rows that the output reaches", (t.rows + 32) * g.h.stride);
+  narrow("the number of input columns that the output reaches", (t.columns + 64) * g.w.stride);
   t.bundle_blocks = static_cast<int>(up(t.group_bundles, kWarps));
 
   const auto planes = [](const char* image, int64_t channels, int64_t height, int64_t width) {
@@ -59,8 +59,8 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
     return Planes{static_cast<int>(channels), static_cast<int>(height), static_cast<int>(width), width % 4 == 0};
   };
   const int64_t coarse = g.coarse_channels, fine = g.fine_channels;
-  t.x = planes("the elements of an input image", c.adjoint ? coarse : fine, c.x_height, c.x_width);
-  t.y = planes("the elements of an output image", c.adjoint ? fine : coarse, c.y_height, c.y_width);
+  t.x = planes("the number of elements of an input image", c.adjoint ? coarse : fine, c.x_height, c.x_width);
+  t.y = planes("the number of elements of an output image", c.adjoint ? fine : coarse, c.y_height, c.y_width);
 
   const int32_t* const plan = c.plan;
   t.plan.bands = plan;
@@ -86,7 +86,8 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   return t;
 }
 
-// Lays lanes out; false where a slab would not fit into `stage_bytes` / 2.
+// Writes a layout of lanes into `t`. Returns false if a slab does not fit into `stage_bytes` / 2, or if there would be
+// 2^31 tiles or more.
 bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int strip, int log_w,
              int log_h) {
   const int64_t lanes_w = 1 << log_w, lanes_h = 1 << log_h, lanes_n = 32 >> (log_w + log_h);
@@ -95,16 +96,16 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   t.tiles_h = static_cast<int>(up(t.rows, lanes_h));
   const int64_t tiles = t.tiles_w * up(t.images, lanes_n) * t.tiles_h;
 
-  const int64_t stride = strip * shape.columns.step / kFour;  // fours from strip to strip
+  const int64_t stride = strip * shape.columns.step / kFour;  // fours from one strip to the next
   const int64_t segment = up((strip - 1) * shape.columns.step + shape.columns.reach, kFour);
   t.segment_fours = static_cast<int>(segment);
   t.stride_fours = static_cast<int>(lanes_w + (segment - 1) / stride);
   t.row_fours = static_cast<int>(stride * (lanes_w - 1) + segment);
   t.slab_rows = static_cast<int>((lanes_h - 1) * shape.rows.step + shape.rows.reach);
 
-  // The lanes that shared memory serves at a time (128 bytes) must find their fours in different banks. Neighbours in a
-  // row do; rows and images follow on where a pitch leaves as many fours, modulo the 128 bytes, as lanes are before
-  // them.
+  // Shared memory serves 128 bytes at a time. The lanes that it serves together must read fours in different banks.
+  // Neighbouring lanes in a row do. Lanes in the next row or image continue after them if the distance to their fours,
+  // modulo 128 bytes, is as many fours as there are lanes before.
   const int64_t fours = 128 / (kFour * element);
   const auto pitch = [&](int64_t least, int64_t step, int64_t lanes) {
     for (int64_t p = least; lanes < fours && p < least + fours; ++p) {
@@ -129,8 +130,9 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   return true;
 }
 
-// Instructions of a warp for one slab of one tile, all its targets, as counted in NOTES.md: a tap is `strip` FMAs and
-// `around` them; a row of the slab is loaded once if it has a tap; staging is shared by the block's warps.
+// The instructions of one warp for one slab, one tile and all targets of a bundle, as counted in NOTES.md. A tap takes
+// `strip` FMAs and `around` other instructions. A row of the slab is loaded once if it has a tap. The warps of a block
+// stage the slab together.
 double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t around) {
   const double taps = static_cast<double>(shape.taps) / (static_cast<double>(shape.bundles()) * shape.slabs());
   const double rows = std::min<double>(taps, shape.rows.reach);
@@ -138,7 +140,7 @@ double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t around) 
   return taps * (t.strip + around) + rows * (7 + t.segment_fours) + up(items, kThreads) * 25.0;
 }
 
-// The layout of lanes that costs least, and its cost.
+// Writes the layout of lanes with the lowest cost into `t` and returns the cost of all bundles.
 double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t around) {
   std::optional<Tiling> best;
   double least = 0;
@@ -172,7 +174,8 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
                                                  std::min(stages, kMaxParts)));
 
-  // One target per warp, lanes over pixels and taps: no lane idles on a small map, and each weight is read once.
+  // The kernel for small maps: a warp works on one target, and its lanes hold pixels and taps. No lane idles, and each
+  // weight is read once.
   const int64_t pixels = int64_t{t.images} * t.rows * t.columns;
   if (pixels == 0 || pixels > 4096) return t;
   const int log_pixels = std::min(5, log_up(pixels));
@@ -185,7 +188,7 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   t.parts = 1;
   t.log_pixels = log_pixels;
   t.lane_pixels = lane_pixels;
-  // Several warps per target where each still has a few rounds of 32 taps.
+  // Several warps work on one target if each still has a few rounds of 32 taps.
   while (t.ways < kWarps && c.taps >= 128 * t.ways * shape.targets()) t.ways *= 2;
   return t;
 }
@@ -198,8 +201,8 @@ Tiling wgrad_tiling(const ConvCall& c) {
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 
-  // One tap per thread: each element read serves one FMA, but no lane idles and no sum crosses lanes. In instructions
-  // per tap.
+  // The kernel for small maps has one tap per thread: each element read serves one FMA, but no lane idles and no sum
+  // crosses lanes. The comparison is in instructions per tap.
   const double pixels = static_cast<double>(c.images) * (c.adjoint ? c.x_height * c.x_width : c.y_height * c.y_width);
   t.small = pixels <= t.tiles * (t.strip + 28.0) / 2;
   return t;

@@ -1,9 +1,10 @@
-// How a call is cut: which kernel, what a warp's lanes hold, what is staged, into how many parts a sum.
+// How a call is cut: which kernel runs, which outputs the lanes of a warp hold, how many slabs of x are staged at a
+// time, and how many parts a sum has.
 //
-// A target is a plane of `rows` x `columns` (the coarse grid, or one phase of the fine one). A thread holds a *strip*,
-// so many neighbouring columns, of a bundle's eight targets. A warp's 32 strips lie side by side, then below each
-// other, then in further images: a *tile*. The warps of a block hold the same tile of different bundles, so that each
-// staged element serves them all.
+// A target is a plane of `rows` x `columns`: the coarse grid, or one phase of the fine grid. A thread holds a *strip*,
+// 8 or 4 neighbouring columns, of each of a bundle's eight targets. The 32 strips of a warp form a *tile*: they lie
+// side by side, then below each other, then in further images. The warps of a block hold the same tile of different
+// bundles, so that each staged element serves all of them.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kSlots = static_cast<int>(kBundle);
 inline constexpr int kReach = static_cast<int>(kWindow);
 
-// A division by a number known at the launch only, for operands whose product is below 2^32.
+// Division by a number that is known only at the launch. Exact if the product of both operands is below 2^32.
 struct Divider {
   unsigned divisor = 1, inverse = 0;
   Divider() = default;
@@ -29,9 +30,9 @@ struct Divider {
   }
 };
 
-// A plan's arrays on the device.
+// The arrays of a device plan (core/device_plan.h), in device memory.
 struct Plan {
-  const int* bands = nullptr;  // of a channel: row start, row phase, column start, column phase
+  const int* bands = nullptr;  // per band: row start, row phase, column start, column phase
   const int* first = nullptr;
   const unsigned* codes = nullptr;
   const int* value_index = nullptr;
@@ -41,7 +42,7 @@ struct Plan {
   int taps = 0;
 };
 
-// A tensor that targets or sources lie in.
+// The shape of a tensor that holds targets or sources.
 struct Planes {
   int channels = 0, height = 0, width = 0;
   bool fours = false;  // four neighbouring columns may be accessed at once
@@ -58,26 +59,27 @@ struct Tiling {
 
   // Tiled kernels
   int strip = 8;             // 8 or 4 columns
-  int log_w = 0, log_h = 0;  // lanes along columns and rows; the others along images
+  int log_w = 0, log_h = 0;  // base-2 logarithms of the lanes along columns and rows; the others are along images
   int tiles_w = 0, tiles_h = 0, tiles = 0;
   int bundle_blocks = 0;  // blocks per group: kWarps bundles each
-  int slabs = 0;          // of a bundle
-  int bands = 1;          // of a channel
+  int slabs = 0;          // per bundle
+  int bands = 1;          // per channel
   int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
-  // One slab in shared memory: for each of the tile's images `slab_rows` rows, each of fours of columns. Strip l reads
-  // fours kStride * l + m, m = 0, 1, ...: four k lies at place (k % kStride) * stride_fours + k / kStride, so that
-  // lanes side by side read fours side by side, all in different banks.
+  // A slab in shared memory has `slab_rows` rows for each image of the tile. A row consists of *fours*: groups of four
+  // neighbouring columns. Strip l reads the fours kStride * l + m for m = 0, 1, ... Four k is stored at place
+  // (k % kStride) * stride_fours + k / kStride. Neighbouring lanes then read neighbouring fours, which are in different
+  // banks.
   int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
   int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
-  int row_limit = 0;                                  // elements: where the last slab's last row starts
+  int row_limit = 0;                                  // elements: the largest valid offset of a tap's row in the stage
   Divider by_fours, by_rows, by_stage;
   int stage_slabs = 0;  // slabs staged at a time
-  int parts = 1;        // sparse_conv: cuts of the slabs; wgrad: cuts of the tiles, whose sums are added up afterwards
-  int slices = 1;       // wgrad: cuts of the slabs
+  int parts = 1;        // of the slabs (sparse_conv) or the tiles (wgrad); their partial sums are added afterwards
+  int slices = 1;       // wgrad: of the slabs; each tap lies in one slice
 
   // Kernels for small maps
   bool small = false;
-  int log_pixels = 0;   // sparse_conv: lanes that hold different pixels; the others hold different taps
+  int log_pixels = 0;   // sparse_conv: base-2 logarithm of the lanes that hold different pixels; the others: taps
   int lane_pixels = 1;  // sparse_conv: pixels per lane
   int ways = 1;         // sparse_conv: warps per target
   UnitDecoder<unsigned> units;

@@ -1,8 +1,9 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled   gy of a bundle in registers, x as in sparse_conv; a tap is a dot product, one lane adds its lanes' sums
-// add_tiles     sums the parts, in order, and brings them into the order of the support
-// wgrad_small   small maps: one tap per thread
+// wgrad_tiled   holds gy of a bundle in registers and stages x as sparse_conv does; a tap is a dot product, to which
+//               each lane contributes a sum, and one lane adds these sums
+// add_tiles     adds the parts of the tiles, in order, and writes them in the order of the support
+// wgrad_small   for small maps: one tap per thread
 #include "conv.h"
 #include "launch.h"
 #include "window.h"
@@ -10,11 +11,11 @@
 namespace sparsegan::cuda {
 namespace {
 
-// Lane t adds up tap t of 32: rows of 33, so that both the writing along a row and the reading down a column meet every
-// bank once.
+// Floats per row of the lanes' sums: row t has the 32 sums of tap t, and lane t adds them. With 33 floats per row, the
+// lanes use different banks both when they write along a row and when they read down a column.
 constexpr int kPitch = 33;
 
-// N neighbouring columns of a row, zeros after its end.
+// Reads N neighbouring columns of a row, zeros after its end.
 template <class T, int N>
 __device__ __forceinline__ void read(const Tiling& t, const T* row, int column, float (&numbers)[N]) {
 #pragma unroll
@@ -33,14 +34,14 @@ __device__ __forceinline__ void read(const Tiling& t, const T* row, int column, 
   }
 }
 
-// A thread's strips of gy: the elements that sparse_conv would write.
+// Reads a thread's strips of gy: the elements that sparse_conv would write in y.
 template <class T, int Strip>
 __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
                                             const Lane& lane, const T* gy, float (&strips)[kSlots][Strip]) {
   Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
-    if (t.phases_w == 2 && slot % 2 == 1) continue;  // came with the slot before
+    if (t.phases_w == 2 && slot % 2 == 1) continue;  // was read with the slot before
 #pragma unroll
     for (int i = 0; i < Strip; ++i) strips[slot][i] = strips[slot | 1][i] = 0;
     if (!rows.there(t)) continue;
@@ -48,7 +49,7 @@ __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundl
     const int column = rows.column();
     if (t.phases_w == 1) {
       read(t, row, column, strips[slot]);
-    } else if (t.phases_w == 2) {  // the two column phases are neighbouring slots: whole rows
+    } else if (t.phases_w == 2) {  // the two column phases are neighbouring slots: read whole rows
       float both[2 * Strip];
       read(t, row, column, both);
 #pragma unroll
@@ -62,7 +63,7 @@ __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundl
   }
 }
 
-// Grid: blocks of bundles, then parts of the tiles, then slices of the slabs. parts: [parts, taps].
+// Grid: x = blocks of bundles, y = parts of the tiles, z = slices of the slabs. `parts` is [parts, taps].
 template <class T, int Strip, int Step>
 __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const T* __restrict__ gy,
                                                            const T* __restrict__ x, float* __restrict__ parts) {
@@ -91,7 +92,7 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
     const int next_tile = turn ? tile + 1 : tile, next_slab = turn ? slabs_begin : end_slab;
     const Origin next_origin = Origin::of<Strip>(t, next_tile);
     wait_copies();
-    __syncthreads();  // this stage is there, and nobody reads the other any more
+    __syncthreads();  // this stage is complete, and no thread reads the other any more
     if (next_tile < tiles_end) {
       stage<T, Strip, Step>(t, x, spare, next_origin, bundle.group, next_slab,
                             min(t.stage_slabs, slabs_end - next_slab));
@@ -111,7 +112,7 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
         if (now.row >= 0) segment.load(t, staged + strip + now.row);
         float dot = 0;
         dispatch(now.which, [&](auto which) {
-          float even = 0, odd = 0;  // two chains: a sum waits for the one before it
+          float even = 0, odd = 0;  // two chains, because each FMA waits for the one before it in its chain
 #pragma unroll
           for (int i = 0; i < Strip; i += 2) {
             even = fmaf(strips[which.slot][i], segment(i, which.column), even);
@@ -146,7 +147,7 @@ __global__ __launch_bounds__(256) void add_tiles(const float* __restrict__ parts
   dv[min(static_cast<unsigned>(plan.value_index[tap]), plan.taps - 1u)] = from_float<T>(sum);
 }
 
-// One thread per kept weight, in the order of the support. coarse and fine: the tensors on the two grids.
+// One thread per kept weight, in the order of the support. `coarse` and `fine` are the tensors on the two grids.
 template <class T>
 __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const int* __restrict__ support,
                                                         const T* __restrict__ coarse, const Planes coarse_planes,
@@ -155,7 +156,7 @@ __global__ __launch_bounds__(kThreads) void wgrad_small(const Tiling t, const in
   const int tap = blockIdx.x * kThreads + threadIdx.x;
   if (tap >= t.plan.taps) return;
   const Unit<unsigned> unit = t.units(support[tap]);
-  const int coarse_channel = min(unit.coarse, coarse_planes.channels - 1u);  // whatever the support says
+  const int coarse_channel = min(unit.coarse, coarse_planes.channels - 1u);  // the support is not trusted
   const int fine_channel = min(unit.fine, fine_planes.channels - 1u);
   const int first_row = static_cast<int>(unit.row) * t.dilation_h - t.padding_h;
   const int first_column = static_cast<int>(unit.column) * t.dilation_w - t.padding_w;

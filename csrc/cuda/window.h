@@ -1,5 +1,6 @@
-// What the tiled kernels share: where a block and its lanes are, staging slabs, reading segments, and the elements that
-// a thread's strips stand for. Strip: columns of a strip. Step: source columns from one of them to the next.
+// The common parts of the tiled kernels: the places of blocks and lanes, staging of slabs, reading of segments, and the
+// tensor elements that belong to a thread's strips. Two template parameters appear throughout: `Strip` is the number of
+// columns of a strip, `Step` the number of source columns from one of these columns to the next.
 #pragma once
 
 #include "async.h"
@@ -8,8 +9,9 @@
 
 namespace sparsegan::cuda {
 
-// body(Case<which>()) for a warp-uniform `which` from 0 to 63: one jump through a table (nvcc's -jtd) to code whose
-// registers are named by slot and column.
+// Calls body(Case<which>()) for a `which` from 0 to 63 that is the same in all lanes of a warp. Slot and column are
+// compile-time constants in `body`, so that they can select registers. nvcc's option -jtd makes the switch one jump
+// through a table.
 template <int kCase>
 struct Case {
   static constexpr int slot = kCase / kReach, column = kCase % kReach;
@@ -46,13 +48,14 @@ __device__ __forceinline__ void dispatch(unsigned which, const Body& body) {
 #undef SPARSEGAN_CASES
 #undef SPARSEGAN_CASE
 
-// A tap as a warp's lanes prepare it for all of them to run.
+// A tap in the form that the tiled kernels run. Each lane of a warp prepares one tap, and all lanes run it.
 struct TapStep {
-  int row;         // elements from the stage's start to its source row; below 0: the row of the tap before
-  unsigned which;  // slot and column
+  int row;         // elements from the start of the stage to the tap's source row; below 0: same row as the tap before
+  unsigned which;  // slot * kReach + column
 
-  // Of the tap that `code` stands for, whatever it is within the stage; `slab` is the first that the block stages.
-  // Every lane calls this, taps in the order of lanes.
+  // Decodes `code` of a device plan. A bad code gives a wrong row, but never a row outside the stage. `slab` is the
+  // first slab that the block stages. All lanes must call this function together, with the taps in the order of the
+  // lanes.
   __device__ __forceinline__ static TapStep of(const Tiling& t, unsigned code, int slab) {
     constexpr unsigned kCases = kSlots * kReach;
     const unsigned before = __shfl_up_sync(~0u, code, 1);
@@ -64,9 +67,9 @@ struct TapStep {
   }
 };
 
-// Where a tile starts.
+// The place of a tile: its first image, row and column.
 struct Origin {
-  int image, row, column;  // of the targets
+  int image, row, column;  // within a target's plane
 
   template <int Strip>
   __device__ static Origin of(const Tiling& t, int tile) {
@@ -76,20 +79,20 @@ struct Origin {
   }
 };
 
-// Where a lane's strip is in its tile.
+// The place of a lane's strip in its tile.
 struct Lane {
   int image, row, strip;
 
   __device__ static Lane of(const Tiling& t, int lane) {
     return {lane >> (t.log_w + t.log_h), (lane >> t.log_w) & ((1 << t.log_h) - 1), lane & ((1 << t.log_w) - 1)};
   }
-  // Elements from a slab's start to where the strip's first segment starts.
+  // Elements from the start of a slab to the start of the strip's first segment.
   __device__ int offset(const Tiling& t) const {
     return image * t.image_pitch + row * t.row_step * t.row_pitch + 4 * strip;
   }
 };
 
-// The group and bundle of a warp; some warps of a group's last block have none.
+// The group and bundle of a warp. Some warps of a group's last block have no bundle.
 struct Bundle {
   int group, index;  // index: within the group
   bool there;
@@ -102,12 +105,12 @@ struct Bundle {
   __device__ const int* first(const Tiling& t) const {
     return t.plan.first + (static_cast<int64_t>(group) * t.group_bundles + index) * t.slabs;
   }
-  // The first tap of a slab, whatever the plan says a valid one.
+  // The first tap of a slab, clamped to the valid range: plans are not trusted.
   __device__ int tap(const Tiling& t, int slab) const { return there ? min(max(first(t)[slab], 0), t.plan.taps) : 0; }
 };
 
-// Copies `count` slabs from `slab` on to shared memory, zeros where they leave the images; the block's threads
-// together.
+// Copies `count` slabs, from `slab` on, to shared memory. Elements outside the images become zeros. All threads of the
+// block copy together.
 template <class T, int Strip, int Step>
 __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, const Origin& origin, int group, int slab,
                                       int count) {
@@ -121,13 +124,13 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
     T* to = shared + image * t.image_pitch + line_row * t.row_pitch +
             4 * (four % kStride * t.stride_fours + four / kStride);
     const T* from = x;
-    unsigned columns = 0;  // from the first of the four to the end of its row; 0: outside
+    unsigned columns = 0;  // from the first of the four to the end of its row; 0: outside the image
 #pragma unroll 1
     for (int s = 0; s < count; ++s, to += t.slab_size) {
       if (s == 0 || bands > 1) {
         const int channel = (slab + s) / bands;
         const int* const band = t.plan.bands + 4 * (slab + s - channel * bands);
-        // Unsigned: what a bad plan says may wrap around, and what is below the size is within the tensor.
+        // Unsigned: the numbers of a bad plan may wrap around, but a number below the size is inside the tensor.
         const unsigned row =
             static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
         const unsigned column =
@@ -149,7 +152,7 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
           const bool valid = step < columns;
           if constexpr (sizeof(T) == 4) {
             copy_async<4>(to + i, valid ? from + step : x, valid);
-          } else {  // below what cp.async copies
+          } else {  // cp.async copies at least 4 bytes
             to[i] = valid ? from[step] : from_float<T>(0);
           }
         }
@@ -158,21 +161,21 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
   }
 }
 
-// The source columns that a strip's taps on one row read, in registers.
+// The source columns that the taps of one row read for a strip, in registers.
 template <class T, int Strip, int Step>
 class Segment {
  public:
-  // `row`: where the lane's strip starts in it.
+  // `row`: the start of the lane's strip in a staged row.
   __device__ __forceinline__ void load(const Tiling& t, const T* row) {
 #pragma unroll
     for (int m = 0; m < kFours; ++m) {
-      // A tap's column is one of eight: the last two fours may lie behind what taps read.
+      // Taps reach over at most kReach columns. If they reach over fewer, only the last two fours may be unneeded.
       if (m < kFours - 2 || m < t.segment_fours) {
         load_four(row + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
       }
     }
   }
-  // Element for the strip's column `i` and a tap's column `column`; both compile-time numbers once unrolled.
+  // The element for column `i` of the strip and a tap's column `column`. Unrolling makes both compile-time constants.
   __device__ __forceinline__ float operator()(int i, int column) const {
     return fours_[(i * Step + column) / 4][(i * Step + column) % 4];
   }
@@ -183,7 +186,8 @@ class Segment {
   float fours_[kFours][4] = {};
 };
 
-// The elements of a tensor that a bundle's strips stand for, slot by slot: `phases_w` columns apart in one row.
+// The tensor elements that belong to a bundle's strips, one slot after the other. The elements of a strip lie in one
+// row, `phases_w` columns apart.
 class Rows {
  public:
   template <int Strip>
@@ -202,11 +206,11 @@ class Rows {
   __device__ __forceinline__ bool there(const Tiling& t) const { return left_ > 0 && row_ + phase_h_ < t.y.height; }
   __device__ __forceinline__ int channel() const { return channel_; }
   __device__ __forceinline__ int column() const { return column_ + phase_w_; }
-  // Of the row's first element in the tensor.
+  // The offset of the row's first element in the tensor.
   __device__ __forceinline__ int64_t offset(const Tiling& t) const {
     return plane_ + static_cast<int64_t>(row_ + phase_h_) * t.y.width;
   }
-  // On to the next slot.
+  // Moves to the next slot.
   __device__ __forceinline__ void advance(const Tiling& t) {
     --left_;
     if (++phase_w_ < t.phases_w) return;
@@ -218,7 +222,7 @@ class Rows {
   }
 
  private:
-  int left_;  // targets of the group from this one on
+  int left_;  // targets of the group from this slot on
   int channel_, phase_h_, phase_w_, row_, column_;
   int64_t plane_;
 };

@@ -1,8 +1,8 @@
-"""What ``sparsegan bench`` times: single layers, their training, and whole generators, against dense engines.
+"""The benchmarks of ``sparsegan bench``: layers, their training, and whole generators, against dense engines.
 
-cases       the layers, and the speed-up that is asked of each
-engines     every dense engine that is installed, and how two calls are timed in turns
-results     rows of one run and the file they go to
+cases       the layers, and the target speed-up of each
+engines     every installed dense engine, and the timing of calls in turns
+results     the rows of one run, and their file
 layers      one forward of each layer                 ``sparsegan bench layers``
 training    forward and backward, memory, a new mask   ``sparsegan bench training``
 generators  one forward of each generator              ``sparsegan bench generators``

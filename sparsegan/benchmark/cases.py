@@ -1,4 +1,4 @@
-"""The layers that are timed, and the speed-up over the best dense engine that is asked of each."""
+"""The layers that are timed, and the target speed-up of each over the best dense engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Case = TypeVar("Case")
 class LayerCase:
     """One convolution and its input.
 
-    ``size`` is the input's height and width. ``target`` is the speed-up asked of a forward at 90 % element sparsity, on
-    AVX-512.
+    ``size`` is the input's height and width. ``target`` is the target speed-up of a forward at 90 % element sparsity,
+    on AVX-512.
     """
 
     c_in: int
@@ -47,15 +47,15 @@ class LayerCase:
         return nn.Conv2d(self.c_in, self.c_out, self.kernel, self.stride, self.padding)
 
     def input(self) -> Tensor:
-        """Random, float32 ``[batch, c_in, size, size]``."""
+        """A random float32 input of shape ``[batch, c_in, size, size]``."""
         return torch.randn(self.batch, self.c_in, self.size, self.size)
 
     def mask(self, sparsity: float, granularity: str) -> Tensor:
-        """bool, shape of the weight: units at random places."""
+        """A bool mask of the weight's shape that keeps units at random places."""
         return magnitude_mask(torch.rand(self.dense().weight.shape), sparsity, granularity, self.transposed)
 
 
-#: Layers of the reference generators: CycleGAN's and pix2pix's, SRGAN's, DCGAN's.
+#: Layers of the reference generators: CycleGAN and pix2pix, SRGAN, DCGAN.
 LAYERS = (
     LayerCase(256, 256, 3, 1, 1, 32, 1, target=6),
     LayerCase(256, 256, 3, 1, 1, 32, 16, target=7),
@@ -74,19 +74,19 @@ LAYERS = (
     LayerCase(64, 3, 7, 1, 3, 256, 1, target=3),
 )
 
-#: Speed-ups asked of every layer at other sparsities, and of the 256-channel layers (256->256, 256->128) alone.
+#: Target speed-ups at other sparsities: of every layer, and of the 256-channel layers (256->256, 256->128) only.
 EVERY_LAYER = {0.5: 1.0, 0.75: 2.2}
 WIDE_LAYERS = {0.95: 9.0}
 WIDE_VECTORS = {("vector:4", 0.9): 8.0, ("vector:8", 0.9): 8.0, ("vector:16", 0.9): 8.0}
-#: Of forward and backward at 90 %: of the 256-channel layers at batch 16, of the others.
+#: Target speed-ups of forward and backward at 90 %: of the 256-channel layers at batch 16, and of all other layers.
 TRAINING_WIDE, TRAINING = 4.0, 2.5
-#: Share of an AVX-512 target that is asked of each instruction set. Of the scalar kernels nothing is asked.
+#: The fraction of an AVX-512 target that each instruction set must reach. The scalar kernels have no target.
 TARGET_SHARE = {"avx512": 1.0, "avx2": 0.55}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row: a layer at a sparsity and granularity, on so many threads."""
+    """One row: a layer, a sparsity, a granularity and a number of threads."""
 
     case: LayerCase
     sparsity: float
@@ -95,7 +95,7 @@ class Job:
 
     @property
     def name(self) -> dict[str, str | float | int]:
-        """What tells its row from every other one of a run."""
+        """The fields that identify its row within a run."""
         return {
             "layer": str(self.case),
             "sparsity": self.sparsity,
@@ -105,7 +105,7 @@ class Job:
 
 
 def named(option: str, parts: str, cases: Sequence[Case]) -> list[Case]:
-    """The cases whose name has one of some parts, which commas separate; ``ValueError`` where there is none."""
+    """The cases whose name contains one of the comma-separated parts. Raises ``ValueError`` if there is none."""
     found = [case for case in cases if any(part.strip() in str(case) for part in parts.split(","))]
     if not found:
         names = "; ".join(map(str, cases))
@@ -116,13 +116,13 @@ def named(option: str, parts: str, cases: Sequence[Case]) -> list[Case]:
 def jobs(
     layers: str, sparsities: list[float], granularities: list[str], threads: list[int]
 ) -> tuple[list[Job], list[str]]:
-    """Every row of a run, and a sentence for each layer that a granularity does not fit.
+    """Every row of a run, and a sentence for each layer that does not fit a granularity.
 
     Args:
-        layers: parts of layer names, separated by commas; the empty one is in every name.
+        layers: parts of layer names, separated by commas; the empty string selects every layer.
 
     Raises:
-        ValueError: no layer has such a name, or a granularity is not one.
+        ValueError: no layer's name contains a part, or a granularity is not known.
     """
     cases = named("layers", layers, LAYERS)
     fitting: list[tuple[str, LayerCase]] = []
@@ -138,7 +138,7 @@ def jobs(
 
 
 def target(job: Job, isa: str, training: bool = False) -> float | None:
-    """Speed-up over the best dense engine that is asked of a row; ``None`` where nothing is."""
+    """The target speed-up of a row over the best dense engine; ``None`` if the row has no target."""
     case, sparsity, element = job.case, job.sparsity, job.granularity == "element"
     wide = case.c_in == 256
     asked: float | None

@@ -1,8 +1,8 @@
-"""The dense engines that are installed, and how calls are timed in turns.
+"""The installed dense engines, and the timing of calls in turns.
 
-They are torch NCHW, torch channels_last (its tensors converted beforehand, which favours it), ONNX Runtime and OpenVINO
-(``pip install sparsegan[bench]``) at fixed sizes; of whole models torch.compile too, with frozen weights, where a C++
-compiler is there. All get the same weights, zeros in place.
+The engines are torch NCHW, torch channels_last (its tensors are converted beforehand, which favours it), ONNX Runtime
+and OpenVINO (``pip install sparsegan[bench]``), at fixed sizes. For whole models torch.compile is added, with frozen
+weights, if a C++ compiler is there. All engines get the same weights, with zeros in place.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Inputs = tuple[Tensor, ...]
 
 
 def dense_engines(model: nn.Module, inputs: Inputs, threads: int, whole: bool = False) -> dict[str, Engine]:
-    """Every dense engine that is installed, ready to run ``model`` on ``inputs``. ``whole``: torch.compile too."""
+    """Every installed dense engine, ready to run ``model`` on ``inputs``. ``whole`` adds torch.compile."""
     return {name: make(model, inputs, threads) for name, make in makers(whole).items()}
 
 
 def makers(whole: bool) -> dict[str, Callable[[nn.Module, Inputs, int], Engine]]:
-    """The dense engines by name: (model, inputs, threads) -> a call of it."""
+    """The dense engines by name, as functions (model, inputs, threads) -> a call that runs the model."""
     found: dict[str, Callable[[nn.Module, Inputs, int], Engine]] = {"torch": _torch, "torch channels_last": _last}
     if whole and (which("g++") or which("clang++")):
         found["torch.compile"] = _compiled
@@ -43,7 +43,7 @@ def makers(whole: bool) -> dict[str, Callable[[nn.Module, Inputs, int], Engine]]
 
 
 def output_of(result: Any) -> Tensor:
-    """What a call of any engine gave, as a tensor."""
+    """The result of a call of any engine, as a tensor."""
     return result if isinstance(result, Tensor) else torch.as_tensor(result[0])
 
 
@@ -58,10 +58,10 @@ def _last(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
 
 
 def _compiled(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
-    torch._dynamo.reset()  # nothing of the last model, nor of another thread count
+    torch._dynamo.reset()  # forget the last model and the last thread count
     compiled = torch.compile(copy.deepcopy(model), options={"freezing": True})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own parts that it calls deprecated
+        warnings.simplefilter("ignore")  # torch warns about deprecated parts of its own
         compiled(*inputs)
     return lambda: compiled(*inputs)
 
@@ -72,7 +72,7 @@ def _onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its threads spin while it works, but not into the next engine's turn.
+    # ONNX Runtime's threads may spin while it works, but must not spin during the next engine's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(onnx_bytes(model, inputs), options, providers=["CPUExecutionProvider"])
     feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
@@ -94,14 +94,14 @@ def _openvino(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
 
 
 class Timing(NamedTuple):
-    """Milliseconds of a call: the median, and the quartile on either side of it."""
+    """Milliseconds of a call: the median, and the first and third quartile."""
 
     median: float
     quartiles: tuple[float, float]
 
 
 def timed(functions: list[Engine], seconds: float) -> list[Timing]:
-    """Times each function, in turns; each timed call after a pause and a warm one."""
+    """Times the functions in turns. Each timed call follows a pause and an untimed call of the same function."""
     timings = []
     for own in interleaved_times(Clock(), functions, seconds, rest=0.005):  # all on the CPU
         first, middle, third = statistics.quantiles(own, n=4, method="inclusive")
@@ -112,9 +112,9 @@ def timed(functions: list[Engine], seconds: float) -> list[Timing]:
 def against_dense(
     sparse: Engine, dense: dict[str, Engine], seconds: float, layers: Engine | None = None
 ) -> dict[str, Any]:
-    """Times the sparse call against every dense engine: the fields of a row, and the ratio to the best of them.
+    """Times the sparse call against every dense engine: the fields of a row, with the ratio to the fastest of them.
 
-    ``layers``: another call of ours, timed in the same turns.
+    ``layers`` is a second sparse call, timed in the same turns.
     """
     timings = timed([sparse, *dense.values(), *([] if layers is None else [layers])], seconds)
     own, others = timings[0], dict(zip(dense, timings[1:], strict=False))

@@ -1,8 +1,8 @@
 """Whole generators: the engine of ``optimize_for_inference`` and the drop-in layers against the best dense engine.
 
-Every convolution is sparse, its kept units at random places with random values; batch norms hold the statistics of a
-forward in training mode. All engines get the same weights and inputs and are timed in turns; what they compute is
-compared before.
+Every convolution is sparse; its kept units are at random places and have random values. Batch norms hold the statistics
+of a forward in training mode. All engines get the same weights and inputs and are timed in turns, after their outputs
+were compared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GeneratorCase:
     """A reference generator and its inputs.
 
     ``network``: arguments of its GAN's ``build``. ``size``: height and width of the images that it makes. ``target``:
-    the speed-up asked at 90 % element sparsity, on AVX-512. ``first_call``: the seconds that its first may take.
+    the target speed-up at 90 % element sparsity, on AVX-512. ``first_call``: the seconds that the first call may take.
     """
 
     title: str
@@ -65,7 +65,7 @@ class GeneratorCase:
         return GANS[self.gan].build(**self.network)[0]
 
     def inputs(self, batch: int) -> Inputs:
-        """Random, float32, as its forward takes them."""
+        """Random float32 inputs of the generator's forward."""
         return GANS[self.gan].example(self.network, batch, self.size)
 
 
@@ -81,18 +81,18 @@ GENERATORS = (
     GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 64, target=5),
 )
 
-#: Speed-ups asked of every generator at another sparsity, and of one with vectors.
+#: Target speed-ups: of every generator at another sparsity, and of a generator with vectors.
 EVERY_GENERATOR = {0.75: 2.2}
 VECTORS = {("cyclegan", "vector:4", 0.9): 7.0}
-#: At most: the engine's peak memory against the best dense engine's; its share of time outside multiplications.
+#: Upper limits: the engine's peak memory over the best dense engine's; its fraction of time outside multiplications.
 MEMORY_LIMIT, OUTSIDE_LIMIT = 1.0, 0.25
-#: Calls, at least, of which the percentiles are.
+#: The least number of calls for the percentiles.
 LATENCY_CALLS = 50
 
 
 @dataclass(frozen=True)
 class GeneratorJob:
-    """One row: a generator at a sparsity and granularity, on so many threads."""
+    """One row: a generator, a sparsity, a granularity and a number of threads."""
 
     case: GeneratorCase
     sparsity: float
@@ -101,7 +101,7 @@ class GeneratorJob:
 
     @property
     def name(self) -> Row:
-        """What tells its row from every other one of a run."""
+        """The fields that identify its row within a run."""
         return {
             "generator": str(self.case),
             "sparsity": self.sparsity,
@@ -116,10 +116,10 @@ def generator_jobs(
     """Every row of a run.
 
     Args:
-        generators: parts of generator names, separated by commas; the empty one is in every name.
+        generators: parts of generator names, separated by commas; the empty string selects every generator.
 
     Raises:
-        ValueError: no generator has such a name, or a granularity is not one.
+        ValueError: no generator's name contains a part, or a granularity is not known.
     """
     cases = named("generators", generators, GENERATORS)
     rows = product(threads, sparsities, map(check_granularity, granularities), cases)
@@ -127,7 +127,7 @@ def generator_jobs(
 
 
 def generator_target(job: GeneratorJob, isa: str) -> float | None:
-    """Speed-up over the best dense engine that is asked of a row; ``None`` where nothing is."""
+    """The target speed-up of a row over the best dense engine; ``None`` if the row has no target."""
     asked: float | None
     if job.granularity != "element":
         asked = VECTORS.get((job.case.gan, job.granularity, job.sparsity))
@@ -137,9 +137,9 @@ def generator_target(job: GeneratorJob, isa: str) -> float | None:
 
 
 def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
-    """A row's generator, dense with zeros in place and sparse, and its inputs. The same on every run.
+    """A row's generator, dense with zeros in place and sparse, and its inputs. All are the same on every run.
 
-    Layers whose output channels are no whole vectors (the last one's 3) keep single elements.
+    Layers whose output channels are not a multiple of the vector (3 in the last layer) keep single elements.
     """
     torch.manual_seed(0)
     dense = job.case.dense()
@@ -164,11 +164,11 @@ def _fitting(granularity: str, channels: int) -> str:
 
 
 def _settle(model: nn.Module, inputs: Inputs) -> None:
-    """Batch norms take the statistics of one forward; the model is in evaluation afterwards."""
+    """Gives batch norms the statistics of one forward, then puts the model into evaluation mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the mean of what they see, and not a step towards it
+        norm.momentum = None  # the exact mean, not a step towards the mean
     model.train()(*inputs)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
@@ -176,9 +176,9 @@ def _settle(model: nn.Module, inputs: Inputs) -> None:
 
 
 def time_generator(job: GeneratorJob, seconds: float) -> Row:
-    """The fields of a row: times of every engine, of the drop-in layers and of ours, and what is asked of them.
+    """The fields of a row: times of every engine, of the drop-in layers and of our engine, and their targets.
 
-    Raises ``RuntimeError`` where an engine computes something else than the dense generator.
+    Raises ``RuntimeError`` if an engine's output differs from the dense generator's.
     """
     check_memory_can_be_measured()
     before = torch.get_num_threads()
@@ -187,7 +187,7 @@ def time_generator(job: GeneratorJob, seconds: float) -> Row:
         dense, sparse, inputs = both_generators(job)
         start = time.perf_counter()
         engine = optimize_for_inference(sparse, inputs)
-        assert isinstance(engine, Engine)  # and none for a GPU
+        assert isinstance(engine, Engine)  # not the engine for a GPU
         engine(*inputs)
         first_call = time.perf_counter() - start
         with torch.inference_mode():
@@ -217,10 +217,10 @@ def _times(
     job: GeneratorJob, dense: nn.Module, sparse: nn.Module, engine: Engine, inputs: Inputs, seconds: float
 ) -> Row:
     wanted, made = dense(*inputs), engine(*inputs)
-    check_same(made, wanted, f"{job.case}: what the engine makes")
+    check_same(made, wanted, f"{job.case}: the output of the engine")
     others = dense_engines(dense, inputs, job.threads, whole=True)
     for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
-        check_same(output_of(call()), wanted, f"{job.case}: what {name} makes")
+        check_same(output_of(call()), wanted, f"{job.case}: the output of {name}")
     row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs))
     (calls,) = interleaved_times(Clock(inputs), [lambda: engine(*inputs)], seconds, least=LATENCY_CALLS)
     steps = engine_profile(engine, inputs, seconds)
@@ -234,13 +234,13 @@ def _times(
     }
 
 
-# Where the time goes
+# Time by kind of work
 
-#: Kinds of work. The first two are a sparse_conv's, which packs its input and unpacks its output.
+#: Kinds of work. The first two are parts of a sparse_conv, which packs its input and unpacks its output.
 MULTIPLYING, PACKING = "multiplying", "packing and unpacking"
 DENSE, POINTWISE, REST = "dense convolutions", "norms, activations, sums", "rest"
 KINDS = (MULTIPLYING, PACKING, DENSE, POINTWISE, REST)
-#: What is in the names of torch's ops for each kind; the first that fits is taken.
+#: A pattern in the names of torch's ops for each kind of work. The first pattern that matches is taken.
 _OPS = {
     MULTIPLYING: re.compile("sparsegan::sparse_conv"),
     POINTWISE: re.compile("norm|relu|clamp|tanh|sigmoid|::add|::mul|::sub|::div"),
@@ -249,7 +249,7 @@ _OPS = {
 
 
 def engine_profile(engine: Engine, inputs: Inputs, seconds: float) -> dict[str, float]:
-    """Milliseconds of an engine's run, by kind of work."""
+    """Milliseconds of a call of the engine, by kind of work."""
     times = dict.fromkeys(KINDS, 0.0)
     for step, row in zip(engine.steps(*inputs), engine.profile(*inputs, seconds=seconds), strict=True):
         if isinstance(step, SparseConvStep):
@@ -263,7 +263,7 @@ def engine_profile(engine: Engine, inputs: Inputs, seconds: float) -> dict[str, 
 
 
 def layers_profile(model: nn.Module, inputs: Inputs, milliseconds: float, calls: int = 3) -> dict[str, float]:
-    """A call's ``milliseconds``, shared out to kinds of work as torch's profiler finds them."""
+    """The ``milliseconds`` of a call by kind of work, in the ratios that torch's profiler measures."""
     before = native.part_times()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(calls):
@@ -286,16 +286,16 @@ OURS = "engine"
 
 
 def check_memory_can_be_measured() -> None:
-    """Raises ``RuntimeError`` on systems that do not say what of a process is in memory."""
+    """Raises ``RuntimeError`` on systems that do not report a process's resident memory."""
     if sys.platform != "linux":
         raise RuntimeError(f"this is {sys.platform}; the benchmark of generators measures memory by Linux's /proc")
 
 
 def peak_memory(job: GeneratorJob, engine: str) -> int:
-    """Bytes that an engine makes a process larger by while it runs: weights, plans, activations and workspace.
+    """The bytes by which a process grows while an engine runs: weights, plans, activations and workspace.
 
-    Measured in a process of its own, on Linux: the peak of its resident memory during its first calls, less what is
-    resident after the same engine has run one small layer.
+    They are measured in a separate process, on Linux: the peak of its resident memory during the engine's first calls,
+    minus its resident memory after the same engine has run one small layer.
     """
     check_memory_can_be_measured()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -324,7 +324,7 @@ def _call_of(engine: str, dense: nn.Module, sparse: nn.Module, inputs: Inputs, t
 
 
 def _resident() -> dict[str, int]:
-    """Bytes of this process in memory, VmRSS, and their peak, VmHWM, once what is free has gone back."""
+    """Bytes of this process in memory (VmRSS) and their peak (VmHWM), after free memory went back to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/status").read_text().splitlines()

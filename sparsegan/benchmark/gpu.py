@@ -1,9 +1,9 @@
-"""Layers on an NVIDIA GPU against the best dense cuDNN call of the same run, and what that GPU can do at most.
+"""Layers on an NVIDIA GPU against the best dense cuDNN call of the same run, and the ceilings of that GPU.
 
-Each time is that of one call inside a CUDA graph that holds several, each on a buffer of its own, together larger than
-the second-level cache: launches are not in it, and nothing is found in the cache that a caller would not find there.
-Dense is torch's own layer, zeros in place, in both memory layouts (its tensors converted beforehand) and at every
-precision, with ``cudnn.benchmark``. Kept units are at random places with random values.
+Each time is that of one call inside a CUDA graph of several calls. The calls use separate buffers, which together are
+larger than the second-level cache. A time therefore excludes launches, and a call finds no more data in the cache than
+a caller's call would. Dense is torch's own layer, zeros in place, in both memory layouts (its tensors are converted
+beforehand) and at every precision, with ``cudnn.benchmark``. Kept units are at random places with random values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .cases import LAYERS, LayerCase
 from .engines import Timing
 from .results import Row
 
-#: name -> dtype of the tensors, and whether float32 products may be rounded to TF32
+#: Name -> the dtype of the tensors, and whether float32 products may be rounded to TF32.
 PRECISIONS = {
     "fp32": (torch.float32, False),
     "tf32": (torch.float32, True),
@@ -45,14 +45,14 @@ _MORE = (
 
 
 def gpu_layers(batches: tuple[int, ...] = (1, 16, 64)) -> list[LayerCase]:
-    """The layers of the CPU table and some larger ones, each at every batch size."""
+    """The layers of the CPU table and some larger layers, each at every batch size."""
     distinct = dict.fromkeys(replace(case, batch=1, target=0) for case in (*LAYERS, *_MORE))
     return [replace(case, batch=batch) for case in distinct for batch in batches]
 
 
 @dataclass(frozen=True)
 class GpuJob:
-    """One row: a layer at a sparsity, granularity and precision; forward, or forward and backward."""
+    """One row: a layer, a sparsity, a granularity and a precision; forward, or forward and backward."""
 
     case: LayerCase
     sparsity: float
@@ -62,7 +62,7 @@ class GpuJob:
 
     @property
     def name(self) -> Row:
-        """What tells its row from every other one of a run."""
+        """The fields that identify its row within a run."""
         return {
             "layer": str(self.case),
             "sparsity": self.sparsity,
@@ -73,13 +73,13 @@ class GpuJob:
 
 
 def gpu_jobs(layers: str = "", batches: tuple[int, ...] = (1, 16, 64)) -> list[GpuJob]:
-    """Every row: 90 % in each granularity, and the sparsities at which something is asked.
+    """Every row: 90 % in each granularity, and the sparsities that have a target.
 
     Args:
-        layers: parts of layer names, separated by commas; the empty one is in every name.
+        layers: parts of layer names, separated by commas; the empty string selects every layer.
 
     Raises:
-        ValueError: no layer has such a name.
+        ValueError: no layer's name contains a part.
     """
     parts = [part.strip() for part in layers.split(",")]
     cases = [case for case in gpu_layers(batches) if any(part in str(case) for part in parts)]
@@ -99,12 +99,12 @@ def gpu_jobs(layers: str = "", batches: tuple[int, ...] = (1, 16, 64)) -> list[G
 
 
 def _fits(job: GpuJob) -> bool:
-    """Whether the output channels are whole vectors."""
+    """Whether the number of output channels is a multiple of the vector."""
     vector = int(job.granularity.partition(":")[2] or 1)
     return job.case.c_out % vector == 0
 
 
-#: Speed-ups asked at batch 16 of the layers that the vector kernels are meant for.
+#: The layers for which the vector kernels are made, and their target speed-ups at batch 16.
 _VECTOR_LAYERS = ("256->256 3x3 @64x64", "256->256 3x3 @32x32", "256->128 transposed 4x4 s2 @64x64")
 _VECTORS = {
     (0.9, "vector:64"): 3.0,
@@ -113,14 +113,14 @@ _VECTORS = {
     (0.75, "vector:64"): 1.6,
 }
 _TRAINING_VECTORS = 2.0
-#: Of elements at 256 channels and more than 8x8 outputs, against dense of each precision.
+#: Target speed-ups of elements at 256 channels and more than 8x8 outputs, against dense of each precision.
 _ELEMENTS = {0.9: {"fp32": 3.0, "tf32": 1.0}, 0.95: {"tf32": 1.5}}
-#: Of a generator's first layers (512 channels and more, maps up to 8x8), batch 1, 90 %, against the same precision.
+#: The target of a generator's first layers (512 channels and more, maps up to 8x8), batch 1, 90 %, same precision.
 _EARLY = 2.0
 
 
 def gpu_targets(job: GpuJob) -> dict[str, float]:
-    """Speed-up asked of a row over the best dense call of each precision; empty where nothing is."""
+    """The target speed-ups of a row over the best dense call of each precision; empty if the row has no target."""
     case, name = job.case, str(job.case).rpartition(" batch")[0]
     if case.batch == 1 and case.c_in >= 512 and case.size <= 8:
         return {job.precision: _EARLY} if job.sparsity == 0.9 and not job.training else {}
@@ -136,13 +136,13 @@ def gpu_targets(job: GpuJob) -> dict[str, float]:
 
 
 def _build() -> str:
-    """Of the kernels: the CUDA object and the Triton sources."""
+    """A hash of the kernels: the CUDA object and the Triton sources."""
     files = [ops.cuda_library(), *sorted(Path(kernels.__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file is not None)).hexdigest()[:16]
 
 
 def gpu_facts() -> Row:
-    """What figures depend on. Raises ``RuntimeError`` where no CUDA device is there."""
+    """The facts on which the figures depend. Raises ``RuntimeError`` without a CUDA device."""
     if not torch.cuda.is_available():
         raise RuntimeError("no CUDA device is there; `sparsegan bench gpu` needs one")
     properties = torch.cuda.get_device_properties()
@@ -159,7 +159,7 @@ def gpu_facts() -> Row:
 
 @contextmanager
 def _precision(name: str) -> Iterator[torch.dtype]:
-    """Within it, dense convolutions and matrix products of float32 run at that precision."""
+    """A context in which dense convolutions and matrix products of float32 run at that precision."""
     dtype, tf32 = PRECISIONS[name]
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -171,13 +171,13 @@ def _precision(name: str) -> Iterator[torch.dtype]:
 
 
 class _Graph:
-    """Calls in one CUDA graph; ``ms()`` is the time of one of them."""
+    """Several calls in one CUDA graph. ``ms()`` returns the milliseconds of one call."""
 
     def __init__(self, calls: list[Callable[[], Any]]) -> None:
         self.count = len(calls)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # cuDNN chooses its algorithms, plans are made
+        with torch.cuda.stream(side):  # cuDNN chooses its algorithms, and plans are compiled
             for _ in range(3):
                 calls[0]()
         torch.cuda.current_stream().wait_stream(side)
@@ -196,14 +196,14 @@ class _Graph:
 
 
 def _buffers(x: Tensor) -> list[Tensor]:
-    """Copies of ``x`` with new numbers, together at least twice the second-level cache; at least 2, at most 64."""
+    """Tensors like ``x`` with random numbers, together at least twice the second-level cache; from 2 to 64 of them."""
     cache = torch.cuda.get_device_properties(x.device).L2_cache_size
     count = min(64, max(2, -(-2 * cache // (x.numel() * x.element_size()))))
     return [torch.randn_like(x) for _ in range(count)]
 
 
 def _calls(layer: nn.Module, x: Tensor, training: bool) -> list[Callable[[], Any]]:
-    """One call a buffer: forward, or forward and backward (gradients in the input and the weights)."""
+    """One call per buffer: forward, or forward and backward (gradients in the input and the weights)."""
     if not training:
         return [partial(layer, one) for one in _buffers(x)]
     weight: Any = layer.values if isinstance(layer, SparseConv) else layer.weight
@@ -217,9 +217,9 @@ def _calls(layer: nn.Module, x: Tensor, training: bool) -> list[Callable[[], Any
 
 
 def time_gpu(job: GpuJob, seconds: float) -> Row:
-    """Milliseconds of the sparse layer and of dense at every precision and layout, ratios, and what is asked of them.
+    """Milliseconds of the sparse layer, and of dense at every precision and layout; ratios and their targets.
 
-    ``sparse_ms`` is the sparse kernel; ``auto_ms`` the layer as it is, where ``auto`` takes another one.
+    ``sparse_ms`` is the time of the sparse kernel, ``auto_ms`` that of the backend that ``auto`` takes.
     """
     torch.manual_seed(0)
     dense = job.case.dense()
@@ -273,12 +273,12 @@ def time_gpu(job: GpuJob, seconds: float) -> Row:
 
 
 def _sites(case: LayerCase, y: Tensor) -> int:
-    """Elements of the coarse grid, which every kept weight meets once."""
+    """The number of elements of the coarse grid. Every kept weight meets each of them once."""
     return case.batch * (case.size**2 if case.transposed else y.shape[2] * y.shape[3])
 
 
 def check_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, job: GpuJob) -> None:
-    """Nothing is timed that computes something else. Raises ``RuntimeError``."""
+    """Raises ``RuntimeError`` if a layer computes wrong results, so that no wrong layer is timed."""
     error = float((ours.double() - exact).norm() / exact.norm())
     allowed = 1e-2 if dtype == torch.bfloat16 else 2e-3 if job.granularity != "element" else 1e-5
     if not error < allowed:
@@ -286,7 +286,7 @@ def check_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, job: GpuJob) ->
 
 
 def _timed(graphs: list[_Graph], seconds: float) -> list[Timing]:
-    """Every graph in turns, until the time is up and each ran at least ten times."""
+    """Times every graph in turns, until the time is up and each graph ran at least ten times."""
     times: list[list[float]] = [[] for _ in graphs]
     spent = 0.0
     while len(times[0]) < 10 or spent < seconds:
@@ -301,9 +301,9 @@ def _timed(graphs: list[_Graph], seconds: float) -> list[Timing]:
 
 
 def gpu_ceilings() -> Row:
-    """Bytes a second of a device-to-device copy (read and written), and FLOP/s of a large matrix product, as measured.
+    """Measured TB/s of a device-to-device copy (read and written), and measured TFLOP/s of a large matrix product.
 
-    The product is of random numbers, 8192 by 8192, at every precision.
+    The matrices have 8192 by 8192 random numbers. The product is measured at every precision.
     """
 
     def median(call: Callable[[], Any]) -> float:

@@ -1,7 +1,7 @@
 """One forward of a layer against the best dense engine of the same run.
 
-Sparse is the drop-in layer, from NCHW tensor to NCHW tensor, packing and unpacking included, with the kernel that
-``auto`` takes. The kept units are at random places with random values.
+Sparse is the drop-in layer, from NCHW tensor to NCHW tensor, with packing and unpacking, as ``auto`` runs it. The kept
+units are at random places with random values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .results import verdict
 
 
 def both_layers(job: Job) -> tuple[SparseConv, nn.Conv2d | nn.ConvTranspose2d, Tensor]:
-    """A row's layer, sparse and dense with zeros in place, and its input. The same on every run."""
+    """A row's layer, sparse and dense with zeros in place, and its input. All are the same on every run."""
     torch.manual_seed(0)
     dense, x = job.case.dense(), job.case.input()
     mask = job.case.mask(job.sparsity, job.granularity)
@@ -35,14 +35,14 @@ def multiplications(layer: SparseConv, x: Tensor, y: Tensor) -> int:
 
 
 def check_same(ours: Tensor, theirs: Tensor, what: str) -> None:
-    """Nothing is timed that computes something else. Raises ``RuntimeError``."""
+    """Raises ``RuntimeError`` if two results differ, so that nothing is timed that computes something else."""
     error = float((ours - theirs).norm() / theirs.norm())
     if not error < 1e-4:
         raise RuntimeError(f"{what} differs from the dense layer's by {error:.1e} of its norm")
 
 
 def time_layer(job: Job, seconds: float) -> dict[str, Any]:
-    """Milliseconds of every engine, the ratio to the best dense one, what is asked of it, GFLOP/s on kept weights."""
+    """Milliseconds of every engine, the ratio to the best dense engine, its target, and GFLOP/s on kept weights."""
     layer, dense, x = both_layers(job)
     before = torch.get_num_threads()
     try:

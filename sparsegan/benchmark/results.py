@@ -1,4 +1,4 @@
-"""Rows of one run and the file they go to. A run that was interrupted goes on where it stopped."""
+"""The rows of one run, and their file. An interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Row = dict[str, Any]
 
 
 def facts() -> dict[str, Any]:
-    """What figures depend on: machine, instruction set, torch, and the build of the kernels."""
+    """The facts on which figures depend: machine, instruction set, torch, and the build of the kernels."""
     build = hashlib.sha256(native.LIBRARY.read_bytes()).hexdigest()[:16]
     return {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__, "build": build}
 
 
 class Results:
-    """The report of one command: facts, and a row a job.
+    """The report of one command: facts, and one row per job.
 
     Args:
-        command: what repeats it.
-        path: the report is written there after every row, whole, and says whether it is ``complete``. Rows of an
-            incomplete report are kept when the same command left them, with the same facts; a complete one is taken
-            anew.
-        same: facts that figures depend on.
-        ceilings: what the machine could do at most, measured in this run.
+        command: the command that repeats the run.
+        path: the file of the report. The whole report is written after every row, and says whether it is ``complete``.
+            Rows of an incomplete report are kept if it has the same command and the same facts. A complete report is
+            measured anew.
+        same: the facts on which figures depend.
+        ceilings: the limits of the machine, measured in this run.
     """
 
     def __init__(self, command: str, path: Path | None, same: Row, ceilings: Row) -> None:
@@ -43,18 +43,18 @@ class Results:
         self._kept = self._unfinished()
 
     def _unfinished(self) -> list[Row]:
-        """Rows that an interrupted run of the same command left."""
+        """The rows that an interrupted run of the same command left."""
         if self.path is None or not self.path.exists():
             return []
         try:
             report = json.loads(self.path.read_text(encoding="utf-8"))
             same = all(report[name] == value for name, value in self._same.items())
             return list(report["rows"]) if same and not report["complete"] else []
-        except (ValueError, KeyError, TypeError):  # not a report of this kind: it is replaced
+        except (ValueError, KeyError, TypeError):  # the file is no such report and will be replaced
             return []
 
     def row(self, name: Row, measure: Callable[[], Row]) -> Row:
-        """The row that ``name`` tells from every other one: the one kept, or the name and what ``measure`` returns."""
+        """The row with the fields ``name``: a kept row, or ``name`` with the fields that ``measure`` returns."""
         kept = [row for row in self._kept if all(row.get(key) == value for key, value in name.items())]
         row = kept[0] if kept else {**name, **measure()}
         self.rows.append(row)
@@ -62,7 +62,7 @@ class Results:
         return row
 
     def finish(self, **more: Any) -> None:
-        """The report is complete, with ``more`` beside its rows."""
+        """Writes the report as complete, with ``more`` beside its rows."""
         self._write(complete=True, **more)
 
     def _write(self, complete: bool, **more: Any) -> None:
@@ -71,5 +71,5 @@ class Results:
 
 
 def verdict(ratio: float, asked: float | None) -> Row:
-    """What was asked of a ratio, and whether it holds; ``None`` where nothing was."""
+    """The target of a ratio, and whether it holds; both ``None`` without a target."""
     return {"target": asked, "holds": None if asked is None else ratio >= asked}

@@ -1,4 +1,4 @@
-"""Training: forward and backward of a layer against dense, the memory that it holds, and the time of a new mask."""
+"""Training: forward and backward of a layer against dense, memory of a model, and the time of a new mask."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .engines import against_dense, timed
 from .layers import both_layers, check_same, multiplications
 from .results import verdict
 
-#: Share of masked-dense training's bytes, and time of a new mask against a training step, that is asked at 90 %.
+#: Upper limits at 90 %: memory over that of masked-dense training, and time of a new mask over a training step.
 MEMORY_TARGET = 0.16
 NEW_MASK_TARGET = 1.0
 
 
 def time_training(job: Job, seconds: float) -> dict[str, Any]:
-    """Forward and backward of a layer (gradients in its input and its weights): the fields of a row.
+    """The fields of a row: forward and backward of a layer, with gradients in its input and its weights.
 
-    Dense is the better of torch NCHW and torch channels_last (its tensors converted beforehand), zeros in place and no
-    mask applied.
+    Dense is the faster of torch NCHW and torch channels_last (its tensors are converted beforehand), with zeros in
+    place and no mask applied.
     """
     layer, dense, x = both_layers(job)
     for bias in (layer.bias, dense.bias):
@@ -91,7 +91,7 @@ class CycleGanGenerator(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """``x + conv(relu(conv(x)))``, each convolution normed."""
+    """``x + conv(relu(conv(x)))``, with an instance norm after each convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def _normed(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[nn.Module, ...]:
 def _training_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[], Tensor]
 ) -> Callable[[], None]:
-    """Forward, backward, optimizer."""
+    """A function that runs forward, backward and the optimizer's step."""
 
     def step() -> None:
         model.zero_grad()
@@ -121,10 +121,10 @@ def _training_step(
 
 
 def training_memory(sparsity: float, width: int = 64) -> list[dict[str, Any]]:
-    """Bytes that training holds after a step of Adam: for all of :data:`LAYERS` together, for CycleGAN's generator.
+    """Bytes that training holds after a step of Adam, for all of :data:`LAYERS` together and for CycleGAN's generator.
 
-    Every layer runs its sparse kernels, so that the plans of both directions are there. Workspace is what the kernels
-    hold for all layers of the process so far; activations are not counted.
+    Every layer runs its sparse kernels, so the plans of both directions exist. Workspace is the memory that the kernels
+    hold for all layers that the process has run. Activations are not counted.
     """
     torch.manual_seed(0)
     layers = sparsify(nn.ModuleList(case.dense() for case in LAYERS), sparsity)
@@ -163,9 +163,9 @@ def training_memory(sparsity: float, width: int = 64) -> list[dict[str, Any]]:
 
 
 def time_new_mask(sparsity: float, threads: int, seconds: float, width: int = 64) -> dict[str, Any]:
-    """A new mask for CycleGAN's generator (all plans, both directions) against one step of its training.
+    """Time of a new mask for CycleGAN's generator (all plans, both directions) against one step of its training.
 
-    A step is forward, backward and Adam of one 256x256 image, sparse; the plans are those that a step of it needs.
+    A step is a sparse forward, backward and Adam step for one 256x256 image. The plans are those that a step needs.
     """
     torch.manual_seed(0)
     generator = sparsify(CycleGanGenerator(width), sparsity)

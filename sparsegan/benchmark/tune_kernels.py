@@ -1,9 +1,10 @@
-"""Measures block sizes on the GPU that is there and rewrites ``tuned_table.py``.
+"""Measures block sizes on this machine's GPU and rewrites ``tuned_table.py``.
 
     python -m sparsegan.benchmark.tune_kernels --seconds 420
 
-Works through the layers of ``sparsegan bench gpu`` at 90 % and vectors of 16, 32 and 64, the largest first, and writes
-the table after each. Stopped or out of time, it goes on at the next call where it was; ``--again`` starts over.
+The program tunes the layers of ``sparsegan bench gpu`` at 90 % with vectors of 16, 32 and 64, the largest layer first,
+and writes the table after each layer. If it was stopped or ran out of time, the next call continues there; ``--again``
+starts over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..ops.vector_plan import compile_plan
 VECTORS = (64, 32, 16)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-#: What is tried, by op: few, for each is compiled for each layer.
+#: The block sizes to try, by op. They are few, because each is compiled for each layer.
 CHOICES = {
     "sparse_conv": [
         Blocks(128, 32, 4, 3, 8),
@@ -58,7 +59,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One call to tune: an op, and everything that its launch depends on."""
+    """One call to tune: an op, and everything on which its launch depends."""
 
     op: str
     d: Direction
@@ -77,7 +78,7 @@ class Case:
         return self.images * rows * width * self.support.shape[0] * vector
 
     def run(self) -> Callable[[Blocks], Callable[[], Any]]:
-        """Makes the tensors; the result makes a call for a choice of blocks."""
+        """Makes the tensors, and returns a function from block sizes to a call."""
         d, units = self.d, self.support.shape[0]
         plan = compile_plan(self.support.cuda(), d.geometry, d.adjoint)
         x = torch.randn(self.images, d.sources, *self.sizes[0], device="cuda", dtype=self.dtype)
@@ -113,7 +114,7 @@ class Case:
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Both ops of every layer of the GPU benchmark that has whole vectors."""
+    """Both ops of every layer of the GPU benchmark whose output channels are a multiple of the vector."""
     for layer in gpu_layers():
         for vector in VECTORS:
             if layer.c_out % vector:
@@ -130,7 +131,7 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def fastest(case: Case) -> Blocks | None:
-    """The fastest choice, or ``None`` where none fits the GPU."""
+    """The fastest block sizes, or ``None`` if none fit the GPU."""
     run, times = case.run(), {}
     for blocks in CHOICES[case.op]:
         try:
@@ -148,16 +149,16 @@ def write(table: dict[Key, tuple[int, int, int, int, int]]) -> None:
     write_text(
         Path(tuned_table.__file__),
         f'{head}#: Where the figures come from.\nSOURCE = "{source}"\n'
-        "#: (op, channels a block, bytes an element, positions, taps) -> (positions, taps, warps, stages, walk)\n"
+        "#: (op, channels per block, bytes per element, positions, taps) -> (positions, taps, warps, stages, walk)\n"
         f"TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int, int]] = {{\n{rows}}}\n",
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=420, help="begin no layer after so long")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="fp16 partial_sums its rows with bf16")
-    parser.add_argument("--again", action="store_true", help="measure what the table has already, too")
+    parser.add_argument("--seconds", type=float, default=420, help="begin no layer after this time (default: 420)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="fp16 uses the same rows of the table as bf16")
+    parser.add_argument("--again", action="store_true", help="also measure the layers that the table has already")
     arguments = parser.parse_args()
     start, table = time.monotonic(), {} if arguments.again else dict(tuned_table.TABLE)
     torch.manual_seed(0)

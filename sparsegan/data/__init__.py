@@ -1,8 +1,8 @@
-"""Real images: users' own in the layouts of the reference repositories, and sets that package registries carry.
+"""Real images: the user's own, in the layouts of the reference repositories, and sets from package registries.
 
-`load(kind, source, size)` gives `Samples`; their `batches(n)` feed a training loop, `in_order(n)` an evaluation.
-`kinds.py` says which kinds there are, `samples.py` what a batch of each is, `layouts.py` which files are read,
-`registry.py` which sets install.
+`load(kind, source, size)` returns `Samples`. Their `batches(n)` feed a training loop; their `in_order(n)` feed an
+evaluation. `kinds.py` lists the kinds of samples, `samples.py` describes a batch of each kind, `layouts.py` reads files
+and `registry.py` holds the sets that install as packages.
 """
 
 from . import registry

@@ -1,13 +1,13 @@
-"""Which emoji belong together: a split by base item keeps skin tones, genders and sequences of one on one side."""
+"""Groups emoji by base item, so that a split keeps all skin tones, genders and sequences of an item together."""
 
 from __future__ import annotations
 
 JOINERS = {"200D", "FE0F", "FE0E"}
 SKIN_TONES = {f"1F3F{i}" for i in "BCDEF"}
-PERSON = {"1F468", "1F469", "1F9D1"}  # man, woman, person: in a sequence what they do says which emoji it is
+PERSON = {"1F468", "1F469", "1F9D1"}  # man, woman, person: in a sequence, the code points after them name the item
 SIGNS = {"2640", "2642"}  # female and male sign
 
-#: code points that show one thing in another gender or number
+#: code point -> the code point of the same thing in another gender or number
 SAME = {
     "1F466": "1F9D2",  # boy, girl: child; a family's sequence ends in children
     "1F467": "1F9D2",
@@ -27,20 +27,20 @@ SAME = {
 
 
 def plain_name(name: str) -> str:
-    """Code points in capitals, without variation selectors: 2764-fe0f-200d-1f525 -> 2764-200D-1F525."""
+    """Returns the code points in capitals, without variation selectors: 2764-fe0f-200d-1f525 -> 2764-200D-1F525."""
     return "-".join(part for part in name.upper().split("-") if part not in ("FE0F", "FE0E"))
 
 
 def has_skin_tone(name: str) -> bool:
-    """Whether the code points of `name` hold a skin tone."""
+    """Returns whether the code points of `name` contain a skin tone."""
     return bool(SKIN_TONES & set(name.upper().split("-")))
 
 
 def base_item(name: str) -> str:
-    """The base item of an emoji, given by its code points in hexadecimal: 1F468-1F3FB-200D-1F33E (farmer) -> 1F33E.
+    """Returns the base item of an emoji. `name`: code points in hexadecimal; 1F468-1F3FB-200D-1F33E (farmer) -> 1F33E.
 
-    Skin tones, joiners, and the gender of people are left out; the first code point that stays says what it is. The
-    flags made of two letters stay whole.
+    The base item is the first code point that is left without skin tones, joiners and the gender of people. For flags,
+    which are two letters, it is both letters.
     """
     parts = [SAME.get(part, part) for part in name.upper().split("-") if part not in JOINERS | SKIN_TONES | SIGNS]
     if len(parts) == 2 and all("1F1E6" <= part <= "1F1FF" for part in parts):

@@ -1,4 +1,4 @@
-"""The idx files of MNIST and its relatives: two zero bytes, element type, dimensions, their sizes, then the bytes."""
+"""The idx file format of MNIST: two zero bytes, element type, number of dimensions, their sizes, then the elements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MOST = 4 << 30  # bytes that a file may say it holds
+MOST = 4 << 30  # largest number of bytes that a file's head may state
 
 
 def read(file: Path) -> Tensor:
-    """Read an idx file of unsigned bytes, gzipped when its name ends in .gz: uint8 of the shape that it states.
+    """Returns the content of an idx file of unsigned bytes: uint8 of the shape that the file states.
 
-    Raises ValueError naming the file when it is not one, is longer or shorter than it says, or says above 4 GiB.
+    The file is gzipped if its name ends in .gz. Raises ValueError, with the file's name, if the file is no idx file, if
+    its length differs from the stated one, and if it states more than 4 GiB.
     """
     opened = gzip.open if file.suffix == ".gz" else open
     try:
@@ -38,7 +39,7 @@ def read(file: Path) -> Tensor:
                 raise ValueError(f"{file} says that it has the shape {shape}; 1 byte to {MOST >> 30} GiB are accepted")
             pixels = bytearray()
             while len(pixels) <= count and (part := stream.read(min(1 << 20, count + 1 - len(pixels)))):
-                pixels += part  # in parts: a small file that claims much is refused before memory is taken for it
+                pixels += part  # in parts, so that a small file that states a large shape takes little memory
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     if len(pixels) != count:
@@ -48,7 +49,7 @@ def read(file: Path) -> Tensor:
 
 
 def write(file: Path, values: Tensor) -> None:
-    """Write uint8 `values` as an idx file, gzipped when its name ends in .gz."""
+    """Writes uint8 `values` as an idx file, gzipped if the file's name ends in .gz."""
     head = bytes([0, 0, 8, values.dim()]) + struct.pack(f">{values.dim()}I", *values.shape)
     content = head + values.contiguous().numpy().tobytes()
     file.write_bytes(gzip.compress(content, 6, mtime=0) if file.suffix == ".gz" else content)

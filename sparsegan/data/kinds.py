@@ -1,6 +1,6 @@
-"""The kinds of samples that a GAN may learn from: which layouts hold them, and how they are cut in training.
+"""The kinds of samples that a GAN may learn from: the layouts that hold them, and the windows that training takes.
 
-A GAN's own file names its kind; `dataclasses.replace` makes one that is cut in another way.
+Each file of `sparsegan/gans` names the kind of its GAN. `dataclasses.replace` gives a kind with other windows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .samples import Samples
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of samples. `samples.py` says what a batch of each is.
+    """One kind of samples. `samples.py` describes a batch of each kind.
 
-    `read(root, how)`: the samples of a file or folder. `scale`: in training random windows are cut from images of so
-    many times their size, which for a scale of 1 is their size. `mirrored`: half of the samples are mirrored in
-    training. `named`: samples belong to domains or have attributes, of which some may be chosen by name.
+    `read(root, how)`: returns the samples of a file or folder. `scale`: training cuts random windows from images that
+    are `scale` times as large as the windows. `mirrored`: training mirrors half of the samples. `named`: samples belong
+    to domains or have attributes, some of which can be chosen by name.
     """
 
     name: str

@@ -1,15 +1,15 @@
-"""Users' own data, in the layouts that the reference repositories use.
+"""Reads the user's own data, in the layouts that the reference repositories use.
 
     image folder      any files that pillow reads, in any depth; train/ and test/ (or val/) inside it are the splits
     idx files         NAME-images-idx3-ubyte(.gz), labels beside it; a folder's train-* and t10k-* are the splits
     pairs             images of input and target side by side, or trainA/ trainB/ (testA/ testB/) of the same names
     two sides         trainA/ trainB/ testA/ testB/, unpaired
-    domain folders    one folder a domain, directly or inside train/ and test/
-    attribute file    an image folder, and a file as CelebA's list_attr_celeba.txt: count, names, then a line an image
+    domain folders    one folder per domain, directly or inside train/ and test/
+    attribute file    an image folder, and a file as CelebA's list_attr_celeba.txt: count, names, then a line per image
 
-Where a layout has no split of its own, a tenth is held out: the items whose name's SHA-256 says so (`held_out`), the
-same ones on every machine. Hidden files, and files whose ending belongs to no image format, are not images;
-everything else must be readable. Images with transparency are laid on white.
+In a layout without splits, a tenth of the items is held out for the test split. The SHA-256 of an item's name decides
+(`held_out`), so the split is the same on every machine. Hidden files, and files whose ending belongs to no image
+format, are not images. All other files must be readable. Transparent images get a white background.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ SPLITS = ("train", "test", "all")
 
 
 def unit(name: str) -> float:
-    """A number in [0, 1) that follows from `name` alone, by its SHA-256."""
+    """Returns a number in [0, 1) that depends on `name` alone, through its SHA-256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def held_out(base: str, share: float = HELD_OUT) -> bool:
-    """Whether the item `base` belongs to the test split, a `share` of all names."""
-    return unit(base) < share
+def held_out(base: str, fraction: float = HELD_OUT) -> bool:
+    """Returns whether the item `base` belongs to the test split, which holds this `fraction` of all names."""
+    return unit(base) < fraction
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a layout is read; the fields are arguments of `data.load`. `swap`: the direction is BtoA."""
+    """How a layout is read. The fields are the arguments of `data.load`, with two changes: `swap` is the direction
+    "BtoA", and `flip` mirrors half of the samples in training."""
 
     size: int
     split: str
@@ -64,7 +65,8 @@ class Reading:
     domains: tuple[str, ...] = ()
 
     def images(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> Images:
-        """All images, of one shape, decoded to uint8 [N, C, H, W], or read from disk when that is above the limit."""
+        """Returns the images of all items, which have one shape: decoded, uint8 [N, C, H, W], if they fit in `limit`
+        bytes; otherwise a sequence that reads an image from disk at each access."""
         first = read(items[0])
         if first.numel() * len(items) > self.limit:
             return _OnDisk(items, read)
@@ -74,12 +76,12 @@ class Reading:
         return images
 
     def track(self, items: Sequence[Any]) -> Iterable[Any]:
-        """The items, under a progress bar unless quiet."""
+        """Returns an iterable over the items that shows a progress bar unless `quiet`."""
         return track(items, "reading images", self.quiet)
 
     @property
     def training(self) -> dict[str, Any]:
-        """What `Samples` needs to know of it."""
+        """The fields that `Samples` takes as arguments."""
         return {"flip": self.flip, "workers": self.workers}
 
 
@@ -95,8 +97,12 @@ def _endings() -> frozenset[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image file in `folder`, in any depth, sorted. Hidden files are left out, and other files, which one line
-    counts. Raises when the folder is missing or holds no images."""
+    """Returns every image file in `folder`, in any depth, sorted.
+
+    Hidden files are left out. Files that are no images are left out too; a printed line gives their number.
+    Raises FileNotFoundError for a missing folder, ValueError for a folder without images and ModuleNotFoundError
+    without pillow.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; a folder with images is expected")
     try:
@@ -110,18 +116,18 @@ def image_files(folder: Path) -> list[Path]:
         count = len(seen) - len(files)
         announce(f"{folder}: {count} files are no images and are left out ({', '.join(others[:4])})")
     if not files:
-        raise ValueError(f"{folder} holds no images; png, jpg, webp and what else pillow reads are accepted")
+        raise ValueError(f"{folder} holds no images; png, jpg, webp and all else that pillow reads are accepted")
     return files
 
 
 def decode(file: Path, channels: int = 3) -> Pillow.Image:
-    """Read one image file as RGB, or grey for 1 channel, 8 bits each: the one reader of every command.
+    """Returns one image file as RGB, or as grey for 1 channel, with 8 bits per channel. All commands use this function.
 
-    It is turned as its EXIF says; transparency is laid on white; palettes, CMYK, grey and 1-bit images are converted;
-    of an animation the first frame is taken, with a warning. 16 bits of grey are scaled (65535 is white) and rounded;
-    of 16 bits a colour pillow keeps the upper 8.
+    The image is rotated as its EXIF says. Transparent images get a white background. Palettes, CMYK, grey and 1-bit
+    images are converted. Of an animation, the first frame is taken, with a warning. Grey pixels of 16 bits are scaled
+    (65535 is white) and rounded. Of colours with 16 bits per channel, pillow keeps the upper 8 bits.
 
-    Raises ValueError naming the file when pillow cannot read it, or where pixels are neither 8 nor 16 bits.
+    Raises ValueError, with the file's name, if pillow cannot read it or a channel has neither 8 nor 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -142,40 +148,40 @@ def decode(file: Path, channels: int = 3) -> Pillow.Image:
 
 
 def _eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Grey pixels of 16 bits, which pillow may hold in 32, as uint8."""
+    """Returns grey pixels of 16 bits, which pillow may hold in 32 bits, as uint8."""
     if mode[0] == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"it has pixels of type {mode}; 8 or 16 bits a channel are accepted")
+        raise ValueError(f"it has pixels of type {mode}; 8 or 16 bits per channel are accepted")
     return ((pixels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 def to_tensor(image: Pillow.Image) -> Tensor:
-    """An RGB or grey image -> uint8 [C, H, W]."""
+    """Returns an RGB or grey image as uint8 [C, H, W]."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _square(size: int, channels: int, file: Path) -> Tensor:
-    """The middle square, resized."""
+    """Returns the middle square of an image, resized."""
     from PIL import Image, ImageOps
 
     return to_tensor(ImageOps.fit(decode(file, channels), (size, size), Image.Resampling.BILINEAR))
 
 
 def _squeezed(size: int, channels: int, file: Path) -> Tensor:
-    """The whole image made square."""
+    """Returns the whole image, resized to a square."""
     from PIL import Image
 
     return to_tensor(decode(file, channels).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _side_by_side(size: int, channels: int, swap: bool, file: Path) -> Tensor:
-    """Left and right half, each made square, one after the other in the channels: [2C, size, size]."""
+    """Returns both halves of an image, each resized to a square and stacked along the channels: [2C, size, size]."""
     from PIL import Image
 
     image = decode(file, channels)
     width, height = image.size
     if width % 2:
-        raise ValueError(f"{file} is {width} wide; input and target side by side make an even width")
+        raise ValueError(f"{file} is {width} pixels wide; the width must be even, for input and target side by side")
     halves = [image.crop((left, 0, left + width // 2, height)) for left in (0, width // 2)]
     resized = [to_tensor(half.resize((size, size), Image.Resampling.BICUBIC)) for half in halves]
     return torch.cat(resized[::-1] if swap else resized)
@@ -190,7 +196,7 @@ def _photograph(channels: int, file: Path) -> Tensor:
 
 
 class _OnDisk(Sequence[Tensor]):
-    """Images decoded each time they are asked for."""
+    """A sequence of images that decodes an image at each access."""
 
     def __init__(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> None:
         self.items = items
@@ -207,7 +213,7 @@ class _OnDisk(Sequence[Tensor]):
 
 
 def _folders(root: Path, split: str, suffix: str = "") -> list[Path]:
-    """The folders that hold `split`, or none when `root` is not split: train and test (or val), each with `suffix`."""
+    """Returns the folders of `split`: train and test (or val), each with `suffix`. Returns [] if `root` has neither."""
     train, *tests = (root / f"{name}{suffix}" for name in ("train", "test", "val"))
     test = next((folder for folder in tests if folder.is_dir()), tests[0])
     if not train.is_dir() and not test.is_dir():
@@ -220,10 +226,12 @@ def _folders(root: Path, split: str, suffix: str = "") -> list[Path]:
 
 
 def _by_name(root: Path, files: Iterable[Path], split: str) -> list[Path]:
-    """The files of a folder without splits that belong to `split`."""
+    """Returns the files that belong to `split`, for a folder without split folders."""
     chosen = [file for file in files if split == "all" or held_out(file.stem) == (split == "test")]
     if not chosen:
-        raise ValueError(f"{root} holds too few images for a {split} split; split='all', or folders train and test")
+        raise ValueError(
+            f"{root} holds too few images for a {split} split; split='all' or folders train and test are accepted"
+        )
     return chosen
 
 
@@ -240,18 +248,21 @@ def _names(root: Path, files: Iterable[Path]) -> list[str]:
     return [file.relative_to(root).as_posix() for file in files]
 
 
-# one function a layout
+# one function per layout
 
 
 def image_folder(root: Path, how: Reading) -> Samples:
-    """An image per sample, the middle square of each."""
+    """Returns one sample per image: its middle square."""
     files = _files(root, how.split)
     images = how.images(files, partial(_square, how.size, how.channels))
     return Single(images, _names(root, files), how.size, **how.training)
 
 
 def pairs(root: Path, how: Reading) -> Samples:
-    """Pairs side by side, or of the same names in trainA and trainB; `how.swap` makes the right or B side the input."""
+    """Returns pairs: images side by side, or files of the same name in trainA and trainB.
+
+    The input is the left half or side A; with `how.swap` it is the right half or side B.
+    """
     sides = [_folders(root, how.split, suffix) for suffix in "AB"]
     if not any(sides):
         files = _files(root, how.split)
@@ -271,18 +282,18 @@ def pairs(root: Path, how: Reading) -> Samples:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their path in it, without the ending."""
+    """Returns the images of a folder by their path in the folder, without the ending."""
     files: dict[str, Path] = {}
     for file in image_files(folder):
         name = file.relative_to(folder).with_suffix("").as_posix()
         if name in files:
-            raise ValueError(f"{files[name]} and {file.name} have the same name; a pair has one of each")
+            raise ValueError(f"{files[name]} and {file.name} have the same name; a side must hold one image per name")
         files[name] = file
     return files
 
 
 def two_sides(root: Path, how: Reading) -> Samples:
-    """Two unpaired sides: trainA and trainB, testA and testB."""
+    """Returns samples of two unpaired sides: trainA and trainB, testA and testB."""
     sides = _both(root, [_folders(root, how.split, suffix) for suffix in "AB"])
     a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if how.swap else sides))
     read = partial(_squeezed, how.load_size, how.channels)
@@ -297,13 +308,16 @@ def _both(root: Path, sides: list[list[Path]]) -> list[list[Path]]:
 
 
 def domain_folders(root: Path, how: Reading) -> Samples:
-    """One folder per domain; `how.domains` chooses some and their order, by default all, sorted."""
+    """Returns images labelled by their folder. `how.domains`: the folders in the order of their labels, by default all,
+    sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
     parts = _folders(root, how.split)
     there = [_subfolders(part) for part in parts or [root]]
     if there[0] != there[-1]:
-        raise ValueError(f"{parts[0]} holds {', '.join(there[0])} and {parts[1]} {', '.join(there[1])}; not the same")
+        raise ValueError(
+            f"{parts[0]} holds {', '.join(there[0])} and {parts[1]} {', '.join(there[1])}; they must be the same"
+        )
     unknown = sorted(set(how.domains) - set(there[0]))
     if unknown:
         raise ValueError(f"{root} has no domain {_some(unknown)}; it has {', '.join(there[0])}")
@@ -324,13 +338,15 @@ def domain_folders(root: Path, how: Reading) -> Samples:
 def _subfolders(folder: Path) -> list[str]:
     names = sorted(inside.name for inside in folder.iterdir() if inside.is_dir() and inside.name[0] != ".")
     if len(names) < 2:
-        raise ValueError(f"{folder} holds {len(names)} folders; each domain is one, and there must be at least 2")
+        raise ValueError(f"{folder} holds {len(names)} folders; it must hold at least 2, one per domain")
     return names
 
 
 def attribute_file(root: Path, how: Reading) -> Samples:
-    """Images of the folder `root` with labels float32 [N, K] of 0 and 1, which the file `how.attributes` holds: a
-    column per attribute of `how.domains`, by default of all."""
+    """Returns the images of the folder `root` with labels float32 [N, K], each 0 or 1, from the file `how.attributes`.
+
+    The labels have a column per attribute of `how.domains`, by default per attribute of the file.
+    """
     file = cast(Path, how.attributes)
     values, names = read_attributes(file)
     unknown = sorted(set(how.domains) - set(names))
@@ -351,20 +367,20 @@ def attribute_file(root: Path, how: Reading) -> Samples:
 
 
 def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Read a file as list_attr_celeba.txt: (file name -> 0 or 1 an attribute, the attributes' names).
+    """Returns (file name -> 0 or 1 per attribute, the attributes' names) from a file like list_attr_celeba.txt.
 
-    Its lines: how many images; the names; then an image's file name and 1 or -1 (or 0) for each attribute.
-    Raises ValueError naming the line.
+    The first line is the number of images and the second the attributes' names. Each further line is the file name of
+    an image, then 1 or -1 (or 0) per attribute. Raises ValueError, with the number of the line.
     """
     try:
         count, head, *lines = file.read_text(encoding="utf-8").splitlines()
         expected, names = int(count), head.split()
     except (ValueError, UnicodeDecodeError):
         raise ValueError(
-            f"{file} is no attribute file: a count, a line of names, and a line an image make one"
+            f"{file} is no attribute file; a count, a line of names and a line per image are expected"
         ) from None
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{file}, line 2: the attributes' names must be there, each once")
+        raise ValueError(f"{file}, line 2: the attributes' names are expected, each once")
     values: dict[str, list[int]] = {}
     for number, line in enumerate(lines, 3):
         if not line.strip():
@@ -383,7 +399,7 @@ def read_attributes(file: Path) -> tuple[dict[str, list[int]], list[str]]:
 
 
 def photographs(root: Path, how: Reading) -> Samples:
-    """Crops of `how.size`, a multiple of 4, from images of any size that is at least that."""
+    """Returns crops of `how.size`, a multiple of 4, from images that are at least as large."""
     size = how.size
     if size % FACTOR:
         raise ValueError(f"size is {size}; for crops it must be a multiple of {FACTOR}")
@@ -404,19 +420,19 @@ def photographs(root: Path, how: Reading) -> Samples:
 
 
 def _dimensions(file: Path) -> tuple[int, int]:
-    """Width and height of an image, from its head."""
+    """Returns width and height of an image after the rotation that its EXIF asks for. Pixels are not decoded."""
     from PIL import Image
 
     try:
         with Image.open(file) as opened:
-            lies = opened.getexif().get(0x0112, 1) >= 5  # turned by a quarter
-            return opened.size[::-1] if lies else opened.size
+            sideways = opened.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 exchange width and height
+            return opened.size[::-1] if sideways else opened.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is not an image that pillow can read: {error}") from None
 
 
 def idx_files(source: Path, how: Reading) -> Samples:
-    """Grey images of an idx file, or of a folder's train-* and t10k-* ones, resized bilinearly."""
+    """Returns the grey images of an idx file, or of the files train-* and t10k-* of a folder, resized bilinearly."""
     from .mnist import resized
 
     files = [source]
@@ -451,7 +467,7 @@ def idx_files(source: Path, how: Reading) -> Samples:
 
 
 def _images_and_labels(file: Path) -> tuple[Tensor, Tensor | None]:
-    """Images uint8 [N, H, W] of an idx file, and labels int64 [N] of the one beside it, if there is one."""
+    """Returns the images uint8 [N, H, W] of an idx file, and the labels int64 [N] of the labels' file beside it."""
     images = idx.read(file)
     if images.dim() != 3:
         raise ValueError(f"{file} has the shape {tuple(images.shape)}; images are [N, height, width]")
@@ -470,13 +486,13 @@ def _idx(folder: Path, part: str) -> Path | None:
 
 
 def is_idx(source: Path) -> bool:
-    """Whether `source` is an idx file or a folder of them."""
+    """Returns whether `source` is an idx file or a folder of idx files."""
     if source.is_dir():
         return any(_idx(source, part) for part in ("train", "t10k"))
     return source.is_file() and "idx" in source.name
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three of `names`, and how many more there are."""
+    """Returns a text with the first three of `names`, and the number of further names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more

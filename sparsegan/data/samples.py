@@ -1,12 +1,12 @@
 """Samples of each kind, and the batches that a training loop takes from them.
 
-A batch of each kind (`sparsegan.data.KINDS`), all images float32 in [-1, 1]:
+The batches of each kind (`sparsegan.data.KINDS`); all images are float32 in [-1, 1]:
 
     images    images [n, C, S, S]
     pairs     (input, target), each [n, C, S, S]
     unpaired  (a, b), each [n, C, S, S]; an epoch goes once through the longer side
-    domains   (images [n, C, S, S], labels int64 [n]); from an attribute file labels are float32 [n, K] of 0 and 1
-    crops     (low [n, C, S/4, S/4], high [n, C, S, S]), low by bicubic reduction, rounded to 8 bits
+    domains   (images [n, C, S, S], labels int64 [n]); from an attribute file, labels are float32 [n, K] of 0 and 1
+    crops     (low [n, C, S/4, S/4], high [n, C, S, S]); low is a bicubic reduction of high, rounded to 8 bits
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-#: Images uint8 [C, H, W] (or float, already in [-1, 1]): a tensor [N, C, H, W], a list, or files decoded when asked.
+#: Images uint8 [C, H, W], or float in [-1, 1]: a tensor [N, C, H, W], a list, or a sequence that decodes when indexed.
 Images = Sequence[Tensor] | Tensor
 
-FACTOR = 4  # of the reduction that gives a crop's low resolution
+FACTOR = 4  # high resolution over low resolution of a crop
 
 
 class Samples:
     """The samples that a GAN learns from or is scored on.
 
-    `images`: the images that the samples are cut from. `names`: a name per sample. `size`: S above. `flip`: half of the
-    samples are mirrored in training. `workers`: processes that decode images which are not in memory. `domains`: names
-    of the labels, where there are any.
+    `images`: the images that the samples are cut from. `names`: a name per sample. `size`: S in the module's docstring.
+    `flip`: half of the samples are mirrored in training. `workers`: processes that decode images which are not in
+    memory. `domains`: the names of the labels, if there are labels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Samples:
 
     @property
     def channels(self) -> int:
-        """Channels of an image that a generator makes."""
+        """The number of channels of an image that a generator makes."""
         return self.images[0].shape[0]
 
     @property
@@ -57,24 +57,28 @@ class Samples:
         return isinstance(self.images, Tensor | list)
 
     def batches(self, batch_size: int) -> Batches:
-        """Shuffled whole batches, re-iterable, with a length; see `Batches`."""
+        """Returns shuffled batches of `batch_size` samples, as a sized iterable of one epoch; see `Batches`."""
         return Batches(self, batch_size, 0 if self.in_memory else self.workers)
 
     def in_order(self, batch_size: int) -> Iterator[Any]:
-        """Every sample once, in the order of `names`, without augmentation; the last batch may be smaller."""
+        """Yields every sample once, in the order of `names`, without augmentation. The last batch may be smaller."""
         for chosen in self.order(shuffled=False).split(batch_size):
             yield self.batch(chosen, None)
 
     def order(self, shuffled: bool = True) -> Tensor:
-        """What the samples of an epoch are, in turn: int64 [N, ...], drawn from torch's generator."""
+        """Returns the indices of an epoch's samples, int64 [N, ...]. Shuffling draws from torch's generator."""
         return torch.randperm(len(self)) if shuffled else torch.arange(len(self))
 
     def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Any:
-        """The batch of some rows of `order`; `draws` gives the augmentation's random numbers, None means none."""
+        """Returns the batch of the rows `chosen` of `order`.
+
+        `draws`: the source of random numbers for augmentation; None means no augmentation.
+        """
         raise NotImplementedError
 
     def _cut(self, images: Images, chosen: Tensor, draws: torch.Generator | None) -> Tensor:
-        """Windows of `size`: at a random place and mirrored half the time; without `draws` the middle, as it is."""
+        """Returns windows of `size`: at random places, half of them mirrored if `flip`; or, without `draws`, the middle
+        of each image, not mirrored."""
         random = torch.full((len(chosen), 3), 0.5) if draws is None else torch.rand(len(chosen), 3, generator=draws)
         cut = []
         for index, (down, right, mirror) in zip(chosen.tolist(), random.tolist(), strict=True):
@@ -86,7 +90,7 @@ class Samples:
 
 
 class Single(Samples):
-    """One image per sample. `labels`: int64 [N], where images have some; batches do not hold them."""
+    """One image per sample. `labels`: int64 [N], or None. Batches do not contain them."""
 
     def __init__(self, *arguments: Any, labels: Tensor | None = None, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -109,7 +113,7 @@ class Labelled(Single):
 
 
 class Pairs(Samples):
-    """An input and its target per sample, stored one after the other in the channels, so that both are cut alike."""
+    """An input and its target per sample. Both are stored in the channels of one image, so that both are cut alike."""
 
     @property
     def channels(self) -> int:
@@ -122,7 +126,7 @@ class Pairs(Samples):
 
 
 class Unpaired(Samples):
-    """Two unpaired sides; the shorter one is gone through again, in a new order, until the longer one ends."""
+    """Two unpaired sides. In an epoch, the shorter side is repeated, in a new order, until the longer side ends."""
 
     def __init__(self, *arguments: Any, other: Images, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -149,10 +153,10 @@ class Unpaired(Samples):
 
 
 class Crops(Samples):
-    """Crops of photographs. A photograph counts as many samples as whole windows fit into it.
+    """Crops of photographs. A grid of windows is laid over each photograph, and each whole window is a sample.
 
-    In training a sample is a window anywhere in its photograph; `in_order` gives the windows of the grid.
-    `cells`: int64 [N, 3], photograph, top and left of each grid window.
+    In training, a sample is a window at a random place of its photograph. `in_order` yields the windows of the grid.
+    `cells`: int64 [N, 3], the photograph, top and left of each window of the grid.
     """
 
     def __init__(self, *arguments: Any, cells: Tensor, **more: Any) -> None:
@@ -171,7 +175,7 @@ class Crops(Samples):
 
 
 class _Plain(Samples):
-    """A tensor [N, ...] as it is."""
+    """The rows of a tensor [N, ...], unchanged."""
 
     def batch(self, chosen: Tensor, draws: torch.Generator | None) -> Tensor:
         assert isinstance(self.images, Tensor)
@@ -179,18 +183,18 @@ class _Plain(Samples):
 
 
 def _scaled(images: Tensor) -> Tensor:
-    """Bytes to float32 in [-1, 1]; floats are there already."""
+    """Returns bytes as float32 in [-1, 1]. Floats are returned unchanged."""
     return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 class Batches:
-    """Shuffled whole batches of `samples` (or of a tensor [N, ...]), a new order each time it is iterated.
+    """Shuffled batches of `samples`, or of a tensor [N, ...]. Each iteration is an epoch in a new order.
 
-    Everything random about an epoch, order and augmentation, follows from what is drawn from torch's generator when
-    it is opened, so batches come out the same whether an epoch is read at once, resumed, or read by `workers`.
-    `workers`: processes that make batches ahead of time; 0 makes each one when it is asked for. With workers only one
-    epoch is open at a time.
-    The last, smaller batch of an epoch is left out. Raises ValueError when there are fewer samples than one batch.
+    The order and the augmentation of an epoch depend only on numbers that are drawn from torch's generator at the start
+    of the epoch. Batches are therefore the same whether an epoch is read at once, resumed, or read by `workers`.
+    `workers`: processes that make batches ahead of time; 0 makes each batch on demand. With workers, only one epoch is
+    open at a time.
+    The last, smaller batch of an epoch is left out. Raises ValueError for fewer samples than one batch.
     """
 
     def __init__(self, samples: Samples | Tensor, batch_size: int, workers: int = 0) -> None:
@@ -201,11 +205,16 @@ class Batches:
         self.samples = samples
         self.batch_size = batch_size
         self._made = _Made(samples)
-        self._plan: list[tuple[Tensor, int]] = []  # of the open epoch: rows of the order and a seed, a batch
+        self._plan: list[tuple[Tensor, int]] = []  # of the open epoch: rows of the order, and a seed, per batch
         self._loader: Iterable[Any] | None = None
         if workers:
             self._loader = DataLoader(
-                self._made, None, sampler=self._plan, num_workers=workers, persistent_workers=True, generator=_own()
+                self._made,
+                None,
+                sampler=self._plan,
+                num_workers=workers,
+                persistent_workers=True,
+                generator=_private_generator(),
             )
 
     def __len__(self) -> int:
@@ -226,13 +235,13 @@ class Batches:
             yield batch
 
 
-def _own() -> torch.Generator:
-    """A generator that keeps the loader from drawing on torch's own."""
+def _private_generator() -> torch.Generator:
+    """Returns a generator for the loader, which would otherwise draw from torch's default generator."""
     return torch.Generator().manual_seed(0)
 
 
 class _Made(Dataset[Any]):
-    """The batches that a plan describes. An error is given back: a worker would make pages of traceback of it."""
+    """The batches that a plan describes. An error is returned, because a worker would add pages of traceback to it."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples

@@ -1,4 +1,4 @@
-"""Reference GANs, one file each: networks, and losses as named terms."""
+"""The reference GANs. Each file holds one GAN: its networks, and its losses as named terms."""
 
 from . import cyclegan, dcgan, pix2pix, srgan, stargan
 from .objective import ImagePool, Objective, View

@@ -1,17 +1,18 @@
 """CycleGAN (Zhu, Park, Isola and Efros, arXiv 1703.10593): two ResNet generators, two PatchGAN discriminators.
 
-Layer names and shapes are those of the public pytorch-CycleGAN-and-pix2pix, so its checkpoints load key for key. With
-G: A -> B, F: B -> A, D_B and D_A scores for each patch of an image of that domain, and unpaired images a and b:
+Layer names and shapes are those of the public pytorch-CycleGAN-and-pix2pix, so its checkpoints load key for key.
+G: A -> B and F: B -> A are the generators. D_B and D_A give a score per patch of an image of B and of A. The images a
+and b are unpaired. The terms are:
 
     Dis   = 1/2 (mean (D_B(b) - 1)^2 + mean D_B(G(a))^2) + 1/2 (mean (D_A(a) - 1)^2 + mean D_A(F(b))^2)
     Gen   = mean (D_B(G(a)) - 1)^2 + mean (D_A(F(b)) - 1)^2
     Cycle = mean |F(G(a)) - a| + mean |G(F(b)) - b|
     Idt   = mean |G(b) - b| + mean |F(a) - a|                 where A and B have the same number of channels
-    what G and F minimise: Gen + 10 Cycle + 5 Idt
+    G and F minimise Gen + 10 Cycle + 5 Idt
 
-In its own step D sees G(a) and F(b) drawn from the last 50 (`Objective.pool`).
+The step of the discriminators uses G(a) and F(b) drawn from the last 50 of each (`Objective.pool`).
 
-One direction alone (the public pretrained models come so) has Gen, Idt and Dis of that direction, and no Cycle.
+A GAN of one direction, as the public pretrained models are, has Gen, Idt and Dis of that direction, and no Cycle.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .translators import discriminator_sizes, patch_gan, resnet_sizes, translato
 
 
 class Generators(nn.Module):
-    """Both directions: `a_to_b` (the public netG_A) and `b_to_a` (netG_B)."""
+    """The generators of both directions: `a_to_b` (the public netG_A) and `b_to_a` (netG_B)."""
 
     def __init__(self, a_to_b: nn.Module, b_to_a: nn.Module) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Generators(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """Both judges: `b` of B's images (the public netD_A, trained beside netG_A), `a` of A's (netD_B)."""
+    """Both discriminators. `b` judges images of B (the public netD_A, trained with netG_A), `a` those of A (netD_B)."""
 
     def __init__(self, b: nn.Module, a: nn.Module) -> None:
         super().__init__()
@@ -59,12 +60,12 @@ Fakes = dict[str, Tensor]
 
 
 def generate(generator: nn.Module, batch: Pair) -> Fakes:
-    """{"a_to_b": G(a), "b_to_a": F(b)} for `batch` = (a, b)."""
+    """Returns {"a_to_b": G(a), "b_to_a": F(b)} for `batch` = (a, b)."""
     return generator(*batch)
 
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
-    """{"gen", "cycle", "idt"}, each the sum of both directions."""
+    """Returns "gen", "cycle" and, if A and B have equally many channels, "idt"; each is summed over both directions."""
     both = cast(Generators, generator)
     a, b = batch
     on_b, on_a = discriminator(fake["a_to_b"], fake["b_to_a"])
@@ -79,7 +80,7 @@ def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes,
 
 
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
-    """{"dis"}, the sum of both judges'."""
+    """Returns "dis", summed over both discriminators."""
     a, b = batch
     real = discriminator(b, a)
     made = discriminator(fake["a_to_b"], fake["b_to_a"])
@@ -87,7 +88,7 @@ def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fa
 
 
 def views(fake: Fakes, batch: Pair) -> dict[str, View]:
-    """Each direction: what came of the input, beside images of the other domain."""
+    """Returns a view per direction: input, translation and real images of the other domain."""
     a, b = batch
     return {"a_to_b": View(a, fake["a_to_b"], b), "b_to_a": View(b, fake["b_to_a"], a)}
 
@@ -150,8 +151,11 @@ def build(
     discriminator_width: int | None = None,
     discriminator_layers: int = 3,
 ) -> tuple[nn.Module, nn.Module]:
-    """Untrained networks, of both directions or of one way only (A to B). `width`: ngf; `discriminator_width`: ndf, the
-    same by default; `discriminator_layers`: 0 for the public "pixel" discriminator."""
+    """Returns untrained networks (generator, discriminator): of both directions, or of A to B alone if `one_way`.
+
+    `width`: the public ngf. `discriminator_width`: the public ndf, `width` by default. `discriminator_layers`: 0 gives
+    the public "pixel" discriminator.
+    """
     ndf = width if discriminator_width is None else discriminator_width
 
     def direction(source: int, target: int) -> tuple[nn.Module, nn.Module]:
@@ -168,20 +172,23 @@ def build(
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
-    """`build`'s arguments, as the state_dict of both directions ("a_to_b." before each name) or of one says."""
+    """Returns arguments of `build` that may fit a generator's state_dict: a ResNet's, then a U-Net's.
+
+    In the state_dict of both directions, each name begins with "a_to_b." or "b_to_a.".
+    """
     first = "a_to_b."
     a_to_b = {key.removeprefix(first): value for key, value in state.items() if key.startswith(first)}
     return [sizes(a_to_b or state) | {"one_way": not a_to_b} for sizes in (resnet_sizes, unet_sizes)]
 
 
 def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, ...]:
-    """Random images of A and, for both directions, of B."""
+    """Returns random images of A and, for both directions, of B."""
     a, b = (torch.rand(count, network.get(side, 3), size, size) * 2 - 1 for side in ("in_channels", "out_channels"))
     return (a,) if network.get("one_way") else (a, b)
 
 
 def ways(generator: Any, config: Mapping[str, Any]) -> dict[str, Way]:
-    """Each direction by its name."""
+    """Returns a way per direction, by its name."""
     if config["network"].get("one_way"):
         return {"": Way(generator)}
     return {"a_to_b": Way(generator.a_to_b), "b_to_a": Way(generator.b_to_a)}

@@ -1,10 +1,10 @@
-"""DCGAN (Radford, Metz and Chintala, arXiv 1511.06434), 64x64, as PyTorch's public example builds it.
+"""DCGAN (Radford, Metz and Chintala, arXiv 1511.06434) for 64x64 images, as PyTorch's public example builds it.
 
-Layer names and shapes are that example's, so its checkpoints load key for key. With D(x) the discriminator's
-probability that x is real, and z ~ N(0, 1):
+Layer names and shapes are those of the example, so the example's checkpoints load key for key. D(x) is the
+discriminator's probability that x is real, and z ~ N(0, 1):
 
-    Dis = -mean log D(x) - mean log(1 - D(G(z)))        what D minimises
-    Gen = -mean log D(G(z))                             what G minimises (the non-saturating form)
+    D minimises Dis = -mean log D(x) - mean log(1 - D(G(z)))
+    G minimises Gen = -mean log D(G(z))                             (the non-saturating form)
 """
 
 from __future__ import annotations
@@ -61,32 +61,33 @@ class Discriminator(nn.Module):
 
 
 def noise(generator: Generator, count: int, seed: int | None = None) -> Tensor:
-    """Noise float32 [count, nz, 1, 1], where the generator is; the same every time for a `seed`.
+    """Returns noise float32 [count, nz, 1, 1] on the generator's device.
 
-    It is drawn on the CPU, from torch's generator without a seed: a seed gives the same noise on every device.
+    The noise is drawn on the CPU, so that a `seed` gives the same noise on every device. Without a `seed` it is drawn
+    from torch's default generator.
     """
     source = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randn(count, generator.nz, 1, 1, generator=source).to(device_of(generator=generator))
 
 
 def generate(generator: nn.Module, images: Tensor, draws: Draw = afresh) -> Tensor:
-    """One fake a real image: noise [N, nz, 1, 1] through the generator."""
+    """Returns one fake per real image: the generator's output for noise [N, nz, 1, 1]."""
     first, shape = next(generator.parameters()), (len(images), cast(Generator, generator).nz, 1, 1)
     return generator(draws("noise", lambda: torch.randn(shape, dtype=first.dtype, device=first.device)))
 
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
-    """{"gen": -mean log D(fake)}."""
+    """Returns {"gen": -mean log D(fake)}."""
     return {"gen": cross_entropy(discriminator(fake), 1.0)}
 
 
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
-    """{"dis": -mean log D(images) - mean log(1 - D(fake))}."""
+    """Returns {"dis": -mean log D(images) - mean log(1 - D(fake))}."""
     return {"dis": cross_entropy(discriminator(images), 1.0) + cross_entropy(discriminator(fake), 0.0)}
 
 
 def views(fake: Tensor, images: Tensor) -> dict[str, View]:
-    """Samples beside real images."""
+    """Returns one view: the samples and real images."""
     return {"samples": View(None, fake, images)}
 
 
@@ -96,13 +97,13 @@ objective = Objective(generator_terms, discriminator_terms, generate, views=view
 def build(
     *, nz: int, width: int, channels: int, discriminator_width: int | None = None
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks. `width`: ngf; `discriminator_width`: ndf, the same by default."""
+    """Returns untrained networks. `width`: ngf. `discriminator_width`: ndf, the same as `width` by default."""
     ndf = width if discriminator_width is None else discriminator_width
     return Generator(nz, width, channels), Discriminator(channels, ndf)
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
-    """`build`'s arguments, as a generator's state_dict says."""
+    """Returns the arguments of `build` that fit a generator's state_dict."""
     return [
         {
             "nz": size_of(state, "main.0.weight", 0, 100),
@@ -113,7 +114,7 @@ def generator_sizes(state: State) -> list[dict[str, Any]]:
 
 
 def discriminator_sizes(state: State) -> dict[str, Any]:
-    """`build`'s arguments, as a discriminator's state_dict says."""
+    """Returns the arguments of `build` that a discriminator's state_dict decides."""
     return {"discriminator_width": size_of(state, "main.0.weight", 0, 64)}
 
 

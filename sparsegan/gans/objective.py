@@ -1,4 +1,4 @@
-"""What a GAN is to this package: how it makes an image, and its named loss terms."""
+"""The objective of a GAN: how its generator is called, and its losses as named terms."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from ..randomness import Draw, afresh
 
 Terms = dict[str, Tensor]
-#: Of generator, discriminator, fake and batch, and of draws where it has an argument of that name.
+#: The arguments are generator, discriminator, fake and batch, and draws if the function has an argument of that name.
 TermsFunction = Callable[..., Terms]
 
 
 class View(NamedTuple):
     """Images to look at and to measure, float [N, C, H, W] in [-1, 1].
 
-    `source`: what `fake` was made from, if it is an image. `real`: images of the kind that `fake` should be; `paired`
-    when image by image. `asked`: the domain int64 [N] that each image was to come to, -1 where it was there already.
+    `source`: the images that `fake` was made from, if there are any. `real`: real images of the kind that `fake`
+    imitates. `paired`: `real` holds the target of each fake, in the same order. `asked`: the domain int64 [N] that each
+    image was translated to, -1 where the input was in that domain already.
     """
 
     source: Tensor | None
@@ -35,27 +36,27 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A GAN's losses as two functions, each returning named scalar terms.
+    """A GAN's losses, as two functions that return named scalar terms.
 
-    `generator_terms(generator, discriminator, fake, batch) -> {"gen": t, ...}`: what the generator minimises.
-    `discriminator_terms(generator, discriminator, fake, batch) -> {"dis": t, ...}`: what the discriminator minimises.
-        It must not detach `fake`: whoever trains the discriminator hands in a detached one.
-    `generate(generator, batch) -> fake`: one image a sample of the batch. A tensor, or a dict or tuple that holds
-        tensors.
-    `weights`: a term's weight; 1 where a term is not named.
-    `distances`: generator terms that compare images, and which no discriminator judges.
-    `real_terms`: discriminator terms that look at real images only; equation 8 leaves them out.
-    `pool`: the discriminator trains on fakes drawn from the last so many (`ImagePool`); 0 for the newest only.
-    `own(fake, batch)`: the batch with what the generator made in the place of what is real, for compression without
-        real data; None where there is no such thing.
-    `views(fake, batch) -> {"name": View, ...}`: what a distance is measured on.
-    `gallery(generator, batch) -> {"name": View, ...}`: what a person looks at; by default the views of `generate`.
+    `generator_terms(generator, discriminator, fake, batch) -> {"gen": t, ...}`: the terms that the generator minimises.
+    `discriminator_terms(generator, discriminator, fake, batch) -> {"dis": t, ...}`: the terms that the discriminator
+        minimises. The function must not detach `fake`: code that trains the discriminator passes a detached `fake`.
+    `generate(generator, batch) -> fake`: one image per sample of the batch, as a tensor, or as a dict or tuple that
+        holds tensors.
+    `weights`: the weights of terms; a term without an entry has the weight 1.
+    `distances`: the generator terms that compare images without a discriminator.
+    `real_terms`: the discriminator terms that use real images only. Equation 8 leaves them out.
+    `pool`: the discriminator trains on fakes drawn from the last `pool` fakes (`ImagePool`); 0 for the newest only.
+    `own(fake, batch)`: the batch with generated images in place of real ones, for compression without real data; None
+        for a GAN that cannot be compressed in this way.
+    `views(fake, batch) -> {"name": View, ...}`: the images that a distance is measured on.
+    `gallery(generator, batch) -> {"name": View, ...}`: the images for a person to look at; by default the views.
 
-    `batch` is whatever the loader gives. Two generators under comparison see the same random numbers (noise, a gradient
-    penalty's interpolation), on every device. These three functions may have one more argument, named `draws`:
-    `draws("noise", lambda: torch.randn(...))` gives both generators the very same tensor; see
-    `sparsegan.randomness.Draws`. A function without it draws as it likes: the second time it runs from the state in
-    which torch's generators were the first time.
+    `batch` is a batch of the loader. Two generators that are compared get the same random numbers (noise, a gradient
+    penalty's interpolation) on every device. For this, `generate` and the two terms functions may have one more
+    argument, `draws`: `draws("noise", lambda: torch.randn(...))` gives both generators the same tensor; see
+    `sparsegan.randomness.Draws`. A function without `draws` may draw in any way: its second call starts from the state
+    that torch's generators had at its first call.
     """
 
     generator_terms: TermsFunction
@@ -72,31 +73,31 @@ class Objective:
     gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
 
     def __post_init__(self) -> None:
-        for name in _drawing(self):  # called without draws, by whoever compares nothing, each draws afresh
+        for name in _drawing(self):  # a call without `draws` takes new random numbers
             function = getattr(self, name)
             if inspect.signature(function).parameters["draws"].default is inspect.Parameter.empty:
                 object.__setattr__(self, name, partial(function, draws=afresh))
 
     def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
-        """The gallery, without a graph."""
+        """Returns the gallery, or the views where there is none, computed without autograd."""
         with torch.no_grad():
             if self.gallery is not None:
                 return self.gallery(generator, batch)
             return self.views(self.generate(generator, batch), batch)
 
     def weight(self, term: str) -> float:
-        """The weight of a term, 1 where none was given."""
+        """Returns the weight of a term: 1 where `weights` has none."""
         return self.weights.get(term, 1.0)
 
     def total(self, terms: Terms) -> Tensor:
-        """The weighted sum of `terms`: the GAN's ordinary loss."""
+        """Returns the weighted sum of `terms`, which is the GAN's ordinary loss. Raises ValueError without terms."""
         if not terms:
             raise ValueError("there are no terms; a terms function must return at least one named scalar")
         return sum((self.weight(name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0)
 
 
 def drawing(objective: Any, draws: Draw) -> Any:
-    """An objective like this one, whose functions take their random numbers from `draws` where they know of it."""
+    """Returns a copy of `objective` in which each function with an argument `draws` gets the given `draws`."""
     bound = copy(objective)
     for name in _drawing(objective):
         object.__setattr__(bound, name, partial(getattr(objective, name), draws=_named(name, draws)))
@@ -104,12 +105,12 @@ def drawing(objective: Any, draws: Draw) -> Any:
 
 
 def _named(function: str, draws: Draw) -> Draw:
-    """Each function has names of its own."""
+    """Returns `draws` with the function's name before each name, so that two functions may use the same name."""
     return lambda name, draw: draws(f"{function}: {name}", draw)
 
 
 def _drawing(objective: Any) -> list[str]:
-    """Names of the functions that have an argument named draws, which they call."""
+    """Returns the names of the functions that accept a callable as their argument `draws`."""
     names = ("generate", "generator_terms", "discriminator_terms")
     return [name for name in names if _has_draws(getattr(objective, name))]
 
@@ -117,7 +118,7 @@ def _drawing(objective: Any) -> list[str]:
 def _has_draws(function: Callable[..., Any]) -> bool:
     try:
         found = inspect.signature(function).parameters.get("draws")
-    except (TypeError, ValueError):  # a callable that says nothing of its arguments
+    except (TypeError, ValueError):  # a callable without a readable signature
         return False
     if found is None or found.kind not in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY):
         return False
@@ -125,12 +126,12 @@ def _has_draws(function: Callable[..., Any]) -> bool:
 
 
 def detached(fake: Any) -> Any:
-    """`fake` without its graph, inside tuples, lists and dicts too."""
+    """Returns `fake` with every tensor detached, those inside tuples, lists and dicts too."""
     return _mapped(fake, lambda name, tensor: tensor.detach())
 
 
 def images_in(fake: Any) -> dict[str, Tensor]:
-    """The images [N, C, H, W] of a `fake` by name: a dict's keys, a tuple's positions, "images" for a bare tensor."""
+    """Returns the images [N, C, H, W] in `fake` by name: a key of a dict, a position in a tuple, or else "images"."""
     found: dict[str, Tensor] = {}
 
     def note(name: str, tensor: Tensor) -> Tensor:
@@ -154,11 +155,11 @@ def _mapped(fake: Any, function: Callable[[str, Tensor], Tensor], name: str = "i
 
 
 class ImagePool:
-    """Past fakes for the discriminator (Shrivastava et al., arXiv 1612.07828, section 2.3): it forgets more slowly.
+    """A pool of past fakes for the discriminator's training (Shrivastava et al., arXiv 1612.07828, section 2.3).
 
-    Until `size` images of a kind are kept, a new one is kept and given back. After that, with even chances, it is
-    given back, or takes the place of a random kept one that is given back instead. Draws from torch's generator.
-    `size` 0 keeps nothing.
+    The pool holds up to `size` images per name (`images_in`). While there is room, a new image is kept and returned.
+    After that, a new image is returned with a probability of 1/2; otherwise the new image replaces a random kept image,
+    and that kept image is returned. Random numbers come from torch's generator. With a `size` of 0 nothing is kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -168,13 +169,13 @@ class ImagePool:
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, fake: Any) -> Any:
-        """`fake` (detached) with its images [N, C, H, W] drawn from the pool."""
+        """Returns `fake`, which must be detached, with its images [N, C, H, W] exchanged for draws from the pool."""
         return _mapped(fake, self._draw) if self.size else fake
 
     def _draw(self, name: str, images: Tensor) -> Tensor:
         if images.dim() != 4:
             return images
-        kept = self._kept.get(name, images[:0]).to(images.device)  # a resumed run's come from a file
+        kept = self._kept.get(name, images[:0]).to(images.device)  # after a resume they come from a file
         room = self.size - len(kept)
         kept = torch.cat([kept, images[:room]]) if room > 0 else kept
         given = images.clone()
@@ -187,9 +188,9 @@ class ImagePool:
         return given
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The kept images [K, C, H, W] by name."""
+        """Returns the kept images [K, C, H, W] by name."""
         return dict(self._kept)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restores the kept images from a result of `state_dict`."""
         self._kept = dict(state)

@@ -1,4 +1,4 @@
-"""What several reference GANs are made of: checks, norms, initialisation, adversarial losses, sizes from a file."""
+"""Parts that several reference GANs use: checks, norms, initialisation, adversarial losses, sizes from a state_dict."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ NORMS = ("batch", "instance")
 
 
 def check(**counts: Any) -> None:
-    """Raise ValueError unless every argument is an integer of at least 1."""
+    """Raises ValueError unless every argument is an integer of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be an integer, at least 1")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
+    """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's, but each image is normalised by its own statistics in evaluation too, and channels_last stays as it is.
+    """torch's instance norm with two changes: running statistics are never used, and channels_last is kept.
 
-    StarGAN's public checkpoints hold running statistics, and its public code never calls eval(): kept, and not used.
-    torch's instance norm copies a channels_last tensor to NCHW and what follows copies it back; its batch norm of one
-    image is the same sums without that.
+    StarGAN's public checkpoints hold running statistics, but its public code never calls eval(). The statistics are
+    therefore kept in the state_dict, and evaluation normalises each image by its own statistics, as training does.
+    torch's instance norm copies a channels_last tensor to NCHW, and the next layer copies it back. torch's batch norm
+    of a single image computes the same sums without these copies.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
@@ -44,15 +45,21 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
-    """For norm "batch": affine, running statistics. For "instance": neither; the convolution before it has a bias."""
+    """Returns a norm layer: for "batch" affine, with running statistics; for "instance" neither.
+
+    The convolution before an instance norm has a bias, as in the public code.
+    """
     check_choice("norm", norm, NORMS)
     return nn.BatchNorm2d(channels) if norm == "batch" else InstanceNorm2d(channels)
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 0.02), batch-norm scales N(1, 0.02), biases 0 (DCGAN's section 3; pix2pix and CycleGAN too)."""
+    """Draws convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), and sets biases to 0.
+
+    DCGAN's section 3 says so; pix2pix and CycleGAN do the same.
+    """
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-        return  # only its shapes are wanted
+        return  # a parameter on the meta device has only a shape
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
@@ -62,21 +69,21 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Adversarial losses: how far scores are from `target`, 1 (real) or 0 (fake). A scalar, the mean over all scores.
+# Adversarial losses. Each compares scores with `target`, 1 (real) or 0 (fake), and returns the mean as a scalar.
 
 
 def cross_entropy(probability: Tensor, target: float) -> Tensor:
-    """-mean log p for target 1, -mean log(1 - p) for target 0; PyTorch floors each log at -100."""
+    """Returns -mean log p for target 1, and -mean log(1 - p) for target 0. PyTorch floors each log at -100."""
     return F.binary_cross_entropy(probability, torch.full_like(probability, target))
 
 
 def logit_cross_entropy(logit: Tensor, target: float) -> Tensor:
-    """`cross_entropy` of sigmoid(logit), without its overflow."""
+    """Returns `cross_entropy` of sigmoid(logit), without overflow."""
     return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
 
 
 def least_squares(score: Tensor, target: float) -> Tensor:
-    """mean (score - target)^2 (Mao et al., LSGAN, arXiv 1611.04076)."""
+    """Returns mean (score - target)^2 (Mao et al., LSGAN, arXiv 1611.04076)."""
     return (score - target).square().mean()
 
 
@@ -84,13 +91,13 @@ def least_squares(score: Tensor, target: float) -> Tensor:
 
 
 def size_of(state: State, key: str, axis: int, default: int) -> int:
-    """`state[key].shape[axis]`, or `default` where there is no such thing."""
+    """Returns `state[key].shape[axis]`, or `default` where the tensor or the axis is missing."""
     tensor = state.get(key)
     return tensor.shape[axis] if tensor is not None and tensor.dim() > axis else default
 
 
 def count_up(state: State, key: str, start: int = 0, step: int = 1) -> int:
-    """How many of `key.format(start)`, `key.format(start + step)`, ... are there before the first that is not."""
+    """Returns how many of `key.format(start)`, `key.format(start + step)`, ... `state` has before the first gap."""
     count = 0
     while key.format(start + step * count) in state:
         count += 1

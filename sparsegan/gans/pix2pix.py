@@ -1,13 +1,13 @@
 """pix2pix (Isola, Zhu, Zhou and Efros, arXiv 1611.07004): U-Net generator, PatchGAN discriminator.
 
-Layer names and shapes are those of the public pytorch-CycleGAN-and-pix2pix, so its checkpoints load key for key. With
-x the input, y the target, D(x, .) a logit for each patch of the pair, and s the sigmoid; every mean runs over images
-and patches:
+Layer names and shapes are those of the public pytorch-CycleGAN-and-pix2pix, so its checkpoints load key for key.
+x is the input, y the target, D(x, .) a logit per patch of the pair, and s the sigmoid. Every mean is over images and
+patches:
 
-    Dis = 1/2 (-mean log s(D(x, y)) - mean log(1 - s(D(x, G(x)))))         what D minimises
+    D minimises Dis = 1/2 (-mean log s(D(x, y)) - mean log(1 - s(D(x, G(x)))))
     Gen = -mean log s(D(x, G(x)))
     L1  = mean |y - G(x)|
-    what G minimises: Gen + 100 L1
+    G minimises Gen + 100 L1
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Pair = tuple[Tensor, Tensor]
 
 
 def generate(generator: nn.Module, batch: Pair) -> Tensor:
-    """G(x) for `batch` = (x, y)."""
+    """Returns G(x) for `batch` = (x, y)."""
     return generator(batch[0])
 
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
-    """{"gen": -mean log s(D(x, fake)), "l1": mean |y - fake|}."""
+    """Returns {"gen": -mean log s(D(x, fake)), "l1": mean |y - fake|}."""
     source, target = batch
     return {"gen": logit_cross_entropy(discriminator(source, fake), 1.0), "l1": (target - fake).abs().mean()}
 
 
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
-    """{"dis": 1/2 (-mean log s(D(x, y)) - mean log(1 - s(D(x, fake))))}."""
+    """Returns {"dis": 1/2 (-mean log s(D(x, y)) - mean log(1 - s(D(x, fake))))}."""
     source, target = batch
     on_real = logit_cross_entropy(discriminator(source, target), 1.0)
     return {"dis": 0.5 * (on_real + logit_cross_entropy(discriminator(source, fake), 0.0))}
 
 
 def views(fake: Tensor, batch: Pair) -> dict[str, View]:
-    """The output between its input and its target."""
+    """Returns one view: the input, the output and the target."""
     return {"output": View(batch[0], fake, batch[1], paired=True)}
 
 
@@ -74,8 +74,11 @@ def build(
     discriminator_width: int | None = None,
     discriminator_layers: int = 3,
 ) -> tuple[nn.Module, nn.Module]:
-    """Untrained networks. `width`: ngf; `discriminator_width`: ndf, the same by default; `discriminator_layers`: 0 for
-    the public "pixel" discriminator."""
+    """Returns untrained networks (generator, discriminator).
+
+    `width`: the public ngf. `discriminator_width`: the public ndf, `width` by default. `discriminator_layers`: 0 gives
+    the public "pixel" discriminator.
+    """
     ndf = width if discriminator_width is None else discriminator_width
     return (
         translator(generator, in_channels, out_channels, width, downs, blocks, norm, dropout),
@@ -84,7 +87,7 @@ def build(
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
-    """`build`'s arguments, as a generator's state_dict says: a U-Net's, then a ResNet's."""
+    """Returns arguments of `build` that may fit a generator's state_dict: a U-Net's, then a ResNet's."""
     return [unet_sizes(state), resnet_sizes(state)]
 
 

@@ -1,4 +1,4 @@
-"""Which reference GAN a configuration or a state_dict is of, and of what size; whether a state_dict fits a network."""
+"""Finds the reference GAN and the sizes that fit a configuration or a state_dict, and loads state_dicts that fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .parts import State
 
 
 def reference_of(config: Mapping[str, Any]) -> Reference:
-    """The reference GAN that `config["network"]` names. Raises ValueError for none, and for sizes it does not have."""
+    """Returns the reference GAN that `config["network"]` names.
+
+    Raises ValueError where no GAN is named, and for sizes that are missing or that this GAN does not have.
+    """
     network = config.get("network")
     names = ", ".join(GANS)
     if not isinstance(network, dict) or network.get("gan") not in GANS:
@@ -34,10 +37,11 @@ def reference_of(config: Mapping[str, Any]) -> Reference:
 def recognise(
     generator: State, discriminator: State | None = None, gan: str | None = None, **sizes: Any
 ) -> dict[str, Any]:
-    """The "network" that a bare state_dict fits, {"gan": name, ...}, for `build`.
+    """Returns the "network" that a bare state_dict fits: {"gan": name, ...}, as `store.build` takes it.
 
-    `gan`: only this one. `sizes`: taken as given. Raises ValueError for an unknown `gan`, and where nothing fits: it
-    names the nearest architecture and the keys that did not fit.
+    `gan`: the only GAN to try; None tries all. `sizes`: known sizes, which go before those read from the state_dict.
+    Raises ValueError for an unknown `gan`, and where nothing fits. That error names the nearest architecture and the
+    keys that did not fit.
     """
     if gan is not None and gan not in GANS:
         raise ValueError(f"gan is {gan!r}; it must be one of {', '.join(GANS)}")
@@ -54,7 +58,7 @@ def recognise(
 
 
 def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Networks that a generator's state_dict may be of: the ordinary generator of each GAN first."""
+    """Returns the networks that a generator's state_dict may belong to: the usual generator of each GAN first."""
     ranked = [
         (rank, {"gan": name, **network, **sizes})
         for name, reference in GANS.items()
@@ -65,12 +69,12 @@ def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list
 
 
 def fewest_misfits(state: State, gan: str | None, sizes: Mapping[str, Any]) -> int:
-    """Of a generator's state_dict, over all architectures."""
+    """Returns the number of misfits of a generator's state_dict in the architecture that fits best."""
     return min((len(_misfits(network, 0, state)) for network in _candidates(state, gan, sizes)), default=0)
 
 
 def judge_misfits(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> int:
-    """Of a discriminator's state_dict, for a GAN that is known."""
+    """Returns the number of misfits of a discriminator's state_dict in the GAN of `network`."""
     return len(_misfits(network | GANS[network["gan"]].discriminator_sizes(state) | sizes, 1, state))
 
 
@@ -88,7 +92,7 @@ def _nearest(misfits: list[str], network: Mapping[str, Any]) -> str:
 
 
 def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
-    """What keeps `state` from loading into the generator (side 0) or discriminator (1) of these sizes."""
+    """Returns the reasons why `state` does not load into the generator (side 0) or discriminator (1) of `network`."""
     sizes = {name: value for name, value in network.items() if name != "gan"}
     reference_of({"network": network})
     try:
@@ -100,10 +104,10 @@ def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
 
 
 def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:
-    """`state` as `module` wants it, and what does not fit.
+    """Returns `state` adapted to `module`, and a list that says what does not fit.
 
-    Instance norms that keep no statistics get none: files from before PyTorch 0.4 have them. Batch counts, which files
-    from before 0.4.1 do not have, and statistics that `module` never uses are filled in.
+    Statistics of instance norms that keep none are left out: files from before PyTorch 0.4 have them. Two kinds of
+    missing tensors are filled in: batch counts, which files from before 0.4.1 lack, and unused statistics.
     """
     wanted = module.state_dict()
     norms = {name: m for name, m in module.named_modules() if isinstance(m, nn.InstanceNorm2d)}
@@ -113,11 +117,11 @@ def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[
         owner, _, part = key.rpartition(".")
         if key not in wanted:
             if owner not in norms or part not in statistics:
-                misfits.append(f"{key} is not part of it")
+                misfits.append(f"{key} is not in the network")
         elif tensor.shape != wanted[key].shape:
-            misfits.append(f"{key} has shape {list(tensor.shape)} where it has {list(wanted[key].shape)}")
+            misfits.append(f"{key} has shape {list(tensor.shape)} where the network has {list(wanted[key].shape)}")
         elif wanted[key].is_floating_point() and not tensor.is_floating_point():
-            misfits.append(f"{key} has dtype {tensor.dtype} where it has {wanted[key].dtype}")
+            misfits.append(f"{key} has dtype {tensor.dtype} where the network has {wanted[key].dtype}")
         else:
             adapted[key] = tensor
     for key, tensor in wanted.items():
@@ -131,9 +135,9 @@ def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[
 
 
 def fit(module: nn.Module, state: State, name: str) -> None:
-    """Load `state` into `module`, values converted to its dtype. Raises ValueError with the keys that do not fit.
+    """Loads `state` into `module` and converts the values to the dtype of `module`.
 
-    Warns where statistics of instance norms that use none are left out.
+    Raises ValueError with the keys that do not fit. Warns when statistics of instance norms that use none are left out.
     """
     adapted, misfits = _compared(module, state)
     if misfits:

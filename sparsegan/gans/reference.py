@@ -1,6 +1,6 @@
-"""A reference GAN: networks built from sizes, sizes read from files, and everything else that is its own.
+"""The description of a reference GAN: how networks are built from sizes, how sizes are read from files, and the rest.
 
-Commands and studies ask a `Reference` and never for a GAN's name, so that a new GAN is one file.
+Commands and studies read a `Reference` and never compare a GAN's name. A new GAN is therefore one file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ Network = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """What `sparsegan train` does unless told otherwise, sized for two CPU cores.
+    """The defaults of `sparsegan train` for a GAN, chosen for two CPU cores.
 
-    `data`: the data set or source; `size`: of an image, in pixels. `lr`, `discriminator_lr`, `betas`: Adam's.
-    `generator_every`: discriminator steps a generator step. `decay`: rates fall linearly to 0 over the second half.
+    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels. `lr`,
+    `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per generator step. `decay`: the
+    learning rates fall linearly to 0 over the second half of the steps.
     """
 
     data: str
@@ -40,9 +41,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Way:
-    """One of the images that a generator makes of each image: `network(*inputs(images))`.
+    """One way in which a generator turns images into images: `network(*inputs(images))`.
 
-    `inputs(images)`: what the network takes, from images float32 [N, C, H, W] in [-1, 1].
+    `inputs(images)`: the arguments of `network` for images float32 [N, C, H, W] in [-1, 1].
     """
 
     network: nn.Module
@@ -53,22 +54,23 @@ class Way:
 class Reference:
     """One reference GAN.
 
-    `build(**network) -> (generator, discriminator)`: untrained networks; its keyword arguments are the network's sizes.
-    `objective(network)`: the named terms. `objective_with(features)`: the same with the content loss in a feature
-        network, images [N, 3, S, S] in [-1, 1] -> features; None where the GAN has no such loss.
+    `build(**network) -> (generator, discriminator)`: untrained networks. Its keyword arguments are the sizes.
+    `objective(network)`: the `Objective` for networks of these sizes. `objective_with(features)`: an objective whose
+        content loss is measured in a feature network, images [N, 3, S, S] in [-1, 1] -> features; None where the GAN
+        has no content loss.
     `generator_sizes(state_dict)`: arguments of `build` that may fit a generator's state_dict, the likeliest first.
-    `discriminator_sizes(state_dict)`: the arguments that a discriminator's state_dict decides.
-    `files`: where public repositories write a network as several files, the parts of the generator and of the
-        discriminator that the files are, in their order.
-    `example(network, count, size)`: random inputs of a generator, as its forward takes them, for images of `size`.
-    `from_noise`: `example` gives all that the generator ever starts from. Such a GAN learns from all images, and draws
-        as many as are asked for; distances alone score them.
-    `ways(generator, config)`: the images that it makes of an image, by name; "" for an only one.
-    `choice`: the option of a command that chooses among them, "direction" for one of them or "domains" for several;
-        of domains a classifier can say whether images came to them.
-    `samples`: the kind of samples that it learns from.
-    `size`: pixels of the images that its networks are made for, None for any. `for_size(network, size)`: the sizes of
-        networks that are made anew for images of `size`.
+    `discriminator_sizes(state_dict)`: the arguments of `build` that a discriminator's state_dict decides.
+    `files`: for GANs whose public repositories write a network as several files, the module that each file holds:
+        those of the generator, then those of the discriminator, in the order of the files.
+    `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
+    `from_noise`: the generator starts from noise, which `example` draws. Such a GAN is trained on all images and can
+        generate any number of them. Distances alone score the generated images.
+    `ways(generator, config)`: the ways in which the generator turns images into images, by name; "" for the only way.
+    `choice`: the command option that chooses among the ways: "direction" for one way, "domains" for several. For
+        domains, a classifier can say whether an image is in the domain that was asked for.
+    `samples`: the kind of samples that the GAN learns from.
+    `size`: pixels of a side of the images that the networks need, None for any size.
+    `for_size(network, size)`: the sizes for new networks for images of `size`.
     `network`, `training`: the defaults of `sparsegan train`.
     """
 
@@ -92,5 +94,5 @@ class Reference:
 
     @property
     def sizes(self) -> Mapping[str, inspect.Parameter]:
-        """What decides the networks: the arguments of `build`."""
+        """The arguments of `build`, by name."""
         return inspect.signature(self.build).parameters

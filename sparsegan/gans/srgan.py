@@ -1,13 +1,13 @@
 """SRGAN (Ledig et al., arXiv 1609.04802): a residual generator that enlarges images, a discriminator of whole images.
 
-Layer names and shapes are those of the public leftthomas/SRGAN, so its checkpoints load key for key; images are in
-[-1, 1] here, and in [0, 1] there, which `Generator` accounts for. With low-resolution images x, the same images y in
-full resolution, D the probability of being real, and phi a feature network (pixels, unless one is given):
+Layer names and shapes are those of the public leftthomas/SRGAN, so its checkpoints load key for key. Images are in
+[-1, 1] here and in [0, 1] there; the networks below convert them. x are images of low resolution, y the same images in
+full resolution, D is the probability of being real, and phi a feature network (by default phi(y) = y, the pixels):
 
-    Dis     = -mean log D(y) - mean log(1 - D(G(x)))             what D minimises
+    D minimises Dis = -mean log D(y) - mean log(1 - D(G(x)))
     Content = mean (phi(y) - phi(G(x)))^2
     Gen     = -mean log D(G(x))
-    what G minimises: Content + 0.001 Gen
+    G minimises Content + 0.001 Gen
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Generator(nn.Module):
         x = first
         for name in self.body:
             x = self.get_submodule(name)(x)
-        return torch.tanh(self.get_submodule(self.last)(first + x))  # its output is (tanh + 1) / 2
+        return torch.tanh(self.get_submodule(self.last)(first + x))  # the public network's output is (tanh + 1) / 2
 
 
 class Discriminator(nn.Module):
@@ -101,25 +101,25 @@ class Discriminator(nn.Module):
 
 
 def generate(generator: nn.Module, batch: Pair) -> Tensor:
-    """G(x) for `batch` = (x, y)."""
+    """Returns G(x) for `batch` = (x, y)."""
     return generator(batch[0])
 
 
 def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
-    """{"dis": -mean log D(y) - mean log(1 - D(fake))}."""
+    """Returns {"dis": -mean log D(y) - mean log(1 - D(fake))}."""
     return {"dis": cross_entropy(discriminator(batch[1]), 1.0) + cross_entropy(discriminator(fake), 0.0)}
 
 
 def views(fake: Tensor, batch: Pair) -> dict[str, View]:
-    """The enlarged image between the small one and the true one."""
+    """Returns one view: the small image, the enlarged image and the true image."""
     return {"output": View(batch[0], fake, batch[1], paired=True)}
 
 
 def objective_with(features: Features = lambda images: images) -> Objective:
-    """The objective, its content measured in `features(images)`; pixels by default."""
+    """Returns the objective with the content loss measured in `features(images)`, by default the pixels."""
 
     def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
-        """{"content": mean (phi(y) - phi(fake))^2, "gen": -mean log D(fake)}."""
+        """Returns {"content": mean (phi(y) - phi(fake))^2, "gen": -mean log D(fake)}."""
         with torch.no_grad():
             wanted = features(batch[1])
         content = (wanted - features(fake)).square().mean()
@@ -137,7 +137,7 @@ objective = objective_with()
 def build(
     *, width: int, blocks: int = 5, scale: int = 4, channels: int = 3, discriminator_width: int | None = None
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks. `discriminator_width`: the same as `width` by default."""
+    """Returns untrained networks. `discriminator_width`: the same as `width` by default."""
     return (
         Generator(width, blocks, scale, channels),
         Discriminator(width if discriminator_width is None else discriminator_width, channels),
@@ -145,7 +145,7 @@ def build(
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
-    """`build`'s arguments, as a generator's state_dict says."""
+    """Returns the arguments of `build` that fit a generator's state_dict."""
     blocks = max(count_up(state, "block{}.conv1.weight", start=2), 1)
     return [
         {
@@ -158,12 +158,12 @@ def generator_sizes(state: State) -> list[dict[str, Any]]:
 
 
 def discriminator_sizes(state: State) -> dict[str, Any]:
-    """`build`'s arguments, as a discriminator's state_dict says."""
+    """Returns the arguments of `build` that a discriminator's state_dict decides."""
     return {"discriminator_width": size_of(state, "net.0.weight", 0, 64)}
 
 
 def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, ...]:
-    """Random low-resolution images."""
+    """Returns random images of low resolution; the generator enlarges them to `size`."""
     low = size // network.get("scale", 4)
     return (torch.rand(count, network.get("channels", 3), low, low) * 2 - 1,)
 

@@ -1,23 +1,23 @@
 """StarGAN (Choi et al., arXiv 1711.09020): one generator for all domains, a critic with a class head.
 
-Layer names and shapes are those of the public yunjey/stargan, so its checkpoints load key for key. With x a real image
-of domain c, c' the target domain, G(x, c') the translation, D the critic's patch scores, P its class probabilities,
-and x^ = e x + (1 - e) G(x, c'), e ~ U[0, 1] an image:
+Layer names and shapes are those of the public yunjey/stargan, so its checkpoints load key for key. x is a real image
+of domain c, c' the target domain, G(x, c') the translation, D gives the critic's scores per patch and P its class
+probabilities, and x^ = e x + (1 - e) G(x, c') with one e ~ U[0, 1] per image:
 
     Dis      = mean D(G(x, c')) - mean D(x)
     GP       = mean (|grad D(x^)|_2 - 1)^2                       (Gulrajani et al., arXiv 1704.00028)
     Cla_real = -mean log P(c | x)
-    what D minimises: Dis + 10 GP + Cla_real
+    D minimises Dis + 10 GP + Cla_real
     Gen = -mean D(G(x, c'))
     Cla = -mean log P(c' | G(x, c'))
     Rec = mean |x - G(G(x, c'), c)|
-    what G minimises: Gen + Cla + 10 Rec
+    G minimises Gen + Cla + 10 Rec
 
-Labels are domains, int64 [N] (cross-entropy), or attributes 0 or 1, float [N, domains] (binary cross-entropy, summed
-over attributes): the two cases of the public code. Targets are the batch's labels in another order.
+Labels are one of two kinds, as in the public code: domains, int64 [N], with cross-entropy; or attributes 0 or 1, float
+[N, domains], with binary cross-entropy summed over attributes. The targets are the batch's labels in random order.
 
-D is piecewise linear in x (convolutions and leaky ReLUs), so GP is piecewise constant in x^: through it G gets no
-gradient, almost everywhere. In equation 8 GP counts for the loss's value only, and costs no second derivative there.
+D is piecewise linear in x (convolutions and leaky ReLUs), so GP is piecewise constant in x^, and GP gives G no gradient
+almost everywhere. In equation 8, GP therefore adds to the value of the loss only and needs no second derivative.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def norm_layer(width: int) -> nn.Module:
-    """Affine, with the running statistics that the public checkpoints hold."""
+    """Returns an affine instance norm with the running statistics that the public checkpoints hold."""
     return InstanceNorm2d(width, affine=True, track_running_stats=True)
 
 
@@ -92,8 +92,11 @@ class Generator(nn.Module):
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """torch's, its slopes constants: at second order, in the gradient penalty, torch's passes zeros back through all of
-    the layers before it."""
+    """torch's LeakyReLU with its slopes as constants.
+
+    In the second derivative, which the gradient penalty needs, torch's LeakyReLU passes zeros back through all layers
+    before it.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.full_like(x, self.negative_slope).masked_fill_(x > 0, 1.0)
@@ -129,13 +132,18 @@ class Discriminator(nn.Module):
 
 
 def _few_pixels(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer is a dense convolution with far more weights than inputs: torch's on a CPU lays the weights out
-    anew at every call, which here is most of its time."""
+    """Returns whether `layer` is a dense convolution on a CPU with far more weights than inputs.
+
+    torch's convolution rearranges the weights at every call. For such a layer this is most of its time.
+    """
     return type(layer) is nn.Conv2d and x.device.type == "cpu" and layer.weight.numel() >= 16 * x.numel()
 
 
 def _product(layer: nn.Module, x: Tensor) -> Tensor:
-    """The convolution `layer`, of one stride and padding and neither groups nor dilation, as one matrix product."""
+    """Returns the output of the convolution `layer`, computed as one matrix product.
+
+    The layer has one stride and one padding for both axes, no groups and no dilation.
+    """
     convolution = cast(nn.Conv2d, layer)
     (height, width), stride, pad = convolution.kernel_size, convolution.stride[0], cast(int, convolution.padding[0])
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
@@ -145,7 +153,8 @@ def _product(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def as_rows(labels: Tensor, domains: int) -> Tensor:
-    """Labels int64 [N] or float [N, domains] -> float rows [N, domains]."""
+    """Returns labels int64 [N] or float [N, domains] as float rows [N, domains]. Raises ValueError for a label out of
+    range."""
     if labels.dim() == 1:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < domains:
             bad = int(labels.min() if labels.min() < 0 else labels.max())
@@ -155,7 +164,7 @@ def as_rows(labels: Tensor, domains: int) -> Tensor:
 
 
 def generate(generator: nn.Module, batch: Batch, draws: Draw = afresh) -> dict[str, Tensor]:
-    """{"images": G(x, c'), "labels": c'} for `batch` = (x, c), c' being c in a random order."""
+    """Returns {"images": G(x, c'), "labels": c'} for `batch` = (x, c), with c' the labels c in a random order."""
     images, labels = batch
     target = labels[draws("targets", lambda: torch.randperm(len(labels), device=labels.device))]
     return {"images": _translate(generator, images, target), "labels": target}
@@ -166,7 +175,7 @@ def _translate(generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
-    """{"gen", "cla", "rec"}."""
+    """Returns the terms "gen", "cla" and "rec"."""
     images, labels = batch
     score, logits = discriminator(fake["images"])
     back = _translate(generator, fake["images"], labels)
@@ -176,12 +185,12 @@ def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[s
 def discriminator_terms(
     generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch, draws: Draw = afresh
 ) -> Terms:
-    """{"dis", "gp", "cla_real"}."""
+    """Returns the terms "dis", "gp" and "cla_real"."""
     images, labels = batch
-    if _trained(discriminator):  # one call: the deep layers' gradients are larger than what they are computed from
+    if _trained(discriminator):  # one call: the deep layers' weight gradients are larger than their inputs
         score, logits = discriminator(torch.cat([images, fake["images"]]))
         (on_real, on_fake), logits = score.chunk(2), logits[: len(images)]
-    else:  # its judgements of the same images are wanted more than once
+    else:  # two calls: a compression step computes each input once and reuses the output
         (on_real, logits), (on_fake, _) = discriminator(images), discriminator(fake["images"])
     return {
         "dis": on_fake.mean() - on_real.mean(),
@@ -191,9 +200,10 @@ def discriminator_terms(
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, draws: Draw = afresh) -> Tensor:
-    """mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images.
+    """Returns mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images.
 
-    Differentiable in D and in `fake`; a number where D is this module's and not trained, its gradient being 0.
+    The result is differentiable in D and in `fake`. If D is this module's Discriminator and is not trained, the result
+    is a constant, because its gradient in `fake` is 0.
     """
     share = draws("share", lambda: torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device))
     between = share * real + (1 - share) * fake
@@ -206,7 +216,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, draws
 
 
 def _trained(network: nn.Module) -> bool:
-    """Whether a network's parameters are to get gradients."""
+    """Returns whether any parameter of the network gets a gradient."""
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -217,7 +227,7 @@ def _classified(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
-    """The translation beside its input; a distance compares it with all domains together."""
+    """Returns one view: the input and its translation. Distances compare the translation with images of all domains."""
     images, labels = batch
     target = fake["labels"]
     asked = torch.where(target == labels, -1, target) if labels.dim() == 1 else None
@@ -225,7 +235,7 @@ def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
 
 
 def gallery(generator: nn.Module, batch: Batch) -> dict[str, View]:
-    """The images in every domain; or, of attributes, with each one turned around."""
+    """Returns a view per domain: the images translated to it. For attributes, each view inverts one attribute."""
     images, labels = batch
     made = {}
     for domain in range(cast(Generator, generator).domains):
@@ -261,8 +271,8 @@ def build(
     discriminator_width: int | None = None,
     discriminator_layers: int = 6,
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks. `width`, `discriminator_width`: the two conv_dim; `blocks`, `discriminator_layers`: the two
-    repeat_num; `domains`: c_dim.
+    """Returns untrained networks. `width` and `discriminator_width`: the conv_dim of each network. `blocks` and
+    `discriminator_layers`: the repeat_num of each network. `domains`: c_dim.
     """
     conv_dim = width if discriminator_width is None else discriminator_width
     return (
@@ -272,7 +282,10 @@ def build(
 
 
 def generator_sizes(state: State) -> list[dict[str, Any]]:
-    """`build`'s arguments, as a generator's state_dict says. The image's size is not in it: 128, as published."""
+    """Returns the arguments of `build` that fit a generator's state_dict.
+
+    The state_dict does not tell the size of the images. `build` takes 128 by default, as published.
+    """
     blocks = max(count_up(state, "main.{}.main.0.weight", start=9), 1)
     channels = size_of(state, f"main.{9 + blocks + 6}.weight", 0, 3)
     return [
@@ -286,7 +299,7 @@ def generator_sizes(state: State) -> list[dict[str, Any]]:
 
 
 def discriminator_sizes(state: State) -> dict[str, Any]:
-    """`build`'s arguments, as a discriminator's state_dict says."""
+    """Returns the arguments of `build` that a discriminator's state_dict decides."""
     layers = max(count_up(state, "main.{}.weight", step=2), 1)
     return {
         "discriminator_width": size_of(state, "main.0.weight", 0, 64),
@@ -296,25 +309,28 @@ def discriminator_sizes(state: State) -> dict[str, Any]:
 
 
 def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Random images and domains."""
+    """Returns random images and domains."""
     images = torch.rand(count, network.get("channels", 3), size, size) * 2 - 1
     return images, as_rows(torch.randint(network["domains"], (count,)), network["domains"])
 
 
 def ways(generator: Any, config: Mapping[str, Any]) -> dict[str, Way]:
-    """Each domain by its name, or by its number where `config` knows no names."""
-
+    """Returns a way per domain, by the domain's name, or by its number where `config` holds no names."""
     names = config.get("domain_names") or [str(index) for index in range(generator.domains)]
     return {name: Way(generator, partial(_to, index, generator.domains)) for index, name in enumerate(names)}
 
 
 def _to(domain: int, domains: int, images: Tensor) -> Batch:
-    """What a generator between so many `domains` takes to bring `images` to one of them."""
+    """Returns the generator's arguments that translate `images` to the domain number `domain` of `domains`."""
     return images, as_rows(torch.full((len(images),), domain, device=images.device), domains)
 
 
 def for_size(network: Network, size: int) -> Network:
-    """A critic for images of `size` halves them as often as the size allows, at most the public network's 6 times."""
+    """Returns `network` with a critic for images of `size`.
+
+    The critic halves the images as often as `size` allows, at most 6 times as in the public network, unless `network`
+    says how often.
+    """
     halvings = (size & -size).bit_length() - 1
     return {"discriminator_layers": min(6, halvings), **network, "image_size": size}
 

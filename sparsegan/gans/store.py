@@ -1,7 +1,7 @@
 """Trained dense GANs on disk: this package's folders, and the files of the public repositories.
 
-A folder holds config.json, generator.safetensors and discriminator.safetensors. A public file is a state_dict, as
-.pth, .pt or .safetensors; which GAN it is, and of what size, `recognition.py` reads from its names and shapes.
+A folder holds config.json, generator.safetensors and discriminator.safetensors. A public file holds a state_dict, as
+.pth, .pt or .safetensors. `recognition.py` finds the GAN and its sizes from the names and shapes in the state_dict.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Gan:
-    """A GAN's two networks and its objective; `config` is the folder's config.json."""
+    """The two networks of a GAN and its objective. `config`: the content of the folder's config.json."""
 
     generator: Any
     discriminator: nn.Module
@@ -43,36 +43,39 @@ class Gan:
 
     @property
     def reference(self) -> Reference | None:
-        """The reference GAN that `config` names; None for a Python function's."""
+        """The reference GAN that `config` names; None for a GAN that the user's Python function builds."""
         return GANS.get(self.config["network"]["gan"])
 
     @property
     def from_noise(self) -> bool:
-        """Whether the generator is known to start from noise; a Python function's is not."""
+        """Whether the generator is known to start from noise: False where there is no reference GAN."""
         return self.reference is not None and self.reference.from_noise
 
     @property
     def ways(self) -> dict[str, Way]:
-        """The images that the generator makes of an image, by name; see `Reference.ways`."""
+        """The ways in which the generator turns images into images, by name; see `Reference.ways`."""
         if self.reference is None:
             return {"": Way(self.generator)}
         return self.reference.ways(self.generator, self.config)
 
     @property
     def channels(self) -> int | None:
-        """Channels of the images that it learns from or takes; None where `config` does not say."""
+        """Channels of the images that the GAN learns from or takes; None where `config` does not say."""
         network = self.config["network"]
         return network.get("channels", network.get("in_channels"))
 
     @property
     def size(self) -> int | None:
-        """Pixels of a side of the images that it was trained on, or is by default; None where nothing says."""
+        """Pixels of a side of the training images: those in `config`, else the reference GAN's default, else None."""
         known = self.config["network"].get("image_size") or self.config.get("size")
         return known or (self.reference.training.size if self.reference else None)
 
 
 def build(config: dict[str, Any]) -> Gan:
-    """Untrained networks for `config["network"]`: {"gan": name, ...}, the rest as that GAN's `build` names it."""
+    """Returns a GAN with untrained networks, as `config["network"]` describes them.
+
+    `config["network"]`: {"gan": name, ...}; the other entries are arguments of that GAN's `build`.
+    """
     reference = reference_of(config)
     sizes = {name: value for name, value in config["network"].items() if name != "gan"}
     generator, discriminator = reference.build(**sizes)
@@ -80,10 +83,10 @@ def build(config: dict[str, Any]) -> Gan:
 
 
 def example(gan: Gan, count: int, size: int | None = None, seed: int | None = 0) -> tuple[Tensor, ...]:
-    """`count` random inputs of a reference GAN's generator, where that is; the same every time for a `seed`.
+    """Returns `count` random inputs of a reference GAN's generator, on the generator's device.
 
-    They are drawn on the CPU, from torch's generator for a `seed` of None. `size`: of the images, in pixels; by default
-    `gan.size`.
+    The inputs are drawn on the CPU and are the same every time for a `seed`; None draws from torch's default generator.
+    `size`: height and width of the images, in pixels; by default `gan.size`.
     """
     reference = reference_of(gan.config)
     with nullcontext() if seed is None else seeded(seed):
@@ -93,7 +96,10 @@ def example(gan: Gan, count: int, size: int | None = None, seed: int | None = 0)
 
 
 def channels_last(network: Module) -> Module:
-    """Convolution weights in channels_last, in which torch's CPU convolutions often train 1.5 to 2 times faster."""
+    """Returns `network` with its convolution weights in channels_last.
+
+    In this layout, torch's CPU convolutions often train 1.5 to 2 times faster.
+    """
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -101,7 +107,8 @@ def channels_last(network: Module) -> Module:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a folder; FileNotFoundError with a hint when there is none."""
+    """Returns the content of a folder's config.json. Raises FileNotFoundError if it is missing, ValueError for a value
+    that is not an object."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no config.json; it must be a folder that train or compress wrote")
@@ -112,7 +119,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> Gan:
-    """Read a dense GAN: float32 networks, ready for evaluation. Raises when a file is missing or does not fit."""
+    """Returns the dense GAN in a folder: float32 networks in evaluation mode.
+
+    Raises FileNotFoundError for a missing file and ValueError for a file that does not fit.
+    """
     gan = build(read_config(folder))
     for name, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         file = Path(folder) / f"{name}.safetensors"
@@ -124,7 +134,7 @@ def load(folder: str | Path) -> Gan:
 
 
 def save(folder: str | Path, generator: nn.Module, discriminator: nn.Module, half: bool = False) -> None:
-    """Write both networks; `half` stores convolution weights in float16 (batch norms stay float32)."""
+    """Writes both networks to a folder. `half`: convolution weights are stored in float16 and all else in float32."""
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         state = network.state_dict()
         if half:
@@ -133,13 +143,13 @@ def save(folder: str | Path, generator: nn.Module, discriminator: nn.Module, hal
 
 
 def noise(generator: dcgan.Generator, count: int, seed: int | None = None) -> Tensor:
-    """`sparsegan.gans.dcgan.noise`; this name of it goes in 0.2."""
+    """The former name of `sparsegan.gans.dcgan.noise`. It goes in 0.2."""
     warnings.warn("store.noise is dcgan.noise now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
     return dcgan.noise(generator, count, seed)
 
 
 def sizes_of(gan: str) -> Mapping[str, inspect.Parameter]:
-    """`Reference.sizes` of the GAN with that name; this name of it goes in 0.2."""
+    """The former name of `Reference.sizes`, for the GAN with the given name. It goes in 0.2."""
     warnings.warn("store.sizes_of is Reference.sizes now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
     return GANS[gan].sizes
 
@@ -155,13 +165,16 @@ def load_public(
     discriminator_key: str | None = None,
     **sizes: Any,
 ) -> tuple[Gan, bool]:
-    """A GAN from public files or state_dicts, its architecture recognised: (gan, whether a discriminator was given).
+    """Returns (a GAN from public files or state_dicts, whether a discriminator was given).
 
-    For CycleGAN each may be two, in the order of the public netG_A, netG_B (netD_A, netD_B); one generator is A to B
-    alone. `gan`: its name, where the file fits several. `sizes`: of the network, for what a file does not tell (without
-    a discriminator's file: that of a fresh discriminator; StarGAN's image_size). `key`, `discriminator_key`: where in a
-    file the state_dict is; see :func:`sparsegan.state_dicts.read_state`. Networks are ready for evaluation.
-    Raises ValueError where a file is not a state_dict, or fits no reference GAN.
+    The architecture is recognised from the state_dicts, and the networks are in evaluation mode.
+    `generator`, `discriminator`: a file or state_dict each. For CycleGAN each may be a sequence of two, in the order
+        netG_A, netG_B (netD_A, netD_B) of the public files. A single generator is that of A to B alone.
+    `gan`: the name of the GAN, needed where a file fits several.
+    `key`, `discriminator_key`: where in a file the state_dict is; see :func:`sparsegan.state_dicts.read_state`.
+    `sizes`: sizes that the files do not tell: StarGAN's image_size and, without a discriminator's file, those of the
+        fresh discriminator.
+    Raises ValueError for a file that holds no state_dict or fits no reference GAN.
     """
     first = _joined(generator, 0, gan, key, lambda state: fewest_misfits(state, gan, sizes))
     second = None
@@ -180,7 +193,7 @@ def load_public(
 
 
 def _joined(given: Any, side: int, gan: str | None, key: str | None, misfits: Callable[[State], int]) -> State:
-    """The state_dict of the generator (side 0) or discriminator (1), from one file or from the files of its parts."""
+    """Returns the state_dict of the generator (side 0) or the discriminator (1), from one file or one file per part."""
     name = ("generator", "discriminator")[side]
     several = list(given) if isinstance(given, list | tuple) else [given]
     states = [read_state(one, name, key, misfits if len(several) == 1 else None) for one in several]

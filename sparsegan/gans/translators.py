@@ -23,9 +23,10 @@ from .parts import (
 
 
 class UnetLevel(nn.Module):
-    """Halve the image, go through the level below, double it again; all but the outermost level put x beside that.
+    """A level of a U-Net: it halves the image, runs the level below, and doubles the image again.
 
-    `inner`: channels after halving. `below`: None for the innermost level.
+    Every level but the outermost concatenates its input x to this result. `inner`: channels after halving. `below`:
+    None for the innermost level.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class UnetGenerator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         unit = 2**self.downs
-        if isinstance(images, Tensor) and any(size % unit for size in images.shape[2:]):  # none while torch.fx traces
+        if isinstance(images, Tensor) and any(size % unit for size in images.shape[2:]):  # torch.fx passes no tensor
             size = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"images are {size}; a U-Net that halves {self.downs} times needs multiples of {unit}")
         return self.model(images)
@@ -114,8 +115,8 @@ class ResnetBlock(nn.Module):
 class ResnetGenerator(nn.Module):
     """Images [N, in_channels, S, S] -> images [N, out_channels, S, S] in [-1, 1], S a multiple of 4.
 
-    Two halvings, `blocks` residual blocks (6 and 9 in the public resnet_6blocks and resnet_9blocks), two doublings.
-    `ngf`: channels at full size.
+    It halves the images twice, runs `blocks` residual blocks (6 and 9 in the public resnet_6blocks and
+    resnet_9blocks), and doubles twice. `ngf`: channels at full size.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class ResnetGenerator(nn.Module):
 def translator(
     generator: str, in_channels: int, out_channels: int, width: int, downs: int, blocks: int, norm: str, dropout: bool
 ) -> nn.Module:
-    """An image-to-image generator: "unet" (of `downs` levels) or "resnet" (of `blocks` residual blocks)."""
+    """Returns an image-to-image generator: "unet" (of `downs` levels) or "resnet" (of `blocks` residual blocks)."""
     check_choice("generator", generator, ("unet", "resnet"))
     if generator == "unet":
         return UnetGenerator(in_channels, out_channels, width, downs, norm, dropout)
@@ -159,10 +160,10 @@ def translator(
 
 
 class NLayerDiscriminator(nn.Module):
-    """PatchGAN: images [N, in_channels, S, S] -> a score a patch [N, 1, S', S'], S' about S / 2**layers.
+    """PatchGAN: images [N, in_channels, S, S] -> one score per patch [N, 1, S', S'], S' about S / 2**layers.
 
-    Several images are put beside each other first, along the channels: a condition and what came of it. `ndf`: channels
-    after the first layer. `layers`: 3 for the public 70x70 PatchGAN.
+    Several arguments, such as a condition and its output, are concatenated along the channels. `ndf`: channels after
+    the first layer. `layers`: 3 for the public 70x70 PatchGAN.
     """
 
     def __init__(self, in_channels: int = 3, ndf: int = 64, layers: int = 3, norm: str = "batch") -> None:
@@ -183,8 +184,10 @@ class NLayerDiscriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    """The 1x1 PatchGAN: images [N, in_channels, S, S] -> a score a pixel [N, 1, S, S]. `ndf`: channels after the first
-    layer. Several images are put beside each other first."""
+    """The 1x1 PatchGAN: images [N, in_channels, S, S] -> one score per pixel [N, 1, S, S].
+
+    Several arguments are concatenated along the channels. `ndf`: channels after the first layer.
+    """
 
     def __init__(self, in_channels: int = 3, ndf: int = 64, norm: str = "batch") -> None:
         super().__init__()
@@ -205,14 +208,17 @@ class PixelDiscriminator(nn.Module):
 
 
 def patch_gan(in_channels: int, ndf: int, layers: int, norm: str) -> nn.Module:
-    """A PatchGAN of so many `layers`; 0 for the one that sees single pixels."""
+    """Returns a PatchGAN with `layers` layers, or the 1x1 PatchGAN for 0 layers."""
     if layers == 0:
         return PixelDiscriminator(in_channels, ndf, norm)
     return NLayerDiscriminator(in_channels, ndf, layers, norm)
 
 
 def unet_sizes(state: State) -> dict[str, Any]:
-    """Sizes of a U-Net with this state_dict. Dropout leaves no trace in it: taken for pix2pix's default, True."""
+    """Returns the sizes of a U-Net with this state_dict.
+
+    Dropout leaves no trace in a state_dict. It is taken to be True, which is pix2pix's default.
+    """
     level = "model.model.1.model.{}.weight"
     downs = 1
     while level.format(1) in state:
@@ -230,7 +236,7 @@ def unet_sizes(state: State) -> dict[str, Any]:
 
 
 def resnet_sizes(state: State) -> dict[str, Any]:
-    """Sizes of a ResNet with this state_dict."""
+    """Returns the sizes of a ResNet with this state_dict."""
     plain, dropped = (count_up(state, f"model.{{}}.conv_block.{at}.weight", start=10) for at in (5, 6))
     blocks = max(plain, dropped, 1)
     return {
@@ -245,7 +251,7 @@ def resnet_sizes(state: State) -> dict[str, Any]:
 
 
 def discriminator_sizes(state: State, prefix: str = "") -> dict[str, Any]:
-    """`build`'s arguments, as a PatchGAN's state_dict says."""
+    """Returns the arguments of `build` that a PatchGAN's state_dict decides. `prefix`: stands before each name."""
     if f"{prefix}net.0.weight" in state:
         return {"discriminator_width": size_of(state, f"{prefix}net.0.weight", 0, 64), "discriminator_layers": 0}
     layers = count_up(state, prefix + "model.{}.weight", start=2, step=3) - 1

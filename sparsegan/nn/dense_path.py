@@ -1,4 +1,4 @@
-"""A sparse layer by torch's own dense convolution: the weight with zeros in place, and who gets that unasked."""
+"""Sparse layers on torch's dense convolution, with a dense weight that has zeros at the dropped positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan_cache import PlanCache, is_readable
 
 
 def run_dense(layer: KeptWeights, x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Pair) -> Tensor:
-    """torch's own convolution."""
+    """The layer's output by torch's dense convolution with ``weight``, negative slope included."""
     padding = layer.padding
     if layer.transposed:
         assert isinstance(padding, tuple)
@@ -27,9 +27,9 @@ def run_dense(layer: KeptWeights, x: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def weight_for_call(layer: KeptWeights, values: Tensor, cache: PlanCache | None) -> Tensor:
-    """The dense weight for one call: kept where no gradient is taken, else a tensor of the graph.
+    """The dense weight for one call: cached on a CPU while gradients are off, else scattered anew from ``values``.
 
-    On a GPU always the latter: to compare would wait for the device.
+    The cache compares the values at each call. On a GPU it is not used, because a comparison would wait for the device.
     """
     if cache is None or torch.is_grad_enabled() or values.device.type != "cpu" or not is_readable(values):
         return layer.scattered(values)
@@ -37,16 +37,19 @@ def weight_for_call(layer: KeptWeights, values: Tensor, cache: PlanCache | None)
 
 
 def record(layer: KeptWeights, x: Tensor, output_padding: Pair) -> Tensor:
-    """A forward that ``torch.jit.trace`` records: it then serves every batch and image size, as torch's own does.
+    """The forward that ``torch.jit.trace`` records: torch's dense convolution, which serves every batch and image size.
 
-    The sparse op would be recorded with the output size of the example.
+    The sparse op would be recorded with the output size of the example input.
     """
     warn_of_dense("torch.jit.trace records")
     return run_dense(layer, x, layer.scattered(layer.values), layer.bias, output_padding)
 
 
 def warn_of_dense(who: str) -> None:
-    """The same words from the same line for every layer: Python shows them once."""
+    """Warns that a sparse layer runs dense. ``who``: subject and verb, such as "torch.jit.trace records".
+
+    Text and line are the same for all layers, so Python shows the warning once.
+    """
     warnings.warn(
         f"{who} sparse layers as torch's own dense convolutions: results are the same, speed is a dense layer's. "
         "torch.compile and torch.export keep the sparse kernels",

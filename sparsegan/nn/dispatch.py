@@ -1,13 +1,13 @@
 """Which backend runs a layer, and why.
 
-Two backends can run a sparse layer: ``sparse``, the kernels of this package, and ``dense``, torch's own convolution on
-the values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask and takes the faster,
-so that the same model and input choose the same backend on every run; :func:`sparsegan.tune` measures instead and pins
-the result on each layer.
+Two backends can run a sparse layer: ``sparse`` is the kernels of this package, ``dense`` is torch's convolution on the
+values scattered into a dense buffer. ``auto`` models the time of both for a shape and a mask, and takes the faster. It
+measures nothing, so the same model and input choose the same backend in every run. :func:`sparsegan.tune` measures both
+backends instead, and sets the faster on each layer.
 
 On a CPU the model (``csrc/cpu/cost_model.cpp``) counts cycles of the inner loops and is fitted to measured times.
-On a GPU it counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``); until a result file of
-``sparsegan bench gpu`` exists its constants are arithmetic, not measurements.
+On a GPU the model counts products, loads and bytes (``csrc/cuda/NOTES.md``, ``kernels/NOTES.md``). Until a result file
+of ``sparsegan bench gpu`` exists, the constants for GPUs are calculated, not measured.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ import torch
 from .. import kernels, ops
 from ..geometry import Geometry
 from ..ops import native
-from ..renamed import warn_of_old_name
+from ..renamed import renamed_names, warn_of_old_name
 
-#: What a layer's ``backend`` may be.
+#: The possible values of a layer's ``backend``.
 BACKENDS = ("auto", "sparse", "dense")
-#: What the sparse kernels of each kind of device multiply.
+#: The dtypes that the sparse kernels take, by kind of device.
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
-#: The oldest GPUs that the kernels are built for.
+#: The lowest compute capability that the kernels are built for.
 LEAST_CAPABILITY = (8, 0)
 
-#: Fraction of the FMA peak that a dense convolution reaches on layers with room to spread.
+#: Fraction of the FMA peak that a dense convolution reaches on large layers.
 DENSE_EFFICIENCY = {"cpu": 0.85, "cuda": 0.6}
-#: Output channels that a CPU's dense convolution computes together: fewer cost as much as these.
+#: Output channels that a CPU's dense convolution computes together. Fewer channels take as much time as this number.
 DENSE_CHANNELS = 16
-#: Time of its transposed convolution against a convolution of as many multiplications.
+#: Time of a CPU's dense transposed convolution, relative to a convolution with as many multiplications.
 DENSE_TRANSPOSED = 1.2
-#: Bytes a cycle at which dense weights arrive when a layer is too small to reuse them.
+#: Bytes per cycle at which dense weights are read in a layer that is too small to reuse them.
 WEIGHT_BYTES_PER_CYCLE = 8.0
-#: Cycles to put one kept weight into the dense buffer.
+#: Cycles to write one kept weight into the dense buffer.
 SCATTER_CYCLES = 10.0
-#: Under torch.compile and torch.export a shape may be a symbol: at and above this sparsity, sparse.
+#: The sparsity from which on a layer runs sparse under torch.compile and torch.export, where shapes may be symbols.
 BREAK_EVEN_SPARSITY = 0.6
 
 
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
 
     @property
     def kernel(self) -> str:
-        """The backend, by its old name."""
+        """``backend`` under its old name."""
         warn_of_old_name(self, "kernel", "backend")
         return self.backend
 
@@ -75,7 +75,7 @@ class Call(NamedTuple):
 
     @property
     def sites(self) -> int:
-        """Elements of the coarse grid: each weight meets every one of them once."""
+        """Elements of the coarse grid in all images. Each weight meets each of these elements once."""
         return self.images * math.prod(self.x_size if self.adjoint else self.y_size)
 
     @property
@@ -85,14 +85,14 @@ class Call(NamedTuple):
 
 
 def check_backend(backend: str) -> str:
-    """Returns it; raises ``ValueError`` when it is not one of :data:`BACKENDS`."""
+    """Returns ``backend``. Raises ``ValueError`` unless it is one of :data:`BACKENDS`."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; accepted: {', '.join(map(repr, BACKENDS))}")
     return backend
 
 
 def choose(call: Call) -> Choice:
-    """Models one forward by both backends."""
+    """The backend that is faster for one forward, by the model of the device."""
     if call.units == 0 or call.images == 0 or 0 in call.x_size or 0 in call.y_size:
         return Choice("sparse", "nothing to multiply")
     if missing := why_not_sparse(call):
@@ -101,7 +101,7 @@ def choose(call: Call) -> Choice:
 
 
 def why_not_sparse(call: Call) -> str | None:
-    """What the sparse kernels lack for a call, or ``None``."""
+    """The reason why the sparse kernels cannot run a call, or ``None``."""
     kind, accepted = call.device.type, DTYPES.get(call.device.type, ())
     if kind == "cuda" and call.geometry.vector > 1:
         missing = kernels.why_not(call.geometry, call.dtype, call.device)
@@ -121,7 +121,7 @@ def _wrong_dtype(kind: str, accepted: tuple[torch.dtype, ...], dtype: torch.dtyp
 
 
 def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device) -> Choice:
-    """The rule while tracing, where shapes may be symbols."""
+    """The backend while a graph is traced: by sparsity only, because shapes may be symbols."""
     if dtype not in (accepted := DTYPES.get(device.type, ())):
         return Choice("dense", _wrong_dtype(device.type, accepted, dtype))
     backend = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
@@ -129,7 +129,7 @@ def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device
 
 
 def _choose_on_cpu(call: Call) -> Choice:
-    """By cycles of one core."""
+    """The backend with fewer modelled cycles of one core."""
     geometry, float64 = call.geometry, call.dtype == torch.float64
     weights, outputs = math.prod(geometry.weight_shape), call.outputs // geometry.groups
     padded = -(-outputs // DENSE_CHANNELS) * DENSE_CHANNELS / outputs
@@ -145,8 +145,11 @@ def _choose_on_cpu(call: Call) -> Choice:
 
 
 class Gpu(NamedTuple):
-    """What the model knows of a GPU: multiprocessors, clocks a second, bytes a second of its memory and of its
-    second-level cache, FMAs a clock of one multiprocessor."""
+    """The numbers of a GPU that the model uses.
+
+    ``hertz``: clocks per second. ``memory``, ``cache``: bytes per second of the GPU's memory and of its L2 cache.
+    ``fp32``, ``tf32``, ``half``: FMAs per clock of one multiprocessor.
+    """
 
     multiprocessors: int
     hertz: float
@@ -157,26 +160,28 @@ class Gpu(NamedTuple):
     half: int
 
 
-#: compute capability -> what is known: A100 and H100 (SXM), by their data sheets, the cache by kernels/NOTES.md. Others
-#: take the last row that is not above them.
+#: Compute capability -> :class:`Gpu` without the multiprocessors. The rows are A100 and H100 (SXM), from their data
+#: sheets; the cache is from kernels/NOTES.md. A GPU of another capability takes the last row that is not above it.
 GPUS = {
     (8, 0): (1.41e9, 1.94e12, 4.0e12, 64, 512, 1024),
     (9, 0): (1.755e9, 3.35e12, 5.5e12, 128, 1024, 2048),
 }
-#: Multiply-accumulates of the element kernel that one multiprocessor does in a clock: csrc/cuda/NOTES.md predicts them.
+#: Multiply-accumulates per clock of one multiprocessor in the kernel for single weights, predicted in
+#: csrc/cuda/NOTES.md.
 ELEMENT_RATE = 28
-#: Fraction of the matrix rate that the vector kernels reach. Values are read once a tile of 128 positions, or of 64 for
-#: vectors of more than 32; a strided sparse_conv reads every other element's neighbour too.
+#: Fraction of the tensor cores' rate that the vector kernels reach, and positions of a tile. A kernel reads the values
+#: once per tile. Vectors of more than 32 have tiles of half as many positions. With a column stride above 1 a
+#: convolution also reads the elements between those that it needs.
 VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
-#: Seconds of one kernel launch, and launches of the dense way: zeros, scatter, convolution.
+#: Seconds of one kernel launch, and launches of the dense backend: zeros, scatter, convolution.
 LAUNCH, DENSE_LAUNCHES = 3e-6, 3
-#: Bytes a kept unit has in a plan for a GPU.
+#: Bytes of a plan for a GPU per kept unit.
 PLAN_BYTES = 12
 
 
 @cache
 def gpu(device: torch.device) -> Gpu:
-    """What the model knows of a device."""
+    """The model's numbers for a CUDA device."""
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     row = max((c for c in GPUS if c <= capability), default=min(GPUS))
@@ -184,7 +189,7 @@ def gpu(device: torch.device) -> Gpu:
 
 
 def _choose_on_gpu(call: Call) -> Choice:
-    """By seconds of the whole device."""
+    """The backend with fewer modelled seconds on the whole GPU."""
     g, geometry, size = gpu(call.device), call.geometry, call.dtype.itemsize
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     tensor_rate = g.half if size == 2 else g.tf32 if conv.fp32_precision == "tf32" else g.fp32
@@ -215,14 +220,17 @@ def _choose_on_gpu(call: Call) -> Choice:
     return Choice(backend, why)
 
 
-#: Target channels of a block of the Triton kernel for the gradient in the input, which multiplies whatever any of them
-#: keeps, and the fraction of cuDNN's rate at which it does so.
+#: Target channels per block of the Triton kernel for the gradient in the input, and the fraction of cuDNN's rate that
+#: this kernel reaches. It multiplies a position for the whole block if any channel of the block keeps that position.
 GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.14
 
 
 def vector_gradient_pays(density: float) -> bool:
-    """Whether the gradient in the input of a vector layer on a GPU is faster sparse: kernels/NOTES.md.
+    """Whether the gradient in the input of a vector layer on a GPU is faster sparse than dense; see kernels/NOTES.md.
 
-    ``density``: fraction of weights that are kept, at random places.
+    ``density``: fraction of weights that are kept. The rule assumes that they lie at random positions.
     """
     return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY
+
+
+__getattr__ = renamed_names(__name__, KERNELS="BACKENDS", check_kernel="check_backend")

@@ -1,4 +1,4 @@
-"""What is kept or dropped as one, and which of it to keep.
+"""Granularities: which weights form a unit (are kept or dropped together), and which units pruning keeps.
 
 ==============  =======================================================================================================
 granularity     unit
@@ -6,13 +6,14 @@ granularity     unit
 ``"element"``   0-D: one weight.
 ``"vector:V"``  1-D: V consecutive output channels at one input channel and kernel position, V from 2 to 64.
 ``"kernel"``    2-D: all weights between one output and one input channel.
-``"filter"``    3-D: all weights of one output channel. ``sparsegan.remove_filters`` makes smaller layers of them.
+``"filter"``    3-D: all weights of one output channel. ``sparsegan.remove_filters`` removes dropped filters.
 ``"2:4"``       Four consecutive weights along the reduction dimension of the matrix ``[out_channels, in_channels /
-                groups * kernel_h * kernel_w]``, of which two stay: torch's and NVIDIA's semi-structured pattern. Its
-                sparsity is 0.5, always.
+                groups * kernel_h * kernel_w]``, of which two are kept: the semi-structured pattern of torch and
+                NVIDIA. The sparsity is always 0.5.
 ==============  =======================================================================================================
 
-Vectors have kernels of their own; the other three run on those for single weights: their support lists weights.
+Vectors have separate kernels. All other granularities run on the kernels for single weights, because their supports
+list weights.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-#: Most output channels of one vector.
+#: The most output channels of one vector.
 MAX_VECTOR = 64
 
 Setting = TypeVar("Setting")
 
 
 def _filters(weight: Tensor, transposed: bool, groups: int) -> Tensor:
-    """``[out, in / groups, ...]`` of a dense weight; of a transposed one's ``[in, out / groups, ...]`` and back too."""
+    """A weight with the output channels first, ``[out, in / groups, ...]``.
+
+    A transposed layer's ``[in, out / groups, ...]`` is rearranged. The rearrangement is its own inverse.
+    """
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else weight
 
 
@@ -52,13 +56,13 @@ def _out_channels(shape: Sequence[int], transposed: bool, groups: int) -> int:
 
 @dataclass(frozen=True)
 class Units:
-    """A granularity's units.
+    """The units of a granularity.
 
-    `name`: what one is called. `rule`: what a mask must do. `split(weight, transposed, groups)`: the dense weight seen
-    unit by unit, ``[*unit shape, size]``. `size(shape, out_channels)`: weights kept or dropped as one. `listed`: a
-    support lists these as they are; else it lists their weights. `vector`: output channels of one entry of a support.
-    `stay`: of each `per` consecutive weights of an output channel so many stay; ``None`` where a unit stays or goes as
-    a whole.
+    `name`: the word for a unit in error texts. `rule`: the condition on a mask, for error texts.
+    `split(weight, transposed, groups)`: the dense weight unit by unit, ``[*unit shape, size]``.
+    `size(shape, out_channels)`: weights per unit; 1 for ``"2:4"``. `listed`: whether a support lists units; a support
+    that does not, lists the kept weights. `vector`: output channels of one entry of a support. `stay`: how many of each
+    `per` consecutive weights of an output channel are kept; ``None`` where units are kept or dropped whole.
     """
 
     name: str
@@ -72,7 +76,7 @@ class Units:
 
     @property
     def sparsity(self) -> float | None:
-        """The only sparsity there is, where there is only one."""
+        """The sparsity, where the granularity allows only one; else ``None``."""
         return None if self.stay is None else 1 - self.stay / self.per
 
 
@@ -108,7 +112,7 @@ _UNITS = {
 
 
 def units_of(granularity: str) -> Units:
-    """A granularity's units. Raises ``ValueError`` when this version does not have it."""
+    """The units of a granularity. Raises ``ValueError`` for an unknown granularity."""
     if isinstance(granularity, str):
         if granularity in _UNITS:
             return _UNITS[granularity]
@@ -128,7 +132,7 @@ def vector_length(granularity: str) -> int:
 
 
 def check_granularity(granularity: str) -> str:
-    """Returns it; raises ``ValueError`` when this version does not have it."""
+    """Returns ``granularity``. Raises ``ValueError`` for an unknown granularity."""
     units_of(granularity)
     return granularity
 
@@ -141,11 +145,11 @@ def check_channels(granularity: str, out_channels: int, groups: int = 1) -> None
 
 
 def check_shape(shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> None:
-    """Raises ``ValueError`` unless a dense weight of ``shape`` is whole units."""
+    """Raises ``ValueError`` unless a dense weight of ``shape`` consists of whole units."""
     out_channels = _out_channels(shape, transposed, groups)
     check_channels(granularity, out_channels, groups)
     weights = math.prod(shape) // out_channels
-    _check_multiple(granularity, weights, units_of(granularity).per, f"{weights} weights an output channel")
+    _check_multiple(granularity, weights, units_of(granularity).per, f"{weights} weights per output channel")
 
 
 def _check_multiple(granularity: str, number: int, of: int, what: str) -> None:
@@ -157,7 +161,7 @@ def _check_multiple(granularity: str, number: int, of: int, what: str) -> None:
 
 
 def check_sparsity(sparsity: float, granularity: str = "element") -> float:
-    """Returns it; raises ``ValueError`` outside [0, 1), and where the granularity has one of its own."""
+    """Returns ``sparsity``. Raises ``ValueError`` outside [0, 1), or where the granularity needs another sparsity."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must be at least 0 and below 1")
     only = units_of(granularity).sparsity
@@ -167,10 +171,10 @@ def check_sparsity(sparsity: float, granularity: str = "element") -> float:
 
 
 def by_layer(names: Iterable[str], settings: Setting | Mapping[str, Setting], argument: str) -> dict[str, Setting]:
-    """Each layer's granularity, sparsity, ...: the setting itself, or that of the first pattern that matches its name.
+    """Layer name -> setting (a granularity, a sparsity, ...). A mapping gives the setting per pattern of names.
 
-    Raises ``ValueError``, with the argument's name, where a layer matches no pattern, and for a pattern other than
-    ``"*"`` that no layer takes.
+    A layer takes the first pattern that matches its name. Raises ``ValueError``, with the argument's name, where a
+    layer matches no pattern, and for a pattern other than ``"*"`` that no layer takes.
     """
     if not isinstance(settings, Mapping):
         return dict.fromkeys(names, settings)
@@ -179,22 +183,23 @@ def by_layer(names: Iterable[str], settings: Setting | Mapping[str, Setting], ar
         pattern = next((pattern for pattern in settings if fnmatchcase(name, pattern)), None)
         if pattern is None:
             raise ValueError(
-                f"{argument} has no pattern that matches layer {name}; it has {', '.join(map(repr, settings))}. "
-                "'*' matches the rest, and exclude= leaves a layer dense"
+                f"{argument} has no pattern that matches layer {name}; its patterns are "
+                f"{', '.join(map(repr, settings))}. '*' matches the rest, and exclude= leaves a layer dense"
             )
         taken[name] = pattern
     if unused := set(settings) - {"*", *taken.values()}:
         raise ValueError(
-            f"{argument} has {sorted(unused)}, which no layer takes; a layer takes the first pattern that matches it"
+            f"{argument} has the patterns {sorted(unused)}, which no layer takes; a layer takes the first pattern that "
+            "matches its name"
         )
     return {name: settings[pattern] for name, pattern in taken.items()}
 
 
 def parse_granularity(text: str) -> str | dict[str, str]:
-    """A command line's granularity: ``"filter"``, or by layer as in ``"model.1*=filter,head=2:4,element"``.
+    """The granularity of a command line: ``"filter"``, or by layer as in ``"model.1*=filter,head=2:4,element"``.
 
-    What has no pattern holds for the layers that match none. Raises ``ValueError`` for a granularity that is none, and
-    for a pattern that is there twice.
+    A granularity without a pattern is for the layers that match no pattern. Raises ``ValueError`` for an unknown
+    granularity and for a repeated pattern.
     """
     settings: dict[str, str] = {}
     for part in text.split(","):
@@ -203,20 +208,23 @@ def parse_granularity(text: str) -> str | dict[str, str]:
         if pattern in settings:
             raise ValueError(f"granularity {text!r} has the pattern {pattern!r} twice")
         settings[pattern] = check_granularity(granularity)
-    if "*" in settings:  # whatever its place, it is for the rest
+    if "*" in settings:  # moved to the end, because layers take the first pattern that matches
         settings["*"] = settings.pop("*")
     return settings["*"] if list(settings) == ["*"] else settings
 
 
 def kept(size: int, sparsity: float) -> int:
-    """How many of ``size`` units stay at a sparsity: what is dropped is rounded to the nearest, and one stays."""
+    """How many of ``size`` units are kept at a sparsity: at least one. The number of dropped units is rounded."""
     return max(size - round(size * check_sparsity(sparsity)), min(size, 1))
 
 
 def largest(scores: Tensor, keep: int) -> Tensor:
-    """bool, shape of ``scores``: its ``keep`` largest entries; among equal ones the first. ``ValueError`` on NaN."""
+    """bool, shape of ``scores``: True at the ``keep`` largest entries, and of equal entries at the first.
+
+    Raises ``ValueError`` on NaN.
+    """
     if bool(scores.isnan().any()):
-        raise ValueError("the weights to prune contain NaN; magnitude has no order there")
+        raise ValueError("the weights to prune contain NaN; NaN cannot be ranked by magnitude")
     flat = scores.flatten()
     if keep >= flat.numel():
         return torch.ones_like(scores, dtype=torch.bool)
@@ -230,17 +238,18 @@ def largest(scores: Tensor, keep: int) -> Tensor:
 
 
 def as_units(weight: Tensor, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
-    """A dense weight (or mask, or anything of its shape) seen unit by unit.
+    """A dense weight, or a tensor of its shape such as a mask, arranged unit by unit.
 
     Args:
-        weight: ``[out, in / groups, ...]``, or ``[in, out / groups, ...]`` when ``transposed``; any for ``"element"``.
+        weight: ``[out, in / groups, ...]``, or ``[in, out / groups, ...]`` when ``transposed``; for ``"element"`` any
+            shape.
 
     Returns:
-        ``[*unit shape, size]``. For elements and vectors the unit shape is the weight's with its output channels
-        divided by V, so that flat positions in it are what a support lists.
+        ``[*unit shape, size]``. For elements and vectors the unit shape is the weight's shape with the output channels
+        divided by V. A support lists flat positions in this shape.
 
     Raises:
-        ValueError: the weight is not whole units.
+        ValueError: the weight does not consist of whole units.
     """
     if granularity != "element":
         check_shape(weight.shape, granularity, transposed, groups)
@@ -248,16 +257,17 @@ def as_units(weight: Tensor, granularity: str, transposed: bool = False, groups:
 
 
 def unit_size(shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> int:
-    """How many weights of a dense weight of ``shape`` are kept or dropped as one; 1 for ``"2:4"``."""
+    """The number of weights per unit, for a dense weight of ``shape``; 1 for ``"2:4"``."""
     return units_of(granularity).size(
         shape, 1 if granularity == "element" else _out_channels(shape, transposed, groups)
     )
 
 
 def magnitudes(units: Tensor) -> Tensor:
-    """What pruning ranks units by: the L2 norm of each, ``[..., size]`` to ``[...]``.
+    """The L2 norm of each unit, ``[..., size]`` to ``[...]``. Pruning ranks units by this norm.
 
-    In float64, where no square of a float32 overflows or vanishes; of one weight a unit, its magnitude as it is.
+    The norm is float64, so that no square of a float32 overflows or vanishes. For units of one weight it is the
+    magnitude, in the weight's dtype.
     """
     if units.shape[-1] == 1:
         return units.abs().squeeze(-1)
@@ -265,8 +275,10 @@ def magnitudes(units: Tensor) -> Tensor:
 
 
 def mask_of(keep: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
-    """The mask, bool of a dense weight's ``shape``, of the units to keep: bool ``[*unit shape]`` or, weight by weight
-    inside each unit, ``[*unit shape, size]``."""
+    """The mask, bool of a dense weight's ``shape``.
+
+    ``keep``: bool, per unit ``[*unit shape]`` or per weight of each unit ``[*unit shape, size]``; True is kept.
+    """
     mask = torch.zeros(tuple(shape), dtype=torch.bool, device=keep.device)
     where = as_units(torch.arange(mask.numel(), device=keep.device).view(mask.shape), granularity, transposed, groups)
     mask.view(-1)[where[keep].flatten()] = True
@@ -274,13 +286,13 @@ def mask_of(keep: Tensor, shape: Sequence[int], granularity: str, transposed: bo
 
 
 def keep_largest(weight: Tensor, keep: int, granularity: str, transposed: bool = False, groups: int = 1) -> Tensor:
-    """The mask of the ``keep`` units of largest norm; with ``"2:4"``, of the two largest weights of each quadruple."""
+    """The mask that keeps the ``keep`` units of largest norm. For ``"2:4"``: the two largest weights of each four."""
     units, stay = as_units(weight.detach(), granularity, transposed, groups), units_of(granularity).stay
     if stay is None:
         chosen = largest(magnitudes(units), keep)
     else:
         if bool(units.isnan().any()):
-            raise ValueError("the weights to prune contain NaN; magnitude has no order there")
+            raise ValueError("the weights to prune contain NaN; NaN cannot be ranked by magnitude")
         order = units.abs().sort(dim=-1, descending=True, stable=True).indices
         chosen = torch.zeros_like(units, dtype=torch.bool).scatter_(-1, order[..., :stay], True)
     return mask_of(chosen, weight.shape, granularity, transposed, groups)
@@ -289,20 +301,20 @@ def keep_largest(weight: Tensor, keep: int, granularity: str, transposed: bool =
 def magnitude_mask(
     weight: Tensor, sparsity: float, granularity: str = "element", transposed: bool = False, groups: int = 1
 ) -> Tensor:
-    """The mask that keeps the units of largest L2 norm (single weights: of largest magnitude).
+    """The mask that keeps the units of largest L2 norm. For single weights the norm is the magnitude.
 
     Args:
         weight: the dense weight; for ``"element"`` of any shape.
-        sparsity: fraction of units to drop, in [0, 1); for ``"2:4"`` 0.5.
-        granularity: what is kept or dropped as one.
-        transposed: the weight is a ``ConvTranspose2d``'s, whose output channels are dimension 1.
-        groups: of the layer; matters to a transposed one's filters.
+        sparsity: fraction of units to drop, in [0, 1); 0.5 for ``"2:4"``.
+        granularity: the unit; see the module's table.
+        transposed: True for the weight of a ``ConvTranspose2d``, whose output channels are dimension 1.
+        groups: the groups of the layer.
 
     Returns:
         bool, shape of ``weight``: True where kept.
 
     Raises:
-        ValueError: an argument is out of range, the weight is not whole units, or a weight is NaN.
+        ValueError: an argument is out of range, the weight does not consist of whole units, or a weight is NaN.
     """
     check_sparsity(sparsity, granularity)
     units = weight.numel() // unit_size(weight.shape, granularity, transposed, groups)
@@ -310,24 +322,24 @@ def magnitude_mask(
 
 
 def nonzero_mask(weight: Tensor, granularity: str = "element", transposed: bool = False, groups: int = 1) -> Tensor:
-    """The mask, bool of the weight's shape, of the units with a nonzero weight: a pruning tool's result as it is.
+    """The mask, bool of the weight's shape, that keeps each unit with a nonzero weight: the result of a pruning tool.
 
-    With ``"2:4"`` a quadruple with fewer than two nonzeros keeps zeros beside them. Raises ``ValueError`` where one has
-    more.
+    With ``"2:4"``, each quadruple keeps two weights, even if fewer are nonzero. Raises ``ValueError`` where more than
+    two are.
     """
     units, stay = as_units(weight.detach() != 0, granularity, transposed, groups), units_of(granularity).stay
     if stay is None:
         return mask_of(units.any(-1), weight.shape, granularity, transposed, groups)
     if more := int((units.sum(-1) > stay).sum()):
         raise ValueError(
-            f"the weight has {more} of {units[..., 0].numel()} quadruples with more than {stay} nonzeros, which "
-            f"granularity {granularity!r} does not allow; give sparsity=0.5 to drop the smallest"
+            f"{more} of the weight's {units[..., 0].numel()} quadruples have more than {stay} nonzeros, which "
+            f"granularity {granularity!r} does not allow; give sparsity=0.5 to drop the smallest weights of each"
         )
     return keep_largest(weight, 0, granularity, transposed, groups)
 
 
 def check_mask(mask: Tensor, granularity: str, transposed: bool = False, groups: int = 1) -> None:
-    """Raises ``ValueError`` unless a mask, bool of the weight's shape, keeps whole units or what the pattern asks."""
+    """Raises ``ValueError`` unless a mask, bool of the weight's shape, keeps whole units or fits the 2:4 pattern."""
     units, kind = as_units(mask, granularity, transposed, groups), units_of(granularity)
     wrong = units.sum(-1) != kind.stay if kind.stay is not None else units.any(-1) != units.all(-1)
     if cut := int(wrong.sum()):
@@ -337,7 +349,7 @@ def check_mask(mask: Tensor, granularity: str, transposed: bool = False, groups:
 
 
 def support_of(mask: Tensor, granularity: str, transposed: bool = False) -> Tensor:
-    """int32: the support, positions of kept vectors or weights, of a mask that ``check_mask`` takes."""
+    """The support of a mask that passes ``check_mask``: int32, sorted positions of kept vectors or weights."""
     entries = _vectors(vector_length(granularity))(mask, transposed, 1)[..., 0]
     return entries.flatten().nonzero().flatten().int()
 
@@ -345,7 +357,7 @@ def support_of(mask: Tensor, granularity: str, transposed: bool = False) -> Tens
 def units_of_support(
     support: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1
 ) -> Tensor:
-    """int32, sorted: which units a support keeps, where those are whole; else the weights that it lists."""
+    """The units that a support keeps, int32, sorted. For ``"2:4"``, which keeps parts of units, the support itself."""
     kind = units_of(granularity)
     if kind.listed or kind.stay is not None:
         return support
@@ -358,7 +370,7 @@ def units_of_support(
 def support_of_units(
     units: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1
 ) -> Tensor:
-    """What ``units_of_support`` takes apart. Raises ``ValueError`` where listed weights cut a pattern."""
+    """The inverse of ``units_of_support``. Raises ``ValueError`` where weights do not fit the 2:4 pattern."""
     kind = units_of(granularity)
     if kind.listed:
         return units

@@ -1,6 +1,6 @@
-"""Which weights a sparse layer keeps: its settings, support and values, and everything that follows from them alone.
+"""The kept weights of a sparse layer: settings, support and values, and all that follows from these alone.
 
-Nothing here runs a layer. ``sparsegan/nn/base.py`` does, with these weights.
+Nothing here runs a layer; ``sparsegan/nn/base.py`` does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..ops.plan import check_support
 from .granularity import as_units, check_mask, unit_size, units_of, vector_length
 from .plan_cache import PlanCache
 
-#: What a layer has in common with its torch.nn twin, under the same names.
+#: The attributes that a sparse layer has in common with the torch.nn layer, under the same names.
 SETTINGS: tuple[str, ...] = (
     "transposed",
     "in_channels",
@@ -32,11 +32,13 @@ SETTINGS: tuple[str, ...] = (
 
 
 class KeptWeights(nn.Module):
-    """Settings, support and values of a layer. ``dense_class`` is the torch.nn twin, ``adjoint`` the forward direction.
+    """The settings, support and values of a layer.
 
-    ``values`` is the Parameter, ``[nnz]``; ``support`` an int32 buffer ``[units]``, sorted flat positions of what is
-    kept. A support lists single weights; with granularity ``"vector:V"`` it lists vectors, V consecutive output
-    channels at one input channel and kernel position, and ``values`` holds V weights for each.
+    ``dense_class`` is the torch.nn class with the same function. ``adjoint`` is the direction of the forward: False for
+    a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is an int32 buffer
+    ``[units]`` of sorted flat positions. A support lists single weights; with granularity ``"vector:V"`` it lists
+    vectors, V consecutive output channels at one input channel and kernel position, and ``values`` has V weights for
+    each vector.
     """
 
     dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
@@ -52,19 +54,19 @@ class KeptWeights(nn.Module):
     output_padding: Pair
     groups: int
     padding_mode: str
-    #: What is not above 0 in the output is multiplied by it while it is written: how an engine fuses a ReLU.
+    #: Outputs at or below 0 are multiplied by this slope while they are written. An engine fuses a ReLU by it.
     negative_slope: float = 1.0
     values: nn.Parameter
     support: Tensor
     bias: nn.Parameter | None
-    #: Whether the positions are a mask that the caller gave: a dense weight is then read at them.
+    #: Whether the positions come from the caller's mask. A dense weight is then loaded at these positions.
     keeps_mask: bool
     granularity: str
-    #: What was made of the support as it was; see :mod:`sparsegan.nn.plan_cache`.
+    #: Plans and choices for one state of the support; see :mod:`sparsegan.nn.plan_cache`.
     _cache: PlanCache | None
 
     def _prepare_geometries(self) -> None:
-        """The ops' view of the layer, and the variants for a coarse grid that is one element high or wide."""
+        """Sets the layer's geometry, and its variants for a coarse grid that is one element high or wide."""
         coarse, fine = (self.in_channels, self.out_channels) if self.adjoint else (self.out_channels, self.in_channels)
         vector = vector_length(self.granularity)
         self.geometry = Geometry(
@@ -86,7 +88,7 @@ class KeptWeights(nn.Module):
         self._numbers = {key: geometry.numbers() for key, geometry in self._geometries.items()}
 
     def padding_before(self) -> Pair:
-        """What lies before the first row and column, by the padding mode."""
+        """The rows and columns of padding before the first element, in any padding mode."""
         if self.padding == "valid":
             return (0, 0)
         if self.padding == "same":
@@ -97,26 +99,26 @@ class KeptWeights(nn.Module):
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the dense weight."""
+        """The shape of the dense weight."""
         return self.geometry.weight_shape
 
     @property
     def unit_size(self) -> int:
-        """How many weights are kept or dropped as one; 1 for ``"2:4"``."""
+        """The number of weights per unit; 1 for ``"2:4"``."""
         return unit_size(self.weight_shape, self.granularity, self.transposed, self.groups)
 
     @property
     def nnz(self) -> int:
-        """Number of kept weights."""
+        """The number of kept weights."""
         return self.values.shape[0]
 
     @property
     def sparsity(self) -> float:
-        """Fraction of weights that are dropped, in [0, 1]."""
+        """The fraction of weights that are dropped, in [0, 1]."""
         return 1 - self.nnz / math.prod(self.weight_shape)
 
     def mask(self) -> Tensor:
-        """bool, shape of the dense weight: True where kept."""
+        """The mask: bool, shape of the dense weight, True where kept."""
         return self._mask_of(self.support)
 
     def _mask_of(self, support: Tensor) -> Tensor:
@@ -125,22 +127,25 @@ class KeptWeights(nn.Module):
         return flat.view(self.weight_shape)
 
     def positions(self) -> Tensor:
-        """int64 ``[nnz]``: where in the flattened dense weight each of ``values`` belongs."""
+        """The position of each of ``values`` in the flattened dense weight, int64 ``[nnz]``."""
         return self.positions_of(self.support)
 
     def positions_of(self, support: Tensor) -> Tensor:
-        """The same of another support."""
+        """:meth:`positions` for another support."""
         vector, units = self.geometry.vector, support.long()
         if vector == 1:
             return units
-        # A row of `inner` units is V rows of weights: channels of a unit are `inner` apart.
+        # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
         inner = math.prod(self.weight_shape[2 if self.adjoint else 1 :])
         first = units + (units // inner) * (inner * (vector - 1))
         channels = torch.arange(0, inner * vector, inner, device=units.device)
         return (first.unsqueeze(1) + channels).flatten()
 
     def unit_rows(self) -> Tensor:
-        """int64 ``[kept units, weights of a unit]``: indices into ``values``, for granularities with whole units."""
+        """The weights of each kept unit as indices into ``values``, int64 ``[kept units, weights per unit]``.
+
+        Only for granularities that keep whole units.
+        """
         mask = self.mask()
         weights = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
         units = as_units(weights, self.granularity, self.transposed, self.groups).flatten(0, -2)
@@ -149,16 +154,16 @@ class KeptWeights(nn.Module):
         return rank[units[mask.flatten()[units[:, 0]]]]
 
     def dense_weight(self) -> Tensor:
-        """The dense weight, zeros where dropped; a new tensor, differentiable in ``values``."""
+        """The dense weight with zeros where dropped: a new tensor, differentiable in ``values``."""
         return self.scattered(self.values)
 
     def scattered(self, values: Tensor) -> Tensor:
-        """The same of other values."""
+        """:meth:`dense_weight` for other values."""
         flat = values.new_zeros(math.prod(self.weight_shape))
         return flat.index_copy(0, self.positions(), values).view(self.weight_shape)
 
     def dense_twin(self, device: torch.device | str) -> nn.Conv2d | nn.ConvTranspose2d:
-        """A ``torch.nn`` layer with these settings; its parameters are allocated and not set."""
+        """A ``torch.nn`` layer with these settings. Its parameters are allocated but not initialised."""
         return nn.utils.skip_init(
             self.dense_class,
             self.in_channels,
@@ -176,7 +181,7 @@ class KeptWeights(nn.Module):
         )
 
     def to_dense(self) -> nn.Conv2d | nn.ConvTranspose2d:
-        """A ``torch.nn`` layer that computes the same, zeros in place. Parameters are copies."""
+        """A ``torch.nn`` layer that computes the same, with zeros at the dropped weights. Its parameters are copies."""
         dense = self.dense_twin(self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.dense_weight())
@@ -187,16 +192,16 @@ class KeptWeights(nn.Module):
         return dense.train(self.training)
 
     def set_support(self, support: Tensor, values: Tensor) -> None:
-        """Replaces the kept positions and their weights. ``values`` stays the same Parameter object.
+        """Replaces the kept positions and their weights. ``self.values`` stays the same Parameter object.
 
         Args:
             support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape`` (for
-                single weights: in the flattened dense weight); whole units of the granularity.
-            values: ``[units * V]``, unit by unit, converted to the layer's dtype and device.
+                single weights: in the flattened dense weight). The positions must form whole units of the granularity.
+            values: ``[units * V]``, unit by unit; converted to the layer's dtype and device.
 
         Raises:
-            ValueError: the support is not valid, the two lengths differ, or the layer is on the meta device; the layer
-                is unchanged.
+            ValueError: the support is not valid, the lengths do not fit, or the layer is on the meta device. The layer
+                is then unchanged.
         """
         if self.values.is_meta:
             raise ValueError(
@@ -206,27 +211,27 @@ class KeptWeights(nn.Module):
         self.replace_weights(self.check_entries(support, values), values)
 
     def check_entries(self, support: Tensor, values: Tensor) -> Tensor:
-        """A copy of a support that fits the layer, as ``set_support`` takes it. Raises as that does."""
+        """A copy of the support. Raises ``ValueError`` unless support and values are as ``set_support`` takes them."""
         if support.dim() == 1 and support.shape[0] <= math.prod(self.geometry.unit_shape):
-            # Copied first: nobody can change what was checked.
+            # Copied before the checks, so that the checked numbers cannot change afterwards.
             support = support.detach().clone(memory_format=torch.contiguous_format)
         self.check_positions(support)
         nnz = support.shape[0] * self.geometry.vector
         if tuple(values.shape) != (nnz,):
             raise ValueError(
-                f"values has shape {tuple(values.shape)}; it must be ({nnz},), {self.geometry.vector} for each of the "
-                f"support's {support.shape[0]} positions (granularity {self.granularity!r})"
+                f"values has shape {tuple(values.shape)}; it must be ({nnz},): the support has {support.shape[0]} "
+                f"positions with {self.geometry.vector} weights each (granularity {self.granularity!r})"
             )
         return support
 
     def check_positions(self, support: Tensor) -> None:
-        """Raises ``ValueError`` unless a support is int32, sorted, unique, in range and of whole units."""
+        """Raises ``ValueError`` unless a support is int32, sorted, unique, in range and made of whole units."""
         check_support(support, math.prod(self.geometry.unit_shape))
         if not units_of(self.granularity).listed:
             check_mask(self._mask_of(support), self.granularity, self.transposed, self.groups)
 
     def _check_mask(self, mask: Tensor) -> None:
-        """Raises where a mask that a caller gave is none, or cuts a unit."""
+        """Raises where the caller's mask is not a bool tensor of the weight's shape, or cuts a unit."""
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(
                 f"mask is {getattr(mask, 'dtype', type(mask).__name__)}; it must be a tensor of dtype torch.bool"
@@ -236,7 +241,10 @@ class KeptWeights(nn.Module):
         check_mask(mask, self.granularity, self.transposed, self.groups)
 
     def replace_weights(self, support: Tensor, values: Tensor, assign: bool = False) -> None:
-        """Takes over what was checked. ``assign``: as ``load_state_dict`` has it, the Parameter is replaced too."""
+        """Replaces support and values by arguments that were checked before.
+
+        ``assign``: also replace the Parameter object, as ``load_state_dict(assign=True)`` does.
+        """
         if assign:
             self.values = assigned(values, self.values)
         elif values.shape == self.values.shape and not self.values.is_inference():
@@ -244,18 +252,18 @@ class KeptWeights(nn.Module):
                 self.values.copy_(values.detach())
         else:
             new = values.detach().to(self.values).clone()
-            # Through another dtype: torch then forgets the gradient accumulator, which a graph of the last step may
-            # still hold with the old shape.
+            # The detour over another dtype makes torch drop the gradient accumulator. A graph of the last step may
+            # still hold that accumulator, which has the old shape.
             self.values.data = new.to(torch.float64 if new.dtype == torch.float32 else torch.float32)
             self.values.data = new
         self.values.grad = None
-        with torch.inference_mode(False):  # what is loaded while evaluating serves training too
+        with torch.inference_mode(False):  # a support that is loaded in inference mode must serve training too
             self.support = support.to(self.values.device, copy=True)
         self.keeps_mask = False
         self._cache = None
 
     def extra_repr(self) -> str:
-        """torch.nn's own line, and what is kept."""
+        """The settings as torch.nn prints them, then sparsity, nnz and granularity."""
         granularity = "" if self.granularity == "element" else f", granularity={self.granularity!r}"
         ours = f", sparsity={self.sparsity:.4f}, nnz={self.nnz}{granularity}"
         return self.dense_class.extra_repr(self) + ours  # type: ignore[arg-type]
@@ -270,7 +278,7 @@ class KeptWeights(nn.Module):
 
 
 def assigned(new: Tensor, old: nn.Parameter) -> nn.Parameter:
-    """What ``load_state_dict(assign=True)`` puts in the place of a parameter, as torch does."""
+    """The Parameter that ``load_state_dict(assign=True)`` puts in the place of ``old``, as torch does."""
     if isinstance(new, nn.Parameter):
         new.requires_grad_(old.requires_grad)
         return new

@@ -1,8 +1,8 @@
 """Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
 
-A layer holds its kept weights only: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[units]``,
-sorted flat positions of what is kept) and ``bias``. Training runs on these: gradients and optimizer state have size
-nnz. ``sparsegan/nn/base.py`` has what the two layers share.
+A layer holds only its kept weights: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[units]``, the
+sorted flat positions of the kept units) and ``bias``. Training runs on these tensors, so gradients and optimizer state
+have size nnz. ``sparsegan/nn/base.py`` has the base class of both layers.
 """
 
 from __future__ import annotations
@@ -19,29 +19,31 @@ from .granularity import check_sparsity
 
 
 class SparseConv2d(SparseConv):
-    """``torch.nn.Conv2d`` with only the kept weights in memory: same arguments, and which weights to keep.
+    """``torch.nn.Conv2d`` with only the kept weights in memory. It takes the same arguments and three more.
 
     Args:
-        sparsity: fraction of units to drop, in [0, 1): the layer is initialised as torch's and pruned by magnitude.
+        sparsity: fraction of units to drop, in [0, 1). The layer is initialised as torch's and pruned by magnitude.
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
             With neither, all weights are kept.
-        granularity: what is dropped as one: ``"element"``, ``"vector:V"`` (V from 2 to 64 divides ``out_channels /
-            groups``), ``"kernel"``, ``"filter"`` or ``"2:4"`` (with ``sparsity=0.5`` or a mask); see
+        granularity: the unit: ``"element"``, ``"vector:V"`` (V from 2 to 64 divides ``out_channels / groups``),
+            ``"kernel"``, ``"filter"`` or ``"2:4"`` (with ``sparsity=0.5`` or a mask); see
             ``sparsegan.nn.granularity``.
 
-    Input ``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` of the layer's dtype; the output is NCHW-contiguous.
+    The input is ``[N, in_channels, H, W]`` or ``[in_channels, H, W]``, of the layer's dtype. The output is
+    NCHW-contiguous.
 
-    ``load_state_dict`` takes one of these, or nothing where an entry does not fit:
+    ``load_state_dict`` takes one of the following. Where an entry does not fit, the layer stays unchanged.
 
-    - ``values`` and ``support``: as they are, of any length.
-    - ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``: the mask says which weights stay.
-    - ``weight``, a dense layer's. The layer chooses anew, by magnitude, as many units as it keeps now; where at least
-      the layer's fraction of units is zero already, the others are the mask. A layer made with ``mask=`` reads the
-      weight at its own positions. To keep positions that training has found, load
+    - ``values`` and ``support``, of any length.
+    - ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. The mask says which weights are kept.
+    - ``weight`` of a dense layer. If at least the layer's fraction of units is zero in it, the nonzero units are kept.
+      Otherwise the layer keeps as many units as now, chosen anew by magnitude. A layer that was made with ``mask=``
+      keeps its positions instead. To keep the positions that training has found, load
       ``{"support": layer.support, "values": weight.flatten()[layer.positions()], ...}``.
 
-    ``values`` stays the same Parameter (with ``assign=True`` it does not), so an optimizer made before goes on with it.
-    Its state is that of the old weights, and where the length has changed its next step fails: make it after loading.
+    ``values`` stays the same Parameter, except with ``assign=True``, so an optimizer that was made before still updates
+    it. But the optimizer's state belongs to the old weights, and if the length has changed, its next step fails.
+    Therefore make the optimizer after loading.
     """
 
     dense_class = nn.Conv2d
@@ -82,7 +84,7 @@ class SparseConv2d(SparseConv):
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
 
     def to_dense(self) -> nn.Conv2d:
-        """A ``torch.nn.Conv2d`` that computes the same, zeros in place. Parameters are copies."""
+        """A ``torch.nn.Conv2d`` that computes the same, with zeros at the dropped weights; a copy."""
         return cast(nn.Conv2d, super().to_dense())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class SparseConv2d(SparseConv):
         return self._run(x, (size[0], size[1]))
 
     def _check_padding(self, x: Tensor, axis: int, padding: int) -> None:
-        """torch's own limits: a reflection never leaves the image, a circle goes round once."""
+        """Raises ``ValueError`` beyond torch's limits: padding < size for "reflect", padding <= size for "circular"."""
         least = {"zeros": 0, "replicate": 1, "circular": max(padding, 1), "reflect": padding + 1}[self.padding_mode]
         if x.shape[2 + axis] < least:
             raise ValueError(
@@ -119,10 +121,10 @@ class SparseConv2d(SparseConv):
 
 
 class SparseConvTranspose2d(SparseConv):
-    """``torch.nn.ConvTranspose2d`` with only the kept weights in memory: same arguments, and which weights to keep.
+    """``torch.nn.ConvTranspose2d`` with only the kept weights in memory.
 
-    ``mask`` is bool ``[in_channels, out_channels / groups, *kernel_size]``; the other arguments are those of
-    :class:`SparseConv2d`.
+    It takes the arguments of ``torch.nn.ConvTranspose2d``, and ``sparsity``, ``mask`` and ``granularity`` as
+    :class:`SparseConv2d`. ``mask`` is bool ``[in_channels, out_channels / groups, *kernel_size]``.
     """
 
     dense_class = nn.ConvTranspose2d
@@ -165,14 +167,15 @@ class SparseConvTranspose2d(SparseConv):
         self._absorb(dense, *_initial_support(sparsity, mask, granularity))
 
     def to_dense(self) -> nn.ConvTranspose2d:
-        """A ``torch.nn.ConvTranspose2d`` that computes the same, zeros in place. Parameters are copies."""
+        """A ``torch.nn.ConvTranspose2d`` that computes the same, with zeros at the dropped weights; a copy."""
         return cast(nn.ConvTranspose2d, super().to_dense())
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.
 
         Args:
-            output_size: (height, width), or one number a dimension: one of the sizes that the stride leaves open.
+            output_size: the output's (height, width), or one number per dimension of the input. With a stride above 1
+                several output sizes are possible; this argument chooses one of them.
         """
         if _is_recorded_by_fx(x):
             return self._as_leaf(x, output_size)
@@ -183,12 +186,12 @@ class SparseConvTranspose2d(SparseConv):
             return self.forward(x.unsqueeze(0), output_size).squeeze(0)
         if output_size is not None and len(output_size) not in (2, x.dim()):
             raise ValueError(
-                f"output_size has {len(output_size)} numbers; it must have 2, or one a dimension of the input"
+                f"output_size has {len(output_size)} numbers; it must have 2, or one per dimension of the input"
             )
         size, extra = [], []
         for axis, n in enumerate(self.geometry.fine_size(x.shape[2:])):
             added = self.output_padding[axis] if output_size is None else output_size[axis - 2] - n
-            # torch's own limits: any output padding of the constructor, less than a stride through output_size.
+            # As in torch, the constructor's output padding is not limited here; that from output_size is.
             if output_size is not None and not 0 <= added < self.stride[axis]:
                 raise ValueError(
                     f"output_size asks for {output_size[axis - 2]} along dimension {2 + axis}; "
@@ -212,7 +215,7 @@ SPARSE_CLASSES: dict[type[nn.Module], type[SparseConv]] = {
 def _initial_support(
     sparsity: float | None, mask: Tensor | None, granularity: str
 ) -> tuple[float | None, str, Tensor | None]:
-    """The arguments of ``_absorb`` for a new layer: without a sparsity or a mask every weight is kept."""
+    """The arguments of ``_absorb`` for a new layer. Without a sparsity and a mask, every weight is kept."""
     if sparsity is not None:
         check_sparsity(sparsity)
     return (0.0 if sparsity is None and mask is None else sparsity), granularity, mask

@@ -1,8 +1,8 @@
-"""What a sparse layer makes of its support and keeps: plans, choices of a backend, the dense weight of an evaluation.
+"""The plan cache of a sparse layer: plans, choices of a backend, and the dense weight for evaluation.
 
-All of it stands in one object that belongs to one state of the support. A thread takes that object once a call, so no
-call mixes two states, and nothing that was made for an old support reaches a new one. Each entry is complete before it
-can be found: two threads may make the same entry twice, and neither waits for the other.
+One cache belongs to one state of the support. A thread takes the layer's cache once per call, so a call never mixes two
+states of the support. An entry is complete before another thread can find it. Two threads may therefore compute the
+same entry twice, but neither waits for the other.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from torch import Tensor
 from ..ops.plan import plan_of
 from .dispatch import Choice
 
-#: Positions of a support that are compared at each call, of a larger one evenly spread: about 2 microseconds.
+#: The most positions of a support that are compared at each call, evenly spread: about 2 microseconds.
 SAMPLED = 4096
-#: Choices of a backend that are kept, one per shape of an input.
+#: The most choices of a backend that are kept. There is one per input shape, output size, dtype and precision.
 MOST_CHOICES = 1024
 
 
 class PlanCache:
-    """See the module. ``numbers``: the support's positions, a copy that was checked.
+    """The plan cache for one state of ``support``; see the module. ``numbers``: a copy of the support's positions.
 
-    torch counts the changes of a tensor in place, but not those through ``.data``, nor those by another process; an
-    inference tensor has no counter. Hence the sample, on a CPU. A digest tells whether a counted change was one.
+    The cache must notice when the support changes in place. torch counts changes of a tensor in place, except changes
+    through ``.data`` or by another process, and an inference tensor has no counter. On a CPU the cache therefore
+    compares a sample of the positions too. The digest tells whether a counted change really changed a position.
     """
 
     def __init__(self, support: Tensor, version: int | None, numbers: np.ndarray) -> None:
@@ -42,7 +43,7 @@ class PlanCache:
         self._dense: tuple[Tensor, Tensor] | None = None
 
     def describes(self, support: Tensor) -> bool:
-        """Whether a layer's support is the one that this was made from, unchanged."""
+        """Whether ``support`` is the tensor that this cache was made for, and is unchanged."""
         return (
             support is self.support
             and version_of(support) == self._version
@@ -51,39 +52,39 @@ class PlanCache:
         )
 
     def unchanged(self) -> bool:
-        """Whether torch has counted no change of the support in place; reads no numbers, so it serves while tracing."""
+        """Whether torch has counted no change of the support in place. Reads no positions, so it works in tracing."""
         return version_of(self.support) == self._version
 
     def take_over(self, other: PlanCache) -> None:
-        """Everything that was made from the same positions, in another tensor or before a copy onto themselves."""
+        """Takes the entries of another cache, which was made for the same positions on the same device."""
         self.plans, self.choices, self._dense = other.plans, other.choices, other._dense
 
     def plan(self, variant: tuple[bool, bool], geometry: list[int], adjoint: bool) -> Tensor:
-        """The plan of one direction; ``variant``: whether the coarse grid is one element high, and wide."""
+        """The plan of one direction. ``variant``: whether the coarse grid is one element high, and one element wide."""
         key = (*variant, adjoint)
         if key not in self.plans:
-            with torch.inference_mode(False):  # a plan made while evaluating serves training too
+            with torch.inference_mode(False):  # a plan that is compiled in inference mode must serve training too
                 self.plans[key] = plan_of(self.support, geometry, adjoint)
         return self.plans[key]
 
     def choice(self, key: Any, choose: Callable[[], Choice]) -> Choice:
-        """What ``choose()`` gave for a key when it was first asked."""
+        """The result of ``choose()`` at the first call with this key."""
         choice = self.choices.get(key)
         if choice is None:
-            if len(self.choices) >= MOST_CHOICES:  # a server meets ever new sizes
+            if len(self.choices) >= MOST_CHOICES:  # as in a server that gets new image sizes all the time
                 self.choices.clear()
             self.choices[key] = choice = choose()
         return choice
 
     def dense_weight(self, values: Tensor, shape: tuple[int, ...], positions: Tensor) -> Tensor:
-        """The dense weight of some values, kept until they change; nobody may write into it.
+        """The dense weight of ``values``, cached until the values change. Callers must not write into the result.
 
-        The values are compared every time: nothing else tells reliably whether they have changed
-        (``values.data.mul_()`` does not).
+        The values are compared at each call, because torch's count of changes is not reliable: it misses
+        ``values.data.mul_()``.
         """
         kept = self._dense
         if kept is None or kept[0].dtype != values.dtype or not torch.equal(values, kept[0]):
-            with torch.inference_mode(False), torch.no_grad():  # usable in both modes
+            with torch.inference_mode(False), torch.no_grad():  # usable in and outside of inference mode
                 copy = values.detach().clone()
                 weight = copy.new_zeros(shape)
                 weight.view(-1).index_copy_(0, positions, copy)
@@ -92,17 +93,17 @@ class PlanCache:
         return kept[1]
 
     def plan_bytes(self) -> int:
-        """Bytes of the plans."""
+        """The bytes of all plans in the cache."""
         return sum(plan.numel() * plan.element_size() for plan in list(self.plans.values()))
 
 
 def version_of(support: Tensor) -> int | None:
-    """torch's count of changes in place."""
+    """torch's count of changes of the support in place, or None for an inference tensor."""
     return None if support.is_inference() else support._version
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers can be read now: it is not fake or on the meta device, and no graph is being made."""
+    """Whether a tensor's numbers can be read now: it is not fake or on the meta device, and no graph is traced."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()

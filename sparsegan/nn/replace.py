@@ -1,4 +1,4 @@
-"""The sparse layers of a model, and layers put in the place of others."""
+"""Finding the sparse layers of a model, and replacing layers of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOOKS = (
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
-    """(name, layer) of every sparse layer, each once."""
+    """(name, layer) of each sparse layer of a model. A layer with several names comes once."""
     for name, module in model.named_modules():
         if isinstance(module, SparseConv):
             yield name, module
@@ -37,7 +37,10 @@ def densify(model: SparseConvTranspose2d) -> nn.ConvTranspose2d: ...
 @overload
 def densify(model: Model) -> Model: ...
 def densify(model: nn.Module) -> nn.Module:
-    """Back to ``torch.nn`` layers, zeros in place; in place, returns the model (a new layer for a bare one)."""
+    """Replaces each sparse layer of a model by a ``torch.nn`` layer with zeros at the dropped weights, in place.
+
+    Returns the model. If ``model`` is itself a sparse layer, returns a new ``torch.nn`` layer.
+    """
     replacements: dict[nn.Module, nn.Module] = {}
     for _name, layer in sparse_layers(model):
         replacements[layer] = layer.to_dense()
@@ -46,16 +49,20 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Copies the forward and backward hooks of ``old`` to ``new``."""
     for attribute in _HOOKS:
         hooks = getattr(old, attribute)
-        # Those that compute a weight have done so: from_dense has taken it.
+        # Hooks that compute a weight are left out: from_dense has taken the computed weight.
         mine = {k: h for k, h in hooks.items() if not isinstance(h, WEIGHT_HOOKS)}
         getattr(new, attribute).update(mine)
     new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def replaced(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Puts each replacement wherever its original is a child; one that is there twice is replaced twice."""
+    """Replaces modules (original -> replacement) wherever they are children in the model. Returns the model.
+
+    If ``model`` is itself an original, returns its replacement.
+    """
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in replacements:

@@ -1,4 +1,4 @@
-"""State from outside: a layer's part of a state_dict, read and checked before the layer changes, and old pickles."""
+"""Loading a layer's part of a state_dict. Everything is checked before the layer changes. Also reads old pickles."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from .granularity import as_units, keep_largest, nonzero_mask, support_of, units_of
 from .kept_weights import KeptWeights, assigned
 
-#: Keys that a layer reads, without the prefix.
+#: The keys that a layer reads, without the prefix.
 KEYS = ("values", "support", "weight", "weight_orig", "weight_mask", "bias", "bias_orig", "bias_mask")
-#: Keys of a weight that a torch.nn layer computes from others.
+#: Beginnings of the keys of a torch.nn layer that computes its weight from other tensors.
 COMPUTED = ("parametrizations.", "weight_g", "weight_v", "weight_u")
 
 
 class Loaded(NamedTuple):
-    """What goes into the layer; None stays as it is. ``support`` and ``values`` belong together."""
+    """The tensors to load into a layer. None leaves the layer's tensor as it is."""
 
     support: Tensor | None = None
     values: Tensor | None = None
@@ -35,9 +35,9 @@ def load(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """``torch.nn.Module._load_from_state_dict`` for a sparse layer, which takes nothing where an entry is wrong.
+    """``torch.nn.Module._load_from_state_dict`` for a sparse layer. Where an entry is wrong the layer stays unchanged.
 
-    ``assign``: as ``load_state_dict`` has it, parameters are replaced and not written to.
+    ``assign``: the parameters are replaced, not written to, as in ``load_state_dict(assign=True)``.
     """
     entries = {key[len(prefix) :]: entry for key, entry in state_dict.items() if key.startswith(prefix)}
     name = prefix.rstrip(".") or type(layer).__name__
@@ -70,13 +70,13 @@ def load(
 
 
 def of_this_version(written: dict[str, Any]) -> dict[str, Any]:
-    """A pickled layer's attributes; one that was written before 0.1 has some under other names."""
+    """The attributes of a pickled layer under their present names. Before 0.1 some had other names."""
     old = {"kernel": "backend", "_derived": "_cache"}
     return {old.get(name, name): value for name, value in written.items()}
 
 
 def read(layer: KeptWeights, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
-    """A layer's part of a state_dict, prefix taken off: what to load, and the names of keys that are missing.
+    """The tensors to load, and the names of missing keys. ``entries``: a layer's part of a state_dict, without prefix.
 
     Raises:
         ValueError, TypeError: an entry does not fit the layer, or would have to be ignored.
@@ -85,15 +85,15 @@ def read(layer: KeptWeights, entries: dict[str, Any]) -> tuple[Loaded, list[str]
     if computed:
         raise ValueError(
             f"{', '.join(computed)}: the checkpoint's layer computes its weight (spectral or weight normalisation, or "
-            "another parametrization); load it into the torch.nn layer, then remove the normalisation, for example "
-            "with torch.nn.utils.parametrize.remove_parametrizations, and sparsify"
+            "another parametrization); load the checkpoint into the torch.nn layer, then remove the normalisation, for "
+            "example with torch.nn.utils.parametrize.remove_parametrizations, and sparsify"
         )
     entries = {name: _tensor(name, entry) for name, entry in entries.items() if name in KEYS}
     weight, bias = _masked(entries, "weight"), _masked(entries, "bias")
     if weight is not None and ("values" in entries or "support" in entries):
-        raise ValueError("both a dense weight and values or support are there; a layer is loaded from one of them")
+        raise ValueError("both a dense weight and values or support are there; a layer is loaded from one of the two")
     if bias is not None and layer.bias is None:
-        bias = None  # the caller reports it as unexpected
+        bias = None  # the caller reports the key as unexpected
     if bias is not None:
         _check_floating("bias", bias)
         if bias.shape != layer.bias.shape:  # type: ignore[union-attr]
@@ -120,7 +120,7 @@ def read(layer: KeptWeights, entries: dict[str, Any]) -> tuple[Loaded, list[str]
 
 
 def _dense(layer: KeptWeights, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Support and values of a dense weight, ``mask``: what a pruning tool keeps of it."""
+    """The support and values that a layer takes from a dense weight. ``mask``: the mask of a pruning tool, or None."""
     if tuple(weight.shape) != layer.weight_shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; the layer's dense weight is {layer.weight_shape}")
     _check_floating("weight", weight)
@@ -140,22 +140,23 @@ def _dense(layer: KeptWeights, weight: Tensor, mask: Tensor | None) -> tuple[Ten
 
 
 def _own_support(layer: KeptWeights) -> Tensor:
+    """The layer's support. Raises ``ValueError`` on the meta device."""
     if layer.support.is_meta:
         raise ValueError("the layer is on the meta device and has lost its positions; load its values and support")
     return layer.support
 
 
 def _is_pruned(layer: KeptWeights, weight: Tensor) -> bool:
-    """Whether a dense weight has the layer's fraction of zeros already, and is not nothing but zeros."""
+    """Whether at least the layer's fraction of a dense weight's units is zero, and at least one unit is not."""
     if units_of(layer.granularity).stay is not None:
-        return False  # the largest of a pattern are its nonzeros, wherever it has enough zeros
+        return False  # choosing by magnitude gives the same: the largest weights of each quadruple are its nonzeros
     units = as_units(weight.detach(), layer.granularity, layer.transposed, layer.groups)
     nonzero, kept = int((units != 0).any(-1).sum()), layer.nnz // layer.unit_size
     return 0 < nonzero <= kept < units.shape[:-1].numel()
 
 
 def _masked(entries: dict[str, Tensor], name: str) -> Tensor | None:
-    """A weight or bias; one that torch.nn.utils.prune took apart, put together."""
+    """The weight or bias, or None. From torch.nn.utils.prune, it is the product of ``{name}_orig`` and its mask."""
     original, mask = entries.get(f"{name}_orig"), entries.get(f"{name}_mask")
     if (original is None) != (mask is None):
         there, other = (f"{name}_orig", f"{name}_mask") if mask is None else (f"{name}_mask", f"{name}_orig")
@@ -172,7 +173,7 @@ def _masked(entries: dict[str, Tensor], name: str) -> Tensor | None:
 
 
 def _tensor(name: str, entry: Any) -> Tensor:
-    """An entry as a tensor whose numbers can be read."""
+    """The entry, if it is a tensor whose numbers can be read. Raises ``TypeError`` or ``ValueError`` otherwise."""
     if not isinstance(entry, Tensor):
         raise TypeError(f"{name} is a {type(entry).__name__}; it must be a torch.Tensor")
     if entry.layout != torch.strided or entry.is_quantized:
@@ -181,7 +182,7 @@ def _tensor(name: str, entry: Any) -> Tensor:
         raise ValueError(f"{name} is on the meta device and holds no numbers")
     last = entry.storage_offset() + sum((n - 1) * step for n, step in zip(entry.shape, entry.stride(), strict=True))
     if entry.numel() and entry.untyped_storage().nbytes() < (last + 1) * entry.element_size():
-        raise ValueError(f"{name} has shape {tuple(entry.shape)} and its storage was resized to less")
+        raise ValueError(f"{name} has shape {tuple(entry.shape)}, but its storage was resized and is too small")
     return entry
 
 
@@ -191,14 +192,14 @@ def _check_floating(name: str, tensor: Tensor) -> None:
 
 
 def empty_support(layer: KeptWeights, sparsity: float | None, mask: Tensor | None, kept_units: int) -> Tensor:
-    """The support of a layer on the meta device: how many positions it has, and not which.
+    """The support of a layer on the meta device: the right number of positions, without numbers.
 
-    Raises ``ValueError`` where that cannot be known, or would lose the caller's mask.
+    Raises ``ValueError`` where the number of positions is not known, or where the caller's mask would be lost.
     """
     if mask is not None:
         raise ValueError(
-            "mask is given and the weight is on the meta device, which cannot hold its positions; make the layer on "
-            "another device, or give sparsity= and load the weights afterwards"
+            "mask is given and the weight is on the meta device, which cannot hold the positions of a mask; make the "
+            "layer on another device, or give sparsity= and load the weights afterwards"
         )
     if sparsity is None:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""The gradients of sparse_conv and wgrad, one formula for every pair of ops that computes them.
+"""The gradients of sparse_conv and wgrad. Every pair of ops that computes the two has the same formulas.
 
-The two are closed under differentiation. ``y = sparse_conv(x, v)`` is bilinear in ``x`` and ``v``, with
+``y = sparse_conv(x, v)`` is bilinear in ``x`` and ``v``. Its gradients are
 
     dL/dx = sparse_conv over the adjoint plan (gy, v)        dL/dv = wgrad(gy, x)
 
-and ``wgrad`` is bilinear in ``gy`` and ``x``, with both gradients sparse convolutions again. So double backward needs
-nothing more.
+``wgrad`` is bilinear in ``gy`` and ``x``. Both of its gradients are sparse convolutions. The gradients therefore call
+no other op than these two, and double backward needs no further code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def register_gradients(sparse_conv: Any, wgrad: Any, run: Callable[..., Tensor])
     """Registers the gradients of a pair of ops.
 
     Args:
-        sparse_conv, wgrad: the ops. Their arguments are those of ``sparsegan::sparse_conv`` and ``sparsegan::wgrad``,
-            with ``padding_mode`` and ``pad_before`` or without the two (then zeros lie around ``x``).
-        run: ``run(x, values, taps, adjoint, size, *padding)`` computes a sparse_conv without a bias, and is
-            differentiable; ``taps`` are support, plan, adjoint plan and geometry, ``size`` is a list.
+        sparse_conv, wgrad: the ops. They take the arguments of ``sparsegan::sparse_conv`` and ``sparsegan::wgrad``.
+            Both ops may leave out ``padding_mode`` and ``pad_before``: the padding is then zeros.
+        run: a differentiable function ``run(x, values, taps, adjoint, size, *padding)`` that computes a sparse_conv
+            without a bias. ``taps`` are support, plan, adjoint plan and geometry; ``size`` is a list.
     """
 
     def sparse_conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -37,7 +37,7 @@ def register_gradients(sparse_conv: Any, wgrad: Any, run: Callable[..., Tensor])
     def sparse_conv_backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         x, values, support, plan, adjoint_plan, y = ctx.saved_tensors
         gx = gv = gb = None
-        if y is not None:  # a slope is not below 0: the result has the sum's sign
+        if y is not None:  # the slope is at least 0, so y is above 0 exactly where the sum is
             gy = torch.where(y > 0, gy, gy * ctx.slope)
         taps = (support, plan, adjoint_plan, ctx.geometry)
         if ctx.needs_input_grad[0]:
@@ -63,7 +63,7 @@ def register_gradients(sparse_conv: Any, wgrad: Any, run: Callable[..., Tensor])
         return ggy, gx, *[None] * (5 + len(ctx.padding))
 
     def source_gradient(gy: Tensor, values: Tensor, taps: tuple[Any, ...], ctx: Any, x_shape: torch.Size) -> Tensor:
-        """Gradient in ``x``: the adjoint sparse_conv over the padded extent, then the padding's own adjoint."""
+        """The gradient in ``x``: the adjoint sparse_conv over the padded extent, then the adjoint of the padding."""
         channels, *size = x_shape[1:]
         mode, before = ctx.padding or (0, (0, 0))
         if mode == 0:

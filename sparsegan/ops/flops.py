@@ -1,9 +1,8 @@
-"""How many multiplications the sparse ops do: their formulas for torch's FLOP counter.
+"""The number of multiplications of the sparse ops, as formulas for torch's FLOP counter.
 
-The formulas are handed over when somebody imports the counter.
-
-Importing ``torch.utils.flop_counter`` imports Triton, where Triton is installed: half of the time that
-``import sparsegan`` would take, for a module that few programs use.
+The formulas are registered when a program imports the counter, not when it imports sparsegan. The import of
+``torch.utils.flop_counter`` also imports Triton, where Triton is installed. That would be half of the time of
+``import sparsegan``, for a module that few programs use.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ FLOP_COUNTER = "torch.utils.flop_counter"
 
 
 def macs(nnz: int, images: int, coarse_height: int, coarse_width: int) -> int:
-    """Multiply-accumulates of either op: each kept weight meets every element of the coarse grid once.
+    """The multiply-accumulates of either op: each kept weight meets every element of the coarse grid once.
 
-    Positions that fall into the padding are counted, as in torch's own formula for a dense convolution.
+    Products with the padding are counted too, as in torch's formula for a dense convolution.
     """
     return nnz * images * coarse_height * coarse_width
 
 
 def register_flops(sparse_conv: Any, wgrad: Any) -> None:
-    """Registers the formulas of a pair of ops (packets, without an overload's name)."""
+    """Registers the formulas of a pair of ops. Both are op packets: ``torch.ops`` objects without an overload name."""
 
     def register() -> None:
         from torch.utils.flop_counter import register_flop_formula
@@ -71,7 +70,7 @@ def _wgrad_flops(
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the FLOP counter as the other finders do, and calls ``register()`` once it is loaded."""
+    """Finds the FLOP counter through the other finders, and calls ``register()`` when the counter is loaded."""
 
     def __init__(self, register: Callable[[], None]) -> None:
         self.register = register
@@ -94,7 +93,7 @@ class _AfterImport(MetaPathFinder):
 
 
 def _with_flop_counter(register: Callable[[], None]) -> None:
-    """Call ``register()``, now where the FLOP counter is loaded, else right after its import."""
+    """Calls ``register()``: now if the FLOP counter is loaded, else right after the import of the counter."""
     if FLOP_COUNTER in sys.modules:
         register()
     else:

@@ -1,7 +1,8 @@
-"""The C++ library: importing this module registers the torch ops; its functions are ``csrc/bindings/c_api.cpp``'s.
+"""The C++ library. The import of this module loads the library, which registers the torch ops.
 
-They are called through ctypes, which needs no Python header: one library serves every version of Python. Arrays are
-NumPy's, int32; a wrong dtype is a TypeError, numbers out of range are a ValueError with a sentence.
+The functions here call those of ``csrc/bindings/c_api.cpp`` through ctypes. ctypes needs no Python header, so one
+library serves every version of Python. All arrays are NumPy arrays of int32. A wrong dtype raises TypeError; a number
+out of range raises ValueError with a sentence.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _numbers, _positions = ctypes.POINTER(_int64), ctypes.POINTER(_int32)
 
 
 def _checked(status: int, function: Any, arguments: Any) -> None:
-    """Raises what `guarded` in c_api.cpp caught."""
+    """Raises the exception that `guarded` in c_api.cpp caught."""
     if status == 2:
         raise MemoryError
     if status:
@@ -83,7 +84,7 @@ _decode_support = _fallible("decode_support", ctypes.c_char_p, _int64, _int64, _
 
 
 def _number(name: str, value: int) -> int:
-    """ctypes would cut off the digits of a number beyond 64 bits. NumPy's integers count, floats do not."""
+    """The number, if it fits 64 bits: ctypes would silently drop the other bits. NumPy integers pass, floats do not."""
     value = operator.index(value)
     if not _INT64.min <= value <= _INT64.max:
         raise ValueError(f"{name} is {value}; it must fit 64 bits")
@@ -91,13 +92,13 @@ def _number(name: str, value: int) -> int:
 
 
 def _list(name: str, values: Sequence[int]) -> Any:
-    """An array with a length of its own: the caller's list may change at any time."""
-    own = [_number(name, value) for value in values]
-    return (_int64 * len(own))(*own)
+    """A C array of the values. They are copied first, because the caller's list may change at any time."""
+    copied = [_number(name, value) for value in values]
+    return (_int64 * len(copied))(*copied)
 
 
 def _support(positions: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The positions, contiguous. Never converted: int64 or float arrays are a TypeError."""
+    """The positions, contiguous. Arrays of another dtype than int32 are a TypeError and are never converted."""
     if not isinstance(positions, np.ndarray) or positions.dtype != np.int32:
         found = getattr(positions, "dtype", type(positions).__name__)
         raise TypeError(f"support is {found}; it must be a NumPy array of int32")
@@ -121,17 +122,17 @@ def _text(name: str) -> str:
 compiler = _text("compiler")
 #: "built by ..." with the CUDA compiler and the architectures, or "not built: ..." with the reason.
 cuda_build = _text("cuda_build")
-#: Whether this is the build with sanitizers.
+#: Whether the library was built with sanitizers.
 sanitized = bool(_function("sanitized", result=_int32)())
 
 
 def built_isas() -> list[str]:
-    """ISA levels compiled in, best first."""
+    """The ISA levels that are compiled in, best first."""
     return _text("built_isas").split(",")
 
 
 def supported_isas() -> list[str]:
-    """Those of them that this machine can run."""
+    """The compiled ISA levels that this machine can run, best first."""
     return _text("supported_isas").split(",")
 
 
@@ -143,33 +144,33 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Forces an ISA level by name; an empty name picks the best."""
+    """Forces an ISA level by name. An empty name picks the best level."""
     if "\0" in name:
         raise ValueError(f"isa is {name!r}; accepted: {', '.join(supported_isas())}, and an empty name")
     _set_isa(name.encode())
 
 
 def lanes(float64: bool = False) -> int:
-    """Vector lanes of the ISA level in use."""
+    """The vector lanes of the ISA level in use, for float32 or float64."""
     count = _int64()
     _lanes(bool(float64), count)
     return count.value
 
 
 def fma_gflops() -> float:
-    """float32 GFLOP/s of one core on FMAs between registers."""
+    """The float32 GFLOP/s that one core reaches on FMAs between registers."""
     gflops = ctypes.c_double()
     _fma_gflops(gflops)
     return gflops.value
 
 
 def workspace_bytes() -> int:
-    """Bytes of scratch memory held by all threads."""
+    """The bytes of scratch memory that all threads hold."""
     return int(_workspace_bytes())
 
 
 def part_times() -> dict[str, float]:
-    """Seconds that all threads have spent in sparse_conv's parts since the process began."""
+    """The seconds that all threads have spent in each part of sparse_conv since the process began."""
     parts = (_int64 * 4)()
     _part_times(parts)
     return dict(
@@ -181,7 +182,7 @@ def part_times() -> dict[str, float]:
 
 
 class PlanKind(enum.IntEnum):
-    """Kinds of plans, as c_api.cpp numbers them. Each header says what its plans hold."""
+    """Kinds of plans, with the numbers of c_api.cpp. Each header describes the layout of its plans."""
 
     CPU = 0  #: ``csrc/core/plan.h``
     DIRECT = 1  #: ``csrc/core/plan.h``, for values in the order of the taps
@@ -198,7 +199,7 @@ def _size(kind: PlanKind, numbers: Any, adjoint: bool, taps: int) -> int:
 def _compiled(
     kind: PlanKind, support: NDArray[np.int32], geometry: list[int], adjoint: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """A plan, and the value index of each tap where the plan is a direct one."""
+    """A plan, and the value index of each tap. The second array is empty unless the plan is a direct plan."""
     support = _support(support)
     taps, numbers = len(support), _list("geometry", geometry)
     plan = np.empty(_size(kind, numbers, adjoint, taps), np.int32)
@@ -210,19 +211,19 @@ def _compiled(
 def compile_plan(
     support: NDArray[np.int32], geometry: list[int], adjoint: bool, kind: PlanKind = PlanKind.CPU
 ) -> NDArray[np.int32]:
-    """Compiles a sorted support for a geometry."""
+    """The plan of a sorted support for a geometry."""
     return _compiled(kind, support, geometry, adjoint)[0]
 
 
 def plan_size(geometry: list[int], adjoint: bool, taps: int, kind: PlanKind = PlanKind.CPU) -> int:
-    """Length of that plan."""
+    """The length of the plan that :func:`compile_plan` returns for a support of ``taps`` positions."""
     return _size(kind, _list("geometry", geometry), adjoint, taps)
 
 
 def compile_direct_plan(
     support: NDArray[np.int32], geometry: list[int], adjoint: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(a direct plan, the value index of each of its taps)."""
+    """(a direct plan, the value index of each of its taps) for a sorted support."""
     return _compiled(PlanKind.DIRECT, support, geometry, adjoint)
 
 
@@ -235,7 +236,7 @@ def sparse_conv_cycles(
     y_size: Sequence[int],
     float64: bool,
 ) -> dict[str, float]:
-    """Modelled cycles of one sparse_conv on one core, by their purpose; see csrc/cpu/cost_model.h."""
+    """The modelled cycles of one sparse_conv on one core, part by part; see csrc/cpu/cost_model.h."""
     sizes = _list("sizes", [*x_size, *y_size])
     if len(sizes) != 4:
         raise ValueError(f"x_size and y_size have {len(sizes)} numbers; they must have a height and a width each")
@@ -251,7 +252,7 @@ def sparse_conv_cycles(
 
 
 def encode_support(positions: NDArray[np.int32], size: int) -> bytes:
-    """Positions, sorted, unique, in [0, size), as bytes (Golomb-Rice codes of the gaps)."""
+    """Sorted, unique positions in [0, size), coded as bytes: Golomb-Rice codes of the gaps."""
     positions = _support(positions)
     code, length = ctypes.c_void_p(), _int64()
     _encode_support(_at(positions), len(positions), _number("size", size), code, length)
@@ -262,7 +263,7 @@ def encode_support(positions: NDArray[np.int32], size: int) -> bytes:
 
 
 def decode_support(code: bytes, size: int, count: int) -> NDArray[np.int32]:
-    """The positions that `encode_support` coded; ValueError for bytes that are not exactly such a code."""
+    """The positions that `encode_support` coded. Raises ValueError for bytes that `encode_support` does not write."""
     code, size = bytes(code), _number("size", size)
     if _number("count", count) < 0:
         raise ValueError(f"count is {count}; a support has at least 0 positions")
@@ -273,6 +274,6 @@ def decode_support(code: bytes, size: int, count: int) -> NDArray[np.int32]:
 
 
 def check_support(positions: NDArray[np.int32], size: int) -> None:
-    """ValueError, naming index and value, unless positions are sorted, unique and in [0, size)."""
+    """Raises ValueError, with index and value, unless the positions are sorted, unique and in [0, size)."""
     positions = _support(positions)
     _check_support(_at(positions), len(positions), _number("size", size))

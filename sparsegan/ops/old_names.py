@@ -1,4 +1,4 @@
-"""The ops under the names that they had before 0.1: programs that were exported then still run, until 0.2."""
+"""The ops under the names that they had before 0.1. Programs that were exported before 0.1 still run, until 0.2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _warn(old: str, new: str) -> None:
 
 
 def gather(*args: Any, **kwargs: Any) -> Tensor:
-    """:func:`sparsegan.ops.sparse_conv`, by its old name."""
+    """:func:`sparsegan.ops.sparse_conv` under its old name."""
     _warn("sparsegan.ops.gather", "sparsegan.ops.sparse_conv")
     return sparse_conv(*args, **kwargs)
 

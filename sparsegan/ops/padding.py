@@ -1,4 +1,4 @@
-"""Padding other than zeros: its extent, and its adjoint for the gradient."""
+"""Padding other than zeros: the extent of the padding, and the adjoint of the padding for the gradient."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..geometry import geometry_of
 
-#: What may lie around ``x``; an op gets the index.
+#: The padding modes of torch. The ops take the index in this tuple.
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -23,14 +23,14 @@ def padding_number(padding_mode: str) -> int:
 def extents(
     geometry: list[int], x_size: Sequence[int], output_size: Sequence[int], before: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """(before, after) of rows and of columns: after the last element is as much as the output size asks for."""
+    """The padding (before, after) of the rows and of the columns. ``after`` follows from the output size."""
     g = geometry_of(geometry)
     axes = zip(g.extent(output_size), g.padding, before, x_size, strict=True)
     return [(b, max(0, needed - zeros - b - size)) for needed, zeros, b, size in axes]
 
 
 def padded(x: Tensor, geometry: list[int], output_size: Sequence[int], mode: int, before: Sequence[int]) -> Tensor:
-    """``x`` with its padding around it; zeros are left to the op."""
+    """``x`` with its padding around it, or ``x`` itself for zeros: the ops add zeros themselves."""
     if mode == 0:
         return x
     rows, columns = extents(geometry, x.shape[2:], output_size, before)
@@ -38,7 +38,7 @@ def padded(x: Tensor, geometry: list[int], output_size: Sequence[int], mode: int
 
 
 def folded(gx: Tensor, sizes: list[tuple[int, int]], mode: int) -> Tensor:
-    """The adjoint of :func:`padded`: gradients in the padding are added to the elements that it repeats."""
+    """The adjoint of :func:`padded`: the gradient of each padded element is added to the element that it repeats."""
     for axis, (before, after) in enumerate(sizes):
         gx = _fold(gx, 2 + axis, before, after, PADDING_MODES[mode])
     return gx

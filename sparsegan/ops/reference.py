@@ -1,4 +1,4 @@
-"""Plain-PyTorch twins of the ops: what they compute, in the fewest words. Tests compare with these; read here first."""
+"""Plain-PyTorch twins of the ops: the shortest description of their results. Tests compare the ops with the twins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Geometry
+from ..renamed import renamed_names
 
 
 def dense_weight(values: Tensor, support: Tensor, geometry: Geometry) -> Tensor:
@@ -14,7 +15,7 @@ def dense_weight(values: Tensor, support: Tensor, geometry: Geometry) -> Tensor:
     units, kernel = geometry.unit_shape[:2], geometry.unit_shape[2:]
     flat = values.new_zeros(torch.Size(geometry.unit_shape).numel(), geometry.vector)
     flat = flat.index_put((support.long(),), values.view(-1, geometry.vector))
-    # [coarse units, fine units, kh, kw, coarse in unit, fine in unit] -> each unit's channels beside each other
+    # [coarse units, fine units, kh, kw, coarse in unit, fine in unit] -> the channels of a unit next to each other
     boxes = flat.view(*units, *kernel, geometry.coarse_vector, geometry.fine_vector)
     return boxes.permute(0, 4, 1, 5, 2, 3).reshape(geometry.weight_shape)
 
@@ -30,10 +31,10 @@ def sparse_conv(
     padding_mode: str = "zeros",
     pad_before: tuple[int, int] = (0, 0),  # rows, columns
 ) -> Tensor:  # [N, target channels, H', W']
-    """``y[n, o, p] = bias[o] + sum over taps (v * x[n, c, p + shift])``; around ``x`` what ``padding_mode`` says.
+    """``y[n, o, p] = bias[o] + sum over taps (v * x[n, c, p + shift])``, with ``x`` padded by ``padding_mode``.
 
-    Not adjoint, this is a convolution whose padding on the far sides is whatever ``output_size`` asks for; adjoint, a
-    transposed convolution cut or extended to ``output_size``.
+    Without ``adjoint``, this is a convolution; ``output_size`` determines its padding after the last row and column.
+    With ``adjoint``, this is a transposed convolution that is cut or extended to ``output_size``.
     """
     g, weight = geometry, dense_weight(values, support, geometry)
     if not adjoint:
@@ -66,3 +67,6 @@ def wgrad(
         size = (gy.shape[1], gy.shape[2], gy.shape[3])
         y = sparse_conv(x, values, None, support, geometry, adjoint, size, padding_mode, pad_before)
     return torch.autograd.grad(y, values, gy)[0]
+
+
+__getattr__ = renamed_names(__name__, gather="sparse_conv")

@@ -1,8 +1,9 @@
 """The torch ops ``sparsegan::sparse_conv`` and ``sparsegan::wgrad``, and the functions that call them.
 
-Their code for CPUs and, single elements, for NVIDIA GPUs is in ``csrc/``; vectors on a GPU are the Triton ops of
-``sparsegan/ops/vector_ops.py``, with the same arguments: :func:`sparse_conv` and :func:`wgrad` here choose by device
-and geometry. ``sparsegan/ops/reference.py`` has plain-PyTorch twins, ``sparsegan/ops/autograd.py`` the gradients.
+``csrc/`` has their kernels for CPUs and, for single weights, for NVIDIA GPUs. Vectors on a GPU run on the Triton ops of
+``sparsegan/ops/vector_ops.py``, which take the same arguments. The functions :func:`sparse_conv` and :func:`wgrad`
+choose the op by device and geometry. ``sparsegan/ops/reference.py`` has plain-PyTorch twins of the ops,
+``sparsegan/ops/autograd.py`` their gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .plan import is_vector
 
 
 def _require_cuda(x: Tensor) -> None:
-    """Raises RuntimeError where ``x`` is on a GPU that the CUDA kernels cannot serve. Fake tensors need no kernels."""
+    """Raises RuntimeError where the CUDA kernels are not there for ``x``. Fake tensors need no kernels."""
     if not isinstance(x, FakeTensor) and (why := why_no_cuda()):
         raise RuntimeError(
             f"x is on {x.device}, and {why}; set the layer's backend to 'dense', or move the model to a CPU"
@@ -31,7 +32,7 @@ def _require_cuda(x: Tensor) -> None:
 _sparse_conv = torch.ops.sparsegan.sparse_conv.default
 _wgrad = torch.ops.sparsegan.wgrad.default
 
-#: What may be done to the outputs of the engine's ops; an op gets the index.
+#: The output activations of the engine's ops. An op takes the index in this tuple.
 OUTPUT_ACTIVATIONS = ("none", "tanh", "sigmoid")
 
 
@@ -56,27 +57,29 @@ def sparse_conv(
         values: ``[units * vector]``, unit by unit, dtype of ``x``.
         bias: ``[target channels]``, dtype of ``x``, or ``None``.
         support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
-        plan, adjoint_plan: int32, from :func:`sparsegan.ops.plan.compile_plan`, fine to coarse and coarse to fine. The
-            one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, or is ``None`` without
-            one.
-        geometry: :meth:`sparsegan.geometry.Geometry.numbers`.
-        adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
+        plan, adjoint_plan: int32, from :func:`sparsegan.ops.plan.compile_plan`: ``plan`` from fine to coarse,
+            ``adjoint_plan`` from coarse to fine. The forward runs on ``adjoint_plan`` if ``adjoint``, else on ``plan``.
+            The gradient in ``x`` runs on the other plan, which may be ``None`` where that gradient is not taken.
+        geometry: the list of :meth:`sparsegan.geometry.Geometry.numbers`.
+        adjoint: ``False`` reads the fine grid and writes the coarse grid (a convolution); ``True`` reads the coarse
+            grid and writes the fine grid (a transposed convolution).
         output_size: ``[target channels, H', W']``.
-        padding_mode: what lies around ``x``, one of :data:`sparsegan.ops.PADDING_MODES`; ``"zeros"`` where ``adjoint``.
-        pad_before: rows and columns of it before ``x``, where the geometry's padding is 0; ``(0, 0)`` for ``"zeros"``.
-            What follows the last element is as much as ``output_size`` asks for.
-        negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
+        padding_mode: one of :data:`sparsegan.ops.PADDING_MODES`; must be ``"zeros"`` where ``adjoint``.
+        pad_before: rows and columns of padding before ``x`` for the modes other than ``"zeros"``, where the geometry's
+            padding is 0; ``(0, 0)`` for ``"zeros"``. The padding after ``x`` follows from ``output_size``.
+        negative_slope: the factor of outputs below 0, from 0 (ReLU) to 1 (no activation), applied while the outputs
+            are written.
 
     Returns:
         ``[N, target channels, H', W']``, contiguous, dtype of ``x``.
 
     Raises:
         RuntimeError: shapes, dtypes, devices or the plan do not fit each other.
-        ValueError: an unknown ``padding_mode``.
+        ValueError: ``padding_mode`` is unknown.
     """
     mode, before = padding_number(padding_mode), list(pad_before)
     taps = (support, plan, adjoint_plan, geometry)
-    if x.is_cuda:  # the GPU kernels know zeros only
+    if x.is_cuda:  # the GPU kernels pad with zeros only
         x, mode, before = padded(x, geometry, output_size[1:], mode, before), 0, [0, 0]
         if is_vector(geometry):
             return vector_ops().vector_sparse_conv(x, values, bias, *taps, adjoint, output_size, negative_slope)
@@ -103,6 +106,9 @@ def wgrad(
 
     Returns:
         ``[units * vector]``, dtype of ``x``.
+
+    Raises:
+        RuntimeError, ValueError: as in :func:`sparse_conv`.
     """
     mode, before = padding_number(padding_mode), list(pad_before)
     taps = (support, plan, adjoint_plan, geometry)
@@ -115,19 +121,23 @@ def wgrad(
 
 
 def vector_ops() -> Any:
-    """The module of the Triton ops, loaded when the first call needs them."""
+    """The module of the Triton ops, which is loaded at the first call. Raises RuntimeError where Triton is missing."""
     try:
         from . import vector_ops as triton_ops
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"vectors on a GPU run on Triton, and it is not here ({error}): install triton, or set the layer's backend "
-            "to 'dense'"
+            f"vectors on a GPU run on Triton, which cannot be imported ({error}): install triton, or set the layer's "
+            "backend to 'dense'"
         ) from error
     return triton_ops
 
 
 def _check_one_device(*args: Any) -> None:
-    """One tensor on the meta device is enough for torch to run a fake: real ones beside it would get no numbers."""
+    """Raises RuntimeError where the arguments are on several devices.
+
+    One tensor on the meta device is enough for torch to call a fake implementation. Without this check, a call that
+    mixes real and meta tensors would return a result without numbers.
+    """
     if len(devices := {arg.device for arg in args if isinstance(arg, Tensor)}) > 1:
         raise RuntimeError(f"tensors are on {' and '.join(sorted(map(str, devices)))}; they must be on one device")
 
@@ -170,12 +180,12 @@ def _(
 @torch.library.register_fake("sparsegan::sparse_conv_fused")
 @torch.library.register_fake("sparsegan::pointwise")
 def _(*args: Any) -> None:
-    """They write into what they are given."""
+    """Both ops return nothing and write into their arguments, so only the devices are checked."""
     _check_one_device(*args)
 
 
 def _run(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: list[int], *padding: Any) -> Tensor:
-    """A sparse_conv without a bias, as :func:`sparsegan.ops.autograd.register_gradients` calls it."""
+    """A sparse_conv without a bias: ``run`` of :func:`sparsegan.ops.autograd.register_gradients`."""
     return _sparse_conv(x, values, None, *taps, adjoint, size, *padding)
 
 

@@ -1,11 +1,12 @@
-"""The torch ops ``sparsegan::vector_sparse_conv`` and ``sparsegan::vector_wgrad``: units of vectors on tensor cores.
+"""The torch ops ``sparsegan::vector_sparse_conv`` and ``sparsegan::vector_wgrad``: vectors on a GPU's tensor cores.
 
-They compute what ``sparsegan::sparse_conv`` and ``sparsegan::wgrad`` do (``sparsegan/ops/reference.py`` says it in
-PyTorch), around x zeros only, with the plans of ``csrc/core/vector_plan.h``, and have the same gradients
-(``sparsegan/ops/autograd.py``). The gradient in x of a wide sparse_conv is a deep one, which at random supports loses
-to dense (``kernels/NOTES.md``): where no plan for it is given, it runs dense, through the weight with zeros in place.
+The two ops compute the same as ``sparsegan::sparse_conv`` and ``sparsegan::wgrad`` (``sparsegan/ops/reference.py`` has
+both in PyTorch), with zeros as the only padding and with the plans of ``csrc/core/vector_plan.h``. They have the same
+gradients (``sparsegan/ops/autograd.py``). The gradient in x of a wide sparse_conv is a deep sparse_conv, which at
+random supports is slower than dense (``kernels/NOTES.md``). Where the plan for this gradient is ``None``, the gradient
+runs dense, on the dense weight with zeros at the dropped positions.
 
-On CPU tensors the kernels run in Triton's interpreter: a check, of use to tests alone.
+On CPU tensors the kernels run in Triton's interpreter, which is of use to tests only.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..geometry import Direction, Geometry, geometry_of
 from ..kernels.sparse_conv import sparse_conv_kernel
 from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
 from ..kernels.wgrad import wgrad_kernel
+from ..renamed import renamed_names
 from . import reference
 from .autograd import register_gradients
 from .flops import register_flops
@@ -47,25 +49,28 @@ def vector_sparse_conv(
     """``y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))``; ``f(z)`` is ``negative_slope * z`` below 0.
 
     Args:
-        x: ``[N, source channels, H, W]``, zeros around it; float32 (multiplied in TF32 where
-            ``torch.backends.cudnn.allow_tf32``), float16 or bfloat16, always summed in float32.
+        x: ``[N, source channels, H, W]``, padded with zeros; float32 (multiplied in TF32 where
+            ``torch.backends.cudnn.allow_tf32``), float16 or bfloat16; always accumulated in float32.
         values: ``[units * vector]``, unit by unit, dtype of ``x``.
         bias: ``[target channels]``, dtype of ``x``, or ``None``.
         support: int32 ``[units]``, sorted positions in the geometry's ``unit_shape``.
-        plan, adjoint_plan: int32, from :func:`sparsegan.ops.plan.compile_plan`, fine to coarse and coarse to fine. The
-            one that ``adjoint`` selects runs forward; the other serves the gradient in ``x``, which is computed dense
-            where it is ``None``.
-        geometry: :meth:`sparsegan.geometry.Geometry.numbers`.
-        adjoint: ``False`` reads the fine grid and writes the coarse one (a convolution), ``True`` the other way round.
+        plan, adjoint_plan: int32, from :func:`sparsegan.ops.plan.compile_plan`: ``plan`` from fine to coarse,
+            ``adjoint_plan`` from coarse to fine. The forward runs on ``adjoint_plan`` if ``adjoint``, else on ``plan``.
+            The gradient in ``x`` runs on the other plan, or dense where the other plan is ``None``.
+        geometry: the list of :meth:`sparsegan.geometry.Geometry.numbers`.
+        adjoint: ``False`` reads the fine grid and writes the coarse grid (a convolution); ``True`` reads the coarse
+            grid and writes the fine grid (a transposed convolution).
         output_size: ``[target channels, H', W']``.
-        negative_slope: from 0 (ReLU) to 1 (nothing is activated), applied while the result is written.
+        negative_slope: the factor of outputs below 0, from 0 (ReLU) to 1 (no activation), applied while the outputs
+            are written.
 
     Returns:
         ``[N, target channels, H', W']``, contiguous, dtype of ``x``.
 
     Raises:
-        ValueError: shapes, dtypes or a plan's size do not fit each other. A plan's contents are not checked, for that
-            would wait for the device; nothing outside the tensors is read or written, whatever they are.
+        ValueError: shapes, dtypes or a plan's size do not fit each other. The numbers in a plan are not checked,
+            because a check would wait for the device. Whatever these numbers are, the kernels read and write nothing
+            outside the tensors.
     """
     d = Direction(geometry_of(geometry), adjoint)
     size = (output_size[1], output_size[2])
@@ -120,23 +125,25 @@ def vector_wgrad(
 
     Args:
         gy: ``[N, target channels, H', W']``, dtype of ``x``.
-        x: ``[N, source channels, H, W]``. The other arguments are those of :func:`vector_sparse_conv`; of the two
-            plans the one whose sparse_conv is wide is needed, whichever ``adjoint`` is.
+        x: ``[N, source channels, H, W]``. The other arguments are those of :func:`vector_sparse_conv`. The op needs
+            the plan whose sparse_conv is wide, for either value of ``adjoint``; the other plan may be ``None``.
 
     Returns:
-        ``[units * vector]``, dtype of ``x``; the same bits at each run.
+        ``[units * vector]``, dtype of ``x``; every run gives the same bits.
 
     Raises:
-        ValueError: as :func:`vector_sparse_conv`.
+        ValueError: as in :func:`vector_sparse_conv`.
     """
     d = Direction(geometry_of(geometry), adjoint)
     _check_images("gy", gy, d.targets)
     _check_images("x", x, d.sources)
     if gy.shape[0] != x.shape[0]:
-        raise ValueError(f"gy has {gy.shape[0]} images and x {x.shape[0]}; they must be as many")
+        raise ValueError(f"gy has {gy.shape[0]} images and x has {x.shape[0]}; the two numbers must be equal")
     if gy.dtype != x.dtype or gy.device != x.device:
-        raise ValueError(f"gy is {gy.dtype} on {gy.device} and x {x.dtype} on {x.device}; they must be alike")
-    if d.depth > 1:  # The sum is the same with sources and targets in each other's place, and then it is wide.
+        raise ValueError(
+            f"gy is {gy.dtype} on {gy.device} and x is {x.dtype} on {x.device}; dtype and device must be equal"
+        )
+    if d.depth > 1:  # the sum is symmetric in sources and targets: exchanged, a deep direction becomes a wide one
         d, gy, x = Direction(d.geometry, not adjoint), x, gy
     taps = _check_plan(d, x, support, adjoint_plan if d.adjoint else plan)
     units = support.shape[0]
@@ -158,7 +165,7 @@ _kept_launch = functools.lru_cache(maxsize=4096)(lambda make, *arguments: make(*
 
 
 def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
-    """Launches are kept: to work one out takes longer than to start it."""
+    """The launch ``make(*arguments)``, from a cache: computing a launch takes longer than starting the kernel."""
     try:
         return _kept_launch(make, *arguments)
     except TypeError:  # a symbol for a size has no hash
@@ -166,7 +173,7 @@ def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
 
 
 def _precision(x: Tensor) -> str:
-    """How a float32 product runs: as cuDNN's convolutions do."""
+    """The precision of float32 products: that of cuDNN's convolutions."""
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if x.dtype == torch.float32 and conv.fp32_precision == "tf32" else "ieee"
 
@@ -179,12 +186,15 @@ def _interpreted(kernel: Any) -> Any:
 
 
 def _runs(x: Tensor) -> bool:
-    """Whether a launch means something: not for the interpreter while the op is only traced."""
+    """Whether to launch a kernel: always, except in Triton's interpreter while the op is only traced."""
     return x.device.type != "cpu" or not isinstance(x, (FakeTensor, FunctionalTensor))
 
 
 def _device(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device; while an op is traced there may be none."""
+    """A context in which ``x``'s GPU is the current device, where Triton launches.
+
+    While an op is traced the context does nothing, because there may be no GPU.
+    """
     traced = isinstance(x, (FakeTensor, FunctionalTensor))
     return torch.cuda.device(x.device) if x.is_cuda and not traced else nullcontext()
 
@@ -202,22 +212,22 @@ def _check_images(name: str, x: Tensor, channels: int) -> None:
 
 def _check_size(name: str, elements: int) -> None:
     if elements >= 2**31:
-        raise ValueError(f"{name} has {elements} elements an image; at most 2147483647 are possible")
+        raise ValueError(f"{name} has {elements} elements per image; at most 2147483647 are possible")
 
 
 def _check_vector(name: str, vector: Tensor, size: int, x: Tensor) -> None:
     if tuple(vector.shape) != (size,):
         raise ValueError(f"{name} has shape {tuple(vector.shape)}; it must be ({size},)")
     if vector.dtype != x.dtype or vector.device != x.device:
-        raise ValueError(f"{name} is {vector.dtype} on {vector.device}; x is {x.dtype} on {x.device}")
+        raise ValueError(f"{name} is {vector.dtype} on {vector.device}; it must be {x.dtype} on {x.device}, as x is")
 
 
 def _check_plan(d: Direction, x: Tensor, support: Tensor, plan: Tensor | None) -> Tensor:
     if support.device != x.device:
-        raise ValueError(f"support is on {support.device}; x is on {x.device}")
+        raise ValueError(f"support is on {support.device}; it must be on {x.device}, as x is")
     name, size = "adjoint_plan" if d.adjoint else "plan", d.plan_size(support.shape[0])
     if plan is None:
-        raise ValueError(f"{name} is None; this call needs it")
+        raise ValueError(f"{name} is None; this call needs the plan")
     if plan.dtype != torch.int32 or tuple(plan.shape) != (size,) or plan.device != support.device:
         raise ValueError(
             f"{name} is {plan.dtype} {tuple(plan.shape)} on {plan.device}; it must be torch.int32 ({size},) on "
@@ -235,7 +245,7 @@ _wgrad = torch.ops.sparsegan.vector_wgrad.default
 
 
 def _sparse_conv_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjoint: bool, size: list[int]) -> Tensor:
-    """A sparse_conv over the plan of its direction, or dense where there is none."""
+    """A sparse_conv on the plan of its direction, or dense where that plan is ``None``."""
     support, plan, adjoint_plan, geometry = taps
     if (adjoint_plan if adjoint else plan) is None:
         return _dense(x, values, support, geometry_of(geometry), adjoint, (size[0], size[1], size[2]))
@@ -245,7 +255,8 @@ def _sparse_conv_or_dense(x: Tensor, values: Tensor, taps: tuple[Any, ...], adjo
 def _dense(
     x: Tensor, values: Tensor, support: Tensor, g: Geometry, adjoint: bool, size: tuple[int, int, int]
 ) -> Tensor:
-    """The twin, in one convolution where torch's paddings can say the sizes."""
+    """A sparse_conv on the dense weight: one torch convolution where torch's paddings can give the sizes, else the twin
+    in ``reference.py``."""
     coarse, fine = (x.shape[2:], size[1:]) if adjoint else (size[1:], x.shape[2:])
     extra = g.output_padding(coarse, fine)
     if not all(0 <= e < s for e, s in zip(extra, g.stride, strict=True)):
@@ -258,3 +269,6 @@ def _dense(
 
 register_gradients(_sparse_conv, _wgrad, _sparse_conv_or_dense)
 register_flops(torch.ops.sparsegan.vector_sparse_conv, torch.ops.sparsegan.vector_wgrad)
+
+
+__getattr__ = renamed_names(__name__, vector_gather="vector_sparse_conv")

@@ -1,4 +1,4 @@
-"""Plans of the Triton kernels, from supports on any device; ``csrc/core/vector_plan.h`` has their layout."""
+"""Plans of the Triton kernels, compiled from supports on any device. ``csrc/core/vector_plan.h`` has their layout."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .plan import numbers_of
 
 
 def plan_size(geometry: Geometry, adjoint: bool, units: int) -> int:
-    """Numbers of a plan, whatever positions the ``units`` are at."""
+    """The length of a plan for ``units`` units. It does not depend on their positions."""
     return Direction(geometry, adjoint).plan_size(units)
 
 
 def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:
-    """What :func:`sparsegan.ops.plan.compile_plan` gives for vectors on a GPU, on the support's device.
+    """Compiles the plan that :func:`sparsegan.ops.plan.compile_plan` gives for vectors on a GPU, on any device.
 
     Args:
         support: int32 ``[units]``, strictly increasing positions in the flattened ``geometry.unit_shape``.
-        geometry: of the layer; one of its vectors is above 1.
+        geometry: the geometry of the layer; ``coarse_vector`` or ``fine_vector`` is above 1.
         adjoint: ``False`` for fine to coarse (a convolution), ``True`` for coarse to fine (its transpose).
 
     Returns:
-        int32 ``[plan_size(geometry, adjoint, units)]``.
+        int32 ``[plan_size(geometry, adjoint, units)]`` on the support's device.
 
     Raises:
-        ValueError: as :func:`sparsegan.ops.plan.compile_plan`, or the plan would have more numbers than int32 can
+        ValueError: as in :func:`sparsegan.ops.plan.compile_plan`, or the plan would have more numbers than int32 can
             count.
     """
     plan = native.compile_plan(numbers_of(support), geometry.numbers(), adjoint, native.PlanKind.VECTOR)

@@ -1,6 +1,6 @@
-"""Multiply-accumulates, bytes and measured times of a model; ``info`` has the build and the machine at hand."""
+"""Multiply-accumulates, bytes and measured times of a model; ``info`` describes the build and the machine."""
 
-from .layers import LayerProfile, ProfileReport, profile, tune
+from .layers import LayerProfile, ProfileReport, interleaved_ms, interleaved_times, profile, tune
 from .macs import LayerMacs, MacsReport, count_macs, training_bytes
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "MacsReport",
     "ProfileReport",
     "count_macs",
+    "interleaved_ms",
+    "interleaved_times",
     "profile",
     "training_bytes",
     "tune",

@@ -1,4 +1,4 @@
-"""What is built and what is in use: ``sparsegan info``."""
+"""The build, the machine and the kernels in use, as ``sparsegan info`` shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..progress import peak_memory
 
 
 def info() -> dict[str, Any]:
-    """Versions, ISA levels, threads, CUDA and Triton status, as plain values."""
+    """Versions, ISA levels, threads, and the state of CUDA and Triton, as plain values."""
     return {
         "sparsegan": importlib.metadata.version("sparsegan"),
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def info() -> dict[str, Any]:
 
 
 def cuda_kernels() -> str:
-    """Whether the CUDA kernels were built, by what, and whether they are loaded; or what stands in the way."""
+    """The compiler of the CUDA kernels and whether they are loaded, or the reason why they are not there."""
     if why := ops.why_no_cuda():
         return why.removeprefix("the CUDA kernels ").removeprefix("were ")
     loaded = "loaded" if torch.version.cuda is not None else "not loaded: this torch has no CUDA"
@@ -45,7 +45,7 @@ def cuda_kernels() -> str:
 
 
 def triton_version() -> str:
-    """Of whichever distribution brings the module triton."""
+    """The version of the distribution that has the module triton."""
     if importlib.util.find_spec("triton") is None:
         return "not installed"
     names = importlib.metadata.packages_distributions().get("triton", [])
@@ -53,14 +53,14 @@ def triton_version() -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory held at a time: torch's allocations on a GPU, else what of it was resident; 0 if unknown."""
+    """The peak memory in bytes: torch's allocations on a GPU, else the process's resident memory; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_memory() or 0
 
 
 def cpu_name() -> str:
-    """The processor's own name, or the architecture where the system does not tell."""
+    """The processor's name, or the architecture if the system does not give the name."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
@@ -70,7 +70,7 @@ def cpu_name() -> str:
 
 
 def main() -> None:
-    """Prints :func:`info`, a line each."""
+    """Prints :func:`info`, one line per fact."""
     facts = info()
     width = max(map(len, facts)) + 2
     for name, value in facts.items():

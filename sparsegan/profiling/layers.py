@@ -1,4 +1,4 @@
-"""Measured time of every layer, sparse and dense, and which backend ``auto`` takes for it."""
+"""Measured time of every layer, sparse and dense, and the backend that ``auto`` takes for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .macs import layer_macs, visit_layers
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One sparse layer: what it is, what it costs, what runs. Times are milliseconds a forward of the example."""
+    """One sparse layer: its geometry, its cost, and what runs. Times are milliseconds per forward of the example."""
 
     name: str
     kind: str
@@ -38,13 +38,13 @@ class LayerProfile:
 
     @property
     def faster(self) -> str:
-        """The backend that was measured to be faster."""
+        """The faster backend, as measured."""
         return "sparse" if self.sparse_ms <= self.dense_ms else "dense"
 
 
 @dataclass
 class ProfileReport:
-    """One row per layer, the machine's thread count, and where the model is. ``str()`` is a table."""
+    """One row per layer, the machine's thread count, and the model's device. ``str()`` is a table."""
 
     threads: int
     rows: list[LayerProfile] = field(default_factory=list)
@@ -73,12 +73,13 @@ def interleaved_ms(
 def interleaved_times(
     clock: Clock, functions: Sequence[Callable[[], Any]], seconds: float = 0.2, least: int = 5, rest: float = 0.0
 ) -> list[list[float]]:
-    """Milliseconds of every call of each function, in turns so that a change of the machine's clock meets all alike.
+    """Milliseconds of every call of each function. The functions run in turns, so that a change of the machine's clock
+    rate affects all of them alike.
 
-    ``clock`` knows which devices the functions give work to: each call is timed until they have done it.
+    ``clock`` knows the devices on which the functions queue work: each call is timed until the devices have done it.
 
-    With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function: thread pools of
-    other engines, which spin for a while after their work, have let go of the cores by then.
+    With a ``rest`` (seconds) each timed call follows a pause and an untimed call of the same function. The thread pools
+    of other engines spin for a while after their work; the pause lets them release the cores.
     """
     for function in functions:
         function()
@@ -97,12 +98,12 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
     """Times every sparse layer of a model on the inputs it gets, with the sparse kernels and as a dense torch layer.
 
     Args:
-        model: any module with sparse layers; unchanged.
-        example: its input, a tensor or a tuple of arguments.
-        seconds: time spent on a layer.
+        model: any module with sparse layers; it is not changed.
+        example: the model's input, a tensor or a tuple of arguments.
+        seconds: time spent per layer.
 
-    Dense time is the better of torch's NCHW and channels_last convolution, the layout's conversion not included. On a
-    GPU a time is that of one call by itself, its launches included; in a CUDA graph small layers take less.
+    Dense time is that of the faster of torch's NCHW and channels_last convolution, without the layout's conversion. On
+    a GPU a time is that of a single call with its launches; in a CUDA graph small layers take less.
     """
     report = ProfileReport(torch.get_num_threads())
 

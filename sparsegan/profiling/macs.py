@@ -18,7 +18,7 @@ from ..nn.replace import sparse_layers
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """One layer: multiply-accumulates of the dense layer and of what is kept, for the example's batch."""
+    """One layer: multiply-accumulates of the dense layer and of its kept weights, for the example's batch."""
 
     name: str
     kind: str
@@ -28,7 +28,7 @@ class LayerMacs:
 
 @dataclass
 class MacsReport:
-    """Rows a layer, and totals. ``str()`` is a table."""
+    """One row per layer, and totals. ``str()`` is a table."""
 
     rows: list[LayerMacs] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module
     """Runs ``model(*example)`` once without gradients and calls ``visit(name, layer, input, output)`` at each layer."""
     hooks = []
     for name, module in model.named_modules():
-        # A layer whose weight is parametrized has children, which compute it.
+        # A layer whose weight is parametrized has children, which compute the weight.
         if next(module.children(), None) is None or isinstance(module, _WITH_WEIGHTS):
 
             def hook(
@@ -80,8 +80,8 @@ def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module
 def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     """(dense, executed) multiply-accumulates of one layer for one input and output; (0, 0) for layers without weights.
 
-    A convolution counts every weight once an element of its coarse grid (output; input when transposed), padding
-    included, as torch's own FLOP counter does.
+    A convolution counts every weight once per element of its coarse grid (the output; the input of a transposed
+    convolution), padding included, as torch's own FLOP counter does.
     """
     if isinstance(module, SparseConv):
         sites, weights, kept = (x if module.transposed else y), math.prod(module.weight_shape), module.nnz
@@ -99,14 +99,15 @@ def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
 
 
 def count_macs(model: nn.Module, example: Any) -> MacsReport:
-    """Dense and executed multiply-accumulates of convolutions and linear layers, a layer and in total.
+    """Dense and executed multiply-accumulates of convolutions and linear layers, per layer and in total.
 
     Args:
         model: any module.
-        example: its input, a tensor or a tuple of arguments; run once without gradients, buffers unchanged after.
+        example: the model's input, a tensor or a tuple of arguments. The model runs once without gradients, and its
+            buffers are restored.
 
-    A layer that runs twice is counted twice. ``torch.utils.flop_counter.FlopCounterMode`` knows the sparse ops too
-    (in FLOPs, two a multiply-accumulate) and sees functional calls that this does not.
+    A layer that runs twice is counted twice. ``torch.utils.flop_counter.FlopCounterMode`` counts the sparse ops too (in
+    FLOPs, two per multiply-accumulate), and it sees functional calls that this function does not see.
     """
     report = MacsReport()
 
@@ -122,8 +123,8 @@ def count_macs(model: nn.Module, example: Any) -> MacsReport:
 def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
     """Bytes that training holds for a model: parameters, their gradients, optimizer state, support, plans.
 
-    Activations and workspace depend on the batch and are not in it; ``sparsegan.native.workspace_bytes()`` has the
-    latter.
+    Activations and workspace depend on the batch and are not counted. ``sparsegan.native.workspace_bytes()`` returns
+    the workspace.
     """
 
     def size(tensor: Tensor) -> int:
@@ -142,10 +143,10 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
 
 def masked_dense_bytes(model: nn.Module) -> int:
-    """Bytes that masked-dense training of the same model would hold, to compare ``sum(training_bytes(...).values())``.
+    """Bytes that masked-dense training of the same model would hold; compare ``sum(training_bytes(...).values())``.
 
-    Every weight of a sparse layer and a bool mask beside it; every other parameter as it is; for each that is trained a
-    gradient and Adam's two moments. Adam's step counters, a number a parameter, are left out.
+    They are those of every weight of a sparse layer with a bool mask, of every other parameter, and of a gradient and
+    Adam's two moments for each trained parameter. Adam's step counters, one number per parameter, are left out.
     """
     layers = {id(layer.values): layer for _name, layer in sparse_layers(model)}
     total = 0

@@ -1,4 +1,4 @@
-"""The study: the paper's tables, its reviewers' questions and better recipes, as rows that one command repeats."""
+"""The study: the paper's tables, its reviewers' questions and better recipes, as rows. A command repeats each row."""
 
 from .grids import STUDIES, TASKS, TECHNIQUES, Row, Task, Technique, rows_of
 from .results import Results

@@ -1,4 +1,4 @@
-"""A table's cell: the seeds of one configuration, and how figures are written."""
+"""A cell of a table: the results of all seeds of one configuration, and the format of figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .results import Report, Results
 
 @dataclass(frozen=True)
 class Cell:
-    """The seeds of one configuration: what is done of them, and why there is not more."""
+    """The seeds of one configuration. `done`: the reports of the seeds that have run. `why_not`: the reason why a seed
+    has no report, for each other seed."""
 
     done: list[Report]
     why_not: list[str]
 
     @classmethod
     def of(cls, results: Results, row: Row) -> Cell:
-        """Of a row's seeds; `row` names the first. The dense generator has one."""
+        """Returns the cell of all seeds of `row`'s configuration. The dense generator has a single seed."""
         done, why_not = [], []
         for seed in SEEDS if row.sparsity else (0,):
             one = Row(row.task, row.technique, row.sparsity, row.granularity, seed)
@@ -32,7 +33,7 @@ class Cell:
         return cls(done, why_not)
 
     def values(self, *path: str) -> list[float]:
-        """A figure of every seed that has it, by its place in the report."""
+        """Returns a figure from the report of every seed that has it. `path`: the keys that lead to the figure."""
         found = []
         for report in self.done:
             value: Any = report
@@ -43,12 +44,15 @@ class Cell:
         return found
 
     def mean(self, *path: str) -> float | None:
-        """Mean over the seeds; None where no seed has it."""
+        """Returns the mean of a figure over the seeds; None where no seed has the figure."""
         values = self.values(*path)
         return statistics.mean(values) if values else None
 
     def show(self, *path: str, form: Callable[[float], str], base: float | None = None) -> str:
-        """Mean ± sample standard deviation, the change against `base`, and how many seeds where not all."""
+        """Returns a figure as text: mean ± sample standard deviation and, in brackets, the change against `base`.
+
+        The text also tells how many seeds failed, and why. Without any figure, it is the reason why there is none.
+        """
         values = self.values(*path)
         if not values:
             return "; ".join(dict.fromkeys(self.why_not)) if self.why_not else "not measured"
@@ -70,21 +74,21 @@ def _failure(report: Report) -> str:
 
 
 def distance(value: float) -> str:
-    """A Fréchet distance."""
+    """Returns a Fréchet distance as text."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
 def change(ratio: float) -> str:
-    """A ratio as a change, from ten times on as it is."""
+    """Returns a ratio as text: as a change in per cent below 10, as a factor from 10 on."""
     return f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:.0f}x"
 
 
-def percent(share: float) -> str:
-    """A sparsity."""
-    return f"{100 * share:g} %"
+def percent(fraction: float) -> str:
+    """Returns a sparsity as text."""
+    return f"{100 * fraction:g} %"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], below: str = "") -> str:
-    """A table, and a paragraph below it."""
+    """Returns a table in Markdown, with the paragraph `below` it."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + (f"\n{below}\n" if below else "")

@@ -1,6 +1,6 @@
-"""What is run: tasks, techniques, and each study's rows, as data.
+"""The tasks, the techniques and the rows of each study, as data.
 
-A row is a task, a technique, a sparsity, a granularity and a seed. Studies share rows: a row is run once.
+A row is a task, a technique, a sparsity, a granularity and a seed. A row that belongs to several studies runs once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..compress import RECIPES
 class Task:
     """A dense GAN to compress, and the budget that every technique gets.
 
-    `checkpoint`: its folder under checkpoints/. `steps`, `batch`: of the fine-tuning; `dense`: steps that the dense GAN
-    was trained for. `lr`, `discriminator_lr`: Adam's; both fall to 0 over the second half.
-    `exclude`: layers that stay dense. `images`: a distance is taken from so many, 0 for the whole test set.
-    `probability`: how the discriminator's output becomes the probability of being real, "output", "sigmoid", or ""
-    where it never does. `held_out`: scored against images that were not trained on.
-    `classifier`: the data set of the classifier (`sparsegan.metrics.classifier`) that says what images are taken for;
-    of DCGANs it also gives the features. `asked`: the class that a view's images should be of, where the GAN does not
-    say it.
+    `checkpoint`: the GAN's folder under checkpoints/. `steps`, `batch`: steps and images per step of the fine-tuning.
+    `dense`: steps of the dense GAN's training. `lr`, `discriminator_lr`: for Adam; both fall to 0 over the second half.
+    `exclude`: layers that stay dense. `images`: number of images for a distance; 0 for the whole test set.
+    `probability`: how the discriminator's output becomes the probability of being real: "output", "sigmoid", or "" if
+    the output is no probability. `held_out`: whether the test images are kept out of the training.
+    `classifier`: the data set of the classifier (`sparsegan.metrics.classifier`) that assigns classes to the images.
+    For a DCGAN, this classifier also gives the features of the distances. `asked`: view -> the class that its images
+    should have, for a GAN that does not tell this class.
     """
 
     title: str
@@ -44,10 +44,10 @@ class Task:
     asked: Mapping[str, int] = field(default_factory=dict)
 
 
-GOOGLE, TWITTER = 0, 3  # of the style classifier's classes, the folders of emoji-styles in order
+GOOGLE, TWITTER = 0, 3  # classes of the style classifier: the folders of emoji-styles in sorted order
 
-#: Steps are at most a tenth of the dense training's; G_C's learning rate is five times the discriminator's. DCGAN's
-#: last layer has 512 of 1,098,240 weights: it stays dense.
+#: Steps are at most a tenth of the dense training's. The learning rate of G_C, the compressed generator, is five times
+#: the discriminator's. DCGAN's last layer stays dense, because it has only 512 of 1,098,240 weights.
 TASKS = {
     "dcgan-mnist": Task(
         "DCGAN, MNIST",
@@ -119,17 +119,17 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Technique:
-    """A recipe of `sparsegan.compress.RECIPES`, and what is changed in it.
+    """A recipe of `sparsegan.compress.RECIPES` with changes.
 
-    `loss`: settings of `SelfSupervisedLoss`. `allocation`: as in `CompressionConfig`, or "sensitivity": what raises L_F
-    evenly, measured on `SENSITIVITY_BATCHES` batches. `average`: decay of an average of the weights over the run's
-    second half, which is what is kept; 0 for none.
-    `untrained`: patterns of the discriminator's modules that are made untrained again. `noise`: standard deviation of
-    what is added to its weights, in units of each layer's own.
-    `lr`, `batch`: times the task's, the generator's learning rate and the images of a step.
-    `warm_up`: a fresh discriminator, taught for so many steps on the dense generator's images. `data_free`: what the
-    dense generator makes stands in for real images. `regrow`, `rewind`: as in `CompressionConfig`; a `rewind` prunes in
-    rounds.
+    `loss`: settings of `SelfSupervisedLoss`. `allocation`: as in `CompressionConfig`, or "sensitivity": the sparsities
+    that raise L_F evenly, measured on `SENSITIVITY_BATCHES` batches. `average`: decay of the average of the weights
+    over the second half of the run; the result is this average. 0 for no average.
+    `untrained`: patterns of the discriminator's modules that become untrained again. `noise`: standard deviation of the
+    noise that is added to the discriminator's weights, in units of each layer's own standard deviation.
+    `lr`, `batch`: factors on the task's learning rate of the generator and images per step.
+    `warm_up`: if not 0, a fresh discriminator is first trained on the dense generator's images for this many steps.
+    `data_free`: images of the dense generator replace real images. `regrow`, `rewind`: as in `CompressionConfig`; with
+    `rewind`, pruning is in rounds.
     """
 
     text: str
@@ -151,7 +151,7 @@ SENSITIVITY_BATCHES = 4
 WARM_UP = 300
 _FEATURES, _METHOD = "self-supervised-features", "self-supervised"
 
-#: Every recipe by its name, and what is changed in two of them.
+#: name -> technique: every recipe under its own name, then changed recipes.
 TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.items()} | {
     "one-sided": Technique("equations 7-9, no gradient where G_C scores better", _METHOD, {"one_sided": True}),
     "running": Technique("equations 7-9, divided by running averages", _METHOD, {"denominator": "running"}),
@@ -233,12 +233,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name: the five, between slashes."""
+        """The name of the row: its five fields, with slashes between them."""
         return f"{self.task}/{self.technique}/{self.sparsity:g}/{self.granularity}/{self.seed}"
 
     @property
     def run(self) -> Task:
-        """Its task, with the technique's learning rate and batch."""
+        """The task, with the technique's learning rate and batch."""
         task = TASKS[self.task]
         if self.technique == DENSE:
             return task
@@ -246,7 +246,7 @@ class Row:
         return replace(task, lr=task.lr * technique.lr, batch=task.batch * technique.batch)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides its result, as plain values."""
+        """Returns everything that decides the row's result, as plain values."""
         settings = asdict(self.run)
         for name in ("title", "dense"):
             del settings[name]
@@ -256,13 +256,13 @@ class Row:
         return settings | {"sparsity": self.sparsity, "granularity": self.granularity, "seed": self.seed}
 
     def obstacle(self) -> str:
-        """Why it cannot be run; "" where it can."""
+        """Returns the reason why the row cannot run, or "" if it can."""
         if self.granularity == "2:4" and self.sparsity != 0.5:
             return "2:4 is 50 %"
         return ""
 
 
-#: So little pruning that a row shows what fine-tuning alone does.
+#: A sparsity so small that the row shows the effect of fine-tuning alone.
 CONTROL = 0.05
 SPARSITIES = (CONTROL, 0.25, 0.5, 0.75, 0.9, 0.95)
 SEEDS = (0, 1, 2)
@@ -316,13 +316,13 @@ def grid(
     granularities: Iterable[str] = ("element",),
     seeds: Iterable[int] = SEEDS,
 ) -> list[Row]:
-    """Every combination, the first seed of all of them first."""
+    """Returns the rows of every combination. All rows of the first seed come first."""
     axes = product(seeds, tasks, techniques, sparsities, granularities)
     return [Row(task, technique, sparsity, unit, seed) for seed, task, technique, sparsity, unit in axes]
 
 
 DCGAN, SECOND = "dcgan-mnist", "pix2pix"
-#: Each study's rows, in the order in which they are run.
+#: study -> its rows, in the order in which they run.
 STUDIES: dict[str, list[Row]] = {
     "paper-table2": [
         *grid([DCGAN, SECOND], [_METHOD, _FEATURES], [CONTROL]),
@@ -348,7 +348,7 @@ STUDIES: dict[str, list[Row]] = {
 
 
 def rows_of(study: str) -> list[Row]:
-    """The rows of a study, the dense generators first. Raises ValueError for an unknown name."""
+    """Returns the rows of a study, the dense generators first. Raises ValueError for an unknown name."""
     if study not in STUDIES:
         raise ValueError(f"study {study!r} is not known; it must be one of {', '.join(STUDIES)}")
     rows = STUDIES[study]

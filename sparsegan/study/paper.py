@@ -1,11 +1,12 @@
-"""What the paper measured (arXiv 2007.01491), to stand beside this study's figures: Fréchet inception distances.
+"""The Fréchet inception distances of the paper (arXiv 2007.01491), for comparison with this study's figures.
 
-Absolute values depend on data, features and sample counts, so only changes against each own dense generator compare.
+Absolute values depend on data, features and sample counts. Only the changes against each study's own dense generator
+compare.
 """
 
 from __future__ import annotations
 
-#: Table 2: task and view here -> the paper's task, and its distance by sparsity.
+#: Table 2: (task, view) of this study -> (the paper's task, its distance by sparsity).
 SPARSITIES: dict[tuple[str, str], tuple[str, dict[float, float]]] = {
     ("dcgan-mnist", "samples"): (
         "DCGAN, MNIST",
@@ -27,7 +28,7 @@ SPARSITIES: dict[tuple[str, str], tuple[str, dict[float, float]]] = {
     ("srgan", "output"): ("SRGAN, DIV2K", {0.0: 14.653, 0.25: 15.236, 0.5: 16.609, 0.75: 17.548, 0.9: 18.376}),
 }
 
-#: StarGAN at 50 %, dense 6.113: the row's letter -> distance.
+#: StarGAN: the dense generator's distance, and by the letter of the paper's row the distance at 50 %.
 DENSE_STARGAN = 6.113
 BASELINES = {
     "b": 6.929,
@@ -45,7 +46,7 @@ BASELINES = {
     "n": 46.453,
 }
 
-#: CycleGAN, photo to Monet.
+#: CycleGAN, photo to Monet: granularity -> distance by sparsity.
 GRANULARITIES = {
     "element": {0.0: 32.0, 0.25: 32.5, 0.5: 33.4, 0.75: 34.5, 0.9: 41.3},
     "filter": {0.0: 32.0, 0.25: 82.3, 0.5: 105.9, 0.75: 182.3, 0.9: 204.8},

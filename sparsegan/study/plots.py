@@ -1,4 +1,4 @@
-"""The study's plots, as small svg files; the same results give the same bytes."""
+"""The plots of the study, as small svg files. The same results give the same bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NAMES = {
 
 
 def draw(study: str, results: Results, folder: Path) -> None:
-    """Write the plots of a study whose rows are there, `folder`/study-NAME.svg."""
+    """Writes the plots of a study to `folder`/study-NAME.svg. A plot without any result is not written."""
     plt.rcParams.update({"svg.hashsalt": "sparsegan", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5})
     for name, plot in PLOTS.get(study, {}).items():
         figure = plot(results)
@@ -60,12 +60,15 @@ def draw(study: str, results: Results, folder: Path) -> None:
 
 
 def _fid(cell: Cell) -> list[float]:
-    """Of the first view, every seed."""
+    """Returns the Fréchet distance of the first view, for every seed."""
     return [next(iter(report["scores"].values()))["fid"] for report in cell.done]
 
 
 def by_sparsity(results: Results) -> Any:
-    """Distance over the dense generator's, against sparsity: a panel a view, every seed a point, the paper's dashed."""
+    """Plots the distance, divided by the dense generator's, against sparsity.
+
+    There is a panel per view and a point per seed. The paper's figures are dashed.
+    """
     colours = {"self-supervised": "C3", "self-supervised-features": "C0", "features-fast": "C1"}
     views = [(task, view, text) for task, views in VIEWS.items() for view, text in views.items()]
     figure, axes = plt.subplots(2, -(-len(views) // 2), figsize=(11.5, 5.4), sharex=True)
@@ -98,7 +101,7 @@ def by_sparsity(results: Results) -> Any:
 
 
 def discriminators(results: Results) -> Any:
-    """The discriminator's entropy on the compressed generator's images and on real ones, over the steps."""
+    """Plots the discriminator's entropy over the steps, on the compressed generator's images and on real images."""
     shown = {"entropy_compressed": "on the compressed generator's images", "entropy_real": "on real images"}
     techniques = ("self-supervised", "self-supervised-frozen", "self-supervised-fresh", "gan-loss", "gan-loss-fresh")
     figure, panels = plt.subplots(1, 2, figsize=(8.8, 3.2), sharey=True)
@@ -120,7 +123,7 @@ def discriminators(results: Results) -> Any:
 
 
 def curves(results: Results) -> Any:
-    """Loss curves beside the distance that the run ended with: the loss says little of the images."""
+    """Plots loss curves, each with the distance at the end of its run. The loss tells little about the images."""
     techniques = ("self-supervised", "self-supervised-frozen", "gan-loss", "gan-loss-fresh", "prune-both")
     figure, panels = plt.subplots(1, len(techniques), figsize=(2.4 * len(techniques), 2.9), sharey=True)
     drawn = False
@@ -147,7 +150,7 @@ def curves(results: Results) -> Any:
 
 
 def granularity(results: Results) -> Any:
-    """Distance against how many times faster than the dense generator, a line a granularity."""
+    """Plots the distance against the speed-up over the dense generator, with a line per granularity."""
     sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
     figure, panel = plt.subplots(figsize=(5.4, 3.4))
     drawn = False
@@ -168,7 +171,10 @@ def granularity(results: Results) -> Any:
 
 
 def _dots(results: Results, techniques: Mapping[str, str], panels: Sequence[tuple[str, Mapping[float, str]]]) -> Any:
-    """Distances of techniques (name -> label), a point a seed: a panel a task, a colour a sparsity, a line at dense."""
+    """Plots the distances of `techniques` (name -> label), with a point per seed and a line at the dense generator's.
+
+    `panels`: (task, sparsity -> colour) per panel.
+    """
     size = (2.6 + 3.2 * len(panels), 0.9 + 0.24 * len(techniques))
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     drawn = False
@@ -189,7 +195,7 @@ def _dots(results: Results, techniques: Mapping[str, str], panels: Sequence[tupl
 
 
 class _Plain(LogFormatter):
-    """Numbers as they are on a logarithmic axis, those between powers of ten where there is room."""
+    """Plain numbers on a logarithmic axis. Numbers between powers of ten are shown where there is room."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:.3g}" if super().__call__(x, pos) else ""
@@ -204,27 +210,27 @@ WORDS = {"C0": "blue", "C3": "red", "C2": "green"}
 
 
 def recipes(results: Results) -> Any:
-    """The candidates, at 90 % and 95 %."""
+    """Plots the candidates for a better recipe, at 90 % and 95 %."""
     colours = {0.9: "C0", 0.95: "C3"}
     return _dots(results, {name: name for name in CANDIDATES}, [(DCGAN, colours), (SECOND, colours)])
 
 
 def baselines(results: Results) -> Any:
-    """The paper's techniques."""
+    """Plots the paper's techniques."""
     names = sorted(BASELINES, key=lambda name: (RECIPES[name].row or "~", name))
     labels = {name: f"{RECIPES[name].row or '-'} {name}" for name in names}
     return _dots(results, labels, [(DCGAN, {0.5: "C2", 0.9: "C0"}), (SECOND, {0.5: "C2"})])
 
 
 def what_of_d(results: Results) -> Any:
-    """Parts of the discriminator made untrained, and its whole against a fresh one."""
+    """Plots runs in which parts of the discriminator are untrained, beside the trained and the fresh discriminator."""
     names = ("self-supervised", "self-supervised-fresh", "self-supervised-features", *DISCRIMINATORS)
     labels = {name: NAMES.get(name, TECHNIQUES[name].text) for name in names}
     return _dots(results, labels, [(DCGAN, {0.9: "C0"})])
 
 
 def small(results: Results) -> Any:
-    """A small dense network with the trained discriminator and with a fresh one, and the method."""
+    """Plots the method beside small dense networks, with the trained discriminator and with a fresh one."""
     names = ("self-supervised", "small-dense-pretrained", "small-dense", "gan-loss-scratch")
     colours = {0.5: "C2", 0.9: "C0"}
     labels = {name: f"{RECIPES[name].row} {name}" for name in names}

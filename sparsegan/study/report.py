@@ -1,7 +1,7 @@
-"""Rebuilds the page's tables and plots from the rows that are done; nothing is run.
+"""Rebuilds the tables and plots of the study's page from the rows that have run. No row is run.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->` of the page; a plot is an svg beside it. A cell that
-holds no figure says why.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->` of the page. A plot is an svg file beside the page. A
+cell without a figure tells the reason.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .tables import TABLES
 
 
 def rebuild(study: str, results: Results, page: Path) -> None:
-    """Write the tables of a study into `page`, and its plots beside it.
+    """Writes the tables of a study into `page`, and the plots of the study beside `page`.
 
-    Raises FileNotFoundError where there is no page, ValueError where it has no place for a table.
+    Raises FileNotFoundError if `page` is missing, ValueError if `page` has no place for a table.
     """
     if not page.is_file():
         raise FileNotFoundError(f"{page} is missing; it must hold <!-- table: NAME --> and <!-- end --> for each table")

@@ -1,4 +1,4 @@
-"""Results on disk: one JSON line a row, a file a task."""
+"""The results on disk: one JSON line per row, one file per task."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Report = dict[str, Any]
 
 
 class Results:
-    """The rows that are done, in `folder`/TASK.jsonl, sorted by name. Several processes may add rows at a time."""
+    """The reports of rows that have run, in `folder`/TASK.jsonl, sorted by name. Several processes may add rows at the
+    same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def of(self, row: Row) -> Report | None:
-        """What is known of a row; None where it is not done, or was with other settings than it has now."""
+        """Returns the report of a row. Returns None if the row has not run, or ran with settings that changed since."""
         found = self._read(row.task).get(row.key)
         wanted = json.loads(json.dumps(row.settings()))
         return found if found is not None and found["settings"] == wanted else None
 
     def add(self, report: Report) -> None:
-        """Add a row, or put it in the place of what was known of it."""
+        """Adds the report of a row. It replaces an earlier report of the same row."""
         task = report["row"].split("/")[0]
         with self._locked():
             lines = self._read(task) | {report["row"]: report}

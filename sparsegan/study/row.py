@@ -1,4 +1,4 @@
-"""One row of a study: compress, look on, measure."""
+"""Runs one row of a study: compresses a generator, observes the run, and measures the result."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
 from .results import Report
 from .watch import Watched, thinned
 
-NOISE = 20_000  # seed of the noise of every row's scored images, of no training
+NOISE = 20_000  # seed of the noise for the scored images of every row; no training uses this seed
 
 
 def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.device = CPU) -> Report:
-    """Everything about a row, as plain values: the same numbers each time on one thread, its seconds excepted.
+    """Runs a row on one thread and returns its report, as plain values. The numbers repeat, except for seconds.
 
-    `checkpoints`: the folder with the dense GANs. `out`: the generator is left in a folder of the row's name in it.
-    `command`: what repeats it. `device`: where networks train and are scored.
-    A run that diverged gives a report with "failed" in the place of figures.
-    Raises ValueError for a row that cannot be run, FileNotFoundError for a GAN or data that are missing.
+    `checkpoints`: the folder with the dense GANs. `out`: the generator is saved there, in a folder of the row's name.
+    `command`: the command that repeats the row, for the report. `device`: where networks are trained and scored.
+    The report of a run that diverged has "failed" instead of figures.
+    Raises ValueError for a row that cannot run, FileNotFoundError for a missing GAN or missing data.
     """
     if row.obstacle():
         raise ValueError(f"{row.key} cannot be run: {row.obstacle()}")
@@ -84,19 +84,19 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.
 
 
 def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
-    """A task's images; all of them are one split where the task holds none out."""
+    """Returns the images of a task. Where the task holds no images out, each split is all images."""
     split = split if task.held_out else "all"
     return data.load(GANS[task.gan].samples, gan.config["data"], gan.size or 64, split, channels=gan.channels or 3)
 
 
 def _some(samples: Samples, count: int) -> Any:
-    """A batch of samples drawn from all of them, the same each time, without augmentation."""
+    """Returns a batch of `count` random samples without augmentation, the same batch each time."""
     with seeded(0):
         return samples.batch(samples.order()[:count], None)
 
 
 def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tuple[nn.Module, Report]:
-    """The compressed generator, and what was seen on the way."""
+    """Returns the compressed generator, and the part of the report that describes its training."""
     samples = samples_of(gan, task, "train")
     loader: Any = samples.batches(task.batch)
     if technique.data_free:
@@ -160,13 +160,13 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
 
 
 def _match_contrast_again(generator: nn.Module, gan: store.Gan) -> None:
-    """After the parameters changed."""
+    """Calls `match_contrast` once more, because averaging has changed the parameters."""
     inputs = store.example(gan, 256)
     match_contrast(generator, gan.generator, lambda network: network(*inputs))
 
 
 def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
-    """A generator of the same shape and about so many parameters."""
+    """Returns an untrained generator of the same architecture, narrower, with about this number of parameters."""
     network = gan.config["network"]
 
     def make(width: int) -> nn.Module:
@@ -176,7 +176,7 @@ def _narrower(gan: store.Gan, parameters: int) -> nn.Module:
 
 
 def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -> nn.Module:
-    """A fresh discriminator that learnt for so many steps to tell the dense generator's images from the loader's."""
+    """Returns a fresh discriminator, trained for `steps` to tell the dense generator's images from the loader's."""
     with seeded(seed):
         discriminator = store.build(gan.config).discriminator.to(device_of(generator=gan.generator))
     lr = task.discriminator_lr
@@ -186,7 +186,7 @@ def _warmed_up(gan: store.Gan, steps: int, loader: Any, task: Task, seed: int) -
 
 @torch.no_grad()
 def _changed(gan: store.Gan, technique: Technique, seed: int) -> nn.Module:
-    """The trained discriminator with the technique's layers untrained, or noise on its weights."""
+    """Returns a copy of the trained discriminator with the technique's untrained layers, or noise on its weights."""
     discriminator = copy.deepcopy(gan.discriminator)
     with seeded(seed):
         fresh = dict(store.build(gan.config).discriminator.named_modules())
@@ -207,7 +207,7 @@ def _changed(gan: store.Gan, technique: Technique, seed: int) -> nn.Module:
 
 
 def _weights(generator: nn.Module) -> int:
-    """Weights of the convolutions, those that are gone too."""
+    """Returns the number of weights of all convolutions, dropped weights included."""
     sparse = sum(math.prod(module.weight_shape) for module in generator.modules() if isinstance(module, SparseConv))
     return sparse + _dense_weights(generator)
 
@@ -226,7 +226,10 @@ def _dense_weights(generator: nn.Module) -> int:
 
 
 def _score(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier | None, out: Path) -> Report:
-    """On the whole test set, in features of ImageNet; those of the real images are kept in `out` for the next row."""
+    """Returns the scores on the whole test set, in features of ImageNet.
+
+    The features of the real images are saved in `out`, so that the next row need not compute them.
+    """
     samples = samples_of(gan, task, "test")
     device = device_of(generator=generator)
     features = metrics.load_features(device=device)
@@ -244,10 +247,11 @@ def _score(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classif
 
 @torch.no_grad()
 def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier) -> Report:
-    """Distances from all real images in the features of the classifier; what it takes the generated ones for.
+    """Returns the distances from all real images in the classifier's features, and the classes of generated images.
 
-    "modes": classes that are drawn at least a fifth as often as an even share of ten. "mode_entropy": of the classes'
-    shares, in bits, at most log2 10 = 3.32. "confidence": mean probability of the likeliest class.
+    "modes": the number of classes that at least 2 % of the images belong to, a fifth of an even distribution over ten.
+    "mode_entropy": entropy of the classes' fractions in bits, at most log2 10 = 3.32. "confidence": mean probability of
+    the likeliest class. "answer_entropy": mean entropy of the classifier's probabilities, in bits.
     """
     device = device_of(generator=generator)
     reals = samples_of(gan, task, "test").in_order(250)
@@ -256,10 +260,10 @@ def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier:
     fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
     fid, kid = metrics.distances_between(real.cpu(), fake.cpu())
     probabilities = classifier.head(fake).softmax(1)
-    shares = probabilities.argmax(1).bincount(minlength=10) / len(fake)
+    fractions = probabilities.argmax(1).bincount(minlength=10) / len(fake)
     classes = {
-        "modes": int((shares >= 0.02).sum()),
-        "mode_entropy": -(shares * shares.clamp_min(1e-12).log2()).sum().item(),
+        "modes": int((fractions >= 0.02).sum()),
+        "mode_entropy": -(fractions * fractions.clamp_min(1e-12).log2()).sum().item(),
         "confidence": probabilities.amax(1).mean().item(),
         "answer_entropy": entropy_of(probabilities),
     }
@@ -268,5 +272,5 @@ def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier:
 
 
 def entropy_of(probabilities: Tensor) -> float:
-    """Mean entropy in bits of distributions [N, K]."""
+    """Returns the mean entropy, in bits, of the distributions [N, K]."""
     return -(probabilities * probabilities.clamp_min(1e-12).log2()).sum(1).mean().item()

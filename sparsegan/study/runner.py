@@ -1,4 +1,4 @@
-"""Rows side by side: each is the command that repeats it, in a process of one thread."""
+"""Runs rows side by side. Each row runs the command that repeats it, in a process of one thread."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .results import Report, Results
 
 
 def command(study: str, row: Row, device: torch.device = CPU) -> list[str]:
-    """What repeats a row alone."""
+    """Returns the command that repeats a row alone, as words."""
     where = [] if device == CPU else ["--device", str(device)]
     return ["sparsegan", "study", study, "--only", row.key, "--repeat", *where]
 
 
 def chosen(rows: Iterable[Row], only: Sequence[str]) -> list[Row]:
-    """The rows whose name is, or matches, one of `only`; all of them where there is none.
+    """Returns the rows whose name matches one of the patterns `only`; all rows if `only` is empty.
 
-    Raises ValueError for one that matches nothing.
+    Raises ValueError for a pattern that matches no row.
     """
     rows = list(rows)
     for pattern in only:
@@ -47,13 +47,13 @@ def run_missing(
     more: Sequence[str] = (),
     device: torch.device = CPU,
 ) -> None:
-    """Run the rows that are not done, `workers` at a time, and add each to `results` as it ends.
+    """Runs the rows that have no result yet, `workers` at a time, and adds each report to `results` when its row ends.
 
-    `device`: where each runs. `more`: arguments of their commands that change no figure. Each row is printed with the
-    command that repeats it.
+    `device`: where each row runs. `more`: further arguments of the commands, which change no figure. Each row is
+    printed with the command that repeats it.
 
-    A row that the system killed for its memory is added as failed. Raises RuntimeError, after the last row, where
-    others ended in an error.
+    A row that the system killed for lack of memory is added as failed. Raises ValueError for `workers` below 1 and,
+    after the last row, RuntimeError if any row ended in another error.
     """
     if workers < 1:
         raise ValueError(f"--workers is {workers}; it must be at least 1")
@@ -82,14 +82,14 @@ def run_missing(
 
 
 def _run(words: list[str], more: Sequence[str], row: Row) -> tuple[Report | None, str]:
-    """(what the row's process printed, "") or (None, its error)."""
+    """Returns (the report that the row's process printed, "") or (None, the error of the process)."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", *words, *more], capture_output=True, text=True, env=os.environ | threads, check=False
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1]), ""
-    if -done.returncode == signal.SIGKILL:  # the kernel's answer to a process that takes too much
+    if -done.returncode == signal.SIGKILL:  # the Linux kernel kills a process that takes too much memory
         report = {"row": row.key, "command": shlex.join(words), "settings": row.settings()}
         return report | {"failed": "killed: out of memory"}, ""
     return None, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

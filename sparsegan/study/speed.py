@@ -1,4 +1,4 @@
-"""Times of the generators that rows left behind: a batch forward, beside the dense generator in the same turns."""
+"""Times the forward pass of the generators that rows have saved, in turns with the dense generator."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ from .grids import DENSE, TASKS, TECHNIQUES, Row
 from .results import Results
 
 FILE = "speed.json"
-BATCH = 64  # images from noise; of images from images it is 1
+BATCH = 64  # for generators that start from noise; for all others it is 1
 
 
 def times(results: Results) -> dict[str, dict[str, Any]]:
-    """What is known, by the row's name."""
+    """Returns all times that have been measured, by the row's name."""
     file = results.folder / FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def best_and_dense(results: Results, row: Row) -> tuple[float, float] | None:
-    """Milliseconds of a row's generator in its fastest form, and of the dense one; None where it was not timed."""
+    """Returns the milliseconds of a row's generator in its fastest form, and of the dense generator.
+
+    Returns None if the row was not timed.
+    """
     entry = times(results).get(row.key)
     if entry is None:
         return None
@@ -45,11 +48,11 @@ def best_and_dense(results: Results, row: Row) -> tuple[float, float] | None:
 
 
 def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results, seconds: float = 1.0) -> int:
-    """Time every compressed generator of `rows` that is in `out`, on one thread; returns how many.
+    """Times every compressed generator of `rows` that is in `out`, on one thread. Returns the number of generators.
 
-    Median milliseconds: "dense", the better of torch's two layouts; "sparse", the layers as they are; "engine", through
-    `optimize_for_inference`; "removed", of granularity "filter", as smaller dense layers. Networks that started as
-    narrower ones are left out: they are dense.
+    The median milliseconds are: "dense", the dense generator in the better of torch's two memory formats; "sparse", the
+    sparse layers; "engine", the result of `optimize_for_inference`; "removed", for granularity "filter", smaller dense
+    layers. Techniques that train a narrower network are left out, because their generators are dense.
     """
     torch.set_num_threads(1)
     count = 0
@@ -82,13 +85,13 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
 
 
 def left_behind(row: Row, gan: store.Gan, out: Path) -> nn.Module | None:
-    """The generator that a row left in `out`; None where there is none."""
+    """Returns the generator that a row has saved in `out`, or None if it has saved none."""
     file = out / row.key / "generator.safetensors"
     return load(copy.deepcopy(gan.generator), file).eval() if file.is_file() else None
 
 
 def _plain(generator: nn.Module) -> nn.Module:
-    """A dense copy with its weights in torch's usual layout."""
+    """Returns a dense copy with its weights in torch's default memory format."""
     plain = densify(copy.deepcopy(generator))
     for parameter in plain.parameters():
         parameter.data = parameter.data.contiguous()

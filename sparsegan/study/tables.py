@@ -1,4 +1,4 @@
-"""The page's tables, a function each: from the rows that are done to markdown."""
+"""The tables of the study's page. Each function turns the rows that have run into a table in Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .grids import (
 from .results import Results
 from .speed import best_and_dense
 
-#: What a task's images are scored as.
+#: task -> the views that are scored, and their descriptions.
 VIEWS = {
     "dcgan-mnist": {"samples": "digits"},
     "dcgan-fashion": {"samples": "clothes"},
@@ -39,15 +39,15 @@ VIEWS = {
 }
 
 
-#: The techniques of most tables -> what their columns say.
+#: The techniques of most tables -> the heads of their columns.
 SHORT = {
     "self-supervised": "equations 7-9",
     "self-supervised-features": "L_F",
     "features-fast": "L_F, four times the learning rate",
 }
-#: Those of the first table besides.
+#: Further techniques of the first table.
 ADDED = ("one-shot", "equations-batch", "features-batch", "features-large", "features-larger")
-#: The technique with more images a step that does best on a task.
+#: task -> the technique with larger batches that gives the best result.
 BATCHED = {
     "dcgan-mnist": "features-larger",
     "dcgan-fashion": "features-larger",
@@ -56,6 +56,7 @@ BATCHED = {
     "srgan": "features-batch",
 }
 SEEN = ("classes", "entropy", "confidence", "diversity")
+DIVERSITY = "Diversity: mean distance between the features of two images, divided by that of real images."
 
 
 def _dense(results: Results, task: str, view: str) -> float | None:
@@ -63,7 +64,7 @@ def _dense(results: Results, task: str, view: str) -> float | None:
 
 
 def _how(results: Results, tasks: Iterable[str]) -> str:
-    """What the distances of a table are taken from, and the budget of its rows."""
+    """Returns the sentences below a table: how its distances were measured, and the budget of its rows."""
     parts = []
     for name in tasks:
         cell = Cell.of(results, Row(name))
@@ -76,13 +77,13 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
         )
     machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
     text = f"Fréchet distances; {'; '.join(parts)}. "
-    text += f"Mean ± spread over up to {len(SEEDS)} seeds, no spread: one seed; in brackets: against the dense one. "
-    text += f"{', '.join(sorted(machines))}, one thread a row. "
-    return text + "Seconds are on a machine with other work, so only MACs compare: those of the steps, D's with them."
+    text += f"Mean ± spread over up to {len(SEEDS)} seeds; a figure without a spread is of one seed. In brackets: the "
+    text += f"change against the dense generator. {', '.join(sorted(machines))}, one thread per row. Other work ran on "
+    return text + "the machine, so MACs compare and seconds do not. MACs are those of the steps, D's included."
 
 
 def by_sparsity(results: Results) -> str:
-    """Every task at every sparsity, with the paper's change below."""
+    """Returns the table of every task at every sparsity, with the paper's figures below each view."""
     names = SHORT | {name: TECHNIQUES[name].text for name in ADDED}
     planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     rows = []
@@ -109,7 +110,7 @@ def by_sparsity(results: Results) -> str:
 
 
 def changes(results: Results, technique: str, sparsity: float) -> dict[str, str]:
-    """By what a task's images are: the change of their Fréchet distance against the dense generator's."""
+    """Returns the description of each view -> the change of its Fréchet distance against the dense generator's."""
     found = {}
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -121,7 +122,7 @@ def changes(results: Results, technique: str, sparsity: float) -> dict[str, str]
 
 
 def in_short(results: Results) -> str:
-    """What a reader wants first: 90 %, every task, beside the paper's change."""
+    """Returns the README's table: every task at 90 %, beside the paper's change."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -135,21 +136,21 @@ def in_short(results: Results) -> str:
             rows[-1] += [_first_timed(results, task, 0.9), said]
     head = ["90 %", "dense", TECHNIQUES["one-shot"].text, "equations 7-9", "L_F", "L_F, larger batches"]
     head += ["forward", "the paper's 7-9"]
-    below = f"Fréchet distances, each task's own features and images; forward: {FORWARD}. Measured by `sparsegan study "
+    below = f"Fréchet distances, each task's own features and images. Forward: {FORWARD}. Measured by `sparsegan study "
     return markdown(head, rows, below + "paper-table2`; [study.md](study.md) has the rest.")
 
 
 def classes(task: str) -> Callable[[Results], str]:
-    """What the classifier takes a DCGAN's images for, at each sparsity."""
+    """Returns the function for the table of the classes that the classifier assigns to a DCGAN's images."""
 
     def table(results: Results) -> str:
         rows = [["dense", percent(0.0), *_seen(Cell.of(results, Row(task)))]]
         for technique, text in SHORT.items():
             for sparsity in SPARSITIES[1:]:
                 rows.append([text, percent(sparsity), *_seen(Cell.of(results, Row(task, technique, sparsity)))])
-        below = "Classes that at least 2 % of 5,000 images are taken for. Entropy of the classes' shares, in bits; an "
-        below += "even mix has 3.32. Confidence: mean probability of the likeliest class. Diversity: mean distance of "
-        return markdown(["technique", "sparsity", *SEEN], rows, below + "two images' features, over real images'.")
+        below = "Classes: the number of classes to which the classifier assigns at least 2 % of 5,000 images each. "
+        below += "Entropy: that of the classes' fractions, in bits; an even mix has 3.32. Confidence: mean probability "
+        return markdown(["technique", "sparsity", *SEEN], rows, f"{below}of the likeliest class. {DIVERSITY}")
 
     return table
 
@@ -164,7 +165,7 @@ def _seen(cell: Cell) -> list[str]:
     return [*seen, cell.show("scores", "samples", "diversity", form=_two_digits)]
 
 
-#: A figure of a view's score beside its distance -> its name, and how it is written.
+#: A further figure in the score of a view -> its name, and its format.
 BESIDE: dict[str, tuple[str, Callable[[float], str]]] = {
     "psnr": ("PSNR, dB", "{:.1f}".format),
     "ssim": ("SSIM", "{:.3f}".format),
@@ -174,7 +175,7 @@ BESIDE: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def translations(results: Results) -> str:
-    """What a distance does not see in the images made from images: fidelity, diversity, the asked domain."""
+    """Returns the table of the fidelity, diversity and domain accuracy of images that are made from images."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -184,13 +185,13 @@ def translations(results: Results) -> str:
                     cells = [dense, *(Cell.of(results, Row(task, technique, 0.9)) for technique in SHORT)]
                     shown = [cell.show("scores", view, figure, form=form) for cell in cells]
                     rows.append([f"{TASKS[task].title}: {text}", name, *shown])
-    below = "Diversity: mean distance of two images' features, over real images'. Domain accuracy: the share of images "
-    below += "that a classifier of the four styles takes for the one asked for, StarGAN's where that is another than "
-    return markdown(["task", "", "dense", *(f"{text}, 90 %" for text in SHORT.values())], rows, below + "the input's.")
+    below = f"{DIVERSITY} Domain accuracy: the fraction of images that a classifier of the four styles assigns to the "
+    below += "requested style; of StarGAN's images only those count whose requested style is not the input's."
+    return markdown(["task", "", "dense", *(f"{text}, 90 %" for text in SHORT.values())], rows, below)
 
 
 def sizes(results: Results) -> str:
-    """What an image costs, and the file."""
+    """Returns the table of MACs per image, file sizes and milliseconds per forward pass."""
     rows = []
     for task in TASKS:
         cells = [Cell.of(results, Row(task))]
@@ -198,23 +199,23 @@ def sizes(results: Results) -> str:
         macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:,.1f} M") for cell in cells]
         files = [cell.show("size", "file_bytes", form=lambda value: f"{value / 1e6:.2f} MB") for cell in cells]
         forward = ["", *(_first_timed(results, task, sparsity) for sparsity in SPARSITIES)]
-        rows += [[TASKS[task].title, "MACs an image", *macs], ["", "file", *files], ["", "forward", *forward]]
+        rows += [[TASKS[task].title, "MACs per image", *macs], ["", "file", *files], ["", "forward", *forward]]
     below = f"Forward: {FORWARD}."
     return markdown(["task", "", "dense", *(percent(sparsity) for sparsity in SPARSITIES)], rows, below)
 
 
 #: What `speed.py` measures.
-FORWARD = "milliseconds of a batch (64 images of DCGAN, one of others) on one thread, times faster than the dense one"
+FORWARD = "milliseconds per batch (64 images for DCGAN, else one) on one thread; in brackets: times as fast as dense"
 
 
 def _first_timed(results: Results, task: str, sparsity: float) -> str:
-    """Of either technique."""
+    """Returns the milliseconds of the first of the two main techniques that was timed."""
     shown = [_times(results, Row(task, name, sparsity)) for name in ("self-supervised", "self-supervised-features")]
     return next((one for one in shown if one.endswith(")")), shown[0])
 
 
 def _first_done(results: Results, task: str, sparsity: float) -> Cell:
-    """One seed of either technique: they are as large."""
+    """Returns one seed of the first of the two main techniques that has run. Generators of both have the same size."""
     for technique in ("self-supervised", "self-supervised-features"):
         cell = Cell.of(results, Row(task, technique, sparsity))
         if cell.done:
@@ -226,7 +227,7 @@ COST = ("training, s", "training, GMACs")
 
 
 def _cost(cell: Cell) -> list[str]:
-    """Means over the seeds, without a spread: it is the machine's."""
+    """Returns the means over the seeds. The spread is left out, because it comes from the machine."""
     forms = {"seconds": lambda value: f"{value:.0f}", "macs": lambda value: f"{value / 1e9:,.0f}"}
     found = {name: cell.mean("cost", name) for name in forms}
     return [
@@ -236,7 +237,7 @@ def _cost(cell: Cell) -> list[str]:
 
 
 def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
-    """The paper's table of techniques, one task and sparsity."""
+    """Returns the function for the paper's table of techniques, for one task and sparsity."""
 
     def table(results: Results) -> str:
         view = next(iter(VIEWS[task]))
@@ -268,7 +269,7 @@ def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
 
 
 def granularity(results: Results) -> str:
-    """Granularity and sparsity: quality, MACs, time."""
+    """Returns the table of distance, MACs and time by granularity and sparsity."""
     dense = _dense(results, DCGAN, "samples")
     sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
     rows = []
@@ -284,14 +285,14 @@ def granularity(results: Results) -> str:
     head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
     head += [f"forward at {percent(s)}" for s in sparsities]
     below = (
-        f"L_F. {_how(results, [DCGAN])} Forward: {FORWARD}, as drop-in layers or through the engine; filters are taken "
-        "out where that is faster."
+        f"L_F. {_how(results, [DCGAN])} Forward: {FORWARD}. Each time is of the generator's fastest "
+        "form: drop-in layers, the engine or, for filters, smaller dense layers."
     )
     return markdown(head, rows, below)
 
 
 def _times(results: Results, row: Row) -> str:
-    """Milliseconds of a row's generator, and how much faster than dense."""
+    """Returns the milliseconds of a row's generator, and its speed-up over the dense generator."""
     found = None if row.obstacle() else best_and_dense(results, row)
     if found is None:
         return row.obstacle() or "not timed"
@@ -310,7 +311,7 @@ QUESTIONS = (
 
 
 def discriminators(results: Results) -> str:
-    """What the discriminator says at the end of each run, beside the distance."""
+    """Returns the table of the discriminator's outputs at the end of each run, beside the distance."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in QUESTIONS:
@@ -320,12 +321,12 @@ def discriminators(results: Results) -> str:
         rows.append([f"{name}: {TECHNIQUES[name].text}", fid, _seen(cell)[0], *said, *_cost(cell)])
     head = ["technique", "90 %", "classes", "D(real)", "D(compressed)", "D(dense)", "entropy on real"]
     head += ["entropy on compressed", *COST]
-    below = f"D's mean output and its mean entropy in bits, at the end. {_how(results, [DCGAN])}"
+    below = f"D's mean output and the mean entropy of its output in bits, at the end. {_how(results, [DCGAN])}"
     return markdown(head, rows, below)
 
 
 def _said(cell: Cell, name: str) -> str:
-    """What the discriminator said at the end: the mean over the seeds."""
+    """Returns a figure of the last look at the discriminator: the mean over the seeds."""
     values = [report["watched"][-1][name] for report in cell.done if name in report["watched"][-1]]
     if not values:
         return "; ".join(dict.fromkeys(cell.why_not)) or "not a probability"
@@ -333,7 +334,7 @@ def _said(cell: Cell, name: str) -> str:
 
 
 def what_of_d(results: Results) -> str:
-    """Which part of the trained discriminator helps."""
+    """Returns the table that shows which part of the trained discriminator helps."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in ("self-supervised-features", "self-supervised", "self-supervised-fresh", *DISCRIMINATORS):
@@ -344,7 +345,7 @@ def what_of_d(results: Results) -> str:
 
 
 def open_points(results: Results) -> str:
-    """What the paper leaves open in equations 7-9."""
+    """Returns the table of the settings of equations 7-9 that the paper leaves open."""
     dense = _dense(results, DCGAN, "samples")
     rows = []
     for name in ("self-supervised", *OPEN_POINTS):
@@ -355,7 +356,7 @@ def open_points(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    """Without the discriminator, without the data, without both."""
+    """Returns the table of runs without the discriminator, without the data, and without both."""
     rows = []
     for task, views in VIEWS.items():
         for view, text in views.items():
@@ -369,7 +370,7 @@ def missing(results: Results) -> str:
 
 
 def drift(results: Results) -> str:
-    """What becomes of the terms of equations 7-9: means over a run's first sixth, and over its second half."""
+    """Returns the table of the terms of equations 7-9: means over the first sixth and the second half of the run."""
     shown = {"dis": "Dis on compressed", "gen": "Gen of the compressed", "gen_original": "Gen of the original"}
     rows = []
     for task in TASKS:
@@ -384,11 +385,12 @@ def drift(results: Results) -> str:
                     " to ".join(f"{mean:.2f}" for mean in means) or "; ".join(dict.fromkeys(cell.why_not)) or "none"
                 )
             rows.append(row)
-    return markdown(["task, equations 7-9", *shown.values()], rows, "Means over the seeds.")
+    below = "Means over the seeds: over the first sixth of the run, then over its second half."
+    return markdown(["task, equations 7-9", *shown.values()], rows, below)
 
 
 def recipes(results: Results) -> str:
-    """Candidates for a better recipe."""
+    """Returns the table of the candidates for a better recipe."""
     rows = []
     for name in CANDIDATES:
         row = [f"{name}: {TECHNIQUES[name].text}"]
@@ -408,16 +410,16 @@ RECIPE_COLUMNS = ((DCGAN, 0.9), (DCGAN, 0.95), (SECOND, 0.9), (SECOND, 0.95))
 
 
 def _against_equations(results: Results, row: Row) -> tuple[str, str]:
-    """A distance, and its change from the dense generator's as a share of what equations 7-9 change it by."""
+    """Returns a distance as text, and its change against dense as a fraction of the change with equations 7-9."""
     view = next(iter(VIEWS[row.task]))
     dense = _dense(results, row.task, view)
     cell, other = Cell.of(results, row), Cell.of(results, Row(row.task, "self-supervised", row.sparsity))
     own, known = cell.mean("scores", view, "fid"), other.mean("scores", view, "fid")
-    share = f"{(own - dense) / (known - dense):.2f}" if own and known and dense else "not known"
-    return cell.show("scores", view, "fid", form=distance, base=dense), share
+    fraction = f"{(own - dense) / (known - dense):.2f}" if own and known and dense else "not known"
+    return cell.show("scores", view, "fid", form=distance, base=dense), fraction
 
 
-#: study -> marker of a table -> the table.
+#: study -> marker of a table in the page -> the function that makes the table.
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
     "paper-table2": {
         "by_sparsity": by_sparsity,

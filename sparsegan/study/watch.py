@@ -1,4 +1,4 @@
-"""What is looked at while a row runs: the discriminator's outputs, the cost of a step, an average of the weights."""
+"""Observes the run of a row: the discriminator's outputs, the cost of a step, and an average of the weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..compress import Compressor
 from ..randomness import seeded
 from .grids import Task
 
-POINTS, LOOKS = 24, 12  # of a curve; at the discriminator, which cost time
+POINTS, LOOKS = 24, 12  # points per curve; looks at the discriminator per run, each of which costs time
 
 
 def entropy(probability: Tensor) -> float:
-    """Mean entropy in bits of yes-or-no answers that are yes with `probability`: from 0, certain, to 1, at a loss."""
+    """Returns the mean entropy, in bits, of binary answers with this `probability`: 0 is certain, 1 is undecided."""
     p = probability.double().clamp(1e-12, 1 - 1e-12)
     return (-(p * p.log2() + (1 - p) * (1 - p).log2())).mean().item()
 
 
 class Operations(TorchDispatchMode):
-    """Counts `flops` as torch's FlopCounterMode does, not by module: its hooks cannot bear a gradient penalty."""
+    """Counts `flops` as torch's FlopCounterMode does, but without module hooks, which fail under a gradient penalty."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,14 +42,16 @@ class Operations(TorchDispatchMode):
 
 
 class Watched:
-    """Batches of `loader`; between two of them it looks at the run that asks for them, and leaves it as it is.
+    """The batches of `loader`. Between two batches, this class observes the run without changing it.
 
-    `batch`: what the discriminator is asked about, the same at every look. `looks`: a dict a look, `LOOKS` of them and
-    one at the end: the step, the mean of the discriminator's outputs on real images, on the compressed generator's and
-    on the original's from the same noise, and, where outputs are probabilities, their entropies. Copies are asked, in
-    the modes in which the networks are trained.
-    `macs`: multiply-accumulates of the steps so far; one step in so many is counted, and stands for those after it.
-    `decay`: of the average of parameters over the second half of the run, when none is dropped any more.
+    `batch`: the batch on which the discriminator is observed, the same at every look.
+    `looks`: a dict per look, for `LOOKS` looks and one more at the end. It holds the step, and the mean of the
+        discriminator's outputs on real images and on images of the compressed and of the original generator, both from
+        the same noise. Where outputs are probabilities, it also holds their entropies. Each look uses copies of the
+        networks, in the modes in which the networks are trained.
+    `macs`: multiply-accumulates of the steps so far. The step after each look is counted; the count stands for all
+        steps up to the next look.
+    `decay`: decay of the average of the parameters over the second half of the run, when no weight is dropped any more.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Watched:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            if self.step >= self.steps:  # asked for by what follows the training
+            if self.step >= self.steps:  # batches for work that follows the training
                 yield batch
                 continue
             looked = self.step % self.every == 0
@@ -91,7 +93,7 @@ class Watched:
             self.macs += counter.flops // 2 * min(self.every, self.steps - self.step)
 
     def finish(self) -> None:
-        """After the last step."""
+        """Takes the last look. To be called after the last step."""
         self._look()
 
     def _after_step(self) -> None:
@@ -105,7 +107,7 @@ class Watched:
             self.average[name] = before.lerp(now, 1 - self.decay) if same and before is not None else now
 
     def keep_average(self) -> None:
-        """Put the average in the place of the compressed generator's parameters."""
+        """Copies the average to the compressed generator's parameters."""
         with torch.no_grad():
             for name, parameter in self.compressor.task.student.named_parameters():
                 parameter.copy_(self.average[name])
@@ -125,7 +127,7 @@ class Watched:
         outputs.clear()
         with seeded(0):
             task.objective.discriminator_terms(student, judge, fakes[0], self.batch)
-        # In one call or two, real images come first.
+        # Real images come first, whether the discriminator was called once or twice.
         on_real, on_fake, *_ = torch.cat(outputs).split(len(on_original))
         look: dict[str, float] = {"step": self.step}
         for name, output in (("real", on_real), ("compressed", on_fake), ("original", on_original)):
@@ -139,16 +141,16 @@ class Watched:
 
 
 def _first(output: Any) -> Tensor:
-    """The score of a discriminator that also says something else, and its first part where it has several."""
+    """Returns the first tensor of a discriminator's output: the score, or the first part where it has several."""
     return output if isinstance(output, Tensor) else _first(output[0])
 
 
 def thinned(history: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Every figure of a run as a curve: means over `POINTS` equal parts of it."""
+    """Returns every figure of a run as a curve: its means over `POINTS` equal parts of the run."""
     size = max(1, len(history) // POINTS)
     parts = [history[start : start + size] for start in range(0, len(history), size)]
     curves: dict[str, list[float]] = {}
-    for name in dict.fromkeys(name for line in history for name in line):  # not every step is a generator's
+    for name in dict.fromkeys(name for line in history for name in line):  # not every step trains the generator
         seen = [[line[name] for line in part if name in line] for part in parts]
         curves[name] = [round(sum(values) / len(values), 5) for values in seen if values]
     return curves

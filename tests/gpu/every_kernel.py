@@ -1,4 +1,4 @@
-"""Every kernel once, on small layers: what compute-sanitizer watches (benchmarks/gpu.sh)."""
+"""Runs every kernel on small layers, for compute-sanitizer to watch (benchmarks/gpu.sh)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine on a GPU: captured, replayed, equal to the model; on several streams, threads and devices."""
+"""An engine on a GPU is captured and replayed, and equals the model; with several streams, threads and devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sparsegan as sg
 from sparsegan.engine import GpuEngine
 from sparsegan.gans import cyclegan, dcgan
 
-#: A generator, its last layer (3 channels: no vectors) and an image's shape.
+#: A generator, its last layer (which stays dense: its 3 channels make no vectors) and the shape of one input.
 GENERATORS = {
     "dcgan": (lambda: dcgan.Generator(nz=16, ngf=16), "main.12", (16, 1, 1)),
     "cyclegan": (lambda: cyclegan.ResnetGenerator(ngf=16, blocks=2), "model.19", (3, 32, 32)),
@@ -50,12 +50,12 @@ def test_engine_replays_what_the_model_computes(name: str, granularity: str) -> 
         y = engine(x)
         assert_same(y, model, x)
         results.append((y, y.clone()))
-    assert all(torch.equal(y, then) for y, then in results)  # the caller's own
+    assert all(torch.equal(y, then) for y, then in results)  # later calls did not change it
 
 
 @on_gpu
 def test_threads_with_streams_of_their_own() -> None:
-    """Cold sizes, and inputs that are not there yet when the engine is called."""
+    """The sizes are new to the engine, and the inputs are still being computed when the engine is called."""
     model, engine, inputs = made("cyclegan", "element")
     given = {(thread, turn): inputs(1 + (thread + turn) % 3) for thread in range(4) for turn in range(12)}
     results: dict[tuple[int, int], Tensor] = {}
@@ -98,7 +98,7 @@ def test_random_numbers_follow_torchs_generator() -> None:
     x = torch.randn(1, 3, 16, 16, device=DEVICE)
     torch.cuda.manual_seed(7)
     engine = sg.optimize_for_inference(model, x)
-    ours = [engine(x) for _ in range(3)]  # compiling has left the generator as it was
+    ours = [engine(x) for _ in range(3)]  # compiling did not change torch's generator
     torch.cuda.manual_seed(7)
     for y in ours:
         assert_same(y, model, x)
@@ -134,7 +134,7 @@ def test_inputs_elsewhere_are_an_error() -> None:
 @on_gpu
 @pytest.mark.parametrize("granularity", ["element", "vector:16"])
 def test_another_device(granularity: str) -> None:
-    """The model's device need not be the current one."""
+    """The model's device need not be the current device."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one device")
     model, engine, inputs = made("dcgan", granularity, torch.device("cuda:1"))

@@ -1,4 +1,4 @@
-"""The layers on a GPU as torch.nn's own: autocast, layouts, streams, CUDA graphs, torch.compile, training."""
+"""The layers behave on a GPU as torch.nn's do: autocast, layouts, streams, CUDA graphs, torch.compile, training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def layer_and_input(name: str, granularity: str, dtype: torch.dtype = torch.floa
 
 
 def gradients(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Output and gradients in input, weights and bias, all in float64 on the CPU."""
+    """The output and the gradients with respect to input, weights and bias, all in float64 on the CPU."""
     x = x.detach().requires_grad_()
     weight: Any = layer.values if hasattr(layer, "values") else layer.weight
     y = layer(x)
@@ -109,7 +109,7 @@ def test_channels_last_and_the_same_bits_again(granularity: str) -> None:
 @every_granularity
 @pytest.mark.parametrize("backend", ["sparse", "dense", "auto"])
 def test_cuda_graph(name: str, granularity: str, backend: str) -> None:
-    """Forward and backward are captured, replayed on new numbers, and agree with the layer outside a graph."""
+    """Forward and backward are captured, replayed on new numbers, and equal the layer outside a graph."""
     layer, x = layer_and_input(name, granularity)
     layer.backend = backend
     static = x.clone().requires_grad_()
@@ -138,7 +138,7 @@ def test_cuda_graph(name: str, granularity: str, backend: str) -> None:
 @on_gpu
 @every_granularity
 def test_another_stream(granularity: str) -> None:
-    """Work is queued on the current stream: behind a long kernel there, and nowhere else."""
+    """The layer runs on the current stream, after the long kernel that is queued there."""
     layer, x = layer_and_input("3x3", granularity)
     with torch.no_grad():
         expected = layer(x)
@@ -176,7 +176,7 @@ def test_compile(granularity: str) -> None:
 
 
 def test_training_follows_masked_dense() -> None:
-    """Ten steps of Adam on a small generator, sparse, and dense with its gradients masked."""
+    """Ten steps of Adam give the same for a small sparse generator as for a dense one with masked gradients."""
     torch.manual_seed(0)
     dense = nn.Sequential(
         nn.ConvTranspose2d(8, 32, 4), nn.BatchNorm2d(32), nn.ReLU(), nn.ConvTranspose2d(32, 3, 4, 2, 1)

@@ -1,4 +1,4 @@
-"""The ops on a GPU against their plain-PyTorch twin in float64: elements (CUDA C++) and vectors (Triton)."""
+"""The ops on a GPU equal their plain-PyTorch twins in float64, for single weights (CUDA C++) and vectors (Triton)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sparse_conv(p: Problem, dtype: torch.dtype, slope: float) -> None:
 @given(problems(), st.sampled_from(DTYPES))
 @settings(max_examples=150)
 def test_gradients(p: Problem, dtype: torch.dtype) -> None:
-    """In the input and in the values: the adjoint sparse_conv, and wgrad."""
+    """The gradients with respect to the input (the adjoint sparse_conv) and to the values (wgrad)."""
     support = p.support()
     x, values = torch.randn(p.x_shape).to(dtype), torch.randn(len(support) * p.geometry.vector).to(dtype)
     gy = torch.randn(p.y_shape).to(dtype)

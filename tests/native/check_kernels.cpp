@@ -1,5 +1,5 @@
-// The CPU kernels against a plain double-precision loop over random calls, without torch and Python: also for a machine
-// that is emulated (emulate.sh).
+// Compares the CPU kernels with a plain loop in extended precision, on random calls. The program needs neither torch
+// nor Python, so that it also runs on an emulated machine (emulate.sh).
 //
 //     check_kernels [ISA | all] [CASES]      default: every ISA that this machine supports, 300 cases each
 #include <termios.h>
@@ -47,7 +47,7 @@ struct Case {
   int64_t threads = 1, images = 1;
   int64_t coarse_h = 1, coarse_w = 1, fine_h = 1, fine_w = 1;
   Padding padding = Padding::zeros;            // around the fine side
-  int64_t pad_before_h = 0, pad_before_w = 0;  // of it, where it is not zeros
+  int64_t pad_before_h = 0, pad_before_w = 0;  // rows and columns of this padding, if it is not zeros
   double negative_slope = 1;
   std::vector<int32_t> support;
 
@@ -93,8 +93,8 @@ Axis draw_axis(Random& random, int64_t most_kernel) {
   return axis;
 }
 
-// A fine size that a convolution turns into `coarse`, or a transposed convolution makes of it; below 1 if there is
-// none that torch would pad so far. Padding other than zeros moves from the axis, which then has none, to `before`.
+// Draws a fine size that a convolution maps to the coarse size `coarse`, and a transposed convolution maps back. The
+// size is below 1 if torch would refuse the drawn padding. Padding other than zeros is moved from the axis to `before`.
 int64_t draw_fine_size(Random& random, Axis& axis, int64_t coarse, Padding padding, int64_t& before) {
   const int64_t reach = axis.dilation * (axis.kernel - 1), needed = (coarse - 1) * axis.stride + reach + 1;
   const int64_t unused = random.from(0, axis.stride - 1);
@@ -106,14 +106,14 @@ int64_t draw_fine_size(Random& random, Axis& axis, int64_t coarse, Padding paddi
   return std::max(before, after) <= most ? fine : 0;
 }
 
-// From `first` to `last` channels, rounded up to whole vectors.
+// Draws a number of channels from `first` to `last`, rounded up to whole vectors.
 int64_t draw_channels(Random& random, int64_t vector, int64_t first, int64_t last) {
   return (random.from(first, last) + vector - 1) / vector * vector;
 }
 
 enum Kind { kAny, kManyImages, kLargeImages, kManyChannels, kManySpans, kSeparating, kKinds };
 
-// Everything but the support into `c`, which has its direction, padding and vectors; false where no such sizes exist.
+// Draws all of `c` except dtype, direction, padding mode, vectors and support. Returns false if no such sizes exist.
 bool draw_sizes(Random& random, Kind kind, Case& c) {
   Geometry& g = c.geometry;
   g.groups = random.from(1, 3);
@@ -124,11 +124,11 @@ bool draw_sizes(Random& random, Kind kind, Case& c) {
   c.images = random.from(1, 3);
   c.coarse_h = random.from(1, 9);
   c.coarse_w = random.from(1, 9);
-  if (kind == kManyImages) {  // more than two vectors of them
+  if (kind == kManyImages) {  // more images than two vectors hold
     c.images = random.from(33, 50);
     c.coarse_h = random.from(1, 3);
     c.coarse_w = random.from(1, 3);
-  } else if (kind == kLargeImages) {  // several tiles and groups of them
+  } else if (kind == kLargeImages) {  // several tiles, and several groups of tiles
     c.coarse_h = random.from(1, 40);
     c.coarse_w = random.from(20, 70);
   } else if (kind == kManyChannels) {  // several source blocks
@@ -137,7 +137,7 @@ bool draw_sizes(Random& random, Kind kind, Case& c) {
     g.coarse_channels = g.groups * (fine ? g.coarse_vector : draw_channels(random, g.coarse_vector, 30, 90));
     c.coarse_h = random.from(1, 5);
     c.coarse_w = random.from(1, 5);
-  } else if (kind == kManySpans) {  // source channels x kernel positions beyond the 16 bits of a code
+  } else if (kind == kManySpans) {  // more source channels x kernel positions than 16-bit codes
     for (Axis* axis : {&g.h, &g.w}) *axis = {random.from(4, 5), random.from(1, 5), random.from(1, 2), 1};
     const int64_t channels = (1 << 16) / g.positions() + random.from(1, 1000);
     (c.adjoint ? g.fine_channels : g.coarse_channels) = g.groups * (c.adjoint ? g.fine_vector : g.coarse_vector);
@@ -147,7 +147,7 @@ bool draw_sizes(Random& random, Kind kind, Case& c) {
     c.images = 1;
     c.coarse_h = random.from(1, 2);
     c.coarse_w = random.from(1, 2);
-  } else if (kind == kSeparating) {  // 1x1 inputs of a generator: every kernel position its own phase, no zeros
+  } else if (kind == kSeparating) {  // the first layer of a generator: each kernel position is a phase, no zero padding
     for (Axis* axis : {&g.h, &g.w}) {
       *axis = {random.from(1, 4), 4, 0, 1};
       if (c.padding != Padding::zeros) axis->padding = random.from(0, 1);
@@ -165,7 +165,7 @@ bool draw_sizes(Random& random, Kind kind, Case& c) {
 }
 
 void draw_support(Random& random, Case& c) {
-  // Of eight supports one is empty and one is full.
+  // On average, one support in eight is empty and one is full.
   const int64_t density = random.from(0, 7), keep = density == 0 ? 0 : density == 1 ? 100 : random.from(5, 50);
   c.support.clear();
   for (int64_t unit = 0; unit < c.geometry.units(); ++unit) {
@@ -173,8 +173,8 @@ void draw_support(Random& random, Case& c) {
   }
 }
 
-// Draws until the sizes exist and the call is small: at most `most` products. What would make a draw rarely small is
-// settled before.
+// Draws until the sizes exist and the call is small. dtype, direction, kind, padding mode and vectors stay the same in
+// all attempts, because kinds whose calls are rarely small would otherwise be rare.
 Case draw_case(Random& random, int64_t number) {
   constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
   Case c;
@@ -182,7 +182,7 @@ Case draw_case(Random& random, int64_t number) {
   c.adjoint = number / kTensorTypes % 2 == 1;
   const auto kind = static_cast<Kind>(number / (2 * kTensorTypes) % kKinds);
   if (!c.adjoint) c.padding = static_cast<Padding>(number / (2 * kTensorTypes * kKinds) % 4);
-  // Half the units are wide, half deep, as seen from this direction's target.
+  // Half of the cases have coarse vectors, half have fine ones.
   (random.from(0, 1) ? c.geometry.coarse_vector : c.geometry.fine_vector) = random.one_of({1, 2, 3, 4, 8});
   for (;;) {
     if (!draw_sizes(random, kind, c) || c.coarse_size() > kMostElements || c.fine_size() > kMostElements) continue;
@@ -199,8 +199,8 @@ struct bfloat16 {
   explicit operator double() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
 
-// Between margins of NaN: reading outside the tensor spoils the result, and writing there or leaving an element out is
-// seen. The margin is odd, so that nothing is aligned to more than an element.
+// A tensor between margins of NaN. A read outside the tensor spoils the result. A write outside it, or an element that
+// is never written, is detected. The margin is odd, so that the tensor is aligned to one element only.
 template <class T>
 class Tensor {
  public:
@@ -219,7 +219,7 @@ class Tensor {
 
  private:
 #ifdef __SANITIZE_ADDRESS__
-  static constexpr int64_t kMargin = 0;  // the sanitizer sees more
+  static constexpr int64_t kMargin = 0;  // the sanitizer detects more
 #else
   static constexpr int64_t kMargin = 61;
 #endif
@@ -229,17 +229,17 @@ class Tensor {
 // ---------------------------------------------------------------- reference
 
 struct Sum {
-  long double value = 0;  // what it rounds is to be less than a double's own rounding
+  long double value = 0;  // its rounding must be smaller than that of a double
   double magnitude = 0;
   void add(double a, double b) {
     value += static_cast<long double>(a) * b;
     magnitude += std::abs(a * b);
   }
-  // No steeper than 1: the error of a sum does not grow.
+  // The slope is at most 1, so that the error of a sum does not grow.
   void activate(double negative_slope) { value = value > 0 ? value : negative_slope * value; }
 };
 
-// The element that stands at index i of n elements and their padding; -1 is a zero.
+// The index of the element that a read at index i gets, where indices outside [0, n) are padding; -1 stands for a zero.
 int64_t padded_index(int64_t i, int64_t n, Padding padding) {
   if (padding == Padding::circular) return (i + n) % n;
   if (padding == Padding::replicate) return std::min(std::max<int64_t>(i, 0), n - 1);
@@ -247,13 +247,14 @@ int64_t padded_index(int64_t i, int64_t n, Padding padding) {
   return i < 0 || i >= n ? -1 : i;
 }
 
-// body(value, coarse element, fine element) for every product of a call.
+// Calls body(value index, coarse element index, fine element index) for every product of a call.
 template <class Body>
 void for_each_product(const Case& c, const Body& body) {
   const Geometry& g = c.geometry;
-  const int64_t fine_units = g.fine_channels / g.groups / g.fine_vector;  // of a group
+  const int64_t fine_units = g.fine_channels / g.groups / g.fine_vector;  // per group
   for (int64_t v = 0; v < c.values(); ++v) {
-    // The support counts in [coarse units, fine units of a group, kernel_h, kernel_w]; a unit's values lie together.
+    // The support numbers the units of [coarse units, fine units per group, kernel_h, kernel_w]. The values of a unit
+    // are neighbours.
     int64_t rest = c.support[v / g.vector()];
     const int64_t j = rest % g.w.kernel;
     rest /= g.w.kernel;
@@ -281,7 +282,8 @@ void for_each_product(const Case& c, const Body& body) {
   }
 }
 
-// The largest error of `got`, in roundings: of the sums' precision at the sum of magnitudes, and of T at the result.
+// The largest error of `got`, divided by the error that rounding explains: one rounding of the sum of magnitudes in the
+// precision of sums, plus one rounding of the result to T.
 template <class T>
 double largest_error(const Tensor<T>& got, const std::vector<Sum>& expected) {
   const double sum_rounding = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24, rounding = sizeof(T) == 2 ? 0x1p-8 : sum_rounding;
@@ -321,7 +323,7 @@ Errors run(const Case& c, Random& random) {
   call.pad_before_h = c.pad_before_h;
   call.pad_before_w = c.pad_before_w;
   call.output_transform.negative_slope = c.negative_slope;
-  // The work is cut as for `threads` threads; one does it all.
+  // The work is cut as for `threads` threads, but one thread does all of it.
   const ThreadPool pool{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
                           for (int64_t i = 0; i < count; ++i) body(i);
                         }};
@@ -384,6 +386,6 @@ int main(int argc, char** argv) {
     ok = false;
   }
   std::fflush(stdout);
-  tcdrain(STDOUT_FILENO);  // as the only process of an emulated machine: that ends with it, and a serial line is slow
+  tcdrain(STDOUT_FILENO);  // an emulated machine stops with this process, before its slow serial line has sent all
   return ok ? 0 : 1;
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the AVX-512 kernels on a machine without AVX-512: under bochs, which emulates a processor that has it.
+# Runs the AVX-512 kernels on a machine without AVX-512, under bochs, which emulates a processor with AVX-512.
 #
 #     tests/native/emulate.sh CHECK_KERNELS [CASES]      the static check_kernels; default 300 cases, 1.5 to 2 minutes
 #
-# A Debian kernel boots with check_kernels as its only process; what that prints arrives over a serial line. When it
-# ends, the kernel panics, which tells the exit code and resets the machine: bochs stops. Its files are in
+# A Debian kernel boots with check_kernels as its only process, whose output arrives over a serial line. When this
+# process ends, the kernel panics: it prints the exit code and resets the machine, and bochs stops. All files are in
 # build/emulate.
 set -euo pipefail
 
@@ -22,13 +22,13 @@ vga_bios=/usr/share/bochs/VGABIOS-lgpl-latest
 terminal=/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so
 for wanted in /usr/bin/{bochs,xorriso,cpio} "$isolinux" "$loader" "$bios" "$vga_bios" "$terminal"; do
   if [[ ! -e $wanted ]]; then
-    echo "There is no $wanted. Wanted are these packages of Debian 12:" \
+    echo "There is no $wanted. These packages of Debian 12 are needed:" \
       'bochs bochsbios bochs-term vgabios isolinux syslinux-common xorriso cpio' >&2
     exit 1
   fi
 done
 
-# The kernel comes out of its package; nothing is installed.
+# The kernel is unpacked from its package; nothing is installed.
 if [[ ! -e kernel ]]; then
   rm -rf kernel.part ./*.deb
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n 1)
@@ -43,8 +43,9 @@ cp "$program" root/init
 (cd root && echo init | cpio --quiet -o -H newc) >disk/initrd
 cp kernel/boot/vmlinuz-* disk/vmlinuz
 cp "$isolinux" "$loader" disk/
-# xsavec, xsaves: bochs announces another size of the compact save area than the kernel computes, which then does
-# without AVX. Left is the standard layout. Words that the kernel does not know, the last two, are init's arguments.
+# clearcpuid: bochs reports a size of the compact save area (xsavec, xsaves) that differs from the size that the kernel
+# computes, and the kernel would then disable AVX. Without both features the kernel uses the standard layout. The kernel
+# does not know the last two words and passes them to init as arguments.
 options='console=ttyS0 clearcpuid=xsavec,xsaves nosmp acpi=off tsc=reliable mitigations=off panic=-1 reboot=t'
 cat >disk/isolinux.cfg <<EOF
 DEFAULT check

@@ -1,10 +1,10 @@
-"""The NEON kernels' inner loops, counted: how many of a tap's instructions multiply, and that none spills a vector.
+"""Counts the instructions of the NEON kernels' inner loops: per tap, the multiplications and all, and spilled vectors.
 
     python tests/native/inner_loops.py aarch64-linux-gnu-g++ [OBJDUMP]
 
-Compiles every register tile of ``csrc/cpu/kernels/sparse_conv.h`` that the row "neon" of ``isas.h`` beside it has,
-float32, as CMakeLists.txt does, and reads the disassembly. Exits with 1 where a loop over taps keeps a vector on the
-stack. Counts are no times: nothing here was measured on an ARM processor.
+Compiles every float32 register tile of ``csrc/cpu/kernels/sparse_conv.h`` that the row "neon" of ``isas.h`` beside it
+allows, with the flags of CMakeLists.txt, and reads the disassembly. The exit status is 1 if a loop over taps keeps a
+vector on the stack. Counts are not times: nothing here was measured on an ARM processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LANES, SUMS, ROWS, COLUMNS = 4, 24, 8, 8  # as the row in isas.h, and kMaxCols
+LANES, SUMS, ROWS, COLUMNS = 4, 24, 8, 8  # from the row in isas.h, and kMaxCols
 FLAGS = "-std=c++20 -O3 -fPIC -Wno-psabi -fno-math-errno -ffp-contract=fast -DSPARSEGAN_ISA=neon".split()
 PARAMETERS = "const TapRange&, const float*, const float*, int64_t, float*, int64_t, int64_t, const float*"
 
@@ -24,7 +24,7 @@ Instruction = tuple[int, str, str]  # address, mnemonic, operands
 
 
 def innermost(code: list[Instruction]) -> list[list[Instruction]]:
-    """The bodies of backward branches."""
+    """The bodies of the loops, which backward branches end."""
     bodies = []
     for address, name, operands in code:
         target = re.search(r"\b([0-9a-f]+) <", operands)

@@ -1,5 +1,5 @@
-// Activations of vectors. LeakyReLU; Tanh and Sigmoid: float32 by polynomials of our own fit, float64 by the C library,
-// lane by lane.
+// LeakyReLU, tanh and sigmoid of vectors. Tanh and sigmoid use polynomials that were fitted for this project in
+// float32, and the C library in float64, lane by lane.
 #pragma once
 
 #include "kernels.h"
@@ -12,21 +12,21 @@ double exp(double);
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// z where it is above 0, else slope * z.
+// Returns z where z is above 0, else slope * z. NaN stays NaN; with slope 0, minus infinity gives 0.
 template <class T, int L>
 SPARSEGAN_INLINE Vec<T, L> leaky_relu(Vec<T, L> z, T slope) {
-  const Vec<T, L> zero = {}, scaled = slope == T(0) ? zero : z * broadcast<T, L>(slope);  // and 0 for minus infinity
-  return z <= zero ? scaled : z;                                                          // NaN stays
+  const Vec<T, L> zero = {}, scaled = slope == T(0) ? zero : z * broadcast<T, L>(slope);
+  return z <= zero ? scaled : z;
 }
 
-// e^x = 2^n e^r with r from -ln 2 / 2 to ln 2 / 2: ln 2 in two parts, of which n times the first is exact. The
-// polynomial is within 2e-9 of e^r. x from -87 to 87.
+// Returns e^x for x from -87 to 87, as 2^n e^r with r from -ln 2 / 2 to ln 2 / 2. ln 2 is the sum of two constants, and
+// n times the first constant is exact. The polynomial is within 2e-9 of e^r.
 template <int L>
 SPARSEGAN_INLINE Vec<float, L> exponential(Vec<float, L> x) {
   constexpr float kCoefficients[] = {1.0f,          1.00000004f,    0.499999921f,  0.166664202f,
                                      0.0416682258f, 0.00837481574f, 0.00138368338f};
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.69140625f, kLn2Low = 0.00174093056f;
-  constexpr float kInteger = 12582912.0f;  // a float this large has no digits after the point
+  constexpr float kInteger = 12582912.0f;  // floats of this size are integers, so that adding it rounds to an integer
   const auto integer = broadcast<float, L>(kInteger);
   const auto n = (x * broadcast<float, L>(kLog2E) + integer) - integer;
   const auto r = (x - n * broadcast<float, L>(kLn2High)) - n * broadcast<float, L>(kLn2Low);
@@ -42,14 +42,15 @@ SPARSEGAN_INLINE Vec<float, L> magnitude(Vec<float, L> x) {
   return reinterpret_cast<Vec<float, L>>(reinterpret_cast<Vec<int32_t, L>>(x) & 0x7fffffff);
 }
 
-// |x|, at most `most`: beyond it both functions are flat.
+// Returns |x|, but at most `most`, beyond which tanh and sigmoid are taken to be constant.
 template <int L>
 SPARSEGAN_INLINE Vec<float, L> up_to(Vec<float, L> x, float most) {
   const Vec<float, L> size = magnitude<L>(x), limit = broadcast<float, L>(most);
   return size > limit ? limit : size;
 }
 
-// (1 - e) / (1 + e) with e = exp(-2 |x|); near 0, where that cancels, |x| + |x|^3 times a polynomial in x^2.
+// Returns tanh(x) as (1 - e) / (1 + e) with e = exp(-2 |x|) and the sign of x. Near 0, 1 - e would cancel; there, tanh
+// is |x| + |x|^3 times a polynomial in x^2.
 template <int L>
 SPARSEGAN_INLINE Vec<float, L> tanh_of(Vec<float, L> x) {
   constexpr float kCoefficients[] = {-0.333332839f, 0.133314912f, -0.053743489f, 0.0206505608f, -0.00571701797f};
@@ -63,10 +64,10 @@ SPARSEGAN_INLINE Vec<float, L> tanh_of(Vec<float, L> x) {
   const auto y = size < broadcast<float, L>(kNear) ? near : far;
   const auto sign = reinterpret_cast<Vec<int32_t, L>>(x) ^ reinterpret_cast<Vec<int32_t, L>>(magnitude<L>(x));
   const auto with_sign = reinterpret_cast<Vec<float, L>>(reinterpret_cast<Vec<int32_t, L>>(y) | sign);
-  return x == x ? with_sign : x;  // NaN stays
+  return x == x ? with_sign : x;  // NaN stays NaN
 }
 
-// 1 / (1 + e) with e = exp(-|x|), or e times that: neither cancels.
+// Returns the sigmoid of x as 1 / (1 + e) or, below 0, e / (1 + e), with e = exp(-|x|). Neither form cancels.
 template <int L>
 SPARSEGAN_INLINE Vec<float, L> sigmoid_of(Vec<float, L> x) {
   constexpr float kFlat = 86.0f;

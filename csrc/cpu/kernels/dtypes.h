@@ -1,30 +1,31 @@
-// The dtypes of tensors that the CPU kernels take. A new one is a row here, its conversions in vec.h where its elements
-// are not the panel's, and its name in sparsegan/nn/dispatch.py.
+// The tensor dtypes that the CPU kernels take. A new dtype needs a row here, its name in sparsegan/nn/dispatch.py and,
+// where the elements of tensor and panel differ in type, its conversions in vec.h.
 #pragma once
 
 #include <cstdint>
 
 namespace sparsegan {
 
-// The upper half of a float32.
+// bfloat16: the upper half of a float32.
 struct bf16 {
   uint16_t bits;
 };
 
-// X(name, name in torch's ScalarType, element, element of its panels). Values and sums have a panel's elements.
+// X(name, name in torch's ScalarType, type of a tensor's elements, type of a panel's elements). Inside the kernels,
+// values and sums have the type of a panel's elements.
 #define SPARSEGAN_DTYPES(X)          \
   X(float32, Float, float, float)    \
   X(float64, Double, double, double) \
   X(bfloat16, BFloat16, bf16, float)
 
-// Also the dtype's row in the kernel tables.
+// A DType is also the row of the dtype in the kernel tables.
 enum class DType {
 #define SPARSEGAN_ROW(name, ...) name,
   SPARSEGAN_DTYPES(SPARSEGAN_ROW)
 #undef SPARSEGAN_ROW
 };
 
-// Rows of the kernel tables for panels.
+// Rows of the kernel tables that are per type of panel.
 constexpr int kFloatPanel = 0, kDoublePanel = 1, kPanelTypes = 2;
 
 struct DTypeRow {
@@ -33,7 +34,7 @@ struct DTypeRow {
   int64_t panel_bytes;  // per element of a panel
   int panel_type;
 };
-// A table, not functions: an inline function here could be linked in another ISA's form.
+// This is a table because the linker could take a copy of an inline function that was compiled for another ISA.
 constexpr DTypeRow kDTypes[] = {
 #define SPARSEGAN_ROW(name, scalar_type, element, panel_element) \
   {#name, sizeof(element), sizeof(panel_element), sizeof(panel_element) == sizeof(double) ? kDoublePanel : kFloatPanel},

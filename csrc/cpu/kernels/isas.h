@@ -1,12 +1,12 @@
-// The instruction sets that kernels.cpp is compiled for, best first. A new one is a row here, and in CMakeLists.txt a
-// line `add_isa` with its compiler flags.
+// The instruction sets that kernels.cpp is compiled for, best first. A new instruction set needs a row here and a line
+// `add_isa` with its compiler flags in CMakeLists.txt.
 //
 // X(name, lanes_f32, lanes_f64, registers, sums, max_rows, max_width, has_it)
 //   lanes_f32, lanes_f64   elements per vector
 //   registers              vector registers
-//   sums                   how many of them may hold the sums of a register tile
-//   max_rows, max_width    rows of outputs, and target channels, that a register tile may have
-//   has_it                 whether the machine at hand has the instruction set
+//   sums                   most registers that hold the sums of a register tile
+//   max_rows, max_width    most rows of outputs, and most target channels, of a register tile
+//   has_it                 expression: whether this machine has the instruction set
 #pragma once
 
 // clang-format off
@@ -24,5 +24,5 @@
 #endif
 // clang-format on
 
-// The portable build has the shape of AVX-512, so that a machine without AVX-512 still runs every path of it.
+// The portable row has the numbers of the AVX-512 row. A machine without AVX-512 can then run every path of that code.
 #define SPARSEGAN_ISAS(X) SPARSEGAN_MACHINE_ISAS(X) X(scalar, 16, 8, 32, 24, 8, 4, true)

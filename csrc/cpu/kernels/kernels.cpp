@@ -1,4 +1,5 @@
-// Compiled once per ISA: CMake passes SPARSEGAN_ISA, a name of isas.h, and that ISA's flags.
+// The kernel table of one ISA. CMake compiles this file once per ISA, with the flags of the ISA, and defines
+// SPARSEGAN_ISA as its name in isas.h.
 #include "kernels.h"
 
 #include "isas.h"
@@ -16,8 +17,8 @@ namespace {
 struct Isa {
   int lanes_f32, lanes_f64, registers, sums, max_rows, max_width;
 
-  // Vectors of outputs per target channel: with one, an FMA takes x from memory; with more, x and their weights have
-  // registers.
+  // Returns the most output vectors per target channel in a register tile. With one target channel, an FMA takes x from
+  // memory and the weight has a register. With more, x and the weight of each channel have registers.
   constexpr int max_tile(int width) const {
     if (width > max_width) return 0;
     const int room = width == 1 ? registers - 1 : registers - width - 1;
@@ -33,11 +34,11 @@ constexpr Isa isa = SPARSEGAN_ISA;
 template <class T>
 constexpr int kLanes = sizeof(T) == sizeof(double) ? isa.lanes_f64 : isa.lanes_f32;
 
-// Independent chains of x * a + b, nothing from memory.
+// Independent chains of x * a + b on registers.
 float fma(int64_t iterations) {
   constexpr int L = kLanes<float>;
   Vec<float, L> x[kFmaChains];
-  for (int k = 0; k < kFmaChains; ++k) x[k] = broadcast<float, L>(float(k));  // or chains would be merged
+  for (int k = 0; k < kFmaChains; ++k) x[k] = broadcast<float, L>(float(k));  // equal chains would be merged
   const Vec<float, L> a = broadcast<float, L>(0.5f), b = broadcast<float, L>(1.0f);
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 32
@@ -47,7 +48,7 @@ float fma(int64_t iterations) {
   return sum<float, L>(x[0]);
 }
 
-// The kernels between tensors of IO and panels of T.
+// Fills in the kernels that convert between tensors of IO and panels of T.
 template <class IO, class T>
 constexpr void fill_dtype(Kernels& k, DType dtype) {
   constexpr int L = kLanes<T>;
@@ -59,7 +60,7 @@ constexpr void fill_dtype(Kernels& k, DType dtype) {
   k.pointwise[row] = pointwise<IO, T, L>;
 }
 
-// The kernels between panels of T, for units of kWidths[Width] and wider.
+// Fills in the kernels on panels of T, for the width kWidths[Width] and all larger widths.
 template <class T, int Width = 0>
 constexpr void fill_panel(Kernels& k, int row) {
   constexpr int L = kLanes<T>, W = kWidths[Width];
@@ -92,7 +93,8 @@ constexpr Kernels table(const char* name) {
 #define SPARSEGAN_JOIN_(a, b) a##b
 #define SPARSEGAN_JOIN(a, b) SPARSEGAN_JOIN_(a, b)
 
-// Filled by the compiler: code that fills it when the program starts would need the ISA.
+// The compiler must fill the table: code that runs at program start would be compiled for the ISA, which the machine
+// may not have.
 constinit const Kernels SPARSEGAN_JOIN(kernels_, SPARSEGAN_ISA) = SPARSEGAN_ISA::table(SPARSEGAN_STRING(SPARSEGAN_ISA));
 
 }  // namespace sparsegan

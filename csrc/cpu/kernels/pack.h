@@ -1,4 +1,4 @@
-// Pack: an NCHW tensor to panel planes, its elements transformed and padded on the way.
+// pack: copies an NCHW tensor to panel planes, and transforms and pads its elements on the way.
 #pragma once
 
 #include "activation.h"
@@ -8,7 +8,7 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// A channel's input transform, per lane.
+// The input transform of one channel. Scale and shift are per lane.
 template <class T, int L, bool Any>
 struct ChannelTransform {
   alignas(64) T scale[L];
@@ -18,7 +18,7 @@ struct ChannelTransform {
   SPARSEGAN_INLINE ChannelTransform(const InputTransform& p, const LaneTile (&tile)[L], int64_t used, int64_t channel) {
     if constexpr (Any) {
       for (int64_t i = 0; i < L; ++i) {
-        const int64_t at = (i < used ? tile[i].number : 0) * p.image_stride + channel;
+        const int64_t at = (i < used ? tile[i].image : 0) * p.image_stride + channel;
         scale[i] = p.scale ? static_cast<const T*>(p.scale)[at] : T(1);
         shift[i] = p.scale ? static_cast<const T*>(p.shift)[at] : T(0);
       }
@@ -26,12 +26,12 @@ struct ChannelTransform {
     }
   }
 
-  // Of elements of lane i.
+  // Transforms neighbouring elements of lane i.
   SPARSEGAN_INLINE Vec<T, L> operator()(Vec<T, L> x, int64_t i) const {
     if constexpr (!Any) return x;
     return active(x * broadcast<T, L>(scale[i]) + broadcast<T, L>(shift[i]));
   }
-  // Of one element of each lane.
+  // Transforms one element of each lane.
   SPARSEGAN_INLINE Vec<T, L> operator()(Vec<T, L> x) const {
     if constexpr (!Any) return x;
     return active(x * load<T, L>(scale) + load<T, L>(shift));
@@ -41,7 +41,7 @@ struct ChannelTransform {
   SPARSEGAN_INLINE Vec<T, L> active(Vec<T, L> z) const { return slope == T(1) ? z : leaky_relu<T, L>(z, slope); }
 };
 
-// A few elements of each lane one by one: where vectors would read outside the tensor, or would hardly be filled.
+// Packs a few elements of each lane one by one, where vectors would read outside the tensor or would have few elements.
 template <class IO, class T, int L, bool Any>
 SPARSEGAN_INLINE void pack_elements(const int64_t (&start)[L], const Columns<T, L>& columns,
                                     const ChannelTransform<T, L, Any>& transformed, const IO* channel, T* out) {
@@ -57,7 +57,8 @@ SPARSEGAN_INLINE void pack_elements(const int64_t (&start)[L], const Columns<T, 
   }
 }
 
-// A panel row's lanes at edges of the tensor. Through memory: an index that is not constant would keep all of v there.
+// Reads the lanes of a panel row at the edges of the tensor. They pass through an array in memory, because an index
+// that is not constant would keep all of v in memory.
 template <class IO, class T, int L, bool Any>
 SPARSEGAN_INLINE void pack_edge(const Frame& f, const int64_t (&start)[L], const Columns<T, L>& columns,
                                 const ChannelTransform<T, L, Any>& transformed, const IO* channel, Vec<T, L> (&v)[L]) {
@@ -82,13 +83,13 @@ SPARSEGAN_INLINE void pack_edge(const Frame& f, const int64_t (&start)[L], const
   for (int i = 0; i < L; ++i) v[i] = load<T, L>(lane[i]);
 }
 
-// The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
+// Packs the planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
 template <class IO, class T, int L, bool Any>
 void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
                int64_t first, int64_t last, const InputTransform& transform, const IO* x, T* panel) {
   const RowTable<L> table(f, tile, used, phase, row, rows);
   ColumnTable<T, L> column_table;
-  // A channel's columns one after the other: two runs of them may share a cache line.
+  // The runs of columns of one channel follow each other, because two runs may lie on one cache line.
   for (int64_t col = 0; col < f.cols * f.phases_w; col += kTableColumns * L) {
     column_table.set(f, tile, used, col);
     for (int64_t c = first; c < last; ++c) {
@@ -96,7 +97,7 @@ void pack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t 
       const ChannelTransform<T, L, Any> transformed(transform, tile, used, c);
       for (int64_t k = 0; k < column_table.count; ++k) {
         const Columns<T, L>& columns = column_table.at[k];
-        // Whole vectors may be read where they stay inside the tensor, whatever they meet there.
+        // Whole vectors may be read where they stay inside the tensor; elements of other rows are masked afterwards.
         const bool vectors = columns.count > few_elements(L) &&
                              c * f.channel_stride + table.least + columns.least >= 0 &&
                              c * f.channel_stride + table.most + columns.most + L <= f.size;

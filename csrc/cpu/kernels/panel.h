@@ -1,9 +1,10 @@
-// Where the elements of an NCHW tensor lie in a panel, whose vector lanes hold a tile each; pack.h and unpack.h use it.
+// The places of the elements of an NCHW tensor in a panel, for pack.h and unpack.h. Each vector lane of a panel holds
+// one tile.
 //
-// L columns of L tiles are read as L row vectors and transposed in registers, so that neither side is touched element
-// by element. Where a tile lies is worked out once for all channels: a table of the lanes' row starts, and for L
-// columns which lanes reach over the tensor's edge. Beyond the edge lies zero or another element, as Padding says; a
-// phase is every `stride`-th row and column.
+// L columns of L tiles are L row vectors of the tensor, which are transposed in registers, so that neither tensor nor
+// panel is accessed element by element. The places of the tiles are computed once for all channels: RowTable has the
+// start of each row per lane, Columns has the lanes that reach over the tensor's edge. Beyond the edge lies zero or a
+// copy of an element, as Padding says. A phase is every `stride`-th row and column.
 #pragma once
 
 #include "kernels.h"
@@ -11,8 +12,8 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// The element of [0, n) that stands at index i; -1 for a zero. Only panel elements that no output needs are further out
-// than a padding may reach: they get any.
+// Returns the index in [0, n) of the element that the padding puts at index i, or -1 for a zero. An index that lies
+// further out than a padding may reach gives an arbitrary element or -1, because no output needs that panel element.
 SPARSEGAN_INLINE int64_t padded(int64_t i, int64_t n, Padding padding) {
   if (i >= 0 && i < n) return i;
   switch (padding) {
@@ -30,12 +31,12 @@ SPARSEGAN_INLINE int64_t padded(int64_t i, int64_t n, Padding padding) {
 
 // The tile that a lane holds.
 struct LaneTile {
-  int64_t number;    // of its image
-  int64_t image;     // first element of its image
-  int64_t row, col;  // panel row 0 and column 0 in a phase's grid; may be negative
+  int64_t image;        // number of the tile's image
+  int64_t image_start;  // offset of the image's first element in the tensor
+  int64_t row, col;     // place of panel row 0 and column 0 in a phase's grid; may be negative
 };
 
-// The tiles of a group; returns how many lanes have one.
+// Writes the tiles of a group to `out`. Returns how many lanes have a tile.
 template <int L>
 SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t group, LaneTile (&out)[L]) {
   const int64_t used = smaller(L, t.tiles() - group * L);
@@ -48,15 +49,15 @@ SPARSEGAN_INLINE int64_t lane_tiles(const Frame& f, const Tiling& t, int64_t gro
   return used;
 }
 
-// Rows, and runs of L columns, that are tabled at once: few enough to stay near the core.
+// Rows, and runs of L columns, per table: few enough for the tables to stay in the cache.
 constexpr int64_t kTableRows = 32, kTableColumns = 8;
 
-// Where some panel rows of a row phase start in channel 0, per lane.
+// The starts of some panel rows of one row phase, per lane, as offsets in channel 0 of the tensor.
 template <int L>
 struct RowTable {
-  int64_t start[kTableRows][L];  // -1: outside
-  bool whole[kTableRows];        // every lane is inside
-  int64_t least = 0, most = 0;   // of the starts inside
+  int64_t start[kTableRows][L];  // -1: the row is outside the tensor
+  bool whole[kTableRows];        // the row is inside the tensor in every lane
+  int64_t least = 0, most = 0;   // all starts that are not -1 lie in [least, most)
 
   SPARSEGAN_INLINE RowTable(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t first,
                             int64_t count) {
@@ -81,24 +82,25 @@ struct RowTable {
       return inside ? grid_row * f.image_stride + phase * f.width : -1;
     }
     const int64_t element = padded(grid_row * f.phases_h + phase - f.before_h, f.height, f.padding);
-    return element < 0 ? -1 : tile.image + element * f.width;
+    return element < 0 ? -1 : tile.image_start + element * f.width;
   }
 };
 
-// L neighbouring elements of a tensor row, and where they lie in a panel row: column phases take turns.
+// L neighbouring elements of a tensor row, and their places in a panel row. The elements belong to the column phases in
+// turn.
 template <class T, int L>
 struct Columns {
   using Int = typename IntOf<sizeof(T)>::type;
 
-  int64_t count;          // of the elements that the panel has, at most L
-  int64_t place[L];       // panel elements from the row's start in its first column phase, per element
-  int64_t column[L];      // element column where each lane starts
-  int64_t least, most;    // of these
-  bool whole;             // every lane is inside the tensor
-  bool lane_whole[L];     // this lane is
-  Vec<Int, L> inside[L];  // which of its elements are
-  int64_t elements[L];    // how many of the first elements the tensor has
-  int32_t from[L][L];     // [element][lane]: the tensor's column that stands there; -1 for a zero
+  int64_t count;          // elements that the panel has, at most L
+  int64_t place[L];       // per element: offset in the panel from the start of the row in its first column phase
+  int64_t column[L];      // per lane: column of the first element in the tensor; may be outside
+  int64_t least, most;    // smallest and largest of `column`
+  bool whole;             // all elements of all lanes are inside the tensor
+  bool lane_whole[L];     // per lane: all elements are inside the tensor
+  Vec<Int, L> inside[L];  // per lane: mask of the elements that are inside the tensor
+  int64_t elements[L];    // per lane: elements before the right edge of the tensor
+  int32_t from[L][L];     // [element][lane]: the tensor's column to read; -1 for a zero
 
   SPARSEGAN_INLINE void set(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t first) {
     Vec<Int, L> number;
@@ -122,7 +124,7 @@ struct Columns {
   }
 };
 
-// Runs of columns from one on.
+// Up to kTableColumns runs of L columns, from column `first` on.
 template <class T, int L>
 struct ColumnTable {
   int64_t count;

@@ -1,5 +1,5 @@
-// pointwise: one plane of a tensor, or the sum of two, each after its own affine map and LeakyReLU; then an activation
-// of the result.
+// pointwise: one plane of a tensor, or the sum of two planes. An affine map and a LeakyReLU are applied to each plane,
+// and an activation to the result.
 #pragma once
 
 #include "activation.h"
@@ -8,7 +8,7 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// A plane's elements as its map and LeakyReLU leave them, L at a time.
+// Reads the elements of a plane, L at a time, and applies the plane's affine map and LeakyReLU.
 template <class IO, class T, int L>
 struct Mapped {
   const IO* x;
@@ -20,7 +20,7 @@ struct Mapped {
         shift(static_cast<T>(p.shift)),
         slope(static_cast<T>(p.slope)) {}
 
-  // Elements [at, at + count), count at most L.
+  // Returns elements [at, at + count); count is at most L.
   SPARSEGAN_INLINE Vec<T, L> operator()(int64_t at, int64_t count) const {
     Vec<T, L> v = {};
     if (count == L) {
@@ -33,7 +33,7 @@ struct Mapped {
   }
 };
 
-// Sum: of a and b; else a alone. y may be a's or b's own plane where nothing is repeated.
+// Writes a + b with `Sum`, else a. y may be the plane of a or b where repeat is 1.
 template <class IO, class T, int L, bool Sum>
 void pointwise_rows(const Plane& a_plane, const Plane& b_plane, OutputActivation activation, int64_t rows,
                     int64_t width, int64_t repeat, IO* y) {

@@ -1,8 +1,10 @@
-// sparse_conv: y[o, p] (+)= sum over taps of v * x[c, p + shift], broadcast weights feeding a register tile of outputs.
+// sparse_conv: y[o, p] (+)= sum over taps of v * x[c, p + shift]. A value is broadcast to all lanes and serves a whole
+// register tile of outputs.
 //
-// The lanes hold different tiles, so a shift is a whole-vector step and every load is aligned. A tile is W target
-// channels (that share their taps, at vector granularity) by R x Q outputs: R * Q loads of x per tap serve W * R * Q
-// FMAs. The loop over a source block's taps runs innermost with the block's window of x in the first-level cache.
+// The lanes hold different tiles, so that a shift is a step of whole vectors and every load is aligned. A register tile
+// is W target channels by R x Q outputs. The W channels belong to one unit and have the same taps: R * Q loads of x per
+// tap serve W * R * Q FMAs. The innermost loop runs over the taps of joined source blocks, whose window of x stays in
+// the core's caches.
 #pragma once
 
 #include "kernels.h"
@@ -10,7 +12,8 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// A small tile keeps this many sets of sums, or each tap would wait for the FMA before it.
+// Sets of sums of a register tile with `sums` sums. With one set, each tap of a small tile would wait for the FMA
+// before it.
 constexpr int sum_sets(int sums) { return sums <= 3 ? 4 : sums <= 6 ? 2 : 1; }
 
 template <class T, int L, int W, int R, int Q>
@@ -23,7 +26,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
   for (int64_t target = taps.first; target < taps.last; ++target) {
     const int64_t begin = taps.begin(target), end = taps.end(target);
     if (begin == end && !init) continue;
-    // A division only where it is needed: for single channels the target is the plane.
+    // No division where it is not needed: with one target channel per unit, the target is the plane.
     const int64_t channel = taps.phases == 1 ? target * width : target / taps.phases * width;
     const int64_t first_plane = width == 1 ? target : channel * taps.phases + target % taps.phases;
     for (int64_t part = 0; part < width; part += W) {
@@ -45,7 +48,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
             for (int w = 0; w < W; ++w) acc[w][r][q] += v[w] * a;
           }
           in += x_row;
-          asm("" : "+r"(in));  // one pointer per row and constant displacements, not an address computed for each FMA
+          asm("" : "+r"(in));  // keeps one pointer per row; the compiler would compute an address for each FMA
         }
       };
       int64_t tap = begin;
@@ -56,7 +59,8 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
         }
         for (; tap < end; ++tap) add(sums[0], tap, x + offsets[codes[tap]]);
       } else if (begin < end) {
-        // Addresses two taps ahead, or the FMAs would wait for two loads that lead to theirs.
+        // Addresses are loaded two taps ahead. Otherwise the FMAs would wait for the loads of code, offset and x in
+        // turn.
         int64_t here = offsets[codes[tap]], next = offsets[codes[tap + 1]];
         for (; tap < end; ++tap) {
           const T* const in = x + here;
@@ -65,7 +69,8 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
           add(sums[0], tap, in);
         }
       }
-      // A block's sum is added to the sums before it: rounding grows with the root of the block, not of all taps.
+      // The sum over joined blocks is added to the sum before it: the rounding error grows with the square root of the
+      // taps of these blocks, not of all taps.
       for (int w = 0; w < W; ++w) {
         T* const out = y + (first_plane + (part + w) * taps.phases) * y_plane;
         const Vec<T, L> start = broadcast<T, L>(init ? init[channel + part + w] : T(0));
@@ -85,7 +90,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
 template <class T>
 using SparseConvTile = void (*)(const TapRange&, const T*, const T*, int64_t, T*, int64_t, int64_t, const T*);
 
-// at[R - 1][Q - 1]; null where R * Q is more than MaxTile.
+// at[R - 1][Q - 1] is the kernel of a register tile of R x Q outputs. It is null where R * Q is more than MaxTile.
 template <class T, int L, int W, int MaxTile, int MaxRows>
 struct SparseConvTiles {
   SparseConvTile<T> at[MaxRows][kMaxCols] = {};

@@ -1,4 +1,4 @@
-// Unpack: panel planes to an NCHW tensor, its elements activated and their moments found on the way.
+// unpack: copies panel planes to an NCHW tensor, and transforms its elements and computes their moments on the way.
 #pragma once
 
 #include "activation.h"
@@ -8,20 +8,20 @@
 
 namespace sparsegan::SPARSEGAN_ISA {
 
-// The moments of a channel's elements per lane: see kMoments. A run is summed from a pivot near its
-// mean, so that nothing cancels, and joined to the runs before it (Chan, Golub and LeVeque 1983).
+// The moments (kMoments) of some elements of a channel, per lane. The elements are summed relative to a pivot near
+// their mean, so that nothing cancels, and the sums are joined to the earlier moments (Chan, Golub and LeVeque 1983).
 template <class T, int L>
 struct Moments {
   Vec<T, L> pivot = {}, count = {}, sum = {}, squares = {};
 
-  // Lanes of v that are in the tensor.
+  // Adds the lanes of v that are inside the tensor.
   SPARSEGAN_INLINE void add(Vec<T, L> v, Vec<typename IntOf<sizeof(T)>::type, L> in) {
     const Vec<T, L> d = where<T, L>(in, v - pivot);
     count += where<T, L>(in, broadcast<T, L>(T(1)));
     sum += d;
     squares += d * d;
   }
-  // All of L vectors.
+  // Adds all lanes of L vectors.
   SPARSEGAN_INLINE void add(const Vec<T, L> (&v)[L]) {
     Vec<T, L> s[2] = {}, q[2] = {};
 #pragma GCC unroll 16
@@ -35,19 +35,21 @@ struct Moments {
     squares += q[0] + q[1];
   }
 
+  // Joins these moments to those at `to`. m2 is the sum of squared distances from the mean.
   SPARSEGAN_INLINE void join(T* to) const {
     const auto any = count > Vec<T, L>{};
-    const Vec<T, L> n0 = load<T, L>(to), mean0 = load<T, L>(to + L), far0 = load<T, L>(to + 2 * L);
-    const Vec<T, L> n1 = any ? count : broadcast<T, L>(T(1)), n = n0 + n1;
-    const Vec<T, L> shift = sum / n1, distance = pivot + shift - mean0;
-    store<T, L>(to, any ? n : n0);
-    store<T, L>(to + L, any ? mean0 + distance * (n1 / n) : mean0);
-    const Vec<T, L> far = far0 + (squares - sum * shift) + distance * distance * (n0 * n1 / n);
-    store<T, L>(to + 2 * L, any ? far : far0);
+    const Vec<T, L> old_n = load<T, L>(to), old_mean = load<T, L>(to + L), old_m2 = load<T, L>(to + 2 * L);
+    const Vec<T, L> new_n = any ? count : broadcast<T, L>(T(1)), n = old_n + new_n;
+    const Vec<T, L> shift = sum / new_n, distance = pivot + shift - old_mean;
+    store<T, L>(to, any ? n : old_n);
+    store<T, L>(to + L, any ? old_mean + distance * (new_n / n) : old_mean);
+    const Vec<T, L> m2 = old_m2 + (squares - sum * shift) + distance * distance * (old_n * new_n / n);
+    store<T, L>(to + 2 * L, any ? m2 : old_m2);
   }
 };
 
-// Through memory, as in pack_edge, and with one copy of the code.
+// Applies the output activation. The vectors pass through memory, as in pack_edge, so that a loop over them can hold
+// the only copy of the activation's code.
 template <class T, int L>
 SPARSEGAN_INLINE void activate_all(Vec<T, L> (&v)[L], OutputActivation activation) {
   alignas(64) T element[L][L];
@@ -59,7 +61,7 @@ SPARSEGAN_INLINE void activate_all(Vec<T, L> (&v)[L], OutputActivation activatio
   for (int e = 0; e < L; ++e) v[e] = load<T, L>(element[e]);
 }
 
-// The planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
+// Unpacks the planes of channels [first, last) of one row phase, in panel rows [row, row + rows).
 template <class IO, class T, int L, bool WithMoments>
 void unpack_rows(const Frame& f, const LaneTile (&tile)[L], int64_t used, int64_t phase, int64_t row, int64_t rows,
                  int64_t first, int64_t last, const T* panel, const OutputTransform& transform, T* moments, IO* y) {

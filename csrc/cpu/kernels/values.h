@@ -1,5 +1,5 @@
-// Between the arrays that a call brings and the order and types in which the kernels read them: codes of taps, values,
-// and sums.
+// Conversions between the arrays of a call and the order and types that the kernels use, for codes of taps, values and
+// sums. kernels.h describes each function.
 #pragma once
 
 #include "kernels.h"

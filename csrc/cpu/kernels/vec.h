@@ -1,9 +1,9 @@
-// A vector of L lanes as the compiler's own vector type: one source for every ISA. Wider than the machine is legal and
-// correct, so the portable build runs the same 16-lane code as AVX-512 does.
+// Vectors of L lanes as the compiler's vector type, so that one source serves every ISA. A vector may be wider than the
+// machine's registers. The portable build therefore runs the same 16-lane code as AVX-512.
 //
-// This header is compiled once per ISA with that ISA's flags. Everything lives in a namespace of its own
-// (SPARSEGAN_ISA) and no std:: function is called: an inline function shared between builds could otherwise be linked
-// in its AVX-512 form everywhere.
+// This header is compiled once per ISA with the flags of the ISA. All code is in a namespace named after the ISA
+// (SPARSEGAN_ISA), and no std:: function is called. Otherwise the linker could take the AVX-512 copy of an inline
+// function for all ISAs.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +30,8 @@ SPARSEGAN_INLINE Vec<T, L> load(const T* p) {
   return *reinterpret_cast<const Vec<T, L>*>(p);
 }
 
-// Loaded once and kept in a register, where the compiler would make it a memory operand of each instruction that uses
-// it.
+// Loads a vector once and keeps it in a register. Without volatile, the compiler would make the vector a memory operand
+// of each instruction that uses it.
 template <class T, int L>
 SPARSEGAN_INLINE Vec<T, L> load_once(const T* p) {
   return *reinterpret_cast<const volatile Vec<T, L>*>(p);
@@ -58,14 +58,14 @@ struct IntOf<8> {
   using type = int64_t;
 };
 
-// v where `in` is set, else 0.
+// Returns v in the lanes where `in` is set, else 0.
 template <class T, int L>
 SPARSEGAN_INLINE Vec<T, L> where(Vec<typename IntOf<sizeof(T)>::type, L> in, Vec<T, L> v) {
   return reinterpret_cast<Vec<T, L>>(reinterpret_cast<Vec<typename IntOf<sizeof(T)>::type, L>>(v) & in);
 }
 
-// Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F has no state: the lane
-// numbers must be constants.
+// Lane i of the result is lane F{}(i) of a and b, whose lanes are numbered 0 .. 2L - 1. F must have no state, because
+// the lane numbers must be constants.
 template <class T, int L, class F, int... I>
 SPARSEGAN_INLINE Vec<T, L> shuffle_lanes(Vec<T, L> a, Vec<T, L> b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -79,7 +79,8 @@ SPARSEGAN_INLINE Vec<T, L> shuffle(Vec<T, L> a, Vec<T, L> b, F) {
   return shuffle_lanes<T, L, F>(a, b, std::make_integer_sequence<int, L>{});
 }
 
-// v with each half of every 2 * Half lanes in the other's place, and so on down to N lanes, added to v each time.
+// Folds v to N lanes: lane i of the result is the sum of the lanes j of v with j % N == i % N. Each step adds to v its
+// lanes rotated by `Half`.
 template <class T, int L, int N, int Half = L / 2>
 SPARSEGAN_INLINE Vec<T, L> fold(Vec<T, L> v) {
   if constexpr (Half >= N) {
@@ -90,22 +91,23 @@ SPARSEGAN_INLINE Vec<T, L> fold(Vec<T, L> v) {
   }
 }
 
-// Sum of the lanes, pairwise: halves are folded onto each other, so the rounding does not depend on the ISA's own
-// reduction.
+// Returns the sum of the lanes. The lanes are added pairwise, so that the rounding does not depend on the reduction
+// instructions of the ISA.
 template <class T, int L>
 SPARSEGAN_INLINE T sum(Vec<T, L> v) {
   return fold<T, L, 1>(v)[0];
 }
 
-// Which lanes of two rows make up the lower and the upper one after their off-diagonal blocks are exchanged.
+// The lane numbers for `shuffle` that exchange the off-diagonal blocks of two rows: `low` gives the new first row,
+// `high` the new second row.
 template <int L, int Block>
 struct Exchanged {
   static constexpr auto low = [](int i) { return (i & Block) ? L + i - Block : i; };
   static constexpr auto high = [](int i) { return (i & Block) ? L + i : i + Block; };
 };
 
-// Lane k of the result is the sum of v[k]'s lanes, for the first N of them; N rows are folded onto each other at once,
-// which takes a third of the shuffles of N separate sums.
+// Lane k of the result, for k < N, is the sum of the lanes of v[k]. Folding the N vectors onto each other at once takes
+// a third of the shuffles of N separate sums.
 template <class T, int L, int N, int Block = N / 2>
 SPARSEGAN_INLINE Vec<T, L> sum_each(Vec<T, L> (&v)[N]) {
   if constexpr (Block > 0) {
@@ -120,7 +122,7 @@ SPARSEGAN_INLINE Vec<T, L> sum_each(Vec<T, L> (&v)[N]) {
   }
 }
 
-// Exchanges the off-diagonal blocks of pairs of rows, from L / 2 lanes down to `Least`.
+// Exchanges the off-diagonal blocks of pairs of rows: first blocks of L / 2 lanes, last blocks of `Least` lanes.
 template <class T, int L, int Least, int Block = L / 2>
 SPARSEGAN_INLINE void exchange_blocks(Vec<T, L> (&rows)[L]) {
   if constexpr (Block >= Least) {
@@ -137,7 +139,8 @@ SPARSEGAN_INLINE void exchange_blocks(Vec<T, L> (&rows)[L]) {
   }
 }
 
-// One round of interleaving inside each 16-byte piece: as many rounds as a piece has bits of lane number transpose it.
+// Transposes each 16-byte piece of `Piece` lanes by log2(Piece) rounds of interleaving. `Rounds` begins as Piece and is
+// halved by each round.
 template <class T, int L, int Piece, int Rounds>
 SPARSEGAN_INLINE void interleave_pieces(Vec<T, L> (&rows)[L]) {
   if constexpr (Rounds > 1) {
@@ -159,8 +162,8 @@ SPARSEGAN_INLINE void interleave_pieces(Vec<T, L> (&rows)[L]) {
   }
 }
 
-// Transposes L x L in registers with one instruction per row and round: 16-byte pieces by interleaving, which is one
-// instruction there, then whole pieces exchanged.
+// Transposes L x L elements in registers with one instruction per row and round. First each 16-byte piece is transposed
+// by interleaving, which is a single instruction inside 16 bytes. Then whole pieces are exchanged.
 template <class T, int L>
 SPARSEGAN_INLINE void transpose(Vec<T, L> (&rows)[L]) {
   constexpr int kPiece = 16 / sizeof(T) < L ? 16 / sizeof(T) : L;
@@ -180,7 +183,7 @@ struct Narrow {
 };
 template <>
 struct Narrow<bf16> {
-  // To nearest even; NaN stays NaN.
+  // Rounds to nearest, ties to even. NaN stays NaN.
   static SPARSEGAN_INLINE bf16 from(float x) {
     const uint32_t u = __builtin_bit_cast(uint32_t, x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
@@ -188,7 +191,7 @@ struct Narrow<bf16> {
   }
 };
 
-// Unaligned vectors of a tensor's elements, widened or narrowed to them.
+// Load and store L elements of a tensor at an unaligned address, converted from and to the type T of the panel.
 template <class IO, class T, int L>
 SPARSEGAN_INLINE Vec<T, L> load_wide(const IO* p) {
   if constexpr (sizeof(IO) == sizeof(T)) {
@@ -211,7 +214,7 @@ SPARSEGAN_INLINE void store_narrow(IO* p, Vec<T, L> v) {
   }
 }
 
-// The first n lanes of v to p; fewer than L of them in ever smaller pieces.
+// Stores the first n lanes of v at p. Fewer than L lanes are stored four by four, then one by one.
 template <class IO, class T, int L>
 SPARSEGAN_INLINE void store_some(IO* p, Vec<T, L> v, int64_t n) {
   if (n >= L) {

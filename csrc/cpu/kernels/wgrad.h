@@ -1,7 +1,7 @@
 // wgrad: dv[tap] += sum over positions and lanes of gy[o, p] * x[c, p + shift], at kept units only.
 //
-// Several taps of one target run together, each with sums of its own, so that one load of gy serves all of them (and
-// one load of x all W channels of a unit) and an FMA needs little more than one load. Rows are cut into strips that
+// Several taps of one target run together, each with separate sums. One load of gy serves all these taps, and one load
+// of x serves all W channels of a unit, so that an FMA needs little more than one load. Rows are cut into strips that
 // keep x's window in the first-level cache.
 #pragma once
 
@@ -43,7 +43,7 @@ SPARSEGAN_INLINE void wgrad_taps(const TapRange& range, int64_t tap, const T* gy
 template <class T, int L, int W>
 void wgrad(const TapRange& range, const Tiling& t, const Frame& x_frame, const Frame& y_frame, const void* gy_panel,
            const void* x_panel, void* dv_) {
-  constexpr int kTaps = 8 / W;  // a load of gy per target channel, a load of x per tap, W * kTaps FMAs
+  constexpr int kTaps = 8 / W;  // per output: W loads of gy and kTaps loads of x for W * kTaps FMAs
   const int64_t x_row = x_frame.cols * L, gy_row = y_frame.cols * L, gy_plane = y_frame.plane;
   for (int64_t row = 0; row < t.tile_h; row += t.rows) {
     const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;

@@ -1,4 +1,5 @@
-// The ops of csrc/cuda/ on the host, for tests/test_simt.py: buffers from numpy arrays, the device plan, a call.
+// Runs the ops of csrc/cuda on the host for tests/test_simt.py: copies host arrays into buffers, compiles the device
+// plan and makes the call.
 #include "../../../csrc/cuda/conv.h"
 
 #include <exception>
@@ -16,21 +17,21 @@ constexpr int geometry_numbers = 13;
 
 extern "C" {
 
-// One call, as Python fills it in.
+// One call. tests/test_simt.py fills it in.
 struct SimtCall {
   int64_t geometry[geometry_numbers];
   int64_t adjoint, dtype, taps, images, x_channels, x_height, x_width, y_channels, y_height, y_width;
   int64_t multiprocessors;
   int64_t wgrad;   // 0: sparse_conv
-  int64_t seed;    // of the order of blocks and threads; 0: the natural one
+  int64_t seed;    // of the order of blocks and threads; 0: the natural order
   int64_t offset;  // elements from a multiple of 256 bytes to the start of each tensor
-  int64_t damage;  // not 0: the seed of nonsense in the plan and the support, and only bounds are checked
+  int64_t damage;  // not 0: the seed of random damage to plan and support; then only bounds are checked
 };
 
-// Names of the kernels that the last call launched, a line each.
+// The names of the kernels that the last call launched, one per line.
 const char* simt_launched() { return simt::launched(); }
 
-// y from x, values and bias, or dv from gy and x: null, or the error.
+// Computes y from x, values and bias, or dv from gy and x. Returns the error, null if there is none.
 const char* simt_conv(const SimtCall* call, const int32_t* support, const void* x, const void* values, const void* bias,
                       float negative_slope, void* y, const void* gy, void* dv) try {
   simt::begin(static_cast<uint64_t>(call->seed), call->damage != 0);

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header: __nv_bfloat16, the upper half of a float, rounded to nearest even.
+// Stands in for CUDA's header. __nv_bfloat16 is the upper half of a float, rounded to nearest even.
 #pragma once
 
 #include "cuda_runtime.h"

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header: __half, rounded to nearest even.
+// Stands in for CUDA's header. Conversions to __half round to nearest even.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -14,9 +14,9 @@ inline __half __float2half(float number) {
   unsigned half;
   if (magnitude > 0x7f800000) {  // NaN
     half = 0x7fff;
-  } else if (magnitude >= 0x477ff000) {  // 65520 and more
+  } else if (magnitude >= 0x477ff000) {  // 65520 or more: infinity
     half = 0x7c00;
-  } else if (magnitude < 0x38800000) {  // below 2^-14: in steps of 2^-24, as floats from 0.5 on are
+  } else if (magnitude < 0x38800000) {  // below 2^-14: steps of 2^-24, the same as those of floats from 0.5 to 1
     half = __float_as_uint(__uint_as_float(magnitude) + 0.5F) - __float_as_uint(0.5F);
   } else {
     half = (magnitude - (112U << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;

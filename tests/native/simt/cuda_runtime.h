@@ -1,4 +1,4 @@
-// Stands in for CUDA's header when kernels are compiled for the SIMT executor: the part of it that they use.
+// Stands in for CUDA's header when kernels are compiled for the SIMT executor. It has only the parts that they use.
 #pragma once
 
 #include <cmath>
@@ -57,7 +57,7 @@ inline void __syncwarp(unsigned mask = ~0U, SIMT_SITE) {
   simt::warp_collective("__syncwarp", mask, 0, simt::lane(), {file, line});
 }
 
-// `width` splits the warp into sections; a lane whose source is outside its section gets its own value.
+// `width` splits the warp into sections. A lane whose source is outside its section gets its own value.
 template <class T>
 inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_SITE) {
   const unsigned section = simt::lane() & ~static_cast<unsigned>(width - 1);
@@ -80,7 +80,7 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_
   return simt::shuffle("__shfl_xor_sync", mask, value, source <= (lane | (width - 1)) ? source : lane, {file, line});
 }
 
-// ---------------------------------------------------------------- the host's part
+// ---------------------------------------------------------------- functions for host code
 
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };

@@ -1,4 +1,4 @@
-// Kernels for the executor's own tests: two that are right, and the same with a mistake that it must report.
+// Kernels that test the executor: two correct ones, and variants with one mistake each, which the executor must report.
 #include <exception>
 #include <string>
 
@@ -11,28 +11,28 @@ using namespace sparsegan::cuda;
 
 enum class Mistake {
   none,
-  no_barrier,         // none between writing a tile and reading it
-  warp_barrier,       // the warp's where the block's is wanted
-  no_second_barrier,  // none between reading a tile and writing the next
+  no_barrier,         // between writing a tile and reading it
+  warp_barrier,       // where a block barrier is needed
+  no_second_barrier,  // between reading a tile and writing the next one
   shared_bounds,      // one element past the end of shared memory
   global_bounds,      // one element past the end of a buffer
   array_bounds,       // one element past the end of a thread's own array
   write_input,
-  unwritten,              // a shared element that nobody writes
+  unwritten,              // a shared element is read that no thread writes
   other_block,            // two blocks write the same elements
   exited,                 // a thread leaves before a barrier
-  other_barrier,          // threads at two barriers
+  other_barrier,          // threads wait at different barriers
   missing_lane,           // a lane of the mask is not at the shuffle
-  no_warp_barrier,        // a shuffle orders no memory
-  no_wait,                // a copy read before it has been waited for
-  no_barrier_after_wait,  // a wait is for the thread's own copies
-  misaligned,             // four floats at an odd address
-  too_much_shared,        // more than a launch gets unasked
+  no_warp_barrier,        // a shuffle instead, which orders no memory accesses
+  no_wait,                // a copy is read before its thread waits for it
+  no_barrier_after_wait,  // a wait covers only the thread's own copies
+  misaligned,             // four floats are read from an address that is not a multiple of 16 bytes
+  too_much_shared,        // more shared memory than a launch gets by default
 };
 
 constexpr int kTile = 32, kRows = 8;
 
-// y [n, n] = x [n, n] transposed. A block makes a column of tiles.
+// y [n, n] = x [n, n] transposed. A block transposes one column of tiles.
 template <Mistake mistake>
 __global__ void __launch_bounds__(kTile* kRows) transpose(const float* __restrict__ x, float* __restrict__ y, int n) {
   __shared__ float staged[kTile][kTile + 1];
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kTile* kRows) transpose(const float* __restric
 
 constexpr int kThreads = 128, kEach = 4, kWarps = kThreads / 32;
 
-// y [blocks] = the sums of the blocks' parts of x [n], n a multiple of kEach.
+// y [blocks]: the sum of each block's part of x [n]. n is a multiple of kEach.
 template <Mistake mistake>
 __global__ void __launch_bounds__(kThreads) sum(const float* __restrict__ x, float* __restrict__ y, int n) {
   auto* staged = reinterpret_cast<float*>(dynamic_shared());  // [kThreads, kEach]
@@ -119,7 +119,8 @@ constexpr Example examples[] = {
 
 }  // namespace examples
 
-// Runs an example: transpose x [n, n], y [n, n]; sum x [n], y [blocks]. Null, or the error.
+// Runs an example. For transpose, x and y are [n, n]; for sum, x is [n] and y is [blocks]. Returns the error, null if
+// there is none.
 extern "C" const char* simt_example(const char* name, const float* x, float* y, int n, int64_t seed) try {
   using namespace examples;
   simt::begin(static_cast<uint64_t>(seed));

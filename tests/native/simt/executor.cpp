@@ -1,4 +1,4 @@
-// The SIMT executor; simt.h says what it is. This file is compiled without the instrumentation that it implements.
+// The SIMT executor, which simt.h describes. This file is compiled without the instrumentation that it implements.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <link.h>
@@ -20,27 +20,27 @@
 namespace simt {
 namespace {
 
-// What a GPU of compute capability 9.0 refuses.
+// The limits of a launch on a GPU of compute capability 9.0.
 constexpr unsigned max_threads = 1024;
-constexpr size_t max_shared = 48 * 1024, max_parameters = 4096;  // shared memory: what a launch gets unasked
+constexpr size_t max_shared = 48 * 1024, max_parameters = 4096;  // shared memory: the default limit
 constexpr unsigned max_grid_yz = 65535, max_block_z = 64;
 
 constexpr unsigned warp_lanes = 32;
-constexpr size_t page = 64 * 1024, stack_bytes = 2 * page;  // page: a multiple of the machine's
+constexpr size_t page = 64 * 1024, stack_bytes = 2 * page;  // page: a multiple of the machine's page size
 
 // ---------------------------------------------------------------- shadow memory
 
-// A clock counts barriers, warp barriers and starts of blocks; every access is stamped with it.
+// A clock counts barriers, warp barriers, and starts of blocks and launches. Every access is stamped with its time.
 using Stamp = uint32_t;
 using ThreadId = uint16_t;
 constexpr ThreadId nobody = 0xffff, other_block = 0xfffe;
 
-// What is known of one byte. Two readers since the last write are enough to find one that a writer is not ordered
-// after: they are of different warps if any two are.
+// The accesses to one byte. Two readers since the last write are enough to find a reader that a writer is not ordered
+// after, because the two are of different warps if any two readers are.
 struct Cell {
   Stamp written = 0, read = 0;
   ThreadId writer = nobody, reader = nobody, second_reader = nobody;
-  bool copying = false;  // cp.async has been issued and not waited for
+  bool copying = false;  // a cp.async to the byte is pending
 };
 
 struct Region {
@@ -51,7 +51,8 @@ struct Region {
   std::vector<Cell> cells;  // none for a read-only region
 };
 
-// Address space in slots, a region in the middle of each: an address tells its region, however far out of bounds.
+// The address space is divided into slots, with one region in the middle of each. An address therefore identifies its
+// region even if it is far out of bounds.
 constexpr int slot_bits = 36, slots = 32, shared_slot = 0;
 constexpr size_t slot_bytes = size_t{1} << slot_bits;
 
@@ -73,7 +74,7 @@ struct Fiber {
   ThreadId id = 0;
   Index index;
   State state = State::exited;
-  // What it waits for: a block barrier (mask 0) or a warp collective.
+  // The barrier that the thread waits for: a block barrier (mask 0) or a warp collective.
   const char* name = nullptr;
   Site site{};
   unsigned mask = 0, source = 0;
@@ -91,9 +92,9 @@ struct Executor {
   char* arena = nullptr;
   Region regions[slots];
   int used_slots = 1;
-  Region statics;                              // the module's variables: `__shared__` ones, for a kernel
+  Region statics;                              // the module's variables; those of kernels are `__shared__`
   uintptr_t module_start = 0, module_end = 0;  // the module, constants included
-  std::vector<Symbol> symbols;                 // its variables and functions, by address
+  std::vector<Symbol> symbols;                 // the module's variables and functions, by address
 
   Fiber fibers[max_threads];
   jmp_buf scheduler;
@@ -112,7 +113,7 @@ struct Executor {
   std::string launched;  // names of kernels, a line each
 };
 
-// Not among the module's variables, which are shared memory.
+// On the heap, because the module's variables count as shared memory.
 Executor& ex = *new Executor;
 
 // ---------------------------------------------------------------- errors
@@ -150,7 +151,7 @@ std::string kernel_name(const void* kernel) {
   return "kernel " + (symbol != nullptr ? readable(symbol->name.c_str()) : "?");
 }
 
-// A place that addr2line can look up.
+// An address in the form that addr2line can look up.
 std::string place(const void* address) {
   Dl_info info;
   if (dladdr(address, &info) == 0) return "?";
@@ -169,7 +170,7 @@ void suspend() {
   if (_setjmp(ex.self->context) == 0) _longjmp(ex.scheduler, 1);
 }
 
-// Ends the launch, and the running thread in the middle of what it does.
+// Sets the error and ends the launch at once. The running thread does not continue.
 [[noreturn]] void stop(const std::string& what, const void* pc = nullptr) {
   ex.error = kernel_name(ex.launch->kernel) + ", block " + describe(ex.block);
   if (ex.self != nullptr) ex.error += ", " + thread_name(ex.self->id);
@@ -180,7 +181,7 @@ void suspend() {
 
 // ---------------------------------------------------------------- the order of accesses
 
-// Whether an access of this block at `stamp` by thread `other` is ordered before what the running thread does now.
+// Whether an access by thread `other` of this block at time `stamp` is ordered before the running thread's access now.
 bool ordered(ThreadId other, Stamp stamp) {
   const ThreadId self = ex.self->id;
   if (other == self || stamp < ex.barrier) return true;
@@ -208,7 +209,7 @@ struct Racer {
   const char* deed;
 };
 
-// Stamps one byte; a thread in conflict, or nobody.
+// Records an access to one byte. Returns a thread whose access is in conflict with it, or nobody.
 template <bool write>
 Racer stamp(Cell& c, Stamp forgotten) {
   const ThreadId self = ex.self->id;
@@ -237,7 +238,7 @@ Racer stamp(Cell& c, Stamp forgotten) {
 
 // ---------------------------------------------------------------- the check of one access
 
-// Of a variable, or else a region.
+// Describes an address by its offset in a variable, or else in a region.
 std::string location(const Region& r, uintptr_t address) {
   const Symbol* variable = &r == &ex.statics ? symbol_before(address) : nullptr;
   const std::string name = variable != nullptr ? readable(variable->name.c_str()) : r.name;
@@ -291,7 +292,7 @@ void check(uintptr_t address, size_t bytes, const void* pc) {
     return;
   }
   if (ex.bounds_only) return;
-  // Shared memory knows nothing of other blocks, global memory nothing of other launches but what was written.
+  // Accesses of other blocks do not count for shared memory. Of other launches, only writes count for global memory.
   const Stamp forgotten = r->shared ? ex.block_start : ex.launch_start;
   const Stamp first_write = r->shared ? ex.block_start : 1;
   Cell* c = &r->cells[address - r->start];
@@ -321,7 +322,7 @@ void fiber_main() {
   }
 }
 
-// Runs a thread until it waits or exits; false if it met an error.
+// Runs a thread until it waits or exits. Returns false after an error.
 bool resume(Fiber& fiber) {
   ex.self = &fiber;
   const int reason = _setjmp(ex.scheduler);
@@ -341,7 +342,7 @@ bool same_place(const Fiber& a, const Fiber& b) {
          same(a.site.file, b.site.file) && same(a.name, b.name);
 }
 
-// The first thread that `fiber` waits for and that is not there; null if all are.
+// The first thread that `fiber` waits for and that has not arrived, null if all have arrived.
 const Fiber* missing(const Fiber& fiber) {
   const unsigned warp = fiber.id / warp_lanes * warp_lanes;
   const unsigned first = fiber.mask == 0 ? 0 : warp, last = fiber.mask == 0 ? ex.threads : warp + warp_lanes;
@@ -352,7 +353,7 @@ const Fiber* missing(const Fiber& fiber) {
   return nullptr;
 }
 
-// All lanes of a warp's collective are there.
+// Completes a warp collective at which all its lanes have arrived.
 void finish_collective(unsigned warp, unsigned mask) {
   Fiber* lanes = &ex.fibers[warp * warp_lanes];
   uint64_t values[warp_lanes];
@@ -379,7 +380,8 @@ std::string waits(const Fiber& fiber) {
   return result + ")";
 }
 
-// All threads wait or have exited. Lets go those whose barrier is complete; false when the block has ended.
+// Called when each thread waits or has exited. Releases the threads whose barrier is complete. Returns false when the
+// block has ended.
 bool release() {
   bool some = false, any_waiting = false;
   for (unsigned id = 0; id < ex.threads; ++id) {
@@ -447,7 +449,7 @@ void open_slot(int slot, const char* name, size_t bytes, size_t offset) {
   }
 }
 
-// The writable part of this module, less what the dynamic linker has made read-only.
+// Finds the writable part of this module, without the part that the dynamic linker has made read-only.
 int find_module(dl_phdr_info* info, size_t, void*) {
   static char variable;
   const auto here = reinterpret_cast<uintptr_t>(&variable) - info->dlpi_addr;
@@ -472,7 +474,7 @@ int find_module(dl_phdr_info* info, size_t, void*) {
   return 1;
 }
 
-// The module's symbols from its file: the dynamic linker does not know the local ones.
+// Reads the module's symbols from its file, because the dynamic linker does not know local symbols.
 void read_symbols() {
   Dl_info info;
   if (dladdr(reinterpret_cast<void*>(&read_symbols), &info) == 0) return;
@@ -500,7 +502,7 @@ void set_up() {
   ex.regions[shared_slot].shared = true;
   dl_iterate_phdr(find_module, nullptr);
   read_symbols();
-  // Below each stack a page that nothing may touch.
+  // Below each stack is a page that nothing may access.
   const uintptr_t stacks = map(max_threads * (stack_bytes + page), PROT_NONE);
   for (unsigned id = 0; id < max_threads; ++id) {
     Fiber& fiber = ex.fibers[id];
@@ -606,7 +608,7 @@ void run(const Launch& launch) {
   for (const uint32_t i : blocks) {
     ex.block = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
     if (run_block()) continue;
-    for (Fiber& fiber : ex.fibers) fiber.started = false;  // where they stand is of no use any more
+    for (Fiber& fiber : ex.fibers) fiber.started = false;  // their contexts are no longer of use
     break;
   }
   ex.self = nullptr;
@@ -665,7 +667,7 @@ void wait_all() {
 
 }  // namespace simt
 
-// ---------------------------------------------------------------- what the compiler calls
+// ---------------------------------------------------------------- functions that the compiler calls
 
 #define SIMT_CALLER __builtin_return_address(0)
 #define SIMT_ACCESS(bytes)                                                                             \
@@ -688,7 +690,7 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 
-// -fsanitize=bounds and alignment; the first argument starts with the place in the source.
+// For -fsanitize=bounds and -fsanitize=alignment. The first argument starts with the place in the source.
 struct Place {
   const char* file;
   uint32_t line, column;

@@ -1,20 +1,22 @@
-// A SIMT executor on the host: runs CUDA C++ kernels, compiled by the host compiler, one block after another with every
-// thread a fiber, and checks what a GPU would not say.
+// A SIMT executor on the host. It runs CUDA C++ kernels that the host compiler has compiled, one block after another,
+// with one fiber per thread, and it reports mistakes that a GPU would not report.
 //
-// The kernels' sources stay as they are. They include <cuda_runtime.h>, which is found in this directory, and are
-// compiled with -fsanitize=thread: the compiler then calls __tsan_read4 and its like before every access to memory, and
-// the executor is what it calls. An access is an error, with the kernel, block and threads named, when
-//   - it is outside the buffers given, the shared memory asked for, and the thread's own stack, or is not aligned;
-//   - it writes to an input, or reads what nobody has written;
-//   - another thread touches the same byte, one of the two writes, and no barrier is between them. __syncthreads orders
-//     the threads of a block, __syncwarp those of a warp, the end of a launch everybody; shuffles nobody, as the CUDA
-//     manual has it, nor a __syncwarp whose mask leaves lanes of the warp out;
-//   - cp.async is still writing the bytes: a copy takes effect when its thread waits for it, and not before.
-// So is a barrier or shuffle at which some of its threads do not arrive, and a launch that a GPU would refuse.
+// The kernels' sources are unchanged. They include the <cuda_runtime.h> of this directory and are compiled with
+// -fsanitize=thread. The compiler then calls __tsan_read4 or a similar function before every memory access, and the
+// executor defines these functions. An access is an error if
+//   - it is outside the buffers, the launch's shared memory and the thread's own stack, or is not aligned;
+//   - it writes to an input, or reads a byte that has not been written;
+//   - another thread accesses the same byte, one of the two writes, and no barrier is between both accesses.
+//     __syncthreads orders the threads of a block, __syncwarp those of a warp, the end of a launch all threads. As the
+//     CUDA manual says, a shuffle orders nothing. A __syncwarp whose mask leaves out lanes of the warp orders nothing;
+//   - a cp.async to the bytes is pending: a copy takes effect when its thread waits for it.
+// A barrier or shuffle at which some of its threads do not arrive is an error, and so is a launch that a GPU would
+// refuse. Errors name the kernel, the block and the threads.
 //
-// Kernels must not use atomics, named barriers, memcpy or memset on what is not their own, or pointers into another
-// thread's stack. A thread's own arrays are checked by -fsanitize=bounds. Of two `__shared__` variables side by side, a
-// pointer that leaves one is only caught by what the other's threads make of it; dynamic shared memory is exact.
+// Kernels must not use atomics, named barriers, pointers into another thread's stack, or memcpy and memset on memory
+// that other threads can access. -fsanitize=bounds checks a thread's own arrays. A pointer that leaves a `__shared__`
+// variable for its neighbour is only found if the access is a race there or reads an unwritten byte. The bounds of
+// dynamic shared memory are exact.
 #pragma once
 
 #include <cstddef>
@@ -33,18 +35,19 @@ struct Index {
 
 enum class Access { input, output };
 
-// Starts anew: no buffers, no error. `seed` draws the order of blocks and of threads; 0 is their natural order.
-// `bounds_only`: neither races nor unwritten bytes are errors.
+// Resets the executor: no buffers, no error. `seed` draws the order of blocks and of threads; 0 is their natural order.
+// With `bounds_only`, races and reads of unwritten bytes are not errors.
 void begin(uint64_t seed, bool bounds_only = false);
-// Device memory of `bytes` bytes that starts `offset` bytes after a multiple of 256: a copy of the host's (input), or
-// unwritten (output). `name` is what errors call it.
+// Returns device memory of `bytes` bytes that starts `offset` bytes after a multiple of 256. An input is a copy of
+// `host`, an output is unwritten. Errors call the memory `name`.
 void* add_buffer(const char* name, Access access, const void* host, size_t bytes, size_t offset = 0);
-// Copies a buffer back.
+// Copies a whole buffer to the host.
 void read_buffer(const void* device, void* host);
-// The first error since begin(), null when there is none.
+// The first error since begin(), null if there is none.
 const char* error();
-// The kernels launched since begin(), a line each.
+// The kernels launched since begin(), one per line.
 const char* launched();
+// Sets the error, unless there is one.
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // ---------------------------------------------------------------- for launch.h and async.h
@@ -55,12 +58,12 @@ struct Launch {
   size_t shared_bytes;
   size_t parameter_bytes;
   void (*run_thread)(const void* call);
-  const void* call;  // the kernel's parameters are in it
+  const void* call;  // contains the kernel's parameters
   size_t call_bytes;
 };
 void run(const Launch& launch);
 
-// Does nothing once there is an error. Kernels' parameters go by value, as on a GPU.
+// Runs a kernel, unless there is an error. Parameters are passed by value, as on a GPU.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Index grid, Index block, size_t shared_bytes, Arguments&&... arguments) {
   struct Call {
@@ -79,9 +82,9 @@ void launch(void (*kernel)(Parameters...), Index grid, Index block, size_t share
 // The dynamic shared memory of the running block, aligned to 1024 bytes.
 void* dynamic_shared();
 
-// cp.async of 4, 8 or 16 bytes to shared memory, of which the first `valid_bytes` are read and the others are zeros.
+// cp.async of 4, 8 or 16 bytes to shared memory. The first `valid_bytes` are copied, the others become zeros.
 void copy_async(void* shared, const void* global, int bytes, int valid_bytes);
-void wait_all();  // for the copies of the running thread
+void wait_all();  // waits for the copies of the running thread
 
 // ---------------------------------------------------------------- for cuda_runtime.h
 
@@ -90,7 +93,8 @@ __attribute__((const)) Index block_index();
 __attribute__((const)) Index block_size();
 __attribute__((const)) Index grid_size();
 
-// Where a barrier stands in the source: its call fills it in, and copies that the compiler makes of the call keep it.
+// The place of a barrier in the source. Default arguments give the place of the call, and duplicates that the compiler
+// makes of the call keep it.
 struct Site {
   const char* file;
   int line;
@@ -98,7 +102,7 @@ struct Site {
 #define SIMT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 void block_barrier(Site site);
-// All lanes of `mask` meet here; each gets the `value` of lane `source`.
+// Waits for all lanes of `mask`. Each lane gets the `value` of its lane `source`.
 uint64_t warp_collective(const char* name, unsigned mask, uint64_t value, unsigned source, Site site);
 
 template <class T>
