@@ -91,7 +91,7 @@ sanitize: venv ## run the kernel tests under the address and undefined-behaviour
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
 	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
-	$(PY) -c 'import sys; del sys.path[0]; import sparsegan as sg; assert sg._native.sanitized, sg.__file__'; \
+	$(PY) -c 'import sys; del sys.path[0]; from sparsegan.ops import native; assert native.sanitized, native.__file__'; \
 	$(BIN)/pytest --capture=sys $(KERNEL_TESTS)  # --capture=sys lets a sanitizer's report reach the terminal
 	cmake --build build/sanitize-$(CACHE_TAG) --target check_kernels
 	build/sanitize-$(CACHE_TAG)/check_kernels

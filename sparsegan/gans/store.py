@@ -168,12 +168,14 @@ def load_public(
     """Returns (a GAN from public files or state_dicts, whether a discriminator was given).
 
     The architecture is recognised from the state_dicts, and the networks are in evaluation mode.
+
     `generator`, `discriminator`: a file or state_dict each. For CycleGAN each may be a sequence of two, in the order
         netG_A, netG_B (netD_A, netD_B) of the public files. A single generator is that of A to B alone.
     `gan`: the name of the GAN, needed where a file fits several.
     `key`, `discriminator_key`: where in a file the state_dict is; see :func:`sparsegan.state_dicts.read_state`.
     `sizes`: sizes that the files do not tell: StarGAN's image_size and, without a discriminator's file, those of the
         fresh discriminator.
+
     Raises ValueError for a file that holds no state_dict or fits no reference GAN.
     """
     first = _joined(generator, 0, gan, key, lambda state: fewest_misfits(state, gan, sizes))

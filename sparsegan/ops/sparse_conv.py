@@ -64,7 +64,7 @@ def sparse_conv(
         adjoint: ``False`` reads the fine grid and writes the coarse grid (a convolution); ``True`` reads the coarse
             grid and writes the fine grid (a transposed convolution).
         output_size: ``[target channels, H', W']``.
-        padding_mode: one of :data:`sparsegan.ops.PADDING_MODES`; must be ``"zeros"`` where ``adjoint``.
+        padding_mode: one of :data:`sparsegan.ops.padding.PADDING_MODES`; must be ``"zeros"`` where ``adjoint``.
         pad_before: rows and columns of padding before ``x`` for the modes other than ``"zeros"``, where the geometry's
             padding is 0; ``(0, 0)`` for ``"zeros"``. The padding after ``x`` follows from ``output_size``.
         negative_slope: the factor of outputs below 0, from 0 (ReLU) to 1 (no activation), applied while the outputs
