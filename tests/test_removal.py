@@ -104,7 +104,9 @@ def test_resnet_style() -> None:
         drop(layer, *filters)
     drop(net[6], 0, 4)
     x = torch.randn(2, 3, 12, 10, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="stay where they are: 1 of 1, because they are added to others that are not"):
+    with pytest.warns(
+        UserWarning, match="stay where they are: 1 of 1, because they are added to channels that are not"
+    ):
         small = removed(net, x)
     # All 3 of the inner ones; of the sums what all three producers dropped; 2 in front of the last layer.
     assert convolutions(small) == {
@@ -329,6 +331,6 @@ def test_functions_are_followed_as_their_modules_are() -> None:
 def test_a_layer_keeps_one_filter() -> None:
     net = ready(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 1)))
     drop(net[0], 0, 1, 2, 3)
-    with pytest.warns(UserWarning, match="1 of 0, because a layer has one filter at least"):
+    with pytest.warns(UserWarning, match="1 of 0, because a layer must keep at least one filter"):
         small = removed(net, torch.randn(1, 3, 4, 4, dtype=torch.float64))
     assert convolutions(small) == {"0": (3, 1), "2": (1, 2)}
