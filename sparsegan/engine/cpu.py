@@ -91,7 +91,7 @@ class Engine(BaseEngine):
         #: Names of modules that run as one step in torch, with the reason.
         self._opaque: dict[str, str] = {}
         self._whole = None if not has_hooks(self.model) else "it has hooks"
-        self._workspaces: list[Workspace] = []  # those that no call is using
+        self._workspaces: list[Workspace] = []  # workspaces that no running call uses
         self._check()
         self._say_fallbacks()
 

@@ -193,14 +193,14 @@ def _quiet() -> Iterator[None]:
     """Suppresses torch's log of failures in runs without data. A failure here leads to another run or to an error."""
     log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
 
-    def others(record: logging.LogRecord) -> bool:
+    def of_other_threads(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    log.addFilter(others)
+    log.addFilter(of_other_threads)
     try:
         yield
     finally:
-        log.removeFilter(others)
+        log.removeFilter(of_other_threads)
 
 
 def _strides(unit: int, runs: list[_Run]) -> tuple[int, int]:

@@ -309,7 +309,7 @@ class _Canvas:
 def _put(whole: Tensor, part: Tensor, rows: _Span, columns: _Span) -> None:
     if tuple(part.shape[2:]) != (rows.length, columns.length):
         expected, found = f"{rows.length}x{columns.length}", "x".join(map(str, part.shape[2:]))
-        raise ValueError(f"the result of a tile is {found}; the results of other sizes let expect {expected}")
+        raise ValueError(f"the result of a tile is {found}; by the results of other tiles it must be {expected}")
     target, source = whole[..., rows.put, columns.put], part[..., rows.take, columns.take]
     if rows.weights is None and columns.weights is None:
         target.copy_(source)
@@ -331,7 +331,7 @@ def _spans(windows: Windows, reach: Reach, exact: bool, last: Tensor, dim: int) 
             _Span(end - start, slice(None), slice(start, end), weights)
             for start, end, weights in zip(starts, ends, _ramps(starts, ends, last), strict=True)
         ]
-    # Each element comes from one window. The seam is in the middle of the elements that both neighbours have right.
+    # Each element comes from one window. The seam lies in the middle of the elements that are right in both neighbours.
     before, after = (reach.before, max(reach.after - reach.missing, 0)) if exact else (0, 0)
     seams = [(start + before + end - after) // 2 for start, end in zip(starts[1:], ends, strict=False)]
     return [

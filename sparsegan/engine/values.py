@@ -130,7 +130,7 @@ class Value:
 def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
     """The deferred work of a concatenation: scale and shift, and slopes. Each is None if no part defers such work.
 
-    A norm of one part writes its scale and shift into those of the whole, because the part's become a part of them.
+    The scale and shift of a part become views of those of the whole, so a norm of the part writes into the whole.
     """
     channels = [part.slot.shape[1] for part in parts]
     slope = None

@@ -148,7 +148,7 @@ class Channels:
     def keep(self, one: int, why: str) -> None:
         self.kept.setdefault(self.root(one), why)
 
-    # ------------------------------------------------------------------ the way of the channels
+    # ------------------------------------------------------------------ following the channels
 
     def _follow(self, node: fx.Node) -> None:
         module: Any = rules.called(node, self.modules)
@@ -298,10 +298,7 @@ class Channels:
         why = {"output": "they reach the model's output", "placeholder": "they are the model's input"}.get(node.op, "")
         if node.op == "call_module":
             name = str(node.target)
-            why = (
-                self._refusal(name)
-                or f"this analysis does not know {name}, a {type(self.modules[name]).__name__}"
-            )
+            why = self._refusal(name) or f"this analysis does not know {name}, a {type(self.modules[name]).__name__}"
             if isinstance(self.modules[name], CONVOLUTIONS):
                 self.refused[name] = why
         elif not why:
