@@ -284,9 +284,13 @@ def test_what_is_not_safe_stays_and_is_named() -> None:
         (
             nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)),
             0,
-            "because 1, a GroupNorm, is not",
+            "because this analysis does not know 1, a GroupNorm",
         ),
-        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2)), 0, "because 1, a Flatten, is not known"),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2)),
+            0,
+            "because this analysis does not know 1, a Flatten",
+        ),
     ):
         ready(net)
         drop(net[which], 1, 2)
