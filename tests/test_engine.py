@@ -261,7 +261,10 @@ def test_outputs_that_are_read_twice() -> None:
 def test_models_that_run_in_torch_say_why() -> None:
     engine = check(trained(InPlace()), torch.randn(1, 3, 5, 5, dtype=torch.float64))
     (step,) = engine.steps()
-    assert step.why == "the whole model runs in torch: clamp_ changes its input in place, and is not known here"
+    assert (
+        step.why
+        == "the whole model runs in torch: clamp_ changes its input in place, and the engine has no rule for it"
+    )
     assert step.why in str(engine)
 
     class Viewing(nn.Module):
@@ -275,7 +278,7 @@ def test_models_that_run_in_torch_say_why() -> None:
             return y * 1
 
     engine = check(trained(Viewing()), torch.randn(1, 3, 5, 5, dtype=torch.float64))
-    assert "relu_ changes in place what shares memory with something else" in engine.steps()[0].why
+    assert "relu_ changes a tensor in place, and another tensor shares its memory" in engine.steps()[0].why
 
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -306,7 +309,7 @@ def test_state_that_tracing_does_not_see_is_an_error() -> None:
             self.calls += 1
             return x * self.calls
 
-    with pytest.raises(ValueError, match="does not put out the same"):
+    with pytest.raises(ValueError, match="differ from the model's"):
         sg.optimize_for_inference(Counting(), torch.ones(1, 1, 2, 2))
 
 

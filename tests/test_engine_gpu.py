@@ -219,13 +219,15 @@ class Frozen(nn.Module):
 def test_forwards_that_a_graph_would_freeze_are_errors(gpu: SimulatedGpu) -> None:
     with gpu.running():
         before = gpu.here.stream
-        with pytest.raises(ValueError, match=r"Frozen does not put out the same; .* a CUDA graph does not see"):
+        with pytest.raises(
+            ValueError, match=r"results of the compiled Frozen differ from .*; .* a CUDA graph does not see"
+        ):
             engine_of(Frozen("counts").eval(), image())
         with pytest.raises(ValueError, match=r"cannot hold what the forward of Frozen does: operation not permitted"):
             engine_of(Frozen("branches").eval(), image())
         assert gpu.here.stream is before
         engine = engine_of(Frozen("counts large").eval(), image())
-        with pytest.raises(ValueError, match="Frozen does not put out the same"):
+        with pytest.raises(ValueError, match="results of the compiled Frozen differ from"):
             engine(image(size=8))
         assert len(engine._compiled) == 1
 
@@ -247,7 +249,7 @@ def test_hooks_and_changing_buffers_run_without_a_graph(gpu: SimulatedGpu) -> No
     hooked[2].register_forward_hook(lambda *_: seen.append(1))
     for network, words in ((hooked, "hooks are on 2"), (Drawing().eval(), "its forward changes calls")):
         with gpu.running():
-            with pytest.warns(UserWarning, match=rf"calls the whole \w+ as it is, and no CUDA graph \({words}\)"):
+            with pytest.warns(UserWarning, match=rf"calls the \w+ itself and uses no CUDA graph \({words}\)"):
                 engine = engine_of(network, image())
             seen.clear()
             inputs = [image(), image()]

@@ -157,7 +157,7 @@ def _wrapped_again() -> None:
     optimizers = [optim.Adam(model.parameters(), 0.01) for model in (plain, inside)]
     step(plain, optimizers[0], 0)
     step(wrapped, optimizers[1], 0)
-    with pytest.raises(ValueError, match=r"shrink its `\.module`.*wrap that again"):
+    with pytest.raises(ValueError, match=r"shrink its `\.module`.*wrap that module again"):
         shrink(wrapped, 0.7, optimizers[1])
     with pytest.raises(ValueError, match="0 is a DistributedDataParallel"):
         shrink(nn.Sequential(wrapped), 0.7, optimizers[1])

@@ -346,13 +346,13 @@ GLOBAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "warp": (lambda: Calls(warped, conv=conv()), "aten.grid_sampler_2d in the model .* hides which pixels"),
     "circular": (lambda: nn.Sequential(conv(padding_mode="circular")), r"0 \(Conv2d\) joins opposite borders"),
     "mirror": (lambda: Calls(lambda m, x: x.flip(3)), "an output depends on pixels that are more than 1024 away"),
-    "positions": (lambda: Calls(with_positions, conv=conv()), "positions or the image's size enter"),
-    "size": (lambda: Calls(lambda m, x: m.conv(x) * x[0, 0].numel() ** 0.5, conv=conv()), "the image's size enter"),
+    "positions": (lambda: Calls(with_positions, conv=conv()), "it uses positions or the image's size"),
+    "size": (lambda: Calls(lambda m, x: m.conv(x) * x[0, 0].numel() ** 0.5, conv=conv()), "or the image's size"),
     "stretched": (
         lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
-        "positions or the image's size enter",
+        "it uses positions or the image's size",
     ),
-    "noise": (lambda: Calls(lambda m, x: x + torch.randn_like(x)), "random numbers or a state of its own enter"),
+    "noise": (lambda: Calls(lambda m, x: x + torch.randn_like(x)), "it uses random numbers or a state of its own"),
 }
 
 
@@ -455,14 +455,17 @@ def test_wrong_arguments_are_named() -> None:
         ({"tile": 16, "overlap": -1}, r"overlap is -1; it must be a whole number of pixels, at least 0"),
         ({"overlap": 4}, "overlap or approximate is given without tile"),
         ({"tile": 1}, "tile is 1 rows; this model needs tiles of 2 rows, or a multiple"),
-        ({"tile": 4}, r"tile is 4 rows; with the 4 rows that .* share it must be at least 6; overlap= of fewer blends"),
+        (
+            {"tile": 4},
+            r"tile is 4 rows; with the 4 rows that .* share it must be at least 6; a smaller overlap= blends",
+        ),
         ({"tile": 16, "overlap": 16}, "tile is 16 rows; with overlap=16 it must be at least 18"),
     ):
         with pytest.raises(ValueError, match=message):
             engine(x, **keywords)
     cropping = Plain(nn.Sequential(nn.Conv2d(3, 3, 5)))
     check(cropping, x, tile=16)
-    with pytest.raises(ValueError, match="overlap is 2 rows; below 4 tiles leave gaps, for the model crops its images"):
+    with pytest.raises(ValueError, match="overlap is 2 rows; it must be at least 4, or tiles leave gaps"):
         cropping(x, tile=16, overlap=2)
 
 

@@ -1,7 +1,7 @@
-"""Whether a model computes for parts of an image what it computes for the whole of it.
+"""The check that a model computes the same for parts of an image as for the whole image.
 
-Positions, the image's size and random numbers are dependencies that no mark shows, so the model runs on an image and on
-parts of it, and the values are compared.
+The marks of `marks.py` do not show a dependence on positions, on the image's size or on random numbers. Here the model
+runs on an image and on parts of the image, and the values are compared.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from .receptive import Field, Reach, multiples
 
 
 def disagreement(model: nn.Module, images: Images, field: Field, axis: int, sizes: tuple[int, int, int]) -> str | None:
-    """Why a model computes something else for parts of an image than for the whole of it; None where it does not.
+    """The reason why a model computes something else for parts of an image than for the whole image; None if the
+    results are the same.
 
-    The model runs on strips, which are shorter than the image and its parts but by a multiple of what images may be
-    padded to. `sizes`: pixels along the axis, of the image, of a part at its beginning, and of the part at its end.
+    The model runs on strips that are shorter than the image and its parts. The difference in length is a multiple of
+    every period to which the model may pad its images.
+
+    `sizes`: pixels along the axis: of the image, of a part at its beginning, and of the part at its end.
 
     Raises:
-        ValueError: the model does not take the image, or a part of it.
+        ValueError: the model does not accept the image or a part of the image.
     """
     stride = field.stride[axis]
     unit, least = multiples(stride)[-1], max(field.overlap(axis), field.thin[axis]) + stride
@@ -39,20 +42,23 @@ def disagreement(model: nn.Module, images: Images, field: Field, axis: int, size
                 f"the model does not take a part of {length} {AXES[axis]} of the image: {error}"
             ) from error
     if not all(map(_agree, again, full)):
-        return "the model computes something else in each call: random numbers or a state of its own enter"
+        return "the model computes something else in each call: it uses random numbers or a state of its own"
     for output, *made in zip(field.outputs, full, early, late, strict=True):
         if not _parts_agree(output[axis], 2 + axis, made, early_length, length - late_length):
-            return "the model computes something else for a part of an image: positions or the image's size enter"
+            return "the model computes something else for a part of an image: it uses positions or the image's size"
     return None
 
 
 def _like(size: int, unit: int, least: int) -> int:
-    """The smallest number that is at least `least` and differs from a size by a multiple of the unit."""
+    """The smallest number that is at least `least` and differs from `size` by a multiple of `unit`."""
     return least + (size - least) % unit
 
 
 def _parts_agree(reach: Reach, dim: int, made: list[Tensor], end: int, start: int) -> bool:
-    """`made`: the outputs for an image, for its pixels up to `end` and for those from `start` on."""
+    """Whether the outputs for two parts of an image agree with the output for the whole image.
+
+    `made`: the outputs for the image, for its pixels before `end`, and for its pixels from `start` on.
+    """
     full, early, late = made
     step, count = int(start * reach.scale), int(end * reach.scale) - reach.missing
     if late.shape[dim] != full.shape[dim] - step or early.shape[dim] != count:
@@ -65,7 +71,8 @@ def _parts_agree(reach: Reach, dim: int, made: list[Tensor], end: int, start: in
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    """The same within rounding, which turns over few of the numbers that were made whole."""
+    """Whether two tensors are equal within rounding. Of integers and bools, 1 % may differ: they may be the results of
+    comparisons or of rounding to integers, which a small difference can turn over."""
     if not theirs.is_floating_point():
         return int((ours != theirs).sum()) <= 0.01 * theirs.numel()
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(theirs.dtype, 16 * torch.finfo(theirs.dtype).eps)

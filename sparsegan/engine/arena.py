@@ -1,4 +1,4 @@
-"""Where slots lie in the arena: those that are not needed at the same time lie on the same bytes."""
+"""The places of slots in the arena. Slots that are not needed at the same time may use the same bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ ALIGNMENT = 64
 
 
 def plan_arena(steps: Sequence[Step]) -> Layout:
-    """Places every slot in the arena: the largest first, each at the lowest byte that is free while it is needed."""
-    lives: dict[Slot, tuple[int, int]] = {}
-    same: dict[Slot, Slot] = {}  # slots in another's place
+    """Places every slot in the arena, the largest first. Each slot gets the lowest offset that is free as long as the
+    slot is needed."""
+    lives: dict[Slot, tuple[int, int]] = {}  # the first and the last step that need a slot
+    same: dict[Slot, Slot] = {}  # a slot that takes the place of another slot, and that slot
 
     def place(slot: Slot) -> Slot:
         while slot.parent is not None:
@@ -31,7 +32,7 @@ def plan_arena(steps: Sequence[Step]) -> Layout:
     for index, step in enumerate(steps):
         for slot in (*step.reads, *step.writes):
             lives_on(slot, index)
-    # A pointwise step writes over what it reads where nobody needs that afterwards.
+    # A pointwise step overwrites its input if no later step needs the input.
     for index, step in enumerate(steps):
         if not isinstance(step, Pointwise) or step.repeat > 1 or step.y not in lives:
             continue

@@ -1,8 +1,9 @@
-"""What the engines of all devices have in common.
+"""The common part of the engines of all devices.
 
-An engine holds its own copy of a model, one compiled program for each kind of call, and the tiles of large images. It
-takes calls from several threads, checks their arguments, and compares what it computes with the model. Code that
-expects a module finds the methods of one: each works, or an error says what to do instead.
+An engine holds its own copy of a model, one compiled program for each kind of call, and its knowledge of how to tile
+large images. It accepts calls from several threads, checks their arguments, and compares its results with the model's.
+Code that expects an ``nn.Module`` may call the usual methods of a module: each method works, or raises an error that
+says what to do instead.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ Self = TypeVar("Self", bound="BaseEngine")
 
 
 class BaseEngine(ABC):
-    """An engine without its programs: a subclass makes and runs them.
+    """The base class of engines. A subclass makes and runs the programs.
 
-    `model`: the engine's own copy; `example`: its positional and keyword arguments.
+    `model`: the engine's own copy of the model. `example`: the positional and keyword arguments of the example call.
 
-    A program is what an engine compiles for calls of one key. The `plans` that were used last are kept.
+    An engine compiles one program for all calls of one key, and keeps the `plans` programs that were used last.
     """
 
-    #: The tools that may miss a part of a forward, for an error message.
+    #: The tool that may not see every operation of a forward, named in an error message.
     unseen: ClassVar[str]
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
@@ -52,7 +53,7 @@ class BaseEngine(ABC):
         self._example = Call.of(*self.example)
         self._signature = inspect.signature(self.model.forward)
         self._running = self.model if statistics == "stored" else by_batch(self.model)
-        #: Why the whole model is called as it is, instead of a program.
+        #: The reason why the model itself is called instead of a program; None where a program is used.
         self._whole: str | None = None
         self._compiled: OrderedDict[Any, Any] = OrderedDict()
         self.tiles = tiling.Tiles(self._running)
@@ -67,22 +68,22 @@ class BaseEngine(ABC):
         approximate: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The result of ``model(*inputs, **kwargs)`` in evaluation, without gradients, and without autocast.
+        """Returns ``model(*inputs, **kwargs)``, computed in evaluation mode, without gradients and without autocast.
 
         Args:
-            inputs, kwargs: what the model's forward takes: tensors, numbers, strings, None, nested in lists, tuples and
-                dicts. Each new combination of shapes, and of all that is no tensor, is compiled when it comes.
-            tile: compute images ``[N, C, H, W]`` in parts of at most so many pixels a side, or (rows, columns): a run
-                then needs the memory of one part. The result is that of the whole image.
-            overlap: pixels that neighbouring tiles share; by default as many as the model's receptive field asks for.
-                With fewer, tiles are blended, which is said once.
-            approximate: a result that only resembles that of the whole image is welcome: a layer that looks at the
-                whole image (an instance norm, attention) looks at a tile instead, and tiles are blended.
+            inputs, kwargs: the arguments of the model's forward: tensors, numbers, strings and None, nested in lists,
+                tuples and dicts. Each new combination of tensor shapes and other values is compiled on its first call.
+            tile: the largest side of a tile in pixels, or (rows, columns). Images ``[N, C, H, W]`` are then computed
+                tile by tile, and a run needs the memory of one tile. The result is that of the whole image.
+            overlap: pixels that neighbouring tiles share. The default is the number that the model's receptive field
+                needs. With fewer pixels, tiles are blended, and one warning says so.
+            approximate: accept a result that only resembles the result of the whole image. A layer that reads the
+                whole image (an instance norm, attention) then reads one tile, and tiles are blended.
 
         Raises:
-            TypeError: the forward takes no such arguments, or they are not of the example's dtypes.
-            ValueError: an input is on another device. With `tile`: no input is an image; an output is none; an output
-                depends on the whole image, and `approximate` is not set; the tile is too small.
+            TypeError: the forward does not take these arguments, or their dtypes are not those of the example.
+            ValueError: an input is on another device. With `tile`: no input is an image; an output is not an image; an
+                output depends on the whole image, and `approximate` is not set; the tile is too small.
         """
         leave_missing_threads()
         if tile is not None or overlap is not None or approximate:
@@ -93,33 +94,37 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _run(self, program: Any, call: Call) -> Any:
-        """The outputs of a program for a call: tensors of the caller's own."""
+        """The outputs of a program for a call. The engine does not use these tensors again."""
 
     @abstractmethod
     def _make(self, call: Call) -> Any:
-        """A new program for calls of this key."""
+        """A new program for calls with the key of `call`."""
 
     def _key(self, call: Call) -> Any:
-        """Equal for calls that one program serves."""
+        """A key that is equal for all calls that one program serves."""
         return call.key
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Within it nothing that the caller has switched on changes what the model computes."""
+        """Within this context, the caller's gradient and autocast modes do not change the model's results."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
     def _still(self) -> AbstractContextManager[Any]:
-        """Within it random numbers are drawn as usual; afterwards torch's generators are as they were before."""
+        """Within this context, random numbers are drawn as usual. Its end restores the state of torch's generators."""
         return undisturbed(devices_of(self.model))
 
     def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Raises TypeError for arguments that the forward does not take, or of other dtypes than the example's, and
-        ValueError for tensors on another device."""
+        """The arguments of a call, after all checks.
+
+        Raises TypeError for arguments that the forward does not take or whose dtypes differ from the example's, and
+        ValueError for tensors on another device.
+        """
         try:
             self._signature.bind(*inputs, **kwargs)
         except TypeError as error:
-            raise TypeError(f"the engine's model, {type(self.model).__name__}, does not take that: {error}") from None
+            name = type(self.model).__name__
+            raise TypeError(f"the engine's model, {name}, does not accept these arguments: {error}") from None
         call = Call.of(inputs, kwargs)
         if call.structure == self._example.structure and call.places == self._example.places:
             for place, (one, like) in enumerate(zip(call.tensors, self._example.tensors, strict=True)):
@@ -134,12 +139,12 @@ class BaseEngine(ABC):
                 raise ValueError(f"input {place} is on {one.device}; the engine is on {self.device}")
 
     def _is_here(self, device: torch.device) -> bool:
-        """Whether a device is the engine's; a GPU without a number is any."""
+        """Whether a device is the engine's device. A GPU without an index matches any GPU."""
         numbers = (None, self.device.index)
         return device.type == self.device.type and (device.type == "cpu" or device.index in numbers)
 
     def _compile(self, call: Call) -> Any:
-        """The program for a call; known ones do not wait for new ones."""
+        """The program for a call. A call with a known program does not wait while another program is compiled."""
         key = self._key(call)
         with ENGINES:
             if (known := self._known(key)) is not None:
@@ -148,17 +153,17 @@ class BaseEngine(ABC):
             with ENGINES:
                 if (known := self._known(key)) is not None:  # another thread has compiled it meanwhile
                     return known
-            with self._still():  # a forward that draws random numbers is run to compile it
+            with self._still():  # compiling runs the forward, which may draw random numbers
                 program = self._make(call)
             with ENGINES:
                 self._compiled[key] = program
-                # Kept until the lock is free: to take a program down may take a while.
+                # Referenced until the lock is free, because destroying a program may take a while.
                 old = [self._compiled.popitem(last=False) for _ in range(len(self._compiled) - self._plans)]
             del old
             return program
 
     def _known(self, key: Any) -> Any:
-        """A program that is there, or None; the one that was used longest ago goes first."""
+        """The compiled program of a key, which becomes the most recently used one; None where there is none."""
         if key in self._compiled:
             self._compiled.move_to_end(key)
         return self._compiled.get(key)
@@ -166,16 +171,16 @@ class BaseEngine(ABC):
     # ------------------------------------------------------------------ the comparison with the model
 
     def _check(self) -> None:
-        """Raises ValueError where the engine computes something else than the model, from the same random numbers.
+        """Raises ValueError if the results of the engine and the model differ for the same random numbers.
 
-        A model whose forward changes its buffers runs as it is from then on: `_whole`.
+        If the forward changes the model's buffers, `_whole` is set, and the model itself is called from then on.
         """
         calls = [self._example]
         if any(
             one.is_floating_point() and one.numel() and bool((one == one.flatten()[0]).all())
             for one in calls[0].tensors
         ):
-            calls.append(calls[0].changed(_varied))  # a constant image says little
+            calls.append(calls[0].changed(_varied))  # on a constant image, many differences do not show
         for call in calls:
             with self._computing():
                 buffers = Buffers(self._running)
@@ -184,7 +189,7 @@ class BaseEngine(ABC):
                 except Exception:
                     if call is self._example:
                         raise
-                    continue  # numbers that the model does not take
+                    continue  # the model does not accept the varied numbers
                 for one in pytree.tree_leaves(expected):
                     if dataclasses.is_dataclass(one):
                         raise TypeError(
@@ -197,40 +202,41 @@ class BaseEngine(ABC):
                 buffers.put_back()
 
     def _expected(self, call: Call) -> Any:
-        """The result of the model itself for a call."""
+        """The result of the model for a call, computed without a program."""
         args, kwargs = call.copies()
         with self._still():
             return self._running(*args, **kwargs)
 
     def _compare(self, compute: Callable[..., Any], call: Call, expected: Any) -> None:
-        """Raises ValueError where `compute` puts out something else for a call than is `expected`."""
+        """Raises ValueError if the result of `compute` for a call differs from `expected`."""
         args, kwargs = call.copies()
         with self._still():
             found = compute(*args, **kwargs)
         if not close(found, expected):
             raise ValueError(
-                f"the compiled {type(self.model).__name__} does not put out the same; its forward does something that "
-                f"{self.unseen} does not see"
+                f"the results of the compiled {type(self.model).__name__} differ from the model's; the forward does "
+                f"something that {self.unseen} does not see"
             )
 
     # ------------------------------------------------------------------ as a module
 
     def __reduce__(self) -> Any:
-        """Copies and pickles hold the model and the example; they compile again."""
+        """Copies and pickles hold the model and the example, and compile the model again."""
         return _compiled_again, (type(self), self.model, self.example, self._plans, self.statistics)
 
     def eval(self: Self) -> Self:
-        """Itself: an engine computes what a model computes in evaluation."""
+        """Returns the engine unchanged: an engine always computes as a model in evaluation mode does."""
         return self
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Raises ``RuntimeError``, but for ``mode=False``."""
+        """Raises ``RuntimeError``. ``train(False)`` returns the engine unchanged."""
         if mode:
             raise RuntimeError("an engine only infers; train the model, then call optimize_for_inference again")
         return self
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Itself where that is no change; else ``RuntimeError``: move the model and compile it again."""
+        """Returns the engine if it has this device and dtype already. Raises ``RuntimeError`` otherwise: move the model
+        and compile it again."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         own = next((one.dtype for one in self.model.parameters() if one.is_floating_point()), dtype)
         if (device is not None and not self._is_here(device)) or dtype not in (None, own):

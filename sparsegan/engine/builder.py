@@ -1,7 +1,6 @@
-"""The steps of a program, appended one by one. A builder knows values, and nothing of graphs.
+"""The builder of a program: it appends the steps one by one. A builder works on values and knows nothing of graphs.
 
-Each method takes values and returns the value that comes of them. It defers the work where it can, and appends a step
-where it must.
+Each method takes values and returns the resulting value. It defers the work if possible, and appends a step otherwise.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from .values import Affine, Slot, Value, concatenated
 
 
 class Builder:
-    """`steps` so far.
+    """Appends to `steps`, the steps so far.
 
     Args:
-        layers: the model's convolutions, as the kernels read them.
+        layers: the model's convolutions, in the form that the kernels read.
         dtype: of the activations.
     """
 
@@ -34,17 +33,20 @@ class Builder:
         self.layers, self.dtype = layers, dtype
         self.affine_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
-        #: The step that writes a slot, of convolutions on kept weights: what follows may become part of them.
+        #: The sparse convolution that writes a slot. Operations that follow may become part of that step.
         self.convolutions: dict[Slot, SparseConvStep] = {}
 
     # ------------------------------------------------------------------ slots
 
     def slot(self, like: Slot, **changes: Any) -> Slot:
-        """A new slot in the arena, like another one but for the changes."""
+        """A new slot in the arena: a copy of `like` with some fields changed."""
         return replace(like, **{"outside": False, "fresh": False, "parent": None, "offset": 0, "parts": [], **changes})
 
     def written(self, value: Value) -> Slot:
-        """The slot that holds a value itself: deferred work is done now, by steps of its own, and once for all."""
+        """The slot that holds a value after its deferred work.
+
+        Separate steps do the deferred work now. The value is changed in place, so no reader repeats the work.
+        """
         if value.affine is not None or value.slope is not None:
             slot = self.slot(value.slot)
             self.steps.append(Pointwise(name="deferred work", a=replace(value, padding=None), y=slot))
@@ -58,17 +60,18 @@ class Builder:
         return value.slot
 
     def _unpadded(self, value: Value) -> Value:
-        """A copy, without a padding, for a step that can read all other deferred work."""
+        """A copy of a value without a deferred padding, for a step that can do all other deferred work."""
         if value.padding is not None:
             self.written(value)
         return value.copy()
 
     def result(self, value: Value) -> Slot:
-        """The slot of a value that the program returns: outside the arena, and the caller's own."""
+        """The slot of a value that the program returns. The slot lies outside the arena, and its tensor belongs to the
+        caller."""
         slot = self.written(value)
         if slot.outside:
             return slot
-        if slot.parent is not None or slot.parts:  # the caller gets a tensor of its own
+        if slot.parent is not None or slot.parts:  # the caller's tensor must not be a part of another tensor
             slot, copied = replace(slot, parent=None, offset=0, parts=[]), slot
             self.steps.append(Pointwise(name="output", why="part of a concatenation", a=Value(copied), y=slot))
         slot.outside = slot.fresh = True
@@ -77,7 +80,10 @@ class Builder:
     # ------------------------------------------------------------------ deferred work
 
     def activated(self, value: Value, slope: Tensor | float) -> Value | None:
-        """None where the slopes are neither one nor one for each channel."""
+        """The value with an activation deferred: numbers at or below 0 are multiplied by the slope.
+
+        None if `slope` is a tensor that has neither one element nor one element per channel.
+        """
         channels = value.slot.shape[1]
         if isinstance(slope, Tensor):
             if slope.numel() not in (1, channels):
@@ -92,7 +98,7 @@ class Builder:
         return deferred
 
     def mapped(self, value: Value, scale: Tensor | float, shift: Tensor | float) -> Value | None:
-        """``x * scale + shift``, numbers or ``[C]``."""
+        """The value with ``x * scale + shift`` deferred. `scale`, `shift`: numbers or tensors ``[C]``."""
         rows = [
             one.to(self.affine_dtype) if isinstance(one, Tensor) else self._numbers(value.slot.shape[1], one)
             for one in (scale, shift)
@@ -104,14 +110,17 @@ class Builder:
         return deferred
 
     def padded(self, value: Value, padding: Padding) -> Value:
-        """One padding can be deferred: one that is already there is done now."""
+        """The value with a padding deferred. A value can defer one padding: an earlier padding is done now."""
         if value.padding is not None:
             self.written(value)
         return replace(value, padding=padding)
 
     def instance_norm(self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, name: str) -> Value:
-        """The convolution that writes the input finds mean and variance, or a step of its own does; readers apply
-        them."""
+        """The value with an instance norm deferred.
+
+        The sparse convolution that writes the value, or else a separate step, computes scale and shift from mean and
+        variance. The steps that read the value apply scale and shift.
+        """
         channels = value.slot.shape[1]
         rows = [None if p is None else self._row(p, channels) for p in (weight, bias)]
         norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
@@ -122,12 +131,12 @@ class Builder:
             step.norm = norm
             step.fused.append(name)
         else:
-            why = "its input is no sparse convolution's output" if step is None else "another norm has its place"
+            why = "its input is no sparse convolution's output" if step is None else "that step has another norm"
             self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
         return Value(value.slot, norm.affine)
 
     def _row(self, tensor: Tensor, channels: int) -> Tensor:
-        """A parameter ``[C]`` (or of one element) as the kernels read it."""
+        """A parameter of one element or ``[C]``, converted to the contiguous ``[C]`` that the kernels read."""
         return tensor.detach().to(self.affine_dtype).expand(channels).contiguous()
 
     def _numbers(self, channels: int, number: float) -> Tensor:
@@ -138,9 +147,9 @@ class Builder:
     def convolution(
         self, value: Value, layer: SparseConv, name: str, shape: tuple[int, ...], norm: str | None
     ) -> Value:
-        """A convolution by the kernel that ``auto`` takes, or that the layer asks for.
+        """A convolution, run by the backend that is set on the layer, or by the choice of ``dispatch`` for ``"auto"``.
 
-        `shape`: of the result. `norm`: the batch norm that is folded into the weights.
+        `shape`: of the result. `norm`: the name of the batch norm that is folded into the weights.
         """
         weights = self.layers.weights(name, layer, norm)
         n, channels, height, width = shape
@@ -193,9 +202,9 @@ class Builder:
         return Value(slot)
 
     def shuffled(self, step: SparseConvStep, factor: int, shape: tuple[int, ...], name: str) -> Value | None:
-        """PixelShuffle while a convolution is written, of which nobody else reads; None where its kernel cannot.
+        """A PixelShuffle that a sparse convolution does while it writes its output; None if the kernel cannot do it.
 
-        `shape`: of the result.
+        Nothing else may read the output of the convolution. `shape`: of the result.
         """
         block, vector = factor**2, step.geometry[-2] * step.geometry[-1]
         if step.shuffle > 1 or step.adjoint or (block % vector and vector % block):
@@ -209,21 +218,21 @@ class Builder:
     # ------------------------------------------------------------------ other steps
 
     def output_activation(self, value: Value, activation: str, name: str) -> Value:
-        """A bounded function as a step of its own."""
+        """An output activation as a separate step."""
         x = self._unpadded(value)
         y = self.slot(value.slot)
         self.steps.append(Pointwise(name=name, a=x, y=y, output_activation=activation, fused=x.deferred))
         return Value(y)
 
     def sum(self, a: Value, b: Value, name: str) -> Value:
-        """``a + b``, of one shape."""
+        """The sum ``a + b`` of two values of the same shape."""
         a, b = self._unpadded(a), self._unpadded(b)
         y = self.slot(a.slot)
         self.steps.append(Pointwise(name=name, a=a, b=b, y=y, fused=[*a.deferred, *b.deferred]))
         return Value(y)
 
     def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:
-        """Nearest upsampling to a shape; None where rows and columns are not repeated equally often."""
+        """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor."""
         x = self._unpadded(value)
         height, width = x.slot.shape[2:]
         repeat = shape[2] // height
@@ -236,7 +245,10 @@ class Builder:
         return Value(y)
 
     def concatenation(self, values: Sequence[Value], shape: tuple[int, ...], name: str) -> Value:
-        """Parts are written where the whole lies, or copied there once. `shape`: of the whole."""
+        """A concatenation along channels. `shape`: of the whole.
+
+        Each part is written directly to its place in the whole, or copied there once.
+        """
         whole, placed, offset = Slot(shape, self.dtype), [], 0
         for value in values:
             part = self._unpadded(value)
@@ -254,7 +266,10 @@ class Builder:
 
 
 def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int, int]] | None:
-    """Mode, and rows and columns before x, of a layer's own padding and a deferred one; None where they do not mix."""
+    """A layer's padding and a deferred padding as one padding: the mode, and the rows and columns before the image.
+
+    None if one padding cannot express both.
+    """
     own = layer.padding_before()
     if deferred is None:
         return layer.padding_mode, own

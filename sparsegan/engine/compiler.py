@@ -1,7 +1,7 @@
-"""From a traced graph to a program: follows the nodes, and has a builder append what each becomes.
+"""The compiler from a traced graph to a program. It follows the nodes and calls a builder, which appends the steps.
 
-Norms, activations and paddings become work that is deferred (`values.py`); convolutions, sums and upsampling become
-native steps, which do the work that is deferred on their inputs; whatever is not known becomes a call of torch.
+Norms, activations and paddings become deferred work (`values.py`). Convolutions, sums and upsampling become native
+steps, which also do the deferred work on their inputs. Every other node becomes a call of torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Unsafe(Exception):
-    """The graph cannot be cut into steps: why. `module`: the name of the one in whose forward that is, "" for the
-    model's own."""
+    """The graph cannot be cut into steps; the message gives the reason.
+
+    `module`: the name of the innermost module whose forward contains the node at fault, "" for the model's own forward.
+    """
 
     def __init__(self, why: str, node: fx.Node) -> None:
         super().__init__(why)
@@ -39,7 +41,8 @@ class Unsafe(Exception):
 class Program:
     """The steps of a graph for one shape of its inputs.
 
-    `result`: the graph's output, slots in the place of tensors; its leaves in a list, where there is a `structure`.
+    `result`: the graph's output with slots in the place of tensors. If there is a `structure`, the result is the list
+    of the leaves of that structure.
     """
 
     steps: list[Step]
@@ -49,12 +52,12 @@ class Program:
 
 
 class Compiler:
-    """One compilation: `compiled` is the program.
+    """One compilation. `compiled` is the resulting program.
 
     Args:
-        graph: traced with an example running along (:class:`sparsegan.engine.tracing.Tracer`).
-        modules: of the model, by name.
-        layers: its convolutions, as the kernels read them.
+        graph: as :class:`sparsegan.engine.tracing.Tracer` returns it, with the example's values in the nodes.
+        modules: the modules of the model, by name.
+        layers: the model's convolutions, in the form that the kernels read.
         dtype: of the activations.
     """
 
@@ -62,9 +65,9 @@ class Compiler:
         self.modules, self.layers, self.dtype = modules, layers, dtype
         self.builder = Builder(layers, dtype)
         self.inputs: list[Slot] = []
-        self.known: dict[fx.Node, Any] = {}  # a Value, a Slot (of anything else), or a constant
+        self.known: dict[fx.Node, Any] = {}  # a Value, a Slot for what the kernels cannot read, or a constant
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
-        self.views: set[Slot | Value] = set()  # in torch they have memory in common, here each is a copy
+        self.views: set[Slot | Value] = set()  # tensors with common memory in torch; here each is a copy
         result = None
         for node in graph.nodes:
             if node.op == "output":
@@ -86,7 +89,10 @@ class Compiler:
         return self._torch(node) if value is None else value
 
     def _tensors(self, node: fx.Node) -> bool:
-        """Whether the node's first argument, or all parts of it, are values of the engine's dtype."""
+        """Whether the node's first argument, or each element if it is a list, is a Value.
+
+        If the first argument is a number, the first argument that is a node counts.
+        """
         first = node.args[0] if node.args else None
         found = first if isinstance(first, list | tuple) else [first]
         if not isinstance(first, fx.Node) and not isinstance(first, list | tuple):  # a number: (1 - x)
@@ -94,7 +100,7 @@ class Compiler:
         return bool(found) and all(isinstance(x, fx.Node) and isinstance(self.known.get(x), Value) for x in found)
 
     def _given(self, argument: Any) -> Any:
-        """The value of an argument, or its constant, where a node stands for it."""
+        """An argument, with a node replaced by the node's Value, Slot or constant."""
         return self.known.get(argument) if isinstance(argument, fx.Node) else argument
 
     def _outside(self, node: fx.Node) -> Slot:
@@ -104,7 +110,7 @@ class Compiler:
         return Slot((), torch.float32, outside=True)
 
     def _held(self, slot: Slot, node: fx.Node) -> Value | Slot:
-        """A tensor that the kernels can read, or anything else."""
+        """A Value for a tensor that the kernels can read, and the slot itself for anything else."""
         example = node.meta.get("value")
         native = self.dtype in NATIVE_DTYPES
         if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
@@ -118,7 +124,7 @@ class Compiler:
     # ------------------------------------------------------------------ nodes with a meaning
 
     def _step(self, node: fx.Node) -> Value | None:
-        """The value of a node whose work the kernels can do or defer; None for every other node."""
+        """The value of a node whose work the builder can do or defer; None for every other node."""
         build, name = self.builder, _module_or_node(node)
         value: Value = self.known[node.all_input_nodes[0]]
         shape: tuple[int, ...] = tuple(getattr(node.meta.get("value"), "shape", ()))
@@ -132,7 +138,7 @@ class Compiler:
             case rules.Norm(statistics, weight, bias, eps):
                 weight, bias = self._given(weight), self._given(bias)
                 if statistics == "batch" and value.slot.shape[0] > 1:
-                    return None  # of one image, the batch's statistics are the image's
+                    return None  # with one image per batch, batch statistics equal image statistics
                 if not isinstance(weight, Tensor | None) or not isinstance(bias, Tensor | None):
                     return None
                 return build.instance_norm(value, weight, bias, eps, name)
@@ -172,12 +178,12 @@ class Compiler:
         return None
 
     def _changed(self, node: fx.Node, value: Value | None, in_place: bool) -> Value | None:
-        """The result of a node; of one that works in place, everyone who holds the input has the result too."""
+        """The result of a node. If the node works in place, the input's Value also becomes the result."""
         if value is None or not in_place:
             return value
         held: Value = self.known[node.all_input_nodes[0]]
         if held in self.views or held.slot in self.views:
-            raise Unsafe(f"{node.name} changes in place what shares memory with something else", node)
+            raise Unsafe(f"{node.name} changes a tensor in place, and another tensor shares its memory", node)
         held.overwrite(value)
         return held
 
@@ -190,7 +196,7 @@ class Compiler:
         )
 
     def _made(self, node: fx.Node, transposed: bool, arguments: Mapping[str, Any]) -> SparseConv | None:
-        """The layer that a functional convolution with constant weights is."""
+        """A layer for a functional convolution; None if its weight or bias is not constant."""
         options = {key: self._given(one) for key, one in arguments.items()}
         options.pop("input", None)
         weight, bias = options.pop("weight", None), options.pop("bias", None)
@@ -199,7 +205,7 @@ class Compiler:
         return self.layers.made(node.name, weight, bias, transposed, options)
 
     def _batch_norm_after(self, node: fx.Node) -> str | None:
-        """The name of a batch norm that is all that reads a convolution's result."""
+        """The name of the batch norm that is the only reader of a convolution's result, or None."""
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         if follower is None or follower.op != "call_module" or follower.args != (node,):
             return None
@@ -210,7 +216,7 @@ class Compiler:
         return None
 
     def _only_read_here(self, value: Value) -> SparseConvStep | None:
-        """The convolution that wrote a value, where nobody else reads it and no norm follows."""
+        """The sparse convolution that writes a value, if the value has one reader and no norm follows; else None."""
         step = self.builder.convolutions.get(value.slot)
         holders = (node for node, known in self.known.items() if isinstance(known, Value) and known.slot is value.slot)
         if step is None or step.norm is not None or value.deferred or any(len(node.users) > 1 for node in holders):
@@ -220,10 +226,10 @@ class Compiler:
     # ------------------------------------------------------------------ nodes that torch computes
 
     def _torch(self, node: fx.Node) -> Any:
-        """Torch's own function, or a constant where nothing of a run enters."""
+        """A call of torch as a step. If no input depends on the run, the node is computed now, as a constant."""
         module: Any = rules.called(node, self.modules)
         if rules.changes_its_input(node, module) and not self._alone(node):
-            raise Unsafe(f"{node.name} changes its input in place, and is not known here", node)
+            raise Unsafe(f"{node.name} changes its input in place, and the engine has no rule for it", node)
 
         def given(one: fx.Node) -> Any:
             known = self.known[one]
@@ -250,7 +256,7 @@ class Compiler:
         return self._held(slot, node)
 
     def _alone(self, node: fx.Node) -> bool:
-        """Whether nobody else can see that a node changes its argument in place: it was computed for this node only."""
+        """Whether a node may change its first argument in place, because only this node uses that tensor."""
         first = node.args[0] if node.args and "out" not in node.kwargs else None
         if not isinstance(first, fx.Node) or first.op in ("placeholder", "get_attr") or len(first.users) > 1:
             return False
@@ -263,7 +269,7 @@ class Compiler:
 
 
 def _module_or_node(node: fx.Node) -> str:
-    """The name of a step: the module's that the node calls, or the node's own."""
+    """The name of a step: the name of the module that the node calls, or else the name of the node."""
     return str(node.target) if node.op == "call_module" else node.name
 
 

@@ -1,4 +1,4 @@
-"""The engine for CPUs: a whole generator as a short list of fused steps."""
+"""The engine for CPUs. It compiles a whole generator to a short list of fused steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .values import Slot
 
 @dataclass(frozen=True)
 class Fallback:
-    """A step that runs in torch: the module or function, and why."""
+    """A step that runs in torch: the name of the module or function, and the reason."""
 
     name: str
     why: str
@@ -40,9 +40,12 @@ class Fallback:
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step: where it comes from, what runs it and why, what it does besides, and milliseconds of a run.
+    """One step with its time.
 
-    `multiply_ms`: of a convolution on kept weights, `ms` times the fraction of all threads' time that multiplies.
+    `name`: the module or function that the step comes from. `backend`, `why`: the backend that runs the step, and the
+    reason for this choice. `shape`: of the output. `fused`: other work that the step also does. `ms`: the median time
+    of the step in milliseconds. `multiply_ms`: for a sparse convolution, `ms` times the fraction of all threads' time
+    that is spent multiplying.
     """
 
     name: str
@@ -57,7 +60,7 @@ class StepTime:
 
 @dataclass(eq=False)
 class Compiled:
-    """A program and where its tensors lie."""
+    """A program and the layout of its arena."""
 
     program: Program
     layout: Layout
@@ -65,18 +68,18 @@ class Compiled:
 
 @dataclass(eq=False)
 class Workspace:
-    """An arena for one call at a time, and the programs that have run in it, ready to run there again."""
+    """An arena for one call at a time. `bound`: the memory and the bound steps of each program that has used it."""
 
     arena: Tensor
     bound: WeakKeyDictionary[Compiled, tuple[Memory, list[Any]]] = field(default_factory=WeakKeyDictionary)
 
 
 class Engine(BaseEngine):
-    """A compiled model: call it like the model. ``print(engine)`` shows the steps for the example, timed.
+    """A compiled model. Call it like the model. ``print(engine)`` shows the steps for the example and their times.
 
-    Calls at the same time are safe: each has memory of its own, which later calls of any size use again. A size that is
-    new is compiled meanwhile, and known sizes do not wait for it. `model` is the engine's own copy of the model, in
-    evaluation; :func:`sparsegan.save` of an engine saves that.
+    Several threads may call an engine at the same time. Each running call has separate memory, which later calls of any
+    size use again. While a new size is compiled, calls of known sizes do not wait. `model` is the engine's own copy of
+    the model in evaluation mode; :func:`sparsegan.save` of an engine saves this copy.
     """
 
     unseen = "torch.fx"
@@ -85,15 +88,15 @@ class Engine(BaseEngine):
         super().__init__(model, example, plans, statistics)
         self._layers = Layers(self._running)
         self._shapes = Shapes(self._running)
-        #: Modules that run as one step of torch, and why.
+        #: Names of modules that run as one step in torch, with the reason.
         self._opaque: dict[str, str] = {}
         self._whole = None if not has_hooks(self.model) else "it has hooks"
-        self._workspaces: list[Workspace] = []  # those that no call is using
+        self._workspaces: list[Workspace] = []  # workspaces that no running call uses
         self._check()
         self._say_fallbacks()
 
     def _say_fallbacks(self) -> None:
-        """One warning, where the whole model or a convolution runs in torch although kernels for it are here."""
+        """Warns once if the whole model or convolutions run in torch because the engine cannot compile them."""
         if self._whole is not None:
             found = f"the whole {type(self.model).__name__} ({self._whole})"
         else:
@@ -102,14 +105,15 @@ class Engine(BaseEngine):
             found = "; ".join(f"{one.name} ({one.why})" for one in names)
         if found:
             warnings.warn(
-                f"the engine leaves to torch what it has kernels for: {found}. engine.fallbacks lists all of it",
+                f"these parts run in torch and not on the engine's kernels: {found}. engine.fallbacks lists all steps "
+                "that run in torch",
                 stacklevel=4,
             )
 
     @property
     def fallbacks(self) -> list[Fallback]:
-        """The steps that run in torch for inputs of the example's shapes, and why. Convolutions that are faster dense
-        do not count."""
+        """The steps that run in torch for inputs of the example's shapes, with the reasons. Convolutions that run dense
+        because dense is faster are not included."""
         return [
             Fallback(step.name, self._opaque.get(step.name, step.why))
             for step in self.steps()
@@ -130,14 +134,15 @@ class Engine(BaseEngine):
                 self._workspaces.append(workspace)
 
     def _take_workspace(self, compiled: Compiled) -> Workspace:
-        """One that is free, the program bound to it: one that knows the program, or else the largest."""
+        """A free workspace with the program bound to it, taken from the list. A workspace in which the program has run
+        is preferred, then the largest."""
         with ENGINES:
             free = self._workspaces
             free.sort(key=lambda one: (compiled in one.bound, one.arena.numel()))
             workspace = free.pop() if free else Workspace(new_arena(0))
         if compiled not in workspace.bound:
             if workspace.arena.numel() < compiled.layout.bytes:
-                workspace.bound.clear()  # first: the old arena is free before the new one is there
+                workspace.bound.clear()  # this and an empty arena free the old one before a new one is allocated
                 workspace.arena = new_arena(0)
                 workspace.arena = new_arena(compiled.layout.bytes)
             workspace.bound[compiled] = self._bind(compiled, workspace.arena)
@@ -150,8 +155,11 @@ class Engine(BaseEngine):
         return Compiled(program, plan_arena(program.steps))
 
     def _program(self, call: Call) -> Program:
-        """The steps for inputs of these shapes. Modules that cannot be cut up run as one step of torch each; or the
-        whole model does, which later calls then know."""
+        """The program for inputs of these shapes.
+
+        A module that cannot be cut into steps becomes one step in torch. If that does not help, the whole model does,
+        and `_whole` tells later calls so.
+        """
         dtype = next((p.dtype for p in self._running.parameters() if p.is_floating_point()), torch.float32)
         modules = dict(self._running.named_modules())
         while self._whole is None:
@@ -163,7 +171,7 @@ class Engine(BaseEngine):
                 return program
             except Unsafe as error:
                 module, why = error.module, str(error)
-            except Exception as error:  # whatever a forward makes of a proxy
+            except Exception as error:  # a forward may raise anything when it gets proxies
                 module, why = tracer.failed or "", f"torch.fx cannot trace it: {error}"
             if module in ("", *self._opaque):
                 self._whole = why
@@ -195,7 +203,8 @@ class Engine(BaseEngine):
     # ------------------------------------------------------------------ reports
 
     def profile(self, *inputs: Any, seconds: float = 0.5, **kwargs: Any) -> list[StepTime]:
-        """Each step, timed in whole runs: medians of as many as fit in `seconds`, at least three."""
+        """The steps with their times. The times are medians over as many whole runs as fit in `seconds`, at least
+        three."""
         call = self._call_or_example(inputs, kwargs)
         with self._computing():
             compiled = self._compile(call)
@@ -224,7 +233,7 @@ class Engine(BaseEngine):
         return self._call(inputs, kwargs) if inputs or kwargs else self._example
 
     def steps(self, *inputs: Any, **kwargs: Any) -> list[Step]:
-        """The steps for inputs of these shapes, or the example's."""
+        """The steps for inputs of these shapes; without arguments, for the example."""
         with self._computing():
             return self._compile(self._call_or_example(inputs, kwargs)).program.steps
 
@@ -236,9 +245,10 @@ class Engine(BaseEngine):
         approximate: bool = False,
         **kwargs: Any,
     ) -> dict[str, int]:
-        """Bytes of one run's arena for inputs of these shapes, and of the parameters that all programs share.
+        """Bytes of the arena of one run for inputs of these shapes, and of the parameters that all programs use.
 
-        `tile`, `overlap`, `approximate`: as in a call, whose largest arena this is then.
+        Without inputs, the sizes are those for the example. `tile`, `overlap`, `approximate`: as in a call. The arena
+        is then the largest one over the tiles.
         """
         with self._computing():
             calls = [self._call_or_example(inputs, kwargs)]

@@ -1,7 +1,8 @@
-"""A generator for other runtimes: the dense twin of a compressed one as an ONNX file, checked in ONNX Runtime.
+"""Export to ONNX: the dense twin of a compressed generator as an ONNX file for other runtimes, checked in ONNX Runtime.
 
-No other runtime knows sparse convolutions, so the file holds dense weights, zeros in place: it is as large and as slow
-as the generator was before. For serving on the compressed weights, `torch.export.export` takes the model as it is.
+No other runtime has sparse convolutions, so the file holds dense weights that include the zeros. The exported generator
+is as large and as slow as it was before compression. To serve a model on its compressed weights, pass the model to
+`torch.export.export`, which accepts it unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..calls import Call, positional
 from ..copying import bake, copy_model
 from ..nn.replace import densify
 
-#: ONNX operator set of the files, of 2021: what runs ONNX knows it.
+#: ONNX operator set of the files. It is from 2021, so current ONNX runtimes support it.
 OPSET = 17
 #: Largest difference that is accepted between ONNX Runtime and torch, as a fraction of the output's largest magnitude.
 TOLERANCE = 1e-4
@@ -36,11 +37,11 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What an ONNX file takes and gives. ``str()`` says it.
+    """The inputs and outputs of an ONNX file, and the result of its check. ``str()`` gives a summary.
 
-    ``inputs``: name -> shape, with a name for each axis along which any number goes. ``outputs``: their names.
-    ``difference``: ONNX Runtime's largest from torch, as a fraction of the output's largest magnitude, over the shapes
-    that were ``tried``; None where ONNX Runtime is not installed.
+    ``inputs``: name -> shape, with a name in the place of each size that may vary. ``outputs``: the names of the
+    outputs. ``tried``: the input shapes of the check. ``difference``: the largest difference between ONNX Runtime and
+    torch over these shapes, as a fraction of the output's largest magnitude; None if ONNX Runtime is not installed.
     """
 
     path: Path
@@ -62,7 +63,7 @@ class OnnxExport:
 
 
 class _Flat(nn.Module):
-    """A model that takes the tensors of a call one by one, what else the call holds being part of it."""
+    """A model whose arguments are the tensors of a call. The call's other arguments are constants of this model."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
@@ -76,26 +77,28 @@ class _Flat(nn.Module):
 def export_onnx(
     model: nn.Module, example: Any, path: str | os.PathLike[str], *, kwargs: Mapping[str, Any] | None = None
 ) -> OnnxExport:
-    """Write the dense twin of a model as an ONNX file, after ONNX Runtime, where installed, has computed the same.
+    """Writes the dense twin of a model as an ONNX file. If ONNX Runtime is installed, its results must agree with torch
+    before the file is written.
 
     Args:
-        model: any module in float32, with sparse layers or without; exported as in evaluation, and unchanged.
-        example: its input, or a tuple of positional arguments: tensors in float32, integers or bool, the first axis of
-            each the batch, in lists, tuples and dicts too. Numbers, strings and None become part of the file. The file
-            takes any batch; and any height and width of images ``[N, C, H, W]``, where the model takes another than the
-            example's (twice the height, three times the width are tried).
+        model: any float32 module, with or without sparse layers. It is exported in evaluation mode and not changed.
+        example: an input, or a tuple of positional arguments. Tensors are float32, integers or bool, the first axis of
+            each is the batch, and they may be nested in lists, tuples and dicts. Numbers, strings and None become
+            constants of the file. The file accepts any batch size. It accepts any height and width of images
+            ``[N, C, H, W]`` if the model accepts twice the height and three times the width of the example.
         kwargs: keyword arguments of the example.
-        path: written whole or not at all. Inputs have the names of the arguments of ``model.forward``; outputs are
-            ``output``, ``output_0``, ..., or the keys of a dictionary. Tensors of a nest are named by the way to them.
+        path: written whole or not at all. Inputs have the names of the arguments of ``model.forward``. Outputs are
+            named ``output``, or ``output_0``, ..., or by the keys of a dictionary. The name of a nested tensor joins
+            the argument's name and the keys and indices that lead to the tensor.
 
     Raises:
-        TypeError: an argument holds something else than tensors, numbers, strings and None.
+        TypeError: an argument holds something other than tensors, numbers, strings and None.
         ValueError: the model or the example is not in float32.
-        RuntimeError: torch cannot export the model, or ONNX Runtime computes something else than torch.
+        RuntimeError: torch cannot export the model, or ONNX Runtime and torch compute different results.
     """
     call = Call.of(positional(example), kwargs or {})
     _check_dtypes(model, call.tensors)
-    # In torch's plain layout: in channels_last a module may take another way, with the example's sizes in it.
+    # A model in channels_last may run other code, whose trace contains the example's sizes as constants.
     dense = densify(bake(copy_model(model))).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     dense.eval()
     inputs = tuple(x.detach().cpu().contiguous() for x in call.tensors)
@@ -129,7 +132,7 @@ def _nested(call: Call) -> bool:
 
 
 def _names(model: nn.Module, call: Call) -> list[str]:
-    """A name for each tensor of a call: its argument's, and the keys and numbers that lead to it."""
+    """A name for each tensor of a call: the name of its argument, then the keys and indices that lead to the tensor."""
     args, kwargs = call.arguments(call.tensors)
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     paths, _ = pytree.tree_flatten_with_path(dict(given))
@@ -151,7 +154,7 @@ def _check_dtypes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _shape(x: Tensor, any_size: bool, prefix: str) -> Shape:
-    """The shape of an input or output, with a name for each axis along which any number goes."""
+    """The shape of an input or output, with a name in the place of each size that may vary."""
     free = {0: "batch"} | ({2: f"{prefix}height", 3: f"{prefix}width"} if any_size and _is_image(x) else {})
     return tuple(free.get(axis, size) for axis, size in enumerate(x.shape))
 
@@ -164,15 +167,17 @@ def onnx_bytes(
     checked: bool = True,
     names: Sequence[str] | None = None,
 ) -> bytes:
-    """A dense model as an ONNX file, by torch's exporter that traces: the newer one needs a package, onnxscript.
+    """The content of an ONNX file for a dense model, made by torch's tracing exporter. The newer exporter would need
+    the package onnxscript.
 
     Args:
-        model: of torch's own layers, float32, on the CPU, in evaluation.
-        inputs: what it is traced on; in the file they have the names of the arguments of ``model.forward``.
-        free: of inputs and outputs by name, the axes along which any number goes, and what the file calls them.
-        outputs: their names.
-        names: of the inputs; by default as above.
-        checked: the caller compares results, so the exporter's warnings of what a trace may freeze are left out.
+        model: made of torch's own layers, float32, on the CPU, in evaluation mode.
+        inputs: the tensors on which the model is traced.
+        free: for inputs and outputs by name, the axes whose size may vary, each with its name in the file.
+        outputs: the names of the outputs.
+        checked: the caller compares results, so the exporter's warnings are suppressed, including those about values
+            that a trace may turn into constants.
+        names: the names of the inputs; by default, the names of the arguments of ``model.forward``.
     """
     stream = io.BytesIO()
     with warnings.catch_warnings():
@@ -195,7 +200,10 @@ def _can_check() -> bool:
 
 
 def _difference(content: bytes, dense: nn.Module, names: list[str], tried: list[tuple[Tensor, ...]]) -> float:
-    """ONNX Runtime's largest difference from torch, as a fraction of the output's largest magnitude."""
+    """The largest difference between ONNX Runtime and torch, as a fraction of the output's largest magnitude.
+
+    Raises RuntimeError where shapes differ, or where the difference is above :data:`TOLERANCE`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -219,7 +227,7 @@ def _difference(content: bytes, dense: nn.Module, names: list[str], tried: list[
 
 
 def _named(output: Any) -> dict[str, Tensor]:
-    """A model's output by name. Raises TypeError where it is something else than tensors."""
+    """The tensors of a model's output by name. Raises TypeError if the output holds anything else."""
     if isinstance(output, Tensor):
         return {"output": output}
     if isinstance(output, Mapping):
@@ -235,7 +243,7 @@ def _named(output: Any) -> dict[str, Tensor]:
 
 
 def _arguments(model: nn.Module, count: int) -> list[str]:
-    """Names of the first `count` arguments of the model's forward."""
+    """The names of the first `count` arguments of the model's forward."""
     names: list[str] = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         several = parameter.kind is parameter.VAR_POSITIONAL
@@ -244,12 +252,12 @@ def _arguments(model: nn.Module, count: int) -> list[str]:
 
 
 def _enlarged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, images among them twice as high and three times as wide."""
+    """The inputs, with every image made twice as high and three times as wide."""
     return tuple(x.repeat_interleave(2, 2).repeat_interleave(3, 3) if _is_image(x) else x for x in inputs)
 
 
 def _is_image(x: Tensor) -> bool:
-    """Noise of one pixel is none."""
+    """Whether a tensor is an image ``[N, C, H, W]``. Noise ``[N, C, 1, 1]`` is not an image."""
     return x.dim() == 4 and x.is_floating_point() and tuple(x.shape[2:]) != (1, 1)
 
 

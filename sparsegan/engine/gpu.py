@@ -1,7 +1,7 @@
-"""An engine on an NVIDIA GPU: batch norms folded, activations done while a layer writes, one CUDA graph per shape.
+"""The engine for NVIDIA GPUs: folded batch norms, activations applied while a layer writes, one CUDA graph per shape.
 
-At batch 1 a generator is bound by launches, which a graph replays at once. Norms by an image's own statistics have no
-kernel of their own here: they run in torch, within the graph.
+At batch 1 the launches of kernels limit the speed of a generator; a CUDA graph replays all launches at once. Norms by
+the statistics of each image have no kernel here. They run in torch, within the graph.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from .tracing import Tracer, has_hooks
 
 
 def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
-    """A copy in evaluation with batch norms and activations made part of the sparse layers before them.
+    """Returns a copy in evaluation mode whose sparse layers contain the batch norms and activations that follow them.
 
-    Returns the copy, and a line for each layer that took something. Layers and followers that are called more than
-    once, or whose result somebody else reads too, stay as they are; so does a model that torch.fx cannot trace.
+    Also returns a line of text for each layer that contains another module now. A layer or a follower is not fused if
+    it is called more than once, or if its result has several readers. In a model that torch.fx cannot trace, nothing is
+    fused.
     """
     model = bake(copy_model(model)).eval().requires_grad_(False)
     modules = dict(model.named_modules())
     try:
         with torch.no_grad():
             graph = Tracer(model, call.changed(Tensor.clone)).trace()
-    except Exception as error:  # whatever a forward makes of a proxy
+    except Exception as error:  # a forward may raise anything when it gets proxies
         return model, [f"{type(model).__name__}: nothing fused, torch.fx cannot trace it: {error}"]
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -45,7 +46,11 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
             calls.setdefault(str(node.target), []).append(node)
 
     def follower(node: fx.Node) -> tuple[fx.Node, rules.Meaning | None]:
-        """The call that alone reads a node's result, and its meaning; None unless it is a module's only call."""
+        """The only node that reads a node's result, and the meaning of that node.
+
+        The meaning is None unless the reading node is the only call of a module. With several readers, the node itself
+        and None are returned.
+        """
         one = next(iter(node.users)) if len(node.users) == 1 else node
         once = one.op == "call_module" and len(calls[str(one.target)]) == 1 and one.args == (node,) and not one.kwargs
         return one, rules.meaning(one, modules) if once else None
@@ -63,7 +68,7 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
             taken.append(str(after.target))
             after, meaning = follower(after)
         slope = meaning.slope if isinstance(meaning, rules.Activation) else None
-        if isinstance(slope, float | int) and 0 <= slope <= 1:  # and no parameter, which has one for each channel
+        if isinstance(slope, float | int) and 0 <= slope <= 1:  # not a parameter with a slope per channel
             layer.negative_slope = float(slope)
             taken.append(str(after.target))
         for one in taken:
@@ -74,15 +79,15 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
 
 
 class _Turns:
-    """The order of replays on one device: each begins when the one before it has left its results.
+    """The order of replays on one device. Each replay begins after the results of the replay before are copied.
 
-    A graph has one set of inputs and outputs. Besides, torch keeps the state of random numbers and the workspace of
-    matrix products once for many graphs, so two graphs cannot run at the same time either.
+    A graph has only one set of inputs and outputs, so its replays cannot overlap. Replays of two graphs cannot overlap
+    either, because torch uses one random state and one workspace for matrix products for many graphs.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # of threads, while they put a replay into their streams, or capture
-        self.done = torch.cuda.Event()  # of streams: the last replay's results are copied
+        self.lock = threading.Lock()  # held by a thread while it enqueues a replay or captures a graph
+        self.done = torch.cuda.Event()  # recorded when the results of the last replay are copied
 
 
 _TURNS: dict[torch.device, _Turns] = {}
@@ -91,10 +96,10 @@ _TURNS: dict[torch.device, _Turns] = {}
 class Replayed:
     """A model as a CUDA graph for inputs of one shape.
 
-    A call copies its inputs to where the graph reads them, replays the graph, and copies its outputs, all on the
-    calling thread's current stream; that stream waits for the replay before, whichever stream that is on.
+    A call copies its inputs to the graph's inputs, replays the graph, and copies the graph's outputs. All of this runs
+    on the current stream of the calling thread. That stream first waits for the replay before, on whichever stream.
 
-    Raises ValueError for a forward that waits for the device, as a branch on values does: no graph can hold that.
+    Raises ValueError for a forward that waits for the device, as a branch on values does. A graph cannot contain waits.
     """
 
     def __init__(self, model: nn.Module, call: Call, turns: _Turns) -> None:
@@ -103,14 +108,14 @@ class Replayed:
         stream, warm, capture = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()
         warm.wait_stream(stream)
         with torch.cuda.stream(warm):
-            for _ in range(3):  # plans are made now, which waits for the device
+            for _ in range(3):  # the first call makes plans, which waits for the device
                 args, kwargs = call.arguments([one.clone() for one in self.inputs])
                 model(*args, **kwargs)
         stream.wait_stream(warm)
         self.graph = torch.cuda.CUDAGraph()
         args, kwargs = call.arguments(self.inputs)
         try:
-            # The outer one puts the stream back where a capture fails. Other threads go on meanwhile.
+            # `torch.cuda.stream` restores the stream if the capture fails. "thread_local": other threads may go on.
             with (
                 turns.lock,
                 torch.cuda.stream(capture),
@@ -118,7 +123,7 @@ class Replayed:
             ):
                 self.outputs = model(*args, **kwargs)
         except RuntimeError as error:
-            first = error.__context__ or error  # after an error within a capture torch raises another one at its end
+            first = error.__context__ or error  # after an error in a capture, the end of the capture raises another
             if isinstance(first, torch.OutOfMemoryError):
                 raise first from None
             raise ValueError(
@@ -127,7 +132,7 @@ class Replayed:
             ) from error
 
     def __call__(self, tensors: tuple[Tensor, ...]) -> Any:
-        """The outputs: copies, which no later call writes to."""
+        """Returns copies of the outputs, to which no later call writes."""
         stream = torch.cuda.current_stream()
         with self.turns.lock:
             stream.wait_event(self.turns.done)
@@ -136,16 +141,16 @@ class Replayed:
                     static.copy_(one)
                 self.graph.replay()
                 return pytree.tree_map_only(Tensor, Tensor.clone, self.outputs)
-            finally:  # also where there is no memory for the results: the replay is on its way
+            finally:  # also if allocating the results fails, because the replay is enqueued already
                 self.turns.done.record(stream)
 
     def __del__(self) -> None:
-        """Its memory is free for others afterwards: a replay may still be using it."""
+        """Waits for the last replay, which may still use the memory that is freed here."""
         self.turns.done.synchronize()
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
-    """How a graph's copy of an input lies in memory: as the input does, where that is one of torch's two layouts."""
+    """The memory format of a graph's copy of an input: channels_last if the input has it, contiguous otherwise."""
     if tensor.is_contiguous() or tensor.dim() != 4:
         return torch.contiguous_format
     last = tensor.is_contiguous(memory_format=torch.channels_last)
@@ -153,27 +158,27 @@ def _layout(tensor: Tensor) -> torch.memory_format:
 
 
 def _arithmetic() -> tuple[Any, ...]:
-    """The settings of torch that choose the kernels which a graph holds."""
+    """The settings of torch that decide which kernels a graph contains."""
     cudnn: Any = torch.backends.cudnn
     deterministic = cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
     return cudnn.enabled, cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, *deterministic
 
 
 class GpuEngine(BaseEngine):
-    """A compiled model on a GPU: call it like the model; see :class:`sparsegan.Engine`.
+    """A compiled model on a GPU. Call it like the model; see :class:`sparsegan.Engine`.
 
-    Calls may come from several threads and on several streams. A call puts its work into the calling thread's current
-    stream of the engine's device and returns at once, as torch does. Its results are copies in new memory of that
-    stream: no later call writes to them. Replays on one device take turns, also those of several engines.
+    Calls may come from several threads and on several streams. A call enqueues its work on the calling thread's current
+    stream of the engine's device and returns at once, as torch does. The results are copies in new memory of that
+    stream, and no later call writes to them. Replays on one device run one after another, even for several engines.
 
-    While a new shape is captured, replays of other threads wait, and no thread may wait for the whole device or draw
-    random numbers on it: CUDA and torch allow neither.
+    While a new shape is captured, replays of other threads wait. During that time no thread may synchronize the whole
+    device or draw random numbers on it, because CUDA and torch forbid both.
     """
 
     unseen = "torch.fx or a CUDA graph"
 
     def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
-        with torch.inference_mode(False):  # else nothing could be copied into the graphs' inputs outside of that mode
+        with torch.inference_mode(False):  # inference tensors as graph inputs could not be written outside that mode
             super().__init__(model, example, plans, statistics)
         with ENGINES:
             self._turns = _TURNS.setdefault(self.device, _Turns())
@@ -185,13 +190,13 @@ class GpuEngine(BaseEngine):
         self._check()
         if self._whole is not None:
             warnings.warn(
-                f"the engine calls the whole {type(self.model).__name__} as it is, and no CUDA graph ({self._whole})",
+                f"the engine calls the {type(self.model).__name__} itself and uses no CUDA graph ({self._whole})",
                 stacklevel=3,
             )
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        # In inference mode the graphs' inputs could not be written to outside of it.
+        # Graph inputs that are made in inference mode could not be written outside that mode.
         with torch.cuda.device(self.device), torch.inference_mode(False), super()._computing():
             yield
 
@@ -204,7 +209,7 @@ class GpuEngine(BaseEngine):
         return made
 
     def _compile(self, call: Call) -> Any:
-        """None where the whole model is called as it is."""
+        """The program for a call; None if the engine calls the model itself."""
         if self._whole is not None:
             return None
         if torch.cuda.is_current_stream_capturing():
@@ -220,5 +225,5 @@ class GpuEngine(BaseEngine):
         return program(call.tensors)
 
     def __str__(self) -> str:
-        how = "one CUDA graph a shape" if self._whole is None else f"no CUDA graph: {self._whole}"
+        how = "one CUDA graph per shape" if self._whole is None else f"no CUDA graph: {self._whole}"
         return "\n".join([f"{type(self.model).__name__}, {how}", *self.lines])

@@ -1,4 +1,4 @@
-"""The images among a call's arguments, and what runs of a model on other images need."""
+"""The images among a call's arguments, and helpers for runs of a model on other images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Images:
-    """The arguments of a call, and which of them are images: ``[N, C, H, W]``, and ``[N, H, W]`` of that size.
+    """The arguments of a call, and which of them are images: tensors ``[N, C, H, W]``, and ``[N, H, W]`` of the same H
+    and W. A tensor ``[N, C, 1, 1]`` is not an image.
 
     Raises:
-        ValueError: no argument is an image; images differ in size. A tensor ``[N, C, 1, 1]`` is no image.
+        ValueError: no argument is an image, or images differ in size.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ class Images:
 
     @property
     def key(self) -> Any:
-        """The same for calls that differ in the images' size, number and content only."""
+        """A key that is equal for calls that differ only in the size, number and content of their images."""
         parts: list[Any] = []
         for place, one in enumerate(self.leaves):
             image = place in self._places
@@ -52,26 +53,26 @@ class Images:
         return str(self._spec), tuple(parts)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
-        """The arguments with something else in the place of each image."""
+        """The arguments with each image replaced by ``change(image)``."""
         leaves = [change(one) if place in self._places else one for place, one in enumerate(self.leaves)]
         return pytree.tree_unflatten(leaves, self._spec)
 
     def cut(self, rows: slice, columns: slice) -> Arguments:
-        """The arguments with a part of each image."""
+        """The arguments with each image cut to some rows and columns."""
         return self.changed(lambda image: image[..., rows, columns])
 
     def one(self) -> Images:
-        """The first of a batch: of the images, and of whatever else has a row for each image."""
+        """The arguments for the first image of the batch. Tensors with a row per image are cut to their first row."""
         count = self._first.shape[0]
         leaves = [one[:1] if isinstance(one, Tensor) and one.shape[:1] == (count,) else one for one in self.leaves]
         return Images(*pytree.tree_unflatten(leaves, self._spec))
 
     def empty(self, size: tuple[int, int]) -> Arguments:
-        """The arguments with images of another size, no numbers in them."""
+        """The arguments with uninitialized images of another size."""
         return self.changed(lambda image: image.new_empty(*image.shape[:-2], *size))
 
     def made_up(self, size: tuple[int, int]) -> Arguments:
-        """The arguments with images of another size: noise in [-1, 1]; of integers, those of the image repeated."""
+        """The arguments with images of another size: noise in [-1, 1], or an image of integers repeated."""
         rows, columns = (torch.arange(n, device=self._first.device) % m for n, m in zip(size, self.size, strict=True))
 
         def image(like: Tensor) -> Tensor:
@@ -84,16 +85,17 @@ class Images:
 
 @contextmanager
 def without_modes() -> Iterator[None]:
-    """Within it a model computes the same in whatever mode the caller is."""
+    """Within this context, the caller's gradient, inference and autocast modes do not change a model's results."""
     cpu, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
     with torch.inference_mode(False), torch.no_grad(), cpu, gpu:
         yield
 
 
 def twin_of(model: nn.Module, dense: bool) -> nn.Module:
-    """A copy for runs that nobody else sees: hooks and buffers are its own, parameters and sparse layers are shared.
+    """A copy of a model for runs that leave the model unchanged. Hooks and buffers are copied; parameters and sparse
+    layers are common to both.
 
-    `dense`: with dense layers in the place of the sparse ones.
+    `dense`: replace the sparse layers of the copy by dense ones.
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     sparse = [layer for layer in model.modules() if isinstance(layer, SparseConv)]
@@ -102,7 +104,7 @@ def twin_of(model: nn.Module, dense: bool) -> nn.Module:
 
 
 def strip(axis: int, along: int, across: int) -> tuple[int, int]:
-    """The size of an image that is `along` pixels long on an axis (0: rows)."""
+    """The size (rows, columns) of an image: `along` pixels on the axis (0: rows), `across` on the other axis."""
     return (along, across) if axis == 0 else (across, along)
 
 
@@ -111,7 +113,7 @@ def part_of(axis: int, pixels: slice) -> tuple[slice, slice]:
 
 
 def noise(tensor: Tensor, low: float, high: float) -> Tensor:
-    """Fills a tensor; torch's own random state stays as it is."""
+    """Fills a tensor with uniform noise, always the same. The state of torch's generators does not change."""
     return tensor.uniform_(low, high, generator=torch.Generator(tensor.device).manual_seed(0))
 
 

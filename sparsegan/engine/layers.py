@@ -1,4 +1,4 @@
-"""A model's parameters as an engine's steps read them: made once, shared by every program."""
+"""A model's parameters in the form that an engine's steps read. They are made once for all programs of the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..ops.plan import compile_direct_plan
 
 
 class Weights(NamedTuple):
-    """values ``[nnz]`` and bias ``[out_channels]`` of a layer, what follows it folded in."""
+    """values ``[nnz]`` and bias ``[out_channels]`` of a layer, with the batch norm that follows folded in."""
 
     values: Tensor
     bias: Tensor | None
@@ -29,7 +29,7 @@ class Taps(NamedTuple):
 
 
 class Layers:
-    """The convolutions of a model, dense ones too: their zeros are what they drop."""
+    """The convolutions of a model as sparse layers. A dense convolution keeps its nonzero weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -38,11 +38,11 @@ class Layers:
         self._weights: dict[tuple[str, str | None], Weights] = {}
         self._taps: dict[tuple[str, str | None, tuple[int, ...]], Taps] = {}
         self._dense: dict[tuple[str, int], Tensor] = {}
-        #: The kernel that each layer asks for.
+        #: The backend that is set on each layer.
         self.pinned: dict[str, str] = {}
 
     def bytes(self) -> int:
-        """Of values, biases, supports and plans."""
+        """The bytes of all values, biases, supports and plans."""
         supports = [layer.support for layer in list(self._layers.values()) if layer is not None]
         weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
         taps = [one for pair in list(self._taps.values()) for one in pair]
@@ -55,7 +55,7 @@ class Layers:
         return found.detach() if isinstance(found, Tensor) else found
 
     def layer(self, name: str) -> SparseConv | None:
-        """A module as a sparse layer; None where its weight is none that the kernels take."""
+        """A module as a sparse layer; None if the kernels do not accept the module's weight."""
         if name not in self._layers:
             module: Any = self._modules[name]
             sparse: SparseConv | None = module if isinstance(module, SparseConv) else _as_sparse(module)
@@ -66,7 +66,7 @@ class Layers:
     def made(
         self, name: str, weight: Tensor, bias: Tensor | None, transposed: bool, options: dict[str, Any]
     ) -> SparseConv | None:
-        """The layer that a call of F.conv2d or F.conv_transpose2d with constant weights is."""
+        """A layer for a call of F.conv2d or F.conv_transpose2d with constant weights; None as for :meth:`layer`."""
         if name not in self._layers:
             dense_class = nn.ConvTranspose2d if transposed else nn.Conv2d
             groups = options.get("groups", 1)
@@ -82,7 +82,7 @@ class Layers:
         return self._layers[name]
 
     def weights(self, name: str, layer: SparseConv, norm: str | None) -> Weights:
-        """The weights of a layer, the batch norm that follows folded in: ``y * scale + shift`` per channel."""
+        """The weights of a layer with the batch norm that follows folded in: ``y * scale + shift`` per channel."""
         key = (name, norm)
         if key not in self._weights:
             values = layer.values.detach()
@@ -96,18 +96,18 @@ class Layers:
         return self._weights[key]
 
     def taps(self, name: str, layer: SparseConv, norm: str | None, geometry: Geometry) -> Taps:
-        """The layer's values, the norm folded in, as a forward call with a geometry reads them."""
+        """The layer's values with the norm folded in, in the order in which a forward with a geometry reads them."""
         key = (name, norm, tuple(geometry.numbers()))
         if key not in self._taps:
             plan, order = compile_direct_plan(layer.support, geometry, layer.adjoint)
             values = self.weights(name, layer, norm).values
-            if layer.adjoint:  # else the taps are in the support's order
+            if layer.adjoint:  # otherwise the taps are in the order of the support
                 values = values.view(len(order), -1)[order].flatten()
             self._taps[key] = Taps(values, plan)
         return self._taps[key]
 
     def running_map(self, name: str) -> tuple[Tensor, Tensor]:
-        """scale and shift, float64 ``[C]``, of a norm by running statistics."""
+        """scale and shift, float64 ``[C]`` each, of a norm that uses its running statistics."""
         norm: Any = self._modules[name]
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
@@ -118,7 +118,7 @@ class Layers:
     def dense_call(
         self, name: str, layer: SparseConv, weights: Weights, y_size: tuple[int, ...], x_shape: tuple[int, ...]
     ) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
-        """torch's own convolution with the zeros in place: the function, and its arguments after x."""
+        """torch's function for the dense convolution, and its arguments after x."""
         key = (name, id(weights))
         if key not in self._dense:
             self._dense[key] = layer.scattered(weights.values)
@@ -139,7 +139,7 @@ class Layers:
 
 
 def _as_sparse(module: Any) -> SparseConv | None:
-    """A dense convolution whose nonzero weights are kept; None where the kernels cannot take it."""
+    """A dense convolution as a sparse layer that keeps its nonzero weights; None if the kernels do not accept it."""
     if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return None
     dense_class = nn.ConvTranspose2d if isinstance(module, nn.ConvTranspose2d) else nn.Conv2d
@@ -148,7 +148,7 @@ def _as_sparse(module: Any) -> SparseConv | None:
     for name, one in vars(module).items():
         if not name.startswith("_") or name == "_reversed_padding_repeated_twice":
             setattr(plain, name, one)
-    plain.weight = nn.Parameter(module.weight.detach())  # computed by a parametrization, maybe
+    plain.weight = nn.Parameter(module.weight.detach())  # a parametrization may have computed the weight
     plain.bias = None if module.bias is None else nn.Parameter(module.bias.detach())
     try:
         return SPARSE_CLASSES[dense_class].from_dense(plain)

@@ -1,8 +1,8 @@
-"""Which elements of an output depend on marked pixels: a run of a model in which marks spread from op to op.
+"""Runs of a model in which marks on pixels spread from op to op, to find the elements of an output that depend on them.
 
-A mark is NaN in a tensor that can hold it, else an element of a mask beside the tensor. A gradient or a difference
-would not do: both vanish behind a closed ReLU, and differences fade below rounding long before the receptive field
-ends. Some ops lose NaN (comparisons, rounding to integers, ``nan_to_num``), so each op of such a run is watched.
+A mark is NaN in a tensor whose dtype has NaN, and otherwise an element of a bool mask beside the tensor. Gradients or
+differences would not serve: both vanish behind a closed ReLU, and differences fall below rounding long before the end
+of the receptive field. Some ops lose NaN (comparisons, rounding to integers, ``nan_to_num``), so every op is watched.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .images import noise, tensors_of
 from .tracing import NORMS
 
 _aten = torch.ops.aten
-#: Ops that work element by element and are not tagged so.
+#: Ops that work element by element but do not have the tag ``pointwise``.
 _ELEMENTWISE = {_aten._to_copy, _aten.masked_fill, _aten.masked_fill_, _aten.copy_, _aten.where, _aten._prelu_kernel}
-#: Ops whose result may be finite where their input is NaN: their whole result is marked.
+#: Ops whose result may be finite although their input is NaN. Their whole result is marked.
 _FORGETFUL = {_aten.grid_sampler_2d, _aten.grid_sampler_3d, _aten.nansum, _aten.nanmedian}
 
 
 class Spread(TorchDispatchMode):
-    """Runs a model on made-up numbers and follows marks: NaN; for a tensor that holds no NaN, a mask beside it.
+    """A mode that follows marks through a run of a model on made-up numbers.
 
-    `whole`: the first place at which marks on a part of a tensor spread over everything, as a sentence. `reads`: the
-    first place at which the forward itself reads a marked number, for a branch or a size.
+    `whole`: the first op that spreads the marks of a part of a tensor over its whole result, as a sentence. `reads`:
+    the first place at which the forward reads a marked number in Python, for a branch or a size.
     """
 
     def __init__(self, twin: nn.Module) -> None:
@@ -36,13 +36,13 @@ class Spread(TorchDispatchMode):
         self.whole: str | None = None
         self.reads: str | None = None
         self._twin = twin
-        self._masks: dict[int, tuple[Tensor, Tensor]] = {}  # the tensor too, lest another one gets its id
+        self._masks: dict[int, tuple[Tensor, Tensor]] = {}  # holds the tensor, so that its id is not used again
         self._inside: list[tuple[str, bool]] = [(f"the model ({type(twin).__name__})", False)]
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Spread:
         for name, module in self._twin.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            if isinstance(module, torch.jit.ScriptModule):  # does not accept hooks
                 continue
             telling = isinstance(module, NORMS) or type(module).__module__.startswith("torch.nn.modules")
             label = (f"{name or 'the model'} ({type(module).__name__})", telling)
@@ -73,7 +73,7 @@ class Spread(TorchDispatchMode):
         return tensor
 
     def marks(self, tensor: Tensor) -> Tensor:
-        """bool, of a tensor's shape."""
+        """The marks on a tensor: bool, of the tensor's shape."""
         if tensor.is_floating_point() or tensor.is_complex():
             return tensor.isnan()
         known = self._masks.get(id(tensor))
@@ -93,7 +93,7 @@ class Spread(TorchDispatchMode):
             return out
         made = tensors_of(out)
         if torch.Tag.pointwise in func.tags or op in _ELEMENTWISE:
-            sources = before[1:] if op is _aten.copy_ else before  # whose target may hold anything before
+            sources = before[1:] if op is _aten.copy_ else before  # copy_ discards the old content of its target
             for one in made:
                 for mask in sources:
                     self._mark_more(one, mask)
@@ -133,8 +133,11 @@ class Spread(TorchDispatchMode):
         output_padding: Any,
         groups: int,
     ) -> Tensor:
-        """Marks as far as the kernel reaches, by a convolution of one channel of ones: fast algorithms would spread NaN
-        over tiles of their own. The numbers are made up, for nobody reads them."""
+        """Returns made-up numbers of the result's shape, with marks where the kernel reaches a marked pixel.
+
+        The marks come from a convolution of one channel with a kernel of ones. The real convolution cannot be used,
+        because fast algorithms spread NaN over their internal tiles.
+        """
         ones = torch.ones(1, 1, *weight.shape[2:], device=x.device)
         one = self.marks(x).any(1, keepdim=True).float()
         reached = torch.convolution(one, ones, None, stride, padding, dilation, transposed, output_padding, 1) > 0.5

@@ -1,4 +1,4 @@
-"""The tensors of one run: most lie in an arena, the others outside of it."""
+"""The tensors of one run. Most of them lie in an arena, the rest outside the arena."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .values import Affine, Slot, Value
 
 @dataclass
 class Layout:
-    """Bytes of the arena, and the byte at which each slot begins that is no part of another."""
+    """The size of the arena in bytes, and the offset in bytes of each slot that is not a part of another slot."""
 
     bytes: int
     offsets: dict[Slot, int]
 
 
 def new_arena(size: int) -> Tensor:
-    """uint8 ``[size]``."""
+    """An uninitialized arena: uint8 ``[size]``."""
     return torch.empty(size, dtype=torch.uint8)
 
 
 class Memory:
-    """One run's tensors, in an arena of at least the layout's bytes. Runs at the same time each have their own."""
+    """The tensors of one run. The arena has at least the layout's bytes. Simultaneous runs need separate memories."""
 
     def __init__(self, layout: Layout, map_dtype: torch.dtype, arena: Tensor) -> None:
         self.arena = arena
@@ -36,7 +36,7 @@ class Memory:
         self._maps: dict[Affine, tuple[Tensor, Tensor]] = {}
 
     def reader(self, slot: Slot) -> Callable[[], Any]:
-        """A function that returns the slot's tensor of the run in progress."""
+        """A function that returns the slot's tensor in the present run."""
         if slot.outside:
             return lambda: self.outside[slot]
         view = self._view(slot)
@@ -53,7 +53,7 @@ class Memory:
         return self._views[slot]
 
     def maps(self, affine: Affine | None) -> tuple[Tensor | None, Tensor | None]:
-        """scale and shift, ``[N, C]``."""
+        """scale and shift, ``[N, C]`` each; None for both if `affine` is None."""
         if affine is None:
             return None, None
         if affine not in self._maps:
@@ -72,9 +72,9 @@ class Memory:
         return self._maps[affine]
 
     def input_transform(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """scale, shift and slope of a value's deferred work, as the ops take them."""
+        """scale, shift and slope of a value's deferred work, in the order of the ops' arguments. Each may be None."""
         return (*self.maps(value.affine), value.slope)
 
     def forget(self) -> None:
-        """Forgets a run's inputs and results."""
+        """Drops the references to a run's inputs and results."""
         self.outside.clear()

@@ -1,4 +1,4 @@
-"""``optimize_for_inference``: the engine for the device that a model is on."""
+"""``optimize_for_inference``: makes the engine for the device of a model."""
 
 from __future__ import annotations
 
@@ -22,35 +22,36 @@ def optimize_for_inference(
     kwargs: Mapping[str, Any] | None = None,
     statistics: str | None = None,
 ) -> Engine | GpuEngine:
-    """A copy of a model, compiled for inference: whole, with activations kept between fused steps.
+    """Returns an engine: a copy of a model, compiled as a whole for inference.
 
     Args:
-        model: any module, sparse layers or pruned dense ones in it; unchanged. ``DataParallel`` and its kind and
-            ``torch.compile`` are taken off first. The engine computes what the model computes in evaluation.
-        example: an input, or a tuple (or list) of positional arguments; a list that is one argument goes into a tuple.
-            Tensors may be nested in lists, tuples and dicts, beside numbers, strings and None. Other shapes, batch
-            sizes and values of what is no tensor are compiled when they come.
-        plans: how many of these are kept compiled.
+        model: any module, with sparse layers or pruned dense layers. It is not changed. Wrappers such as
+            ``DataParallel`` and ``torch.compile`` are removed first. The engine computes as the model in evaluation
+            mode does.
+        example: an input, or a tuple or list of positional arguments. (Put a list that is a single argument into a
+            tuple.) Tensors may be nested in lists, tuples and dicts, with numbers, strings and None. Calls with other
+            shapes, batch sizes or non-tensor values are compiled when they first occur.
+        plans: the number of compiled programs that are kept, at least 1.
         kwargs: keyword arguments of the example.
-        statistics: ``"stored"``: batch norms use the statistics that they keep, as in evaluation. ``"batch"``: norms
-            use the statistics of each call's inputs, as in training, and keep none; dropout stays off. By default the
-            former, with a warning where the model is in training mode and computes something else there.
+        statistics: ``"stored"``: norms use their stored statistics, as in evaluation mode. ``"batch"``: norms use the
+            statistics of each call's inputs, as in training mode, and do not store them; dropout stays off. The default
+            is ``"stored"``, with a warning if the model is in training mode and computes something else there.
 
-    On a GPU batch norms and activations become part of the sparse layers before them, and each shape a CUDA graph,
-    which is compared with the model before its first use.
+    On a GPU, batch norms and activations become part of the sparse layers before them. Each shape becomes a CUDA graph,
+    whose results are compared with the model's before its first use.
 
-    Random numbers are drawn anew at every call, in the model's order: from the same state of torch's
-    generator an engine computes what the model computes. Compiling leaves that state as it was.
+    Random numbers are drawn anew in every call, in the model's order. From the same state of torch's generator, engine
+    and model therefore compute the same. Compiling does not change that state.
 
-    Operations without a kernel run in torch: ``engine.fallbacks`` lists them, and a warning names convolutions among
-    them.
+    Operations without a kernel run in torch. ``engine.fallbacks`` of a CPU engine lists them, and a warning names the
+    convolutions among them.
 
     Raises:
-        TypeError: an argument holds something else than tensors, numbers, strings and None.
-        ValueError: the model computes something for the example that torch.fx (or, on a GPU, a CUDA graph) does not
-            see; on a GPU, its forward waits for the GPU, as a branch on values does; it is on several devices, on
-            another than the example, or on one that is neither a CPU nor an NVIDIA GPU; plans is below 1; statistics
-            is another word.
+        TypeError: an argument holds something other than tensors, numbers, strings and None.
+        ValueError: the forward does something that torch.fx (or, on a GPU, a CUDA graph) does not see, so the results
+            differ; on a GPU, the forward waits for the GPU, as a branch on values does; the model is on several
+            devices, on a device other than the example's, or on a device that is neither a CPU nor an NVIDIA GPU;
+            plans is below 1; statistics is not one of the two words.
     """
     if plans < 1:
         raise ValueError(f"plans is {plans}; it must be at least 1")
@@ -75,7 +76,7 @@ def optimize_for_inference(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``DataParallel`` and its kind and ``torch.compile``."""
+    """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -86,6 +87,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _compiled_again(model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str) -> Any:
-    """Engines that were pickled before 0.1 name this function."""
+    """Loads engines that were pickled before version 0.1: their pickles name this function."""
     args, kwargs = example
     return optimize_for_inference(model, args, plans, kwargs=kwargs, statistics=statistics)

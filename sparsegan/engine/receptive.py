@@ -1,13 +1,14 @@
-"""How far a model looks: the rows and columns of an image that an element of an output depends on.
+"""The receptive field of a model: the rows and columns of an image on which an element of an output depends.
 
-The answer is found on the running model and not on a traced graph, so that a forward that torch.fx cannot follow is no
-exception. Runs of three kinds contribute:
+The receptive field is measured on the running model, not on a traced graph. The method therefore also serves a forward
+that torch.fx cannot trace. There are three kinds of runs:
 
 1. Sizes. The model runs without data (fake tensors) on images of three sizes. A tensor that grows by a quarter of the
-   image's growth holds every fourth row: a part of an image may begin at multiples of four only.
-2. Reach. The model runs on made-up numbers with marks on all columns from some place on (`marks.py`). Outputs without
-   a mark do not depend on those columns, whatever the columns hold.
-3. Values. The model runs on an image and on parts of it (`agreement.py`), for what no mark shows.
+   image's growth holds every fourth row, so a part of an image may begin only at multiples of four.
+2. Reach. The model runs on made-up numbers with marks on all columns before or after a cut (`marks.py`). Outputs
+   without a mark do not depend on those columns, whatever values the columns hold.
+3. Values. The model runs on an image and on parts of the image (`agreement.py`). These runs find dependences that marks
+   do not show.
 """
 
 from __future__ import annotations
@@ -30,24 +31,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .images import Images, part_of, strip, tensors_of, twin_of, without_modes
 from .marks import Spread
 
-#: Sizes at which tensors are compared, and whether without data. They are multiples of what strides multiply to, the
-#: second where the first is none and strides beyond `_PLAUSIBLE` come out. They are small enough for the count of all
-#: pairs of pixels, which attention makes. The last serves ops that need data.
+#: Sizes at which tensors are compared, and whether the run is without data. A size should be a multiple of the model's
+#: stride. If the first size is not, a stride above `_PLAUSIBLE` results, and the second size is tried. The sizes are
+#: small enough for attention, whose tensors have an element for each pair of pixels. The last size is for ops that need
+#: data.
 _UNITS, _PLAUSIBLE = ((7680, True), (5040, True), (192, False)), 512
-#: A receptive field is looked for on strips of at most so many pixels, or of so many strides. A place where marks
-#: spread over everything is believed to look at the whole image on strips of `_TELLING` pixels and of so many strides.
+#: Strips for the search of a receptive field have at most `_LONGEST` pixels or `_MOST_STRIDES` strides, whichever is
+#: larger. If marks spread over a whole tensor, the model counts as reading the whole image once the strip has at least
+#: `_TELLING` pixels and at least `_MOST_STRIDES` strides.
 _LONGEST, _MOST_STRIDES, _TELLING = 4096, 16, 128
-#: Models that pad images to a multiple are taken to pad to no more than so many pixels.
+#: The largest multiple, in pixels, to which a model is assumed to pad its images.
 _PERIOD = 256
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How one output follows the image along one axis.
+    """The relation between the elements of one output and the pixels of the image, along one axis.
 
-    `scale`: elements of the output a pixel. `missing`: so many elements fewer than `scale` times the pixels an output
-    has. `before`, `after`: so many elements after a cut at the part's beginning, and before a cut at its end, differ
-    from those of the whole image.
+    `scale`: elements of the output per pixel. `missing`: the output has `scale` times the pixels minus `missing`
+    elements. `before`, `after`: for a part of the image, the numbers of output elements that differ from those of the
+    whole image: `before` elements at the beginning of the part, and `after` elements before the cut at its end.
     """
 
     scale: Fraction
@@ -57,17 +60,18 @@ class Reach:
 
     @property
     def overlap(self) -> Fraction:
-        """Pixels that two parts must share, so that each element is right in one of them."""
+        """The pixels that two parts must share so that each element is correct in at least one part."""
         return (self.before + max(self.after, self.missing)) / self.scale
 
 
 @dataclass(frozen=True)
 class Field:
-    """How a model's outputs follow its images.
+    """The relation between a model's outputs and its images.
 
-    `stride`: parts of an image begin and end at multiples of so many rows and columns. `thin`: few rows, and few
-    columns, that the model takes. `outputs`: of each tensor that the model puts out, rows and columns. `whole`: why
-    parts of an image cannot be computed for themselves, a sentence without its full stop; None where they can.
+    `stride`: parts of an image begin and end at multiples of this number of rows and of columns. `thin`: a small number
+    of rows, and of columns, that the model accepts. `outputs`: for each output tensor, the reach along rows and along
+    columns. `whole`: the reason why parts of an image cannot be computed separately, a sentence without its full stop;
+    None if they can.
     """
 
     stride: tuple[int, int]
@@ -76,21 +80,22 @@ class Field:
     whole: str | None = None
 
     def overlap(self, axis: int) -> int:
-        """Pixels that neighbouring parts must share along an axis, a multiple of the stride."""
+        """The pixels that neighbouring parts must share along an axis for exact results, a multiple of the stride."""
         stride = self.stride[axis]
         return max(math.ceil(output[axis].overlap / stride) for output in self.outputs) * stride
 
     def covered(self, axis: int) -> int:
-        """Pixels that they must share lest an element of an output be in none of them."""
+        """The pixels that neighbouring parts must share along an axis so that every element of an output lies in some
+        part, a multiple of the stride."""
         stride = self.stride[axis]
         return max(math.ceil(output[axis].missing / output[axis].scale / stride) for output in self.outputs) * stride
 
     def strided(self, axis: int, stride: int) -> Field:
-        """The same with another stride."""
+        """The field with another stride along an axis."""
         return replace(self, stride=strip(axis, stride, self.stride[1 - axis]))
 
     def widened(self, axis: int, strides: int) -> Field:
-        """The same, looking so many strides farther to both sides."""
+        """The field with a reach that is larger by a number of strides, on both sides along an axis."""
 
         def wider(reach: Reach) -> Reach:
             more = int(strides * self.stride[axis] * reach.scale)
@@ -100,25 +105,25 @@ class Field:
         return replace(self, outputs=tuple(outputs))
 
     def variants(self, axis: int) -> list[Field]:
-        """Fields to try in turn until values agree. Some models do more than marks show.
+        """The fields to try one after another until values agree, because marks do not show everything.
 
-        One that pads its images to a multiple repeats after more than its layers' stride. One that crops, or counts how
-        many elements there are beside an element, asks for neighbours whose values do not matter.
+        A model that pads its images to a multiple needs a larger stride than its layers have. A model that crops, or
+        that counts the neighbours of an element, needs neighbours whose values do not matter.
         """
         stride = self.stride[axis]
         return [self.strided(axis, one) for one in multiples(stride)] + [self.widened(axis, n) for n in (1, 2, 4)]
 
 
 def multiples(stride: int) -> list[int]:
-    """Strides that a model may have for whose layers one is enough: it may pad its images to a multiple."""
+    """The strides to try for a model whose layers have `stride`, because the model may pad its images to a multiple."""
     return [stride * 2**power for power in range(7) if power == 0 or stride * 2**power <= _PERIOD]
 
 
 def find(model: nn.Module, images: Images) -> Field:
-    """How a model in evaluation follows images, as sizes and marks show it. `agreement.py` compares values.
+    """The field of a model in evaluation mode, found from sizes and marks. `agreement.py` then compares values.
 
     Raises:
-        ValueError: an output is no image, or the model takes no images of other sizes.
+        ValueError: an output is not an image, or the model does not accept images of other sizes.
     """
     with without_modes():
         twin, images = twin_of(model, dense=True), images.one()
@@ -137,7 +142,7 @@ def find(model: nn.Module, images: Images) -> Field:
 
 
 class _Sizes(TorchDispatchMode):
-    """Notes the shape of everything that ops return. A number that a forward reads from a tensor without data is 1."""
+    """Records the shape of each tensor that an op returns. Reading a number from a tensor without data gives 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +160,7 @@ _Run = tuple[list[Any], list[tuple[str, tuple[int, ...]]]]
 
 
 def _growth(twin: nn.Module, images: Images) -> tuple[tuple[int, int], tuple[tuple[Reach, Reach], ...]]:
-    """`stride` and `outputs` as in :class:`Field`, without a reach."""
+    """`stride` and `outputs` as in :class:`Field`. In the outputs, `before` and `after` are not known yet."""
     found, problem = None, None
     for unit, fake in _UNITS:
         if found is not None and (max(found[0]) <= _PLAUSIBLE or not fake):
@@ -164,7 +169,7 @@ def _growth(twin: nn.Module, images: Images) -> tuple[tuple[int, int], tuple[tup
             with _quiet():
                 sizes = ((unit, unit), (2 * unit, unit), (unit, 2 * unit))
                 runs = [_sized_run(twin, images, size, fake) for size in sizes]
-        except Exception as error:  # whatever a forward makes of another size
+        except Exception as error:  # a forward may raise anything for another size
             problem = problem or error
             continue
         stride = _strides(unit, runs)
@@ -176,7 +181,7 @@ def _growth(twin: nn.Module, images: Images) -> tuple[tuple[int, int], tuple[tup
 
 
 def _sized_run(twin: nn.Module, images: Images, size: tuple[int, int], fake: bool) -> _Run:
-    """The leaves of what the model puts out, and the shapes on the way."""
+    """The leaves of the model's output, and the name and the shape of every result of an op."""
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         args, kwargs = images.empty(size)
         with _Sizes() as sizes:
@@ -185,50 +190,51 @@ def _sized_run(twin: nn.Module, images: Images, size: tuple[int, int], fake: boo
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch from logging what fails in a run without data: here that is an answer, or becomes an error."""
+    """Suppresses torch's log of failures in runs without data. A failure here leads to another run or to an error."""
     log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
 
-    def others(record: logging.LogRecord) -> bool:
+    def of_other_threads(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    log.addFilter(others)
+    log.addFilter(of_other_threads)
     try:
         yield
     finally:
-        log.removeFilter(others)
+        log.removeFilter(of_other_threads)
 
 
 def _strides(unit: int, runs: list[_Run]) -> tuple[int, int]:
-    """The pixels, for rows and columns, after which everything on the way repeats."""
+    """The model's stride along rows and columns: the pixels after which the places of all tensors' elements repeat."""
     found = []
     (_, base), *others = runs
     for _, grown in others:
         if [name for name, _ in grown] != [name for name, _ in base]:
-            raise ValueError("the model does something else for images of another size; tiles cannot follow that")
+            raise ValueError("the model does something else for images of another size, so it cannot run on tiles")
         sizes = [size for _, shape in base for size in shape], [size for _, shape in grown for size in shape]
         found.append(math.lcm(*(Fraction(new - old, unit).denominator for old, new in zip(*sizes, strict=True))))
     return found[0], found[1]
 
 
 def _scales(unit: int, runs: list[list[Any]]) -> tuple[tuple[Reach, Reach], ...]:
+    """For each output, `scale` and `missing` along rows and columns. Raises ValueError if an output is not an image."""
     outputs = []
     for place, (one, taller, wider) in enumerate(zip(*runs, strict=True)):
         if one is None or isinstance(one, bool | int | float | str):
             continue
         if not isinstance(one, Tensor):
-            raise ValueError(f"output {place} is of type {type(one).__name__}; tiles can put images together only")
+            raise ValueError(f"output {place} is of type {type(one).__name__}; tiles need outputs that are images")
         if one.dim() != 4 or taller.shape[3] != one.shape[3] or wider.shape[2] != one.shape[2]:
-            raise ValueError(f"output {place} is no image [N, C, H, W]; tiles can put images together only")
+            raise ValueError(f"output {place} is no image [N, C, H, W]; tiles need outputs that are images")
         rows, columns = (
             Reach(scale, int(scale * unit) - one.shape[dim])
             for dim, grown in ((2, taller), (3, wider))
             for scale in [Fraction(grown.shape[dim] - one.shape[dim], unit)]
         )
         if rows.scale <= 0 or columns.scale <= 0:
-            raise ValueError(f"output {place} does not grow with the image; tiles cannot put it together")
+            raise ValueError(f"output {place} does not grow with the image, so it cannot be put together from tiles")
         outputs.append((rows, columns))
     if not outputs:
-        raise ValueError("the model puts out no image [N, C, H, W]; tiles can put images together only")
+        raise ValueError("the model puts out no image [N, C, H, W]; tiles need outputs that are images")
     return tuple(outputs)
 
 
@@ -236,24 +242,24 @@ def _scales(unit: int, runs: list[list[Any]]) -> tuple[tuple[Reach, Reach], ...]
 
 
 def _thinnest(twin: nn.Module, images: Images, stride: tuple[int, int], axis: int) -> int:
-    """Few rows or columns that the model takes: strips of so many show how far it looks along the other axis."""
-    size, problem = _about(8, stride[axis]), None
+    """A small number of rows or columns that the model accepts: the width of strips along the other axis."""
+    size, problem = _rounded_up(8, stride[axis]), None
     while size <= _longest(stride[axis]):
         try:
             _marked_run(twin, images, axis, strip(axis, size, _shortest(stride[1 - axis])), slice(0))
-        except Exception as error:  # a reflection of more rows than there are, say
+        except Exception as error:  # for example, a reflection of more rows than the image has
             size, problem = 2 * size, error
         else:
             return size
     raise ValueError(f"tile needs a model that takes images of other sizes; this one says: {problem}")
 
 
-def _about(pixels: int, stride: int) -> int:
+def _rounded_up(pixels: int, stride: int) -> int:
     return stride * -(-pixels // stride)
 
 
 def _shortest(stride: int) -> int:
-    return max(_about(64, stride), 8 * stride)
+    return max(_rounded_up(64, stride), 8 * stride)
 
 
 def _longest(stride: int) -> int:
@@ -261,7 +267,7 @@ def _longest(stride: int) -> int:
 
 
 def _reaches(twin: nn.Module, images: Images, field: Field, axis: int) -> list[Reach] | str:
-    """How far each output looks along an axis; or why that is no bounded part of the image."""
+    """The reach of each output along an axis, or the reason why an output depends on the whole image."""
     stride, across = field.stride[axis], field.thin[1 - axis]
     outputs = [output[axis] for output in field.outputs]
     length = _shortest(stride)
@@ -269,7 +275,7 @@ def _reaches(twin: nn.Module, images: Images, field: Field, axis: int) -> list[R
         half = length // 2 // stride * stride
         found: list[list[Reach | None]] = []
         whole = None
-        for cut in (half, half + stride):  # a stride later everything repeats, or the stride is none
+        for cut in (half, half + stride):  # both cuts give the same reach if the stride is right
             sides = []
             for part in (slice(None, cut), slice(cut, None)):
                 marks, spread = _marked_run(twin, images, axis, strip(axis, length, across), part)
@@ -295,7 +301,10 @@ def _reaches(twin: nn.Module, images: Images, field: Field, axis: int) -> list[R
 def _marked_run(
     twin: nn.Module, images: Images, axis: int, size: tuple[int, int], part: slice
 ) -> tuple[list[Tensor], Spread]:
-    """Of each output: bool, which rows (axis 0) or columns depend on that part of the image's."""
+    """For each output a bool vector: the rows (axis 0) or columns that depend on a part of the image's rows or columns.
+
+    Also returns the mode that followed the marks.
+    """
     made_up = Images(*images.made_up(size))
     spread = Spread(twin)
     rows, columns = part_of(axis, part)
@@ -312,7 +321,7 @@ def _marked_run(
 
 
 def _far(twin: nn.Module, pixels: int) -> str:
-    """Why marks are everywhere though no op spreads them over everything."""
+    """The reason why all elements are marked although no single op spreads marks over a whole tensor."""
     for name, module in twin.named_modules():
         if isinstance(module, nn.CircularPad2d) or getattr(module, "padding_mode", "") == "circular":
             return f"{name or 'the model'} ({type(module).__name__}) joins opposite borders of the image"
@@ -320,12 +329,12 @@ def _far(twin: nn.Module, pixels: int) -> str:
 
 
 def _reach(output: Reach, cut: int, before: Tensor, after: Tensor) -> Reach | None:
-    """`before`, `after`: which elements depend on pixels before a cut, and on those from the cut on.
+    """The reach of an output from one cut; None if too few elements are free of marks to be sure of the reach.
 
-    None where too few elements are free of either to tell how many are not.
+    `before`, `after`: the elements that depend on pixels before the cut, and on pixels from the cut on.
     """
     at, count = int(cut * output.scale), len(before)
-    first = int(before.nonzero().max()) + 1 if before.any() else 0  # the first that sees nothing before the cut
+    first = int(before.nonzero().max()) + 1 if before.any() else 0  # the first without a pixel before the cut
     last = int(after.nonzero().min()) if after.any() else count
     found = replace(output, before=max(first - at, 0), after=max(at - last, 0))
     enough = max(found.before, found.after, 1)

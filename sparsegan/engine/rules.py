@@ -1,7 +1,7 @@
-"""The meaning of modules, functions and methods: the one table that both engines and the analysis of channels read.
+"""The meaning of modules, functions and methods: one table for both engines and for the analysis of channels.
 
-A reader asks :func:`meaning` about a node of a traced graph and acts on the answer. A meaning that a reader has no case
-for, and a node without one, are unknown to that reader.
+A caller asks :func:`meaning` about a node of a traced graph and acts on the answer. A node is unknown to the caller if
+the node has no meaning, or if the caller has no case for the meaning.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..gans.parts import InstanceNorm2d
 from ..nn.layer import SparseConv
 from .tracing import has_hooks
 
-#: A parameter: of a module the tensor itself, of a function the node that is it.
+#: A parameter: the tensor for a module, the node of the argument for a function.
 Parameter = Tensor | fx.Node | None
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """The forward of a convolution or transposed convolution, sparse or dense, which has its own weight."""
+    """A module that is a convolution or a transposed convolution, sparse or dense."""
 
 
 @dataclass(frozen=True)
 class FunctionalConvolution:
-    """A convolution with the weight among its arguments. `arguments`: all that are given, by name."""
+    """A convolution whose weight is an argument. `arguments`: the given arguments, by name."""
 
     transposed: bool
     arguments: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Activation:
-    """x where x is above 0, else ``x * slope``; a tensor of slopes has one for each channel, or one for all."""
+    """x where x is above 0, and ``x * slope`` elsewhere. A tensor of slopes has one element, or one per channel."""
 
     slope: float | Parameter
     in_place: bool
@@ -59,7 +59,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class OutputActivation:
-    """The bounded function that ends a generator: "tanh" or "sigmoid"."""
+    """A bounded function, as at the end of a generator: "tanh" or "sigmoid"."""
 
     name: str
     in_place: bool
@@ -67,14 +67,15 @@ class OutputActivation:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """Another function of each element by itself."""
+    """Any other function that maps each element separately."""
 
     in_place: bool
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One tensor and numbers. `affine`: scale and shift where that is ``x * scale + shift``; None elsewhere."""
+    """Arithmetic on one tensor and numbers. `affine`: scale and shift if the result is ``x * scale + shift``, else
+    None."""
 
     affine: tuple[float, float] | None
     in_place: bool
@@ -91,8 +92,11 @@ class Sum:
 
 @dataclass(frozen=True)
 class Padding:
-    """`mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom, below 0 where the image
-    is cropped. `border`: the number that mode "zeros" pads with."""
+    """A padding of an image.
+
+    `mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom; a negative size crops.
+    `border`: the number that mode "zeros" pads with.
+    """
 
     mode: str
     sizes: tuple[int, int, int, int]
@@ -101,7 +105,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class Resize:
-    """An image of another size. `scale`: factors, as torch takes them; None where a size is given."""
+    """A resized image. `scale`: one factor or a factor per axis, as in torch; None if a size is given instead."""
 
     mode: str
     scale: Any
@@ -109,12 +113,12 @@ class Resize:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Each element becomes the maximum or mean of some of its neighbours; a padding does not count."""
+    """Each element becomes the maximum or the mean of a region. Elements of a padding do not count."""
 
 
 @dataclass(frozen=True)
 class PixelShuffle:
-    """Blocks of ``factor * factor`` channels become channels of an image that is so many times as high and as wide."""
+    """Each block of ``factor * factor`` channels becomes one channel that is `factor` times as high and as wide."""
 
     factor: int
 
@@ -150,13 +154,13 @@ Meaning = (
 
 
 def meaning(node: fx.Node, modules: Mapping[str, nn.Module]) -> Meaning | None:
-    """The meaning of a node; None where it is not known, and where hooks on a module do more than its forward."""
+    """The meaning of a node; None if it is not known, or if hooks on the module may do more than its forward."""
     module = called(node, modules)
     return None if module is not None and has_hooks(module) else meaning_of_forward(node, module)
 
 
 def meaning_of_forward(node: fx.Node, module: Any) -> Meaning | None:
-    """The same, whether hooks are on the module or not. `module`: the one that the node calls, if it calls one."""
+    """The meaning of a node, with hooks ignored. `module`: the module that the node calls, or None."""
     if not node.op.startswith("call_") or not node.args:
         return None
     if isinstance(module, SparseConv):
@@ -166,12 +170,12 @@ def meaning_of_forward(node: fx.Node, module: Any) -> Meaning | None:
 
 
 def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module that a node calls; None where it calls a function or a method."""
+    """The module that a node calls; None if the node calls a function or a method."""
     return modules[str(node.target)] if node.op == "call_module" else None
 
 
 def changes_its_input(node: fx.Node, module: Any) -> bool:
-    """Whether a node is named or told to work in place. `module`: the one that it calls, if it calls one."""
+    """Whether a node works in place, by its name or by its arguments. `module`: the module that it calls, or None."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = name_of(node.target)
@@ -193,14 +197,14 @@ Rule = Callable[[fx.Node, Any], Meaning | None]
 
 
 def _argument(node: fx.Node, module: Any, place: int, name: str, default: Any) -> Any:
-    """A module's attribute, or what a function is given at a place or by that name."""
+    """An attribute of a module, or the argument of a function by position or by name."""
     if module is not None:
         return getattr(module, name)
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _in_place(node: fx.Node, module: Any, place: int | None = None) -> bool:
-    """`place`: of the argument ``inplace``, where a function has one."""
+    """Whether a node works in place. `place`: the position of the argument ``inplace`` of a function that has one."""
     given = place is not None and module is None and _argument(node, None, place, "inplace", False)
     return changes_its_input(node, module) or bool(given)
 
@@ -218,11 +222,11 @@ def _functional_convolution(node: fx.Node, module: Any) -> Meaning:
 
 def _norm(node: fx.Node, module: Any) -> Meaning | None:
     by_batch = isinstance(module, nn.BatchNorm2d)
-    own_forward = type(module).forward is InstanceNorm2d.forward  # which leaves stored statistics alone
+    own_forward = type(module).forward is InstanceNorm2d.forward  # ignores stored statistics
     if module.track_running_stats and module.running_mean is not None and not module.training and not own_forward:
         statistics = "stored"
     elif by_batch and module.training:
-        return None  # it changes what is stored
+        return None  # the forward changes the stored statistics
     else:
         statistics = "batch" if by_batch else "image"
     return Norm(statistics, module.weight, module.bias, module.eps)
@@ -256,7 +260,8 @@ def _elementwise(place: int | None = None) -> Rule:
 
 
 def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
-    """`affine`: scale and shift for a number, and whether that is the left operand."""
+    """The rule for arithmetic with a number. `affine` maps the number, and whether it is the left operand, to scale and
+    shift; None if the result is not affine in the tensor."""
 
     def rule(node: fx.Node, module: Any) -> Meaning | None:
         others: list[Any] = [one for one in (*node.args, *node.kwargs.values()) if not isinstance(one, fx.Node)]
@@ -298,7 +303,8 @@ def _functional_pad(node: fx.Node, module: Any) -> Meaning | None:
 
 
 def _padding(mode: str, sizes: Any, border: Any) -> Meaning | None:
-    """None for other dimensions than an image's rows and columns, and for sizes that a forward computes."""
+    """The meaning of a padding; None if it pads other axes than rows and columns, or if the forward computes its sizes
+    or its border."""
     if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes) or isinstance(border, fx.Node):
         return None
     return Padding(mode, (sizes[0], sizes[1], sizes[2], sizes[3]), float(border))
@@ -332,10 +338,10 @@ def _dropout(node: fx.Node, module: Any) -> Meaning | None:
 
 # ---------------------------------------------------------------------- the table
 
-#: Norms of images, by their forward.
+#: The forward methods of the norms of images.
 NORM_FORWARDS: tuple[Any, ...] = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward)
 
-#: How to read a call, by a module's forward, a function, or a method's name.
+#: The rule for each kind of call. The key is the forward of a module class, a function, or the name of a method.
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.Conv2d.forward, nn.ConvTranspose2d.forward), _convolution),
     **dict.fromkeys((F.conv2d, F.conv_transpose2d), _functional_convolution),

@@ -1,4 +1,4 @@
-"""Norms by stored statistics or by those of the batch, and models that are in training mode."""
+"""The choice between stored statistics and batch statistics of norms, and modules that differ in training mode."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ STATISTICS = ("stored", "batch")
 
 
 def check_statistics(statistics: str) -> str:
-    """Returns it; raises ``ValueError`` when it is not one of :data:`STATISTICS`."""
+    """Returns `statistics`. Raises ``ValueError`` if it is not one of :data:`STATISTICS`."""
     if statistics not in STATISTICS:
         raise ValueError(f"statistics is {statistics!r}; it must be one of {', '.join(map(repr, STATISTICS))}")
     return statistics
 
 
 def by_batch(model: nn.Module) -> nn.Module:
-    """A copy whose norms use the statistics of what they are given and keep none; parameters are shared."""
+    """A copy of a model whose norms use the statistics of their input and store none. The copy uses the model's
+    parameters."""
     shared: dict[int, Any] = {id(one): one for one in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     for module in _with_statistics(copied):
@@ -28,7 +29,7 @@ def by_batch(model: nn.Module) -> nn.Module:
 
 
 def other_in_training(model: nn.Module) -> list[str]:
-    """Modules in training mode that compute something else in evaluation, named with their kind."""
+    """The modules in training mode that compute something else in evaluation mode, each as ``name (class)``."""
     norms = set(_with_statistics(model))
     return [
         f"{name} ({type(module).__name__})"

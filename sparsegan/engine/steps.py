@@ -1,5 +1,5 @@
-"""The steps that an engine's program is made of. Each knows what it reads and writes, and becomes a call without
-arguments once memory is there."""
+"""The steps of an engine's program. Each step knows which slots it reads and writes. Binding a step to a memory turns
+the step into a function without arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Run = Callable[[], None]
 
 @dataclass
 class Norm:
-    """An instance norm of what a step writes; `affine` is what it finds. weight, bias: ``[C]`` or None."""
+    """An instance norm of the output of a step. Each run computes scale and shift into `affine`.
+
+    weight, bias: ``[C]`` or None.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
@@ -29,7 +32,8 @@ class Norm:
 
 @dataclass(kw_only=True)
 class Step:
-    """`name`: the module or function that it comes from. `why`: of the backend. `fused`: what else it does."""
+    """A step. `name`: the module or function that it comes from. `why`: the reason for its backend. `fused`: other work
+    that it also does."""
 
     name: str
     why: str = ""
@@ -39,27 +43,28 @@ class Step:
 
     @property
     def reads(self) -> list[Slot]:
-        """Slots that must hold their values before."""
+        """The slots that must hold their values before the step runs."""
         raise NotImplementedError
 
     @property
     def writes(self) -> list[Slot]:
-        """Slots that hold theirs afterwards."""
+        """The slots that hold their values after the step has run."""
         raise NotImplementedError
 
     def bind(self, memory: Memory) -> Run:
-        """The step as a call."""
+        """The step as a function without arguments, for the tensors of one memory."""
         raise NotImplementedError
 
 
 @dataclass(kw_only=True)
 class SparseConvStep(Step):
-    """A convolution on kept weights. It does the deferred work of `x` while it reads; while it writes, it does a
-    PixelShuffle, applies an output activation (of ops.OUTPUT_ACTIVATIONS) and finds what a norm of `y` needs."""
+    """A sparse convolution. It does the deferred work of `x` while it reads `x`. While it writes `y`, it does a
+    PixelShuffle, applies an output activation (one of ops.OUTPUT_ACTIVATIONS), and computes scale and shift of a norm
+    of `y`."""
 
     x: Value
     y: Slot
-    values: Tensor  # in the order of the plan, a direct one
+    values: Tensor  # in the order of the taps of the plan, which is a direct plan
     bias: Tensor | None
     support: Tensor
     plan: Tensor
@@ -95,8 +100,8 @@ class SparseConvStep(Step):
 
 @dataclass(kw_only=True)
 class Pointwise(Step):
-    """y = a, or a + b, their deferred work done, then an output activation (of ops.OUTPUT_ACTIVATIONS). `repeat`:
-    nearest upsampling by that factor."""
+    """y = a, or y = a + b, after the deferred work of a and b, followed by an output activation (one of
+    ops.OUTPUT_ACTIVATIONS). `repeat`: the factor of a nearest upsampling."""
 
     a: Value
     b: Value | None = None
@@ -126,7 +131,7 @@ class Pointwise(Step):
 
 @dataclass(kw_only=True)
 class Statistics(Step):
-    """An instance norm of what another kind of step wrote."""
+    """Computes scale and shift of an instance norm of `x`, if no sparse convolution can do so while it writes `x`."""
 
     x: Slot
     norm: Norm
@@ -159,7 +164,10 @@ class Statistics(Step):
 
 @dataclass(kw_only=True)
 class Torch(Step):
-    """Whatever else: torch's own function or a module, called between the kernels. Slots stand in its arguments."""
+    """Any other operation: a function of torch or a module, called between the native steps.
+
+    The arguments `args` and `kwargs` hold slots in the place of tensors.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -183,7 +191,10 @@ class Torch(Step):
         readers = {slot: memory.reader(slot) for slot in self.reads}
 
         def own(result: Any) -> Any:
-            """A view of the arena would change when others write there; the kernels read contiguous images."""
+            """A result that later steps do not change, with images contiguous, as the kernels read them.
+
+            A view of the arena is copied, because later steps write to the arena.
+            """
             if not isinstance(result, Tensor):
                 return result
             if result.untyped_storage().data_ptr() == arena:
@@ -199,11 +210,11 @@ class Torch(Step):
 
 @dataclass(kw_only=True)
 class Dense(Torch):
-    """A convolution by torch's own kernel, zeros in place, where that is faster or was asked for."""
+    """A dense convolution in torch, because dense is faster or because the layer's backend is ``"dense"``."""
 
     backend = "dense"
 
 
 def _mapped(arguments: Any, change: Callable[[Slot], Any]) -> Any:
-    """Arguments with something in the place of each slot."""
+    """The arguments with each slot replaced by ``change(slot)``."""
     return fx.node.map_aggregate(arguments, lambda one: change(one) if isinstance(one, Slot) else one)

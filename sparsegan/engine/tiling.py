@@ -1,12 +1,12 @@
-"""Large images by tiles: the memory of a tile, the result of the whole image.
+"""Large images tile by tile: the result of the whole image with the memory of one tile.
 
-The model sees one window of the image at a time. Where a window ends within the image its neighbours are missing, so
-elements of the result near that end are taken from the next window, which has them; how near is measured by
-`receptive.py`. Where a window ends with the image, the model pads it as it pads the whole image. Windows that share too
-little for that, or whose model looks at the whole image, are blended.
+The model runs on one window of the image at a time. Near an edge of a window inside the image, the result is wrong,
+because the pixels beyond the edge are missing. `receptive.py` measures how many elements are affected; they are taken
+from the next window. At an edge of the image, the model pads a window as it pads the whole image. Windows are blended
+if they share too few pixels for this, or if the model reads the whole image.
 
-Windows begin at multiples of the model's stride. All have one size but for the last row and column of windows, which
-end with the image.
+Windows begin at multiples of the model's stride. All windows have the same size, except those of the last row and the
+last column, which end at the edge of the image.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .agreement import disagreement
 from .images import AXES, Arguments, Images
 from .receptive import Field, Reach, find, multiples
 
-#: The first pixel of each, and the pixel after its last.
+#: Windows along one axis: the first pixel of each window, and the pixel after its last pixel.
 Windows = list[tuple[int, int]]
-#: Pixels, of a square or as (rows, columns).
+#: A number of pixels for both axes, or (rows, columns).
 Pixels = int | tuple[int, int]
 
 
 @dataclass
 class Tiles:
-    """An engine's knowledge of how the model that it runs follows images.
+    """The fields of an engine's model that are known so far, and the results of comparing tiles with whole images.
 
-    Threads that need to know the same at once each find it out, and find the same: nothing is locked when a process
-    forks.
+    There is no lock, so nothing can be locked when a process forks. Threads that need the same field at the same time
+    each compute it, with the same result.
     """
 
     model: nn.Module
@@ -45,14 +45,15 @@ class Tiles:
     warned: bool = False
 
     def field(self, images: Images) -> Field:
-        """Of calls with such images."""
+        """The field of the model for calls with such images."""
         found = self.fields.get(images.key)
         if found is None:
             found = self.fields[images.key] = find(self.model, images)
         return found
 
     def disagreement(self, images: Images, found: Field, axis: int, windows: Windows) -> str | None:
-        """Why the model computes something else for the windows of an image than for the whole of it."""
+        """The reason why the model computes something else for the windows of an image than for the whole image, or
+        None."""
         sizes = (windows[-1][1], windows[0][1], windows[-1][1] - windows[-1][0])
         unit = multiples(found.stride[axis])[-1]
         key = (images.key, found, axis, tuple(size % unit for size in sizes))
@@ -62,7 +63,7 @@ class Tiles:
 
 
 class Tiled(Protocol):
-    """An engine."""
+    """An engine, as this module uses it."""
 
     tiles: Tiles
 
@@ -78,11 +79,11 @@ def run(
     overlap: Pixels | None,
     approximate: bool,
 ) -> Any:
-    """The result of an engine for images, a tile at a time. The arguments are those of `Engine.__call__`.
+    """The result of an engine for images, computed tile by tile. The arguments are those of `Engine.__call__`.
 
     Raises:
-        ValueError: `tile` or `overlap` is no number of pixels, or too small; no input is an image, or images differ in
-            size; an output is no image; without `approximate`, an output depends on the whole image.
+        ValueError: `tile` or `overlap` is not a number of pixels, or is too small; no input is an image, or images
+            differ in size; an output is not an image; without `approximate`, an output depends on the whole image.
     """
     images = Images(args, kwargs)
     grid = _grid(engine, images, tile, overlap, approximate)
@@ -91,7 +92,7 @@ def run(
     places = list(itertools.product(range(len(grid.rows)), range(len(grid.columns))))
     canvas: _Canvas | None = None
     with torch.no_grad():
-        for row, column in [places[-1], *places[:-1]]:  # the last one tells where the result ends
+        for row, column in [places[-1], *places[:-1]]:  # the last window first: it gives the size of the result
             args, kwargs = grid.window(images, row, column)
             result = engine(*args, **kwargs)
             canvas = canvas or _Canvas(grid, result)
@@ -108,7 +109,7 @@ def shapes(
     overlap: Pixels | None,
     approximate: bool,
 ) -> Iterator[Arguments]:
-    """The arguments of an engine's calls for tiles: one call of each size."""
+    """The arguments of an engine's calls for tiles: one call for each size of windows."""
     images = Images(args, kwargs)
     grid = _grid(engine, images, tile, overlap, approximate)
     if grid is None:
@@ -119,7 +120,8 @@ def shapes(
 
 
 def corner(args: tuple[Any, ...], tile: Pixels) -> tuple[Any, ...]:
-    """Arguments to compile an engine for that will run tiles: of larger images a corner, a power of two long."""
+    """The arguments for compiling an engine that will run tiles. An axis of the images that is longer than a tile is
+    cut to the largest power of two that fits in the tile."""
     images = Images(args, {})
     sides = [
         slice(size if size <= most else 2 ** (most.bit_length() - 1))
@@ -133,7 +135,8 @@ def corner(args: tuple[Any, ...], tile: Pixels) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Windows of rows and of columns. `exact`: on which axes they share enough for the result of the whole image."""
+    """The windows along rows and along columns. `exact`: for each axis, whether windows share enough pixels for the
+    result of the whole image."""
 
     rows: Windows
     columns: Windows
@@ -141,7 +144,7 @@ class _Grid:
     field: Field
 
     def window(self, images: Images, row: int, column: int) -> Arguments:
-        """The arguments of one call; a forward may write into them."""
+        """The arguments of the call for one window. Images are copied, because a forward may write into them."""
         rows, columns = slice(*self.rows[row]), slice(*self.columns[column])
         return Images(*images.cut(rows, columns)).changed(
             lambda image: image.clone(memory_format=torch.contiguous_format)
@@ -151,7 +154,7 @@ class _Grid:
 def _grid(
     engine: Tiled, images: Images, tile: Pixels | None, overlap: Pixels | None, approximate: bool
 ) -> _Grid | None:
-    """None where the images are no larger than a tile."""
+    """The windows for a call; None if the images are not larger than a tile."""
     if tile is None:
         raise ValueError("overlap or approximate is given without tile; both say how tiles are put together")
     most = _pair("tile", tile, 1)
@@ -171,7 +174,7 @@ def _grid(
         needed = " and ".join(f"{found.overlap(axis)} {AXES[axis]}" for axis in (0, 1) if not exact[axis])
         warnings.warn(
             f"overlap is {overlap}; for the result of the whole image this model needs {needed}. Tiles are blended "
-            "instead; approximate=True says that this is meant",
+            "instead; approximate=True accepts this and turns the warning off",
             stacklevel=4,
         )
     return _Grid(windows[0], windows[1], (exact[0], exact[1]), found)
@@ -180,7 +183,8 @@ def _grid(
 def _axis(
     engine: Tiled, images: Images, found: Field, axis: int, tile: int, overlap: int | None, approximate: bool
 ) -> tuple[Field, Windows, bool]:
-    """The field that holds, windows along an axis, and whether they share enough for the result of the whole image."""
+    """The field that passed the comparison, the windows along an axis, and whether they share enough pixels for the
+    result of the whole image."""
     size, why = images.size[axis], found.whole
     for one in found.variants(axis) if why is None else []:
         stride = one.stride[axis]
@@ -196,14 +200,17 @@ def _axis(
     if not approximate:
         raise ValueError(
             f"{why}, so tiles of {tile} pixels would not compute what the model computes; approximate=True (generate "
-            "--approximate) lets each tile stand for itself and blends neighbouring tiles"
+            "--approximate) computes each tile separately and blends neighbouring tiles"
         )
     side, common, _ = _sides(replace(found, whole=why), axis, tile, overlap, approximate)
     return found, _windows(size, side, common, found.stride[axis]), False
 
 
 def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate: bool) -> tuple[int, int, bool]:
-    """A window's length, what neighbours share, both multiples of the stride, and whether that is enough."""
+    """The length of a window, the pixels that neighbours share, and whether these are enough for the exact result.
+
+    Length and shared pixels are multiples of the stride.
+    """
     stride, name = found.stride[axis], AXES[axis]
     side, needed = tile // stride * stride, found.overlap(axis) if found.whole is None else None
     if side == 0:
@@ -217,10 +224,11 @@ def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate:
         given = f"the {common} {name} that blended tiles share"
     if common < found.covered(axis):
         raise ValueError(
-            f"overlap is {overlap} {name}; below {found.covered(axis)} tiles leave gaps, for the model crops its images"
+            f"overlap is {overlap} {name}; it must be at least {found.covered(axis)}, or tiles leave gaps, because the "
+            "model crops its images"
         )
     if common >= side:
-        way_out = "; overlap= of fewer blends tiles" if overlap is None and not approximate else ""
+        way_out = "; a smaller overlap= blends tiles" if overlap is None and not approximate else ""
         raise ValueError(f"tile is {tile} {name}; with {given} it must be at least {common + stride}{way_out}")
     return side, common, needed is not None and common >= needed
 
@@ -230,7 +238,7 @@ def _rounded(pixels: int, stride: int) -> int:
 
 
 def _windows(size: int, side: int, common: int, stride: int) -> Windows:
-    last = -(-(size - side) // stride) * stride  # the first place from which a window reaches the end
+    last = -(-(size - side) // stride) * stride  # the first multiple from which a window reaches the end
     return [(start, start + side) for start in range(0, last, side - common)] + [(last, size)]
 
 
@@ -246,7 +254,11 @@ def _pair(name: str, given: Pixels, least: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis: the length of a window's result, which part of that is used, where it goes, and its weights."""
+    """The use of a window's result along one axis.
+
+    `length`: of the result. `take`: the part of the result that is used. `put`: the place of this part in the whole
+    result. `weights`: for blending; None where nothing is blended.
+    """
 
     length: int
     take: slice
@@ -255,7 +267,10 @@ class _Span:
 
 
 class _Canvas:
-    """The result of the whole image, into which those of windows are put. It is as large as the last one says."""
+    """The result of the whole image, put together from the results of windows.
+
+    `last`: the result of the last window, which gives the size of the whole result.
+    """
 
     def __init__(self, grid: _Grid, last: Any) -> None:
         leaves, self._structure = pytree.tree_flatten(last)
@@ -278,7 +293,7 @@ class _Canvas:
         leaves, structure = pytree.tree_flatten(result)
         spans = iter(self._spans)
         if structure != self._structure:
-            raise ValueError("the model puts out another structure for one tile than for another")
+            raise ValueError("the structure of the model's output differs between tiles")
         for whole, leaf in zip(self._leaves, leaves, strict=True):
             if isinstance(whole, Tensor):
                 of_rows, of_columns = next(spans)
@@ -287,14 +302,14 @@ class _Canvas:
                 raise ValueError(f"the model puts out {whole!r} for one tile and {leaf!r} for another")
 
     def result(self) -> Any:
-        """The whole, in the structure that the model puts out."""
+        """The whole result, in the structure of the model's output."""
         return pytree.tree_unflatten(self._leaves, self._structure)
 
 
 def _put(whole: Tensor, part: Tensor, rows: _Span, columns: _Span) -> None:
     if tuple(part.shape[2:]) != (rows.length, columns.length):
         expected, found = f"{rows.length}x{columns.length}", "x".join(map(str, part.shape[2:]))
-        raise ValueError(f"a tile becomes {found} where tiles of another size let expect {expected}")
+        raise ValueError(f"the result of a tile is {found}; by the results of other tiles it must be {expected}")
     target, source = whole[..., rows.put, columns.put], part[..., rows.take, columns.take]
     if rows.weights is None and columns.weights is None:
         target.copy_(source)
@@ -316,7 +331,7 @@ def _spans(windows: Windows, reach: Reach, exact: bool, last: Tensor, dim: int) 
             _Span(end - start, slice(None), slice(start, end), weights)
             for start, end, weights in zip(starts, ends, _ramps(starts, ends, last), strict=True)
         ]
-    # Each element comes from one window: in the middle of what both neighbours have right.
+    # Each element comes from one window. The seam lies in the middle of the elements that are right in both neighbours.
     before, after = (reach.before, max(reach.after - reach.missing, 0)) if exact else (0, 0)
     seams = [(start + before + end - after) // 2 for start, end in zip(starts[1:], ends, strict=False)]
     return [
@@ -326,7 +341,7 @@ def _spans(windows: Windows, reach: Reach, exact: bool, last: Tensor, dim: int) 
 
 
 def _ramps(starts: list[int], ends: list[int], like: Tensor) -> list[Tensor]:
-    """Weights of each window's elements: they fade where it overlaps its neighbours, and add up to 1."""
+    """The weights of each window's elements. They fall linearly where windows overlap, and add up to 1."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     raw = []
     for place, (start, end) in enumerate(zip(starts, ends, strict=True)):

@@ -1,4 +1,4 @@
-"""torch.fx tracing with an example running along."""
+"""torch.fx tracing that also runs the model on an example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
 
 
 def close(ours: Any, theirs: Any) -> bool:
-    """Whether two results of one model are the same within the rounding of another order of sums."""
+    """Whether two results of one model are equal within the rounding errors of different orders of summation."""
     if isinstance(theirs, Tensor):
         if not (theirs.is_floating_point() or theirs.is_complex()):
             return torch.equal(ours, theirs)
@@ -36,37 +36,38 @@ def close(ours: Any, theirs: Any) -> bool:
 
 
 class Tracer(fx.Tracer):
-    """Runs the example along, so that a forward may look at shapes.
+    """Traces a model and runs it on an example at the same time, so that the forward may read shapes.
 
-    ``node.meta["value"]`` is what came out; of a tensor, one on the meta device: the values themselves live as long as
-    the forward holds them, as in any call. ``node.meta["corner"]`` is their first element of each channel,
-    ``node.meta["view"]`` whether the result shares memory with an argument.
+    ``node.meta["value"]`` is the result of a node in the example. A tensor is stored as a tensor on the meta device, so
+    its values live only as long as the forward holds them. ``node.meta["corner"]`` is the first element of each channel
+    of an image, ``[N, C]``. ``node.meta["view"]`` says whether the result uses the memory of an argument.
 
-    A placeholder stands for each tensor of the call, in order; what else it holds is part of the graph. The graph puts
-    out a list, the leaves of what the model does, and :attr:`out_structure` is their structure.
+    The graph has a placeholder for each tensor of the call, in order. The other arguments of the call are constants of
+    the graph. The output of the graph is the list of the leaves of the model's output; :attr:`out_structure` is the
+    structure of the model's output.
 
-    The model and the arguments may be on the meta device: shapes are then found without computing anything, and a
-    forward that needs values or the device raises.
+    The model and the arguments may be on the meta device. Shapes are then found without computing anything, and a
+    forward that needs values or the device raises an error.
 
     Args:
         root: the model.
-        call: its arguments.
-        leaves: names of modules that are not looked into.
+        call: the arguments of the model.
+        leaves: names of modules whose forward is not traced.
 
-    :attr:`failed` names the innermost module whose forward raised, "" for the model's own.
+    :attr:`failed` names the innermost module whose forward raised, "" for the model's own forward.
     """
 
     def __init__(self, root: nn.Module, call: Call, leaves: Collection[str] = ()) -> None:
         super().__init__()
         self.model, self.call, self.arguments, self.leaves = root, call, iter(call.tensors), leaves
         self.meta = any(tensor.is_meta for tensor in call.tensors)
-        self.running = False  # on values: nothing of that is traced
+        self.running = False  # while a node is computed on the example, nothing is traced
         self.thread = threading.get_ident()
         self.out_structure: pytree.TreeSpec | None = None
         self.failed: str | None = None
 
     def trace(self) -> fx.Graph:  # type: ignore[override]
-        """torch.fx's own, one at a time: it replaces ``nn.Module.__call__`` for the whole process."""
+        """The graph. Only one trace runs at a time, because torch.fx patches ``nn.Module.__call__`` for the process."""
         with TRACING, _RandomAsNodes(self):
             try:
                 return super().trace(self.model)
@@ -75,7 +76,7 @@ class Tracer(fx.Tracer):
                 raise
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """A placeholder a tensor, whatever the signature and the structure of the arguments."""
+        """One placeholder per tensor, for any signature and any structure of the arguments."""
         proxies = [
             self.create_proxy("placeholder", f"input_{index}", (), {}) for index in range(len(self.call.tensors))
         ]
@@ -88,7 +89,7 @@ class Tracer(fx.Tracer):
         return flat, [self.root, *proxies]
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
-        """torch.fx's own, with a value."""
+        """The proxy of torch.fx, which also holds the value of its node in the example."""
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _value)
         self.running = True
@@ -111,16 +112,17 @@ class Tracer(fx.Tracer):
         proxy.node.meta["view"] = bool(_memory(value) & _memory((args, kwargs)))
         proxy.node.meta["value"] = fx.node.map_aggregate(value, _without_values)
         if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
-            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # before anything changes it in place
+            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # a later node may change the value in place
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Norms too that are no torch.nn's own, sparse layers, and what has hooks: they run at every call."""
+        """Whether a module becomes one node. Besides the leaves of torch.fx, these are subclasses of norms, sparse
+        layers, and modules with hooks, so that the hooks run in every call."""
         own = isinstance(m, (*NORMS, SparseConv)) or module_qualified_name in self.leaves or has_hooks(m)
         return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx's own, while it traces, and for the thread that traces."""
+        """Traces the call of a module, as torch.fx does. Outside the trace, calls the forward."""
         if self._elsewhere():
             return forward(*args, **kwargs)
         try:
@@ -130,15 +132,15 @@ class Tracer(fx.Tracer):
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """torch.fx's own, while it traces, and for the thread that traces."""
+        """A proxy for an attribute of a module, as in torch.fx. Outside the trace, the attribute itself."""
         return attr_val if self._elsewhere() else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _elsewhere(self) -> bool:
-        """Whether a module is used outside the trace: the example runs along, or another thread calls its own model."""
+        """Whether a module is used outside the trace: a node is computed on the example, or another thread calls it."""
         return self.running or threading.get_ident() != self.thread
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """One that knows its shape."""
+        """A proxy that knows the shape of its value."""
         return _Shaped(node, self)
 
 
@@ -147,7 +149,7 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-#: Functions that make a tensor of random numbers, or without numbers, from no tensor.
+#: Functions without tensor arguments that make a tensor of random numbers or an uninitialized tensor.
 FACTORIES = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.normal, torch.empty)
 
 #: Functions and methods that draw random numbers, by name.
@@ -160,14 +162,15 @@ _RANDOM = (
 
 
 def is_random(name: str) -> bool:
-    """Whether a function or method of this name draws random numbers, or leaves memory as it is found."""
+    """Whether a function or method of this name draws random numbers or returns uninitialized memory."""
     return name in _RANDOM or name in ("empty", "empty_like", "new_empty")
 
 
 class _RandomAsNodes(TorchFunctionMode):
-    """Within it random numbers that a traced forward draws from nothing become nodes, drawn anew at every call.
+    """A mode in which the functions of :data:`FACTORIES`, called by a traced forward, become nodes.
 
-    torch.fx sees only functions of tensors that it traces; anything else would be computed once, and stay.
+    Their numbers are therefore drawn anew in every call. torch.fx alone records only functions of traced tensors. The
+    result of any other function would be computed once and become a constant.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -213,7 +216,7 @@ def _value(argument: Any) -> Any:
 
 
 def _memory(values: Any) -> set[int]:
-    """The storages of the tensors among some values: those on the meta device have no address, but an identity."""
+    """The storages of the tensors among some values, by identity: storages on the meta device have no address."""
     found: set[int] = set()
 
     def add(one: Any) -> Any:

@@ -1,8 +1,8 @@
 """The tensors that flow through an engine, and the work on them that is deferred.
 
-A norm, an activation or a padding needs no step of its own: the work is deferred, which means that the value records
-it, and each step that reads the value does that work while it reads. First the input transform: ``z = x * scale +
-shift``, then ``z * slope`` where z is not above 0. Then the padding.
+A norm, an activation or a padding needs no separate step. The work is deferred: the value records the work, and each
+step that reads the value does the work while it reads. The input transform comes first: ``z = x * scale + shift``, then
+``z * slope`` where z is at or below 0. The padding comes after it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .rules import Padding
 class Slot:
     """The tensor that one step writes in each run.
 
-    Most lie in the arena. `outside` of it are the model's inputs, the results of torch's own ops, and the engine's
-    results, which are `fresh`: each run allocates them. A slot with a `parent` is the parent's channels from `offset`
-    on, so that the parts of a concatenation are written where the whole lies.
+    Most slots lie in the arena. The model's inputs, the results of torch ops and the engine's results lie `outside` the
+    arena. The engine's results are also `fresh`: each run allocates them. A slot with a `parent` is the parent's
+    channels from `offset` on. The parts of a concatenation are thus written directly to their place in the whole.
     """
 
     shape: tuple[int, ...]
@@ -49,8 +49,8 @@ class Slot:
 class Affine:
     """scale and shift, ``[N, C]`` each.
 
-    A norm finds them in each run, unless they are `constant`, ``[C]`` each. One with a `parent` is the parent's
-    channels from `offset` on, as with slots.
+    A norm computes them in each run, unless they are `constant`, ``[C]`` each. An Affine with a `parent` is the
+    parent's channels from `offset` on, as for slots.
     """
 
     images: int
@@ -63,10 +63,10 @@ class Affine:
 
 @dataclass(eq=False)
 class Value:
-    """A slot, and the deferred work, which each step does while it reads the slot.
+    """A slot and its deferred work, which each step does while it reads the slot.
 
-    `affine`: scale and shift. `slope`: ``[C]``. `padding`: with zeros or with elements of the image. Each is None where
-    no such work is deferred.
+    `affine`: scale and shift. `slope`: ``[C]``. `padding`: with zeros or with elements of the image. Each is None if no
+    such work is deferred.
     """
 
     slot: Slot
@@ -76,7 +76,7 @@ class Value:
 
     @property
     def deferred(self) -> list[str]:
-        """The kinds of work that are deferred; empty where the slot holds the value itself."""
+        """The kinds of work that are deferred; empty if the slot holds the final value."""
         kinds = {"norm": self.affine, "activation": self.slope, "padding": self.padding}
         return [kind for kind, work in kinds.items() if work is not None]
 
@@ -88,32 +88,34 @@ class Value:
         return n, channels, height + top + bottom, width + left + right
 
     def copy(self) -> Value:
-        """A value of its own with the same slot and the same deferred work. :meth:`overwrite` leaves it alone."""
+        """A copy of the value with the same slot and the same deferred work. A later :meth:`overwrite` of the original
+        does not change the copy."""
         return replace(self)
 
     def overwrite(self, other: Value) -> None:
-        """Makes this object equal to another value: so an operation in place reaches all who hold this object."""
+        """Makes this object equal to another value. An operation in place uses this, so that every holder of this
+        object sees the result."""
         self.slot, self.affine, self.slope, self.padding = other.slot, other.affine, other.slope, other.padding
 
     def activated(self, slope: Tensor) -> Value | None:
-        """This value with an activation deferred, slopes ``[C]``.
+        """This value with an activation deferred. `slope`: ``[C]``.
 
-        None where the activation cannot join the work that is deferred: a padding, or an activation that makes numbers
-        below 0 positive.
+        None if the activation cannot be combined with the work that is deferred already: a padding, or an activation
+        with a negative slope, which makes negative numbers positive.
         """
         if self.padding is not None:
             return None
         if self.slope is not None:
             if bool((self.slope < 0).any()):
                 return None
-            slope = self.slope * slope  # a number that is not above 0 stays so in the first activation
+            slope = self.slope * slope  # the first activation keeps every number at or below 0 at or below 0
         return replace(self, slope=slope)
 
     def mapped(self, scale: Tensor, shift: Tensor) -> Value | None:
-        """This value with ``x * scale + shift`` deferred, ``[C]`` each.
+        """This value with ``x * scale + shift`` deferred. `scale`, `shift`: ``[C]`` each.
 
-        None where the map cannot join the work that is deferred: a padding, an activation, or a norm whose numbers a
-        run has yet to find.
+        None if the map cannot be combined with the work that is deferred already: a padding, an activation, or a norm
+        whose scale and shift each run computes.
         """
         if self.padding is not None or self.slope is not None:
             return None
@@ -126,9 +128,9 @@ class Value:
 
 
 def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
-    """scale and shift, and slopes, of a concatenation's channels.
+    """The deferred work of a concatenation: scale and shift, and slopes. Each is None if no part defers such work.
 
-    A norm that finds scale and shift of one part in a run writes them into the whole's.
+    The scale and shift of a part become views of those of the whole, so a norm of the part writes into the whole.
     """
     channels = [part.slot.shape[1] for part in parts]
     slope = None
@@ -144,7 +146,7 @@ def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
         known = part.affine
         if known is None:
             known = Affine(images, count, (torch.ones(count), torch.zeros(count)))
-        elif known.constant is not None:  # a copy: other values may have the same
+        elif known.constant is not None:  # a copy, because other values may use the same object
             known = Affine(images, count, known.constant)
         known.parent, known.offset = whole, offset
         whole.parts.append(known)

@@ -1,4 +1,4 @@
-"""Pruning: which weights go, how a support shrinks, grows and moves, and channels that are removed or reordered."""
+"""Pruning: the choice of weights to drop, supports that shrink, grow and move, and removed or reordered channels."""
 
 from . import allocation, schedule
 from .allocation import allocate, sensitivity

@@ -1,19 +1,20 @@
-"""How sparse each layer is to be, so that all of them together are as sparse as asked.
+"""The allocation of a total sparsity to the layers of a model.
 
 =======================  ============================================================================================
 allocation               a layer's sparsity
 =======================  ============================================================================================
-``"uniform"``            the same for every layer.
-``"global"``             what one threshold over all layers leaves: the units of smallest root mean square weight go,
-                         whatever layer they are in. Layers whose weights are small lose most.
-``"global-normalized"``  the same, each layer's weights first divided by their own root mean square: no layer loses only
-                         because its scale is small.
-:func:`sensitivity`      measured: sparsities at which each layer, pruned alone, raises a loss by as much as any other.
+``"uniform"``            is the same for every layer.
+``"global"``             results from one threshold over all layers. The units with the smallest root mean square
+                         weight are dropped, in whichever layer they are. Layers with small weights lose most.
+``"global-normalized"``  is found like ``"global"``, after each layer's weights are divided by their root mean square.
+                         No layer loses more only because the scale of its weights is small.
+:func:`sensitivity`      is measured: at these sparsities, each layer, pruned alone, raises a loss by the same amount.
 =======================  ============================================================================================
 
-No layer is emptied: one unit of each stays, and, where layers differ, :data:`LEAST` of its units; a target that leaves
-no room for that is refused. There the total, the fraction of weights dropped among all layers, meets the target within
-one unit; a layer of granularity ``"2:4"`` has its 0.5, and the others make up for it.
+At least one unit of each layer stays. For all allocations except ``"uniform"``, at least the fraction :data:`LEAST` of
+each layer's units stays, and a target that leaves no room for this is refused. The total sparsity, the fraction of all
+layers' weights that is dropped, then meets the target within one unit. A layer of granularity ``"2:4"`` always has
+sparsity 0.5, and the other layers make up for the difference.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ from ..randomness import devices_of, repeated, states
 from ..renamed import renamed_names
 from .prunable import prunable_layers
 
-#: Fraction of a layer's units that always stays where each layer's sparsity is chosen here.
+#: Fraction of a layer's units that always stays if the layer's sparsity is chosen here.
 LEAST = 0.01
 
-#: Sparsities at which `sensitivity` measures a layer, beside the highest one that LEAST allows.
+#: Sparsities at which `sensitivity` measures a layer, in addition to the highest sparsity that LEAST allows.
 LEVELS = (0.25, 0.5, 0.75, 0.9)
 
-#: The sparsity of a layer whose granularity, "2:4", allows no other.
+#: The only sparsity of a layer of granularity "2:4".
 FIXED = 0.5
 
-#: Names of the ways to allocate a sparsity.
+#: The names of the allocations.
 ALLOCATIONS = ("uniform", "global", "global-normalized")
 
 
 def check_allocation(allocation: str) -> str:
-    """Returns it; raises ``ValueError`` for a name that is none."""
+    """Returns ``allocation``. Raises ``ValueError`` if it is not one of :data:`ALLOCATIONS`."""
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, ALLOCATIONS))}")
     return allocation
@@ -65,9 +66,10 @@ def check_allocation(allocation: str) -> str:
 
 @dataclass
 class _Units:
-    """One layer's units: weights of each, L2 norms, and which are kept still, both ``[count]``.
+    """The units of one layer.
 
-    `split`: granularity, transposed, groups, as ``sparsegan.nn.granularity`` takes them.
+    `split`: granularity, transposed, groups, as ``sparsegan.nn.granularity`` takes them. `size`: the number of weights
+    of a unit. `norms`: the L2 norms of the units, ``[count]``. `kept`: bool ``[count]``, false for dropped units.
     """
 
     split: tuple[str, bool, int]
@@ -81,16 +83,19 @@ class _Units:
 
     @property
     def gone(self) -> int:
-        """Units that are dropped already."""
+        """The number of units that are dropped already."""
         return self.count - int(self.kept.sum())
 
     @property
     def most(self) -> int:
-        """Units that may be dropped."""
+        """The largest number of units that may be dropped, including :attr:`gone`."""
         return max(self.gone, self.count - max(1, math.ceil(LEAST * self.count)))
 
     def ranks(self, normalized: bool) -> Tensor:
-        """float64, ascending: root mean squares of the units that may be dropped; -1 of those that are."""
+        """The root mean square weights of the smallest units, ascending, float64 ``[most]``; -1 for dropped units.
+
+        `normalized`: divide them by the root mean square of all units.
+        """
         values = self.norms / math.sqrt(self.size)
         if normalized:
             values = values / values.square().mean().sqrt().clamp_min(torch.finfo(values.dtype).tiny)
@@ -98,7 +103,7 @@ class _Units:
 
     @contextmanager
     def pruned(self, layer: nn.Module, count: int) -> Iterator[None]:
-        """Within it the layer's ``count`` smallest units are zero."""
+        """Within this context, the layer's ``count`` smallest units are zero."""
         shape: Sequence[int]
         if isinstance(layer, SparseConv):
             weights, shape = layer.values, layer.weight_shape
@@ -117,7 +122,8 @@ class _Units:
 def _units(
     layers: Mapping[str, nn.Module], sparsity: float, granularity: str | Mapping[str, str]
 ) -> tuple[dict[str, _Units], float]:
-    """The units of every layer whose sparsity is to be found, and how many weights they are to drop together."""
+    """The units of every layer whose sparsity is not fixed, and the number of weights that these layers must drop
+    together."""
     for value in granularity.values() if isinstance(granularity, Mapping) else [granularity]:
         check_granularity(value)
     granularities, found, budget, room = by_layer(layers, granularity, "granularity"), {}, 0.0, 0
@@ -144,8 +150,8 @@ def _units(
     least = max((one.size for one in found.values()), default=0) / 2
     if budget > room + least or budget < -least:
         raise ValueError(
-            f"sparsity is {sparsity}, for which the layers would have to drop {budget:.0f} weights beside those of "
-            f"granularity '2:4', and they can drop {room} at most: {LEAST:.0%} of each layer's units stay"
+            f"sparsity is {sparsity}; for this the layers that are not of granularity '2:4' would have to drop "
+            f"{budget:.0f} weights, and they can drop {room} at most: {LEAST:.0%} of each layer's units stay"
         )
     return found, budget
 
@@ -157,11 +163,11 @@ def allocate(
     exclude: Iterable[str] = (),
     allocation: str = "uniform",
 ) -> dict[str, float]:
-    """Each layer's fraction of units to drop, in [0, 1), by name: what ``sparsify`` takes as ``sparsity``.
+    """Returns the sparsity of each layer by name, in [0, 1), in the form of the argument ``sparsity`` of ``sparsify``.
 
     Args:
-        model, granularity, exclude: as in ``sparsify``; a layer that is sparse already has its own granularity.
-        sparsity: of all layers together, or already ``{pattern: sparsity}``.
+        model, granularity, exclude: as in ``sparsify``. A layer that is sparse already keeps its granularity.
+        sparsity: the sparsity of all layers together, or ``{pattern: sparsity}``.
         allocation: one of :data:`ALLOCATIONS`.
 
     Raises:
@@ -176,7 +182,7 @@ def layer_sparsities(
     granularity: str | Mapping[str, str],
     allocation: str,
 ) -> dict[str, float]:
-    """:func:`allocate` for layers by name."""
+    """Does the work of :func:`allocate` for a dict of layers by name."""
     check_allocation(allocation)
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
@@ -209,18 +215,19 @@ def sensitivity(
     exclude: Iterable[str] = (),
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, float]:
-    """Sparsities by layer that raise a loss evenly: what ``sparsify`` takes as ``sparsity``.
+    """Returns sparsities by layer that raise a loss evenly, in the form of the argument ``sparsity`` of ``sparsify``.
 
-    Each layer is pruned alone at each level, by magnitude, and the rise of the loss over the unpruned model's is taken
-    (a fall counts as no rise), in between linearly. The result is where every layer's rise is the same, as far as
-    layers can go, and all together are as sparse as asked. Costs one evaluation per layer and level, and one more.
+    Each layer is pruned alone by magnitude, at each level. The rise of the loss over the loss of the unpruned model is
+    measured; a fall counts as no rise. Between levels, the rise is interpolated linearly. At the returned sparsities
+    the rise is the same for every layer, except for layers that reach their limit, and the total is ``sparsity``. The
+    cost is one evaluation of the loss per layer and level, and one more.
 
     Args:
-        model: unchanged; ``loss`` gets a copy in evaluation mode.
-        loss: of a model, on whatever batches it holds; lower is better. Random numbers that it draws are the same at
-            every evaluation. Called without gradients; it may enable them.
+        model: not changed; ``loss`` gets a copy in evaluation mode.
+        loss: a function of a model that evaluates it on fixed batches. Lower is better. Random numbers that the
+            function draws are the same in every evaluation. It is called without gradients, and may enable them.
         sparsity, granularity, exclude: as in ``allocate``.
-        levels: sparsities to measure at, beside the highest one that :data:`LEAST` allows.
+        levels: the sparsities to measure, in addition to the highest sparsity that :data:`LEAST` allows.
 
     Raises:
         ValueError: an argument is out of range, or a loss is not finite.
@@ -258,7 +265,11 @@ def sensitivity(
 def _level(
     curves: Mapping[str, tuple[list[int], list[float]]], units: Mapping[str, _Units], budget: float
 ) -> dict[str, int]:
-    """Units to drop per layer: as many as the same rise of the loss allows each, all together ``budget`` weights."""
+    """The number of units to drop per layer so that the rise of the loss is the same for every layer and all layers
+    together drop ``budget`` weights.
+
+    `curves`: for each layer, ascending numbers of dropped units, and the rise at each number.
+    """
 
     def allowed(rise: float) -> dict[str, float]:
         drop = {}
@@ -277,7 +288,7 @@ def _level(
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if weights(allowed(middle)) < budget else (low, middle)
-    # A layer whose loss does not rise jumps at one level: the two sides are blended.
+    # A layer whose loss does not rise makes `allowed` jump at one rise: the values on both sides are blended.
     below, above = allowed(low), allowed(high)
     span = weights(above) - weights(below)
     part = (budget - weights(below)) / span if span > 0 else 1.0
@@ -293,9 +304,9 @@ def _level(
 
 @dataclass(frozen=True)
 class Targets:
-    """What each layer's sparsity is to become when all together reach ``total``, and on the way there.
+    """The sparsity of each layer when all layers together reach ``total``, and on the way to it.
 
-    `layers`: by name. `fixed`: names of layers of granularity ``"2:4"``.
+    `layers`: the final sparsities by name. `fixed`: the names of the layers of granularity ``"2:4"``.
     """
 
     total: float
@@ -311,9 +322,10 @@ class Targets:
         exclude: Iterable[str] = (),
         allocation: str | Mapping[str, float] = "uniform",
     ) -> Targets:
-        """Of a model before it is pruned; ``allocation`` is a name, or sparsities by layer that make up ``total``.
+        """The targets for a model before it is pruned.
 
-        Raises ``ValueError`` where they do not, within 1 % of all weights, and as ``allocate`` does.
+        `allocation`: one of :data:`ALLOCATIONS`, or sparsities by layer. Raises ``ValueError`` as ``allocate`` does,
+        and if the sparsities by layer make a total that differs from ``total`` by more than 1 % of all weights.
         """
         layers = prunable_layers(model, exclude)
         if isinstance(allocation, str):
@@ -339,9 +351,10 @@ class Targets:
         return cls(total, found, frozenset(fixed))
 
     def at(self, sparsity: float) -> dict[str, float]:
-        """Each layer's sparsity while all together have one from 0 to ``total``: every layer is as far on its way.
+        """Each layer's sparsity when the sparsity of all layers together is ``sparsity``, from 0 to ``total``.
 
-        Layers of granularity ``"2:4"`` have theirs from the start.
+        Every layer has then reached the same fraction of its final sparsity. Layers of granularity ``"2:4"`` have their
+        final sparsity from the start.
         """
         return {
             name: FIXED if name in self.fixed else sparsity * (own / self.total if self.total else 1.0)

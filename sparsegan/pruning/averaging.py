@@ -1,4 +1,4 @@
-"""A moving average of a generator's weights, through pruning and regrowth."""
+"""A moving average of a generator's weights that follows pruning and regrowth."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..nn.replace import sparse_layers
 class Average:
     """An exponential moving average of a model: ``average = d * average + (1 - d) * model`` after each step.
 
-    ``d`` is ``min(decay, (1 + n) / (10 + n))`` at update ``n``, so that the first steps are forgotten soon. A model's
-    support may change between updates, by ``shrink`` or regrowth: a position that stays keeps its average, the average
-    of one that goes is gone, and one that is new starts from the model's value. Buffers of floating point (statistics
-    of norms) are averaged like weights; all others are copied.
+    At update ``n``, ``d`` is ``min(decay, (1 + n) / (10 + n))``, so that the first steps lose their influence soon. The
+    model's supports may change between updates, by ``shrink`` or regrowth. A position that stays keeps its average, the
+    average of a dropped position is discarded, and a new position starts from the model's value. Floating-point buffers
+    (statistics of norms) are averaged like weights. Other buffers are copied.
 
     >>> average = sparsegan.Average(generator, decay=0.999)
     >>> for batch in loader:                       # doctest: +SKIP
@@ -28,8 +28,8 @@ class Average:
     >>> average.model                              # the averaged generator, in evaluation
 
     Args:
-        model: what is averaged; unchanged. The average starts from its values.
-        decay: in [0, 1).
+        model: the model to average; not changed. The average starts from the model's values.
+        decay: the largest ``d``, in [0, 1).
 
     Raises:
         ValueError: ``decay`` is out of range.
@@ -40,15 +40,15 @@ class Average:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
         self.decay = decay
         self.updates = 0
-        #: The averaged model, in evaluation, without gradients.
+        #: The averaged model, in evaluation mode, without gradients.
         self.model = copy_model(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the model as it is now.
+        """Adds the present values of the model to the average.
 
         Raises:
-            ValueError: its parameters and buffers have other names or shapes than those of the model at the start.
+            ValueError: the names or shapes of the model's parameters and buffers differ from those at the start.
         """
         ours, theirs = dict(sparse_layers(self.model)), dict(sparse_layers(model))
         if ours.keys() != theirs.keys():
@@ -74,23 +74,23 @@ class Average:
 
     @staticmethod
     def _tensors(model: nn.Module) -> dict[str, Tensor]:
-        """Parameters and buffers, supports left out: each layer's goes with its values."""
+        """The parameters and buffers by name, without supports: `_follow` updates each support with its values."""
         sparse = {id(layer.support) for _, layer in sparse_layers(model)}
         named = (*model.named_parameters(), *model.named_buffers())
         return {name: one for name, one in named if id(one) not in sparse}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"updates": self.updates, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` gave; supports may be others than those of now."""
+        """Loads a result of ``state_dict``, whose supports may differ from the present ones."""
         self.updates = state["updates"]
         self.model.load_state_dict(state["model"])
 
 
 def _follow(average: SparseConv, layer: SparseConv) -> None:
-    """Gives an average the support of the layer that it is of."""
+    """Gives the layer of an average the support of the model's layer. New positions get the values of the model."""
     if average.support.shape == layer.support.shape and torch.equal(average.support, layer.support):
         return
     dense = torch.zeros(layer.weight_shape, dtype=average.values.dtype, device=average.values.device).flatten()

@@ -1,6 +1,7 @@
-"""The channels of a model: which layers put them out, which read them, and what happens to them on the way.
+"""The channels of a model: the layers that write them, the layers that read them, and the operations in between.
 
-What takes channels out (``removal``) or puts them in another order (``reorder``) asks here what that means elsewhere.
+``removal`` removes channels and ``reorder`` changes their order. Both use this analysis to find out which other modules
+must change with a layer.
 """
 
 from __future__ import annotations
@@ -23,33 +24,34 @@ from ..nn.replace import densify
 Model = TypeVar("Model", bound=nn.Module)
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-ADDED = "they are added to others that are not zero"
+#: A reason why channels stay.
+ADDED = "they are added to channels that are not constant"
 
 
 def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -> Model:
-    """A dense copy of a model, its channels changed by ``rewrite`` so that it still puts out the same.
+    """Returns a dense copy of a model whose channels ``rewrite`` has changed. The copy gives the model's results.
 
-    Raises ValueError where the model cannot be traced, or where the copy puts out something else for ``example``.
+    Raises ValueError if the model cannot be traced, or if the results of copy and model for ``example`` differ.
     """
     changed = densify(bake(copy_model(model))).eval()
 
     call = Call.of(positional(example), {})
 
     def arguments() -> tuple[Any, ...]:
-        """Anew each time: a forward may change them in place."""
+        """New copies for each run, because a forward may change its arguments in place."""
         return call.copies()[0]
 
     with torch.no_grad():
         expected = changed(*arguments())
         try:
             graph = Tracer(changed, call.changed(Tensor.clone)).trace()
-        except Exception as error:  # whatever the model's forward makes of a proxy
+        except Exception as error:  # a forward may raise anything when it gets proxies
             raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
         rewrite(Channels(graph, dict(changed.named_modules())))
         if not close(changed(*arguments()), expected):
             raise ValueError(
-                f"the changed {type(model).__name__} does not put out the same; its forward does something "
-                "that torch.fx does not see"
+                f"the results of the changed {type(model).__name__} differ from the model's; the forward does "
+                "something that torch.fx does not see"
             )
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in changed.named_modules():
@@ -59,10 +61,10 @@ def rewritten(model: Model, example: Any, rewrite: Callable[[Channels], None]) -
 
 @dataclass
 class Tracked:
-    """A tensor of the graph, a channel an entry.
+    """A tensor of the graph. Each list and tensor here has one entry per channel.
 
-    `ids`: channels with one id, here or elsewhere, stay or go together. `value`: float64, the constant; NaN where it is
-    none. `why`: the reason for that, where the channel began as one.
+    `ids`: channels with the same id, in any tensor, stay or go together. `value`: float64, the constant that a channel
+    holds; NaN if the channel is not constant. `why`: the reason why a channel that began as a constant is not one now.
     """
 
     ids: list[int]
@@ -72,7 +74,8 @@ class Tracked:
 
 @dataclass
 class Layer:
-    """A convolution, what it reads (as it was at that time) and the ids of what it puts out."""
+    """A convolution. `reads`: its input when it runs. `ids`: of its output channels. `zero`: bool ``[out]``, which
+    filters are zero."""
 
     module: nn.Conv2d | nn.ConvTranspose2d
     reads: Tracked
@@ -81,7 +84,7 @@ class Layer:
 
     @property
     def alike(self) -> bool:
-        """Whether a constant input adds the same to every element of the output."""
+        """Whether a constant input channel adds the same number to every element of an output channel."""
         module = self.module
         if isinstance(module, nn.ConvTranspose2d):
             return False
@@ -91,11 +94,12 @@ class Layer:
 
 @dataclass
 class Channels:
-    """Every channel of a traced model, from the layer that puts it out to those that read it.
+    """Every channel of a traced model, from the layer that writes it to the layers that read it.
 
-    `layers`: the convolutions that are understood, by name. `followers`: norms and PReLUs with the ids of their
-    channels. `kept`: why a channel is no constant, or reaches what is not known here. `fixed`: those that reach it, and
-    those whose neighbours matter. `refused`: convolutions that are not understood, and why.
+    `layers`: the convolutions that can be changed, by name. `followers`: norms and PReLUs with the ids of their
+    channels. `kept`: for ids that must stay, the reason: the channel is not constant, or an unknown operation reads it.
+    `fixed`: ids of channels whose place must not change: an unknown operation reads them, or PixelShuffle does, for
+    which neighbours matter. `refused`: convolutions that cannot be changed, with the reasons.
     """
 
     graph: fx.Graph
@@ -128,7 +132,7 @@ class Channels:
         return self.parents[first:]
 
     def root(self, one: int) -> int:
-        """The same number for all channels that stay or go together."""
+        """The representative id of the channels that stay or go together with a channel."""
         while self.parents[one] != one:
             self.parents[one] = self.parents[self.parents[one]]
             one = self.parents[one]
@@ -144,11 +148,11 @@ class Channels:
     def keep(self, one: int, why: str) -> None:
         self.kept.setdefault(self.root(one), why)
 
-    # ------------------------------------------------------------------ the way of the channels
+    # ------------------------------------------------------------------ following the channels
 
     def _follow(self, node: fx.Node) -> None:
         module: Any = rules.called(node, self.modules)
-        # Hooks are passed over: `rewritten` finds out where one changes the result.
+        # Hooks are ignored here: if a hook changes the result, `rewritten` notices.
         meaning = rules.meaning_of_forward(node, module)
         inputs, result = node.all_input_nodes, None
         if len(inputs) == 1 and inputs[0] in self.tensors:
@@ -163,13 +167,13 @@ class Channels:
             self.tensors[node] = result
 
     def _one(self, node: fx.Node, meaning: rules.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
-        """What a node makes of its only tensor; None where that is not known."""
+        """The result of a node with one input tensor; None if it is not known."""
         name = str(node.target) if module is not None else node.name
         if isinstance(meaning, rules.Arithmetic | rules.Sum):  # a sum with itself
             return self._changed(node, meaning.in_place, x)
         if not node.args or node.args[0] not in node.all_input_nodes:
             return None
-        if isinstance(module, (*NORMS, nn.PReLU)):  # their subclasses too, whatever the forward means
+        if isinstance(module, (*NORMS, nn.PReLU)):  # subclasses too: `_normed` compares them with the example
             value = None if self._refusal(name) else self._normed(node, module, x.value)
             if value is None:
                 return None
@@ -206,12 +210,12 @@ class Channels:
         return Tracked(ids, torch.where(zero, bias.double(), torch.nan), [""] * len(ids))
 
     def _normed(self, node: fx.Node, module: Any, value: Tensor) -> Tensor | None:
-        """What a norm or a PReLU makes of constants; None where a subclass does something else with the example."""
+        """The constants after a norm or a PReLU; None if a subclass gives other results for the example."""
         entries = [getattr(module, name, None) for name in ("weight", "bias")]
         weight, bias = (None if entry is None else entry.detach().double() for entry in entries)
         if isinstance(module, nn.PReLU):
             return torch.where(value < 0, value * (1 if weight is None else weight), value)
-        normed = [value * 0]  # by statistics of its own: its mean is the constant itself
+        normed = [value * 0]  # by the statistics of the input: the mean of a constant channel is the constant
         if module.track_running_stats and module.running_mean is not None:
             scale = (module.running_var.double() + module.eps).rsqrt()
             normed.insert(0, (value - module.running_mean.double()) * scale)
@@ -225,7 +229,7 @@ class Channels:
         return None
 
     def _changed(self, node: fx.Node, in_place: bool, x: Tracked) -> Tracked:
-        """Every element by itself: a constant becomes a constant."""
+        """The result of an elementwise node, which turns a constant into a constant."""
         value = self._evaluate(node, x.value)
         if not in_place:
             return Tracked(x.ids, value, x.why)
@@ -266,7 +270,7 @@ class Channels:
         )
 
     def _shuffled(self, x: Tracked, size: int) -> Tracked:
-        """PixelShuffle: channels of the output are ``size`` consecutive ones of the input."""
+        """The result of a PixelShuffle, which makes one channel of each ``size`` consecutive channels of the input."""
         self.fixed.update(x.ids)
         for first in range(0, len(x.ids), size):
             self._together([x.ids[first]] * size, x.ids[first : first + size])
@@ -276,7 +280,7 @@ class Channels:
         return Tracked(x.ids[::size], value, [why] * len(value))
 
     def _refusal(self, name: str) -> str:
-        """Why a module with an entry a channel cannot be followed; empty where it can."""
+        """The reason why a module with parameters per channel cannot be changed; empty if it can."""
         module = self.modules[name]
         if self.calls[name] > 1:
             return f"{name} is called {self.calls[name]} times"
@@ -290,15 +294,15 @@ class Channels:
         return ""
 
     def _stop(self, node: fx.Node) -> Tracked | None:
-        """Nothing is known: whatever goes in or comes out stays."""
+        """The result of an unknown node. All channels that it reads or writes stay."""
         why = {"output": "they reach the model's output", "placeholder": "they are the model's input"}.get(node.op, "")
         if node.op == "call_module":
             name = str(node.target)
-            why = self._refusal(name) or f"{name}, a {type(self.modules[name]).__name__}, is not known here"
+            why = self._refusal(name) or f"this analysis does not know {name}, a {type(self.modules[name]).__name__}"
             if isinstance(self.modules[name], CONVOLUTIONS):
                 self.refused[name] = why
         elif not why:
-            why = f"they go into {getattr(node.target, '__name__', node.target)}, which is not known here"
+            why = f"they go into {getattr(node.target, '__name__', node.target)}, which this analysis does not know"
         for source in node.all_input_nodes:
             for one in self.tensors[source].ids if source in self.tensors else ():
                 self.keep(one, why)
@@ -320,13 +324,13 @@ def rows(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 
 
 def zero_filters(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """bool ``[out]``."""
+    """bool ``[out]``: which filters of a convolution are zero."""
     transposed = isinstance(module, nn.ConvTranspose2d)
     return (as_units(module.weight.detach(), "filter", transposed, module.groups) == 0).all(1)
 
 
 def replace(module: Any, name: str, tensor: Tensor) -> None:
-    """Puts a tensor of another shape in a parameter's or buffer's place."""
+    """Replaces a parameter or a buffer of a module by a tensor of another shape. A missing bias becomes a parameter."""
     old = getattr(module, name)
     trained = module.weight.requires_grad if old is None else old.requires_grad
     parameter = old is None or isinstance(old, nn.Parameter)

@@ -1,8 +1,8 @@
-"""Optimizers that follow their parameters: state of the size of a layer's values moves along when its support changes.
+"""Optimizer state that follows a layer's values when the layer's support changes.
 
-Which tensors of a state belong to the values is told by their shape: moments, momenta, sums of squares and step sizes
-have the shape of the values; step counts have one element. Anything else has no place to go, and is refused before
-anything has changed.
+The shape of a state tensor shows whether it belongs to the values. Moments, momenta, sums of squares and step sizes
+have the shape of the values; step counts have one element. A tensor of any other shape cannot follow the values, and is
+refused before anything is changed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-#: What ``shrink`` and ``move_support`` take: an optimizer, what holds one, several, or none.
+#: The argument ``optimizer`` of ``shrink`` and ``move_support``: an optimizer, an object that holds one as
+#: ``.optimizer``, a list or tuple of these, or None.
 Optimizers = Any
 
 
 def optimizers_of(given: Optimizers) -> list[Optimizer]:
     """The torch optimizers in an argument ``optimizer``.
 
-    Raises TypeError for what is none, ValueError for one whose state is not kept parameter by parameter.
+    Raises TypeError for any other object, and ValueError for LBFGS, whose state is not kept per parameter.
     """
     if given is None:
         return []
@@ -29,16 +30,16 @@ def optimizers_of(given: Optimizers) -> list[Optimizer]:
         return [one for part in given for one in optimizers_of(part)]
     inner = given
     while not _is_optimizer(inner):
-        inner = getattr(inner, "optimizer", None)  # a learning-rate schedule's, a wrapper's
+        inner = getattr(inner, "optimizer", None)  # the given object may be a learning-rate schedule or a wrapper
         if inner is None:
             raise TypeError(
-                f"optimizer is a {type(given).__name__}; it must be a torch.optim.Optimizer, what holds one as "
-                "`.optimizer`, a list of these, or None"
+                f"optimizer is a {type(given).__name__}; it must be a torch.optim.Optimizer, an object that holds one "
+                "as `.optimizer`, a list of these, or None"
             )
     if isinstance(inner, torch.optim.LBFGS):
         raise ValueError(
-            "optimizer is LBFGS, whose history is one vector over all parameters and cannot be cut; shrink without it, "
-            "then make a new one"
+            "optimizer is LBFGS, whose history is one vector over all parameters and cannot be cut; shrink without the "
+            "optimizer, then make a new one"
         )
     return [inner]
 
@@ -48,26 +49,26 @@ def _is_optimizer(one: Any) -> bool:
 
 
 def check_held(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
-    """Raises ValueError where an optimizer is given and a parameter that requires a gradient is in none of them."""
+    """Raises ValueError if optimizers are given and none of them holds a parameter that requires a gradient."""
     optimizers = list(optimizers)
     held = {id(one) for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]}
     missing = [name for name, one in parameters.items() if one.requires_grad and id(one) not in held]
     if optimizers and missing:
         raise ValueError(
-            f"optimizer does not hold the values of {', '.join(missing)}, so their state would be lost; give every "
-            "optimizer that does, as a list, or freeze what is not trained with requires_grad_(False)"
+            f"optimizer does not hold the values of {', '.join(missing)}, so their state would be lost; give all "
+            "optimizers as a list, or freeze values that are not trained with requires_grad_(False)"
         )
 
 
 def check_movable(name: str, values: Tensor, optimizers: Iterable[Optimizer]) -> None:
-    """Raises ValueError where a state of these values has a tensor that is neither of their shape nor one number."""
+    """Raises ValueError if the state for `values` holds a tensor that has neither their shape nor one element."""
     for optimizer in optimizers:
         for key, tensor in _tensors(optimizer.state.get(values, {})):
             if tensor.shape != values.shape and tensor.numel() > 1:
                 raise ValueError(
                     f"{name}: {type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} for values of "
-                    f"shape {tuple(values.shape)}, and it is not known how that follows a support; shrink without the "
-                    "optimizer, then make a new one"
+                    f"shape {tuple(values.shape)}; a tensor of another shape cannot follow the support, so shrink "
+                    "without the optimizer, then make a new one"
                 )
 
 
@@ -85,7 +86,10 @@ def _tensors(state: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
 def move_state(
     values: Tensor, shape: torch.Size, optimizers: Iterable[Optimizer], moved: Callable[[Tensor], Tensor]
 ) -> None:
-    """Replaces each tensor of ``shape``, which the values had before, in their states by what ``moved`` gives."""
+    """Replaces each tensor of shape ``shape`` in the optimizers' states for ``values`` by ``moved(tensor)``.
+
+    `shape`: the shape of the values before the change of the support.
+    """
 
     def new(one: Any) -> Any:
         if isinstance(one, Tensor):

@@ -1,4 +1,4 @@
-"""Which layers of a model can be pruned, and what looks like a convolution and cannot."""
+"""The layers of a model that can be pruned, and the modules that resemble a convolution but cannot be pruned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from ..nn.layer import SPARSE_CLASSES, SparseConv
 
 
 def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
-    """Every convolution, dense or sparse, by its name, that no name or pattern of ``exclude`` matches.
+    """The convolutions of a model, dense and sparse, by name, without those that ``exclude`` matches.
 
-    A subclass of a torch.nn convolution is left out: its forward may be its own. One whose weight is computed (masks,
-    spectral and weight normalisation, other parametrizations) is in.
+    Subclasses of torch.nn convolutions are left out, because their forward may be different. A convolution whose weight
+    is computed (masks, spectral and weight normalisation, other parametrizations) is included.
 
     Raises:
-        ValueError: the model has none, excluded or not; the text names what looks like a convolution, and why it cannot
-            be pruned. Or a pattern of ``exclude`` matches nothing.
+        ValueError: the model has no such convolution, not even an excluded one; the text names the modules that
+            resemble a convolution, with the reasons why they cannot be pruned. Or a pattern of ``exclude`` matches
+            nothing.
     """
     chosen = _Patterns(exclude)
     layers = {name: module for name, module in model.named_modules() if _is_prunable(module) and not chosen.match(name)}
@@ -41,9 +42,12 @@ def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, 
 
 
 def left_dense(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, str]:
-    """What looks like a convolution and cannot be pruned, by name: why. Names that ``exclude`` matches are left out."""
+    """The modules that resemble a convolution but cannot be pruned: a dict from name to reason.
+
+    Names that ``exclude`` matches are left out.
+    """
     chosen, found = _Patterns(exclude), {}
-    inside: tuple[str, ...] = ()  # of something that is named already
+    inside: tuple[str, ...] = ()  # prefixes of modules that are found already, or can be pruned
     for name, module in model.named_modules():
         if (name.startswith(inside) and inside) or chosen.match(name):
             continue
@@ -58,7 +62,7 @@ def left_dense(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, str]:
 
 
 class _Patterns:
-    """Names and glob patterns; ``unused``: those that have matched nothing so far."""
+    """Names and glob patterns. ``unused``: the patterns that have matched nothing so far."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -78,7 +82,7 @@ def _is_prunable(module: nn.Module) -> bool:
 
 
 def _why_not(module: nn.Module) -> str | None:
-    """Why a module that looks like a convolution cannot be pruned; None for all others."""
+    """The reason why a module that resembles a convolution cannot be pruned; None for all other modules."""
     kind = type(module)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if _is_prunable(module):
@@ -89,7 +93,7 @@ def _why_not(module: nn.Module) -> str | None:
     if any(isinstance(one, UninitializedParameter) for one in module.parameters(recurse=False)):
         return f"is a {kind.__name__} that has seen no input; call the model once first" if "Conv" in name else None
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        return f"is a {name}, not torch.nn's own layer: its forward may be another"
+        return f"is a {name}, not torch.nn's own layer: its forward may be different"
     if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Conv3d | nn.ConvTranspose3d):
         return f"is a {kind.__name__}; there are kernels for two dimensions"
     if "Conv" in kind.__name__ and next(module.children(), None) is None and _weights(module, least=1):
@@ -102,11 +106,14 @@ def _why_not(module: nn.Module) -> str | None:
 
 
 def _weights(module: nn.Module, least: int) -> dict[str, tuple[int, ...]]:
-    """Own tensors that may be weights of convolutions. A first dimension of 1 is that of a batch: a constant's."""
+    """The shapes of a module's own parameters that may be weights of convolutions, by name.
+
+    `least`: the smallest number of dimensions. A first dimension of 1 is taken for the batch dimension of a constant.
+    """
     own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     shapes = {name: tuple(one.shape) for name, one in own.items() if least <= one.dim() <= 5}
     if least == 1:  # a quantized layer keeps its weight elsewhere
         return shapes or {"weight": ()}
-    # A modulated convolution's weight has a dimension for the images before its own.
+    # The weight of a modulated convolution has an additional first dimension for the images.
     shapes = {name: shape[1:] if len(shape) == 5 and shape[0] == 1 else shape for name, shape in shapes.items()}
     return {name: shape for name, shape in shapes.items() if shape[0] > 1 and shape[1] > 1}

@@ -1,8 +1,8 @@
-"""Regrowth: absent weights that the loss asks for most change places with the smallest kept ones.
+"""Regrowth: the smallest kept weights are exchanged for the absent weights with the largest gradients.
 
-RigL (Evci et al., "Rigging the Lottery", arXiv 1911.11134): what is dropped is chosen by magnitude, what comes in by
-the gradient that it would have. That gradient is dense, and is taken only in the steps that exchange; in all others a
-layer holds what it keeps and nothing else.
+The method is RigL (Evci et al., "Rigging the Lottery", arXiv 1911.11134). Weights to drop are chosen by magnitude,
+weights to add by the gradient that they would have. The gradient is dense, and is computed only in the steps that
+exchange weights. In all other steps, a layer holds nothing for absent weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .surgery import move_support
 
 
 def regrowable_layers(network: nn.Module) -> dict[str, SparseConv]:
-    """Every sparse layer by its name; ``ValueError`` where one is not of granularity ``"element"``."""
+    """The sparse layers by name. Raises ``ValueError`` if one of them does not have granularity ``"element"``."""
     layers = dict(sparse_layers(network))
     for name, layer in layers.items():
         if layer.granularity != "element":
@@ -35,12 +35,14 @@ def regrowable_layers(network: nn.Module) -> dict[str, SparseConv]:
 
 @contextmanager
 def dense_gradients(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within it, backward passes also sum the gradient of every weight of the sparse layers, of absent ones too.
+    """Within this context, backward passes also sum the gradients of all weights of the sparse layers, absent weights
+    included.
 
-    Gives a dict, layer's name to ``[weight_shape]``, dtype and device of the layer's ``values``: zeros at first, then
-    whatever ``backward()`` adds, exactly where it adds to ``values.grad`` (second derivatives included, and
-    ``torch.autograd.grad`` not). Only calls of the network inside the context count. Outputs and all other gradients
-    keep their bits. The tensors may be zeroed in place, to start again.
+    The context yields a dict from a layer's name to its gradient, ``[weight_shape]``, with the dtype and device of the
+    layer's ``values``. The gradients start at zero. ``backward()`` adds to them whenever it adds to ``values.grad``,
+    also for second derivatives; ``torch.autograd.grad`` does not. Only calls of the network inside the context count.
+    Outputs and all other gradients stay the same to the last bit. The tensors may be set to zero in place to start
+    again.
 
     Raises:
         ValueError: a layer is not of granularity ``"element"`` (the text names it).
@@ -51,7 +53,7 @@ def dense_gradients(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     for name, layer in layers.items():
         zeros = torch.zeros_like(gradients[name], requires_grad=True)
         zeros.register_post_accumulate_grad_hook(_adding_to(gradients[name]))
-        # First of all hooks: those of ranks and autocast change what the network's outermost layer puts out.
+        # This hook must run first: hooks of ranks and autocast change the output of the network's outermost layer.
         hooks.append(layer.register_forward_hook(_watching(zeros), prepend=True, with_kwargs=True))
     try:
         yield gradients
@@ -84,14 +86,17 @@ def _watching(zeros: Tensor) -> Any:
 
 
 class _Watched(torch.autograd.Function):
-    """A layer's output as it is; on the way back it also gives a dense weight of zeros, added to the layer's own, its
-    gradient. `x`: ``[N, C, H, W]``, padded where ``aten::convolution`` does not do it."""
+    """Returns a layer's output unchanged. Its backward also computes the gradient of `zeros`, as if these were a dense
+    weight that is added to the layer's weight.
+
+    `x`: ``[N, C, H, W]``, padded already if ``aten::convolution`` cannot do this padding.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, zeros: Tensor, layer: SparseConv) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(x, zeros, y if layer.negative_slope != 1 else None)
-        return y.clone()  # not y itself: an activation that works in place could not follow
+        return y.clone()  # with y itself, an in-place activation after the layer would fail
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,9 +109,9 @@ class _Watched(torch.autograd.Function):
             padding = list(layer.padding)
         if layer.transposed:
             extra = list(layer.geometry.output_padding(x.shape[2:], g.shape[2:]))
-        # The zeros' part of the gradient in x is nothing, but its own derivative is not: only for a second backward.
+        # The contribution of `zeros` to the gradient of x is zero, but a second backward needs its derivative.
         again = torch.is_grad_enabled() and ctx.needs_input_grad[1]
-        # A sum over all pixels of a batch overflows in float16, where the gradients of the kept weights may not.
+        # In float16 the sum over all pixels of a batch can overflow even if the gradients of the kept weights do not.
         dtype = torch.float32 if g.dtype == torch.float16 else g.dtype
         gx, gw, _ = torch.ops.aten.convolution_backward(
             g.to(dtype),
@@ -131,31 +136,32 @@ def regrow(
     share: float,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Exchanges a share of every sparse layer's weights for absent ones; each layer keeps as many as it had.
+    """Exchanges a fraction of the weights of every sparse layer for absent weights. The number of weights stays.
 
-    Of a layer's nnz weights the ``round(share * nnz)`` of smallest magnitude go, and as many absent ones of largest
-    absolute gradient come in, at 0. Where fewer are absent, the places left go back to those that were just dropped, by
-    gradient too, with the value and the state that they had. Of equal ones the first by position stays, or comes in.
+    A layer with nnz weights drops the ``round(share * nnz)`` weights of smallest magnitude, and adds as many absent
+    weights of largest absolute gradient, with value 0. If fewer weights are absent, the dropped weights of largest
+    absolute gradient return, with their old values and optimizer state. Among equal weights, the first by position
+    stays or is added.
 
-    A frozen layer keeps its weights: what came in would stay 0.
+    A frozen layer is not changed, because added weights would stay 0.
 
     Args:
         network: its sparse layers are changed in place.
-        gradients: layer's name to ``[weight_shape]``, as :func:`dense_gradients` gives them.
-        share: of the kept weights, in [0, 1).
+        gradients: the gradients ``[weight_shape]`` by layer name, as :func:`dense_gradients` yields them.
+        share: the fraction of the kept weights to exchange, in [0, 1).
         optimizer: its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient move along with
-            the weights; what comes in starts at 0 there too. The Parameter objects stay.
+            the weights. The state of added weights starts at 0. The Parameter objects stay the same.
 
     Raises:
-        ValueError: the share is out of range, a layer is not of granularity ``"element"``, or a layer's gradient is
-            missing, of another shape, or has NaN, or its values have (the text names the layer). The network is
-            unchanged then.
+        ValueError: ``share`` is out of range, a layer does not have granularity ``"element"``, a layer's gradient is
+            missing, has another shape or contains NaN, or a layer's values contain NaN (the text names the layer). The
+            network is then unchanged.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share is {share}; it must be at least 0 and below 1")
     layers = regrowable_layers(network)
     exchanges = {}
-    for name, layer in layers.items():  # all of them before the first change: one may be refused
+    for name, layer in layers.items():  # all checks come before the first change
         if not layer.values.requires_grad:
             continue
         gradient = gradients.get(name)
@@ -175,12 +181,13 @@ def regrow(
 
 
 def _label(name: str, layer: SparseConv) -> str:
-    """What a message calls a layer; a bare one has no name."""
+    """The name of a layer in a message. A layer that is the whole network has no name, so its class is used."""
     return name or type(layer).__name__
 
 
 def _exchange(layer: SparseConv, slope: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
-    """The new support, and which of the old values each of it is, -1 where it is new; None where nothing changes."""
+    """The new support, and the index of the old value for each of its positions (-1 for new positions); None if nothing
+    changes."""
     dropped = round(share * layer.nnz)
     absent = (~layer.mask()).flatten().nonzero().flatten()
     new = min(dropped, len(absent))

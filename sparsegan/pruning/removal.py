@@ -1,16 +1,18 @@
-"""Filters that are zero taken out: a model pruned by filter becomes a smaller dense one.
+"""Removal of zero filters: a model that is pruned by filter becomes a smaller dense model.
 
-A filter of zeros puts out a constant, its bias, and norms and activations make other constants of it. The channel is
-taken out of the layer, of the norms behind it and of the input of every layer that reads it, and what it contributed
-there is kept exactly:
+The output of a zero filter is a constant, its bias. Norms and activations turn this constant into other constants. The
+channel is removed from the layer, from the norms behind the layer, and from the input of every layer that reads it. The
+contribution of the constant to such a reading layer is kept exactly:
 
-- Where a layer sees the constant everywhere alike (no padding, or one that repeats elements), bias takes it over.
-- Where zero padding or a transposed convolution makes it depend on the place, one constant channel of value ``r != 0``
-  stays for all of them, and its weights take the others over: ``w_r + sum over i of (c_i / r) w_i``.
+- Without padding, or with a padding that repeats elements, the contribution is the same everywhere. It is added to the
+  bias.
+- With zero padding or in a transposed convolution, the contribution depends on the place. One constant channel of value
+  ``r != 0`` then stays, and its weights take over those of the removed channels i with constants ``c_i``:
+  ``w_r + sum over i of (c_i / r) w_i``.
 
-Channels that are added must go together, so only those go whose sum is constant; the ``r^2`` channels that a
-PixelShuffle makes one of, too, and only where they have one value. What is not known to be safe stays, with a warning
-that names the layer and the reason.
+Channels that are added to each other are removed together, and only if their sum is constant. The ``r^2`` channels from
+which a PixelShuffle with factor r makes one channel are removed together, and only if they hold the same constant. A
+channel stays if its removal is not known to be safe; a warning then names the layer and the reason.
 """
 
 from __future__ import annotations
@@ -30,20 +32,22 @@ _CARRIER = "one constant channel stays for all"
 
 
 def remove_filters(model: Model, example: Any) -> Model:
-    """A smaller dense copy of a model, without the filters that are zero.
+    """Returns a smaller dense copy of a model, without its zero filters.
 
     Args:
-        model: any module that ``torch.fx`` can trace, with sparse or dense convolutions; unchanged. Its sparse layers
-            become dense ones (``sparsify(model)`` makes sparse ones again of what is zero still).
-        example: its input, a tensor or a tuple of arguments; run in evaluation mode.
+        model: any module that ``torch.fx`` can trace, with sparse or dense convolutions; not changed. The copy has
+            dense layers. ``sparsify(copy)`` makes them sparse again, for the zeros that remain.
+        example: an input, as a tensor or a tuple of arguments, for runs in evaluation mode.
 
     Returns:
-        A copy that puts out the same in evaluation mode, within rounding. Follows: convolutions without groups, batch
-        and instance norms, activations, dropout, padding, pooling and resizing modules, PixelShuffle, sums, products
-        with numbers, and concatenations of channels. Filters of zeros that must stay are named in a warning.
+        A copy with the same results in evaluation mode, within rounding. Channels are followed through convolutions
+        without groups, batch and instance norms, activations, dropout, padding, pooling and resizing modules,
+        PixelShuffle, sums, products with numbers, and concatenations of channels. A warning names zero filters that
+        must stay.
 
     Raises:
-        ValueError: the model cannot be traced, or, against everything known, the copy puts out something else.
+        ValueError: the model cannot be traced, or the results of the copy differ because the forward does something
+            that torch.fx does not see.
     """
     left: list[str] = []
 
@@ -60,7 +64,7 @@ def remove_filters(model: Model, example: Any) -> Model:
 
 
 class _Removal:
-    """Decides which channels go, and cuts them out."""
+    """Decides which channels are removed, and removes them."""
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
@@ -68,26 +72,26 @@ class _Removal:
         self.root, self.keep = channels.root, channels.keep
 
     def _stays(self, ids: Sequence[int]) -> list[int]:
-        """Indices of the channels that stay."""
+        """The indices of the channels that stay."""
         return [index for index, one in enumerate(ids) if self.root(one) in self.kept]
 
     def decide(self) -> None:
-        """Keeps one constant channel for each layer that needs one, and one filter a layer."""
+        """Keeps one constant channel for each layer that needs it, and at least one filter per layer."""
         for layer in self.layers.values():
             if layer.alike:
                 continue
             stays, sizes = set(self._stays(layer.reads.ids)), layer.reads.value.abs().nan_to_num(0.0)
             gone = [index for index in range(len(sizes)) if index not in stays]
             most = max((float(sizes[index]) for index in gone), default=0.0)
-            # A much smaller constant would need huge weights.
+            # A kept constant that is much smaller would need huge weights.
             if most > 0 and not any(sizes[index] >= 0.01 * most for index in stays):
                 self.keep(layer.reads.ids[max(gone, key=lambda index: float(sizes[index]))], _CARRIER)
         for layer in self.layers.values():
             if not self._stays(layer.ids):
-                self.keep(layer.ids[0], "a layer has one filter at least")
+                self.keep(layer.ids[0], "a layer must keep at least one filter")
 
     def left(self) -> list[str]:
-        """Sentences on the filters of zeros that stay."""
+        """Phrases for a warning about the zero filters that stay, with the reasons."""
         found = []
         for name, layer in self.layers.items():
             zero = layer.zero.nonzero().flatten().cpu().tolist()
@@ -101,7 +105,7 @@ class _Removal:
         return found
 
     def cut(self) -> None:
-        """Takes every channel that does not stay out of the modules."""
+        """Removes every channel that does not stay from the modules."""
         for layer in self.layers.values():
             self._cut_layer(layer)
         for module, ids in self.channels.followers:

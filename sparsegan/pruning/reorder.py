@@ -1,9 +1,9 @@
-"""Output channels in another order, so that vectors of neighbours lose less.
+"""Reordering of output channels, so that pruning by vectors loses less.
 
-A vector keeps or drops V consecutive output channels as one. Which channels are consecutive is an accident of the
-training: with the channels that keep weights at the same places side by side, more of the weights' norm survives at the
-same sparsity. The order is undone where the channels are read, by the norms behind a layer and the input channels of
-the next: nothing is computed in addition.
+A vector keeps or drops V consecutive output channels as one. The order of the channels after training is arbitrary. If
+channels that keep weights at the same places are neighbours, more of the weights' norm is kept at the same sparsity.
+The norms behind a layer and the input channels of the next layers get the same order, so the model's results stay the
+same and nothing is computed in addition.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def reorder_channels(model: Model, example: Any, granularity: str | Mapping[str, str], sparsity: float) -> Model:
-    """A dense copy of a model that puts out the same, its channels in the order that suits vectors best.
+    """Returns a dense copy of a model with the same results, whose channels are in an order that suits vectors.
 
     Args:
-        model: any module that ``torch.fx`` can trace; unchanged.
-        example: its input, a tensor or a tuple of arguments; run in evaluation mode.
-        granularity: as for :func:`sparsegan.sparsify`, which is to follow; layers of other granularities than
-            ``"vector:V"`` stay as they are.
-        sparsity: at which the vectors are to be pruned, in [0, 1).
+        model: any module that ``torch.fx`` can trace; not changed.
+        example: an input, as a tensor or a tuple of arguments, for runs in evaluation mode.
+        granularity: the granularity of the :func:`sparsegan.sparsify` that will follow. Only layers of granularity
+            ``"vector:V"`` are reordered.
+        sparsity: the sparsity to which the vectors will be pruned, in [0, 1).
 
-    Layers stay in their order where their channels are added to another layer's (a residual sum), reach the output or
-    anything that ``torch.fx`` does not see through, or have groups.
+    A layer keeps its order if it has groups, or if its channels are added to those of another layer (a residual sum),
+    reach the model's output, or are read by an operation that this analysis does not know.
 
     Raises:
-        ValueError: an argument is out of range, or the model cannot be traced.
+        ValueError: an argument is out of range, the model cannot be traced, or the results of the copy differ.
     """
     check_sparsity(sparsity)
 
@@ -50,7 +50,7 @@ def reorder_channels(model: Model, example: Any, granularity: str | Mapping[str,
 def _reorder(channels: Channels, vectors: dict[str, int], sparsity: float) -> None:
     fixed = {channels.root(one) for one in channels.fixed}
     owners = Counter(channels.root(one) for layer in channels.layers.values() for one in layer.ids)
-    moved: dict[int, int] = {}  # id -> how many places further the channel lies that takes its place
+    moved: dict[int, int] = {}  # id -> offset from a channel's place to the old place of its successor
     orders: dict[str, list[int]] = {}
     for name, layer in channels.layers.items():
         vector, roots = vectors[name], [channels.root(one) for one in layer.ids]
@@ -76,14 +76,15 @@ def _reorder(channels: Channels, vectors: dict[str, int], sparsity: float) -> No
 
 
 def similar_order(weight: Tensor, vector: int, sparsity: float) -> list[int]:
-    """Channels in groups of ``vector`` that keep weights at the same places.
+    """The order of channels in which each group of ``vector`` channels keeps weights at similar places.
 
-    Greedy: a group begins with the channel that keeps most, and takes those that share most places with it.
+    The method is greedy. A group begins with the remaining channel that keeps the most weights. Channels that have the
+    most kept places in common with the group are then added one by one.
 
     Args:
-        weight: ``[channels, weights of one]``; channels are a multiple of ``vector``.
-        vector: channels a group.
-        sparsity: share of weights, smallest first, that count as dropped.
+        weight: ``[channels, weights per channel]``; channels are a multiple of ``vector``.
+        vector: channels per group.
+        sparsity: the fraction of weights, smallest first, that count as dropped.
     """
     sizes = weight.detach().abs()
     count = kept(sizes.numel(), sparsity)

@@ -1,4 +1,4 @@
-"""How sparse the generator is at each step of a compression run."""
+"""Schedules: the sparsity of the generator at each step of a compression run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """A run's length and its sparsity over time; the sparsity never falls."""
+    """The length of a run and its sparsity over time. The sparsity never falls."""
 
     @property
     def steps(self) -> int:
-        """Length of the run; 0 for pruning without training."""
+        """The number of steps of the run; 0 for pruning without training."""
 
     def sparsity(self, step: int) -> float:
-        """Sparsity in [0, 1) that holds during step number `step` (from 0); at `steps`, the one that it ends at."""
+        """The sparsity in [0, 1) during step number `step`, counted from 0. At `steps`, the final sparsity."""
 
 
 def prunings(schedule: Schedule) -> list[int]:
-    """The steps at which a schedule prunes, from 0 on, and its length behind them."""
+    """The steps at which a schedule prunes, beginning with 0, followed by the number of steps of the schedule."""
     later = range(1, schedule.steps)
     pruned = [step for step in later if schedule.sparsity(step) > schedule.sparsity(step - 1)]
     return [0, *pruned, schedule.steps]
@@ -32,12 +32,13 @@ def _check_sparsity(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class GradualPruning:
-    """Automated gradual pruning (Zhu and Gupta, arXiv 1710.01878), cubic from `initial` to `target`, then fixed.
+    """Automated gradual pruning (Zhu and Gupta, arXiv 1710.01878): cubic from `initial` to `target`, then constant.
 
         s(t) = target + (initial - target) (1 - t / span)^3,    span = ramp * steps
 
-    `steps`: the whole run. `ramp`: the part of it after which the target is reached; half by default. `every`: steps
-    between two prunings; in between the sparsity stands still. Raises ValueError for values out of range.
+    `steps`: the length of the run. `ramp`: the fraction of the run after which the target is reached, by default half.
+    `every`: the number of steps from one pruning to the next; in between, the sparsity is constant. Raises ValueError
+    for values out of range.
     """
 
     steps: int
@@ -70,7 +71,7 @@ class GradualPruning:
 
 @dataclass(frozen=True)
 class OneShot:
-    """The target sparsity from the first step on; `steps` 0 prunes without fine-tuning."""
+    """The target sparsity from the first step on. With `steps` 0, the model is pruned without fine-tuning."""
 
     steps: int = 0
     target: float = 0.9
@@ -81,20 +82,21 @@ class OneShot:
             raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
     def sparsity(self, step: int) -> float:
-        """The target, whatever the step."""
+        """The target, for every step."""
         return self.target
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Prune and train in turns: `rounds` prunings at equal intervals, each by as much, up to `target`.
+    """Pruning and training in turns: `rounds` prunings at equal intervals, each by the same amount, up to `target`.
 
         s(t) = target (1 + floor(t rounds / span)) / rounds,    span = ramp * steps, at most target
 
-    Read as expectation and maximization: a pruning assigns each weight to what is kept or dropped, the steps up to the
-    next one train the kept weights at that assignment. What is dropped stays dropped.
-    `steps`: the whole run. `ramp`: the part of it over which the rounds are spread. Raises ValueError for values out of
-    range.
+    The rounds can be read as expectation and maximization. A pruning assigns each weight to the kept or to the dropped
+    weights. The steps up to the next pruning train the kept weights for this assignment. Dropped weights stay dropped.
+
+    `steps`: the length of the run. `ramp`: the fraction of the run over which the rounds are spread. Raises ValueError
+    for values out of range.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Pruning of a model: dense layers become sparse ones, and a support shrinks or moves during training."""
+"""Pruning of a model: dense layers become sparse layers, and supports shrink or move during training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .allocation import layer_sparsities
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
 from .prunable import left_dense, prunable_layers
 
-#: One value for all layers, or ``{pattern: value}``; no sparsity keeps the zeros that are there.
+#: One sparsity for all layers, or ``{pattern: sparsity}``. None keeps the present zeros.
 Sparsities = float | Mapping[str, float] | None
 Granularities = str | Mapping[str, str]
 
@@ -64,27 +64,27 @@ def sparsify(
     """Makes every ``Conv2d`` and ``ConvTranspose2d`` of a model sparse, in place.
 
     Args:
-        model: any module; a bare layer too (then the sparse layer is returned).
-        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1); or by layer,
-            ``{pattern: share}``, where a layer takes the first pattern that matches its name. ``None`` keeps each
-            layer's nonzeros as they are.
-        granularity: what is dropped as one: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"`` (see
-            ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
-        exclude: names (as in ``named_modules``) or glob patterns of layers to leave dense.
-        allocation: how a sparsity is shared out among the layers, ``"uniform"``, ``"global"`` or
-            ``"global-normalized"``; see ``sparsegan.pruning.allocation``, which measures layers too.
+        model: any module. For a single convolution, the sparse layer is returned.
+        sparsity: the fraction of units to drop per layer, smallest L2 norm first, in [0, 1); or by layer,
+            ``{pattern: fraction}``, where the first pattern that matches a layer's name applies. ``None`` keeps each
+            layer's nonzero weights.
+        granularity: the unit that is kept or dropped: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
+            ``"2:4"`` (see ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
+        exclude: names (as in ``named_modules``) or glob patterns of layers that stay dense.
+        allocation: how a total sparsity is allocated to the layers: ``"uniform"``, ``"global"`` or
+            ``"global-normalized"``. See ``sparsegan.pruning.allocation``, which also has a measured allocation.
 
     Returns:
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
-        are pruned further, each by its own granularity, never revived. Masks of ``torch.nn.utils.prune`` become
-        supports; weights that are otherwise computed (spectral or weight normalisation, a parametrization) are folded
-        in as they are in evaluation, which one warning says. Another one lists what looks like a convolution and stays
-        dense: subclasses, other dimensions, scripted modules, weights outside layers.
+        are pruned further, each by its own granularity; dropped weights never return. Masks of ``torch.nn.utils.prune``
+        become supports. Weights that are computed in another way (spectral or weight normalisation, a parametrization)
+        are replaced by their values in evaluation mode, and one warning says so. Another warning lists the modules that
+        resemble a convolution and stay dense: subclasses, other dimensions, scripted modules, weights outside layers.
 
     Raises:
-        ValueError: no layer can be pruned (the text names what looks like a convolution), an argument is out of range,
-            a pattern matches nothing, a layer matches none, two layers share one weight, or a layer is not whole units
-            (the text names the layer). The model is unchanged then.
+        ValueError: no layer can be pruned (the text names the modules that resemble a convolution), an argument is out
+            of range, a pattern matches nothing, a layer matches no pattern, two layers use the same weight, or a layer
+            does not consist of whole units (the text names the layer). The model is then unchanged.
     """
     for value in granularity.values() if isinstance(granularity, Mapping) else [granularity]:
         check_granularity(value)
@@ -122,40 +122,41 @@ def sparsify(
 
 
 def _say(folded: Mapping[str, str], left: Mapping[str, str]) -> None:
-    """One warning each for all layers whose computed parameters became plain, and for all that stay dense."""
+    """Gives one warning for all layers whose computed parameters became plain, and one for all that stay dense."""
     if folded:
         found = "; ".join(f"{name}: {by}" for name, by in folded.items())
-        text = "parameters that were computed are plain from now on, with their values in evaluation"
+        text = "computed parameters are plain from now on, with their values in evaluation mode"
         warnings.warn(f"{text}: {found}", stacklevel=3)
     if left:
         found = "; ".join(f"{name} {why}" for name, why in left.items())
-        warnings.warn(f"these stay dense, name them in exclude to say that this is meant: {found}", stacklevel=3)
+        warnings.warn(f"these stay dense; name them in exclude to turn this warning off: {found}", stacklevel=3)
 
 
 def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: Optimizers = None) -> None:
-    """Drops the smallest units of every sparse layer until it is as sparse as asked; nothing is ever revived.
+    """Drops the smallest units of every sparse layer until the layer has the given sparsity. No unit ever returns.
 
     Args:
-        model: its sparse layers are changed in place; a layer that is at least so sparse already stays as it is.
-        sparsity: share of units to drop a layer, smallest L2 norm first, in [0, 1); or by layer, as in ``sparsify``.
-        optimizer: an optimizer, what holds one as ``.optimizer`` (a learning-rate schedule), or a list of these. Its
-            state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the surviving
-            values. The Parameter objects stay, so its parameter groups stay valid.
+        model: its sparse layers are changed in place. A layer that already has this sparsity or more is not changed.
+        sparsity: the fraction of each layer's units that is dropped afterwards, smallest L2 norm first, in [0, 1); or
+            by layer, as in ``sparsify``.
+        optimizer: an optimizer, an object that holds one as ``.optimizer`` (a learning-rate schedule), or a list of
+            these. Its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
+            surviving values. The Parameter objects stay the same, so the optimizer's parameter groups stay valid.
 
-    ``DistributedDataParallel`` cuts its buckets to the sizes that it finds when it wraps a model: shrink the model
-    inside, on every rank, then wrap that again.
+    ``DistributedDataParallel`` sets the sizes of its buckets when it wraps a model. Shrink the model inside, on every
+    rank, then wrap it again.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer.
-        ValueError: an argument is out of range, or more than 0.5 for a layer of granularity ``"2:4"``; an optimizer is
-            given and none holds a layer's trained values, or its state for them has tensors of another shape; the model
-            is a ``DistributedDataParallel``. The model is unchanged then.
+        TypeError: ``optimizer`` is not an optimizer.
+        ValueError: an argument is out of range, or above 0.5 for a layer of granularity ``"2:4"``; optimizers are
+            given, and none of them holds the trained values of some layer, or the state for the values has tensors of
+            another shape; the model is a ``DistributedDataParallel``. The model is then unchanged.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ValueError(
-                f"{name or 'model'} is a DistributedDataParallel, whose buckets have the sizes of now; shrink its "
-                "`.module`, on every rank, and wrap that again"
+                f"{name or 'model'} is a DistributedDataParallel, whose buckets keep their present sizes; shrink its "
+                "`.module` on every rank, then wrap that module again"
             )
     layers = dict(sparse_layers(model))
     if not layers:
@@ -170,7 +171,7 @@ def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Op
     optimizers = optimizers_of(optimizer)
     check_held({name or type(layer).__name__: layer.values for name, (layer, _) in layers.items()}, optimizers)
     survivors = {}
-    for name, (layer, sparsity) in layers.items():  # all of them before the first change: one may be refused
+    for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
             survivors[layer] = None if sparsity is None else _survivors(layer, sparsity)
         except ValueError as error:
@@ -183,7 +184,7 @@ def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Op
 
 
 def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
-    """int64, sorted: which of a layer's values stay at a sparsity; None where all do."""
+    """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay."""
     if (only := units_of(layer.granularity).sparsity) is not None:
         if sparsity > only:
             raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
@@ -205,18 +206,19 @@ def _cut(layer: SparseConv, survivors: Tensor, optimizers: Optimizers) -> None:
 
 
 def move_support(layer: SparseConv, support: Tensor, source: Tensor, optimizer: Optimizers = None) -> None:
-    """Gives a layer another support; its values, their gradient and their optimizer state move along.
+    """Gives a layer another support. Its values, their gradient and their optimizer state move along.
 
     Args:
-        support: int32, as ``SparseConv.set_support`` takes it.
-        source: int64, one a weight of the new support: which of the old values it was, or -1 for one that is new and
-            starts at 0, with a state of 0.
-        optimizer: as ``shrink`` takes it: its state for ``values``, tensor by tensor of that shape. The Parameter
-            object stays.
+        layer: changed in place.
+        support: int32, as in ``SparseConv.set_support``.
+        source: int64, one index per weight of the new support: the index of the old value, or -1 for a new weight. A
+            new weight and its optimizer state start at 0.
+        optimizer: as in ``shrink``. Every tensor of its state that has the shape of ``values`` moves along. The
+            Parameter object stays the same.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer.
-        ValueError: the support is not valid, or the optimizer's state has tensors of another shape; nothing has changed
+        TypeError: ``optimizer`` is not an optimizer.
+        ValueError: the support is not valid, or the optimizer's state has tensors of another shape. Nothing is changed
             then.
     """
     optimizers = optimizers_of(optimizer)
