@@ -22,9 +22,10 @@ from torch import Tensor, nn
 import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.cli import main
-from sparsegan.engine import gpu, tiling
-from sparsegan.engine.images import Images
-from sparsegan.engine.receptive import Field
+from sparsegan.engine import gpu
+from sparsegan.engine.tiles import tiling
+from sparsegan.engine.tiles.images import Images
+from sparsegan.engine.tiles.receptive import Field
 from sparsegan.gans import cyclegan, pix2pix, srgan
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"

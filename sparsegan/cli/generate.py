@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..clock import Clock
 from ..data.layouts import decode, image_files, to_tensor
-from ..engine import optimize_for_inference, tiling
+from ..engine import optimize_for_inference
 from ..engine.statistics import STATISTICS
+from ..engine.tiles import tiling
 from ..gans import store
 from ..placement import device_of, moved
 from ..progress import Progress, track

@@ -25,8 +25,8 @@ from ..copying import bake, copy_model
 from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..modes import Buffers
 from ..randomness import devices_of, undisturbed
-from . import tiling
 from .statistics import by_batch
+from .tiles import tiling
 from .tracing import close
 
 Self = TypeVar("Self", bound="BaseEngine")

@@ -18,7 +18,6 @@ from ..forks import ENGINES
 from ..nn.layer import SparseConv
 from ..ops import native
 from ..renamed import renamed_attribute
-from . import tiling
 from .arena import plan_arena
 from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
@@ -26,6 +25,7 @@ from .layers import Layers
 from .memory import Layout, Memory, new_arena
 from .shapes import Shapes
 from .steps import Step, Torch
+from .tiles import tiling
 from .tracing import Tracer, has_hooks
 from .values import Slot
 

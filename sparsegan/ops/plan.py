@@ -34,8 +34,8 @@ def _(support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
 
 
 def is_vector(geometry: list[int]) -> bool:
-    """Whether a unit is more than one weight. ``geometry`` is the flat list of
-    :meth:`sparsegan.geometry.Geometry.numbers`.""" return geometry[-1] * geometry[-2] > 1
+    """Whether a unit is more than one weight, from the flat list of :meth:`sparsegan.geometry.Geometry.numbers`."""
+    return geometry[-1] * geometry[-2] > 1
 
 
 def compile_plan(support: Tensor, geometry: Geometry, adjoint: bool = False) -> Tensor:

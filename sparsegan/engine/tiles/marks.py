@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..tracing import NORMS
 from .images import noise, tensors_of
-from .tracing import NORMS
 
 _aten = torch.ops.aten
 #: Ops that work element by element but do not have the tag ``pointwise``.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..nn.layer import SparseConv
+from ...nn.layer import SparseConv
 
 AXES = ("rows", "columns")
 
