@@ -108,6 +108,13 @@ def cycle(imports: Imports) -> list[str]:
     return next((found for module in sorted(imports) if (found := visit(module, []))), [])
 
 
+def test_a_wheel_has_every_package() -> None:
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert listed is not None
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == {f"sparsegan.{name}".rstrip(".") for name in packages}
+
+
 def test_imports_point_downwards() -> None:
     imports = graph()
     assert {"nn.layer", "kernels.sparse_conv", "cli.compress"} <= imports.keys()
