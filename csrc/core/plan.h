@@ -2,14 +2,14 @@
 //
 // A plan drives one sparse_conv, which computes target planes from source planes. A plan goes from fine to coarse (a
 // convolution). An adjoint plan goes from coarse to fine (a transposed convolution, or the input gradient of a
-// convolution). Only the fine grid has phases: a fine source channel is `phases` planes, and a fine target channel is
-// `phases` separate targets.
+// convolution). Only the fine grid has phases: each phase of a fine source channel is one plane, and each phase of a
+// fine target channel counts as one target.
 //
 // A tap is one kept unit seen from its target. In memory a plan is one int32 array, so that it can be passed as a plain
 // tensor:
 //     rows         [targets * blocks + 1]            first tap of (target, source block)
 // From coarse to fine only, two more arrays follow:
-//     codes        [taps] as uint16, two per int32   source channel within the span * positions + kernel position
+//     codes        [taps] as uint16, two per int32   (channel - first of its span) * positions + kernel position
 //     value_index  [taps]                            index into the support of each tap
 // From fine to coarse, the support itself is in the order of the taps, and the codes follow from it. The plan then
 // stores nothing per tap.
@@ -82,8 +82,8 @@ struct PlanView {
 };
 
 // Checks the rows and codes of an untrusted array and returns its view. Throws std::invalid_argument. The support and
-// the value index are checked where they are read (csrc/cpu/taps.cpp). With `direct`, an array that has the size of a
-// direct plan is read as a direct plan.
+// the value index are checked where they are read (csrc/cpu/taps.cpp). `direct` permits a plan of either form, and the
+// size decides.
 PlanView view_plan(const Geometry& geometry, bool adjoint, const int32_t* support, int64_t taps, const int32_t* data,
                    int64_t size, bool direct = false);
 

@@ -17,10 +17,9 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   const ConvSetup s = conv_setup(c, true);
   const PlanView& plan = *c.plan;
   const int64_t groups = s.tiling.groups, threads = std::max<int64_t>(1, pool.threads);
-  // Groups are independent: a thread takes whole groups and has separate panels. Groups that are left over, because
-  // they do not divide evenly among the threads, are cut by targets. Each thread packs a left-over group again, because
-  // a common panel would pass from core to core, which takes longer. With kMany threads or more per left-over group,
-  // all threads use a common panel instead.
+  // Each thread takes whole groups of tiles and has panels of its own. The groups that do not divide evenly among the
+  // threads are cut by targets. Each thread then packs such a group for itself: a common panel would pass from core to
+  // core, which takes longer. With kMany threads or more per such group, a common panel is faster.
   constexpr int64_t kMany = 4;
   const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
   const bool shared_panel = left > 0 && threads >= kMany * left;
@@ -54,8 +53,8 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
     s.k.unpack[s.dtype](s.y, s.tiling, group, channel(first), channel(last), panel, c.output_transform,
                         moments ? base + moments_at + group * moments : nullptr, y);
   };
-  // Targets per run: the outputs of a register tile for a run stay in the second-level cache while the source blocks
-  // add to them.
+  // As many targets at a time as have outputs of a register tile that fit into the second-level cache, where the source
+  // blocks add to them.
   constexpr int64_t kOutputBytes = 160 * 1024;
   const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
   const int64_t run = std::max<int64_t>(1, kOutputBytes / tile_bytes);

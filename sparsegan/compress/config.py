@@ -145,7 +145,7 @@ class CompressionConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The folder, checkpoints, progress and limit of a run. These settings do not change the result.
+    """The folder, checkpoints, progress and limit of a run. No weight of a result depends on these settings.
 
     `run_dir`, `resume`, `keep`: the run folder and its checkpoints, as in `training.Run`. Nothing is written where
     `run_dir` is None.

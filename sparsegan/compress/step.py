@@ -95,8 +95,8 @@ class CompressionTask(Comparison):
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
             stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
         figures = {"sparsity": self._sparsity} | terms.read(self.meanwhile)
-        # Weights cannot be chosen by gradients that overflowed, nor by those of a loss that is not finite. The training
-        # loop reports such a loss.
+        # No exchange of weights by gradients that overflowed or of a loss that is not finite. The training loop reports
+        # such a loss.
         if fraction > 0 and stepped and all(math.isfinite(figure) for figure in figures.values()):
             regrow(self.student, gradients, fraction, self.optimizer)
         if self.average is not None and step % self.config.generator_every == 0:
@@ -150,8 +150,8 @@ class CompressionTask(Comparison):
         """Make the fakes of every part, and update the discriminator on them.
 
         `with_graph`: whether the fakes keep their graph, for a generator step on them. Returns per part the noise, the
-        compressed generator's fakes, and the original's fakes (None where the discriminator does not take them for
-        real). With several parts, only the noise is kept, to save memory: all fakes are None.
+        compressed generator's fakes, and the original's fakes, which are None without `original_as_real`. With several
+        parts, only the noise is kept, to save memory: all fakes are None.
         """
         optimizer, scale = self.discriminator_optimizer, self.scales["discriminator"]
         made: list[tuple[Draws, Made | None, Made | None]] = []
@@ -233,7 +233,7 @@ class CompressionTask(Comparison):
 
 
 class Part(NamedTuple):
-    """Some images of a batch. `parts`: the batch's number of images divided by the part's; losses are divided by it."""
+    """Some images of a batch. `parts`: how many parts of this size make the batch; losses are divided by it."""
 
     batch: Any
     parts: float
@@ -271,7 +271,7 @@ def split(batch: Any, parts: int) -> list[Part]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
-    """Within it, if `keep`, batch norms keep their running statistics: the same images come a second time."""
+    """Within it, if `keep`, batch norms keep their running statistics, because the same images pass a second time."""
     norms = batch_norms(network) if keep else []
     momenta = [norm.momentum for norm in norms]
     counted = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]

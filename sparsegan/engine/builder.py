@@ -45,7 +45,7 @@ class Builder:
     def written(self, value: Value) -> Slot:
         """The slot that holds a value after its deferred work.
 
-        Separate steps do the deferred work now. The value is changed in place, so no reader repeats the work.
+        Appends the steps that do this work now. `value` then has no deferred work, so no reader repeats it.
         """
         if value.affine is not None or value.slope is not None:
             slot = self.slot(value.slot)
@@ -60,13 +60,13 @@ class Builder:
         return value.slot
 
     def _unpadded(self, value: Value) -> Value:
-        """A copy of a value without a deferred padding, for a step that can do all other deferred work."""
+        """Appends the steps of a deferred padding. Returns a copy of the value with all other work still deferred."""
         if value.padding is not None:
             self.written(value)
         return value.copy()
 
     def result(self, value: Value) -> Slot:
-        """The slot of a value that the program returns. The slot lies outside the arena, and its tensor belongs to the
+        """The slot of a value that the program returns. It lies outside the arena: each run allocates its tensor for the
         caller."""
         slot = self.written(value)
         if slot.outside:

@@ -23,7 +23,7 @@ class Slot:
 
     Most slots lie in the arena. The model's inputs, the results of torch ops and the engine's results lie `outside` the
     arena. The engine's results are also `fresh`: each run allocates them. A slot with a `parent` is the parent's
-    channels from `offset` on. The parts of a concatenation are thus written directly to their place in the whole.
+    channels from `offset` on. The parts of a concatenation are such slots, so that nothing is copied.
     """
 
     shape: tuple[int, ...]
@@ -47,10 +47,10 @@ class Slot:
 
 @dataclass(eq=False)
 class Affine:
-    """scale and shift, ``[N, C]`` each.
+    """The scale and shift of an input transform.
 
-    A norm computes them in each run, unless they are `constant`, ``[C]`` each. An Affine with a `parent` is the
-    parent's channels from `offset` on, as for slots.
+    They are `constant`, ``[C]`` each, or a norm computes them in each run, ``[N, C]`` each. An Affine with a `parent` is
+    the parent's channels from `offset` on, as for slots.
     """
 
     images: int

@@ -8,7 +8,7 @@ allocation               a layer's sparsity
                          weight are dropped, in whichever layer they are. Layers with small weights lose most.
 ``"global-normalized"``  is found like ``"global"``, after each layer's weights are divided by their root mean square.
                          No layer loses more only because the scale of its weights is small.
-:func:`sensitivity`      is measured: at these sparsities, each layer, pruned alone, raises a loss by the same amount.
+:func:`sensitivity`      is measured, so that pruning any single layer to its sparsity raises a loss equally.
 =======================  ============================================================================================
 
 At least one unit of each layer stays. For all allocations except ``"uniform"``, at least the fraction :data:`LEAST` of
@@ -92,7 +92,7 @@ class _Units:
         return max(self.gone, self.count - max(1, math.ceil(LEAST * self.count)))
 
     def ranks(self, normalized: bool) -> Tensor:
-        """The root mean square weights of the smallest units, ascending, float64 ``[most]``; -1 for dropped units.
+        """The root mean square weight of each of the smallest units, ascending, ``[most]``; -1 for dropped units.
 
         `normalized`: divide them by the root mean square of all units.
         """
@@ -148,7 +148,12 @@ def _units(
         found[name] = _Units(split, units.shape[-1], norms, kept)
         room += found[name].most * units.shape[-1]
     least = max((one.size for one in found.values()), default=0) / 2
-    if budget > room + least or budget < -least:
+    if budget < -least:
+        raise ValueError(
+            f"sparsity is {sparsity}, which is too low: the layers of granularity '2:4' always drop half of their weights, "
+            f"and these are {-budget:.0f} weights too many"
+        )
+    if budget > room + least:
         raise ValueError(
             f"sparsity is {sparsity}; for this the layers that are not of granularity '2:4' would have to drop "
             f"{budget:.0f} weights, and they can drop {room} at most: {LEAST:.0%} of each layer's units stay"

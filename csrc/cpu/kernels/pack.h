@@ -41,7 +41,7 @@ struct ChannelTransform {
   SPARSEGAN_INLINE Vec<T, L> active(Vec<T, L> z) const { return slope == T(1) ? z : leaky_relu<T, L>(z, slope); }
 };
 
-// Packs a few elements of each lane one by one, where vectors would read outside the tensor or would have few elements.
+// Packs elements one by one: at the ends of the tensor, where a vector would read outside, and for very short runs.
 template <class IO, class T, int L, bool Any>
 SPARSEGAN_INLINE void pack_elements(const int64_t (&start)[L], const Columns<T, L>& columns,
                                     const ChannelTransform<T, L, Any>& transformed, const IO* channel, T* out) {
