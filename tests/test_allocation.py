@@ -65,7 +65,7 @@ def test_the_total_is_met_and_no_layer_is_empty(widths, sparsity, granularity, a
             room += (units - max(1, math.ceil(LEAST * units))) * size
             half = max(half, size / 2)
     if not -half <= budget <= room + half:
-        with pytest.raises(ValueError, match="units stay|weights too many"):
+        with pytest.raises(ValueError, match=r"units stay|weights too many"):
             find()
         return
     shares = find()

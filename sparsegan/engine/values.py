@@ -49,8 +49,8 @@ class Slot:
 class Affine:
     """The scale and shift of an input transform.
 
-    They are `constant`, ``[C]`` each, or a norm computes them in each run, ``[N, C]`` each. An Affine with a `parent` is
-    the parent's channels from `offset` on, as for slots.
+    They are `constant`, ``[C]`` each, or a norm computes them in each run, ``[N, C]`` each. An Affine with a `parent`
+    is the parent's channels from `offset` on, as for slots.
     """
 
     images: int
