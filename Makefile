@@ -89,7 +89,7 @@ wheel-check: venv ## build the sdist and from it the wheel, install the wheel in
 sanitize: venv ## run the kernel tests under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize
 	SPARSEGAN_SANITIZE=1 $(PY) -m pip install -q --no-build-isolation --no-deps --target build/sanitize .
-	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	export PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1; \
 	export LD_PRELOAD="$$(for l in asan stdc++; do $${CXX:-c++} -print-file-name=lib$$l.so; done | xargs)"; \
 	$(PY) -c 'import sys; del sys.path[0]; from sparsegan.ops import native; assert native.sanitized, native.__file__'; \
 	$(BIN)/pytest --capture=sys $(KERNEL_TESTS)  # --capture=sys lets a sanitizer's report reach the terminal

@@ -66,7 +66,7 @@ class Builder:
         return value.copy()
 
     def result(self, value: Value) -> Slot:
-        """The slot of a value that the program returns. It lies outside the arena, and each run allocates its tensor."""
+        """The slot of a value that the program returns, outside the arena. Each run allocates its tensor."""
         slot = self.written(value)
         if slot.outside:
             return slot

@@ -150,8 +150,8 @@ def _units(
     least = max((one.size for one in found.values()), default=0) / 2
     if budget < -least:
         raise ValueError(
-            f"sparsity is {sparsity}, which is too low: layers of granularity '2:4' always drop half of their weights, and "
-            f"these are {-budget:.0f} weights too many"
+            f"sparsity is {sparsity}, which is too low: layers of granularity '2:4' always drop half of their weights, "
+            f"{-budget:.0f} weights too many"
         )
     if budget > room + least:
         raise ValueError(
