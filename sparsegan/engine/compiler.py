@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..nn.dispatch import DTYPES
 from ..nn.layer import SparseConv
 from . import rules
 from .builder import Builder
@@ -20,9 +21,6 @@ from .layers import Layers
 from .steps import SparseConvStep, Step, Torch
 from .tracing import is_random
 from .values import Slot, Value
-
-#: The dtypes that the steps compute in; a model of another dtype runs in torch.
-NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Unsafe(Exception):
@@ -112,7 +110,7 @@ class Compiler:
     def _held(self, slot: Slot, node: fx.Node) -> Value | Slot:
         """A Value for a tensor that the kernels can read, and the slot itself for anything else."""
         example = node.meta.get("value")
-        native = self.dtype in NATIVE_DTYPES
+        native = self.dtype in DTYPES["cpu"]  # a model of another dtype runs in torch
         if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
             return slot
         return Value(slot) if example.numel() else slot

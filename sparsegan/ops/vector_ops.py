@@ -24,6 +24,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import triton_op, wrap_triton
 
 from ..geometry import Direction, Geometry, geometry_of
+from ..kernels import DTYPES
 from ..kernels.sparse_conv import sparse_conv_kernel
 from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
 from ..kernels.wgrad import wgrad_kernel
@@ -205,8 +206,8 @@ def _device(x: Tensor) -> AbstractContextManager[Any]:
 def _check_images(name: str, x: Tensor, channels: int) -> None:
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {channels}, height, width]")
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"{name} has dtype {x.dtype}; accepted: torch.float32, torch.float16, torch.bfloat16")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} has dtype {x.dtype}; accepted: {', '.join(map(str, DTYPES))}")
     _check_size(name, x.shape[1] * x.shape[2] * x.shape[3])
 
 
