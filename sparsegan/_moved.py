@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from .renamed import warn_of_old_name
 
 #: Old name of a module -> the modules that contain its functions and classes now.
 MOVED = {
@@ -54,8 +55,7 @@ class _MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__.partition(".")[2]]
         names = " and ".join(f"{_PACKAGE}.{one}" for one in new)
-        # stacklevel does not count the frames of the import machinery: 2 is the line that imports.
-        warnings.warn(f"{module.__name__} is {names} now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+        warn_of_old_name(module.__name__, names)
         modules = [importlib.import_module(f".{one}", _PACKAGE) for one in new]
 
         def attribute(name: str) -> Any:

@@ -6,6 +6,8 @@ import copy
 import importlib
 import importlib.util
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,43 @@ def test_old_schemas_have_the_arguments_of_the_new_ones() -> None:
     for old, new in names.items():
         one, other = (getattr(torch.ops.sparsegan, name).default._schema.arguments for name in (old, new))
         assert [(str(a.type), a.default_value) for a in one] == [(str(a.type), a.default_value) for a in other]
+
+
+def test_an_engine_pickled_by_the_last_version_compiles_again() -> None:
+    model, x = sg.sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5).eval(), torch.randn(1, 3, 6, 6)
+    with pytest.warns(DeprecationWarning, match="sparsegan.engine.served"):
+        served = importlib.import_module("sparsegan.engine.served")
+    engine = served._compiled_again(model, ((x,), {}), 8, "stored")  # its pickles name this function
+    torch.testing.assert_close(engine(x), model(x))
+
+
+def test_profiles_pickled_by_the_last_version_can_be_printed() -> None:
+    report = sg.profile(sg.sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5), torch.randn(1, 3, 6, 6), seconds=0.01)
+    row = copy.copy(report.rows[0])
+    old = {"kernel" if name == "backend" else name: value for name, value in vars(row).items()}
+    read = type(row).__new__(type(row))
+    read.__setstate__(old)
+    assert read == row
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "layer.kernel",
+        "layer.kernel = 'dense'",
+        "sg.prune",
+        "from sparsegan.allocation import shares",
+        "import sparsegan.dispatch as dispatch; dispatch.KERNELS",
+        "sg.Compressor(sg.gans.dcgan.Generator(4, 2), None, None, None, seed=3)",
+        "sg.ops.gather()",
+    ],
+)
+def test_the_warning_is_shown_at_the_line_of_the_program(use: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    made = "import torch, sparsegan as sg\nlayer = sg.SparseConv2d(4, 4, 3, sparsity=0.5)\n"
+    program.write_text(
+        f"{made}try:\n    {use}\nexcept (TypeError, ValueError, AttributeError, RuntimeError):\n    pass\n"
+    )
+    # Without an option, Python shows a DeprecationWarning only where it belongs to a line of __main__.
+    shown = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True).stderr
+    assert f"{program}:4: DeprecationWarning" in shown, shown

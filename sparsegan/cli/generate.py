@@ -124,7 +124,7 @@ class _Server:
 
 
 def _from_noise(arguments: argparse.Namespace, gan: store.Gan) -> None:
-    for name in ("images", "tile"):
+    for name in ("images", "tile", "direction", "domains"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is given; {gan.config['network']['gan']} makes images from noise")
     out, server = arguments.out or Path("samples.png"), _Server(arguments.statistics)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from ..nn.granularity import check_granularity
 from ..pruning.allocation import check_allocation
+from ..renamed import warn_at_caller
 from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
 
 DiscriminatorMode = Literal["updated", "frozen", "none"]
@@ -288,6 +288,10 @@ def from_old_keywords(
     if isinstance(config, Mapping):  # `config` was the name of RunConfig's settings
         old, config = {**old, "config": config}, None
     old = {"settings" if name == "config" else name: value for name, value in old.items()}
+    if old.get("loss", "given") is None:  # the default before 0.1
+        del old["loss"]
+    if isinstance(old.get("exclude"), Iterable) and not isinstance(old["exclude"], str):
+        old["exclude"] = tuple(old["exclude"])
     names = {kind: {one.name for one in fields(kind)} for kind in (CompressionConfig, RunConfig)}
     if unknown := old.keys() - names[CompressionConfig] - names[RunConfig]:
         raise TypeError(f"{who} got an unexpected keyword argument {min(unknown)!r}")
@@ -303,9 +307,5 @@ def from_old_keywords(
 
     both = merged("config", CompressionConfig, config), merged("run", RunConfig, run)
     if spelled:
-        warnings.warn(
-            f"{who} takes {', '.join(spelled)} now; the separate keywords go in 0.2",
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        warn_at_caller(f"{who} takes {', '.join(spelled)} now; the separate keywords go in 0.2")
     return both

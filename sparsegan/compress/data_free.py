@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..gans.objective import Objective
 from ..modes import in_mode
 from ..placement import device_of, moved
 from ..randomness import seeded
+from ..renamed import warn_of_old_name
 
 
 class GeneratedBatches:
@@ -62,7 +62,7 @@ class OwnImages(GeneratedBatches):
     """The old name of `GeneratedBatches`. It will be removed in 0.2."""
 
     def __init__(self, generator: nn.Module, objective: Objective, loader: Any) -> None:
-        _warn_of_old_name("OwnImages", "GeneratedBatches")
+        warn_of_old_name("OwnImages", "GeneratedBatches")
         super().__init__(generator, objective, loader)
 
 
@@ -70,9 +70,5 @@ class Blank(BlankBatches):
     """The old name of `BlankBatches`. It will be removed in 0.2."""
 
     def __init__(self, batch_size: int, channels: int, size: int, count: int = 100) -> None:
-        _warn_of_old_name("Blank", "BlankBatches")
+        warn_of_old_name("Blank", "BlankBatches")
         super().__init__(batch_size, channels, size, count)
-
-
-def _warn_of_old_name(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} now; the old name goes in 0.2", DeprecationWarning, stacklevel=3)

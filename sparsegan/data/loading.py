@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..renamed import warn_of_old_name
 from . import layouts, mnist, registry
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
@@ -116,8 +116,7 @@ def _kind(kind: Kind | str) -> Kind:
         return kind
     if kind in TASKS:
         new = TASKS[kind]
-        text = f"kind is {kind!r}, which is {new.name!r} now; the old name goes in 0.2"
-        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        warn_of_old_name(f"the kind {kind!r}", repr(new.name))
         return new
     _accept("kind", kind, tuple(KINDS))
     return KINDS[kind]

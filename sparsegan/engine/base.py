@@ -222,7 +222,7 @@ class BaseEngine(ABC):
 
     def __reduce__(self) -> Any:
         """Copies and pickles hold the model and the example, and compile the model again."""
-        return _compiled_again, (type(self), self.model, self.example, self._plans, self.statistics)
+        return _rebuilt, (type(self), self.model, self.example, self._plans, self.statistics)
 
     def eval(self: Self) -> Self:
         """Returns the engine unchanged: an engine always computes as a model in evaluation mode does."""
@@ -264,7 +264,7 @@ def _varied(one: Tensor) -> Tensor:
     return torch.linspace(-1, 1, one.numel(), dtype=one.dtype, device=one.device).view(one.shape)
 
 
-def _compiled_again(
+def _rebuilt(
     kind: type[BaseEngine], model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str
 ) -> BaseEngine:
     args, kwargs = example

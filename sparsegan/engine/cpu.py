@@ -17,7 +17,7 @@ from ..calls import Call
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
 from ..ops import native
-from ..renamed import renamed_attribute
+from ..renamed import renamed_attribute, with_new_names
 from .arena import plan_arena
 from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
@@ -56,6 +56,9 @@ class StepTime:
     ms: float
     multiply_ms: float
     kernel = renamed_attribute("kernel", "backend")
+
+    def __setstate__(self, written: dict[str, Any]) -> None:
+        self.__dict__.update(with_new_names(written))
 
 
 @dataclass(eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from ..atomic_files import write_tensors
 from ..placement import device_of
 from ..randomness import seeded
+from ..renamed import warn_of_old_name
 from ..state_dicts import read_state
 from . import GANS, Reference, dcgan
 from .objective import Objective
@@ -144,13 +144,13 @@ def save(folder: str | Path, generator: nn.Module, discriminator: nn.Module, hal
 
 def noise(generator: dcgan.Generator, count: int, seed: int | None = None) -> Tensor:
     """The former name of `sparsegan.gans.dcgan.noise`. It goes in 0.2."""
-    warnings.warn("store.noise is dcgan.noise now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+    warn_of_old_name("store.noise", "dcgan.noise")
     return dcgan.noise(generator, count, seed)
 
 
 def sizes_of(gan: str) -> Mapping[str, inspect.Parameter]:
     """The former name of `Reference.sizes`, for the GAN with the given name. It goes in 0.2."""
-    warnings.warn("store.sizes_of is Reference.sizes now; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+    warn_of_old_name("store.sizes_of", "Reference.sizes")
     return GANS[gan].sizes
 
 

@@ -13,7 +13,7 @@ from .. import ops
 from ..copying import mask_of, plain_layer, plain_weight
 from ..geometry import Pair
 from ..ops.plan import numbers_of, plan_of
-from ..renamed import renamed_attribute
+from ..renamed import renamed_attribute, with_new_names
 from . import dispatch, state
 from .dense_path import run_dense, warn_of_dense, weight_for_call
 from .granularity import check_shape, check_sparsity, kept, magnitude_mask, nonzero_mask, support_of
@@ -269,7 +269,7 @@ class SparseConv(KeptWeights):
         return self.__dict__ | {"_cache": None}
 
     def __setstate__(self, written: dict[str, Any]) -> None:
-        super().__setstate__(state.of_this_version(written))
+        super().__setstate__(with_new_names(written))
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(

@@ -21,7 +21,7 @@ import torch
 from .. import kernels, ops
 from ..geometry import Geometry
 from ..ops import native
-from ..renamed import renamed_names, warn_of_old_name
+from ..renamed import renamed_names, warn_of_old_attribute
 
 #: The possible values of a layer's ``backend``.
 BACKENDS = ("auto", "sparse", "dense")
@@ -56,7 +56,7 @@ class Choice(NamedTuple):
     @property
     def kernel(self) -> str:
         """``backend`` under its old name."""
-        warn_of_old_name(self, "kernel", "backend")
+        warn_of_old_attribute(self, "kernel", "backend")
         return self.backend
 
 

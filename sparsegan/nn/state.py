@@ -69,12 +69,6 @@ def load(
                 layer.bias.copy_(loaded.bias)
 
 
-def of_this_version(written: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a pickled layer under their present names. Before 0.1 some had other names."""
-    old = {"kernel": "backend", "_derived": "_cache"}
-    return {old.get(name, name): value for name, value in written.items()}
-
-
 def read(layer: KeptWeights, entries: dict[str, Any]) -> tuple[Loaded, list[str]]:
     """The tensors to load, and the names of missing keys. ``entries``: a layer's part of a state_dict, without prefix.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..renamed import warn_of_old_name
 from .sparse_conv import OUTPUT_ACTIVATIONS, sparse_conv, vector_ops
 
 CURVES = OUTPUT_ACTIVATIONS
@@ -26,28 +26,24 @@ _SCHEMAS = (
 )
 
 
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} now; the old name goes in 0.2", DeprecationWarning, stacklevel=3)
-
-
 def gather(*args: Any, **kwargs: Any) -> Tensor:
     """:func:`sparsegan.ops.sparse_conv` under its old name."""
-    _warn("sparsegan.ops.gather", "sparsegan.ops.sparse_conv")
+    warn_of_old_name("sparsegan.ops.gather", "sparsegan.ops.sparse_conv")
     return sparse_conv(*args, **kwargs)
 
 
 def _gather(*args: Any) -> Any:
-    _warn("sparsegan::gather", "sparsegan::sparse_conv")
+    warn_of_old_name("sparsegan::gather", "sparsegan::sparse_conv")
     return torch.ops.sparsegan.sparse_conv(*args)
 
 
 def _vector_gather(*args: Any) -> Any:
-    _warn("sparsegan::vector_gather", "sparsegan::vector_sparse_conv")
+    warn_of_old_name("sparsegan::vector_gather", "sparsegan::vector_sparse_conv")
     return vector_ops().vector_sparse_conv(*args)
 
 
 def _gather_fused(*args: Any) -> Any:
-    _warn("sparsegan::gather_fused", "sparsegan::sparse_conv_fused")
+    warn_of_old_name("sparsegan::gather_fused", "sparsegan::sparse_conv_fused")
     return torch.ops.sparsegan.sparse_conv_fused(*args)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..clock import Clock
 from ..nn.layer import SparseConv
-from ..renamed import renamed_attribute
+from ..renamed import renamed_attribute, with_new_names
 from .macs import layer_macs, visit_layers
 
 
@@ -35,6 +35,9 @@ class LayerProfile:
     dense_ms: float
     sparse_ms: float
     kernel = renamed_attribute("kernel", "backend")
+
+    def __setstate__(self, written: dict[str, Any]) -> None:
+        self.__dict__.update(with_new_names(written))
 
     @property
     def faster(self) -> str:

@@ -3,7 +3,7 @@
 from . import allocation, schedule
 from .allocation import allocate, sensitivity
 from .averaging import Average
-from .regrow import dense_gradients, regrow
+from .regrow import dense_gradients
 from .removal import remove_filters
 from .reorder import reorder_channels
 from .surgery import move_support, shrink, sparsify
@@ -14,7 +14,6 @@ __all__ = [
     "allocation",
     "dense_gradients",
     "move_support",
-    "regrow",
     "remove_filters",
     "reorder_channels",
     "schedule",
