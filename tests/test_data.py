@@ -271,7 +271,7 @@ def test_wrong_arguments_are_sentences(
 
 def test_kinds_still_have_their_old_names(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
-    with pytest.warns(DeprecationWarning, match="kind is 'dcgan', which is 'images' now; the old name goes in 0.2"):
+    with pytest.warns(DeprecationWarning, match="the kind 'dcgan' is 'images' now; the old name goes in 0.2"):
         assert len(data.load("dcgan", tmp_path, 16, "all")) == 2
 
 

@@ -292,7 +292,7 @@ def test_hostile_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"weight": "text"}, "has 'weight', a str"),
         ({}, "holds no tensors"),
         ({"w": torch.zeros(1).expand(10**6, 10**6)}, "more than the file holds"),
-        ({"w": torch.eye(3).to_sparse()}, "it must be a plain one"),
+        ({"w": torch.eye(3).to_sparse()}, "it must be a plain tensor"),
     ):
         torch.save(content, file)
         with pytest.raises(ValueError, match=why):
