@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 #: Packages whose lines never are the line of the program that uses an old name.
 _INSIDE = ("sparsegan", "torch", "importlib", "_frozen_importlib", "_frozen_importlib_external")
@@ -45,6 +49,22 @@ def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
         return getattr(sys.modules[module], names[name])
 
     return attribute
+
+
+def renamed_keywords(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A decorator for a function whose keywords had other names. ``names``: old name = new name."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for old in names.keys() & kwargs.keys():
+                warn_of_old_name(f"{function.__name__}({old}=)", f"{function.__name__}({names[old]}=)")
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def renamed_attribute(old: str, new: str) -> Any:

@@ -273,6 +273,8 @@ def test_kinds_still_have_their_old_names(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
     with pytest.warns(DeprecationWarning, match="the kind 'dcgan' is 'images' now; the old name goes in 0.2"):
         assert len(data.load("dcgan", tmp_path, 16, "all")) == 2
+    with pytest.warns(DeprecationWarning, match=r"load\(task=\) is load\(kind=\) now"):
+        assert len(data.load(task="images", source=tmp_path, size=16, split="all")) == 2
 
 
 def test_options_of_other_kinds_are_refused(tmp_path: Path) -> None:

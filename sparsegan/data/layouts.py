@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..progress import announce, track
+from ..renamed import renamed_keywords
 from . import idx
 from .samples import FACTOR, Crops, Images, Labelled, Pairs, Samples, Single, Unpaired
 
@@ -42,6 +43,7 @@ def unit(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
+@renamed_keywords(share="fraction")
 def held_out(base: str, fraction: float = HELD_OUT) -> bool:
     """Returns whether the item `base` belongs to the test split, which holds this `fraction` of all names."""
     return unit(base) < fraction

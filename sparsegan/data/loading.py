@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..renamed import warn_of_old_name
+from ..renamed import renamed_keywords, warn_of_old_name
 from . import layouts, mnist, registry
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
@@ -39,6 +39,7 @@ def labelled(name: str, size: int = 64) -> tuple[Tensor, Tensor]:
     return torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts]), samples.labels
 
 
+@renamed_keywords(task="kind")
 def load(
     kind: Kind | str,
     source: str | Path,

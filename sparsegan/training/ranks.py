@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from ..outermost import Outermost, mapped
 from ..randomness import CPU
-from ..renamed import renamed_names
+from ..renamed import renamed_keywords, renamed_names
 
 
 def world_size() -> int:
@@ -251,6 +251,7 @@ def sum_gradients(optimizer: Optimizer) -> None:
     sum_tensors(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
 
 
+@renamed_keywords(shares="partial_sums")
 def sum_tensors(partial_sums: Iterable[Tensor]) -> None:
     """Add up all ranks' partial sums of each tensor, in place."""
     if world_size() > 1:

@@ -243,7 +243,7 @@ def _scales(unit: int, runs: list[list[Any]]) -> tuple[tuple[Reach, Reach], ...]
 
 def _thinnest(twin: nn.Module, images: Images, stride: tuple[int, int], axis: int) -> int:
     """A small number of rows or columns that the model accepts: the width of strips along the other axis."""
-    size, problem = _rounded_up(8, stride[axis]), None
+    size, problem = rounded_up(8, stride[axis]), None
     while size <= _longest(stride[axis]):
         try:
             _marked_run(twin, images, axis, strip(axis, size, _shortest(stride[1 - axis])), slice(0))
@@ -254,12 +254,13 @@ def _thinnest(twin: nn.Module, images: Images, stride: tuple[int, int], axis: in
     raise ValueError(f"tile needs a model that takes images of other sizes; this one says: {problem}")
 
 
-def _rounded_up(pixels: int, stride: int) -> int:
+def rounded_up(pixels: int, stride: int) -> int:
+    """The least multiple of `stride` that is not below `pixels`."""
     return stride * -(-pixels // stride)
 
 
 def _shortest(stride: int) -> int:
-    return max(_rounded_up(64, stride), 8 * stride)
+    return max(rounded_up(64, stride), 8 * stride)
 
 
 def _longest(stride: int) -> int:

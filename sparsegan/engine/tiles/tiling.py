@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .agreement import disagreement
 from .images import AXES, Arguments, Images
-from .receptive import Field, Reach, find, multiples
+from .receptive import Field, Reach, find, multiples, rounded_up
 
 #: Windows along one axis: the first pixel of each window, and the pixel after its last pixel.
 Windows = list[tuple[int, int]]
@@ -216,11 +216,11 @@ def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate:
     if side == 0:
         raise ValueError(f"tile is {tile} {name}; this model needs tiles of {stride} {name}, or a multiple")
     if overlap is not None:
-        common, given = _rounded(overlap, stride), f"overlap={overlap}"
+        common, given = rounded_up(overlap, stride), f"overlap={overlap}"
     elif needed is not None and (needed < side or not approximate):
         common, given = needed, f"the {needed} {name} that this model's tiles share"
     else:
-        common = max(_rounded(side // 4, stride), found.covered(axis))
+        common = max(rounded_up(side // 4, stride), found.covered(axis))
         given = f"the {common} {name} that blended tiles share"
     if common < found.covered(axis):
         raise ValueError(
@@ -231,10 +231,6 @@ def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate:
         way_out = "; a smaller overlap= blends tiles" if overlap is None and not approximate else ""
         raise ValueError(f"tile is {tile} {name}; with {given} it must be at least {common + stride}{way_out}")
     return side, common, needed is not None and common >= needed
-
-
-def _rounded(pixels: int, stride: int) -> int:
-    return -(-pixels // stride) * stride
 
 
 def _windows(size: int, side: int, common: int, stride: int) -> Windows:
