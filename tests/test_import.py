@@ -66,6 +66,16 @@ def test_all_public_names_are_there_and_listed() -> None:
         _ = sg.no_such_name
 
 
+def test_the_flop_counter_knows_the_vector_ops_that_were_loaded_before_it() -> None:
+    pytest.importorskip("triton")
+    program = (
+        "import sparsegan.ops.vector_ops; from torch.utils.flop_counter import flop_registry as known; "
+        "print(sum('sparsegan' in str(op) for op in known))"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == 4
+
+
 @pytest.mark.parametrize("first", ["sparsegan", "torch.utils.flop_counter"])
 def test_the_flop_counter_knows_the_ops_in_either_import_order(first: str) -> None:
     program = (

@@ -70,10 +70,10 @@ def _wgrad_flops(
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the FLOP counter through the other finders, and calls ``register()`` when the counter is loaded."""
+    """Finds the FLOP counter through the other finders, and calls the waiting functions when the counter is loaded."""
 
-    def __init__(self, register: Callable[[], None]) -> None:
-        self.register = register
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != FLOP_COUNTER:
@@ -86,15 +86,22 @@ class _AfterImport(MetaPathFinder):
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
                 sys.meta_path.remove(self)
-                self.register()
+                for register in self.waiting:
+                    register()
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
+
+
+#: One finder for all ops: two would ask each other without end.
+_AFTER_IMPORT = _AfterImport()
 
 
 def _with_flop_counter(register: Callable[[], None]) -> None:
     """Calls ``register()``: now if the FLOP counter is loaded, else right after the import of the counter."""
     if FLOP_COUNTER in sys.modules:
         register()
-    else:
-        sys.meta_path.insert(0, _AfterImport(register))
+        return
+    if not _AFTER_IMPORT.waiting:
+        sys.meta_path.insert(0, _AFTER_IMPORT)
+    _AFTER_IMPORT.waiting.append(register)
