@@ -13,22 +13,31 @@ from .distances import (
     fidelity,
     load_features,
 )
+from .likeness import CLOSE, FAR, PARTLY, Likeness, OriginalImages, edge_energy, psnr, worst
 
 __all__ = [
     "CLASSIFIERS",
+    "CLOSE",
+    "FAR",
     "MOST_PSNR",
+    "PARTLY",
     "Classifier",
     "Distances",
     "Evaluator",
     "Features",
+    "Likeness",
+    "OriginalImages",
     "Score",
     "TaskEvaluator",
     "distances_between",
     "diversity",
+    "edge_energy",
     "fidelity",
     "find_classifier",
     "load_classifier",
     "load_features",
+    "psnr",
     "save_classifier",
     "train_classifier",
+    "worst",
 ]
