@@ -208,6 +208,18 @@ def test_a_generator_alone_never_gets_the_digits_silently(tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_of_terms_reach_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--data-free", "--recipe", "gan-loss"]
+    command += ["--batch", "4", "--steps", "1", "--warm-up", "1", "--quiet", "--out", str(tmp_path / "out")]
+    assert main([*command, "--weight", "gan=1"]) == 1
+    assert "--weight has the term 'gan'; this GAN has the terms gen, dis" in capsys.readouterr().err
+    assert main([*command, "--resume", "--weight", "gen=3"]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"] == pytest.approx(3 * row["gen"])
+    assert store.read_config(tmp_path / "out")["weights"] == {"gen": 3}
+
+
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
     image = pytest.importorskip("PIL.Image")
     folder.mkdir(parents=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,13 +25,15 @@ from ..data import Samples
 from ..gans import GANS, Objective, Training, store
 from ..metrics.distances import TaskEvaluator, load_features
 from ..metrics.likeness import FAR
+from ..placement import device_of, moved
 from ..profiling.info import peak_bytes
 from ..progress import announce
 from ..pruning.allocation import sensitivity
+from ..randomness import seeded
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
 from .common import need, set_threads, use_device
-from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings
+from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings, read_weights
 from .compress_options import add_arguments as add_arguments
 from .compress_report import Finished, write_result
 from .loading import (
@@ -84,8 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
         _warm_up(arguments, gan, discriminator, reference.training, loader)
 
+    weights = read_weights(arguments)
+    if weights:
+        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
-    settings.setdefault("betas", reference.training.betas)
     settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # the network that generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
@@ -96,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         objective,
         steps=arguments.steps,
         sparsity=arguments.sparsity,
+        **({"every": arguments.prune_every} if arguments.prune_every else {}),
         fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
         fresh_generator=lambda: _fresh_generator(network).to(device),
         small=lambda parameters: _small_generator(written, parameters).to(device),
@@ -105,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoint_every=arguments.checkpoint_every,
             settings={"command": "compress", "compressed": True, "network": written}
             | {name: getattr(arguments, name) for name in named}
-            | ({"domain_names": domains} if domains else {}),
+            | ({"domain_names": domains} if domains else {})
+            | ({"weights": weights} if weights else {}),
             quiet=arguments.quiet,
         ),
         **settings,
@@ -174,11 +181,32 @@ def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training, 
         ("batch", training.batch),
         ("generator_every", training.generator_every),
         ("discriminator_lr", training.discriminator_lr),
+        ("betas", training.betas),
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.lr is None:
         arguments.lr = LR_FACTOR * arguments.discriminator_lr
+
+
+def _weighted(
+    objective: Objective,
+    weights: Mapping[str, float],
+    gan: store.Gan,
+    discriminator: nn.Module,
+    loader: Any,
+    seed: int,
+) -> Objective:
+    """The objective with other weights of its terms. Raises ValueError for a term that the objective does not have."""
+    with seeded(seed):
+        batch = moved(next(iter(loader)), device_of(generator=gan.generator))
+        fake = objective.generate(gan.generator, batch)
+        both = (objective.generator_terms, objective.discriminator_terms)
+        names = [name for terms in both for name in terms(gan.generator, discriminator, fake, batch)]
+    for name in weights:
+        if name not in names:
+            raise ValueError(f"--weight has the term {name!r}; this GAN has the terms {', '.join(names)}")
+    return replace(objective, weights={**objective.weights, **weights})
 
 
 def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:

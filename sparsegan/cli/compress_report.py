@@ -35,9 +35,10 @@ SETTINGS = (
 class Finished:
     """A finished run.
 
-    `task`: the name of the reference GAN. `data`: the data set of the fine-tuning. `generators`: "dense" and "compressed".
-    `few`: a batch of inputs for the times of the layers. `scores`: by generator and name, from --features. `picture`:
-    uint8 [H, W, 3]. `split`: the data of the picture, in words. `history`: the figures of every step.
+    `task`: the name of the reference GAN. `data`: the data set of the fine-tuning. `generators`: "dense" and
+    "compressed". `few`: a batch of inputs for the times of the layers. `scores`: by generator and name, from
+    --features. `picture`: uint8 [H, W, 3]. `split`: the data of the picture, in words. `history`: the figures of every
+    step.
     """
 
     task: str

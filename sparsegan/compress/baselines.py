@@ -19,7 +19,7 @@ choices here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,17 +77,20 @@ class Recipe:
     prune_discriminator: bool = False
     original_as_real: bool = False
 
-    def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
+    def config(
+        self, loss: GeneratorLoss | None = None, loss_fields: Mapping[str, Any] | None = None, **settings: Any
+    ) -> CompressionConfig:
         """The recipe's configuration.
 
         `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`. Other recipes
-        accept only the loss that they define. `settings`: more fields of `CompressionConfig`. A recipe that prunes
-        nothing replaces the settings granularity, exclude and allocation by its own. Raises ValueError for a setting
-        that contradicts the recipe, and where `CompressionConfig` does.
+        accept only the loss that they define. `loss_fields`: fields of the recipe's loss, by name, that take the place
+        of the recipe's own. `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing replaces the
+        settings granularity, exclude and allocation by its own. Raises ValueError for a setting that contradicts the
+        recipe, and where `CompressionConfig` does.
         """
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
-        decided["loss"] = self._loss(matched)
+        decided["loss"] = replace(self._loss(matched), **(loss_fields or {}))
         given = settings if loss is None or loss is matched else {**settings, "loss": loss}
         for name, value in decided.items():
             if given.get(name, value) != value:
@@ -104,7 +107,7 @@ class Recipe:
             return Rounds(steps, sparsity)
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
 
-    def _loss(self, matched: SelfSupervisedLoss) -> GeneratorLoss:
+    def _loss(self, matched: SelfSupervisedLoss) -> SelfSupervisedLoss | DistillationLoss | PlainLoss:
         if self.features:
             return replace(matched, terms=0.0, features=1.0)
         if self.matched:
@@ -244,6 +247,7 @@ def baseline(
     fresh_generator: Callable[[], nn.Module] | None = None,
     small: Callable[[int], nn.Module] | None = None,
     loss: GeneratorLoss | None = None,
+    loss_fields: Mapping[str, Any] | None = None,
     every: int = 10,
     rounds: bool = False,
     run: RunConfig | None = None,
@@ -256,7 +260,7 @@ def baseline(
     recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
     `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
-    `loss`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
+    `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
     `run`: as in `Compressor`; the default of its title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
@@ -271,7 +275,7 @@ def baseline(
             raise ValueError(f"recipe {name!r} needs {argument}=, a function that makes an untrained {what[argument]}")
     of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
     _, run = from_old_keywords("baseline", of_run, None, run)
-    config = recipe.config(loss, **settings)
+    config = recipe.config(loss, loss_fields, **settings)
     student = None
     with seeded(config.seed):
         if recipe.fresh_discriminator and fresh is not None:
