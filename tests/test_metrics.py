@@ -222,7 +222,7 @@ def test_each_target_domain_has_a_score_and_its_inputs_do_not_pass_for_it(shades
     uneven = kept | {"to a": replace(kept["to a"], accuracy=None)}
     assert metrics.overall(uneven).accuracy is None
     one = metrics.TaskEvaluator(shades, stargan.objective, features, batch_size=1)  # no image leaves its domain
-    with pytest.warns(UserWarning, match="view 'to a' has 0 generated and 8 real images; it has no distances"):
+    with pytest.warns(UserWarning, match="has 0 generated and 8 real images; it has no distances"):
         assert one.scores(Brighter(1.0))["to a"].kid is None
 
 
