@@ -8,9 +8,11 @@
     attribute file    an image folder, and a file as CelebA's list_attr_celeba.txt: count, names, then a line per image
 
 In a layout without splits, a tenth of the items is held out for the test split. The SHA-256 of an item's name decides
-(`held_out`), so the split is the same on every machine. A tenth of the training split is the split "validation", and
-the rest of it is "fit"; the SHA-256 of an item's base item decides too (`Reading.chosen`). Hidden files, and files whose ending belongs to no image
-format, are not images. All other files must be readable. Transparent images get a white background.
+(`held_out`), so the split is the same on every machine. In every layout, a tenth of the training split is the split
+"validation" and the rest of it is "fit". Here the SHA-256 of the item's base item decides (`Reading.chosen`).
+
+Hidden files, and files whose ending belongs to no image format, are not images. All other files must be readable.
+Transparent images get a white background.
 """
 
 from __future__ import annotations

@@ -217,13 +217,13 @@ class TaskEvaluator:
     def scores(self, generator: nn.Module) -> dict[str, Score]:
         """View -> score, on all samples; of two unpaired sides, on as many of each as the smaller one has.
 
-        The states of torch's random generators do not change. A view with fewer than two generated or real images has no distances, and a warning says so. Raises ValueError
-        for a view without real images.
+        The states of torch's random generators do not change. A view with fewer than two generated or real images has
+        no distances, and a warning says so. Raises ValueError for a view without real images.
         """
         tallies: dict[str, _Tally] = {}
         device = device_of(generator=generator)
         with seeded(self.seed), torch.no_grad(), ranks.divided(generator, padded=True):
-            # StarGAN takes target domains from the batch, so the domains are mixed. Repeated images would bias distances.
+            # StarGAN takes target domains from the batch, so domains are mixed. Repeated images would bias distances.
             order = self.samples.order()[: self.samples.distinct]
             chunks = order.split(self.batch_size)
             for chunk in track(chunks, "scoring", self.quiet or ranks.rank() > 0):
