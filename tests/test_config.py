@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -265,8 +265,10 @@ def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
     )
 
 
-def words_for(value: Any) -> list[str]:
-    """Another value than `value`, in the words of a command line."""
+def words_for(value: Any, hint: Any) -> list[str]:
+    """Another value than `value`, in the words of a command line. `hint`: the type of the field."""
+    if get_origin(hint) is Literal:
+        return [next(choice for choice in get_args(hint) if choice != value)]
     if isinstance(value, tuple):
         return ["0.25", "0.75"] if value and isinstance(value[0], float) else ["main.0", "main.1"]
     if isinstance(value, str):
@@ -286,7 +288,7 @@ def test_every_field_of_a_configuration_and_of_a_loss_has_an_option(tmp_path: Pa
         elif isinstance(value, bool):
             words = [flag, *(["--decay"] if name == "rewind" else [])]
         else:
-            words = [flag, *words_for(value)]
+            words = [flag, *words_for(value, get_type_hints(CompressionConfig)[name])]
         assert getattr(config_of(*words), name) != value, name
 
     for recipe in ("self-supervised", "self-supervised-features", "one-shot-distillation-frozen"):
@@ -297,7 +299,7 @@ def test_every_field_of_a_configuration_and_of_a_loss_has_an_option(tmp_path: Pa
             value, flag = getattr(config.loss, name), f"loss-{name}".replace("_", "-")
             words = [f"--no-{flag}" if value else f"--{flag}"]
             if not isinstance(value, bool):
-                words = [f"--{flag}", *words_for(value)]
+                words = [f"--{flag}", *words_for(value, get_type_hints(type(config.loss))[name])]
             changed = config_of("--recipe", recipe, *words)
             assert {one for one in names if getattr(changed.loss, one) != getattr(config.loss, one)} == {name}
             file = tmp_path / "settings.json"  # the settings file of such a run gives the same again

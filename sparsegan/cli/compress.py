@@ -23,7 +23,8 @@ from ..checkpoint import save
 from ..compress import RECIPES, BlankBatches, GeneratedBatches, RunConfig, baseline, gap, of_size
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
-from ..metrics.distances import TaskEvaluator, load_features
+from ..metrics.distances import TaskEvaluator
+from ..metrics.features import load_features
 from ..metrics.likeness import FAR
 from ..placement import device_of, moved
 from ..profiling.info import peak_bytes

@@ -15,7 +15,7 @@ from ..compress.losses import LOSSES
 from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
 from .common import add_run_options, at_least_one
-from .field_options import add_field, default_of, given_fields, names_of
+from .field_options import add_field, default_of, documented, given_fields, names_of
 from .loading import add_content, add_data_options, add_gan_options
 
 #: The generator's default learning rate divided by the discriminator's. In few steps, the kept weights of a pruned
@@ -28,14 +28,14 @@ SENSITIVITY_BATCHES = 4
 #: The fields of `CompressionConfig` that only the recipe decides, and those that have no option of their own name.
 OF_THE_RECIPE = ("discriminator_mode", "prune_discriminator", "original_as_real")
 _ELSEWHERE = ("loss", "stored_statistics", "seed")
-#: The fields that come from the GAN where neither the command line nor the settings file has them.
+#: The fields that come from the GAN where the command line, the settings file and the recipe leave them open.
 OF_THE_GAN = ("betas", "discriminator_lr", "generator_every", "generator_lr")
 
 #: From the name of a field of `CompressionConfig` to the option that sets it, as `argparse` names it.
 OPTIONS = {name: name for name in names_of(CompressionConfig) if name not in (*OF_THE_RECIPE, *_ELSEWHERE)}
 OPTIONS |= {"generator_lr": "lr", "seed": "seed"}
 
-#: The help texts of these options. A field without one has a text that refers to the class.
+#: The help texts of these options. A field without one has the text of the class's docstring.
 HELP = {
     "granularity": "the unit of pruning: element, vector:V for V output channels, kernel, filter or 2:4; different "
     "units by layer as in 'model.1*=filter,element'",
@@ -126,13 +126,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = CompressionConfig()
     for name, dest in OPTIONS.items():
         if name != "seed":
-            text = HELP.get(name, f"the field {name} of CompressionConfig")
+            text = HELP.get(name) or documented(CompressionConfig, name)
             text += "" if "(default" in text else f" (default: {default_of(getattr(usual, name))})"
             flags = _FLAGS.get(name, (_flag(name),))
             add_field(parser, CompressionConfig, name, flags, dest, text, **_MORE.get(name, {}))
     for name, kinds in LOSS_FIELDS.items():
         of = " and ".join(f"{kind.__name__}, {default_of(getattr(kind(), name))}" for kind in kinds)
-        text = f"{LOSS_HELP.get(name, 'a field of the loss')} (default: the recipe's, or of {of})"
+        text = f"{LOSS_HELP.get(name) or documented(kinds[0], name)} (default: the recipe's, or of {of})"
         both = [_flag(f"loss_{name}"), *([_LOSS_FLAGS[name]] if name in _LOSS_FLAGS else [])]
         add_field(parser, kinds[0], name, both, f"loss_{name}", text)
     add_content(parser)
@@ -174,8 +174,8 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Recipe.config`, from the options and the settings file of --config.
 
     They are the fields that the command line or the file has, with granularity, exclude, allocation and seed in any
-    case, and `loss_fields`. An option that was not given is set in `arguments` to the value that the recipe makes of
-    it, except for those of `OF_THE_GAN`. Raises ValueError for a file with other contents, and for settings that
+    case, and `loss_fields`. An option that was not given is set in `arguments` to the recipe's value, or to None where
+    the recipe leaves a field of `OF_THE_GAN` open. Raises ValueError for a file with other contents, and for settings that
     contradict the recipe.
     """
     recipe, usual = RECIPES[arguments.recipe], CompressionConfig()
@@ -194,8 +194,9 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     # Wrong settings are refused here, before a warm-up takes time.
     checked = recipe.config(**{**settings, "allocation": "uniform"})
     for name, option in OPTIONS.items():
-        value = settings.get(name, None if name in OF_THE_GAN else getattr(checked, name))
-        setattr(arguments, option, value)
+        value = settings.get(name, getattr(checked, name))
+        of_the_gan = name in OF_THE_GAN and name not in settings and value == getattr(usual, name)
+        setattr(arguments, option, None if of_the_gan else value)
     return settings
 
 

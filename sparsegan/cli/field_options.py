@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -24,6 +25,15 @@ def add_field(
 def names_of(kind: Any) -> list[str]:
     """The names of the fields that a dataclass takes as arguments."""
     return [one.name for one in fields(kind) if one.init]
+
+
+def documented(kind: type, name: str) -> str:
+    """What the docstring of a class says about the field `name`: the text from its name to the next field's name."""
+    text = " ".join((kind.__doc__ or "").split())
+    _, found, after = text.partition(f"`{name}`: ")
+    if not found:
+        return f"the field {name} of {kind.__name__}"
+    return re.split(r" `\w+`(?:, `\w+`)*: ", after)[0].rstrip(".").replace("`", "")
 
 
 def default_of(value: Any) -> str:

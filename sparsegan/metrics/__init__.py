@@ -5,14 +5,14 @@ from .distances import (
     MOST_PSNR,
     Distances,
     Evaluator,
-    Features,
     Score,
     TaskEvaluator,
     distances_between,
     diversity,
     fidelity,
-    load_features,
+    overall,
 )
+from .features import Features, load_features
 from .likeness import CLOSE, FAR, PARTLY, Likeness, OriginalImages, edge_energy, psnr, worst
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "find_classifier",
     "load_classifier",
     "load_features",
+    "overall",
     "psnr",
     "save_classifier",
     "train_classifier",
