@@ -175,8 +175,8 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
     They are the fields that the command line or the file has, with granularity, exclude, allocation and seed in any
     case, and `loss_fields`. An option that was not given is set in `arguments` to the recipe's value, or to None where
-    the recipe leaves a field of `OF_THE_GAN` open. Raises ValueError for a file with other contents, and for settings that
-    contradict the recipe.
+    the recipe leaves a field of `OF_THE_GAN` open. Raises ValueError for a file with other contents, and for settings
+    that contradict the recipe.
     """
     recipe, usual = RECIPES[arguments.recipe], CompressionConfig()
     settings, loss_fields = ({}, {}) if arguments.config is None else _read(arguments.config, arguments, recipe)

@@ -29,11 +29,12 @@ def names_of(kind: Any) -> list[str]:
 
 def documented(kind: type, name: str) -> str:
     """What the docstring of a class says about the field `name`: the text from its name to the next field's name."""
-    text = " ".join((kind.__doc__ or "").split())
-    _, found, after = text.partition(f"`{name}`: ")
-    if not found:
-        return f"the field {name} of {kind.__name__}"
-    return re.split(r" `\w+`(?:, `\w+`)*: ", after)[0].rstrip(".").replace("`", "")
+    paragraphs = [" ".join(one.split()) for one in (kind.__doc__ or "").split("\n\n")]
+    for paragraph in paragraphs:
+        _, found, after = paragraph.partition(f"`{name}`: ")
+        if found:
+            return re.split(r" `\w+`(?:, `\w+`)*: | Raises ", after)[0].rstrip(".").replace("`", "")
+    return f"the field {name} of {kind.__name__}"
 
 
 def default_of(value: Any) -> str:

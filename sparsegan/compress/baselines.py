@@ -34,6 +34,7 @@ from ..randomness import seeded, undisturbed
 from .compressor import Compressor
 from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .validation import Validation
 
 #: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
@@ -251,6 +252,7 @@ def baseline(
     every: int = 10,
     rounds: bool = False,
     run: RunConfig | None = None,
+    validate: Validation | None = None,
     **settings: Any,
 ) -> Compressor:
     """A `Compressor` for the recipe `name` of `RECIPES`.
@@ -261,7 +263,7 @@ def baseline(
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
     `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
     `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
-    `run`: as in `Compressor`; the default of its title is the recipe's name.
+    `run`, `validate`: as in `Compressor`; the default of the run's title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
     if name not in RECIPES:
@@ -291,7 +293,9 @@ def baseline(
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
-    return Compressor(generator, discriminator, objective, schedule, config, run=run, student=student)
+    return Compressor(
+        generator, discriminator, objective, schedule, config, run=run, student=student, validate=validate
+    )
 
 
 def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:
