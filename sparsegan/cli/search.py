@@ -84,11 +84,8 @@ class Search:
     def run(self) -> Result:
         """Try the sparsities. Returns the result at the chosen one."""
         arguments, run = self.job.arguments, self.run_config
-        announce(
-            f"--within {arguments.within}: at most {MOST} sparsities of {self.steps} steps, {MOST * self.steps} steps in "
-            "all; each run starts from the generator of the one before",
-            arguments.quiet,
-        )
+        bounds = f"at most {MOST} sparsities of {self.steps} steps, {MOST * self.steps} steps in all"
+        announce(f"--within {arguments.within}: {bounds}; each run starts from an earlier generator", arguments.quiet)
         settings = {**run.settings, "within": arguments.within, "steps": self.steps, "patience": arguments.patience}
         Run(arguments.out, settings, resume=arguments.resume)
         climb(self._try)
