@@ -19,8 +19,8 @@ choices here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -31,6 +31,7 @@ from ..pruning.allocation import Targets
 from ..pruning.schedule import GradualPruning, OneShot, Rounds, Schedule
 from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
+from ..renamed import warn_at_caller
 from .compressor import Compressor
 from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
@@ -50,11 +51,12 @@ class Recipe:
 
     The loss:
     `matched`: equations 7-9. `stop_gradient` and `discriminator_gradient` are as in `SelfSupervisedLoss`.
-    `features`: L_F and the GAN's distances take the place of equations 7-9. Batch norms then use their stored
-    statistics, and the contrast is matched at the end.
+    `features`: L_F and the GAN's distances take the place of equations 7-9.
     `own`: the GAN's own generator loss.
-    `outputs`: the distance of the images to the original's images, "l1" or "mse"; "" for none.
-    `intermediate`: the distance of the generators' activations.
+    `outputs`: the distance of the images to the original's images, "l1", "mse" or "scales"; "" for none.
+    `intermediate`: the distance of the generators' activations, "mse" or "relative"; "" for none.
+
+    `settings`: defaults of further fields of `CompressionConfig`.
 
     `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
     `discriminator_mode`, `prune_discriminator`, `original_as_real`: as in `CompressionConfig`.
@@ -71,7 +73,8 @@ class Recipe:
     features: bool = False
     own: bool = False
     outputs: str = ""
-    intermediate: bool = False
+    intermediate: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
@@ -80,10 +83,11 @@ class Recipe:
     def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
         """The recipe's configuration.
 
-        `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`. Other recipes
-        accept only the loss that they define. `settings`: more fields of `CompressionConfig`. A recipe that prunes
-        nothing replaces the settings granularity, exclude and allocation by its own. Raises ValueError for a setting
-        that contradicts the recipe, and where `CompressionConfig` does.
+        `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`; a
+        `DistillationLoss` for the recipe "distillation". Other recipes accept only the loss that they define.
+        `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing replaces the settings granularity,
+        exclude and allocation by its own. Raises ValueError for a setting that contradicts the recipe, and where
+        `CompressionConfig` does.
         """
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
@@ -92,9 +96,8 @@ class Recipe:
         for name, value in decided.items():
             if given.get(name, value) != value:
                 raise ValueError(f"{name} is {given[name]!r}; the recipe has {value!r} ({self.text})")
-        defaults = {"stored_statistics": self.features, "contrast": self.features}
         dense = {"exclude": ("*",), "granularity": "element", "allocation": "uniform"} if self.pruning == "none" else {}
-        return CompressionConfig(**(defaults | settings | dense | decided))
+        return CompressionConfig(**(dict(self.settings) | settings | dense | decided))
 
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
@@ -136,12 +139,19 @@ RECIPES = {
     "self-supervised-no-discriminator-gradient": Recipe(
         "the method with L_DC detached from the generator", matched=True, discriminator_gradient=False
     ),
-    "self-supervised-features": Recipe(
-        "an extension of equations 7-9: gradual, D frozen, its activations matched image by image in the place of its "
-        "terms, then contrast",
+    "feature-distillation": Recipe(
+        "gradual, D frozen, its activations matched image by image in the place of its terms, then contrast",
         matched=True,
         features=True,
         discriminator_mode="frozen",
+        settings={"stored_statistics": True, "contrast": True},
+    ),
+    "distillation": Recipe(
+        "gradual, the original's images at several scales, their edges, and its activations matched, no D",
+        outputs="scales",
+        intermediate="relative",
+        discriminator_mode="none",
+        settings={"stored_statistics": True, "cosine": True, "lr_warm_up": 0.05, "saliency": "fisher"},
     ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",
@@ -208,7 +218,7 @@ RECIPES = {
     "intermediate-distillation": Recipe(
         "l: gradual, the generators' activations matched, D pretrained, frozen and not asked",
         "l",
-        intermediate=True,
+        intermediate="mse",
         discriminator_mode="frozen",
     ),
     "em-pruning": Recipe(
@@ -227,6 +237,12 @@ RECIPES = {
         prune_discriminator=True,
     ),
 }
+
+#: The recipe of `sparsegan compress` where none is named.
+DEFAULT = "distillation"
+
+#: From the former name of a recipe to its name. The former names go in 0.2.
+OLD_NAMES = {"self-supervised-features": "feature-distillation"}
 
 #: From the letter of a row to the name of its recipe.
 ROWS = {recipe.row: name for name, recipe in RECIPES.items() if recipe.row}
@@ -260,8 +276,7 @@ def baseline(
     `run`: as in `Compressor`; the default of its title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is not known; it must be one of {', '.join(RECIPES)}")
+    name = recipe_name(name)
     recipe = RECIPES[name]
     needed = {"fresh": recipe.fresh_discriminator, "fresh_generator": recipe.start == "fresh"}
     makers = {"fresh": fresh, "fresh_generator": fresh_generator, "small": small}
@@ -288,6 +303,16 @@ def baseline(
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
     return Compressor(generator, discriminator, objective, schedule, config, run=run, student=student)
+
+
+def recipe_name(name: str) -> str:
+    """The name in `RECIPES` that `name` stands for. A former name warns. Raises ValueError for an unknown name."""
+    if name in OLD_NAMES:
+        warn_at_caller(f"recipe {name!r} is now called {OLD_NAMES[name]!r}; the old name goes in 0.2")
+        return OLD_NAMES[name]
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is not known; it must be one of {', '.join(RECIPES)}")
+    return name
 
 
 def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:

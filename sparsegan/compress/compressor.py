@@ -30,7 +30,7 @@ from .step import CompressionTask
 
 #: Fields that run folders of earlier versions lack. They are left out of a run's settings while they are 0 or False,
 #: so that a run of an earlier version can be resumed.
-LATER_FIELDS = ("regrow", "rewind", "ema")
+LATER_FIELDS = ("regrow", "rewind", "ema", "lr_warm_up", "cosine")
 
 
 @dataclass(frozen=True)

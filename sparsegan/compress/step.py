@@ -76,12 +76,12 @@ class CompressionTask(Comparison):
         """Prune, update the discriminator, update the generator. Returns every term's value and the sparsity."""
         wanted = self.schedule.sparsity(step)
         if wanted > self._sparsity:
-            shrink(self.student, self.targets.at(wanted), self.optimizer)
+            shrink(self.student, self.targets.at(wanted), self.optimizer, self.config.saliency)
             if self.config.prune_discriminator:
                 shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
         terms = Figures()
-        if self.config.decay:
+        if self.config.decay or self.config.cosine or self.config.lr_warm_up:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, self._rate(step))
 
@@ -104,10 +104,17 @@ class CompressionTask(Comparison):
         return figures
 
     def _rate(self, step: int) -> float:
-        """The factor of the learning rates: a decay over the stretch between two prunings that contains `step`."""
+        """The factor of the learning rates at `step`: their rise, and their fall over the stretch that contains `step`.
+
+        The stretch is the whole run, or with `rewind` that between two prunings.
+        """
         last = bisect_right(self.stretches, step) - 1
         start, end = self.stretches[last : last + 2]
-        return decayed(step - start, end - start)
+        rise = self.config.lr_warm_up * self.schedule.steps
+        factor = min(1.0, (step + 1) / rise) if rise > 0 else 1.0
+        if self.config.cosine:
+            return factor * (1 + math.cos(math.pi * (step - start) / (end - start))) / 2
+        return factor * (decayed(step - start, end - start) if self.config.decay else 1.0)
 
     def _exchanged(self, step: int) -> float:
         """The fraction of the kept weights to exchange after the update of `step`; 0 for most steps."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import overload
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..copying import computed, plain_class
 from ..nn.granularity import (
@@ -132,25 +133,36 @@ def _say(folded: Mapping[str, str], left: Mapping[str, str]) -> None:
         warnings.warn(f"these stay dense; name them in exclude to turn this warning off: {found}", stacklevel=3)
 
 
-def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: Optimizers = None) -> None:
-    """Drops the smallest units of every sparse layer until the layer has the given sparsity. No unit ever returns.
+def shrink(
+    model: nn.Module,
+    sparsity: float | Mapping[str, float],
+    optimizer: Optimizers = None,
+    saliency: str = "magnitude",
+) -> None:
+    """Drops the least salient units of every sparse layer until the layer has the given sparsity. No unit ever returns.
 
     Args:
         model: its sparse layers are changed in place. A layer that already has this sparsity or more is not changed.
-        sparsity: the fraction of each layer's units that is dropped afterwards, smallest L2 norm first, in [0, 1); or
+        sparsity: the fraction of each layer's units that is dropped afterwards, least salient first, in [0, 1); or
             by layer, as in ``sparsify``.
         optimizer: an optimizer, an object that holds one as ``.optimizer`` (a learning-rate schedule), or a list of
             these. Its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
             surviving values. The Parameter objects stay the same, so the optimizer's parameter groups stay valid.
+        saliency: one of ``SALIENCIES``. The saliency of a unit is the L2 norm of one number per weight w:
+            ``"magnitude"``: w. ``"fisher"``: w sqrt(v), where v is Adam's average of the squared gradient of w in
+            ``optimizer``. Its square estimates by how much the loss rises without the weight, with v in the place of
+            the second derivative (Theis et al., arXiv 1801.05787, use the same estimate). A layer whose values no
+            optimizer trains is ranked by magnitude.
 
     ``DistributedDataParallel`` sets the sizes of its buckets when it wraps a model. Shrink the model inside, on every
     rank, then wrap it again.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
-        ValueError: an argument is out of range, or above 0.5 for a layer of granularity ``"2:4"``; optimizers are
-            given, and none of them holds the trained values of some layer, or the state for the values has tensors of
-            another shape; the model is a ``DistributedDataParallel``. The model is then unchanged.
+        ValueError: an argument is out of range, or above 0.5 for a layer of granularity ``"2:4"``; ``saliency`` is
+            not known, or is ``"fisher"`` and the optimizer has no average of squared gradients; optimizers are given,
+            and none of them holds the trained values of some layer, or the state for the values has tensors of another
+            shape; the model is a ``DistributedDataParallel``. The model is then unchanged.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -164,16 +176,33 @@ def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: O
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
     sparsities = by_layer(layers, sparsity, "sparsity")
-    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer)
+    check_saliency(saliency)
+    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer, saliency)
 
 
-def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Optimizers = None) -> None:
+#: The names of the saliencies.
+SALIENCIES = ("magnitude", "fisher")
+
+
+def check_saliency(saliency: str) -> str:
+    """Returns ``saliency``. Raises ``ValueError`` if it is not one of :data:`SALIENCIES`."""
+    if saliency not in SALIENCIES:
+        raise ValueError(f"saliency is {saliency!r}; it must be one of {', '.join(map(repr, SALIENCIES))}")
+    return saliency
+
+
+def _shrink(
+    layers: Mapping[str, tuple[SparseConv, float | None]],
+    optimizer: Optimizers = None,
+    saliency: str = "magnitude",
+) -> None:
     optimizers = optimizers_of(optimizer)
     check_held({name or type(layer).__name__: layer.values for name, (layer, _) in layers.items()}, optimizers)
     survivors = {}
     for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
-            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity)
+            weights = _salient(layer.values, optimizers) if saliency == "fisher" else layer.values.detach()
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, weights)
         except ValueError as error:
             raise ValueError(f"{name or type(layer).__name__}: {error}") from error
         if survivors[layer] is not None:
@@ -183,21 +212,44 @@ def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Op
             _cut(layer, weights, optimizers)
 
 
-def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
-    """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay."""
+def _salient(values: nn.Parameter, optimizers: Sequence[Optimizer]) -> Tensor:
+    """The number per value whose norms rank the units by "fisher"; the values themselves if no optimizer has them."""
+    holding = [
+        one for one in optimizers if any(values is held for group in one.param_groups for held in group["params"])
+    ]
+    if not holding:
+        return values.detach()
+    squares = next(
+        (one.state[values]["exp_avg_sq"] for one in holding if "exp_avg_sq" in one.state.get(values, {})), None
+    )
+    if squares is None:
+        raise ValueError(
+            f'saliency is "fisher", and {type(holding[0]).__name__} has no average of squared gradients (exp_avg_sq); '
+            "it must be an optimizer such as Adam, after its first step"
+        )
+    roots = squares.float().sqrt()
+    # Weights that never had a gradient are then ranked by magnitude, behind those that had one.
+    return values.detach() * (roots + 1e-3 * roots.mean())
+
+
+def _survivors(layer: SparseConv, sparsity: float, weights: Tensor) -> Tensor | None:
+    """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay.
+
+    ``weights``: a number per value. The units whose numbers have the largest norms stay.
+    """
     if (only := units_of(layer.granularity).sparsity) is not None:
         if sparsity > only:
             raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
         return None
-    keep, values = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity), layer.values.detach()
+    keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
     if keep * layer.unit_size >= layer.nnz:
         return None
     if units_of(layer.granularity).listed:
         vector = layer.geometry.vector
-        chosen = largest(magnitudes(values.view(-1, vector)), keep)
+        chosen = largest(magnitudes(weights.view(-1, vector)), keep)
         return chosen.unsqueeze(1).expand(-1, vector).flatten().nonzero().flatten()
     rows = layer.unit_rows()
-    return rows[largest(magnitudes(values[rows]), keep)].flatten().sort().values
+    return rows[largest(magnitudes(weights[rows]), keep)].flatten().sort().values
 
 
 def _cut(layer: SparseConv, survivors: Tensor, optimizers: Optimizers) -> None:
