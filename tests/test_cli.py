@@ -173,7 +173,7 @@ def write_data(task: str, root: Path) -> None:
             write_images(root / f"{split}B", 2)
         elif task == "stargan":
             for domain in ("old", "young"):
-                write_images(root / split / domain, 2)
+                write_images(root / split / domain, 6)
         else:
             write_images(root / split, 3, width=64 if task == "pix2pix" else 32)
 
@@ -216,7 +216,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     assert (small / "discriminator").is_dir() == (task == "stargan")
     page = (small / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "FID (test_cli:features" in page
+    assert "KID (test_cli:features" in page
     assert image.open(small / "samples.png").mode == "RGB"
     written = store.read_config(small)
     assert written["network"]["gan"] == task

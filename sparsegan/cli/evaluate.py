@@ -1,4 +1,9 @@
-"""Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets."""
+"""Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets.
+
+KID, the kernel distance, is the figure to judge by. FID, the Fréchet distance, stands beside it. From fewer than 10
+images per feature it is biased, and its name says "too few". A GAN between domains has a score per target domain, and
+the mean of them as "overall".
+"""
 
 from __future__ import annotations
 
@@ -77,6 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
         classifier=load_classifier(classifier).to(device) if classifier else None,
     )
     scores = evaluator.scores(gan.generator)
+    if len(scores) > 1:
+        scores["overall"] = metrics.overall(scores)
     if ranks.rank() > 0:  # only rank 0 prints
         return
     if arguments.json:
@@ -112,6 +119,6 @@ def _from_noise(
     if arguments.json:
         print(json.dumps(asdict(result)))
         return
-    print(f"FID ({result.network}): {result.fid:.3f} +- {result.fid_spread:.3f}")
     print(f"KID ({result.network}): {result.kid:.3f} +- {result.kid_spread:.3f}")
+    print(f"FID ({result.network}): {result.fid:.3f} +- {result.fid_spread:.3f}")
     print(f"{result.samples} samples, seeds {', '.join(map(str, result.seeds))}")

@@ -5,14 +5,14 @@ from .distances import (
     MOST_PSNR,
     Distances,
     Evaluator,
-    Features,
     Score,
     TaskEvaluator,
     distances_between,
     diversity,
     fidelity,
-    load_features,
+    overall,
 )
+from .features import Features, load_features
 
 __all__ = [
     "CLASSIFIERS",
@@ -29,6 +29,7 @@ __all__ = [
     "find_classifier",
     "load_classifier",
     "load_features",
+    "overall",
     "save_classifier",
     "train_classifier",
 ]
