@@ -42,6 +42,7 @@ OTHER = CompressionConfig(
     prune_discriminator=True,
     original_as_real=True,
     feature_layers=("main.0",),
+    original_mode="evaluation",
     stored_statistics=True,
     contrast=True,
     generator_lr=1e-3,
@@ -195,15 +196,17 @@ def test_run_folders_hold_the_configuration_and_old_folders_resume(tmp_path: Pat
         return Compressor(*small_gan(), dcgan.objective, GradualPruning(4, 0.5, every=3), config, run=run)
 
     opened("new", config, resume=False).fit(Batches(images(), 4))
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == FORMER
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == FORMER | {"original_mode": "same"}
     assert CompressionConfig.from_dict(json.loads((tmp_path / "new" / "compression.json").read_text())) == config
 
     (tmp_path / "former").mkdir()
     (tmp_path / "former" / "config.json").write_text(json.dumps(FORMER))
-    opened("former", config)
+    former = replace(config, original_mode="evaluation")
+    opened("former", former)
     for other, words in (
-        (replace(config, ema=0.9, seed=3), r"ema was None and is 0\.9, seed was 2 and is 3"),
-        (replace(config, loss=PlainLoss()), "loss was .*'lam': 0.5.* and is {'kind': 'PlainLoss'}"),
+        (config, r"original_mode was None and is 'same'"),
+        (replace(former, ema=0.9, seed=3), r"ema was None and is 0\.9, seed was 2 and is 3"),
+        (replace(former, loss=PlainLoss()), "loss was .*'lam': 0.5.* and is {'kind': 'PlainLoss'}"),
     ):
         with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {words}"):
             opened("former", other)

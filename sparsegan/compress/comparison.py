@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..copying import copy_model
 from ..gans.objective import Objective, drawing, images_in
+from ..modes import in_mode
 from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
@@ -97,7 +98,8 @@ def gap(
     """A function that measures how far another generator is from `generator`.
 
     The function takes a generator of the same kind. It returns the mean of `loss` (by default equations 7-9) over
-    `batches`, under the frozen `discriminator` and with the same noise at each call. No network is trained or changed.
+    `batches`, under the frozen `discriminator` and with the same noise at each call. All networks are in evaluation
+    mode during the call. No network is trained or changed.
     `sparsegan.pruning.allocation.sensitivity` takes this function. Raises ValueError where `batches` is empty.
     """
     if not batches:
@@ -110,7 +112,7 @@ def gap(
 
     def measure(network: nn.Module) -> float:
         total, devices = 0.0, devices_of(network, judge)
-        with seeded(seed), torch.enable_grad():  # a gradient penalty needs a graph
+        with seeded(seed), in_mode(network, False), torch.enable_grad():  # a gradient penalty needs a graph
             for batch in batches:
                 noise = Draws(devices)
                 scores = both.compare(network, both.generate(network, batch, noise), None, batch, noise)

@@ -17,6 +17,7 @@ from ..renamed import warn_at_caller
 from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
 
 DiscriminatorMode = Literal["updated", "frozen", "none"]
+OriginalMode = Literal["same", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,13 @@ class CompressionConfig:
     learns to take them for real, and to tell the two generators apart.
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
 
-    `stored_statistics`: the compressed generator's batch norms use their stored statistics and do not update them. The
-    other images of a batch then add no noise to the comparison of two images.
+    `original_mode`: the mode in which the original generator runs beside the compressed generator. "same": each of its
+    modules has the mode of the compressed generator's module of that name. Batch norms then use the statistics of the
+    same kind, and dropouts drop the same elements in both generators. The distance of the dense weights to themselves
+    is therefore 0. The original's buffers (running statistics, vectors of spectral norms) keep their values.
+    "evaluation", an ablation: the original is in evaluation mode.
+    `stored_statistics`: batch norms use their stored statistics and do not update them. The other images of a batch
+    then add no noise to the comparison of two images.
     `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
 
     `generator_lr`, `discriminator_lr`, `betas`: the learning rates and betas of Adam.
@@ -81,7 +87,8 @@ class CompressionConfig:
     original_as_real: bool = False
     feature_layers: tuple[str, ...] = ()
 
-    # statistics of the compressed generator
+    # modes and statistics of the generators
+    original_mode: OriginalMode = "same"
     stored_statistics: bool = False
     contrast: bool = False
 
@@ -235,6 +242,12 @@ def _by_layer(kind: type, value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
+    """An entry of `_TYPES` for a `Literal`."""
+    accepted = get_args(names)
+    return lambda value: value in accepted, f"one of {', '.join(map(repr, accepted))}"
+
+
 #: From the annotation of a field to a check of its value, and the words of the error for what is accepted.
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
@@ -251,10 +264,8 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or value in _DTYPES.values(),
         "torch.bfloat16, torch.float16 or None",
     ),
-    "DiscriminatorMode": (
-        lambda value: value in get_args(DiscriminatorMode),
-        f"one of {', '.join(map(repr, get_args(DiscriminatorMode)))}",
-    ),
+    "DiscriminatorMode": _one_of(DiscriminatorMode),
+    "OriginalMode": _one_of(OriginalMode),
     "GeneratorLoss": (
         lambda value: callable(value) and hasattr(value, "uses_terms"),
         f"one of {', '.join(LOSSES)}, or an object with their methods",

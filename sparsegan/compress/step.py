@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..copying import computed_as_in_evaluation
 from ..gans.objective import ImagePool, Objective, detached
-from ..modes import held
+from ..modes import Buffers, held
 from ..nn.replace import sparse_layers
 from ..outermost import mapped
 from ..placement import device_of
@@ -90,7 +91,7 @@ class CompressionTask(Comparison):
         watched: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
         if fraction > 0:
             watched = dense_gradients(self.student)
-        with watched as gradients:
+        with watched as gradients, _buffers_kept(self.original):
             generator_steps = step % self.config.generator_every == 0
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
             stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
@@ -133,11 +134,12 @@ class CompressionTask(Comparison):
         self.optimizer.zero_grad()
         for gradient in gradients.values():  # the discriminator's step may have added to them
             gradient.zero_()
-        for part, (noise, ours, theirs) in zip(parts, made, strict=True):
-            if ours is None:
-                ours = self.generate_again(self.student, part.batch, noise, with_graph=True)
-            with _judging_once(self.discriminator, noise.devices), held(self.judging):
-                self._generator_backward(ours, theirs, part, noise, figures)
+        with held(self.judging), computed_as_in_evaluation(self.discriminator):
+            for part, (noise, ours, theirs) in zip(parts, made, strict=True):
+                if ours is None:
+                    ours = self.generate_again(self.student, part.batch, noise, with_graph=True)
+                with _judging_once(self.discriminator, noise.devices):
+                    self._generator_backward(ours, theirs, part, noise, figures)
         ranks.sum_gradients(self.optimizer)
         ranks.sum_tensors(gradients.values())
         scale = self.scales["generator"]
@@ -271,20 +273,38 @@ def split(batch: Any, parts: int) -> list[Part]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module, keep: bool) -> Iterator[None]:
-    """Within it, if `keep`, batch norms keep their running statistics, because the same images pass a second time."""
-    norms = batch_norms(network) if keep else []
+    """Within it, if `keep`, batch norms keep their running statistics, and spectral norms their vectors.
+
+    The same images pass a second time.
+    """
+    if not keep:
+        yield
+        return
+    norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     counted = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     counts = [count.clone() for count in counted]
     for norm in norms:
         norm.momentum = 0.0
     try:
-        yield
+        with computed_as_in_evaluation(network):
+            yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for count, before in zip(counted, counts, strict=True):
             count.copy_(before)
+
+
+@contextmanager
+def _buffers_kept(network: nn.Module | None) -> Iterator[None]:
+    """Buffers that `network` changes within it (running statistics, vectors of spectral norms) are put back."""
+    buffers = None if network is None else Buffers(network)
+    try:
+        yield
+    finally:
+        if buffers is not None:
+            buffers.put_back()
 
 
 @contextmanager

@@ -1,0 +1,145 @@
+"""Equations 7-9 under their switches: the original's mode, matching by sample and place, floors, the training of D."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from sparsegan.compress import (
+    CompressionConfig,
+    Compressor,
+    DistillationLoss,
+    GeneratorLoss,
+    RunConfig,
+    SelfSupervisedLoss,
+)
+from sparsegan.gans import GANS, Objective, dcgan
+from sparsegan.nn.replace import sparse_layers
+from sparsegan.outermost import mapped
+from sparsegan.pruning.schedule import OneShot, Schedule
+
+QUIET = RunConfig(quiet=True)
+Gan = tuple[nn.Module, nn.Module, Objective, Any]
+
+SIZES: dict[str, dict[str, Any]] = {
+    "dcgan": {"nz": 8, "width": 2, "channels": 1},
+    "pix2pix": {"width": 2, "downs": 5, "discriminator_layers": 1},
+    "cyclegan": {"width": 2, "blocks": 1, "discriminator_layers": 1},
+    "stargan": {"width": 2, "domains": 3, "blocks": 1, "image_size": 16, "discriminator_layers": 3},
+    "srgan": {"width": 2, "blocks": 1, "scale": 2},
+}
+
+
+class Foreign(nn.Module):
+    """Noise [N, 8] -> images [N, 1, 16, 16], with batch norm, instance norm, dropout and two spectral norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = parametrizations.spectral_norm(nn.Linear(8, 6 * 16))
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.utils.spectral_norm(nn.ConvTranspose2d(6, 6, 4, 2, 1)),
+            nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.ConvTranspose2d(6, 1, 4, 2, 1),
+        )
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.body(self.first(noise).view(-1, 6, 4, 4))
+
+
+def foreign() -> Gan:
+    judge = nn.Sequential(
+        parametrizations.spectral_norm(nn.Conv2d(1, 4, 4, 2, 1)),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(0.3),
+        nn.utils.spectral_norm(nn.Conv2d(4, 1, 8)),
+        nn.Flatten(0),
+        nn.Sigmoid(),
+    )
+    objective = Objective(
+        dcgan.generator_terms, dcgan.discriminator_terms, lambda net, real: net(torch.randn(len(real), 8).to(real))
+    )
+    return Foreign(), judge, objective, torch.rand(4, 1, 16, 16) * 2 - 1
+
+
+def gan(name: str) -> Gan:
+    """An untrained GAN in float64, with parameters and running statistics away from their first values, and a batch."""
+    torch.manual_seed(0)
+    if name == "foreign":
+        generator, judge, objective, batch = foreign()
+    else:
+        reference = GANS[name]
+        generator, judge = reference.build(**SIZES[name])
+        objective = reference.objective(SIZES[name])
+        side = {"dcgan": 64, "srgan": 32, "pix2pix": 32}.get(name, 16)
+        channels = SIZES[name].get("channels", 3)
+        one, other = (torch.rand(3, channels, side, side) * 2 - 1 for _ in range(2))
+        batch = {
+            "dcgan": one,
+            "stargan": (one, torch.tensor([0, 2, 1])),
+            "srgan": (one[:, :, ::2, ::2].contiguous(), one),
+        }.get(name, (one, other))
+    for network in (generator, judge):
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.data += 0.05 * torch.rand_like(tensor)
+        network.double()
+    doubled = mapped(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return generator, judge, objective, doubled
+
+
+def compressor_of(made: Gan, loss: GeneratorLoss, schedule: Schedule, **settings: Any) -> Compressor:
+    """A compressor whose layers run dense, so that equal weights give equal bits."""
+    config = CompressionConfig(loss, **{"generator_lr": 1e-3, "discriminator_lr": 1e-3, **settings})
+    compressor = Compressor(*made[:3], schedule, config, run=QUIET)
+    for _, layer in sparse_layers(compressor.task.student):
+        layer.backend = "dense"
+    return compressor
+
+
+# Both generators in one mode
+
+
+LOSSES: dict[str, Callable[[], GeneratorLoss]] = {
+    "equations": SelfSupervisedLoss,
+    "features": lambda: SelfSupervisedLoss(terms=0.5, features=1.0),
+    "distillation": lambda: DistillationLoss(intermediate=1.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:computed parameters are plain")
+@pytest.mark.parametrize("settings", [{}, {"stored_statistics": True}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("name", [*SIZES, "foreign"])
+def test_dense_weights_have_no_loss_and_no_gradient_against_themselves(name: str, settings: dict[str, Any]) -> None:
+    for kind, loss in LOSSES.items():
+        made = gan(name)
+        compressor = compressor_of(made, loss(), OneShot(1, 0.0), **settings)
+        task = compressor.task
+        before = copy.deepcopy(task.original.state_dict())
+        figures = task.step(0, made[3])
+        assert figures["loss"] == 0, kind
+        for key, parameter in task.student.named_parameters():
+            assert parameter.grad is None or not parameter.grad.any(), (kind, key)
+        assert any(parameter.grad is not None for parameter in task.student.parameters()), kind
+        for key, tensor in task.original.state_dict().items():
+            assert torch.equal(tensor, before[key]), (kind, key)
+
+
+@pytest.mark.filterwarnings("ignore:computed parameters are plain")
+def test_an_original_in_evaluation_mode_differs_from_its_own_weights() -> None:
+    for name in ("dcgan", "pix2pix", "srgan", "foreign"):
+        made = gan(name)
+        for loss in (SelfSupervisedLoss(), DistillationLoss()):
+            task = compressor_of(made, loss, OneShot(1, 0.0), original_mode="evaluation").task
+            assert not any(module.training for module in task.original.modules())
+            assert task.step(0, made[3])["loss"] > 0.01, name
