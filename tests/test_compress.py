@@ -339,7 +339,8 @@ class MaskedTask(CompressionTask):
         {"granularity": "vector:2", "exclude": ("main.12",)},
         {"loss": SelfSupervisedLoss(denominator="running")},
         {"loss": SelfSupervisedLoss(features=1.0), "discriminator_mode": "frozen"},
-        {"loss": DistillationLoss(own=1, intermediate=1), "prune_discriminator": True, "original_as_real": True},
+        {"loss": DistillationLoss(own=1, intermediate=1), "prune_discriminator": True, "original_images": "real"},
+        {"original_images": "fake", "discriminator_from": "target", "generator_every": 2},
     ],
 )
 def test_a_resumed_compression_continues_bit_for_bit(tmp_path: Path, options: dict) -> None:
@@ -507,7 +508,7 @@ def test_a_row_is_set_up_as_the_table_says(row: str) -> None:
     words = judging.split()
     assert (task.discriminator_optimizer is not None) == ("updated" in words)
     assert bool(list(sparse_layers(task.discriminator))) == task.config.prune_discriminator == ("pruned" in words)
-    assert task.config.original_as_real == ("told" in words)
+    assert task.config.original_images == ("real" if "told" in words else "unused")
     if "pruned" not in words and judging != "none":
         same = torch.equal(task.discriminator.main[0].weight, judge.main[0].weight)
         assert same == ("pretrained" in words)
@@ -548,7 +549,7 @@ def test_recipes_differ_only_in_the_settings_of_their_rows() -> None:
         ("h", "i", {"pruning", "discriminator_mode"}),
         ("h", "k", {"outputs", "fresh_discriminator"}),
         ("h", "n", {"prune_discriminator"}),
-        ("j", "f", {"outputs", "original_as_real"}),
+        ("j", "f", {"outputs", "original_images"}),
         ("l", f"{method}-frozen", {"matched", "intermediate"}),
         ("m", "n", {"pruning"}),
     ):
@@ -695,8 +696,10 @@ def test_a_discriminator_that_no_loss_needs_is_never_called() -> None:
         compressor.fit(Batches(images(), 4))
     for options, words in (
         ({"discriminator_mode": "none"}, "SelfSupervisedLoss needs a discriminator's terms"),
-        ({"discriminator_mode": "frozen", "prune_discriminator": True}, "prune_discriminator is set"),
-        ({"discriminator_mode": "frozen", "original_as_real": True}, "original_as_real is set"),
+        ({"discriminator_mode": "frozen", "prune_discriminator": True}, "prune_discriminator is True and"),
+        ({"discriminator_mode": "frozen", "original_images": "fake"}, "original_images is 'fake' and"),
+        ({"discriminator_mode": "frozen", "discriminator_from": "target"}, "discriminator_from is 'target' and"),
+        ({"discriminator_mode": "frozen", "generator_every": 2}, "generator_every is 2 and .* it must be 1, because"),
         ({"discriminator_mode": "on"}, "it must be one of 'updated', 'frozen', 'none'"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from sparsegan.compress import (
+    RECIPES,
     CompressionConfig,
     Compressor,
     DistillationLoss,
@@ -22,7 +23,7 @@ from sparsegan.compress import (
 from sparsegan.gans import GANS, Objective, dcgan
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.outermost import mapped
-from sparsegan.pruning.schedule import OneShot, Schedule
+from sparsegan.pruning.schedule import GradualPruning, OneShot, Schedule
 
 QUIET = RunConfig(quiet=True)
 Gan = tuple[nn.Module, nn.Module, Objective, Any]
@@ -143,3 +144,64 @@ def test_an_original_in_evaluation_mode_differs_from_its_own_weights() -> None:
             task = compressor_of(made, loss, OneShot(1, 0.0), original_mode="evaluation").task
             assert not any(module.training for module in task.original.modules())
             assert task.step(0, made[3])["loss"] > 0.01, name
+
+
+# The training of D
+
+
+def test_a_discriminator_waits_for_the_target_and_the_generator_does_not() -> None:
+    """With generator_every 2, the generator is updated at every step of the ramp and at every other step after it."""
+    made = gan("foreign")
+    schedule = GradualPruning(12, 0.6, initial=0.1, every=1)
+    compressor = compressor_of(made, SelfSupervisedLoss(), schedule, discriminator_from="target", generator_every=2)
+    task = compressor.task
+    judged: list[bool] = []
+    task.discriminator[2].register_forward_hook(lambda module, *_: judged.append(module.training))
+    for step in range(schedule.steps):
+        before = copy.deepcopy(task.discriminator.state_dict())
+        weights = [parameter.clone() for parameter in task.student.parameters()]
+        judged.clear()
+        figures = task.step(step, made[3])
+        trained = schedule.sparsity(step) == 0.6
+        assert trained == (step >= 6)
+        assert ("dis" in figures) == trained
+        assert ("gen" in figures) == (not trained or step % 2 == 0)
+        moved = zip(weights, task.student.parameters(), strict=True)
+        assert any(one.shape != new.shape or not torch.equal(one, new) for one, new in moved) == ("gen" in figures)
+        after = task.discriminator.state_dict()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (not trained)
+        assert set(judged) == {trained}
+        assert all(module.training for module in task.discriminator.modules())
+
+
+@pytest.mark.parametrize("images", ["unused", "real", "fake"])
+def test_the_discriminator_learns_from_the_originals_images_as_it_is_told(images: str) -> None:
+    """Its update is that of its loss on the compressed fakes, alone, plus Gen of the original's, or halved with Dis."""
+    made = gan("pix2pix")
+    task = compressor_of(made, SelfSupervisedLoss(), OneShot(1, 0.5), original_images=images).task
+    judge, networks = copy.deepcopy(task.discriminator), (copy.deepcopy(task.student), copy.deepcopy(task.original))
+    fakes = []
+    for network in networks:
+        torch.manual_seed(3)
+        fakes.append(network(made[3][0]).detach())
+    judge_terms = [made[2].discriminator_terms(networks[0], judge, fake, made[3])["dis"] for fake in fakes]
+    wanted = {
+        "unused": lambda: judge_terms[0],
+        "real": lambda: judge_terms[0] + made[2].total(made[2].generator_terms(None, judge, fakes[1], made[3])),
+        "fake": lambda: (judge_terms[0] + judge_terms[1]) / 2,
+    }[images]()
+    wanted.backward()
+    task.discriminator_optimizer = torch.optim.SGD(task.discriminator.parameters(), lr=0.5)
+    before = copy.deepcopy(task.discriminator.state_dict())
+    torch.manual_seed(3)
+    task.step(0, made[3])
+    for name, parameter in task.discriminator.named_parameters():
+        slope = dict(judge.named_parameters())[name].grad
+        torch.testing.assert_close(before[name] - parameter, 0.5 * slope, rtol=1e-7, atol=1e-12)
+
+
+def test_a_recipe_without_an_updated_discriminator_has_a_generator_step_at_every_step() -> None:
+    for name, recipe in RECIPES.items():
+        every = recipe.generator_every(5)
+        assert every == (5 if recipe.discriminator_mode == "updated" else 1), name
+        recipe.config(generator_every=every)

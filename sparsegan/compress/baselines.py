@@ -32,13 +32,22 @@ from ..pruning.schedule import GradualPruning, OneShot, Rounds, Schedule
 from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
 from .compressor import Compressor
-from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
+from .config import (
+    CompressionConfig,
+    DiscriminatorMode,
+    OriginalImages,
+    RunConfig,
+    from_old_keywords,
+    present_settings,
+    with_original_as_real,
+)
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 #: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
 
 
+@with_original_as_real
 @dataclass(frozen=True)
 class Recipe:
     """One way of compressing a generator. `text` describes it; `row` is its letter, "" where it has none.
@@ -57,7 +66,7 @@ class Recipe:
     `intermediate`: the distance of the generators' activations.
 
     `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
-    `discriminator_mode`, `prune_discriminator`, `original_as_real`: as in `CompressionConfig`.
+    `discriminator_mode`, `prune_discriminator`, `original_images`: as in `CompressionConfig`.
     """
 
     text: str
@@ -75,7 +84,7 @@ class Recipe:
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
-    original_as_real: bool = False
+    original_images: OriginalImages = "unused"
 
     def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
         """The recipe's configuration.
@@ -85,6 +94,7 @@ class Recipe:
         nothing replaces the settings granularity, exclude and allocation by its own. Raises ValueError for a setting
         that contradicts the recipe, and where `CompressionConfig` does.
         """
+        settings = present_settings(settings)
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
         decided["loss"] = self._loss(matched)
@@ -95,6 +105,10 @@ class Recipe:
         defaults = {"stored_statistics": self.features, "contrast": self.features}
         dense = {"exclude": ("*",), "granularity": "element", "allocation": "uniform"} if self.pruning == "none" else {}
         return CompressionConfig(**(defaults | settings | dense | decided))
+
+    def generator_every(self, usual: int) -> int:
+        """Discriminator steps per generator step: `usual`, or 1 where the recipe updates no discriminator."""
+        return usual if self.discriminator_mode == "updated" else 1
 
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
@@ -120,7 +134,7 @@ class Recipe:
         return PlainLoss()
 
 
-_DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_as_real")
+_DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_images")
 
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
@@ -196,7 +210,7 @@ RECIPES = {
         own=True,
         outputs="l1",
         fresh_discriminator=True,
-        original_as_real=True,
+        original_images="real",
     ),
     "knowledge-distillation": Recipe(
         "k: gradual, the GAN's own loss and the images' squared distance, D from scratch",
@@ -269,6 +283,7 @@ def baseline(
     for argument, asked in {**needed, "small": recipe.start == "small"}.items():
         if asked and makers[argument] is None:
             raise ValueError(f"recipe {name!r} needs {argument}=, a function that makes an untrained {what[argument]}")
+    settings = present_settings(settings)
     of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
     _, run = from_old_keywords("baseline", of_run, None, run)
     config = recipe.config(loss, **settings)

@@ -30,7 +30,13 @@ from .step import CompressionTask
 
 #: Fields that run folders of earlier versions lack, and the values that describe the earlier versions' runs. A field
 #: with this value is left out of a run's settings, so that a run of an earlier version can be resumed.
-LATER_FIELDS: dict[str, Any] = {"regrow": 0.0, "rewind": False, "ema": 0.0, "original_mode": "evaluation"}
+LATER_FIELDS: dict[str, Any] = {
+    "regrow": 0.0,
+    "rewind": False,
+    "ema": 0.0,
+    "original_mode": "evaluation",
+    "discriminator_from": "start",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Compressor:
     ) -> None:
         config, run = from_old_keywords("Compressor", old, config, run)
         device_of(generator=generator, discriminator=discriminator, student=student)
-        compared = config.loss.matches or config.original_as_real
+        compared = config.loss.matches or config.original_images != "unused"
         if config.contrast and schedule.steps > 0 and not compared:
             kind = type(config.loss).__name__
             raise ValueError(
@@ -131,6 +137,8 @@ class Compressor:
         assert asked.run_dir is not None
         config = self.config.to_dict()
         settings = _as_before(config, LATER_FIELDS)
+        if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
+            settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
         run = Run(asked.run_dir, settings, resume=asked.resume, keep=asked.keep)
         if ranks.rank() == 0:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import data
 from ..atomic_files import write_tensors
 from ..checkpoint import save
-from ..compress import GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
+from ..compress import RECIPES, GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
 from ..gans import GANS, store
 from ..metrics import distances as metrics
@@ -126,7 +126,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         granularity=granularity,
         allocation=allocation,
         exclude=task.exclude,
-        generator_every=task.generator_every,
+        generator_every=RECIPES[technique.recipe].generator_every(task.generator_every),
         generator_lr=task.lr,
         discriminator_lr=task.discriminator_lr,
         decay=True,
