@@ -186,7 +186,16 @@ def test_matching_features_brings_the_compressed_generators_images_back_to_the_o
 
 
 @pytest.mark.parametrize(
-    "bad", [{"denominator": "none"}, {"lam": -1}, {"floor": 0}, {"momentum": 1.0}, {"features": -1}]
+    "bad",
+    [
+        {"denominator": "none"},
+        {"lam": -1},
+        {"floor": 0},
+        {"momentum": 1.0},
+        {"features": -1},
+        {"match": "image"},
+        {"relative_floor": 1.5},
+    ],
 )
 def test_loss_settings_out_of_range_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*must be"):
@@ -337,7 +346,7 @@ class MaskedTask(CompressionTask):
     "options",
     [
         {"granularity": "vector:2", "exclude": ("main.12",)},
-        {"loss": SelfSupervisedLoss(denominator="running")},
+        {"loss": SelfSupervisedLoss(denominator="running", match="sample", relative_floor=0.5)},
         {"loss": SelfSupervisedLoss(features=1.0), "discriminator_mode": "frozen"},
         {"loss": DistillationLoss(own=1, intermediate=1), "prune_discriminator": True, "original_images": "real"},
         {"original_images": "fake", "discriminator_from": "target", "generator_every": 2},

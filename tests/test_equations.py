@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from sparsegan.compress import (
     RunConfig,
     SelfSupervisedLoss,
 )
+from sparsegan.compress.losses import Scores
 from sparsegan.gans import GANS, Objective, dcgan
+from sparsegan.gans.objective import drawing, reducing
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.outermost import mapped
 from sparsegan.pruning.schedule import GradualPruning, OneShot, Schedule
@@ -113,6 +116,7 @@ def compressor_of(made: Gan, loss: GeneratorLoss, schedule: Schedule, **settings
 
 LOSSES: dict[str, Callable[[], GeneratorLoss]] = {
     "equations": SelfSupervisedLoss,
+    "patches": lambda: SelfSupervisedLoss(match="patch", relative_floor=0.1),
     "features": lambda: SelfSupervisedLoss(terms=0.5, features=1.0),
     "distillation": lambda: DistillationLoss(intermediate=1.0),
 }
@@ -144,6 +148,108 @@ def test_an_original_in_evaluation_mode_differs_from_its_own_weights() -> None:
             task = compressor_of(made, loss, OneShot(1, 0.0), original_mode="evaluation").task
             assert not any(module.training for module in task.original.modules())
             assert task.step(0, made[3])["loss"] > 0.01, name
+
+
+# Matching by sample and place
+
+
+def terms_of(made: Gan, fake: Any, batch: Any, match: str, share: Tensor) -> dict[str, Tensor]:
+    """The terms of both kinds, with the same coefficients of a gradient penalty at each call."""
+    functions = {"generator_terms", "discriminator_terms"}
+    objective = reducing(drawing(made[2], lambda name, draw: share), match, functions)
+    arguments = made[0], made[1], fake, batch
+    return objective.generator_terms(*arguments) | objective.discriminator_terms(*arguments)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_terms_samples_are_the_terms_of_single_samples_and_their_mean_is_the_term(name: str) -> None:
+    made = gan(name)
+    generator, judge, objective, batch = made
+    generator.eval(), judge.eval()
+    torch.manual_seed(1)
+    fake, share = objective.generate(generator, batch), torch.rand(3, 1, 1, 1, dtype=torch.float64)
+    means, samples, places = (terms_of(made, fake, batch, match, share) for match in ("batch", "sample", "patch"))
+    assert means.keys() == samples.keys() == places.keys() != set()
+    for key, value in means.items():
+        assert value.dim() == 0, key
+        assert samples[key].shape == (3,), key
+        assert len(places[key]) == 3, key
+        for unreduced in (samples[key], places[key]):
+            torch.testing.assert_close(unreduced.mean(), value, rtol=1e-9, atol=1e-12)
+        assert samples[key].std() > 0, key
+    for index in range(3):
+        rows = slice(index, index + 1)
+        one_fake, one_batch = (mapped(value, lambda tensor, rows=rows: tensor[rows]) for value in (fake, batch))
+        for key, value in terms_of(made, one_fake, one_batch, "batch", share[rows]).items():
+            torch.testing.assert_close(samples[key][index], value, rtol=1e-9, atol=1e-12)
+    by_place = {key for key, value in places.items() if value.numel() > 3}
+    assert (
+        by_place
+        == {
+            "dcgan": set(),
+            "pix2pix": {"gen", "l1", "dis"},
+            "cyclegan": {"gen", "cycle", "idt", "dis"},
+            "stargan": {"gen", "rec", "dis"},
+            "srgan": {"content"},
+        }[name]
+    )
+
+
+def test_matching_by_sample_sees_what_the_mean_of_a_batch_hides() -> None:
+    """The compressed generator's images are the original's in another order."""
+    objective = Objective(*[lambda *_: {}] * 3, {"gen": 2.0})
+    theirs = torch.tensor([1.0, -2.0, 6.0], dtype=torch.float64)
+    ours = theirs.flip(0).requires_grad_()
+    loss = SelfSupervisedLoss(lam=0)
+    assert loss(objective, Scores({"gen": ours.mean()}), Scores({"gen": theirs.mean()})).item() == 0
+    value = loss(objective, Scores({"gen": ours}), Scores({"gen": theirs}))
+    assert value.item() == pytest.approx(2.0 * (10 / 3) / (9 / 3))
+    (slope,) = torch.autograd.grad(value, ours)
+    assert slope.tolist() == pytest.approx([2 / 9, 0, -2 / 9])
+    one_sided = SelfSupervisedLoss(lam=0, one_sided=True)(objective, Scores({"gen": ours}), Scores({"gen": theirs}))
+    (slope,) = torch.autograd.grad(one_sided, ours)
+    assert slope.tolist() == pytest.approx([2 / 9, 0, 0])  # lower is better: the last sample may stay
+
+
+def test_a_users_objective_is_matched_by_sample_through_its_argument_reduce() -> None:
+    def terms(g: nn.Module, d: nn.Module, fake: Tensor, real: Tensor, reduce: Any) -> dict[str, Tensor]:
+        return {"gen": reduce(-d(fake).log())}
+
+    made = gan("dcgan")
+    objective = Objective(terms, lambda g, d, fake, real: {"dis": d(fake).mean()}, dcgan.generate)
+    with pytest.raises(ValueError, match="match is 'sample' and the objective's discriminator_terms has no argument"):
+        compressor_of((*made[:2], objective, made[3]), SelfSupervisedLoss(match="sample"), OneShot(1))
+    figures = {}
+    for match in ("batch", "sample"):
+        task = compressor_of((*made[:2], objective, made[3]), SelfSupervisedLoss(lam=0, match=match), OneShot(1)).task
+        torch.manual_seed(2)
+        figures[match] = task.step(0, made[3])
+    assert figures["sample"]["gen"] == pytest.approx(figures["batch"]["gen"])
+    assert figures["sample"]["loss"] > figures["batch"]["loss"]
+    scalar = replace(objective, generator_terms=lambda g, d, fake, real, reduce: {"gen": reduce(d(fake).mean())})
+    task = compressor_of((*made[:2], scalar, made[3]), SelfSupervisedLoss(lam=0, match="sample"), OneShot(1)).task
+    with pytest.raises(ValueError, match="reduce got a scalar; it must get the values of a term"):
+        task.step(0, made[3])
+
+
+# The floor
+
+
+def test_a_relative_floor_is_a_fraction_of_the_largest_size_of_the_term() -> None:
+    objective = Objective(*[lambda *_: {}] * 3)
+
+    def value_of(loss: SelfSupervisedLoss, size: float) -> float:
+        theirs = torch.tensor(size, dtype=torch.float64)
+        return loss(objective, Scores({"content": theirs + 0.004}), Scores({"content": theirs})).item()
+
+    loss = SelfSupervisedLoss(lam=0, relative_floor=0.25)
+    # Of size 0, `floor` counts; then the sizes 0.008 and 0.016 themselves; then a quarter of the largest, 0.016.
+    for size, denominator in ((0.0, 0.05), (0.008, 0.008), (-0.016, 0.016), (0.001, 0.004), (0.008, 0.008)):
+        assert value_of(loss, size) == pytest.approx(0.004 / denominator), size
+    assert value_of(SelfSupervisedLoss(lam=0), 0.008) == pytest.approx(0.004 / 0.05)
+    resumed = SelfSupervisedLoss(lam=0, relative_floor=0.25, denominator="running")
+    resumed.load_state_dict(loss.state_dict() | {"generator.content": 0.002})
+    assert value_of(resumed, 0.002) == pytest.approx(0.004 / 0.004)
 
 
 # The training of D

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..copying import copy_model
-from ..gans.objective import Objective, drawing, images_in
+from ..gans.objective import Objective, drawing, images_in, reducing
 from ..modes import in_mode
 from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
@@ -40,6 +40,10 @@ class Comparison:
         self.discriminator = discriminator
         self.objective = objective
         self.loss = loss
+        needs = {"generator_terms": "uses_terms", "discriminator_terms": "matches_discriminator_terms"}
+        asked = (name for name, needed in needs.items() if getattr(loss, needed))
+        # The objective of the scores. A user's loss may lack `match`; it is then given means.
+        self.scoring = reducing(objective, getattr(loss, "match", "batch"), asked)
         self.feature_layers = feature_layers_of(discriminator, feature_layers) if loss.matches_features else []
 
     def compare(
@@ -77,7 +81,7 @@ class Comparison:
 
     def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """The images, the activations, and those of the terms and features that the loss needs."""
-        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.objective, draws)
+        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.scoring, draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
                 scores.generator = objective.generator_terms(generator, self.discriminator, fake, batch)

@@ -37,6 +37,8 @@ LATER_FIELDS: dict[str, Any] = {
     "original_mode": "evaluation",
     "discriminator_from": "start",
 }
+#: The same for fields of losses.
+LATER_LOSS_FIELDS: dict[str, Any] = {"match": "batch", "relative_floor": 0.0}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Compressor:
         """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
-        settings = _as_before(config, LATER_FIELDS)
+        settings = _as_before(config | {"loss": _as_before(config["loss"], LATER_LOSS_FIELDS)}, LATER_FIELDS)
         if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
             settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}

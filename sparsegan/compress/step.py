@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..copying import computed_as_in_evaluation
-from ..gans.objective import ImagePool, Objective, detached
+from ..gans.objective import ImagePool, Objective, Terms, detached
 from ..modes import Buffers, held, in_mode
 from ..nn.replace import sparse_layers
 from ..outermost import mapped
@@ -211,11 +211,10 @@ class CompressionTask(Comparison):
             )
         loss = self.loss(self.objective, compressed, original)
         self.scales["generator"].backward(loss / part.parts)
-        figures.add(compressed.generator, part.parts)
-        figures.add({f"{name}_compressed": term for name, term in compressed.discriminator.items()}, part.parts)
+        figures.add(_means(compressed.generator), part.parts)
+        figures.add(_means(compressed.discriminator, "_compressed"), part.parts)
         if original is not None:
-            both = original.generator | original.discriminator
-            figures.add({f"{name}_original": term for name, term in both.items()}, part.parts)
+            figures.add(_means(original.generator | original.discriminator, "_original"), part.parts)
         figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,6 +251,11 @@ class CompressionTask(Comparison):
         self.pool.load_state_dict(state.get("pool", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def _means(terms: Terms, ending: str = "") -> Terms:
+    """The terms as scalars, under names with this `ending`. A loss may compare terms sample by sample."""
+    return {f"{name}{ending}": term.detach().mean() for name, term in terms.items()}
 
 
 class Part(NamedTuple):
