@@ -140,9 +140,16 @@ def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) 
         arguments.data = gan.config.get("data", training.data)
     if arguments.size is None:
         arguments.size = gan.size or training.size
+    every = RECIPES[arguments.recipe].generator_every(training.generator_every)
+    if arguments.generator_every is None and every != training.generator_every:
+        announce(
+            f"recipe {arguments.recipe} does not update the discriminator: the generator is updated at every step "
+            f"(--generator-every 1, where the task's training has {training.generator_every})",
+            arguments.quiet,
+        )
     for name, value in (
         ("batch", training.batch),
-        ("generator_every", training.generator_every),
+        ("generator_every", every),
         ("discriminator_lr", training.discriminator_lr),
     ):
         if getattr(arguments, name) is None:

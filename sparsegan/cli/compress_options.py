@@ -74,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--discriminator-lr", type=float, help="the discriminator's learning rate, Adam (default: the task's)"
     )
     parser.add_argument(
-        "--generator-every", type=int, help="discriminator steps per generator step (default: the task's)"
+        "--generator-every",
+        type=int,
+        help="discriminator steps per generator step (default: the task's, and 1 where no discriminator is updated)",
     )
     parser.add_argument(
         "--decay",
@@ -166,7 +168,8 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings["loss"] = _loss(arguments, recipe, settings.get("loss"))
 
     # Wrong settings are refused here, before a warm-up takes time.
-    recipe.config(**{**settings, "allocation": "uniform", **dict.fromkeys(OF_THE_GAN, 1)})
+    unknown = {name: 1 for name in OF_THE_GAN if settings[name] is None}
+    recipe.config(**{**settings, "allocation": "uniform", **unknown})
     return settings
 
 

@@ -33,13 +33,22 @@ from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
 from ..renamed import warn_at_caller
 from .compressor import Compressor
-from .config import CompressionConfig, DiscriminatorMode, RunConfig, from_old_keywords
+from .config import (
+    CompressionConfig,
+    DiscriminatorMode,
+    OriginalImages,
+    RunConfig,
+    from_old_keywords,
+    present_settings,
+    with_original_as_real,
+)
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 
 #: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
 
 
+@with_original_as_real
 @dataclass(frozen=True)
 class Recipe:
     """One way of compressing a generator. `text` describes it; `row` is its letter, "" where it has none.
@@ -59,7 +68,7 @@ class Recipe:
     `settings`: defaults of further fields of `CompressionConfig`.
 
     `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
-    `discriminator_mode`, `prune_discriminator`, `original_as_real`: as in `CompressionConfig`.
+    `discriminator_mode`, `prune_discriminator`, `original_images`: as in `CompressionConfig`.
     """
 
     text: str
@@ -78,7 +87,7 @@ class Recipe:
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
-    original_as_real: bool = False
+    original_images: OriginalImages = "unused"
 
     def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
         """The recipe's configuration.
@@ -89,6 +98,7 @@ class Recipe:
         exclude and allocation by its own. Raises ValueError for a setting that contradicts the recipe, and where
         `CompressionConfig` does.
         """
+        settings = present_settings(settings)
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
         decided["loss"] = self._loss(matched)
@@ -98,6 +108,10 @@ class Recipe:
                 raise ValueError(f"{name} is {given[name]!r}; the recipe has {value!r} ({self.text})")
         dense = {"exclude": ("*",), "granularity": "element", "allocation": "uniform"} if self.pruning == "none" else {}
         return CompressionConfig(**(dict(self.settings) | settings | dense | decided))
+
+    def generator_every(self, usual: int) -> int:
+        """Discriminator steps per generator step: `usual`, or 1 where the recipe updates no discriminator."""
+        return usual if self.discriminator_mode == "updated" else 1
 
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
@@ -123,7 +137,7 @@ class Recipe:
         return PlainLoss()
 
 
-_DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_as_real")
+_DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_images")
 
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
@@ -206,7 +220,7 @@ RECIPES = {
         own=True,
         outputs="l1",
         fresh_discriminator=True,
-        original_as_real=True,
+        original_images="real",
     ),
     "knowledge-distillation": Recipe(
         "k: gradual, the GAN's own loss and the images' squared distance, D from scratch",
@@ -284,6 +298,7 @@ def baseline(
     for argument, asked in {**needed, "small": recipe.start == "small"}.items():
         if asked and makers[argument] is None:
             raise ValueError(f"recipe {name!r} needs {argument}=, a function that makes an untrained {what[argument]}")
+    settings = present_settings(settings)
     of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
     _, run = from_old_keywords("baseline", of_run, None, run)
     config = recipe.config(loss, **settings)

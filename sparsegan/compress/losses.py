@@ -11,7 +11,7 @@ the same. With l_O and l_C the values of one named term for G_O and G_C, and w t
     (8)  L_DC = sum over discriminator terms  w |l_O - l_C| / |l_O|         DCGAN: Dis; StarGAN: Dis, GP
     (9)  L    = L_GC + lambda L_DC
 
-The loss matches scalars. It contains no pixel distance between the two generators' images.
+The published loss matches scalars. It contains no pixel distance between the two generators' images.
 
 **The gradient.** l_O does not depend on G_C. With theta the weights of G_C, therefore
 
@@ -27,6 +27,16 @@ and w max(l_O - l_C, 0) / |l_O| for a discriminator term (higher is better for G
 - The denominator. The terms of a Wasserstein critic cross zero, and those of a confident DCGAN discriminator come close
   to zero, so 1/|l_O| explodes. `denominator="floored"` takes max(|l_O|, floor) of the same batch. `"running"` takes an
   exponential average of |l_O| over the steps, and no less than floor. Both are constants for G_C's gradient.
+- The floor. `floor` is one number for all terms, so it is far above a small term (SRGAN's Content is about 0.008) and
+  changes the term's weight. With `relative_floor` above 0, the floor of each term is this fraction of the largest |l_O|
+  that the run has had for the term. This floor does not follow a term that runs to 0.
+- A mean or each sample. The published terms are means over the batch (`match="batch"`): very different images can have
+  the same mean. `match="sample"` compares the term of each sample, and `"patch"` that of each patch which the
+  discriminator judges, and of each pixel where the term is a distance of images. With i the samples or places,
+
+      w mean over i |l_O,i - l_C,i| / mean over i |l_O,i|
+
+  takes the place of a term of (7) and (8). A term that has no places (StarGAN's Cla and GP) is compared by sample.
 - The gradient of l_O. l_O is detached (`stop_gradient=True`). False changes nothing for G_C, because l_O does not
   depend on G_C. Only the discriminator would receive a gradient, and it is not trained on this loss. The setting exists
   to show this.
@@ -93,7 +103,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..gans.objective import Objective, Terms
+from ..gans.objective import REDUCTIONS, Objective, Terms
 
 #: The smallest denominator of a ratio of scores.
 FLOOR = 0.05
@@ -103,7 +113,8 @@ FLOOR = 0.05
 class Scores:
     """The numbers and tensors of one generator that a loss compares. Those that no loss asks for are left empty.
 
-    `generator`, `discriminator`: the two kinds of terms. `features`: the discriminator's activations, in the order of
+    `generator`, `discriminator`: the two kinds of terms, scalars or, where the loss matches samples or patches, tensors
+    with one row per sample. `features`: the discriminator's activations, in the order of
     their calls. `images`: the generator's images [N, C, H, W] by name. `intermediate`: the generator's activations.
     """
 
@@ -168,6 +179,10 @@ class PlainLoss(_Stateless):
         return objective.total(compressed.generator)
 
 
+#: Before the names of terms in the state of a loss: the entry is a term's largest size.
+_LARGEST = "largest "
+
+
 @dataclass
 class SelfSupervisedLoss:
     """Equations 7-9, and the extension by features (see the module's text).
@@ -175,6 +190,10 @@ class SelfSupervisedLoss:
     `lam`: lambda of equation 9. `denominator`: "floored" or "running". `floor`: the smallest denominator, above 0.
     `momentum`: the decay of the running average. `stop_gradient`: detach l_O. `discriminator_gradient`: False gives
     L_DC no gradient in G_C. `one_sided`: no gradient where G_C scores better.
+    `match`: what a term of G_O and of G_C is compared by: "batch" as published, "sample" or "patch". The last two need
+    an objective whose terms functions have an argument `reduce` (see `Objective`), as all reference GANs have.
+    `relative_floor`: above 0, the smallest denominator of a term is this fraction of the term's largest |l_O| in the
+    run, and `floor` counts only while that is 0. At most 1. L_F has the same floors.
     `terms`: the weight of equation 9. At 0, only the GAN's distances remain of it. `features`: the weight of L_F, 0 in
     the published method.
     Raises ValueError for values out of range, and where the terms of the two generators have different names.
@@ -189,7 +208,10 @@ class SelfSupervisedLoss:
     one_sided: bool = False
     terms: float = 1.0
     features: float = 0.0
+    match: str = "batch"
+    relative_floor: float = 0.0
     _average: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _largest: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     uses_terms: ClassVar[bool] = True
     matches_intermediate: ClassVar[bool] = False
@@ -202,6 +224,10 @@ class SelfSupervisedLoss:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.terms == 0 and self.features == 0:
             raise ValueError("terms and features are both 0; at least one must be above 0")
+        if self.match not in REDUCTIONS:
+            raise ValueError(f"match is {self.match!r}; it must be one of {', '.join(map(repr, REDUCTIONS))}")
+        if not 0 <= self.relative_floor <= 1:
+            raise ValueError(f"relative_floor is {self.relative_floor}; it must be at least 0 and at most 1")
         if self.floor <= 0:
             raise ValueError(f"floor is {self.floor}; it must be above 0")
         if not 0 <= self.momentum < 1:
@@ -257,7 +283,8 @@ class SelfSupervisedLoss:
             gap = ours - theirs
             if self.one_sided:
                 gap = torch.relu(gap if side == "generator" else -gap)
-            total = total + objective.weight(name) * gap.abs() / self._denominator(f"{side}.{name}", theirs.abs())
+            size = self._denominator(f"{side}.{name}", theirs.abs().mean())
+            total = total + objective.weight(name) * gap.abs().mean() / size
         return total
 
     def _matched_features(self, all_ours: list[Tensor], all_theirs: list[Tensor]) -> Tensor:
@@ -275,20 +302,26 @@ class SelfSupervisedLoss:
         return total / len(all_ours)
 
     def _denominator(self, key: str, size: Tensor) -> Tensor:
+        """The denominator of a term of this size in the batch."""
+        floor = self.floor
+        if self.relative_floor > 0:
+            self._largest[key] = max(size.item(), self._largest.get(key, 0.0))
+            floor = self.relative_floor * self._largest[key] or floor
         if self.denominator == "running":
             now = size.item()
             average = self._average.get(key, now)
             self._average[key] = self.momentum * average + (1 - self.momentum) * now
             size = torch.full_like(size, self._average[key])
-        return size.clamp_min(self.floor)
+        return size.clamp_min(floor)
 
     def state_dict(self) -> dict[str, float]:
-        """The running averages by the name of their term."""
-        return dict(self._average)
+        """The running averages by the name of their term, and the largest sizes."""
+        return self._average | {f"{_LARGEST}{key}": size for key, size in self._largest.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Restore what `state_dict` returned."""
-        self._average = dict(state)
+        self._average = {key: size for key, size in state.items() if not key.startswith(_LARGEST)}
+        self._largest = {key.removeprefix(_LARGEST): size for key, size in state.items() if key.startswith(_LARGEST)}
 
 
 def _nothing(scores: Scores) -> Tensor:

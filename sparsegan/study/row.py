@@ -94,19 +94,21 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
     with before:
         if technique.warm_up:
             discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
+    recipe = RECIPES[technique.recipe]
     settings = {
         "granularity": row.granularity,
         "allocation": "uniform",
         "exclude": task.exclude,
-        "generator_every": task.generator_every,
+        "generator_every": recipe.generator_every(task.generator_every),
         "generator_lr": task.lr,
         "discriminator_lr": task.discriminator_lr,
-        "decay": True,
+        "decay": not recipe.settings.get("cosine"),
+        **recipe.settings,
         **technique.settings,
     }
     sparsity, images, loss = row.sparsity, technique.warm_up * task.batch, None
     if technique.loss:
-        of_recipe: Any = RECIPES[technique.recipe].config().loss
+        of_recipe: Any = recipe.config().loss
         loss = replace(of_recipe, **technique.loss)
     if settings["allocation"] == "sensitivity":
         images += SENSITIVITY_BATCHES * task.batch
