@@ -152,8 +152,72 @@ def test_the_command_allocates_by_the_sensitivity_of_the_library(
     bare = str(tmp_path / "generator.pth")
     torch.save(gan.generator.state_dict(), bare)
     alone = ["compress", "--generator", bare, "--allocation", "sensitivity", "--warm-up", "0", *common]
-    assert main([*alone, "--out", str(tmp_path / "alone")]) == 1
+    alone += ["--data", "mnist", "--out", str(tmp_path / "alone")]
+    assert main(alone) == 1
     assert "which needs a trained discriminator; give --discriminator or --warm-up" in capsys.readouterr().err
+
+
+def face(path: Path, channels: int = 3) -> Path:
+    """A generator in one file, whose images differ from noise to noise, as a trained generator's do."""
+    torch.manual_seed(0)
+    generator = dcgan.Generator(20, 4, channels)
+    for weight in generator.parameters():
+        weight.data *= 5 if weight.dim() == 4 else 1
+    torch.save(generator.state_dict(), path)
+    return path
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_generator_alone_gets_a_verdict_and_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    bare, verdicts = face(tmp_path / "face.pth"), []
+    for sparsity, out in (("0", tmp_path / "same"), ("0.9", tmp_path / "far")):
+        command = ["compress", "--generator", str(bare), "--data-free", "--recipe", "one-shot", "--quiet"]
+        assert main([*command, "--sparsity", sparsity, "--batch", "4", "--warm-up", "0", "--out", str(out)]) == 0
+        printed = capsys.readouterr()
+        result = json.loads((out / "result.json").read_text())
+        assert printed.out.splitlines()[-1] == result["line"]
+        assert (result["line"] in printed.err) == (result["verdict"] == "far")
+        page = (out / "report.html").read_text()
+        assert result["line"][1:].replace("'", "&#x27;") in page
+        assert "sparsity, without data</h1>" in page
+        assert store.read_config(out)["data"] == result["settings"]["data"] == "none"
+        for file in ("report.html", "result.json", "config.json"):
+            assert "mnist" not in (out / file).read_text()
+        ours, pruned = (result["likeness"][name]["samples"] for name in ("compressed", "pruned"))
+        assert ours == pytest.approx(pruned)  # one-shot: not fine-tuned
+        verdicts.append((result["verdict"], ours["psnr"] > ours["mean_image"] + 8))
+    assert verdicts == [("close", True), ("far", False)]
+    assert "do not ship this; try --steps, --sparsity" in printed.err
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_generator_alone_never_gets_the_digits_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = ["--generator", str(face(tmp_path / "face.pth"))]
+    out = ["--out", str(tmp_path / "out")]
+    for command, words in (
+        (["compress", *bare, *out], "--data is missing; nothing here says what this GAN was trained on"),
+        (["compress", *bare, "--data-free", "--features", "test_cli:features", *out], "--data is missing"),
+        (["compress", *bare, "--data", "mnist", *out], "has images of 1 channel(s) here; the GAN needs 3"),
+        (["compress", *bare, "--data", "mnist", "--data-free", *out], "--data is for scores by --features only"),
+        (["evaluate", *bare, "--features", "test_cli:features"], "--data is missing"),
+        (["evaluate", *bare, "--features", "test_cli:features", "--data", "mnist"], "the GAN needs 3"),
+    ):
+        assert main(command) == 1, command
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_terms_reach_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--data-free", "--recipe", "gan-loss"]
+    command += ["--batch", "4", "--steps", "1", "--warm-up", "1", "--quiet", "--out", str(tmp_path / "out")]
+    assert main([*command, "--weight", "gan=1"]) == 1
+    assert "--weight has the term 'gan'; this GAN has the terms gen, dis" in capsys.readouterr().err
+    assert main([*command, "--resume", "--weight", "gen=3"]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"] == pytest.approx(3 * row["gen"])
+    assert store.read_config(tmp_path / "out")["weights"] == {"gen": 3}
 
 
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:

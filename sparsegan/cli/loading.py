@@ -19,6 +19,9 @@ from ..gans.reference import Way
 
 # Data
 
+#: The data set, in a run's settings, of a generator whose data are not known.
+NO_DATA = "none"
+
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --data and the options that select samples from it. `default`: the help text of the default."""
@@ -46,8 +49,11 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
 def load_data(
     arguments: argparse.Namespace, reference: Reference, size: int, channels: int | None, split: str
 ) -> data.Samples:
-    """The samples of a split that the options of `add_data_options` name. A GAN that starts from noise uses all."""
-    return data.load(
+    """The samples of a split that the options of `add_data_options` name. A GAN that starts from noise uses all.
+
+    `channels`: those of the GAN's images, where they are known. Raises ValueError for data of other channels.
+    """
+    samples = data.load(
         reference.samples,
         arguments.data,
         size,
@@ -58,6 +64,20 @@ def load_data(
         channels=arguments.channels or channels or 3,
         quiet=arguments.quiet,
     )
+    if channels is not None and samples.channels != channels:
+        raise ValueError(
+            f"--data {arguments.data} has images of {samples.channels} channel(s) here; the GAN needs {channels}"
+        )
+    return samples
+
+
+def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
+    """The value of --data, or else the data set of the GAN's training. Raises ValueError where neither is known."""
+    found: str = arguments.data or gan.config.get("data", NO_DATA)
+    if found == NO_DATA:
+        alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
+        raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
+    return found
 
 
 def test_data(

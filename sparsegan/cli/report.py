@@ -135,6 +135,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-siz
 th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; }}
 tr.method td {{ font-weight: 600; }}
+.far {{ color: #a00; }}
 .facts th, .facts td {{ text-align: left; }}
 .grids {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
 figure {{ margin: 0; }} figure img {{ width: 100%; }} figcaption {{ font-size: 13px; color: #555; }}

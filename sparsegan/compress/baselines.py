@@ -43,6 +43,7 @@ from .config import (
     with_original_as_real,
 )
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .validation import Validation
 
 #: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
@@ -89,19 +90,21 @@ class Recipe:
     prune_discriminator: bool = False
     original_images: OriginalImages = "unused"
 
-    def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
+    def config(
+        self, loss: GeneratorLoss | None = None, loss_fields: Mapping[str, Any] | None = None, **settings: Any
+    ) -> CompressionConfig:
         """The recipe's configuration.
 
-        `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`; a
-        `DistillationLoss` for the recipe "distillation". Other recipes accept only the loss that they define.
-        `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing replaces the settings granularity,
-        exclude and allocation by its own. Raises ValueError for a setting that contradicts the recipe, and where
-        `CompressionConfig` does.
+        `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`. Other recipes
+        accept only the loss that they define. `loss_fields`: fields of the recipe's loss, by name, that take the place
+        of the recipe's own. `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing replaces the
+        settings granularity, exclude and allocation by its own. Raises ValueError for a setting that contradicts the
+        recipe, and where `CompressionConfig` does.
         """
         settings = present_settings(settings)
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
-        decided["loss"] = self._loss(matched)
+        decided["loss"] = replace(self._loss(matched), **(loss_fields or {}))
         given = settings if loss is None or loss is matched else {**settings, "loss": loss}
         for name, value in decided.items():
             if given.get(name, value) != value:
@@ -121,7 +124,7 @@ class Recipe:
             return Rounds(steps, sparsity)
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
 
-    def _loss(self, matched: SelfSupervisedLoss) -> GeneratorLoss:
+    def _loss(self, matched: SelfSupervisedLoss) -> SelfSupervisedLoss | DistillationLoss | PlainLoss:
         if self.features:
             return replace(matched, terms=0.0, features=1.0)
         if self.matched:
@@ -274,9 +277,11 @@ def baseline(
     fresh_generator: Callable[[], nn.Module] | None = None,
     small: Callable[[int], nn.Module] | None = None,
     loss: GeneratorLoss | None = None,
+    loss_fields: Mapping[str, Any] | None = None,
     every: int = 10,
     rounds: bool = False,
     run: RunConfig | None = None,
+    validate: Validation | None = None,
     **settings: Any,
 ) -> Compressor:
     """A `Compressor` for the recipe `name` of `RECIPES`.
@@ -286,8 +291,8 @@ def baseline(
     recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
     `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
-    `loss`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
-    `run`: as in `Compressor`; the default of its title is the recipe's name.
+    `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
+    `run`, `validate`: as in `Compressor`; the default of the run's title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
     name = recipe_name(name)
@@ -301,7 +306,7 @@ def baseline(
     settings = present_settings(settings)
     of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
     _, run = from_old_keywords("baseline", of_run, None, run)
-    config = recipe.config(loss, **settings)
+    config = recipe.config(loss, loss_fields, **settings)
     student = None
     with seeded(config.seed):
         if recipe.fresh_discriminator and fresh is not None:
@@ -317,7 +322,9 @@ def baseline(
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
-    return Compressor(generator, discriminator, objective, schedule, config, run=run, student=student)
+    return Compressor(
+        generator, discriminator, objective, schedule, config, run=run, student=student, validate=validate
+    )
 
 
 def recipe_name(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..training import Run, endless, ranks, run_loop
 from .config import CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
+from .validation import Look, Looks, Validation
 
 #: Fields that run folders of earlier versions lack, and the values that describe the earlier versions' runs. A field
 #: with this value is left out of a run's settings, so that a run of an earlier version can be resumed.
@@ -46,11 +47,15 @@ LATER_LOSS_FIELDS: dict[str, Any] = {"match": "batch", "relative_floor": 0.0, "a
 
 @dataclass(frozen=True)
 class Result:
-    """The compressed `generator`, the `history` of every step's figures, and the generator's `optimizer`."""
+    """The compressed `generator`, the `history` of every step's figures, the generator's `optimizer`, and the `looks`.
+
+    With `validate`, the generator is that of the best look. Where this is not the last one, the optimizer has no state.
+    """
 
     generator: nn.Module
     history: list[dict[str, float]]
     optimizer: torch.optim.Optimizer
+    looks: list[Look] = field(default_factory=list)
 
 
 class Compressor:
@@ -63,6 +68,7 @@ class Compressor:
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
     `config`: all other settings that decide the result. `run`: the run folder, checkpoints and progress.
     `student`: the network to compress in place of `generator`. The loss still compares with `generator`.
+    `validate`: look at the compressed generator during the run, keep the best one, end early; see `Validation`.
 
     The file config.json in the run folder holds the schedule, the configuration and `run.settings`. A resumed run must
     have the same. The file compression.json holds only the configuration, for `CompressionConfig.from_dict` and
@@ -90,6 +96,7 @@ class Compressor:
         *,
         run: RunConfig | None = None,
         student: nn.Module | None = None,
+        validate: Validation | None = None,
         **old: Any,
     ) -> None:
         config, run = from_old_keywords("Compressor", old, config, run)
@@ -100,7 +107,11 @@ class Compressor:
             raise ValueError(
                 f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
             )
-        self.config, self.run_config, self.schedule = config, run, schedule
+        if validate is not None and ranks.world_size() > 1:
+            raise ValueError(
+                f"validate is given in {ranks.world_size()} processes; only one process can validate a run"
+            )
+        self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
         start = generator if student is None else student
         pruned = config.granularity, config.exclude
@@ -134,6 +145,8 @@ class Compressor:
             adam(trainable(student, "generator"), config.generator_lr),
             adam(trainable(judge, "discriminator", why), config.discriminator_lr) if updated else None,
         )
+        if validate is not None:
+            self.task.looks = Looks(validate, schedule.steps)
         # The folder is made last, so that a refused argument leaves none behind.
         self.run = None if run.run_dir is None else self._open(run)
 
@@ -145,6 +158,7 @@ class Compressor:
         if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
             settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
+        settings |= {} if self.validate is None else {"validation": self.validate.settings}
         run = Run(asked.run_dir, settings, resume=asked.resume, keep=asked.keep)
         if ranks.rank() == 0:
             write_json(run.path / "compression.json", config)
@@ -179,11 +193,14 @@ class Compressor:
             for ours, theirs in zip(average.model.parameters(), self.task.student.parameters(), strict=True):
                 ours.requires_grad_(theirs.requires_grad)
         student = self.task.student.eval() if average is None else average.model
+        looks = self.task.looks
+        if looks is not None and looks.restore(student):
+            self.task.optimizer.state.clear()
         original = self.task.original
         if self.config.contrast and original is not None and self.schedule.steps > 0:
             batches = [moved(batch, self.task.device) for batch in islice(endless(loader, self.config.seed), 16)]
             self._match_contrast(student, original, batches)
-        return Result(student, history, self.task.optimizer)
+        return Result(student, history, self.task.optimizer, [] if looks is None else looks.rows)
 
     def _match_contrast(self, student: nn.Module, original: nn.Module, batches: list[Any]) -> None:
         """Match the contrast of each kind of image separately, on the child module of that name or else on `student`.

@@ -31,6 +31,7 @@ from ..training.scaling import LossScale
 from .comparison import Comparison, Made
 from .config import CompressionConfig
 from .statistics import batch_norms
+from .validation import Looks
 
 #: Steps between two exchanges of weights, and the fraction of the run after which there are none.
 REGROW_EVERY = 10
@@ -65,6 +66,8 @@ class CompressionTask(Comparison):
         self.average = Average(student, config.ema) if config.ema else None
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
+        #: The looks at the compressed generator, where the run is validated.
+        self.looks: Looks | None = None
         #: A function that is called before a step waits for its figures.
         self.meanwhile: Callable[[], None] | None = None
 
@@ -103,6 +106,9 @@ class CompressionTask(Comparison):
             regrow(self.student, gradients, fraction, self.optimizer)
         if self.average is not None and generator_steps:
             self.average.update(self.student)
+        if self.looks is not None:
+            full = self._sparsity >= self.schedule.sparsity(self.schedule.steps)
+            self.looks.after(step + 1, self.result, self._sparsity, full)
         return figures
 
     def _discriminator_is_trained(self) -> bool:
@@ -114,6 +120,16 @@ class CompressionTask(Comparison):
     def _generator_every(self) -> int:
         """Steps per step of the generator, which is updated at every step while no discriminator is."""
         return self.config.generator_every if self._discriminator_is_trained() else 1
+
+    @property
+    def result(self) -> nn.Module:
+        """The compressed generator: the moving average where there is one, else the network that is trained."""
+        return self.student if self.average is None else self.average.model
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ends before its last step, because validation has found nothing better for long."""
+        return self.looks is not None and self.looks.finished
 
     def _rate(self, step: int) -> float:
         """The factor of the learning rates at `step`: their rise, and their fall over the stretch that contains `step`.
@@ -225,12 +241,13 @@ class CompressionTask(Comparison):
         figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of networks, optimizers, loss, image pool, moving average and loss scales, and the sparsity."""
+        """The states of networks, optimizers, loss, pool, moving average, loss scales and looks, and the sparsity."""
         judge = self.discriminator_optimizer
         average = {} if self.average is None else {"average": self.average.state_dict()}
         scales = {side: scale.state_dict() for side, scale in self.scales.items() if scale.used}
         return {
             **average,
+            **({} if self.looks is None else {"looks": self.looks.state_dict()}),
             **({"scales": scales} if scales else {}),
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
@@ -258,6 +275,8 @@ class CompressionTask(Comparison):
         self.pool.load_state_dict(state.get("pool", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.looks is not None:
+            self.looks.load_state_dict(state["looks"])
 
 
 def _means(terms: Terms, ending: str = "") -> Terms:

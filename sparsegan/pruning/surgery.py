@@ -201,8 +201,8 @@ def _shrink(
     survivors = {}
     for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
-            weights = _salient(layer.values, optimizers) if saliency == "fisher" else layer.values.detach()
-            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, weights)
+            ranked = _salient(layer.values, optimizers) if saliency == "fisher" else layer.values.detach()
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, ranked)
         except ValueError as error:
             raise ValueError(f"{name or type(layer).__name__}: {error}") from error
         if survivors[layer] is not None:
