@@ -168,7 +168,13 @@ RECIPES = {
         outputs="scales",
         intermediate="relative",
         discriminator_mode="none",
-        settings={"stored_statistics": True, "cosine": True, "lr_warm_up": 0.05, "saliency": "fisher"},
+        settings={
+            "stored_statistics": True,
+            "cosine": True,
+            "lr_warm_up": 0.05,
+            "saliency": "fisher",
+            "allocation": "saliency",
+        },
     ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",

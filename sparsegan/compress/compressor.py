@@ -20,11 +20,11 @@ from ..outermost import autocast as autocast_networks
 from ..placement import device_of, moved
 from ..pruning.allocation import Targets
 from ..pruning.regrow import regrowable_layers
-from ..pruning.schedule import Schedule
+from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
 from ..randomness import seeded
 from ..training import Run, endless, ranks, run_loop
-from .config import CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
+from .config import BY_SALIENCY, CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 from .validation import Look, Looks, Validation
@@ -115,7 +115,15 @@ class Compressor:
 
         start = generator if student is None else student
         pruned = config.granularity, config.exclude
-        targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
+        chosen_later = config.allocation == BY_SALIENCY
+        if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
+            raise ValueError(
+                f"allocation is {BY_SALIENCY!r}, which is chosen after some steps, and schedule prunes before the "
+                "first step only; it must be a gradual schedule, or allocation one of the others"
+            )
+        targets = Targets.of(
+            start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
+        )
         student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
         _warn_of_frozen(student)
         if config.regrow:

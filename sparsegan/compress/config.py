@@ -14,9 +14,12 @@ import torch
 
 from ..nn.granularity import check_granularity
 from ..pruning.allocation import check_allocation
-from ..pruning.surgery import check_saliency
+from ..pruning.saliency import check_saliency
 from ..renamed import warn_at_caller, warn_of_old_attribute, warn_of_old_name
 from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
+
+#: The allocation that each pruning chooses anew.
+BY_SALIENCY = "saliency"
 
 DiscriminatorMode = Literal["updated", "frozen", "none"]
 DiscriminatorFrom = Literal["start", "target"]
@@ -72,8 +75,11 @@ class CompressionConfig:
     layers along the schedule. A "2:4" layer needs sparsity 0.5, so the schedule must end there if the allocation gives
     each layer the schedule's sparsity.
     `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
-    "global-normalized", or a dict of sparsities by layer, as from `sparsegan.pruning.allocation.sensitivity`. At each
-    step all layers have reached the same fraction of their last sparsity, which is the schedule's fraction.
+    "global-normalized", "saliency", or a dict of sparsities by layer, as from
+    `sparsegan.pruning.allocation.sensitivity`. At each step all layers have reached the same fraction of their last
+    sparsity, which is the schedule's fraction. "saliency" chooses anew at each pruning: the least salient units of all
+    layers are dropped, so that the generator has as many weights as with "uniform" and no more multiply-accumulates.
+    It needs saliency "fisher".
     `saliency`: which weights of a layer are dropped first: "magnitude", the smallest, or "fisher", those with the
     smallest product of weight and root mean square gradient; see `sparsegan.pruning.shrink`.
     `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
@@ -173,8 +179,14 @@ class CompressionConfig:
             raise ValueError("rewind is set and decay is not; rewind needs decay=True")
         for granularity in [self.granularity] if isinstance(self.granularity, str) else self.granularity.values():
             check_granularity(granularity)
-        if isinstance(self.allocation, str):
-            check_allocation(self.allocation)
+        if self.allocation == BY_SALIENCY:
+            if self.saliency != "fisher":
+                raise ValueError(
+                    f'allocation is {BY_SALIENCY!r} and saliency is {self.saliency!r}; it must be "fisher", because '
+                    "magnitudes of different layers do not compare"
+                )
+        elif isinstance(self.allocation, str):
+            check_allocation(self.allocation, (BY_SALIENCY,))
         check_saliency(self.saliency)
         mode = self.discriminator_mode
         if mode == "none" and self.loss.uses_terms:

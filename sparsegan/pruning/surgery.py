@@ -17,7 +17,6 @@ from ..nn.granularity import (
     check_sparsity,
     kept,
     largest,
-    magnitudes,
     units_of,
 )
 from ..nn.layer import SPARSE_CLASSES, SparseConv, SparseConv2d, SparseConvTranspose2d
@@ -25,6 +24,7 @@ from ..nn.replace import Model, move_hooks, replaced, sparse_layers
 from .allocation import layer_sparsities
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
 from .prunable import left_dense, prunable_layers
+from .saliency import check_saliency, ranked
 
 #: One sparsity for all layers, or ``{pattern: sparsity}``. None keeps the present zeros.
 Sparsities = float | Mapping[str, float] | None
@@ -148,11 +148,8 @@ def shrink(
         optimizer: an optimizer, an object that holds one as ``.optimizer`` (a learning-rate schedule), or a list of
             these. Its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
             surviving values. The Parameter objects stay the same, so the optimizer's parameter groups stay valid.
-        saliency: one of ``SALIENCIES``. The saliency of a unit is the L2 norm of one number per weight w:
-            ``"magnitude"``: w. ``"fisher"``: w sqrt(v), where v is Adam's average of the squared gradient of w in
-            ``optimizer``. Its square estimates by how much the loss rises without the weight, with v in the place of
-            the second derivative (Theis et al., arXiv 1801.05787, use the same estimate). A layer whose values no
-            optimizer trains is ranked by magnitude.
+        saliency: ``"magnitude"`` or ``"fisher"``, which needs an optimizer such as Adam; see
+            ``sparsegan.pruning.saliency``.
 
     ``DistributedDataParallel`` sets the sizes of its buckets when it wraps a model. Shrink the model inside, on every
     rank, then wrap it again.
@@ -180,17 +177,6 @@ def shrink(
     _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer, saliency)
 
 
-#: The names of the saliencies.
-SALIENCIES = ("magnitude", "fisher")
-
-
-def check_saliency(saliency: str) -> str:
-    """Returns ``saliency``. Raises ``ValueError`` if it is not one of :data:`SALIENCIES`."""
-    if saliency not in SALIENCIES:
-        raise ValueError(f"saliency is {saliency!r}; it must be one of {', '.join(map(repr, SALIENCIES))}")
-    return saliency
-
-
 def _shrink(
     layers: Mapping[str, tuple[SparseConv, float | None]],
     optimizer: Optimizers = None,
@@ -201,8 +187,7 @@ def _shrink(
     survivors = {}
     for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
-            ranked = _salient(layer.values, optimizers) if saliency == "fisher" else layer.values.detach()
-            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, ranked)
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, saliency, optimizers)
         except ValueError as error:
             raise ValueError(f"{name or type(layer).__name__}: {error}") from error
         if survivors[layer] is not None:
@@ -212,31 +197,8 @@ def _shrink(
             _cut(layer, weights, optimizers)
 
 
-def _salient(values: nn.Parameter, optimizers: Sequence[Optimizer]) -> Tensor:
-    """The number per value whose norms rank the units by "fisher"; the values themselves if no optimizer has them."""
-    holding = [
-        one for one in optimizers if any(values is held for group in one.param_groups for held in group["params"])
-    ]
-    if not holding:
-        return values.detach()
-    squares = next(
-        (one.state[values]["exp_avg_sq"] for one in holding if "exp_avg_sq" in one.state.get(values, {})), None
-    )
-    if squares is None:
-        raise ValueError(
-            f'saliency is "fisher", and {type(holding[0]).__name__} has no average of squared gradients (exp_avg_sq); '
-            "it must be an optimizer such as Adam, after its first step"
-        )
-    roots = squares.float().sqrt()
-    # Weights that never had a gradient are then ranked by magnitude, behind those that had one.
-    return values.detach() * (roots + 1e-3 * roots.mean())
-
-
-def _survivors(layer: SparseConv, sparsity: float, weights: Tensor) -> Tensor | None:
-    """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay.
-
-    ``weights``: a number per value. The units whose numbers have the largest norms stay.
-    """
+def _survivors(layer: SparseConv, sparsity: float, saliency: str, optimizers: Sequence[Optimizer]) -> Tensor | None:
+    """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay."""
     if (only := units_of(layer.granularity).sparsity) is not None:
         if sparsity > only:
             raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
@@ -244,12 +206,11 @@ def _survivors(layer: SparseConv, sparsity: float, weights: Tensor) -> Tensor | 
     keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
     if keep * layer.unit_size >= layer.nnz:
         return None
+    chosen = largest(ranked(layer, saliency, optimizers), keep)
     if units_of(layer.granularity).listed:
         vector = layer.geometry.vector
-        chosen = largest(magnitudes(weights.view(-1, vector)), keep)
         return chosen.unsqueeze(1).expand(-1, vector).flatten().nonzero().flatten()
-    rows = layer.unit_rows()
-    return rows[largest(magnitudes(weights[rows]), keep)].flatten().sort().values
+    return layer.unit_rows()[chosen].flatten().sort().values
 
 
 def _cut(layer: SparseConv, survivors: Tensor, optimizers: Optimizers) -> None:
