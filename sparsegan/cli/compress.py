@@ -10,7 +10,6 @@ first, on images of the dense generator against real images (--warm-up).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -20,23 +19,39 @@ import torch
 from torch import nn
 
 from ..checkpoint import save
-from ..compress import RECIPES, BlankBatches, GeneratedBatches, RunConfig, baseline, gap, of_size
+from ..compress import (
+    RECIPES,
+    BlankBatches,
+    Compressor,
+    GeneratedBatches,
+    RunConfig,
+    Validation,
+    baseline,
+    gap,
+    of_size,
+)
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
-from ..metrics.distances import TaskEvaluator
-from ..metrics.features import load_features
-from ..metrics.likeness import FAR
 from ..placement import device_of, moved
-from ..profiling.info import peak_bytes
 from ..progress import announce
 from ..pruning.allocation import sensitivity
 from ..randomness import seeded
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
+from .bound import MOST
 from .common import need, set_threads, use_device
-from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings, read_weights
+from .compress_job import Job
+from .compress_options import (
+    LR_FACTOR,
+    OF_THE_GAN,
+    OPTIONS,
+    SENSITIVITY_BATCHES,
+    read_search,
+    read_settings,
+    read_weights,
+)
 from .compress_options import add_arguments as add_arguments
-from .compress_report import Finished, write_result
+from .compress_report import finish
 from .loading import (
     NO_DATA,
     content_objective,
@@ -45,10 +60,10 @@ from .loading import (
     load_gan,
     placed,
     reference_of_data,
-    test_data,
 )
-from .pictures import comparison, some, write_png
-from .verdict import Verdict, likenesses, original_images
+from .preview import show_preview
+from .search import Search
+from .validation import Scorer, Watch
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
     device = use_device(arguments)
-    settings = read_settings(arguments)
+    settings, bound = read_settings(arguments), read_search(arguments)
     gan, trained_discriminator = load_gan(arguments)
     placed(gan, device)
     objective = content_objective(arguments, gan)
@@ -68,14 +83,20 @@ def run(arguments: argparse.Namespace) -> None:
     without_data = arguments.data_free and reference.from_noise
     _fill_in(arguments, gan, reference.training, without_data)
     network, channels = gan.config["network"], gan.channels
-    samples = None
+    samples, validated = None, arguments.validate is not None or bound is not None
     if not without_data:
-        samples = load_data(arguments, reference, arguments.size, channels, "train")
+        samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
         _check_fit(network, samples, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     inputs: Any = blank if samples is None else samples.batches(arguments.batch)
     loader = GeneratedBatches(gan.generator, objective, inputs) if arguments.data_free else inputs
-    domains = [] if samples is None else samples.domains
+    job = Job(arguments, gan, reference, device, samples, inputs, validated)
+    scorer = Scorer(job, bound is not None and bound.decibels) if validated else None
+    if bound is not None and scorer is not None and scorer.higher != bound.decibels:
+        raise ValueError(
+            f"--within is {arguments.within}, which bounds a kernel distance, and here is none; give --features, or a "
+            "bound in decibels such as 25dB"
+        )
 
     discriminator = gan.discriminator
     recipe = RECIPES[arguments.recipe]
@@ -95,70 +116,53 @@ def run(arguments: argparse.Namespace) -> None:
     settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # the network that generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
-    compressor = baseline(
-        arguments.recipe,
-        gan.generator,
-        discriminator,
-        objective,
-        steps=arguments.steps,
-        sparsity=arguments.sparsity,
-        **({"every": arguments.prune_every} if arguments.prune_every else {}),
-        fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
-        fresh_generator=lambda: _fresh_generator(network).to(device),
-        small=lambda parameters: _small_generator(written, parameters).to(device),
-        run=RunConfig(
-            arguments.out,
-            resume=arguments.resume,
-            checkpoint_every=arguments.checkpoint_every,
-            settings={"command": "compress", "compressed": True, "network": written}
-            | {name: getattr(arguments, name) for name in named}
-            | ({"domain_names": domains} if domains else {})
-            | ({"weights": weights} if weights else {}),
-            quiet=arguments.quiet,
-        ),
-        **settings,
+    recorded = {"command": "compress", "compressed": True, "network": written}
+    recorded |= {name: getattr(arguments, name) for name in named}
+    recorded |= {"domain_names": job.domains} if job.domains else {}
+    recorded |= {"weights": weights} if weights else {}
+
+    def make(sparsity: float, run: RunConfig, validate: Validation | None = None) -> Compressor:
+        return baseline(
+            arguments.recipe,
+            gan.generator,
+            discriminator,
+            objective,
+            steps=arguments.steps,
+            sparsity=sparsity,
+            **({"every": arguments.prune_every} if arguments.prune_every else {}),
+            ramp=arguments.ramp,
+            fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
+            fresh_generator=lambda: _fresh_generator(network).to(device),
+            small=lambda parameters: _small_generator(written, parameters).to(device),
+            run=run,
+            validate=validate,
+            **settings,
+        )
+
+    run_config = RunConfig(
+        arguments.out,
+        resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
+        settings=recorded,
+        quiet=arguments.quiet,
     )
-    result = compressor.fit(loader)
+    steps = arguments.steps * (1 if bound is None else MOST)
+    if not arguments.quiet and ranks.world_size() == 1:
+        show_preview(job, make(arguments.sparsity, RunConfig(quiet=True)), loader, steps)
+    search = None
+    if bound is not None and scorer is not None:
+        search = Search(job, scorer, bound, make, run_config, loader)
+        result = search.run()
+        arguments.sparsity = search.chosen
+    else:
+        validate = None
+        if scorer is not None:
+            watch = Watch(job, scorer, arguments.out / "validation")
+            validate = watch.validation(arguments.validate, arguments.patience)
+        result = make(arguments.sparsity, run_config, validate).fit(loader)
     if ranks.rank() == 0:  # only rank 0 writes
         save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
-
-    generators = {"dense": gan.generator, "compressed": result.generator}
-    scores: dict[str, dict[str, float]] = {name: {} for name in generators}
-    unseen, split = None, "no"
-    if samples is not None or arguments.features:
-        unseen, split = test_data(arguments, reference, arguments.size, channels)
-    if unseen is None:
-        batch, few = next(iter(BlankBatches(32, channels or 3, arguments.size))), next(iter(blank))[:4]
-    else:
-        batch, few = some(unseen, 32 if reference.from_noise else 16), some(unseen, 4)
-    if arguments.features and unseen is not None:
-        features = load_features(arguments.features, device)
-        evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
-        for name, generator in generators.items():
-            for view, score in evaluator.scores(generator).items():
-                scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
-    if ranks.rank() > 0:
-        return
-    original = original_images(gan, unseen, arguments.size, arguments.seed)
-    pruning = {name: settings[name] for name in ("granularity", "exclude", "allocation")}
-    verdict = Verdict(
-        likenesses(gan, result.generator, original, inputs, arguments.sparsity, pruning, arguments.seed),
-        original.count,
-        "noise of another seed than the training's" if gan.from_noise else f"{split} data",
-        samples is not None,
-    )
-    picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
-    write_png(arguments.out / "samples.png", picture)
-    data = NO_DATA if samples is None else arguments.data
-    finished = Finished(
-        reference.name, data, generators, gan.objective, few, scores, verdict, picture, split, result.history
-    )
-    write_result(arguments, finished)
-    memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
-    print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png, report.html and result.json; {memory}")
-    if verdict.level == FAR:
-        print(f"sparsegan compress: warning: {verdict.line}", file=sys.stderr)
-    print(verdict.line)
+    finish(job, result, settings, scorer, search)
 
 
 def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training, without_data: bool) -> None:

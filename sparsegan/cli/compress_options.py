@@ -15,6 +15,7 @@ from ..compress.config import settings_from
 from ..compress.losses import LOSSES
 from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
+from .bound import LADDER, MOST, Bound
 from .common import add_run_options, at_least_one
 from .field_options import add_field, default_of, documented, given_fields, names_of
 from .loading import add_content, add_data_options, add_gan_options
@@ -90,6 +91,7 @@ LOSS_HELP = {
     "own": "the weight of the GAN's own generator loss",
     "outputs": "the weight of the distance of the images",
     "distance": "the distance of the images: l1, mse or scales",
+    "sharpness": "the weight of the difference of the edges' strengths",
     "activations": "the distance of the generators' activations: mse or relative",
     "intermediate": "the weight of the distance of the generators' activations",
 }
@@ -115,9 +117,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"the way of compressing, one of: {recipes} (default: {DEFAULT})",
     )
-    parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
+    parser.add_argument("--sparsity", type=float, help="target, from 0 to below 1 (default: 0.9)")
+    parser.add_argument(
+        "--within",
+        metavar="BOUND",
+        help="find the highest sparsity whose validation score stays within a bound: 5%% allows a kernel distance of 5 "
+        f"%% above the dense generator's, 25dB asks for a PSNR of 25 dB to the original; at most {MOST} sparsities of "
+        "--steps steps",
+    )
+    parser.add_argument(
+        "--validate",
+        type=at_least_one,
+        metavar="N",
+        help="score the generator every N steps on a validation split, a tenth of the training images, which are then "
+        "not trained on: by kernel distance with --features, or with this repository's classifier of the data, else by "
+        "PSNR to the original; the best generator at the full sparsity is the result (default: no)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=at_least_one,
+        metavar="K",
+        help="with --validate: end the run after K scores at the full sparsity without a better one (default: never)",
+    )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
     parser.add_argument("--batch", type=int, help="images per step (default: the task's)")
+    parser.add_argument(
+        "--ramp",
+        type=float,
+        metavar="FRACTION",
+        help="the fraction of the run after which gradual pruning reaches its target (default: the recipe's)",
+    )
     parser.add_argument(
         "--prune-every", type=at_least_one, metavar="N", help="steps between two prunings of a recipe (default: 10)"
     )
@@ -228,6 +257,32 @@ def _loss_options(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, An
                 f"options are: {known}"
             )
     return given
+
+
+def read_search(arguments: argparse.Namespace) -> Bound | None:
+    """The bound of --within, if given. Sets --sparsity where it is not given, and --patience to 0.
+
+    Raises ValueError for options that contradict each other.
+    """
+    if arguments.patience is not None and arguments.validate is None:
+        raise ValueError(f"--patience is {arguments.patience} and --validate is not given; patience counts its scores")
+    arguments.patience = arguments.patience or 0
+    if arguments.within is None:
+        arguments.sparsity = 0.9 if arguments.sparsity is None else arguments.sparsity
+        return None
+    bound, recipe = Bound.of(arguments.within), RECIPES[arguments.recipe]
+    if arguments.sparsity is not None:
+        raise ValueError(f"--sparsity is {arguments.sparsity} and --within is given; --within finds the sparsity")
+    if not isinstance(arguments.allocation, str) or arguments.allocation == "sensitivity":
+        raise ValueError(
+            "--allocation gives sparsities by layer; --within tries several, so it must be uniform or global"
+        )
+    if recipe.start != "dense" or recipe.pruning != "gradual":
+        raise ValueError(
+            f"--recipe is {arguments.recipe}; --within needs one that prunes the dense generator gradually"
+        )
+    arguments.sparsity = LADDER[0]
+    return bound
 
 
 def read_weights(arguments: argparse.Namespace) -> dict[str, float]:

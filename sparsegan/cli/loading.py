@@ -49,15 +49,16 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
 def load_data(
     arguments: argparse.Namespace, reference: Reference, size: int, channels: int | None, split: str
 ) -> data.Samples:
-    """The samples of a split that the options of `add_data_options` name. A GAN that starts from noise uses all.
+    """The samples of a split that the options of `add_data_options` name, as `data.load` takes it.
 
+    The split "train" of a GAN that starts from noise has all samples.
     `channels`: those of the GAN's images, where they are known. Raises ValueError for data of other channels.
     """
     samples = data.load(
         reference.samples,
         arguments.data,
         size,
-        "all" if reference.from_noise else split,
+        "all" if reference.from_noise and split == "train" else split,
         direction=arguments.direction,
         attributes=arguments.attributes,
         domains=arguments.domains,
@@ -85,14 +86,14 @@ def test_data(
 ) -> tuple[data.Samples, str]:
     """The test samples and "test". Where there are none, the training samples and "train", with a message on stderr.
 
-    A GAN that starts from noise has no test split: it gets all samples and "train".
+    A GAN that starts from noise gets all samples and "train".
     """
-    try:
-        samples = load_data(arguments, reference, size, channels, "test")
-    except (FileNotFoundError, ValueError) as error:
-        print(f"there is no test data ({error}); training data is used instead", file=sys.stderr)
-        return load_data(arguments, reference, size, channels, "train"), "train"
-    return samples, "train" if reference.from_noise else "test"
+    if not reference.from_noise:
+        try:
+            return load_data(arguments, reference, size, channels, "test"), "test"
+        except (FileNotFoundError, ValueError) as error:
+            print(f"there is no test data ({error}); training data is used instead", file=sys.stderr)
+    return load_data(arguments, reference, size, channels, "train"), "train"
 
 
 # Trained GANs

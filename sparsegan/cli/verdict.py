@@ -26,6 +26,8 @@ from ..training import endless
 IMAGES = 256
 #: Added to the run's seed, so that the compared images come from other noise than the training's.
 UNSEEN = 2**61
+#: The same for the images of a validation, which the reported figures do not see.
+VALIDATED = 2**60
 #: Names of the generators that are compared with the original.
 COMPRESSED, PRUNED, REESTIMATED = "compressed", "pruned", "pruned, batch norms re-estimated"
 
@@ -102,10 +104,13 @@ class Verdict:
         return head, lines
 
 
-def original_images(gan: store.Gan, unseen: Samples | None, size: int, seed: int) -> OriginalImages:
+def original_images(
+    gan: store.Gan, unseen: Samples | None, size: int, seed: int, purpose: int = UNSEEN
+) -> OriginalImages:
     """The dense generator's images of inputs that the training does not see.
 
-    `unseen`: samples that are not trained on. A generator from noise needs none: it gets noise of another seed.
+    `unseen`: samples that are not trained on. A generator from noise needs none: it gets noise of another seed, which
+    `purpose` decides.
     """
     count = max(16, min(IMAGES, IMAGES * 128**2 // size**2))
     batches: Iterable[Any]
@@ -115,7 +120,7 @@ def original_images(gan: store.Gan, unseen: Samples | None, size: int, seed: int
         order = unseen.order(shuffled=False)
         chosen = order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()]
         batches = [unseen.batch(part, None) for part in chosen.split(16)]
-    return OriginalImages(gan.generator, gan.objective, batches, (seed + UNSEEN) % 2**63)
+    return OriginalImages(gan.generator, gan.objective, batches, (seed + purpose) % 2**63)
 
 
 def likenesses(

@@ -64,7 +64,9 @@ class Recipe:
     `features`: L_F and the GAN's distances take the place of equations 7-9.
     `own`: the GAN's own generator loss.
     `outputs`: the distance of the images to the original's images, "l1", "mse" or "scales"; "" for none.
+    `sharpness`: the weight of the difference of the edges' strengths, beside the weight 1 of the images' distance.
     `intermediate`: the distance of the generators' activations, "mse" or "relative"; "" for none.
+    `ramp`: the fraction of the run after which gradual pruning reaches its target.
 
     `settings`: defaults of further fields of `CompressionConfig`.
 
@@ -83,7 +85,9 @@ class Recipe:
     features: bool = False
     own: bool = False
     outputs: str = ""
+    sharpness: float = 0.0
     intermediate: str = ""
+    ramp: float = 0.5
     settings: Mapping[str, Any] = field(default_factory=dict)
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
@@ -119,7 +123,7 @@ class Recipe:
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
         if self.pruning == "gradual":
-            return GradualPruning(steps, sparsity, every=every)
+            return GradualPruning(steps, sparsity, ramp=self.ramp, every=every)
         if self.pruning == "rounds":
             return Rounds(steps, sparsity)
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
@@ -133,9 +137,11 @@ class Recipe:
         if self.outputs or self.intermediate:
             return DistillationLoss(
                 own=float(self.own),
-                outputs=DISTILLATION if self.outputs else 0.0,
+                outputs=(1.0 if self.intermediate else DISTILLATION) if self.outputs else 0.0,
                 distance=self.outputs or "l1",
-                intermediate=float(self.intermediate),
+                sharpness=self.sharpness,
+                intermediate=float(bool(self.intermediate)),
+                activations=self.intermediate or "mse",
             )
         return PlainLoss()
 
@@ -166,10 +172,14 @@ RECIPES = {
     "distillation": Recipe(
         "gradual, the original's images at several scales, their edges, and its activations matched, no D",
         outputs="scales",
+        sharpness=4.0,
         intermediate="relative",
+        ramp=0.7,
         discriminator_mode="none",
         settings={
             "stored_statistics": True,
+            "generator_lr": 4e-3,
+            "betas": (0.9, 0.999),
             "cosine": True,
             "lr_warm_up": 0.05,
             "saliency": "fisher",
@@ -285,6 +295,7 @@ def baseline(
     loss: GeneratorLoss | None = None,
     loss_fields: Mapping[str, Any] | None = None,
     every: int = 10,
+    ramp: float | None = None,
     rounds: bool = False,
     run: RunConfig | None = None,
     validate: Validation | None = None,
@@ -296,7 +307,8 @@ def baseline(
     `fresh`, `fresh_generator`: functions that make an untrained discriminator and an untrained generator, for the
     recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
-    `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
+    `every`: steps between two prunings of a gradual schedule. `ramp`: the fraction of the run after which it reaches
+    its target; None for the recipe's. `rounds`: prune in `Rounds` instead.
     `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
     `run`, `validate`: as in `Compressor`; the default of the run's title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
@@ -327,6 +339,7 @@ def baseline(
                 )
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
+    pruned = pruned if ramp is None else replace(pruned, ramp=ramp)
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
     return Compressor(
         generator, discriminator, objective, schedule, config, run=run, student=student, validate=validate

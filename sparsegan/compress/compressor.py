@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_files import write_json
+from ..clock import Clock
 from ..copying import bake, copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import in_mode, in_modes_of, train_as_set, trainable
@@ -22,7 +23,7 @@ from ..pruning.allocation import Targets
 from ..pruning.regrow import regrowable_layers
 from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
-from ..randomness import seeded
+from ..randomness import seeded, undisturbed
 from ..training import Run, endless, ranks, run_loop
 from .config import BY_SALIENCY, CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
@@ -42,7 +43,13 @@ LATER_FIELDS: dict[str, Any] = {
     "discriminator_from": "start",
 }
 #: The same for fields of losses.
-LATER_LOSS_FIELDS: dict[str, Any] = {"match": "batch", "relative_floor": 0.0, "activations": "mse", "features": 0.0}
+LATER_LOSS_FIELDS: dict[str, Any] = {
+    "match": "batch",
+    "relative_floor": 0.0,
+    "activations": "mse",
+    "features": 0.0,
+    "sharpness": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,22 @@ class Compressor:
         networks = (self.task.student, self.task.original, self.task.discriminator)
         with ranks.divided(*networks), autocast_networks(self.config.autocast, *networks):
             return self._fit(loader)
+
+    def rehearse(self, loader: Iterable[Any]) -> float:
+        """The seconds of a step, measured on the second of two steps.
+
+        The two steps train this compressor's networks, so the run itself needs another compressor. Nothing is written,
+        and the random states are restored.
+        """
+        networks = (self.task.student, self.task.original, self.task.discriminator)
+        clock, last = Clock(self.task.student), max(0, self.schedule.steps - 1)
+        with undisturbed(), autocast_networks(self.config.autocast, *networks):
+            batches = endless(loader, self.config.seed)
+            self.task.step(0, moved(next(batches), self.task.device))
+            second = moved(next(batches), self.task.device)
+            start = clock.seconds()
+            self.task.step(min(1, last), second)
+            return clock.seconds() - start
 
     def _fit(self, loader: Iterable[Any]) -> Result:
         history: list[dict[str, float]] = []

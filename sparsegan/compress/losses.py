@@ -66,7 +66,8 @@ generator terms that compare images without a discriminator (`Objective.distance
 **Distillation** needs no discriminator and no data. With x_O and x_C the two generators' images from the same noise or
 input, Gen the GAN's own weighted generator loss of x_C, and h_k the output of a generator's k-th layer of K layers:
 
-    L = own Gen + outputs d(x_C, x_O) + intermediate 1/K sum over k  r(h_k(G_C), h_k(G_O)) + features L_F
+    L = own Gen + outputs d(x_C, x_O) + sharpness e(x_C, x_O) + intermediate 1/K sum over k  r(h_k(G_C), h_k(G_O))
+        + features L_F
 
 The distance d of two images is one of
 
@@ -81,6 +82,13 @@ and the distance r of two activations is one of
     "relative"  mean (h_C - h_O)^2 / mean h_O^2 + mean |h_C - h_O| / mean |h_O|
 
 The relative distance gives every layer the same weight, whatever the scale of its activations.
+
+A network that regresses to images gives softer images, because details that it cannot represent average out. With E the
+sum of (S x)^2 over an image, and R the root mean square of S x over windows of 7 x 7 pixels,
+
+    e = mean |R x_C - R x_O| + 1/20 mean over the images |E x_C - E x_O| / max(E x_O, a tenth of the mean E x_O)
+
+asks for edges of the same strength, in each window and in the whole image, without asking for the same edges.
 
 `outputs` alone is distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) of images. `outputs` with Gen and "mse" is
 the joint loss of Aguinaldo et al., "Compressing GANs using Knowledge Distillation" (arXiv 1902.00159). `intermediate`
@@ -358,6 +366,17 @@ def sobel(images: Tensor) -> Tensor:
     return F.conv2d(padded, kernels, groups=images.shape[1])
 
 
+def sharpness(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The difference e of the strengths of the edges of images [N, C, H, W] (see the module's text)."""
+    squares = [sobel(images).square() for images in (ours, theirs)]
+    whole = [one.sum((1, 2, 3)) for one in squares]
+    size = min(7, *ours.shape[-2:])
+    # The small summand keeps the gradient of the root finite where a window is flat.
+    r_ours, r_theirs = ((F.avg_pool2d(one, size, stride=(size + 1) // 2) + 1e-4).sqrt() for one in squares)
+    least = whole[1].mean() / 10 + torch.finfo(theirs.dtype).tiny  # an image may have no edges
+    return F.l1_loss(r_ours, r_theirs) + ((whole[0] - whole[1]).abs() / whole[1].clamp_min(least)).mean() / 20
+
+
 def relative(ours: Tensor, theirs: Tensor) -> Tensor:
     """The distance "relative" of activations of one shape (see the module's text). All-zero `theirs` counts nothing."""
     gap, least = ours - theirs, torch.finfo(theirs.dtype).tiny
@@ -377,8 +396,9 @@ class DistillationLoss(_Stateless):
 
     `own`: the weight of the GAN's generator loss. At 0 no generator terms are computed. `outputs`: the weight of the
     distance of the images, averaged over the kinds of images that a GAN makes. `distance`: "l1", "mse" or "scales", for
-    images. `intermediate`: the weight of the distance of the activations. `activations`: "mse" or "relative", for
-    activations. `features`: the weight of L_F, the distance of the discriminator's activations.
+    images. `sharpness`: the weight of the difference of the edges' strengths, averaged in the same way.
+    `intermediate`: the weight of the distance of the activations. `activations`: "mse" or "relative", for activations.
+    `features`: the weight of L_F, the distance of the discriminator's activations.
     A discriminator is needed where `own` or `features` is above 0. Raises ValueError for values out of range, and where
     images or activations of the two generators differ in shape.
     """
@@ -386,6 +406,7 @@ class DistillationLoss(_Stateless):
     own: float = 0.0
     outputs: float = 1.0
     distance: str = "l1"
+    sharpness: float = 0.0
     intermediate: float = 0.0
     activations: str = "mse"
     features: float = 0.0
@@ -394,7 +415,7 @@ class DistillationLoss(_Stateless):
     matches_discriminator_terms: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("own", "outputs", "intermediate", "features"):
+        for name in ("own", "outputs", "sharpness", "intermediate", "features"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.outputs == self.intermediate == self.features == 0:
@@ -426,9 +447,11 @@ class DistillationLoss(_Stateless):
         loss = _nothing(compressed)
         if self.own > 0:
             loss = loss + self.own * objective.total(compressed.generator)
+        pairs = [(images, original.images.get(name)) for name, images in compressed.images.items()]
         if self.outputs > 0:
-            pairs = [(images, original.images.get(name)) for name, images in compressed.images.items()]
             loss = loss + self.outputs * _mean_distance(pairs, DISTANCES[self.distance], "images")
+        if self.sharpness > 0:
+            loss = loss + self.sharpness * _mean_distance(pairs, sharpness, "images")
         if self.intermediate > 0:
             both = list(zip_longest(compressed.intermediate, original.intermediate))
             distance = ACTIVATION_DISTANCES[self.activations]
