@@ -61,7 +61,7 @@ class Recipe:
 
     The loss:
     `matched`: equations 7-9. `stop_gradient` and `discriminator_gradient` are as in `SelfSupervisedLoss`.
-    `features`: L_F and the GAN's distances take the place of equations 7-9.
+    `features`: L_F. With `matched`, L_F and the GAN's distances take the place of equations 7-9.
     `own`: the GAN's own generator loss.
     `outputs`: the distance of the images to the original's images, "l1", "mse" or "scales"; "" for none.
     `sharpness`: the weight of the difference of the edges' strengths, beside the weight 1 of the images' distance.
@@ -129,7 +129,7 @@ class Recipe:
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
 
     def _loss(self, matched: SelfSupervisedLoss) -> SelfSupervisedLoss | DistillationLoss | PlainLoss:
-        if self.features:
+        if self.matched and self.features:
             return replace(matched, terms=0.0, features=1.0)
         if self.matched:
             switched = ("stop_gradient", "discriminator_gradient")
@@ -142,11 +142,22 @@ class Recipe:
                 sharpness=self.sharpness,
                 intermediate=float(bool(self.intermediate)),
                 activations=self.intermediate or "mse",
+                features=float(self.features),
             )
         return PlainLoss()
 
 
 _DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_images")
+
+_DISTILLATION = {
+    "stored_statistics": True,
+    "generator_lr": 4e-3,
+    "betas": (0.9, 0.999),
+    "cosine": True,
+    "lr_warm_up": 0.05,
+    "saliency": "fisher",
+    "allocation": "saliency",
+}
 
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
@@ -176,15 +187,17 @@ RECIPES = {
         intermediate="relative",
         ramp=0.7,
         discriminator_mode="none",
-        settings={
-            "stored_statistics": True,
-            "generator_lr": 4e-3,
-            "betas": (0.9, 0.999),
-            "cosine": True,
-            "lr_warm_up": 0.05,
-            "saliency": "fisher",
-            "allocation": "saliency",
-        },
+        settings=_DISTILLATION,
+    ),
+    "distillation-and-features": Recipe(
+        "distillation, and D's activations matched too, D frozen",
+        outputs="scales",
+        sharpness=4.0,
+        intermediate="relative",
+        features=True,
+        ramp=0.7,
+        discriminator_mode="frozen",
+        settings=_DISTILLATION,
     ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",
