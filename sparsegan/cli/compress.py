@@ -130,6 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
             steps=arguments.steps,
             sparsity=sparsity,
             **({"every": arguments.prune_every} if arguments.prune_every else {}),
+            ramp=arguments.ramp,
             fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
             fresh_generator=lambda: _fresh_generator(network).to(device),
             small=lambda parameters: _small_generator(written, parameters).to(device),
@@ -181,9 +182,16 @@ def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training, 
         arguments.data = known_data(arguments, gan)
     if arguments.size is None:
         arguments.size = gan.size or training.size
+    every = RECIPES[arguments.recipe].generator_every(training.generator_every)
+    if arguments.generator_every is None and every != training.generator_every:
+        announce(
+            f"recipe {arguments.recipe} does not update the discriminator: the generator is updated at every step "
+            f"(--generator-every 1, where the task's training has {training.generator_every})",
+            arguments.quiet,
+        )
     for name, value in (
         ("batch", training.batch),
-        ("generator_every", training.generator_every),
+        ("generator_every", every),
         ("discriminator_lr", training.discriminator_lr),
         ("betas", training.betas),
     ):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..compress import RECIPES, CompressionConfig, Recipe
+from ..compress.baselines import DEFAULT, recipe_name
 from ..compress.config import settings_from
 from ..compress.losses import LOSSES
 from ..nn.granularity import parse_granularity
@@ -27,7 +28,7 @@ LR_FACTOR = 5
 SENSITIVITY_BATCHES = 4
 
 #: The fields of `CompressionConfig` that only the recipe decides, and those that have no option of their own name.
-OF_THE_RECIPE = ("discriminator_mode", "prune_discriminator", "original_as_real")
+OF_THE_RECIPE = ("discriminator_mode", "prune_discriminator", "original_images")
 _ELSEWHERE = ("loss", "stored_statistics", "seed")
 #: The fields that come from the GAN where the command line, the settings file and the recipe leave them open.
 OF_THE_GAN = ("betas", "discriminator_lr", "generator_every", "generator_lr")
@@ -53,7 +54,8 @@ HELP = {
     "generator_lr": f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)",
     "discriminator_lr": "the discriminator's learning rate, Adam (default: the task's)",
     "betas": "the betas of Adam (default: the task's)",
-    "generator_every": "discriminator steps per generator step (default: the task's)",
+    "generator_every": "discriminator steps per generator step (default: the task's, and 1 where no discriminator is "
+    "updated)",
     "decay": "let both learning rates fall to 0 over the second half of the run",
     "rewind": "set both learning rates back at every pruning; needs --decay",
     "ema": "make the result a moving average of the weights with this decay, for example 0.999; 0 for none",
@@ -88,7 +90,9 @@ LOSS_HELP = {
     "features": "the weight of the discriminator's features",
     "own": "the weight of the GAN's own generator loss",
     "outputs": "the weight of the distance of the images",
-    "distance": "the distance of the images: l1 or mse",
+    "distance": "the distance of the images: l1, mse or scales",
+    "sharpness": "the weight of the difference of the edges' strengths",
+    "activations": "the distance of the generators' activations: mse or relative",
     "intermediate": "the weight of the distance of the generators' activations",
 }
 _LOSS_FLAGS = {"lam": "--lambda", "denominator": "--denominator", "one_sided": "--one-sided"}
@@ -106,7 +110,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a settings file: a JSON object of compression settings by name, such as a run folder's compression.json; "
         "options on the command line override its settings, and its settings must agree with the recipe",
     )
-    parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT,
+        type=_recipe,
+        metavar="NAME",
+        help=f"the way of compressing, one of: {recipes} (default: {DEFAULT})",
+    )
     parser.add_argument("--sparsity", type=float, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument(
         "--within",
@@ -131,6 +141,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
     parser.add_argument("--batch", type=int, help="images per step (default: the task's)")
+    parser.add_argument(
+        "--ramp",
+        type=float,
+        metavar="FRACTION",
+        help="the fraction of the run after which gradual pruning reaches its target (default: the recipe's)",
+    )
     parser.add_argument(
         "--prune-every", type=at_least_one, metavar="N", help="steps between two prunings of a recipe (default: 10)"
     )
@@ -186,6 +202,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_run_options(parser, "runs/compress")
     parser.set_defaults(seed=None)  # None means that --seed was not given: the seed of --config is then used
+
+
+def _recipe(name: str) -> str:
+    try:
+        return recipe_name(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _flag(name: str) -> str:

@@ -13,26 +13,43 @@ from torch import Tensor, nn
 
 from ..atomic_files import write_json
 from ..clock import Clock
-from ..copying import copy_model
+from ..copying import bake, copy_model
 from ..gans.objective import Objective, images_in
-from ..modes import train_as_set, trainable
+from ..modes import in_mode, in_modes_of, train_as_set, trainable
 from ..nn.replace import sparse_layers
 from ..outermost import autocast as autocast_networks
 from ..placement import device_of, moved
 from ..pruning.allocation import Targets
 from ..pruning.regrow import regrowable_layers
-from ..pruning.schedule import Schedule
+from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
 from ..training import Run, endless, ranks, run_loop
-from .config import CompressionConfig, RunConfig, dict_of, from_old_keywords
+from .config import BY_SALIENCY, CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 from .validation import Look, Looks, Validation
 
-#: Fields that run folders of earlier versions lack. They are left out of a run's settings while they are 0 or False,
-#: so that a run of an earlier version can be resumed.
-LATER_FIELDS = ("regrow", "rewind", "ema")
+#: Fields that run folders of earlier versions lack, and the values that describe the earlier versions' runs. A field
+#: with this value is left out of a run's settings, so that a run of an earlier version can be resumed.
+LATER_FIELDS: dict[str, Any] = {
+    "regrow": 0.0,
+    "rewind": False,
+    "ema": 0.0,
+    "lr_warm_up": 0.0,
+    "cosine": False,
+    "saliency": "magnitude",
+    "original_mode": "evaluation",
+    "discriminator_from": "start",
+}
+#: The same for fields of losses.
+LATER_LOSS_FIELDS: dict[str, Any] = {
+    "match": "batch",
+    "relative_floor": 0.0,
+    "activations": "mse",
+    "features": 0.0,
+    "sharpness": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,8 @@ class Compressor:
 
     Frozen parameters (requires_grad is False) stay as they are. A frozen convolution that is not excluded is pruned and
     not trained, with one warning. A network in evaluation mode is put into training mode. In a network in training
-    mode, modules in evaluation mode stay so (a norm on its stored statistics, for example).
+    mode, modules in evaluation mode stay so (a norm on its stored statistics, for example). The original generator
+    runs in the modes of the compressed generator (`config.original_mode`), and none of its numbers change.
 
     All networks must be on one device and stay there. Batches are moved to it.
     In a process group (`torchrun`) each step's work is divided among the processes, and the result is that of one
@@ -90,7 +108,7 @@ class Compressor:
     ) -> None:
         config, run = from_old_keywords("Compressor", old, config, run)
         device_of(generator=generator, discriminator=discriminator, student=student)
-        compared = config.loss.matches or config.original_as_real
+        compared = config.loss.matches or config.original_images != "unused"
         if config.contrast and schedule.steps > 0 and not compared:
             kind = type(config.loss).__name__
             raise ValueError(
@@ -104,7 +122,15 @@ class Compressor:
 
         start = generator if student is None else student
         pruned = config.granularity, config.exclude
-        targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
+        chosen_later = config.allocation == BY_SALIENCY
+        if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
+            raise ValueError(
+                f"allocation is {BY_SALIENCY!r}, which is chosen after some steps, and schedule prunes before the "
+                "first step only; it must be a gradual schedule, or allocation one of the others"
+            )
+        targets = Targets.of(
+            start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
+        )
         student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
         _warn_of_frozen(student)
         if config.regrow:
@@ -121,9 +147,10 @@ class Compressor:
         def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
             return torch.optim.Adam(parameters, lr, config.betas, fused=True)
 
+        original = _original_beside(student, generator, config.original_mode) if compared else None
         why = ', or set discriminator_mode="frozen"'
         self.task = CompressionTask(
-            copy_model(generator).requires_grad_(False).eval() if compared else None,
+            original,
             student,
             judge,
             objective,
@@ -142,7 +169,9 @@ class Compressor:
         """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
-        settings = {name: value for name, value in config.items() if value or name not in LATER_FIELDS}
+        settings = _as_before(config | {"loss": _as_before(config["loss"], LATER_LOSS_FIELDS)}, LATER_FIELDS)
+        if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
+            settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
         settings |= {} if self.validate is None else {"validation": self.validate.settings}
         run = Run(asked.run_dir, settings, resume=asked.resume, keep=asked.keep)
@@ -211,8 +240,8 @@ class Compressor:
         """
 
         def images(net: nn.Module) -> dict[str, Tensor]:
-            """All images of `net` for `batches` by kind, from the same noise at every call."""
-            with seeded(self.config.seed), torch.no_grad():
+            """All images of `net` in evaluation for `batches` by kind, from the same noise at every call."""
+            with seeded(self.config.seed), torch.no_grad(), in_mode(net, False):
                 made = [images_in(self.task.objective.generate(net, batch)) for batch in batches]
             return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
@@ -225,6 +254,25 @@ class Compressor:
             raise ValueError("contrast is set and objective.generate gives no images; it must give images [N, C, H, W]")
         for name in names:
             match(name)
+
+
+def _original_beside(student: nn.Module, generator: nn.Module, mode: OriginalMode) -> nn.Module:
+    """A copy of `generator` that is not trained, for comparisons with `student`.
+
+    Where a layer of `student` is sparse, its weight is the value in evaluation of a computed weight (a spectral norm,
+    for example). The copy's layer of that name gets this value too.
+    """
+    original = copy_model(generator).requires_grad_(False)
+    modules = dict(original.named_modules())
+    for name, _ in sparse_layers(student):
+        if name in modules:
+            bake(modules[name])
+    return in_modes_of(original, student) if mode == "same" else original.eval()
+
+
+def _as_before(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of `later` that have the value of earlier versions' runs."""
+    return {name: value for name, value in settings.items() if name not in later or value != later[name]}
 
 
 def _warn_of_frozen(student: nn.Module) -> None:
