@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from ..nn.granularity import check_sparsity, magnitudes, units_of
 from ..nn.layer import SparseConv, SparseConvTranspose2d
 from ..nn.replace import sparse_layers
-from .allocation import LEAST
+from .allocation import FIXED, LEAST
 
 #: The names of the saliencies.
 SALIENCIES = ("magnitude", "fisher")
@@ -114,13 +114,12 @@ def sparsities_by_saliency(
     fraction :data:`~sparsegan.pruning.allocation.LEAST` of each layer's units always stays.
 
     `uses`: how often a weight of each layer is used, as `counting_uses` counts it; only ratios matter.
-    Raises ``ValueError`` for a layer of granularity "2:4", whose sparsity is fixed, and as :func:`ranked` does.
+    A layer of granularity "2:4" keeps its sparsity and counts in neither budget. Raises ``ValueError`` as
+    :func:`ranked` does.
     """
     check_sparsity(sparsity)
-    layers = dict(sparse_layers(model))
-    for name, layer in layers.items():
-        if units_of(layer.granularity).sparsity is not None:
-            raise ValueError(f"{name}: granularity is {layer.granularity!r}, whose sparsity is fixed")
+    fixed = {name for name, layer in sparse_layers(model) if units_of(layer.granularity).sparsity is not None}
+    layers = {name: layer for name, layer in sparse_layers(model) if name not in fixed}
     # Units of one layer have one size and one cost, so the order within a layer holds for every price.
     squares, sizes, counts = {}, {}, {}
     for name, layer in layers.items():
@@ -128,7 +127,7 @@ def sparsities_by_saliency(
         counts[name] = math.prod(layer.weight_shape) // layer.unit_size
         squares[name] = ranked(layer, saliency, optimizers).double().square().sort().values.cpu() / layer.unit_size
     most = max((float(values[-1]) for values in squares.values()), default=0.0) or 1.0
-    busiest = max(uses.values(), default=0) or 1
+    busiest = max((uses[name] for name in layers), default=0) or 1
     costs = {name: uses[name] / busiest for name in layers}
     squares = {name: values / most for name, values in squares.items()}
     least = {name: min(max(1, math.ceil(LEAST * counts[name])), len(squares[name])) for name in layers}
@@ -167,4 +166,4 @@ def sparsities_by_saliency(
                 low = middle
             else:
                 high, chosen = middle, found
-    return {name: 1 - chosen[name] / counts[name] for name in layers}
+    return dict.fromkeys(fixed, FIXED) | {name: 1 - chosen[name] / counts[name] for name in layers}
