@@ -44,8 +44,8 @@ HELP = {
     "allocation": "how the sparsity is allocated to the layers. uniform: the same for every layer; global: by one "
     "threshold for all layers; global-normalized: the same threshold, with each layer's weights divided by their root "
     "mean square; saliency: the least salient weights of all layers are dropped, so that there are as many weights and "
-    "no more multiply-accumulates than with uniform (needs --saliency fisher); sensitivity: each layer raises equations 7-9 by the same amount, on "
-    f"{SENSITIVITY_BATCHES} batches",
+    "no more multiply-accumulates than with uniform (needs --saliency fisher); sensitivity: each layer raises "
+    f"equations 7-9 by the same amount, on {SENSITIVITY_BATCHES} batches",
     "exclude": "layers that stay dense",
     "regrow": "the initial fraction of a layer's kept weights that come back elsewhere, by their gradient, every ten "
     "steps; needs granularity element",
@@ -58,8 +58,8 @@ HELP = {
     "betas": "the betas of Adam (default: the recipe's, or else the task's)",
     "generator_every": "discriminator steps per generator step (default: the task's, and 1 where no discriminator is "
     "updated)",
-    "decay": "let both learning rates fall to 0 over the second half of the run; --no-cosine is then needed beside a recipe with "
-    "--cosine",
+    "decay": "let both learning rates fall to 0 over the second half of the run; it needs --no-cosine where the recipe "
+    "has --cosine",
     "rewind": "set both learning rates back at every pruning; needs --decay",
     "ema": "make the result a moving average of the weights with this decay, for example 0.999; 0 for none",
     "accumulate": "process each batch in this number of parts, one after the other, which saves memory",
