@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -152,6 +154,41 @@ def curves(results: Results) -> Any:
     return figure if drawn else None
 
 
+def loss_and_distance(results: Results) -> Any:
+    """Plots the generator's loss term at the end of each run against the distance, for all rows that have run.
+
+    There is a panel per task, with Spearman's rank correlation: 1 if the curves order the runs as the distances do.
+    """
+    rows = dict.fromkeys(row for planned in STUDIES.values() for row in planned if row.split == TEST)
+    figure, axes = plt.subplots(2, -(-len(TASKS) // 2), figsize=(9.6, 5.4))
+    drawn = False
+    for panel, (task, settings) in zip(axes.flat, TASKS.items(), strict=False):
+        reports = [report for row in rows if row.task == task and (report := results.of(row)) is not None]
+        ends = [(report["curves"]["gen"][-1], report) for report in reports if report.get("curves", {}).get("gen")]
+        points = [(end, scale(task) * report["scores"][first_view(task)]["kid"]) for end, report in ends]
+        panel.set(title=settings.title, xlabel="Gen of the compressed at the end", ylabel=_named(task))
+        if len(points) > 1:
+            drawn = True
+            panel.plot(*zip(*points, strict=True), "o", markersize=3, alpha=0.6)
+            panel.set(title=f"{settings.title}\nrank correlation {rank_correlation(points):.2f}, {len(points)} rows")
+            panel.set(yscale="log")
+            _plain_ticks(panel.yaxis)
+    return figure if drawn else None
+
+
+def rank_correlation(points: Sequence[tuple[float, float]]) -> float:
+    """Returns Spearman's rank correlation of pairs: the correlation of their ranks. Equal values share a mean rank.
+
+    Returns nan where one side has equal values only.
+    """
+    sides = []
+    for values in (np.array(side) for side in zip(*points, strict=True)):
+        ranks = (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
+        sides.append(ranks - ranks.mean())
+    size = float(np.sqrt((sides[0] ** 2).sum() * (sides[1] ** 2).sum()))
+    return float((sides[0] * sides[1]).sum()) / size if size else math.nan
+
+
 def granularity(results: Results) -> Any:
     """Plots the distance against the speed-up over the dense generator, with a line per granularity."""
     sparsities = sorted({row.sparsity for row in STUDIES["granularity"]})
@@ -253,7 +290,12 @@ def small(results: Results) -> Any:
 PLOTS: dict[str, dict[str, Callable[[Results], Any]]] = {
     "paper-table2": {"sparsity": by_sparsity},
     "baselines": {"baselines": baselines, "small": small},
-    "reviewers": {"entropy": discriminators, "losses": curves, "what-of-d": what_of_d},
+    "reviewers": {
+        "entropy": discriminators,
+        "losses": curves,
+        "loss-and-distance": loss_and_distance,
+        "what-of-d": what_of_d,
+    },
     "granularity": {"granularity": granularity},
     "recipe": {"recipes": recipes},
 }
