@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -64,6 +65,25 @@ def computed(module: nn.Module) -> dict[str, str]:
             known = {"spectralnorm": "spectral norm", "weightnorm": "weight norm"}
             found[name] = ", ".join(known.get(kind, f"parametrization {kind}") for kind in kinds)
     return found
+
+
+@contextmanager
+def computed_as_in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Within it, the model's computed parameters are computed as in evaluation: each call finds the same values.
+
+    In training mode, each call of a spectral norm changes the norm's vectors, and so the next call's weights.
+    """
+    modules = [module for module in model.modules() if computed(module)]
+    for module in list(filter(parametrize.is_parametrized, modules)):
+        modules += module.parametrizations.modules()  # type: ignore[union-attr]
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, modes, strict=True):
+            module.training = own
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:

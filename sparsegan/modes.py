@@ -18,6 +18,18 @@ def train_as_set(network: nn.Module) -> nn.Module:
     return network if network.training else network.train()
 
 
+def in_modes_of(network: nn.Module, other: nn.Module) -> nn.Module:
+    """Puts each module of `network` into the mode of the module of `other` that has the same name.
+
+    A module without a counterpart is treated as in `train_as_set`.
+    """
+    modes = {name: module.training for name, module in other.named_modules()}
+    train_as_set(network)
+    for name, module in network.named_modules():
+        module.training = modes.get(name, module.training)
+    return network
+
+
 def trainable(network: nn.Module, role: str, way_out: str = "") -> list[nn.Parameter]:
     """The parameters that require a gradient.
 

@@ -179,7 +179,7 @@ def test_the_device_is_separate_from_the_cpu() -> None:
     assert torch.equal(x.cpu() + 1, (x + 1).cpu())
 
 
-PARTS = {"accumulate": 2, "contrast": True, "ema": 0.9, "original_as_real": True, "prune_discriminator": True}
+PARTS = {"accumulate": 2, "contrast": True, "ema": 0.9, "original_images": "real", "prune_discriminator": True}
 MORE: list[dict[str, Any]] = [
     {"loss": SelfSupervisedLoss(features=0.5, denominator="running"), "allocation": "global"},
     {"loss": DistillationLoss(own=1.0, intermediate=1.0), "granularity": "filter"},

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from test_compress import images, small_gan
 
-from sparsegan.cli.compress_options import OPTIONS, add_arguments, read_settings
+from sparsegan.cli.compress import _fill_in as fill_in
+from sparsegan.cli.compress_options import add_arguments, read_settings, read_weights
 from sparsegan.compress import (
     RECIPES,
     Blank,
@@ -21,13 +23,15 @@ from sparsegan.compress import (
     DistillationLoss,
     OwnImages,
     PlainLoss,
+    Recipe,
     RunConfig,
     SelfSupervisedLoss,
     baseline,
 )
 from sparsegan.compress.config import settings_from
 from sparsegan.data import Batches
-from sparsegan.gans import dcgan
+from sparsegan.gans import GANS, dcgan
+from sparsegan.gans.store import Gan
 from sparsegan.pruning import allocation
 from sparsegan.pruning.schedule import GradualPruning, OneShot
 from sparsegan.training import ranks
@@ -40,8 +44,10 @@ OTHER = CompressionConfig(
     allocation={"main.0": 0.5, "*": 0.75},
     regrow=0.25,
     prune_discriminator=True,
-    original_as_real=True,
+    discriminator_from="target",
+    original_images="real",
     feature_layers=("main.0",),
+    original_mode="evaluation",
     stored_statistics=True,
     contrast=True,
     generator_lr=1e-3,
@@ -73,7 +79,7 @@ def test_a_configuration_comes_back_from_json(config: CompressionConfig) -> None
 def test_the_example_has_every_field() -> None:
     usual = CompressionConfig()
     same = [one.name for one in fields(usual) if getattr(usual, one.name) == getattr(OTHER, one.name)]
-    assert same == ["discriminator_mode"]  # other modes contradict prune_discriminator and original_as_real
+    assert same == ["discriminator_mode"]  # other modes contradict prune_discriminator
     assert CompressionConfig.from_dict({}) == usual
 
 
@@ -195,15 +201,17 @@ def test_run_folders_hold_the_configuration_and_old_folders_resume(tmp_path: Pat
         return Compressor(*small_gan(), dcgan.objective, GradualPruning(4, 0.5, every=3), config, run=run)
 
     opened("new", config, resume=False).fit(Batches(images(), 4))
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == FORMER
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == FORMER | {"original_mode": "same"}
     assert CompressionConfig.from_dict(json.loads((tmp_path / "new" / "compression.json").read_text())) == config
 
     (tmp_path / "former").mkdir()
     (tmp_path / "former" / "config.json").write_text(json.dumps(FORMER))
-    opened("former", config)
+    former = replace(config, original_mode="evaluation")
+    opened("former", former)
     for other, words in (
-        (replace(config, ema=0.9, seed=3), r"ema was None and is 0\.9, seed was 2 and is 3"),
-        (replace(config, loss=PlainLoss()), "loss was .*'lam': 0.5.* and is {'kind': 'PlainLoss'}"),
+        (config, r"original_mode was None and is 'same'"),
+        (replace(former, ema=0.9, seed=3), r"ema was None and is 0\.9, seed was 2 and is 3"),
+        (replace(former, loss=PlainLoss()), "loss was .*'lam': 0.5.* and is {'kind': 'PlainLoss'}"),
     ):
         with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {words}"):
             opened("former", other)
@@ -231,19 +239,25 @@ def read(*words: str) -> dict[str, Any]:
     return read_settings(parser.parse_args(["folder", *words]))
 
 
-def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
-    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # None: as the GAN was trained
-    usual = CompressionConfig()
-    assert read() == {name: getattr(usual, name) for name in OPTIONS} | of_the_gan | {"loss": SelfSupervisedLoss()}
+def config_of(*words: str) -> CompressionConfig:
+    recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "self-supervised"
+    return RECIPES[recipe].config(**read("--recipe", recipe, *words))
 
-    file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_as_real=False)
+
+def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
+    assert config_of() == RECIPES["self-supervised"].config()
+    assert (
+        not {"betas", "generator_lr", "discriminator_lr", "generator_every"} & read().keys()
+    )  # as the GAN was trained
+
+    file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_images="unused")
     file.write_text(json.dumps(mine.to_dict()))
-    assert CompressionConfig(**read("--config", str(file))) == mine
+    assert config_of("--config", str(file)) == mine
 
     words = ["--ema", "0", "--no-decay", "--exclude", "--autocast", "float16", "--seed", "0", "--lambda", "0.75"]
-    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5"]
+    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5", "--betas", "0.1", "0.2"]
     file.write_text(json.dumps(replace(mine, rewind=False).to_dict()))
-    assert CompressionConfig(**read("--config", str(file), *words)) == replace(
+    assert config_of("--config", str(file), *words) == replace(
         mine,
         rewind=False,
         ema=0.0,
@@ -255,7 +269,60 @@ def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
         stored_statistics=False,
         granularity={"main.3": "kernel", "*": "element"},
         generator_lr=0.5,
+        betas=(0.1, 0.2),
     )
+
+
+def words_for(value: Any, hint: Any) -> list[str]:
+    """Another value than `value`, in the words of a command line. `hint`: the type of the field."""
+    if get_origin(hint) is Literal:
+        return [next(choice for choice in get_args(hint) if choice != value)]
+    if isinstance(value, tuple):
+        return ["0.25", "0.75"] if value and isinstance(value[0], float) else ["main.0", "main.1"]
+    if isinstance(value, str):
+        return [{"floored": "running", "l1": "mse", "element": "kernel", "uniform": "global"}[value]]
+    if value is None:
+        return ["bfloat16"]
+    return [str(value + 1 if isinstance(value, int) else value / 2 + 0.125)]
+
+
+def test_every_field_of_a_configuration_and_of_a_loss_has_an_option(tmp_path: Path) -> None:
+    usual = CompressionConfig()
+    decided = {"discriminator_mode", "prune_discriminator", "original_as_real", "loss"}  # by the recipe alone
+    for name in {one.name for one in fields(usual)} - decided:
+        value, flag = getattr(usual, name), "--" + name.replace("_", "-")
+        if name == "stored_statistics":
+            words = ["--statistics", "stored"]
+        elif isinstance(value, bool):
+            words = [flag, *(["--decay"] if name == "rewind" else [])]
+        else:
+            words = [flag, *words_for(value, get_type_hints(CompressionConfig)[name])]
+        assert getattr(config_of(*words), name) != value, name
+
+    for recipe in ("self-supervised", "self-supervised-features", "one-shot-distillation-frozen"):
+        config = RECIPES[recipe].config()
+        names = [one.name for one in fields(config.loss) if one.init]
+        assert names
+        for name in names:
+            value, flag = getattr(config.loss, name), f"loss-{name}".replace("_", "-")
+            words = [f"--no-{flag}" if value else f"--{flag}"]
+            if not isinstance(value, bool):
+                words = [f"--{flag}", *words_for(value, get_type_hints(type(config.loss))[name])]
+            changed = config_of("--recipe", recipe, *words)
+            assert {one for one in names if getattr(changed.loss, one) != getattr(config.loss, one)} == {name}
+            file = tmp_path / "settings.json"  # the settings file of such a run gives the same again
+            file.write_text(json.dumps(changed.to_dict()))
+            assert config_of("--recipe", recipe, "--config", str(file)) == changed
+
+
+def test_weights_of_terms_are_read_or_refused() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert read_weights(parser.parse_args(["x"])) == {}
+    assert read_weights(parser.parse_args(["x", "--weight", "gen=2", "--weight", "rec=0.5"])) == {"gen": 2, "rec": 0.5}
+    for wrong in ("gen", "gen=", "=1", "gen=-1", "gen=nan", "gen=inf"):
+        with pytest.raises(ValueError, match=f"--weight is '{wrong}'; it must be TERM=VALUE"):
+            read_weights(parser.parse_args(["x", "--weight", wrong]))
 
 
 @pytest.mark.parametrize(
@@ -273,11 +340,34 @@ def test_a_file_without_valid_settings_is_named(text: str, words: str, tmp_path:
     with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
         read("--config", str(file))
     file.write_text('{"loss": {"kind": "PlainLoss"}}')
-    with pytest.raises(ValueError, match="--one-sided need a SelfSupervisedLoss"):
+    words = "--loss-one-sided is given; --recipe gan-loss minimises a PlainLoss, whose options are: none"
+    with pytest.raises(ValueError, match=words):
         read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
     file.write_text('{"discriminator_mode": "frozen"}')
     with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):
         read("--config", str(file))
+    with pytest.raises(ValueError, match="generator_every is 5 and discriminator_mode is 'frozen'; it must be 1"):
+        read("--recipe", "self-supervised-frozen", "--generator-every", "5")
+
+
+def test_a_recipe_with_a_frozen_discriminator_takes_no_generator_every_from_the_gan(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    training = GANS["stargan"].training
+    assert training.generator_every == 5
+    for recipe, given, every, said in (
+        ("self-supervised", None, 5, 0),
+        ("self-supervised-frozen", None, 1, 1),
+        ("self-supervised-frozen", 1, 1, 0),
+    ):
+        options = dict.fromkeys(("batch", "discriminator_lr", "lr"), 1)
+        arguments = argparse.Namespace(
+            recipe=recipe, generator_every=given, quiet=False, data="photos", size=64, **options
+        )
+        fill_in(arguments, Gan(None, None, None, {"network": {}}), training)
+        assert arguments.generator_every == every
+        printed = "".join(capsys.readouterr())
+        assert printed.count("does not update the discriminator: the generator is updated at every step") == said
 
 
 # Old keywords and names, until 0.2
@@ -299,6 +389,49 @@ def test_keywords_of_the_former_version_give_the_same_with_one_warning(tmp_path:
         compressor = baseline("gan-loss", *small_gan(), dcgan.objective, steps=1, quiet=True, ema=0.5)
     assert compressor.run_config == RunConfig(title="gan-loss", quiet=True)
     assert compressor.config.ema == 0.5
+
+
+def test_the_former_name_of_original_images_works_with_a_warning(tmp_path: Path) -> None:
+    said = r"original_as_real=True is original_images='real' now; the old name goes in 0\.2"
+    settings = {"original_as_real": True}
+    made: list[Callable[[], CompressionConfig]] = [
+        lambda: CompressionConfig(**settings),
+        lambda: CompressionConfig.from_dict(settings),
+        lambda: Recipe("mine", own=True, **settings).config(),
+        lambda: RECIPES["adversarial-distillation"].config(**settings),
+        lambda: Compressor(*small_gan(), dcgan.objective, OneShot(1), **settings).config,
+        lambda: (
+            baseline(
+                "adversarial-distillation",
+                *small_gan(),
+                dcgan.objective,
+                steps=1,
+                fresh=lambda: small_gan()[1],
+                fresh_generator=lambda: small_gan()[0],
+                **settings,
+            ).config
+        ),
+    ]
+    for make in made:
+        with pytest.warns(DeprecationWarning, match=said):
+            config = make()
+        assert config.original_images == "real"
+        with pytest.warns(DeprecationWarning, match="CompressionConfig.original_as_real is .*original_images now"):
+            assert config.original_as_real
+    for value, written in (("real", {"original_as_real": True}), ("fake", {"original_images": "fake"})):
+        folder = tmp_path / value
+        Compressor(
+            *small_gan(), dcgan.objective, OneShot(1), CompressionConfig(original_images=value), run=RunConfig(folder)
+        )
+        kept = json.loads((folder / "config.json").read_text())
+        names = ("original_as_real", "original_images")
+        assert {name: kept[name] for name in names if name in kept} == written
+    for bad, words in (
+        ({"original_as_real": 1}, "original_as_real is 1; it must be true or false"),
+        ({"original_as_real": True, "original_images": "real"}, "beside original_images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            CompressionConfig(**bad)
 
 
 def test_one_setting_in_two_places_is_an_error() -> None:

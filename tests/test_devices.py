@@ -77,7 +77,7 @@ def test_reference_gans_restore_no_random_state(name: str, accumulate: int, monk
         gan.discriminator,
         gan.objective,
         OneShot(1, 0.5),
-        CompressionConfig(original_as_real=True, accumulate=accumulate),
+        CompressionConfig(original_images="real", accumulate=accumulate),
     )
 
     def refused(state: Tensor) -> None:

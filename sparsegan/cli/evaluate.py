@@ -21,13 +21,13 @@ from ..metrics import distances as metrics
 from ..metrics.classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..training import ranks
 from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
-from .loading import add_data_options, add_gan_options, load_any, placed, reference_of_data, test_data
+from .loading import add_data_options, add_gan_options, known_data, load_any, placed, reference_of_data, test_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan evaluate`."""
     add_gan_options(parser)
-    add_data_options(parser, "default: that of the GAN's training, or the task's")
+    add_data_options(parser, "default: that of the GAN's training")
     parser.add_argument(
         "--features",
         help="the network whose features are compared: efficientnet-lite0, a classifier's .safetensors, a TorchScript "
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
     gan = placed(load_any(arguments), device)
     reference = reference_of_data(arguments, gan)
-    arguments.data = arguments.data or gan.config.get("data", reference.training.data)
+    arguments.data = known_data(arguments, gan)
     classifier = arguments.classifier
     if classifier is not None and reference.choice != "domains":
         asked = ", ".join(name for name, one in GANS.items() if one.choice == "domains")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..copying import copy_model
-from ..gans.objective import Objective, drawing, images_in
+from ..gans.objective import Objective, drawing, images_in, reducing
+from ..modes import in_mode
 from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
@@ -39,6 +40,10 @@ class Comparison:
         self.discriminator = discriminator
         self.objective = objective
         self.loss = loss
+        needs = {"generator_terms": "uses_terms", "discriminator_terms": "matches_discriminator_terms"}
+        asked = (name for name, needed in needs.items() if getattr(loss, needed))
+        # The objective of the scores. A user's loss may lack `match`; it is then given means.
+        self.scoring = reducing(objective, getattr(loss, "match", "batch"), asked)
         self.feature_layers = feature_layers_of(discriminator, feature_layers) if loss.matches_features else []
 
     def compare(
@@ -76,7 +81,7 @@ class Comparison:
 
     def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """The images, the activations, and those of the terms and features that the loss needs."""
-        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.objective, draws)
+        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.scoring, draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
                 scores.generator = objective.generator_terms(generator, self.discriminator, fake, batch)
@@ -97,7 +102,8 @@ def gap(
     """A function that measures how far another generator is from `generator`.
 
     The function takes a generator of the same kind. It returns the mean of `loss` (by default equations 7-9) over
-    `batches`, under the frozen `discriminator` and with the same noise at each call. No network is trained or changed.
+    `batches`, under the frozen `discriminator` and with the same noise at each call. All networks are in evaluation
+    mode during the call. No network is trained or changed.
     `sparsegan.pruning.allocation.sensitivity` takes this function. Raises ValueError where `batches` is empty.
     """
     if not batches:
@@ -110,7 +116,7 @@ def gap(
 
     def measure(network: nn.Module) -> float:
         total, devices = 0.0, devices_of(network, judge)
-        with seeded(seed), torch.enable_grad():  # a gradient penalty needs a graph
+        with seeded(seed), in_mode(network, False), torch.enable_grad():  # a gradient penalty needs a graph
             for batch in batches:
                 noise = Draws(devices)
                 scores = both.compare(network, both.generate(network, batch, noise), None, batch, noise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -13,12 +14,56 @@ import torch
 
 from ..nn.granularity import check_granularity
 from ..pruning.allocation import check_allocation
-from ..renamed import warn_at_caller
+from ..pruning.saliency import check_saliency
+from ..renamed import warn_at_caller, warn_of_old_attribute, warn_of_old_name
 from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
 
+#: The allocation that each pruning chooses anew.
+BY_SALIENCY = "saliency"
+
 DiscriminatorMode = Literal["updated", "frozen", "none"]
+DiscriminatorFrom = Literal["start", "target"]
+OriginalMode = Literal["same", "evaluation"]
+OriginalImages = Literal["unused", "real", "fake"]
+
+_Settings = TypeVar("_Settings")
 
 
+def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under their present names. The former name `original_as_real` warns, and goes in 0.2.
+
+    Raises ValueError for a value of `original_as_real` that is no bool, and for both names together.
+    """
+    settings = dict(settings)
+    if "original_as_real" in settings:
+        as_real = settings.pop("original_as_real")
+        if not isinstance(as_real, bool):
+            raise ValueError(f"original_as_real is {as_real!r}; it must be true or false")
+        if "original_images" in settings:
+            raise ValueError("original_as_real is given beside original_images; give original_images alone")
+        settings["original_images"] = "real" if as_real else "unused"
+        warn_of_old_name(f"original_as_real={as_real}", f"original_images={settings['original_images']!r}")
+    return settings
+
+
+def with_original_as_real(kind: type[_Settings]) -> type[_Settings]:
+    """A decorator for a dataclass with the field `original_images`: its former name works too, with a warning."""
+    init = kind.__init__
+
+    @wraps(init)
+    def renamed(self: Any, *args: Any, **settings: Any) -> None:
+        init(self, *args, **present_settings(settings))
+
+    def original_as_real(self: Any) -> bool:
+        warn_of_old_attribute(self, "original_as_real", "original_images")
+        return self.original_images == "real"
+
+    for name, value in (("__init__", renamed), ("original_as_real", property(original_as_real))):
+        setattr(kind, name, value)
+    return kind
+
+
+@with_original_as_real
 @dataclass(frozen=True)
 class CompressionConfig:
     """All settings that decide the compressed generator, beside the networks, the objective and the schedule.
@@ -30,8 +75,13 @@ class CompressionConfig:
     layers along the schedule. A "2:4" layer needs sparsity 0.5, so the schedule must end there if the allocation gives
     each layer the schedule's sparsity.
     `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
-    "global-normalized", or a dict of sparsities by layer, as from `sparsegan.pruning.allocation.sensitivity`. At each
-    step all layers have reached the same fraction of their last sparsity, which is the schedule's fraction.
+    "global-normalized", "saliency", or a dict of sparsities by layer, as from
+    `sparsegan.pruning.allocation.sensitivity`. At each step all layers have reached the same fraction of their last
+    sparsity, which is the schedule's fraction. "saliency" chooses anew at each pruning: the least salient units of all
+    layers are dropped, so that the generator has as many weights as with "uniform" and no more multiply-accumulates.
+    It needs saliency "fisher".
+    `saliency`: which weights of a layer are dropped first: "magnitude", the smallest, or "fisher", those with the
+    smallest product of weight and root mean square gradient; see `sparsegan.pruning.shrink`.
     `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
     the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) the weights of smallest magnitude
     are dropped, and the absent weights of largest gradient are added with value 0. This is RigL (Evci et al.,
@@ -41,17 +91,30 @@ class CompressionConfig:
     `discriminator_mode`: "updated" (trained by its own loss on the compressed generator's fakes), "frozen" (not trained
     and in evaluation mode, a fixed function of an image) or "none" (not used; the loss must not need a discriminator).
     `prune_discriminator`: prune the discriminator too, along the same schedule, by single weights, uniformly.
-    `original_as_real`: an updated discriminator also minimises the generator terms of the original's fakes. It thereby
-    learns to take them for real, and to tell the two generators apart.
+    `discriminator_from`: the step from which an updated discriminator is updated. "start": the first step. "target":
+    the first step at the schedule's last sparsity. Until then the discriminator is as if frozen, and the generator is
+    updated at every step.
+    `original_images`: how an updated discriminator is trained on the original's fakes. "unused": not at all. "real": it
+    also minimises the generator terms of these fakes. It thereby learns to take them for real, and to tell the two
+    generators apart. "fake": its loss is the mean of its own loss on the compressed generator's fakes and of that on
+    the original's fakes. It thereby learns to take both for fakes.
     `feature_layers`: names of the discriminator's modules whose outputs are its features; by default, its activations.
 
-    `stored_statistics`: the compressed generator's batch norms use their stored statistics and do not update them. The
-    other images of a batch then add no noise to the comparison of two images.
+    `original_mode`: the mode in which the original generator runs beside the compressed generator. "same": each of its
+    modules has the mode of the compressed generator's module of that name. Batch norms then use the statistics of the
+    same kind, and dropouts drop the same elements in both generators. The distance of the dense weights to themselves
+    is therefore 0. The original's buffers (running statistics, vectors of spectral norms) keep their values.
+    "evaluation", an ablation: the original is in evaluation mode.
+    `stored_statistics`: batch norms use their stored statistics and do not update them. The other images of a batch
+    then add no noise to the comparison of two images.
     `contrast`: at the end, scale the last layer so that images have the original's contrast; see `match_contrast`.
 
     `generator_lr`, `discriminator_lr`, `betas`: the learning rates and betas of Adam.
-    `generator_every`: discriminator steps per generator step (n_critic).
+    `generator_every`: discriminator steps per generator step (n_critic). It must be 1 where no discriminator is
+    updated, because a step in which nothing is updated is a waste.
+    `lr_warm_up`: the fraction of the run over which both learning rates rise linearly to their full values.
     `decay`: both learning rates fall linearly to 0 over the second half of the run.
+    `cosine`: both learning rates fall to 0 along half a cosine over the whole run; not together with `decay`.
     `rewind`: needs `decay`. Both learning rates are reset at every pruning and fall over the second half of the stretch
     up to the next pruning (Renda et al., arXiv 2003.02389).
     `ema`: the decay of a moving average of the compressed generator's weights. The average is then the result. 0 for
@@ -73,15 +136,18 @@ class CompressionConfig:
     granularity: str | Mapping[str, str] = "element"
     exclude: tuple[str, ...] = ()
     allocation: str | Mapping[str, float] = "uniform"
+    saliency: str = "magnitude"
     regrow: float = 0.0
 
     # the discriminator
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
-    original_as_real: bool = False
+    discriminator_from: DiscriminatorFrom = "start"
+    original_images: OriginalImages = "unused"
     feature_layers: tuple[str, ...] = ()
 
-    # statistics of the compressed generator
+    # modes and statistics of the generators
+    original_mode: OriginalMode = "same"
     stored_statistics: bool = False
     contrast: bool = False
 
@@ -90,7 +156,9 @@ class CompressionConfig:
     discriminator_lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     generator_every: int = 1
+    lr_warm_up: float = 0.0
     decay: bool = False
+    cosine: bool = False
     rewind: bool = False
     ema: float = 0.0
     accumulate: int = 1
@@ -99,18 +167,27 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         _check_types(type(self), vars(self))
-        for name in ("regrow", "ema"):
+        for name in ("regrow", "ema", "lr_warm_up"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         for name in ("generator_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.decay and self.cosine:
+            raise ValueError("decay and cosine are both set; the learning rates can fall in one way only")
         if self.rewind and not self.decay:
             raise ValueError("rewind is set and decay is not; rewind needs decay=True")
         for granularity in [self.granularity] if isinstance(self.granularity, str) else self.granularity.values():
             check_granularity(granularity)
-        if isinstance(self.allocation, str):
-            check_allocation(self.allocation)
+        if self.allocation == BY_SALIENCY:
+            if self.saliency != "fisher":
+                raise ValueError(
+                    f'allocation is {BY_SALIENCY!r} and saliency is {self.saliency!r}; it must be "fisher", because '
+                    "magnitudes of different layers do not compare"
+                )
+        elif isinstance(self.allocation, str):
+            check_allocation(self.allocation, (BY_SALIENCY,))
+        check_saliency(self.saliency)
         mode = self.discriminator_mode
         if mode == "none" and self.loss.uses_terms:
             kind = type(self.loss).__name__
@@ -118,9 +195,16 @@ class CompressionConfig:
                 f'discriminator_mode is "none", and {kind} needs a discriminator\'s terms; it must be '
                 '"updated" or "frozen"'
             )
-        for name in ("prune_discriminator", "original_as_real"):
-            if getattr(self, name) and mode != "updated":
-                raise ValueError(f'{name} is set and discriminator_mode is {mode!r}; it must be "updated"')
+        if mode != "updated":
+            for name in ("prune_discriminator", "discriminator_from", "original_images"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    value = getattr(self, name)
+                    raise ValueError(f'{name} is {value!r} and discriminator_mode is {mode!r}; it must be "updated"')
+            if self.generator_every > 1:
+                raise ValueError(
+                    f"generator_every is {self.generator_every} and discriminator_mode is {mode!r}; it must be 1, "
+                    "because no discriminator is updated between two updates of the generator"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold, except that tuples stay tuples. `from_dict` takes this dict.
@@ -179,7 +263,7 @@ def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for an unknown name and for a value of another type.
     """
-    settings = dict(values)
+    settings = present_settings(values)
     if "loss" in settings:
         settings["loss"] = _loss_from(settings["loss"])
     if isinstance(settings.get("autocast"), str):
@@ -235,6 +319,12 @@ def _by_layer(kind: type, value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
+    """An entry of `_TYPES` for a `Literal`."""
+    accepted = get_args(names)
+    return lambda value: value in accepted, f"one of {', '.join(map(repr, accepted))}"
+
+
 #: From the annotation of a field to a check of its value, and the words of the error for what is accepted.
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
@@ -251,10 +341,10 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or value in _DTYPES.values(),
         "torch.bfloat16, torch.float16 or None",
     ),
-    "DiscriminatorMode": (
-        lambda value: value in get_args(DiscriminatorMode),
-        f"one of {', '.join(map(repr, get_args(DiscriminatorMode)))}",
-    ),
+    "DiscriminatorMode": _one_of(DiscriminatorMode),
+    "DiscriminatorFrom": _one_of(DiscriminatorFrom),
+    "OriginalImages": _one_of(OriginalImages),
+    "OriginalMode": _one_of(OriginalMode),
     "GeneratorLoss": (
         lambda value: callable(value) and hasattr(value, "uses_terms"),
         f"one of {', '.join(LOSSES)}, or an object with their methods",
@@ -288,6 +378,7 @@ def from_old_keywords(
     if isinstance(config, Mapping):  # `config` was the name of RunConfig's settings
         old, config = {**old, "config": config}, None
     old = {"settings" if name == "config" else name: value for name, value in old.items()}
+    old = present_settings(old)
     if old.get("loss", "given") is None:  # the default before 0.1
         del old["loss"]
     if isinstance(old.get("exclude"), Iterable) and not isinstance(old["exclude"], str):

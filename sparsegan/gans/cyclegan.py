@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.kinds import UNPAIRED
-from .objective import Objective, Terms, View
+from .objective import Objective, Reduce, Terms, View, mean
 from .parts import State, least_squares
 from .pix2pix import Pair
 from .reference import Reference, Training, Way
@@ -64,27 +64,31 @@ def generate(generator: nn.Module, batch: Pair) -> Fakes:
     return generator(*batch)
 
 
-def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
+def generator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     """Returns "gen", "cycle" and, if A and B have equally many channels, "idt"; each is summed over both directions."""
     both = cast(Generators, generator)
     a, b = batch
     on_b, on_a = discriminator(fake["a_to_b"], fake["b_to_a"])
     back_a, back_b = both.b_to_a(fake["a_to_b"]), both.a_to_b(fake["b_to_a"])
     terms = {
-        "gen": least_squares(on_b, 1.0) + least_squares(on_a, 1.0),
-        "cycle": _distance(back_a, a) + _distance(back_b, b),
+        "gen": least_squares(on_b, 1.0, reduce) + least_squares(on_a, 1.0, reduce),
+        "cycle": _distance(back_a, a, reduce) + _distance(back_b, b, reduce),
     }
     if a.shape[1] == b.shape[1]:
-        terms["idt"] = _distance(both.a_to_b(b), b) + _distance(both.b_to_a(a), a)
+        terms["idt"] = _distance(both.a_to_b(b), b, reduce) + _distance(both.b_to_a(a), a, reduce)
     return terms
 
 
-def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair) -> Terms:
+def discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Fakes, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     """Returns "dis", summed over both discriminators."""
     a, b = batch
     real = discriminator(b, a)
     made = discriminator(fake["a_to_b"], fake["b_to_a"])
-    return {"dis": 0.5 * (_judged(real[0], made[0]) + _judged(real[1], made[1]))}
+    return {"dis": 0.5 * (_judged(real[0], made[0], reduce) + _judged(real[1], made[1], reduce))}
 
 
 def views(fake: Fakes, batch: Pair) -> dict[str, View]:
@@ -109,17 +113,25 @@ objective = Objective(
 # One direction alone
 
 
-def _one_way_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+def _one_way_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     a, b = batch
-    terms = {"gen": least_squares(discriminator(fake), 1.0)}
+    terms = {"gen": least_squares(discriminator(fake), 1.0, reduce)}
     if a.shape[1] == b.shape[1]:
-        terms["idt"] = _distance(generator(b), b)
+        terms["idt"] = _distance(generator(b), b, reduce)
     return terms
+
+
+def _one_way_discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+) -> Terms:
+    return {"dis": 0.5 * _judged(discriminator(batch[1]), discriminator(fake), reduce)}
 
 
 one_way = Objective(
     _one_way_terms,
-    lambda generator, discriminator, fake, batch: {"dis": 0.5 * _judged(discriminator(batch[1]), discriminator(fake))},
+    _one_way_discriminator_terms,
     lambda generator, batch: generator(batch[0]),
     WEIGHTS,
     distances=("idt",),
@@ -129,12 +141,12 @@ one_way = Objective(
 )
 
 
-def _distance(image: Tensor, wanted: Tensor) -> Tensor:
-    return (image - wanted).abs().mean()
+def _distance(image: Tensor, wanted: Tensor, reduce: Reduce) -> Tensor:
+    return reduce((image - wanted).abs())
 
 
-def _judged(on_real: Tensor, on_fake: Tensor) -> Tensor:
-    return least_squares(on_real, 1.0) + least_squares(on_fake, 0.0)
+def _judged(on_real: Tensor, on_fake: Tensor, reduce: Reduce) -> Tensor:
+    return least_squares(on_real, 1.0, reduce) + least_squares(on_fake, 0.0, reduce)
 
 
 def build(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.kinds import IMAGES
 from ..placement import device_of
 from ..randomness import Draw, afresh
-from .objective import Objective, Terms, View
+from .objective import Objective, Reduce, Terms, View, mean
 from .parts import State, check, cross_entropy, initialise, size_of
 from .reference import Reference, Training
 
@@ -76,14 +76,19 @@ def generate(generator: nn.Module, images: Tensor, draws: Draw = afresh) -> Tens
     return generator(draws("noise", lambda: torch.randn(shape, dtype=first.dtype, device=first.device)))
 
 
-def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
+def generator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor, reduce: Reduce = mean
+) -> Terms:
     """Returns {"gen": -mean log D(fake)}."""
-    return {"gen": cross_entropy(discriminator(fake), 1.0)}
+    return {"gen": cross_entropy(discriminator(fake), 1.0, reduce)}
 
 
-def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor) -> Terms:
+def discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, images: Tensor, reduce: Reduce = mean
+) -> Terms:
     """Returns {"dis": -mean log D(images) - mean log(1 - D(fake))}."""
-    return {"dis": cross_entropy(discriminator(images), 1.0) + cross_entropy(discriminator(fake), 0.0)}
+    on_real = cross_entropy(discriminator(images), 1.0, reduce)
+    return {"dis": on_real + cross_entropy(discriminator(fake), 0.0, reduce)}
 
 
 def views(fake: Tensor, images: Tensor) -> dict[str, View]:

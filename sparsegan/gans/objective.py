@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +15,32 @@ from torch import Tensor, nn
 from ..randomness import Draw, afresh
 
 Terms = dict[str, Tensor]
-#: The arguments are generator, discriminator, fake and batch, and draws if the function has an argument of that name.
+#: How values of one row per sample become a term: see `REDUCTIONS`.
+Reduce = Callable[[Tensor], Tensor]
+#: The arguments are generator, discriminator, fake and batch, and draws and reduce if the function has arguments of
+#: these names.
 TermsFunction = Callable[..., Terms]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over samples and places, a scalar: the reduction of every GAN's ordinary loss."""
+    return values.mean()
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return _per_place(values).flatten(1).mean(1) if values.dim() > 1 else _per_place(values)
+
+
+def _per_place(values: Tensor) -> Tensor:
+    if not values.dim():
+        raise ValueError("reduce got a scalar; it must get the values of a term, with one row per sample")
+    return values
+
+
+#: The reductions of a term by name. The values have shape [N, ...] for N samples. "batch": their mean, a scalar.
+#: "sample": the mean of each sample, [N]. "patch": the values themselves, one per patch that the discriminator judges
+#: or per pixel that is compared.
+REDUCTIONS: dict[str, Reduce] = {"batch": mean, "sample": _per_sample, "patch": _per_place}
 
 
 class View(NamedTuple):
@@ -36,7 +60,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A GAN's losses, as two functions that return named scalar terms.
+    """A GAN's losses, as two functions that return named terms, which are scalars.
 
     `generator_terms(generator, discriminator, fake, batch) -> {"gen": t, ...}`: the terms that the generator minimises.
     `discriminator_terms(generator, discriminator, fake, batch) -> {"dis": t, ...}`: the terms that the discriminator
@@ -57,6 +81,10 @@ class Objective:
     argument, `draws`: `draws("noise", lambda: torch.randn(...))` gives both generators the same tensor; see
     `sparsegan.randomness.Draws`. A function without `draws` may draw in any way: its second call starts from the state
     that torch's generators had at its first call.
+
+    The two terms functions may have an argument `reduce`. They then compute the values of each term with one row per
+    sample, [N, ...], and return `reduce(values)`, which is the mean unless a loss compares the terms sample by sample
+    (`SelfSupervisedLoss(match=...)`): {"gen": reduce(-torch.log(discriminator(fake)))}.
     """
 
     generator_terms: TermsFunction
@@ -73,10 +101,12 @@ class Objective:
     gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
 
     def __post_init__(self) -> None:
-        for name in _drawing(self):  # a call without `draws` takes new random numbers
-            function = getattr(self, name)
-            if inspect.signature(function).parameters["draws"].default is inspect.Parameter.empty:
-                object.__setattr__(self, name, partial(function, draws=afresh))
+        # A call without `draws` takes new random numbers, and a call without `reduce` takes means.
+        for argument, default in (("draws", afresh), ("reduce", mean)):
+            for name in _taking(self, argument):
+                function = getattr(self, name)
+                if inspect.signature(function).parameters[argument].default is inspect.Parameter.empty:
+                    object.__setattr__(self, name, partial(function, **{argument: default}))
 
     def look(self, generator: nn.Module, batch: Any) -> dict[str, View]:
         """Returns the gallery, or the views where there is none, computed without autograd."""
@@ -105,8 +135,26 @@ def named_views(views: Mapping[str, View], domains: Sequence[str]) -> dict[str, 
 def drawing(objective: Any, draws: Draw) -> Any:
     """Returns a copy of `objective` in which each function with an argument `draws` gets the given `draws`."""
     bound = copy(objective)
-    for name in _drawing(objective):
+    for name in _taking(objective, "draws"):
         object.__setattr__(bound, name, partial(getattr(objective, name), draws=_named(name, draws)))
+    return bound
+
+
+def reducing(objective: Any, match: str, names: Iterable[str]) -> Any:
+    """Returns a copy of `objective` in which the terms functions of these names get the reduction `match`.
+
+    Raises ValueError where one of them has no argument `reduce` and `match` is not "batch".
+    """
+    if match == "batch":
+        return objective
+    bound, takes = copy(objective), _taking(objective, "reduce")
+    for name in names:
+        if name not in takes:
+            raise ValueError(
+                f"match is {match!r} and the objective's {name} has no argument reduce; it must have one and return "
+                "reduce(values) for the values [N, ...] of each term, or match must be 'batch'"
+            )
+        object.__setattr__(bound, name, partial(getattr(objective, name), reduce=REDUCTIONS[match]))
     return bound
 
 
@@ -115,15 +163,15 @@ def _named(function: str, draws: Draw) -> Draw:
     return lambda name, draw: draws(f"{function}: {name}", draw)
 
 
-def _drawing(objective: Any) -> list[str]:
-    """Returns the names of the functions that accept a callable as their argument `draws`."""
+def _taking(objective: Any, argument: str) -> list[str]:
+    """Returns the names of the functions that accept a callable as their argument `argument`."""
     names = ("generate", "generator_terms", "discriminator_terms")
-    return [name for name in names if _has_draws(getattr(objective, name))]
+    return [name for name in names if _takes(getattr(objective, name), argument)]
 
 
-def _has_draws(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], argument: str) -> bool:
     try:
-        found = inspect.signature(function).parameters.get("draws")
+        found = inspect.signature(function).parameters.get(argument)
     except (TypeError, ValueError):  # a callable without a readable signature
         return False
     if found is None or found.kind not in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .objective import Reduce, mean
+
 State = Mapping[str, Tensor]
 NORMS = ("batch", "instance")
 
@@ -69,22 +71,24 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Adversarial losses. Each compares scores with `target`, 1 (real) or 0 (fake), and returns the mean as a scalar.
+# Adversarial losses. Each compares scores with `target`, 1 (real) or 0 (fake). `reduce` makes the term of the losses of
+# all scores; by default it is their mean, a scalar.
 
 
-def cross_entropy(probability: Tensor, target: float) -> Tensor:
+def cross_entropy(probability: Tensor, target: float, reduce: Reduce = mean) -> Tensor:
     """Returns -mean log p for target 1, and -mean log(1 - p) for target 0. PyTorch floors each log at -100."""
-    return F.binary_cross_entropy(probability, torch.full_like(probability, target))
+    wanted = torch.full_like(probability, target)
+    return reduce(F.binary_cross_entropy(probability, wanted, reduction="none"))
 
 
-def logit_cross_entropy(logit: Tensor, target: float) -> Tensor:
+def logit_cross_entropy(logit: Tensor, target: float, reduce: Reduce = mean) -> Tensor:
     """Returns `cross_entropy` of sigmoid(logit), without overflow."""
-    return F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target))
+    return reduce(F.binary_cross_entropy_with_logits(logit, torch.full_like(logit, target), reduction="none"))
 
 
-def least_squares(score: Tensor, target: float) -> Tensor:
+def least_squares(score: Tensor, target: float, reduce: Reduce = mean) -> Tensor:
     """Returns mean (score - target)^2 (Mao et al., LSGAN, arXiv 1611.04076)."""
-    return (score - target).square().mean()
+    return reduce((score - target).square())
 
 
 # Sizes of a network, read from the shapes in its state_dict

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.kinds import PAIRS
-from .objective import Objective, Terms, View
+from .objective import Objective, Reduce, Terms, View, mean
 from .parts import State, logit_cross_entropy
 from .reference import Reference, Training
 from .translators import UnetGenerator as UnetGenerator
@@ -32,17 +32,24 @@ def generate(generator: nn.Module, batch: Pair) -> Tensor:
     return generator(batch[0])
 
 
-def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+def generator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     """Returns {"gen": -mean log s(D(x, fake)), "l1": mean |y - fake|}."""
     source, target = batch
-    return {"gen": logit_cross_entropy(discriminator(source, fake), 1.0), "l1": (target - fake).abs().mean()}
+    return {
+        "gen": logit_cross_entropy(discriminator(source, fake), 1.0, reduce),
+        "l1": reduce((target - fake).abs()),
+    }
 
 
-def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+def discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     """Returns {"dis": 1/2 (-mean log s(D(x, y)) - mean log(1 - s(D(x, fake))))}."""
     source, target = batch
-    on_real = logit_cross_entropy(discriminator(source, target), 1.0)
-    return {"dis": 0.5 * (on_real + logit_cross_entropy(discriminator(source, fake), 0.0))}
+    on_real = logit_cross_entropy(discriminator(source, target), 1.0, reduce)
+    return {"dis": 0.5 * (on_real + logit_cross_entropy(discriminator(source, fake), 0.0, reduce))}
 
 
 def views(fake: Tensor, batch: Pair) -> dict[str, View]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.kinds import CROPS
-from .objective import Objective, Terms, View
+from .objective import Objective, Reduce, Terms, View, mean
 from .parts import State, check, count_up, cross_entropy, size_of
 from .pix2pix import Pair
 from .reference import Reference, Training
@@ -105,9 +105,12 @@ def generate(generator: nn.Module, batch: Pair) -> Tensor:
     return generator(batch[0])
 
 
-def discriminator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+def discriminator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+) -> Terms:
     """Returns {"dis": -mean log D(y) - mean log(1 - D(fake))}."""
-    return {"dis": cross_entropy(discriminator(batch[1]), 1.0) + cross_entropy(discriminator(fake), 0.0)}
+    on_real = cross_entropy(discriminator(batch[1]), 1.0, reduce)
+    return {"dis": on_real + cross_entropy(discriminator(fake), 0.0, reduce)}
 
 
 def views(fake: Tensor, batch: Pair) -> dict[str, View]:
@@ -118,12 +121,14 @@ def views(fake: Tensor, batch: Pair) -> dict[str, View]:
 def objective_with(features: Features = lambda images: images) -> Objective:
     """Returns the objective with the content loss measured in `features(images)`, by default the pixels."""
 
-    def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair) -> Terms:
+    def generator_terms(
+        generator: nn.Module, discriminator: nn.Module, fake: Tensor, batch: Pair, reduce: Reduce = mean
+    ) -> Terms:
         """Returns {"content": mean (phi(y) - phi(fake))^2, "gen": -mean log D(fake)}."""
         with torch.no_grad():
             wanted = features(batch[1])
-        content = (wanted - features(fake)).square().mean()
-        return {"content": content, "gen": cross_entropy(discriminator(fake), 1.0)}
+        content = reduce((wanted - features(fake)).square())
+        return {"content": content, "gen": cross_entropy(discriminator(fake), 1.0, reduce)}
 
     weights, own = {"gen": 1e-3}, lambda fake, batch: (batch[0], fake)
     return Objective(

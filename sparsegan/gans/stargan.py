@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..data.kinds import DOMAINS
 from ..randomness import Draw, afresh
-from .objective import Objective, Terms, View
+from .objective import Objective, Reduce, Terms, View, mean
 from .parts import InstanceNorm2d, State, check, count_up, size_of
 from .reference import Network, Reference, Training, Way
 
@@ -174,16 +174,27 @@ def _translate(generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return generator(images, as_rows(labels, cast(Generator, generator).domains).to(images))
 
 
-def generator_terms(generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch) -> Terms:
+def generator_terms(
+    generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch, reduce: Reduce = mean
+) -> Terms:
     """Returns the terms "gen", "cla" and "rec"."""
     images, labels = batch
     score, logits = discriminator(fake["images"])
     back = _translate(generator, fake["images"], labels)
-    return {"gen": -score.mean(), "cla": _classified(logits, fake["labels"]), "rec": (images - back).abs().mean()}
+    return {
+        "gen": -reduce(score),
+        "cla": reduce(_classified(logits, fake["labels"])),
+        "rec": reduce((images - back).abs()),
+    }
 
 
 def discriminator_terms(
-    generator: nn.Module, discriminator: nn.Module, fake: dict[str, Tensor], batch: Batch, draws: Draw = afresh
+    generator: nn.Module,
+    discriminator: nn.Module,
+    fake: dict[str, Tensor],
+    batch: Batch,
+    draws: Draw = afresh,
+    reduce: Reduce = mean,
 ) -> Terms:
     """Returns the terms "dis", "gp" and "cla_real"."""
     images, labels = batch
@@ -193,14 +204,16 @@ def discriminator_terms(
     else:  # two calls: a compression step computes each input once and reuses the output
         (on_real, logits), (on_fake, _) = discriminator(images), discriminator(fake["images"])
     return {
-        "dis": on_fake.mean() - on_real.mean(),
-        "gp": gradient_penalty(discriminator, images, fake["images"], draws),
-        "cla_real": _classified(logits, labels),
+        "dis": reduce(on_fake) - reduce(on_real),
+        "gp": gradient_penalty(discriminator, images, fake["images"], draws, reduce),
+        "cla_real": reduce(_classified(logits, labels)),
     }
 
 
-def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, draws: Draw = afresh) -> Tensor:
-    """Returns mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images.
+def gradient_penalty(
+    discriminator: nn.Module, real: Tensor, fake: Tensor, draws: Draw = afresh, reduce: Reduce = mean
+) -> Tensor:
+    """Returns mean (|grad D(x^)|_2 - 1)^2 at random x^ between real and fake images, one x^ per image.
 
     The result is differentiable in D and in `fake`. If D is this module's Discriminator and is not trained, the result
     is a constant, because its gradient in `fake` is 0.
@@ -212,7 +225,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, draws
         between = between.detach().requires_grad_(True)
     score, _ = discriminator(between)
     (slope,) = torch.autograd.grad(score.sum(), between, create_graph=not constant)
-    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    return reduce((slope.flatten(1).norm(dim=1) - 1).square())
 
 
 def _trained(network: nn.Module) -> bool:
@@ -221,9 +234,10 @@ def _trained(network: nn.Module) -> bool:
 
 
 def _classified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the loss [N] of each image."""
     if labels.dim() == 1:
-        return F.cross_entropy(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="sum") / len(logits)
+        return F.cross_entropy(logits, labels, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").sum(1)
 
 
 def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:

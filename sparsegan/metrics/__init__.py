@@ -13,23 +13,32 @@ from .distances import (
     overall,
 )
 from .features import Features, load_features
+from .likeness import CLOSE, FAR, PARTLY, Likeness, OriginalImages, edge_energy, psnr, worst
 
 __all__ = [
     "CLASSIFIERS",
+    "CLOSE",
+    "FAR",
     "MOST_PSNR",
+    "PARTLY",
     "Classifier",
     "Distances",
     "Evaluator",
     "Features",
+    "Likeness",
+    "OriginalImages",
     "Score",
     "TaskEvaluator",
     "distances_between",
     "diversity",
+    "edge_energy",
     "fidelity",
     "find_classifier",
     "load_classifier",
     "load_features",
     "overall",
+    "psnr",
     "save_classifier",
     "train_classifier",
+    "worst",
 ]

@@ -57,10 +57,11 @@ FIXED = 0.5
 ALLOCATIONS = ("uniform", "global", "global-normalized")
 
 
-def check_allocation(allocation: str) -> str:
-    """Returns ``allocation``. Raises ``ValueError`` if it is not one of :data:`ALLOCATIONS`."""
-    if allocation not in ALLOCATIONS:
-        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, ALLOCATIONS))}")
+def check_allocation(allocation: str, more: tuple[str, ...] = ()) -> str:
+    """Returns ``allocation``. Raises ``ValueError`` if it is not one of :data:`ALLOCATIONS`, nor one of ``more``."""
+    known = (*ALLOCATIONS, *more)
+    if allocation not in known:
+        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, known))}")
     return allocation
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..compress import RECIPES
 from .tasks import FLOORS, TASKS, Task
-from .techniques import FEATURES, LONGER, METHOD, TECHNIQUES
+from .techniques import DEFAULT, DEFAULT_CHANGES, EQUATION_CHANGES, FEATURES, LONGER, METHOD, TECHNIQUES
 
 DENSE = "dense"
 SEEDS = (0, 1, 2)
@@ -77,10 +77,8 @@ class Row:
         return ""
 
 
-#: A sparsity so small that the row shows the effect of fine-tuning alone.
-CONTROL = 0.05
-SPARSITIES = (CONTROL, 0.25, 0.5, 0.75, 0.9, 0.95)
-GRANULARITIES = ("element", "vector:8", "vector:16", "kernel", "filter", "2:4")
+SPARSITIES = (0.5, 0.75, 0.9, 0.95)
+GRANULARITIES = ("element", "vector:4", "vector:16", "kernel", "filter")
 BASELINES = tuple(name for name in RECIPES if RECIPES[name].row or name in ("one-shot", "gan-loss"))
 ABLATIONS = tuple(name for name in RECIPES if name.startswith("self-supervised"))
 DISCRIMINATORS = (
@@ -92,35 +90,12 @@ DISCRIMINATORS = (
     "equations-untrained-last",
 )
 #: The settings of equations 7-9 that the paper leaves open.
-OPEN_POINTS = ("one-sided", "running", "lambda-0", "lambda-1", "floor-low", "floor-high")
-MISSING = (FEATURES, "features-warm", "features-data-free", "features-warm-data-free")
-CANDIDATES = (
-    METHOD,
-    "one-sided",
-    "running",
-    "self-supervised-frozen",
-    "self-supervised-fresh",
-    "fresh-sensitivity",
-    "fresh-and-features",
-    "equations-sensitivity",
-    "equations-and-features",
-    "frozen-and-features",
-    FEATURES,
-    "features-global",
-    "features-sensitivity",
-    "features-average",
-    "features-sensitivity-average",
-    "features-regrow",
-    "features-rewind",
-    "features-fast",
-    "features-large",
-    "features-larger",
-    "fresh-large",
-    "gan-loss",
-    "gan-loss-large",
-    "gan-loss-distillation",
-    "distillation-sensitivity",
-)
+OPEN_POINTS = ("one-sided", "running", "lambda-0", "lambda-1", "floor-low", "floor-high", *EQUATION_CHANGES)
+MISSING = (DEFAULT, "distillation-data-free", "features-data-free")
+#: The default recipe, changed in one setting at a time, and the recipes beside which it was chosen.
+CANDIDATES = (DEFAULT, *(f"{DEFAULT}-{name}" for name in DEFAULT_CHANGES), f"{DEFAULT}-and-features", FEATURES)
+#: The candidates that are compared on every task.
+RATES = (DEFAULT, f"{DEFAULT}-1e-3", f"{DEFAULT}-and-features")
 
 
 def grid(
@@ -129,9 +104,10 @@ def grid(
     sparsities: Iterable[float],
     granularities: Iterable[str] = ("element",),
     split: str = TEST,
+    seeds: Iterable[int] = SEEDS,
 ) -> list[Row]:
     """Returns the rows of every combination, with all their seeds. All rows of the first seed come first."""
-    axes = product(SEEDS, tasks, techniques, sparsities, granularities)
+    axes = product(seeds, tasks, techniques, sparsities, granularities)
     rows = [Row(task, technique, sparsity, unit, seed, split) for seed, task, technique, sparsity, unit in axes]
     return [row for row in rows if row.seed in row.seeds]
 
@@ -146,26 +122,27 @@ def references(task: str, split: str = TEST) -> list[Row]:
 DCGAN, SECOND = "dcgan-mnist", "pix2pix"
 #: study -> its rows, in the order in which they run.
 STUDIES: dict[str, list[Row]] = {
-    "paper-table2": [
-        *grid([DCGAN, SECOND], [METHOD, FEATURES], [CONTROL]),
-        *grid(TASKS, [METHOD, FEATURES, "features-fast"], SPARSITIES[1:]),
-        *grid([DCGAN], ["features-large"], SPARSITIES[1:]),
-        *grid([DCGAN, "dcgan-fashion"], ["features-larger"], [0.75, 0.9, 0.95]),
-        *grid([SECOND, "cyclegan", "srgan"], ["features-batch"], [0.9]),
-        *grid([DCGAN, SECOND, "cyclegan"], ["equations-batch"], [0.9]),
-        *grid(["srgan", SECOND], ["features-large"], [0.9]),
-        *grid(TASKS, ["one-shot"], SPARSITIES[1:]),
+    "recipe": [
+        *grid(TASKS, RATES, [0.9], split=VALIDATION, seeds=[0]),
+        *grid(["dcgan-fashion", SECOND], CANDIDATES, [0.9], split=VALIDATION, seeds=[0]),
     ],
+    "paper-table2": [
+        *grid(TASKS, [DEFAULT, METHOD], [0.9]),
+        *grid(TASKS, ["one-shot"], [0.75, 0.9]),
+        *grid(TASKS, [DEFAULT], [0.75]),
+        *grid(TASKS, [FEATURES], [0.9]),
+        *grid(TASKS, [METHOD], [0.5, 0.75], seeds=[0]),
+        *grid(TASKS, [DEFAULT], [0.5, 0.95], seeds=[0]),
+    ],
+    "equations": grid([DCGAN, SECOND], [METHOD, *EQUATION_CHANGES], [0.9]),
     "baselines": [
         *grid([DCGAN], BASELINES, [0.9]),
-        *grid([DCGAN], BASELINES, [0.5]),
-        *grid([SECOND], BASELINES, [0.5]),
+        *grid([SECOND], BASELINES, [0.5], seeds=[0]),
     ],
-    "granularity": grid([DCGAN], [FEATURES], [0.5, 0.75, 0.9], GRANULARITIES),
+    "granularity": grid([DCGAN], [DEFAULT], [0.75, 0.9], GRANULARITIES),
     "reviewers": grid([DCGAN], [*ABLATIONS, "small-dense", "small-dense-pretrained", "gan-loss-fresh"], [0.9])
-    + grid([DCGAN], [*DISCRIMINATORS, *OPEN_POINTS], [0.9]),
-    "missing": grid(TASKS, MISSING, [0.9]),
-    "recipe": grid([DCGAN, SECOND], CANDIDATES, [0.9, 0.95], split=VALIDATION),
+    + grid([DCGAN], [*DISCRIMINATORS, *OPEN_POINTS[:6]], [0.9]),
+    "missing": grid(TASKS, MISSING, [0.9], seeds=[0]),
 }
 
 

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -94,20 +93,19 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
     with before:
         if technique.warm_up:
             discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
+    recipe = RECIPES[technique.recipe]
     settings = {
         "granularity": row.granularity,
         "allocation": "uniform",
         "exclude": task.exclude,
-        "generator_every": task.generator_every,
+        "generator_every": recipe.generator_every(task.generator_every),
         "generator_lr": task.lr,
         "discriminator_lr": task.discriminator_lr,
-        "decay": True,
+        "decay": not recipe.settings.get("cosine"),
+        **recipe.settings,
         **technique.settings,
     }
-    sparsity, images, loss = row.sparsity, technique.warm_up * task.batch, None
-    if technique.loss:
-        of_recipe: Any = RECIPES[technique.recipe].config().loss
-        loss = replace(of_recipe, **technique.loss)
+    sparsity, images = row.sparsity, technique.warm_up * task.batch
     if settings["allocation"] == "sensitivity":
         images += SENSITIVITY_BATCHES * task.batch
         with before:
@@ -123,7 +121,7 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         fresh=lambda: store.build(gan.config).discriminator.to(device),
         fresh_generator=lambda: store.build(gan.config).generator.to(device),
         small=lambda parameters: _narrower(gan, parameters).to(device),
-        loss=loss,
+        loss_fields=technique.loss,
         seed=row.seed,
         run=RunConfig(quiet=True),
         **settings,

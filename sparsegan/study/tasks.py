@@ -56,14 +56,15 @@ FLOORS = {
 
 GOOGLE, TWITTER = 0, 3  # classes of the style classifier: the folders of emoji-styles in sorted order
 
-#: Steps are at most a tenth of the dense training's. The learning rate of G_C, the compressed generator, is five times
-#: the discriminator's. DCGAN's last layer stays dense, because it has only 512 of 1,098,240 weights.
+#: The images are at most a tenth of those that the dense training saw. The learning rate of G_C, the compressed
+#: generator, is five times the discriminator's. DCGAN's last layer stays dense, because it has only 512 of 1,098,240
+#: weights.
 TASKS = {
     "dcgan-mnist": Task(
         "DCGAN, MNIST",
         "dcgan-mnist",
         "dcgan",
-        steps=240,
+        steps=498,
         batch=16,
         dense_steps=2496,
         dense_batch=32,
@@ -78,7 +79,7 @@ TASKS = {
         "DCGAN, Fashion-MNIST",
         "dcgan-fashion",
         "dcgan",
-        steps=480,
+        steps=960,
         batch=16,
         dense_steps=4800,
         dense_batch=32,

@@ -50,9 +50,47 @@ class Technique:
 
 SENSITIVITY_BATCHES = 4
 WARM_UP = 300
-FEATURES, METHOD = "self-supervised-features", "self-supervised"
+FEATURES, METHOD, DEFAULT = "feature-distillation", "self-supervised", "distillation"
 #: The dense generator with the budget of the compression.
 LONGER = "dense-longer"
+
+#: name -> (description, changes) of equations 7-9.
+EQUATION_CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "equations-original-in-evaluation": (
+        "the original in evaluation mode",
+        {"settings": {"original_mode": "evaluation"}},
+    ),
+    "equations-per-sample": ("term by term per sample", {"loss": {"match": "sample"}}),
+    "equations-per-patch": ("term by term per patch", {"loss": {"match": "patch"}}),
+    "equations-dense-rate": ("the dense training's rate for G", {"dense_lr": True}),
+    "equations-slow": ("a fifth of the rate for G", {"lr": 0.2}),
+    "equations-slow-d": ("a quarter of the rate for D", {"settings": {"discriminator_lr": 5e-5}}),
+    "equations-fast-d": ("four times the rate for D", {"settings": {"discriminator_lr": 8e-4}}),
+    "equations-relative-floor": ("denominators floored at half of the term's size", {"loss": {"relative_floor": 0.5}}),
+    "equations-d-waits": ("D frozen during the ramp", {"settings": {"discriminator_from": "target"}}),
+    "equations-original-as-fake": (
+        "D also learns the original's images as fake",
+        {"settings": {"original_images": "fake"}},
+    ),
+    "equations-long": ("five times the steps", {"steps": 5.0}),
+}
+
+#: name -> (description, changes) of the default recipe.
+DEFAULT_CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "1e-3": ("rate 1e-3", {"settings": {"generator_lr": 1e-3}}),
+    "2e-3": ("rate 2e-3", {"settings": {"generator_lr": 2e-3}}),
+    "8e-3": ("rate 8e-3", {"settings": {"generator_lr": 8e-3}}),
+    "magnitude": ("weights dropped by magnitude", {"settings": {"saliency": "magnitude", "allocation": "uniform"}}),
+    "uniform": ("one sparsity for all layers", {"settings": {"allocation": "uniform"}}),
+    "no-sharpness": ("without sharpness", {"loss": {"sharpness": 0.0}}),
+    "images-alone": ("without activations", {"loss": {"intermediate": 0.0}}),
+    "activations-alone": ("without images and sharpness", {"loss": {"outputs": 0.0, "sharpness": 0.0}}),
+    "half-ramp": ("the target after half of the run", {"settings": {"ramp": 0.5}}),
+    "average": ("the weights' moving average, decay 0.98", {"settings": {"ema": 0.98}}),
+    "regrow": ("dropped weights may come back", {"settings": {"regrow": 0.2}}),
+    "batch-statistics": ("batch norms in training mode", {"settings": {"stored_statistics": False}}),
+    "contrast": ("contrast matched at the end", {"settings": {"contrast": True}}),
+}
 
 #: name -> technique: every recipe under its own name, then changed recipes.
 TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.items()} | {
@@ -65,62 +103,14 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     ),
     "one-sided": Technique("equations 7-9, no gradient where G_C scores better", METHOD, loss={"one_sided": True}),
     "running": Technique("equations 7-9, divided by running averages", METHOD, loss={"denominator": "running"}),
-    "equations-and-features": Technique("equations 7-9 plus L_F, D updated", METHOD, loss={"features": 1.0}),
-    "frozen-and-features": Technique(
-        "equations 7-9 plus L_F, D frozen", "self-supervised-frozen", loss={"features": 1.0}
-    ),
-    "equations-sensitivity": Technique(
-        "equations 7-9, layers' sparsities by sensitivity", METHOD, settings={"allocation": "sensitivity"}
-    ),
-    "features-global": Technique(
-        "L_F, one threshold for all layers", FEATURES, settings={"allocation": "global-normalized"}
-    ),
-    "features-sensitivity": Technique(
-        "L_F, layers' sparsities by sensitivity", FEATURES, settings={"allocation": "sensitivity"}
-    ),
-    "features-average": Technique("L_F, weights averaged", FEATURES, average=0.97),
-    "features-sensitivity-average": Technique(
-        "L_F, layers' sparsities by sensitivity, weights averaged",
-        FEATURES,
-        settings={"allocation": "sensitivity"},
-        average=0.97,
-    ),
-    "features-fast": Technique("L_F, four times the learning rate", FEATURES, lr=4.0),
-    "features-regrow": Technique("L_F, dropped weights may come back", FEATURES, settings={"regrow": 0.2}),
-    "features-rewind": Technique(
-        "L_F, pruned in rounds, learning rates rewound", FEATURES, settings={"rewind": True, "rounds": True}
-    ),
-    "features-batch": Technique("L_F, four times the batch", FEATURES, batch=4),
-    "features-large": Technique("L_F, four times the batch, six times the learning rate", FEATURES, lr=6.0, batch=4),
-    "features-larger": Technique("L_F, eight times the batch, six times the learning rate", FEATURES, lr=6.0, batch=8),
-    "equations-batch": Technique("equations 7-9, four times the batch", METHOD, batch=4),
-    "fresh-large": Technique(
-        "equations 7-9, D from scratch, four times the batch, twice the learning rate",
-        "self-supervised-fresh",
-        lr=2.0,
-        batch=4,
-    ),
-    "gan-loss-large": Technique(
-        "the GAN's own loss, four times the batch, twice the learning rate", "gan-loss", lr=2.0, batch=4
-    ),
-    "fresh-sensitivity": Technique(
-        "equations 7-9, D from scratch, layers' sparsities by sensitivity",
-        "self-supervised-fresh",
-        settings={"allocation": "sensitivity"},
-    ),
-    "fresh-and-features": Technique(
-        "equations 7-9 plus L_F, D from scratch", "self-supervised-fresh", loss={"features": 1.0}
-    ),
-    "distillation-sensitivity": Technique(
-        "h with layers' sparsities by sensitivity", "gan-loss-distillation", settings={"allocation": "sensitivity"}
-    ),
     "lambda-0": Technique("equations 7 alone, lambda 0", METHOD, loss={"lam": 0.0}),
     "lambda-1": Technique("equations 7-9, lambda 1", METHOD, loss={"lam": 1.0}),
     "floor-low": Technique("equations 7-9, denominators floored at 0.01", METHOD, loss={"floor": 0.01}),
     "floor-high": Technique("equations 7-9, denominators floored at 0.5", METHOD, loss={"floor": 0.5}),
-    "features-warm": Technique("L_F, a fresh D taught on the dense generator's images", FEATURES, warm_up=WARM_UP),
     "features-data-free": Technique("L_F, the dense generator's images for real ones", FEATURES, data_free=True),
-    "features-warm-data-free": Technique("L_F, both missing", FEATURES, warm_up=WARM_UP, data_free=True),
+    "distillation-data-free": Technique(
+        "distillation, the dense generator's images for real ones", DEFAULT, data_free=True
+    ),
     "features-untrained": Technique("L_F of an untrained D", FEATURES, untrained=("*",)),
     "features-untrained-first": Technique(
         "L_F, the first half of D's layers untrained", FEATURES, untrained=("main.0", "main.2", "main.3")
@@ -137,4 +127,14 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "equations-untrained-first": Technique(
         "equations 7-9, the first half of D's layers untrained", METHOD, untrained=("main.0", "main.2", "main.3")
     ),
+}
+
+# Equations 7-9, given every chance: one setting is changed at a time.
+TECHNIQUES |= {
+    name: Technique(f"equations 7-9, {text}", METHOD, **changes) for name, (text, changes) in EQUATION_CHANGES.items()
+}
+# The default recipe with one setting changed at a time.
+TECHNIQUES |= {
+    f"distillation-{name}": Technique(f"distillation, {text}", DEFAULT, **changes)
+    for name, (text, changes) in DEFAULT_CHANGES.items()
 }
