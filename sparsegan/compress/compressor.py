@@ -99,10 +99,10 @@ class Compressor:
             )
         self.config, self.run_config, self.schedule = config, run, schedule
 
-        start = generator if student is None else student
+        start = _ready_to_draw(generator if student is None else student)
         pruned = config.granularity, config.exclude
         targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
-        student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
+        student = train_as_set(sparsify(start, targets.at(schedule.sparsity(0)), *pruned))
         _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
@@ -205,13 +205,25 @@ class Compressor:
             match(name)
 
 
+def _ready_to_draw(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose dropouts draw the same mask for a sparse and for a dense layer before them.
+
+    A dropout draws in the order in which its input lies in memory. A sparse layer writes rows after rows, and so does
+    a dense layer whose weights do not lie in channels_last.
+    """
+    network = copy_model(network)
+    if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules()):
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return network
+
+
 def _original_beside(student: nn.Module, generator: nn.Module, mode: OriginalMode) -> nn.Module:
     """A copy of `generator` that is not trained, for comparisons with `student`.
 
     Where a layer of `student` is sparse, its weight is the value in evaluation of a computed weight (a spectral norm,
     for example). The copy's layer of that name gets this value too.
     """
-    original = copy_model(generator).requires_grad_(False)
+    original = _ready_to_draw(generator).requires_grad_(False)
     modules = dict(original.named_modules())
     for name, _ in sparse_layers(student):
         if name in modules:
