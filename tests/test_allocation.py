@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.nn.granularity import unit_size
-from sparsegan.pruning.allocation import LEAST, allocate, sensitivity
+from sparsegan.pruning.allocation import LEAST, allocate, sensitivity, total_sparsity
 
 GRANULARITIES = ["element", "vector:2", "kernel", "filter", {"0": "filter", "2": "2:4", "*": "kernel"}]
 
@@ -123,6 +123,33 @@ def test_sensitivity_spares_the_costly_layer_and_balances_losses() -> None:
     sensitivity(net, lambda model: draws.append(torch.rand(()).item()) or 0.0, 0.5)
     assert len(draws) == 1 + 3 * 5
     assert len(set(draws)) == 1  # each measurement saw the same random numbers
+
+
+def test_costs_make_the_total_one_of_costs() -> None:
+    """With the multiply-accumulates of a weight as costs, the network keeps those of uniform sparsities."""
+    torch.manual_seed(0)
+    net, x = network().eval(), torch.randn(2, 4, 6, 6)
+    exact = net(x)
+    costs = {"0": 16.0, "2": 16.0, "4": 90.0}
+
+    def kept(sparsities: dict[str, float]) -> float:
+        return sum((1 - own) * net.get_submodule(name).weight.numel() * costs[name] for name, own in sparsities.items())
+
+    def loss(model: nn.Module) -> Tensor:
+        return (model(x) - exact).square().mean()
+
+    for granularity in ("element", "filter"):
+        found = sensitivity(net, loss, 0.6, granularity, costs=costs)
+        largest = max(net.get_submodule(name).weight.numel() * costs[name] for name in costs)
+        wide = 1 if granularity == "element" else largest / 4  # half a unit
+        assert abs(kept(found) - kept(dict.fromkeys(costs, 0.6))) <= 90 * wide
+        plain = sensitivity(net, loss, 0.6, granularity)
+        assert found != plain
+        weights = {name: net.get_submodule(name).weight.numel() for name in found}
+        mean = sum(found[name] * weights[name] for name in found) / sum(weights.values())
+        assert total_sparsity(net, found) == pytest.approx(mean)
+    with pytest.raises(ValueError, match="costs lacks '4'; it must hold the cost of a weight of every layer"):
+        sensitivity(net, loss, 0.6, costs={"0": 1.0, "2": 1.0})
 
 
 def test_sparse_layers_count_in_the_total_and_stay_sparse() -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ import torch
 
 import sparsegan.cli
 import sparsegan.cli.compress
+import sparsegan.cli.loading
 from sparsegan import data
 from sparsegan.cli import main
+from sparsegan.cli.bound import LADDER
+from sparsegan.cli.verdict import VALIDATED, original_images
 from sparsegan.compress import gap
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import Objective, dcgan, store
@@ -23,6 +27,12 @@ from sparsegan.nn.replace import sparse_layers
 from sparsegan.pruning.allocation import sensitivity
 from sparsegan.training import endless
 from sparsegan.training.adversarial import AdversarialTask
+
+
+@pytest.fixture(autouse=True)
+def few_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict compares few images, to save time."""
+    monkeypatch.setattr("sparsegan.cli.verdict.IMAGES", 32)
 
 
 @pytest.fixture
@@ -152,8 +162,182 @@ def test_the_command_allocates_by_the_sensitivity_of_the_library(
     bare = str(tmp_path / "generator.pth")
     torch.save(gan.generator.state_dict(), bare)
     alone = ["compress", "--generator", bare, "--allocation", "sensitivity", "--warm-up", "0", *common]
-    assert main([*alone, "--out", str(tmp_path / "alone")]) == 1
+    alone += ["--data", "mnist", "--out", str(tmp_path / "alone")]
+    assert main(alone) == 1
     assert "which needs a trained discriminator; give --discriminator or --warm-up" in capsys.readouterr().err
+
+
+def face(path: Path, channels: int = 3) -> Path:
+    """A generator in one file, whose images differ from noise to noise, as a trained generator's do."""
+    torch.manual_seed(0)
+    generator = dcgan.Generator(20, 4, channels)
+    for weight in generator.parameters():
+        weight.data *= 12 if weight.dim() == 4 else 1
+    torch.save(generator.state_dict(), path)
+    return path
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_generator_alone_gets_a_verdict_and_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    bare, verdicts = face(tmp_path / "face.pth"), []
+    for sparsity, out in (("0", tmp_path / "same"), ("0.9", tmp_path / "far")):
+        command = ["compress", "--generator", str(bare), "--data-free", "--recipe", "one-shot", "--quiet"]
+        assert main([*command, "--sparsity", sparsity, "--batch", "4", "--warm-up", "0", "--out", str(out)]) == 0
+        printed = capsys.readouterr()
+        result = json.loads((out / "result.json").read_text())
+        assert printed.out.splitlines()[-1] == result["line"]
+        assert (result["line"] in printed.err) == (result["verdict"] == "far")
+        page = (out / "report.html").read_text()
+        assert result["line"][1:].replace("'", "&#x27;") in page
+        assert "sparsity, without data</h1>" in page
+        assert store.read_config(out)["data"] == result["settings"]["data"] == "none"
+        for file in ("report.html", "result.json", "config.json"):
+            assert "mnist" not in (out / file).read_text()
+        ours, pruned = (result["likeness"][name]["samples"] for name in ("compressed", "pruned"))
+        assert ours == pytest.approx(pruned)  # one-shot: not fine-tuned
+        verdicts.append((result["verdict"], ours["psnr"] > ours["mean_image"] + 8))
+    assert verdicts == [("close", True), ("far", False)]
+    assert "do not ship this; try --steps, --sparsity" in printed.err
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_generator_alone_never_gets_the_digits_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = ["--generator", str(face(tmp_path / "face.pth"))]
+    out = ["--out", str(tmp_path / "out")]
+    for command, words in (
+        (["compress", *bare, *out], "--data is missing; nothing here says what this GAN was trained on"),
+        (["compress", *bare, "--data-free", "--features", "test_cli:features", *out], "--data is missing"),
+        (["compress", *bare, "--data", "mnist", *out], "has images of 1 channel(s) here; the GAN needs 3"),
+        (["compress", *bare, "--data", "mnist", "--data-free", *out], "--data is for scores by --features only"),
+        (["evaluate", *bare, "--features", "test_cli:features"], "--data is missing"),
+        (["evaluate", *bare, "--features", "test_cli:features", "--data", "mnist"], "the GAN needs 3"),
+    ):
+        assert main(command) == 1, command
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+#: A recipe that needs no discriminator and little time.
+WITHOUT_D = ["--data-free", "--recipe", "intermediate-distillation", "--warm-up", "0", "--batch", "4", "--quiet"]
+
+
+def test_a_validated_run_keeps_its_best_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--sparsity", "0.5", "--steps", "8"]
+    command += [*WITHOUT_D, "--lr", "0.05", "--validate", "2", "--checkpoint-every", "3", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())["validation"]
+    assert [(look["step"], look["full"]) for look in result["looks"]] == [(2, False), (4, False), (6, True), (8, True)]
+    best = max((look for look in result["looks"] if look["full"]), key=lambda look: look["score"])
+    assert result["best step"] == best["step"]
+    assert sorted(path.name for path in (tmp_path / "whole" / "validation").iterdir()) == [
+        "scores.json",
+        *(f"step-000000{step}.png" for step in (2, 4, 6, 8)),
+    ]
+    from sparsegan.cli.loading import load_trained
+
+    gan = store.load_public(tmp_path / "face.pth")[0]
+    images = original_images(gan, None, 64, 0, VALIDATED)
+    written = load_trained(tmp_path / "whole").generator  # the score is that of the written generator
+    assert images.compare(written)["samples"].psnr == pytest.approx(best["score"], abs=1e-4)
+
+    interrupted(monkeypatch, CompressionTask, 7)
+    assert main([*command, str(tmp_path / "parts")]) == 130
+    assert main([*command, str(tmp_path / "parts"), "--resume"]) == 0
+    files = [tmp_path / name / "generator.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((tmp_path / "parts" / "result.json").read_text())["validation"] == result
+
+
+def test_validation_never_sees_the_images_of_the_training_or_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("torchmetrics")
+    asked: dict[str, set[str]] = {}
+    load = data.load
+
+    def noted(kind: object, source: str, size: int, split: str, **more: object) -> data.Samples:
+        samples = load(kind, source, size, split, **more)  # type: ignore[arg-type]
+        asked[split] = set(samples.names)
+        return samples
+
+    write_images(tmp_path / "data", 60, 64, 64)
+    monkeypatch.setattr(sparsegan.cli.loading.data, "load", noted)
+    bare = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--recipe", "gan-loss", "--warm-up", "1"]
+    bare += ["--data", str(tmp_path / "data"), "--batch", "4", "--steps", "2", "--quiet"]
+    scored = [*bare, "--features", "test_cli:features", "--validate", "2", "--out", str(tmp_path / "out")]
+    assert main(scored) == 0
+    assert set(asked) == {"fit", "validation", "test"}
+    assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 60
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["validation"]["score"] == f"kernel distance (test_cli:features, {len(asked['validation'])} images)"
+    assert not result["validation"]["higher is better"]
+    assert main([*bare, "--patience", "2", "--out", str(tmp_path / "x")]) == 1
+    assert "--patience is 2 and --validate is not given" in capsys.readouterr().err
+
+
+def test_the_highest_sparsity_within_a_bound_is_found_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--steps", "4", *WITHOUT_D, "--within"]
+
+    def searched(bound: str, folder: str) -> dict[str, Any]:
+        assert main([*command, bound, "--out", str(tmp_path / folder)]) == 0
+        return json.loads((tmp_path / folder / "result.json").read_text())
+
+    scores = {one["sparsity"]: one["score"] for one in searched("1dB", "all")["within"]["tried"]}
+    assert list(scores) == list(LADDER)
+    assert scores[0.75] > scores[0.85]
+    bound = f"{(scores[0.75] + scores[0.85]) / 2:.4f}dB"  # between the second and the third sparsity
+    capsys.readouterr()
+    result = searched(bound, "out")
+    found = result["within"]
+    assert [one["sparsity"] for one in found["tried"][:4]] == [0.5, 0.75, 0.85, 0.8]
+    assert [one["score"] for one in found["tried"][:3]] == [scores[one] for one in (0.5, 0.75, 0.85)]
+    assert found["chosen"] == max(one["sparsity"] for one in found["tried"] if one["holds"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("highest sparsity within ")
+    assert f"to the original: {found['chosen']:.2%} (PSNR" in line
+    assert result["generators"]["compressed"]["sparsity"] == pytest.approx(found["chosen"], abs=0.005)
+
+    interrupted(monkeypatch, CompressionTask, 3)  # within the first sparsity
+    parts = ["--out", str(tmp_path / "parts")]
+    assert main([*command, bound, *parts]) == 130
+    assert main([*command, bound, *parts, "--resume"]) == 0
+    files = [tmp_path / name / "generator.safetensors" for name in ("out", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert main([*command, "1dB", *parts, "--resume"]) == 1
+    assert f"within was '{bound}' and is '1dB'" in capsys.readouterr().err
+
+    nothing = tmp_path / "nothing"
+    assert main([*command, "58dB", "--out", str(nothing)]) == 1
+    assert "not even 50% sparsity is within 58 dB to the original" in capsys.readouterr().err
+    assert "Not even 50% sparsity" in (nothing / "report.html").read_text()
+    assert json.loads((nothing / "result.json").read_text())["within"]["chosen"] is None
+    for wrong, words in (
+        (["5%"], "which bounds a kernel distance, and here is none; give --features"),
+        (["5"], "--within is '5'; it must be a percentage"),
+        (["20dB", "--sparsity", "0.5"], "--within finds the sparsity"),
+        (["20dB", "--recipe", "one-shot"], "--within needs one that prunes the dense generator gradually"),
+    ):
+        assert main([*command, *wrong, "--out", str(tmp_path / "x")]) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_weights_of_terms_reach_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--data-free", "--recipe", "gan-loss"]
+    command += ["--batch", "4", "--steps", "1", "--warm-up", "1", "--quiet", "--out", str(tmp_path / "out")]
+    assert main([*command, "--weight", "gan=1"]) == 1
+    assert "--weight has the term 'gan'; this GAN has the terms gen, dis" in capsys.readouterr().err
+    assert main([*command, "--resume", "--weight", "gen=3"]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"] == pytest.approx(3 * row["gen"])
+    assert store.read_config(tmp_path / "out")["weights"] == {"gen": 3}
 
 
 def write_images(folder: Path, count: int, width: int = 32, height: int = 32) -> None:
@@ -173,7 +357,7 @@ def write_data(task: str, root: Path) -> None:
             write_images(root / f"{split}B", 2)
         elif task == "stargan":
             for domain in ("old", "young"):
-                write_images(root / split / domain, 2)
+                write_images(root / split / domain, 6)
         else:
             write_images(root / split, 3, width=64 if task == "pix2pix" else 32)
 
@@ -216,7 +400,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     assert (small / "discriminator").is_dir() == (task == "stargan")
     page = (small / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "FID (test_cli:features" in page
+    assert "KID (test_cli:features" in page
     assert image.open(small / "samples.png").mode == "RGB"
     written = store.read_config(small)
     assert written["network"]["gan"] == task

@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from test_compress import images, small_gan
 
 from sparsegan.cli.compress import _fill_in as fill_in
-from sparsegan.cli.compress_options import OPTIONS, add_arguments, read_settings
+from sparsegan.cli.compress_options import add_arguments, read_settings, read_weights
 from sparsegan.compress import (
     RECIPES,
     Blank,
@@ -239,19 +239,25 @@ def read(*words: str) -> dict[str, Any]:
     return read_settings(parser.parse_args(["folder", *words]))
 
 
+def config_of(*words: str) -> CompressionConfig:
+    recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "self-supervised"
+    return RECIPES[recipe].config(**read("--recipe", recipe, *words))
+
+
 def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
-    of_the_gan = dict.fromkeys(("generator_lr", "discriminator_lr", "generator_every"))  # None: as the GAN was trained
-    usual = CompressionConfig()
-    assert read() == {name: getattr(usual, name) for name in OPTIONS} | of_the_gan | {"loss": SelfSupervisedLoss()}
+    assert config_of() == RECIPES["self-supervised"].config()
+    assert (
+        not {"betas", "generator_lr", "discriminator_lr", "generator_every"} & read().keys()
+    )  # as the GAN was trained
 
     file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_images="unused")
     file.write_text(json.dumps(mine.to_dict()))
-    assert CompressionConfig(**read("--config", str(file))) == mine
+    assert config_of("--config", str(file)) == mine
 
     words = ["--ema", "0", "--no-decay", "--exclude", "--autocast", "float16", "--seed", "0", "--lambda", "0.75"]
-    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5"]
+    words += ["--statistics", "batch", "--granularity", "main.3=kernel,element", "--lr", "0.5", "--betas", "0.1", "0.2"]
     file.write_text(json.dumps(replace(mine, rewind=False).to_dict()))
-    assert CompressionConfig(**read("--config", str(file), *words)) == replace(
+    assert config_of("--config", str(file), *words) == replace(
         mine,
         rewind=False,
         ema=0.0,
@@ -263,7 +269,60 @@ def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
         stored_statistics=False,
         granularity={"main.3": "kernel", "*": "element"},
         generator_lr=0.5,
+        betas=(0.1, 0.2),
     )
+
+
+def words_for(value: Any, hint: Any) -> list[str]:
+    """Another value than `value`, in the words of a command line. `hint`: the type of the field."""
+    if get_origin(hint) is Literal:
+        return [next(choice for choice in get_args(hint) if choice != value)]
+    if isinstance(value, tuple):
+        return ["0.25", "0.75"] if value and isinstance(value[0], float) else ["main.0", "main.1"]
+    if isinstance(value, str):
+        return [{"floored": "running", "l1": "mse", "element": "kernel", "uniform": "global"}[value]]
+    if value is None:
+        return ["bfloat16"]
+    return [str(value + 1 if isinstance(value, int) else value / 2 + 0.125)]
+
+
+def test_every_field_of_a_configuration_and_of_a_loss_has_an_option(tmp_path: Path) -> None:
+    usual = CompressionConfig()
+    decided = {"discriminator_mode", "prune_discriminator", "original_as_real", "loss"}  # by the recipe alone
+    for name in {one.name for one in fields(usual)} - decided:
+        value, flag = getattr(usual, name), "--" + name.replace("_", "-")
+        if name == "stored_statistics":
+            words = ["--statistics", "stored"]
+        elif isinstance(value, bool):
+            words = [flag, *(["--decay"] if name == "rewind" else [])]
+        else:
+            words = [flag, *words_for(value, get_type_hints(CompressionConfig)[name])]
+        assert getattr(config_of(*words), name) != value, name
+
+    for recipe in ("self-supervised", "self-supervised-features", "one-shot-distillation-frozen"):
+        config = RECIPES[recipe].config()
+        names = [one.name for one in fields(config.loss) if one.init]
+        assert names
+        for name in names:
+            value, flag = getattr(config.loss, name), f"loss-{name}".replace("_", "-")
+            words = [f"--no-{flag}" if value else f"--{flag}"]
+            if not isinstance(value, bool):
+                words = [f"--{flag}", *words_for(value, get_type_hints(type(config.loss))[name])]
+            changed = config_of("--recipe", recipe, *words)
+            assert {one for one in names if getattr(changed.loss, one) != getattr(config.loss, one)} == {name}
+            file = tmp_path / "settings.json"  # the settings file of such a run gives the same again
+            file.write_text(json.dumps(changed.to_dict()))
+            assert config_of("--recipe", recipe, "--config", str(file)) == changed
+
+
+def test_weights_of_terms_are_read_or_refused() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert read_weights(parser.parse_args(["x"])) == {}
+    assert read_weights(parser.parse_args(["x", "--weight", "gen=2", "--weight", "rec=0.5"])) == {"gen": 2, "rec": 0.5}
+    for wrong in ("gen", "gen=", "=1", "gen=-1", "gen=nan", "gen=inf"):
+        with pytest.raises(ValueError, match=f"--weight is '{wrong}'; it must be TERM=VALUE"):
+            read_weights(parser.parse_args(["x", "--weight", wrong]))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +340,8 @@ def test_a_file_without_valid_settings_is_named(text: str, words: str, tmp_path:
     with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
         read("--config", str(file))
     file.write_text('{"loss": {"kind": "PlainLoss"}}')
-    with pytest.raises(ValueError, match="--one-sided need a SelfSupervisedLoss"):
+    words = "--loss-one-sided is given; --recipe gan-loss minimises a PlainLoss, whose options are: none"
+    with pytest.raises(ValueError, match=words):
         read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
     file.write_text('{"discriminator_mode": "frozen"}')
     with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):
@@ -300,11 +360,11 @@ def test_a_recipe_with_a_frozen_discriminator_takes_no_generator_every_from_the_
         ("self-supervised-frozen", None, 1, 1),
         ("self-supervised-frozen", 1, 1, 0),
     ):
-        options = dict.fromkeys(("batch", "discriminator_lr", "lr"), 1)
+        options = dict.fromkeys(("batch", "discriminator_lr", "lr", "betas", "size"), 1)
         arguments = argparse.Namespace(
-            recipe=recipe, generator_every=given, quiet=False, data="photos", size=64, **options
+            recipe=recipe, generator_every=given, quiet=False, data=None, features=None, **options
         )
-        fill_in(arguments, Gan(None, None, None, {"network": {}}), training)
+        fill_in(arguments, Gan(None, None, None, {"network": {}}), training, without_data=True)
         assert arguments.generator_every == every
         printed = "".join(capsys.readouterr())
         assert printed.count("does not update the discriminator: the generator is updated at every step") == said

@@ -253,7 +253,7 @@ def test_a_corrupt_image_met_by_a_worker_is_named(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("imgs", "."), "kind is 'imgs'; it must be one of images, pairs"),
-        (("images", ".", 16, "valid"), "split is 'valid'; it must be one of train, test, all"),
+        (("images", ".", 16, "valid"), "split is 'valid'; it must be one of train, test, all, validation, fit"),
         (("images", ".", 0), "size is 0; it must be at least 4"),
         (("crops", ".", 18), "size is 18; for crops it must be a multiple of 4"),
         (("images", "nowhere"), "nowhere does not exist; a folder, or one of mnist"),
@@ -302,6 +302,42 @@ def test_a_split_by_name_is_the_same_everywhere_and_leaves_nothing_out(tmp_path:
     assert test == ["010.png", "023.png", "042.png", "057.png", "058.png"]
     share = sum(layouts.held_out(str(i)) for i in range(5000)) / 5000
     assert share == pytest.approx(layouts.HELD_OUT, abs=0.015)
+
+
+def many(kind: str, root: Path) -> None:
+    """Writes a training set with 40 items per folder in a layout of `kind`."""
+    folders = {"unpaired": ["trainA", "trainB"], "domains": ["train/old", "train/young"]}.get(kind, ["train"])
+    for folder in folders:
+        pictures(root / folder, 40, 32 if kind == "pairs" else 16, 16)
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_validation_and_fit_make_up_the_training_split(kind: str, tmp_path: Path) -> None:
+    many(kind, tmp_path)
+    train, fit, validation = (data.load(kind, tmp_path, 16, split) for split in ("train", "fit", "validation"))
+    assert sorted(fit.names + validation.names) == sorted(train.names)
+    stems = {name.split(" at ")[0][-7:-4] for name in validation.names}
+    assert stems == {f"{i:03}" for i in range(40) if layouts.held_out(f"validation/{i:03}")}
+    assert len(fit) + len(validation) == len(train)
+    (whole, part) = (one.batch(one.order(shuffled=False)[:1], None) for one in (validation, fit))
+    assert not equal(whole, part)
+    assert equal(whole, next(validation.in_order(1)))  # without augmentation
+    if kind == "unpaired":
+        assert len(validation.other) == len(stems)
+    if kind == "domains":
+        assert sorted(validation.labels.tolist()) == sorted([0, 1] * len(stems))
+
+
+def test_validation_of_files_without_folders(tmp_path: Path) -> None:
+    file = tmp_path / "some-images-idx3-ubyte"
+    idx.write(file, torch.arange(200, dtype=torch.uint8)[:, None, None].expand(-1, 16, 16).contiguous())
+    splits = {split: data.load("images", file, 16, split) for split in layouts.SPLITS}
+    names = {split: set(samples.names) for split, samples in splits.items()}
+    assert names["all"] == names["test"] | names["fit"] | names["validation"]
+    assert len(names["all"]) == sum(len(names[split]) for split in ("test", "fit", "validation"))
+    pictures(tmp_path / "few" / "train", 2, 16, 16)
+    with pytest.raises(ValueError, match="the train split has 2 items, too few for a validation split"):
+        data.load("images", tmp_path / "few", 16, "validation")
 
 
 def test_emoji_of_one_base_item_stay_together() -> None:
@@ -481,6 +517,10 @@ def test_emoji_sets_from_folders_like_the_packages(tmp_path: Path, monkeypatch: 
     assert set.union(*bases.values()) == {emoji.base_item(name) for name in names}
     assert [package["version"] for package in facts["packages"]] == ["unknown", "unknown"]
     assert len(data.load("unpaired", "emoji", 16, "test")) == facts["counts"]["testA"]
+    split = {part: [data.load("unpaired", "emoji", 16, part)] for part in ("fit", "validation")}
+    held, kept = ({emoji.base_item(Path(name).stem) for name in one.names} for (one,) in split.values())
+    assert held
+    assert held.isdisjoint(kept)
     (tmp_path / "emoji-datasource-google" / "img" / "google" / "64" / "1f44c.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1f44c\.png is not an image"):
         registry.prepare("emoji", tmp_path / "again", given=tmp_path)

@@ -1,9 +1,15 @@
-"""Every relative link in the Markdown pages leads to an existing file, and to an existing heading if it names one."""
+"""Every relative link in the Markdown pages leads to an existing file, and to an existing heading if it names one.
+
+The tables and rows of the study that method.md and reviewers.md name exist as well.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from sparsegan.compress import RECIPES
+from sparsegan.study.grids import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "checkpoints", "csrc", "docs", "kernels", "sparsegan", "tests")
@@ -15,6 +21,9 @@ HTML = re.compile(r"""(?:href|src)=["']([^"']+)["']""")
 #: A file that a page names in backticks. Names with NAME are placeholders. CHANGELOG.md may name deleted files.
 NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`")
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+
+#: Tables of the study that a page names.
+TABLES = re.compile(r"\btables? ((?:`\w+`(?:, | and )?)+)")
 
 
 def pages(root: Path) -> list[Path]:
@@ -54,6 +63,30 @@ def dead_links(root: Path) -> list[str]:
             if not known:
                 dead.append(f"{page.relative_to(root)}: {target}")
     return dead
+
+
+def tables_named(page: str) -> set[str]:
+    """The names in backticks behind the word "table" or "tables", and those in the columns at the right whose head is
+    "table". Such a column may name rows of the study as well.
+    """
+    found = {name for names in TABLES.findall(page) for name in names.split("`")[1::2]}
+    in_column = False
+    for line in page.splitlines():
+        cells = line.strip("| ").split(" | ")
+        in_column = line.startswith("|") and (in_column or cells[-1] == "table")
+        if in_column:
+            found |= set(re.findall(r"`([\w-]+)`", cells[-1]))
+    return found
+
+
+def test_the_tables_that_the_pages_name_are_in_the_study() -> None:
+    known = set(re.findall(r"<!-- table: (\w+) -->", (ROOT / "docs" / "study.md").read_text(encoding="utf-8")))
+    for page in ("method", "reviewers", "prior-work"):
+        named = tables_named((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+        assert named & known
+        assert named - known - RECIPES.keys() - TECHNIQUES.keys() == set()
+    page = "table `a`; `no`\ntables `b`, `c`\n| x | table |\n|---|---|\n| `no` | `d`, `e-f` |\n\n| `no` |"
+    assert tables_named(page) == {"a", "b", "c", "d", "e-f"}
 
 
 def test_no_link_is_dead() -> None:

@@ -159,49 +159,81 @@ def test_scores_use_all_test_images_and_read_real_images_once(tmp_path: Path) ->
     assert better.psnr > score.psnr
     assert better.ssim > score.ssim
     assert better.fid < score.fid
-    of_features = {f"{name} (means, 7 images)" for name in ("FID", "KID", "diversity")}
-    assert set(better.labelled()) == of_features | {"PSNR (dB)", "SSIM"}
+    first, *others = better.labelled()
+    assert first == "KID (means, 7 images)"  # the headline
+    of_features = {"FID (means, 7 images, too few)", "perceptual distance (means)", "diversity (means, 7 images)"}
+    assert set(others) == of_features | {"PSNR (dB)", "SSIM"}
+    target = evaluator.real["output"]
+    kept, shifted = (means / means.norm(dim=1, keepdim=True) for means in (target, target + 0.125))
+    assert better.perceptual == pytest.approx((kept - shifted).norm(dim=1).mean().item(), rel=1e-4)
     alone = metrics.TaskEvaluator(samples, pix2pix.objective, None).scores(Shift(0.125))["output"]
     assert alone.labelled() == pytest.approx({name: better.labelled()[name] for name in ("PSNR (dB)", "SSIM")})
 
 
-def test_accuracy_counts_images_with_another_target_domain(tmp_path: Path) -> None:
-    pytest.importorskip("torchmetrics")
+@pytest.fixture
+def shades(tmp_path: Path) -> data.Samples:
+    """Three domains "a", "b" and "c" of eight plain images. Those of domain k have brightness 40 k to 40 k + 7."""
     image = pytest.importorskip("PIL.Image")
     for domain in range(3):
-        (tmp_path / str(domain)).mkdir()
+        (tmp_path / "abc"[domain]).mkdir()
         for i in range(8):
             pixels = np.full((16, 16, 3), 40 * domain + i, np.uint8)
-            image.fromarray(pixels).save(tmp_path / str(domain) / f"{i}.png")
-    samples = data.load("domains", tmp_path, 16, "all", augment=False)
-    asked: list[Tensor] = []
+            image.fromarray(pixels).save(tmp_path / "abc"[domain] / f"{i}.png")
+    return data.load("domains", tmp_path, 16, "all", augment=False)
 
-    def generate(generator: object, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Moves images to the target domains 0 and 1. Images with the target domain 2 stay unchanged."""
-        images, labels = batch
-        target = labels[torch.randperm(len(labels))]
-        asked.append(torch.stack([labels, target]))
-        goal = (target * 40 / 127.5 - 1)[:, None, None, None].expand_as(images)
-        return {"images": torch.where((target == 2)[:, None, None, None], images, goal), "labels": target}
 
-    def classify(images: Tensor) -> Tensor:
+class Brighter(torch.nn.Module):
+    """A StarGAN generator that moves an image by `share` of the way to its target domain."""
+
+    domains = 3
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         brightness = (images.mean((1, 2, 3)) + 1) * 127.5
-        return -(brightness[:, None] - 4 - torch.tensor([0, 40, 80])).abs()
+        away = 40 * (rows.argmax(1) - (brightness + 0.5) // 40)
+        return images + (self.share * away / 127.5)[:, None, None, None]
 
-    objective = replace(stargan.objective, generate=generate)
-    evaluator = metrics.TaskEvaluator(samples, objective, None, batch_size=5, classifier=classify)
-    score = evaluator.scores(torch.nn.Identity())["translation"]
-    labels, target = torch.cat(asked, 1)
-    moved = labels != target
-    assert score.accuracy == pytest.approx((target[moved] != 2).float().mean().item())
+
+def classified(images: Tensor) -> Tensor:
+    brightness = (images.mean((1, 2, 3)) + 1) * 127.5
+    return -(brightness[:, None] - 4 - torch.tensor([0, 40, 80])).abs()
+
+
+def test_each_target_domain_has_a_score_and_its_inputs_do_not_pass_for_it(shades: data.Samples) -> None:
+    pytest.importorskip("torchmetrics")
+    features = metrics.Features("means", lambda images: 10 * images.mean((2, 3)))
+    evaluator = metrics.TaskEvaluator(shades, stargan.objective, features, classifier=classified, batch_size=12)
+    kept, moved = (evaluator.scores(Brighter(share)) for share in (0.0, 1.0))
+    assert kept.keys() == moved.keys() == {"to a", "to b", "to c"}
+    assert all(len(real) == 8 for real in evaluator.real.values())
+    assert {score.accuracy for score in kept.values()} == {0.0}
+    assert {score.accuracy for score in moved.values()} == {1.0}
+    assert all(kept[view].kid > 20 * abs(moved[view].kid) for view in kept)
+    assert all(
+        kept[view].images == moved[view].images < 16 for view in kept
+    )  # an image that stays in its domain is out
+    mean = metrics.overall(kept)
+    assert mean.images == sum(score.images for score in kept.values())
+    assert mean.kid == pytest.approx(np.mean([score.kid for score in kept.values()]))
+    assert mean.psnr is None
+    uneven = kept | {"to a": replace(kept["to a"], accuracy=None)}
+    assert metrics.overall(uneven).accuracy is None
+    one = metrics.TaskEvaluator(shades, stargan.objective, features, batch_size=1)  # no image leaves its domain
+    with pytest.warns(UserWarning, match="has 0 generated and 8 real images; it has no distances"):
+        assert one.scores(Brighter(1.0))["to a"].kid is None
+
+
+def test_accuracy_of_a_view_whose_domain_is_given(shades: data.Samples) -> None:
+    pytest.importorskip("torchmetrics")
+    views = lambda fake, batch: {"all": pix2pix.View(None, fake["images"], batch[0])}  # noqa: E731
+    objective = replace(stargan.objective, views=views)
+    evaluator = metrics.TaskEvaluator(shades, objective, None, classifier=classified, asked={"all": 1})
+    score = evaluator.scores(Brighter(0.0))["all"]
+    assert score.accuracy == pytest.approx(1 / 3)
     assert score.labelled().keys() == {"domain accuracy"}
-    named = metrics.TaskEvaluator(samples, objective, None, classifier=classify, asked={"translation": 0})
-    asked.clear()
-    assert named.scores(torch.nn.Identity())["translation"].accuracy is not None
-    (pair,) = asked
-    labels, target = pair
-    expected = ((target == 0) | ((target == 2) & (labels == 0))).float().mean().item()
-    assert named.scores(torch.nn.Identity())["translation"].accuracy == pytest.approx(expected)
 
 
 def test_ssim_is_one_for_equal_images_and_psnr_is_a_mean_over_images() -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import statistics
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparsegan import data
 from sparsegan.checkpoint import save
 from sparsegan.cli import main
 from sparsegan.cli.study import COLUMNS
@@ -25,14 +27,16 @@ from sparsegan.gans import store
 from sparsegan.pruning.schedule import GradualPruning
 from sparsegan.pruning.surgery import sparsify
 from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
+from sparsegan.study import row as study_row
 from sparsegan.study.cell import Cell, distance
 from sparsegan.study.report import rebuild
 from sparsegan.study.row import _changed, _compress
 from sparsegan.study.runner import run_missing
+from sparsegan.study.scoring import _FLOORS, _real_images, samples_of, score
 from sparsegan.study.watch import Watched, entropy, thinned
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Task("tiny", "tiny", "dcgan", 6, 4, 60, 1e-2, 1e-3, exclude=("main.12",), images=24, classifier="mnist")
+TINY = Task("tiny", "tiny", "dcgan", 6, 4, 60, 4, 1e-3, 1e-2, 1e-3, exclude=("main.12",), images=24, classifier="mnist")
 NETWORK = {"gan": "dcgan", "nz": 8, "width": 4, "channels": 1}
 
 
@@ -57,6 +61,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class _Made(Exception):
+    """A compressor was made and asked to run."""
+
+
+class _Blank:
+    """Samples of black images."""
+
+    def batches(self, size: int) -> Any:
+        return Batches(torch.zeros(200, 1, 64, 64), size)
+
+    def order(self) -> torch.Tensor:
+        return torch.arange(200)
+
+    def batch(self, chosen: torch.Tensor, draws: None) -> torch.Tensor:
+        return torch.zeros(len(chosen), 1, 64, 64)
+
+
 def _same_each_time(report: dict[str, Any]) -> dict[str, Any]:
     cost = {name: value for name, value in report.get("cost", {}).items() if name not in ("seconds", "peak_bytes")}
     return report | {"cost": cost}
@@ -67,16 +88,29 @@ def test_a_row_repeats(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "tiny", "--repeat"]) == 0
     first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [report["row"] for report in first] == [row.key for row in rows_of("tiny")]
-    for report in first[1:]:
+    reports = {report["row"].split("/", 1)[1]: report for report in first}
+    assert list(reports)[:5] == [
+        "dense/0/element/0",
+        "real/0/element/0",
+        *(f"dense-longer/0/element/{s}" for s in range(3)),
+    ]
+    assert reports["real/0/element/0"]["scores"]["samples"]["images"] == 12  # half against half
+    assert {"cost", "size", "watched"}.isdisjoint(reports["real/0/element/0"])
+    for report in first[2:]:
         assert report["scores"]["samples"]["images"] == 24
         assert report["scores"]["samples"]["fid"] > 0
         assert [look["step"] for look in report["watched"]] == list(range(7))
+        assert report["cost"]["images"] == 24 + 16 * ("sensitivity" in report["row"])
+    for report in (first[1], *first[-3:]):
         torch.manual_seed(1)  # earlier draws must not change a row
         _, *words = report["command"].split()
         assert main(words) == 0
         again = json.loads(capsys.readouterr().out)
         assert _same_each_time(again) == _same_each_time(report)
-    assert first[2]["allocation"].keys() == {"main.0", "main.3", "main.6", "main.9"}
+    assert first[-1]["allocation"].keys() == {"main.0", "main.3", "main.6", "main.9"}
+    longer, dense = reports["dense-longer/0/element/0"], first[0]
+    assert longer["size"] == dense["size"] | {"file_bytes": longer["size"]["file_bytes"]}  # nothing was pruned
+    assert longer["scores"] != dense["scores"]
 
 
 def test_watching_changes_nothing() -> None:
@@ -230,6 +264,93 @@ def test_a_row_with_a_fresh_discriminator_and_no_data(place: Path) -> None:
     assert report["cost"]["steps"] == 6
     trained, _ = _compress(row, TASKS["tiny"], replace(technique, warm_up=0), gan)
     assert not all(torch.equal(one, other) for one, other in zip(made.parameters(), trained.parameters(), strict=True))
+
+
+def test_a_row_of_the_validation_split_sees_no_reported_image_and_no_reported_noise(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GAN of MNIST has one set of images: half of them report, and the others compare candidates."""
+    gan, task = store.load(place / "checkpoints" / "tiny"), replace(TASKS["tiny"], held_out=False)
+    halves = [torch.cat(_real_images(gan, task, split)) for split in ("test", "validation")]
+    assert all(len(half) > 10 for half in halves)
+    everything = torch.cat(list(samples_of(gan, task, "test").in_order(100)))
+    assert len(everything) == sum(map(len, halves)) == 48
+    rows = {split: Row("tiny", "self-supervised", 0.5, split=split) for split in ("test", "validation")}
+    assert rows["validation"].key == f"{rows['test'].key}/validation"
+    noises, loaded = [], []
+    monkeypatch.setattr(store, "example", _noted(store.example, noises))
+    monkeypatch.setattr(data, "load", _noted(data.load, loaded))
+    for row in rows.values():
+        score(row, gan, gan.generator, place / "checkpoints", place / "out")
+    assert [words["seed"] for _, words in noises] == [20_000, 30_000]
+    assert [given[3] for given, _ in loaded] == ["test", "validation"]
+
+
+def _noted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def noted(*given: Any, **words: Any) -> Any:
+        calls.append((given, words))
+        return function(*given, **words)
+
+    return noted
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_every_technique_makes_a_compressor(technique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of a technique are known to its recipe, and those of its loss reach the loss."""
+    gan = store.build({"network": NETWORK | {"width": 64}})
+    chosen = TECHNIQUES[technique]
+    made: list[Compressor] = []
+    monkeypatch.setattr(study_row, "samples_of", lambda *_: _Blank())
+    monkeypatch.setattr(Compressor, "fit", lambda self, loader: made.append(self) or (_ for _ in ()).throw(_Made()))
+    with pytest.raises(_Made):
+        _compress(Row("tiny", technique, 0.6), TINY, replace(chosen, warm_up=0), gan)
+    (compressor,) = made
+    for name, value in chosen.loss.items():
+        assert getattr(compressor.config.loss, name) == value
+    for name, value in chosen.settings.items():
+        if name in CompressionConfig.__dataclass_fields__ and value != "sensitivity":
+            assert getattr(compressor.config, name) == value
+
+
+def test_the_tasks_know_their_dense_training() -> None:
+    for task in TASKS.values():
+        config = store.read_config(ROOT / "checkpoints" / task.checkpoint)
+        assert (task.dense_steps, task.dense_batch, task.dense_lr) == tuple(
+            config[name] for name in ("steps", "batch", "lr")
+        )
+
+
+FLOORED = {
+    "pix2pix": {"width": 2, "downs": 5, "discriminator_layers": 2},
+    "cyclegan": {"width": 2, "blocks": 1, "discriminator_layers": 2},
+    "stargan": {"width": 2, "domains": 2, "blocks": 1, "image_size": 32, "discriminator_layers": 2},
+    "srgan": {"width": 3, "blocks": 1, "scale": 4},
+}
+
+
+@pytest.mark.parametrize("name", FLOORED)
+def test_floors_stand_in_the_place_of_the_generators_images(name: str) -> None:
+    gan = store.build({"network": {"gan": name, **FLOORED[name]}})
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(6, 3, 8, 8) * 2 - 1, (32, 32), mode="bicubic")
+    low = torch.nn.functional.interpolate(images, scale_factor=0.25, mode="area")
+    second = {"stargan": torch.tensor([0, 1, 0, 1, 1, 0]), "srgan": images}.get(name, images.flip(0))
+    batch = (low if name == "srgan" else images, second)
+    with torch.no_grad():
+        views = gan.objective.views(gan.objective.generate(gan.generator, batch), batch)
+    task = next(task for task in TASKS.values() if task.gan == name)
+    for view in views.values():
+        made = {floor: _FLOORS[floor](view) for floor in task.floors}
+        halves = torch.cat([made["real"].fake, made["real"].real])
+        assert sorted(halves.sum((1, 2, 3)).tolist()) == sorted(view.real.sum((1, 2, 3)).tolist())
+        assert not made["real"].paired
+        other = made["bicubic" if name == "srgan" else "identity"]
+        assert other.fake.shape == view.fake.shape
+        assert torch.equal(other.real, view.real)
+        if name == "srgan":
+            assert (other.fake - images).abs().mean() < 0.5 * (images - images.mean()).abs().mean()
+        else:
+            assert torch.equal(other.fake, view.source)
 
 
 def test_the_page_shows_the_stored_results(tmp_path: Path) -> None:

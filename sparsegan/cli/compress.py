@@ -1,5 +1,7 @@
 """Compress a trained GAN's generator: prune it while fine-tuning it, then write the compressed file and report.html.
 
+The last line says how near the compressed generator is to the original; result.json holds all figures.
+
 The GAN is a folder that train wrote, or files of the public repositories (--generator and --discriminator), recognised
 by their names and shapes, or a Python function. Without a trained discriminator, an untrained discriminator is trained
 first, on images of the dense generator against real images (--warm-up).
@@ -8,68 +10,93 @@ first, on images of the dense generator against real images (--warm-up).
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..atomic_files import write_text
 from ..checkpoint import save
-from ..compress import RECIPES, BlankBatches, GeneratedBatches, RunConfig, baseline, gap, of_size
+from ..compress import (
+    RECIPES,
+    BlankBatches,
+    Compressor,
+    GeneratedBatches,
+    RunConfig,
+    Validation,
+    baseline,
+    gap,
+    of_size,
+)
 from ..data import Samples
 from ..gans import GANS, Objective, Training, store
-from ..metrics.distances import TaskEvaluator, load_features
-from ..nn.layer import SparseConv
 from ..placement import device_of, moved
-from ..profiling.info import info, peak_bytes
-from ..profiling.layers import profile
-from ..profiling.macs import count_macs
 from ..progress import announce
 from ..pruning.allocation import sensitivity
+from ..randomness import seeded
 from ..training import Run, endless, ranks
 from ..training.adversarial import teach
+from .bound import MOST
 from .common import need, set_threads, use_device
-from .compress_options import LR_FACTOR, OF_THE_GAN, OPTIONS, SENSITIVITY_BATCHES, read_settings
+from .compress_job import Job
+from .compress_options import (
+    LR_FACTOR,
+    OF_THE_GAN,
+    OPTIONS,
+    SENSITIVITY_BATCHES,
+    read_search,
+    read_settings,
+    read_weights,
+)
 from .compress_options import add_arguments as add_arguments
+from .compress_report import finish
 from .loading import (
+    NO_DATA,
     content_objective,
-    inputs_of,
+    known_data,
     load_data,
     load_gan,
     placed,
     reference_of_data,
-    test_data,
 )
-from .pictures import comparison, some, write_png
-from .report import facts_table, layer_table, page, picture_uri, table, term_curves
+from .preview import show_preview
+from .search import Search
+from .validation import Scorer, Watch
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write generator.safetensors (compressed), samples.png and report.html into the run directory."""
+    """Write generator.safetensors (compressed), samples.png, report.html and result.json into the run directory.
+
+    The last line on stdout is the verdict: how near the compressed generator is to the original.
+    """
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
     device = use_device(arguments)
-    settings = read_settings(arguments)
+    settings, bound = read_settings(arguments), read_search(arguments)
     gan, trained_discriminator = load_gan(arguments)
     placed(gan, device)
     objective = content_objective(arguments, gan)
     reference = reference_of_data(arguments, gan)
-    _fill_in(arguments, gan, reference.training)
-    network, channels = gan.config["network"], gan.channels
     # With --data-free, a generator that starts from an image needs input images. A generator from noise needs no data.
-    samples = None
-    if not (arguments.data_free and reference.from_noise):
-        samples = load_data(arguments, reference, arguments.size, channels, "train")
+    without_data = arguments.data_free and reference.from_noise
+    _fill_in(arguments, gan, reference.training, without_data)
+    network, channels = gan.config["network"], gan.channels
+    samples, validated = None, arguments.validate is not None or bound is not None
+    if not without_data:
+        samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
         _check_fit(network, samples, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
-    loader: Any = blank if samples is None else samples.batches(arguments.batch)
-    if arguments.data_free:
-        loader = GeneratedBatches(gan.generator, objective, loader)
-    domains = [] if samples is None else samples.domains
+    inputs: Any = blank if samples is None else samples.batches(arguments.batch)
+    loader = GeneratedBatches(gan.generator, objective, inputs) if arguments.data_free else inputs
+    job = Job(arguments, gan, reference, device, samples, inputs, validated)
+    scorer = Scorer(job, bound is not None and bound.decibels) if validated else None
+    if bound is not None and scorer is not None and scorer.higher != bound.decibels:
+        raise ValueError(
+            f"--within is {arguments.within}, which bounds a kernel distance, and here is none; give --features, or a "
+            "bound in decibels such as 25dB"
+        )
 
     discriminator = gan.discriminator
     recipe = RECIPES[arguments.recipe]
@@ -82,62 +109,77 @@ def run(arguments: argparse.Namespace) -> None:
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
         _warm_up(arguments, gan, discriminator, reference.training, loader)
 
+    weights = read_weights(arguments)
+    if weights:
+        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
-    settings.setdefault("betas", reference.training.betas)
     settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # the network that generator.safetensors will fit
     named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
-    compressor = baseline(
-        arguments.recipe,
-        gan.generator,
-        discriminator,
-        objective,
-        steps=arguments.steps,
-        sparsity=arguments.sparsity,
-        fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
-        fresh_generator=lambda: _fresh_generator(network).to(device),
-        small=lambda parameters: _small_generator(written, parameters).to(device),
-        run=RunConfig(
-            arguments.out,
-            resume=arguments.resume,
-            checkpoint_every=arguments.checkpoint_every,
-            settings={"command": "compress", "compressed": True, "network": written}
-            | {name: getattr(arguments, name) for name in named}
-            | ({"domain_names": domains} if domains else {}),
-            quiet=arguments.quiet,
-        ),
-        **settings,
+    recorded = {"command": "compress", "compressed": True, "network": written}
+    recorded |= {name: getattr(arguments, name) for name in named}
+    recorded |= {"domain_names": job.domains} if job.domains else {}
+    recorded |= {"weights": weights} if weights else {}
+
+    def make(sparsity: float, run: RunConfig, validate: Validation | None = None) -> Compressor:
+        return baseline(
+            arguments.recipe,
+            gan.generator,
+            discriminator,
+            objective,
+            steps=arguments.steps,
+            sparsity=sparsity,
+            **({"every": arguments.prune_every} if arguments.prune_every else {}),
+            ramp=arguments.ramp,
+            fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
+            fresh_generator=lambda: _fresh_generator(network).to(device),
+            small=lambda parameters: _small_generator(written, parameters).to(device),
+            run=run,
+            validate=validate,
+            **settings,
+        )
+
+    run_config = RunConfig(
+        arguments.out,
+        resume=arguments.resume,
+        checkpoint_every=arguments.checkpoint_every,
+        settings=recorded,
+        quiet=arguments.quiet,
     )
-    result = compressor.fit(loader)
+    steps = arguments.steps * (1 if bound is None else MOST)
+    if not arguments.quiet and ranks.world_size() == 1:
+        show_preview(job, make(arguments.sparsity, RunConfig(quiet=True)), loader, steps)
+    search = None
+    if bound is not None and scorer is not None:
+        search = Search(job, scorer, bound, make, run_config, loader)
+        result = search.run()
+        arguments.sparsity = search.chosen
+    else:
+        validate = None
+        if scorer is not None:
+            watch = Watch(job, scorer, arguments.out / "validation")
+            validate = watch.validation(arguments.validate, arguments.patience)
+        result = make(arguments.sparsity, run_config, validate).fit(loader)
     if ranks.rank() == 0:  # only rank 0 writes
         save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
+    finish(job, result, settings, scorer, search)
 
-    generators = {"dense": gan.generator, "compressed": result.generator}
-    scores: dict[str, dict[str, float]] = {name: {} for name in generators}
-    if samples is None and not arguments.features:
-        batch, few, split = next(iter(BlankBatches(32, channels or 3, arguments.size))), next(iter(blank))[:4], "no"
+
+def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training, without_data: bool) -> None:
+    """Set the options that were not given, from the GAN's configuration or else from `training`.
+
+    Raises ValueError where --data is missing, and where it is given and would have no effect.
+    """
+    scored = arguments.features is not None
+    if without_data and not scored:
+        if arguments.data is not None:
+            raise ValueError(
+                f"--data is {arguments.data} and --data-free is set; this GAN needs no data then, so --data is for "
+                "scores by --features only"
+            )
+        arguments.data = gan.config.get("data", NO_DATA)
     else:
-        unseen, split = test_data(arguments, reference, arguments.size, channels)
-        batch, few = some(unseen, 32 if reference.from_noise else 16), some(unseen, 4)
-    if arguments.features:
-        features = load_features(arguments.features, device)
-        evaluator = TaskEvaluator(unseen, gan.objective, features, quiet=arguments.quiet)
-        for name, generator in generators.items():
-            for view, score in evaluator.scores(generator).items():
-                scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
-    if ranks.rank() > 0:
-        return
-    picture = comparison(generators, gan.objective, batch, arguments.seed, domains)
-    write_png(arguments.out / "samples.png", picture)
-    _report(arguments, reference.name, generators, gan.objective, few, scores, picture, split, result.history)
-    memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
-    print(f"wrote {arguments.out / 'generator.safetensors'}, samples.png and report.html; {memory}")
-
-
-def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) -> None:
-    """Set the options that were not given, from the GAN's configuration or else from `training`."""
-    if arguments.data is None:
-        arguments.data = gan.config.get("data", training.data)
+        arguments.data = known_data(arguments, gan)
     if arguments.size is None:
         arguments.size = gan.size or training.size
     every = RECIPES[arguments.recipe].generator_every(training.generator_every)
@@ -151,11 +193,32 @@ def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training) 
         ("batch", training.batch),
         ("generator_every", every),
         ("discriminator_lr", training.discriminator_lr),
+        ("betas", training.betas),
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.lr is None:
         arguments.lr = LR_FACTOR * arguments.discriminator_lr
+
+
+def _weighted(
+    objective: Objective,
+    weights: Mapping[str, float],
+    gan: store.Gan,
+    discriminator: nn.Module,
+    loader: Any,
+    seed: int,
+) -> Objective:
+    """The objective with other weights of its terms. Raises ValueError for a term that the objective does not have."""
+    with seeded(seed):
+        batch = moved(next(iter(loader)), device_of(generator=gan.generator))
+        fake = objective.generate(gan.generator, batch)
+        both = (objective.generator_terms, objective.discriminator_terms)
+        names = [name for terms in both for name in terms(gan.generator, discriminator, fake, batch)]
+    for name in weights:
+        if name not in names:
+            raise ValueError(f"--weight has the term {name!r}; this GAN has the terms {', '.join(names)}")
+    return replace(objective, weights={**objective.weights, **weights})
 
 
 def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
@@ -250,65 +313,3 @@ def _warm_up(
         title="training a discriminator",
         quiet=arguments.quiet,
     )
-
-
-def _report(
-    arguments: argparse.Namespace,
-    task: str,
-    generators: dict[str, nn.Module],
-    objective: Objective,
-    batch: Any,
-    scores: dict[str, dict[str, float]],
-    picture: Tensor,
-    split: str,
-    history: list[dict[str, float]],
-) -> None:
-    """Write report.html: sizes and scores of both generators, pictures, curves, layers, settings and machine."""
-    compressed = generators["compressed"]
-    batch = moved(batch, device_of(generator=compressed))
-    inputs = inputs_of(compressed, lambda: objective.generate(compressed, batch))
-    one = tuple(x[:1] for x in inputs)
-    lines = []
-    for name, generator in generators.items():
-        weights, kept = (sum(numbers) for numbers in zip(*_weights(generator), strict=True))
-        size = (
-            (arguments.out / "generator.safetensors").stat().st_size
-            if name == "compressed"
-            else sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
-        )
-        macs = count_macs(generator, one).executed / 1e6
-        lines.append([name, f"{1 - kept / weights:.1%}", f"{kept:,}", f"{macs:,.1f} M", f"{size / 1e6:.2f} MB"])
-        lines[-1] += [f"{value:.4g}" for value in scores[name].values()]
-    layers = [asdict(row) for row in profile(generators["compressed"], inputs, seconds=0.05).rows]
-    settings = ("data", "size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch", "lr")
-    facts = {name: getattr(arguments, name) for name in (*settings, "discriminator_lr", "warm_up", "seed")}
-    device = device_of(generator=generators["dense"])
-    running = {"device": device, "threads": torch.get_num_threads()}
-    running |= {"peak memory": f"{peak_bytes(device) / 1e6:,.0f} MB"}
-    curves = f'<img class="plot" alt="curves" src="{term_curves(history)}">' if history else "<p>not fine-tuned</p>"
-    head = ["generator", "sparsity", "weights", "MACs per image", "file", *scores["dense"]]
-    body = f"""<div class="wide">{table(head, lines)}</div>
-<p>Sparsity and weights are those of the convolutions. The size of the dense file is that of its float32 tensors.</p>
-<h2>Dense and compressed, from the same inputs ({split} data)</h2>
-<img alt="samples" src="{picture_uri(picture)}">
-<h2>Terms over the fine-tuning</h2>
-{curves}
-<p>Solid: the terms of the compressed generator. Dotted: the terms of the original generator, by the same discriminator.
-Smoothed over 10 steps.</p>
-<h2>Layers of the compressed generator (batch of {len(inputs[0])}, forward)</h2>
-<div class="wide">{layer_table(layers)}</div>
-<h2>Settings</h2>
-{facts_table(facts)}
-<h2>Machine</h2>
-{facts_table({**info(), **running})}"""
-    title = f"{task} at {arguments.sparsity:.0%} sparsity on {arguments.data}"
-    write_text(arguments.out / "report.html", page(title, body))
-
-
-def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:
-    """The pair (number of weights, number of kept weights) of every convolution."""
-    for module in generator.modules():
-        if isinstance(module, SparseConv):
-            yield math.prod(module.weight_shape), module.nnz
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            yield module.weight.numel(), module.weight.numel()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..compress import RECIPES, CompressionConfig, GeneratorLoss, Recipe, SelfSupervisedLoss
+from ..compress import RECIPES, CompressionConfig, Recipe
+from ..compress.baselines import DEFAULT, recipe_name
 from ..compress.config import settings_from
+from ..compress.losses import LOSSES
 from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
-from .common import add_run_options
+from .bound import LADDER, MOST, Bound
+from .common import add_run_options, at_least_one
+from .field_options import add_field, default_of, documented, given_fields, names_of
 from .loading import add_content, add_data_options, add_gan_options
 
 #: The generator's default learning rate divided by the discriminator's. In few steps, the kept weights of a pruned
@@ -24,24 +27,82 @@ LR_FACTOR = 5
 #: The number of batches for the measurement of --allocation sensitivity.
 SENSITIVITY_BATCHES = 4
 
-#: From the name of a field of `CompressionConfig` to the option that sets it.
-OPTIONS = {name: name for name in ("granularity", "exclude", "allocation", "decay", "ema", "accumulate", "seed")} | {
-    "autocast": "autocast",
-    "discriminator_lr": "discriminator_lr",
-    "generator_every": "generator_every",
-    "generator_lr": "lr",
+#: The fields of `CompressionConfig` that only the recipe decides, and those that have no option of their own name.
+OF_THE_RECIPE = ("discriminator_mode", "prune_discriminator", "original_images")
+_ELSEWHERE = ("loss", "stored_statistics", "seed")
+#: The fields that come from the GAN where the command line, the settings file and the recipe leave them open.
+OF_THE_GAN = ("betas", "discriminator_lr", "generator_every", "generator_lr")
+
+#: From the name of a field of `CompressionConfig` to the option that sets it, as `argparse` names it.
+OPTIONS = {name: name for name in names_of(CompressionConfig) if name not in (*OF_THE_RECIPE, *_ELSEWHERE)}
+OPTIONS |= {"generator_lr": "lr", "seed": "seed"}
+
+#: The help texts of these options. A field without one has the text of the class's docstring.
+HELP = {
+    "granularity": "the unit of pruning: element, vector:V for V output channels, kernel, filter or 2:4; different "
+    "units by layer as in 'model.1*=filter,element'",
+    "allocation": "how the sparsity is allocated to the layers. uniform: the same for every layer; global: by one "
+    "threshold for all layers; global-normalized: the same threshold, with each layer's weights divided by their root "
+    "mean square; sensitivity: each layer raises equations 7-9 by the same amount, on "
+    f"{SENSITIVITY_BATCHES} batches",
+    "exclude": "layers that stay dense",
+    "regrow": "the initial fraction of a layer's kept weights that come back elsewhere, by their gradient, every ten "
+    "steps; needs granularity element",
+    "feature_layers": "the discriminator's modules whose outputs are its features, for a loss that matches features "
+    "(default: its activations)",
+    "contrast": "scale the last layer at the end, so that images have the original's contrast (default: the recipe's)",
+    "generator_lr": f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)",
+    "discriminator_lr": "the discriminator's learning rate, Adam (default: the task's)",
+    "betas": "the betas of Adam (default: the task's)",
+    "generator_every": "discriminator steps per generator step (default: the task's, and 1 where no discriminator is "
+    "updated)",
+    "decay": "let both learning rates fall to 0 over the second half of the run",
+    "rewind": "set both learning rates back at every pruning; needs --decay",
+    "ema": "make the result a moving average of the weights with this decay, for example 0.999; 0 for none",
+    "accumulate": "process each batch in this number of parts, one after the other, which saves memory",
+    "autocast": "the dtype in which the networks compute (default: that of their weights)",
 }
-#: The fields that come from the GAN where neither the command line nor the settings file has them.
-OF_THE_GAN = ("discriminator_lr", "generator_every", "generator_lr")
-#: Options that are fields of `SelfSupervisedLoss`.
-OF_THE_LOSS = ("lam", "denominator", "one_sided")
+_FLAGS = {"generator_lr": ("--lr", "--generator-lr")}
+_MORE: dict[str, dict[str, Any]] = {
+    "allocation": {"choices": (*ALLOCATIONS, "sensitivity")},
+    "exclude": {"metavar": "LAYER"},
+    "feature_layers": {"metavar": "MODULE"},
+    "autocast": {"choices": ["bfloat16", "float16"]},
+    "ema": {"metavar": "DECAY"},
+    "accumulate": {"metavar": "PARTS"},
+    "betas": {"metavar": "BETA"},
+}
+
+#: From the name of a field of a loss to the losses that have it.
+LOSS_FIELDS = {
+    name: [kind for kind in LOSSES.values() if name in names_of(kind)]
+    for name in dict.fromkeys(name for kind in LOSSES.values() for name in names_of(kind))
+}
+LOSS_HELP = {
+    "lam": "lambda of equation 9",
+    "denominator": "the denominator of equations 7-8: floored or running",
+    "floor": "the smallest denominator of equations 7-8 and of the features",
+    "momentum": "the decay of the running denominator",
+    "stop_gradient": "give the original's terms no gradient",
+    "discriminator_gradient": "give the generator the gradient of equation 8",
+    "one_sided": "give no gradient where the compressed generator scores better than the original",
+    "terms": "the weight of equation 9",
+    "features": "the weight of the discriminator's features",
+    "own": "the weight of the GAN's own generator loss",
+    "outputs": "the weight of the distance of the images",
+    "distance": "the distance of the images: l1, mse or scales",
+    "sharpness": "the weight of the difference of the edges' strengths",
+    "activations": "the distance of the generators' activations: mse or relative",
+    "intermediate": "the weight of the distance of the generators' activations",
+}
+_LOSS_FLAGS = {"lam": "--lambda", "denominator": "--denominator", "one_sided": "--one-sided"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan compress`."""
     recipes = "; ".join(f"{name} ({recipe.text})" for name, recipe in RECIPES.items())
     add_gan_options(parser)
-    add_data_options(parser, "default: that of the GAN's training, or the task's")
+    add_data_options(parser, "default: that of the GAN's training")
     parser.add_argument(
         "--config",
         type=Path,
@@ -49,71 +110,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a settings file: a JSON object of compression settings by name, such as a run folder's compression.json; "
         "options on the command line override its settings, and its settings must agree with the recipe",
     )
-    parser.add_argument("--recipe", default="self-supervised", choices=list(RECIPES), metavar="NAME", help=recipes)
-    parser.add_argument("--sparsity", type=float, default=0.9, help="target, from 0 to below 1 (default: 0.9)")
     parser.add_argument(
-        "--granularity",
-        help="the unit of pruning: element, vector:V for V output channels, kernel, filter or 2:4; different units by "
-        "layer as in 'model.1*=filter,element' (default: element)",
+        "--recipe",
+        default=DEFAULT,
+        type=_recipe,
+        metavar="NAME",
+        help=f"the way of compressing, one of: {recipes} (default: {DEFAULT})",
+    )
+    parser.add_argument("--sparsity", type=float, help="target, from 0 to below 1 (default: 0.9)")
+    parser.add_argument(
+        "--within",
+        metavar="BOUND",
+        help="find the highest sparsity whose validation score stays within a bound: 5%% allows a kernel distance of 5 "
+        f"%% above the dense generator's, 25dB asks for a PSNR of 25 dB to the original; at most {MOST} sparsities of "
+        "--steps steps",
     )
     parser.add_argument(
-        "--allocation",
-        choices=(*ALLOCATIONS, "sensitivity"),
-        help="how the sparsity is allocated to the layers. uniform: the same for every layer; global: by one threshold "
-        "for all layers; global-normalized: the same threshold, with each layer's weights divided by their root mean "
-        f"square; sensitivity: each layer raises equations 7-9 by the same amount, on {SENSITIVITY_BATCHES} batches "
-        "(default: uniform)",
+        "--validate",
+        type=at_least_one,
+        metavar="N",
+        help="score the generator every N steps on a validation split, a tenth of the training images, which are then "
+        "not trained on: by kernel distance with --features, or with this repository's classifier of the data, else by "
+        "PSNR to the original; the best generator at the full sparsity is the result (default: no)",
     )
-    parser.add_argument("--exclude", nargs="*", metavar="LAYER", help="layers that stay dense (default: none)")
+    parser.add_argument(
+        "--patience",
+        type=at_least_one,
+        metavar="K",
+        help="with --validate: end the run after K scores at the full sparsity without a better one (default: never)",
+    )
     parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
     parser.add_argument("--batch", type=int, help="images per step (default: the task's)")
     parser.add_argument(
-        "--lr", type=float, help=f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)"
-    )
-    parser.add_argument(
-        "--discriminator-lr", type=float, help="the discriminator's learning rate, Adam (default: the task's)"
-    )
-    parser.add_argument(
-        "--generator-every",
-        type=int,
-        help="discriminator steps per generator step (default: the task's, and 1 where no discriminator is updated)",
-    )
-    parser.add_argument(
-        "--decay",
-        action=argparse.BooleanOptionalAction,
-        help="let both learning rates fall to 0 over the second half of the run (default: no)",
-    )
-    parser.add_argument(
-        "--ema",
+        "--ramp",
         type=float,
-        metavar="DECAY",
-        help="make the result a moving average of the weights with this decay, for example 0.999 (default: 0, none)",
+        metavar="FRACTION",
+        help="the fraction of the run after which gradual pruning reaches its target (default: the recipe's)",
     )
     parser.add_argument(
-        "--accumulate",
-        type=int,
-        metavar="PARTS",
-        help="process each batch in this number of parts, one after the other, which saves memory (default: 1)",
+        "--prune-every", type=at_least_one, metavar="N", help="steps between two prunings of a recipe (default: 10)"
     )
     parser.add_argument(
-        "--autocast",
-        choices=["bfloat16", "float16"],
-        help="the dtype in which the networks compute (default: that of their weights)",
-    )
-    parser.add_argument("--lambda", type=float, dest="lam", help="lambda of equation 9 (default: 0.5)")
-    parser.add_argument(
-        "--denominator", choices=["floored", "running"], help="the denominator of equations 7-8 (default: floored)"
+        "--weight",
+        action="append",
+        metavar="TERM=VALUE",
+        help="the weight of a term of the GAN's own losses, for example gen=1; may be repeated (default: the GAN's)",
     )
     parser.add_argument(
         "--statistics",
         choices=["batch", "stored"],
         help="the statistics that the compressed generator's batch norms use in training (default: the recipe's)",
     )
-    parser.add_argument(
-        "--one-sided",
-        action=argparse.BooleanOptionalAction,
-        help="give no gradient where the compressed generator scores better than the original (default: no)",
-    )
+    usual = CompressionConfig()
+    for name, dest in OPTIONS.items():
+        if name != "seed":
+            text = HELP.get(name) or documented(CompressionConfig, name)
+            text += "" if "(default" in text else f" (default: {default_of(getattr(usual, name))})"
+            flags = _FLAGS.get(name, (_flag(name),))
+            add_field(parser, CompressionConfig, name, flags, dest, text, **_MORE.get(name, {}))
+    for name, kinds in LOSS_FIELDS.items():
+        of = " and ".join(f"{kind.__name__}, {default_of(getattr(kind(), name))}" for kind in kinds)
+        text = f"{LOSS_HELP.get(name) or documented(kinds[0], name)} (default: the recipe's, or of {of})"
+        both = [_flag(f"loss_{name}"), *([_LOSS_FLAGS[name]] if name in _LOSS_FLAGS else [])]
+        add_field(parser, kinds[0], name, both, f"loss_{name}", text)
     add_content(parser)
     parser.add_argument(
         "--warm-up",
@@ -145,59 +204,116 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(seed=None)  # None means that --seed was not given: the seed of --config is then used
 
 
-def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `CompressionConfig` by name, from the options and the settings file of --config.
+def _recipe(name: str) -> str:
+    try:
+        return recipe_name(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
-    An option that was not given is set in `arguments` to the file's value, or else to the field's default. The fields
-    of `OF_THE_GAN` may stay None. Raises ValueError for a file with other contents, and for settings that contradict
-    the recipe.
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Recipe.config`, from the options and the settings file of --config.
+
+    They are the fields that the command line or the file has, with granularity, exclude, allocation and seed in any
+    case, and `loss_fields`. An option that was not given is set in `arguments` to the recipe's value, or to None where
+    the recipe leaves a field of `OF_THE_GAN` open. Raises ValueError for a file with other contents, and for settings
+    that contradict the recipe.
     """
-    settings = {} if arguments.config is None else _read(arguments.config)
-    usual, recipe = CompressionConfig(), RECIPES[arguments.recipe]
-    if arguments.autocast is not None:
-        arguments.autocast = getattr(torch, arguments.autocast)
-    for name, option in OPTIONS.items():
-        if getattr(arguments, option) is None:
-            setattr(arguments, option, settings.get(name, None if name in OF_THE_GAN else getattr(usual, name)))
-        settings[name] = getattr(arguments, option)
+    recipe, usual = RECIPES[arguments.recipe], CompressionConfig()
+    settings, loss_fields = ({}, {}) if arguments.config is None else _read(arguments.config, arguments, recipe)
+    settings |= given_fields(arguments, OPTIONS)
+    if isinstance(settings.get("autocast"), str):
+        settings["autocast"] = getattr(torch, settings["autocast"])
     if isinstance(arguments.granularity, str):
         settings["granularity"] = parse_granularity(arguments.granularity)
-    settings["exclude"] = tuple(arguments.exclude)
+    for name in ("granularity", "exclude", "allocation", "seed"):
+        settings.setdefault(name, getattr(usual, name))
     if arguments.statistics is not None:
         settings["stored_statistics"] = arguments.statistics == "stored"
-    settings["loss"] = _loss(arguments, recipe, settings.get("loss"))
+    settings["loss_fields"] = loss_fields | _loss_options(arguments, recipe)
 
     # Wrong settings are refused here, before a warm-up takes time.
-    unknown = {name: 1 for name in OF_THE_GAN if settings[name] is None}
-    recipe.config(**{**settings, "allocation": "uniform", **unknown})
+    checked = recipe.config(**{**settings, "allocation": "uniform"})
+    for name, option in OPTIONS.items():
+        value = settings.get(name, getattr(checked, name))
+        of_the_gan = name in OF_THE_GAN and name not in settings and value == getattr(usual, name)
+        setattr(arguments, option, None if of_the_gan else value)
     return settings
 
 
-def _loss(arguments: argparse.Namespace, recipe: Recipe, given: GeneratorLoss | None) -> GeneratorLoss:
-    """The loss: `given`, the settings file's loss, or else the default, with the fields that options set."""
-    minimised = type(recipe.config().loss)
-    if given is not None and type(given) is not minimised:
-        raise ValueError(
-            f"--config {arguments.config}: its loss is a {type(given).__name__}; it must be a {minimised.__name__}, "
-            f"the loss of --recipe {arguments.recipe}"
-        )
-    loss = SelfSupervisedLoss() if given is None else given
-    named = {name: getattr(arguments, name) for name in OF_THE_LOSS if getattr(arguments, name) is not None}
-    if not named:
-        return loss
-    if not isinstance(loss, SelfSupervisedLoss):
-        raise ValueError(
-            f"--config {arguments.config}: its loss is a {minimised.__name__}; --lambda, --denominator and --one-sided "
-            "need a SelfSupervisedLoss"
-        )
-    return replace(loss, **named)
+def _loss_options(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    """The fields of the recipe's loss that options set. Raises ValueError for one that the loss does not have."""
+    given = given_fields(arguments, {name: f"loss_{name}" for name in LOSS_FIELDS})
+    loss = type(recipe.config().loss)
+    for name in given:
+        if name not in names_of(loss):
+            known = ", ".join(_flag(f"loss_{one}") for one in names_of(loss)) or "none"
+            raise ValueError(
+                f"{_flag(f'loss_{name}')} is given; --recipe {arguments.recipe} minimises a {loss.__name__}, whose "
+                f"options are: {known}"
+            )
+    return given
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_search(arguments: argparse.Namespace) -> Bound | None:
+    """The bound of --within, if given. Sets --sparsity where it is not given, and --patience to 0.
+
+    Raises ValueError for options that contradict each other.
+    """
+    if arguments.patience is not None and arguments.validate is None:
+        raise ValueError(f"--patience is {arguments.patience} and --validate is not given; patience counts its scores")
+    arguments.patience = arguments.patience or 0
+    if arguments.within is None:
+        arguments.sparsity = 0.9 if arguments.sparsity is None else arguments.sparsity
+        return None
+    bound, recipe = Bound.of(arguments.within), RECIPES[arguments.recipe]
+    if arguments.sparsity is not None:
+        raise ValueError(f"--sparsity is {arguments.sparsity} and --within is given; --within finds the sparsity")
+    if not isinstance(arguments.allocation, str) or arguments.allocation == "sensitivity":
+        raise ValueError(
+            "--allocation gives sparsities by layer; --within tries several, so it must be uniform or global"
+        )
+    if recipe.start != "dense" or recipe.pruning != "gradual":
+        raise ValueError(
+            f"--recipe is {arguments.recipe}; --within needs one that prunes the dense generator gradually"
+        )
+    arguments.sparsity = LADDER[0]
+    return bound
+
+
+def read_weights(arguments: argparse.Namespace) -> dict[str, float]:
+    """The weights of --weight by the name of the term. Raises ValueError for another form and for one below 0."""
+    weights = {}
+    for setting in arguments.weight or ():
+        name, equals, text = setting.partition("=")
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            equals = ""
+        if not name or not equals or not 0 <= weights[name] < float("inf"):
+            raise ValueError(f"--weight is {setting!r}; it must be TERM=VALUE, where VALUE is a number of at least 0")
+    return weights
+
+
+def _read(file: Path, arguments: argparse.Namespace, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of `CompressionConfig` but the loss, and the fields of the loss, that a settings file has."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"the file holds {values!r:.80}; it must hold an object of settings by name")
-        return settings_from(values)
+        settings = settings_from(values)
     except ValueError as error:
         raise ValueError(f"--config {file}: {error}") from None
+    if "loss" not in settings:
+        return settings, {}
+    given, minimised = type(settings.pop("loss")), type(recipe.config().loss)
+    if given is not minimised:
+        raise ValueError(
+            f"--config {file}: its loss is a {given.__name__}; it must be a {minimised.__name__}, the loss of "
+            f"--recipe {arguments.recipe}"
+        )
+    return settings, {name: value for name, value in values["loss"].items() if name != "kind"}

@@ -1,4 +1,9 @@
-"""Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets."""
+"""Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets.
+
+KID, the kernel distance, is the figure to judge by. FID, the Fréchet distance, stands beside it. From fewer than 10
+images per feature it is biased, and its name says "too few". A GAN between domains has a score per target domain, and
+the mean of them as "overall".
+"""
 
 from __future__ import annotations
 
@@ -16,13 +21,13 @@ from ..metrics import distances as metrics
 from ..metrics.classifier import CLASSIFIERS, find_classifier, load_classifier
 from ..training import ranks
 from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
-from .loading import add_data_options, add_gan_options, load_any, placed, reference_of_data, test_data
+from .loading import add_data_options, add_gan_options, known_data, load_any, placed, reference_of_data, test_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan evaluate`."""
     add_gan_options(parser)
-    add_data_options(parser, "default: that of the GAN's training, or the task's")
+    add_data_options(parser, "default: that of the GAN's training")
     parser.add_argument(
         "--features",
         help="the network whose features are compared: efficientnet-lite0, a classifier's .safetensors, a TorchScript "
@@ -53,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = use_device(arguments)
     gan = placed(load_any(arguments), device)
     reference = reference_of_data(arguments, gan)
-    arguments.data = arguments.data or gan.config.get("data", reference.training.data)
+    arguments.data = known_data(arguments, gan)
     classifier = arguments.classifier
     if classifier is not None and reference.choice != "domains":
         asked = ", ".join(name for name, one in GANS.items() if one.choice == "domains")
@@ -77,6 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
         classifier=load_classifier(classifier).to(device) if classifier else None,
     )
     scores = evaluator.scores(gan.generator)
+    if len(scores) > 1:
+        scores["overall"] = metrics.overall(scores)
     if ranks.rank() > 0:  # only rank 0 prints
         return
     if arguments.json:
@@ -112,6 +119,6 @@ def _from_noise(
     if arguments.json:
         print(json.dumps(asdict(result)))
         return
-    print(f"FID ({result.network}): {result.fid:.3f} +- {result.fid_spread:.3f}")
     print(f"KID ({result.network}): {result.kid:.3f} +- {result.kid_spread:.3f}")
+    print(f"FID ({result.network}): {result.fid:.3f} +- {result.fid_spread:.3f}")
     print(f"{result.samples} samples, seeds {', '.join(map(str, result.seeds))}")

@@ -19,6 +19,9 @@ from ..gans.reference import Way
 
 # Data
 
+#: The data set, in a run's settings, of a generator whose data are not known.
+NO_DATA = "none"
+
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --data and the options that select samples from it. `default`: the help text of the default."""
@@ -46,18 +49,36 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
 def load_data(
     arguments: argparse.Namespace, reference: Reference, size: int, channels: int | None, split: str
 ) -> data.Samples:
-    """The samples of a split that the options of `add_data_options` name. A GAN that starts from noise uses all."""
-    return data.load(
+    """The samples of a split that the options of `add_data_options` name, as `data.load` takes it.
+
+    The split "train" of a GAN that starts from noise has all samples.
+    `channels`: those of the GAN's images, where they are known. Raises ValueError for data of other channels.
+    """
+    samples = data.load(
         reference.samples,
         arguments.data,
         size,
-        "all" if reference.from_noise else split,
+        "all" if reference.from_noise and split == "train" else split,
         direction=arguments.direction,
         attributes=arguments.attributes,
         domains=arguments.domains,
         channels=arguments.channels or channels or 3,
         quiet=arguments.quiet,
     )
+    if channels is not None and samples.channels != channels:
+        raise ValueError(
+            f"--data {arguments.data} has images of {samples.channels} channel(s) here; the GAN needs {channels}"
+        )
+    return samples
+
+
+def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
+    """The value of --data, or else the data set of the GAN's training. Raises ValueError where neither is known."""
+    found: str = arguments.data or gan.config.get("data", NO_DATA)
+    if found == NO_DATA:
+        alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
+        raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
+    return found
 
 
 def test_data(
@@ -65,14 +86,14 @@ def test_data(
 ) -> tuple[data.Samples, str]:
     """The test samples and "test". Where there are none, the training samples and "train", with a message on stderr.
 
-    A GAN that starts from noise has no test split: it gets all samples and "train".
+    A GAN that starts from noise gets all samples and "train".
     """
-    try:
-        samples = load_data(arguments, reference, size, channels, "test")
-    except (FileNotFoundError, ValueError) as error:
-        print(f"there is no test data ({error}); training data is used instead", file=sys.stderr)
-        return load_data(arguments, reference, size, channels, "train"), "train"
-    return samples, "train" if reference.from_noise else "test"
+    if not reference.from_noise:
+        try:
+            return load_data(arguments, reference, size, channels, "test"), "test"
+        except (FileNotFoundError, ValueError) as error:
+            print(f"there is no test data ({error}); training data is used instead", file=sys.stderr)
+    return load_data(arguments, reference, size, channels, "train"), "train"
 
 
 # Trained GANs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..atomic_files import write_whole
 from ..data import Samples
-from ..gans.objective import Objective
+from ..gans.objective import Objective, named_views
 from ..placement import device_of, moved
 from ..randomness import seeded
 
@@ -64,7 +64,7 @@ def comparison(
     galleries = {}
     for name, generator in generators.items():
         with seeded(seed):
-            galleries[name] = objective.look(generator, batch)
+            galleries[name] = named_views(objective.look(generator, batch), domains)
     columns: list[tuple[str, str, Tensor]] = []  # of a strip: kind of image, name of its origin, images
     for kind, view in next(iter(galleries.values())).items():
         if view.source is not None and not any(images is view.source for _, _, images in columns):
@@ -76,8 +76,6 @@ def comparison(
     side *= -(-LEAST // side)
     cells = torch.stack([_cells(images, side) for _, _, images in columns], 1)  # [N, columns, side, side, 3]
     beside = max(1, 8 // len(columns))
-    names = {f"to {index}": f"to {domain}" for index, domain in enumerate(domains)}
-    columns = [(names.get(kind, kind), name, images) for kind, name, images in columns]
     heads = [(kind, name if len(generators) > 1 or name in ("input", "target") else "") for kind, name, _ in columns]
     return _laid_out(cells, heads, beside)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,6 +136,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-siz
 th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; }}
 tr.method td {{ font-weight: 600; }}
+.far {{ color: #a00; }}
 .facts th, .facts td {{ text-align: left; }}
 .grids {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }}
 figure {{ margin: 0; }} figure img {{ width: 100%; }} figcaption {{ font-size: 13px; color: #555; }}
@@ -261,6 +263,36 @@ def term_curves(history: list[dict[str, float]]) -> str:
     panel.set_ylim(0, 1)
     for unused in axes[len(terms) + 1 :]:
         unused.set_axis_off()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return _data_uri(stream.getvalue())
+
+
+def score_curve(
+    points: list[tuple[float, float]], name: str, over: str, chosen: float | None = None, limit: float | None = None
+) -> str:
+    """A picture as a data: address: a score over steps or sparsities.
+
+    `points`: pairs of place and score, of which those that are not finite are left out. `chosen`: the place that gets a
+    mark. `limit`: a score that gets a dashed line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [(place, score) for place, score in points if math.isfinite(score)]
+    figure = Figure(figsize=(8, 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([place for place, _ in shown], [score for _, score in shown], marker=".", color="#1b6ca8")
+    for place, score in shown:
+        if place == chosen:
+            axes.plot([place], [score], marker="o", markersize=10, color="#d95f02", label="chosen")
+    if limit is not None:
+        axes.axhline(limit, linestyle="--", color="#888888", label="bound")
+    if chosen is not None or limit is not None:
+        axes.legend(fontsize=8)
+    axes.set_xlabel(over)
+    axes.set_ylabel(name)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return _data_uri(stream.getvalue())

@@ -17,8 +17,8 @@ from pathlib import Path
 from ..gans import store
 from ..randomness import CPU
 from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
-from ..study.row import samples_of
 from ..study.runner import chosen, command, run_missing
+from ..study.scoring import samples_of
 from ..study.speed import FILE, left_behind, measure
 from .common import add_device, device_named, find_checkpoints, need, use_device
 from .pictures import comparison, some, write_png

@@ -7,6 +7,7 @@ from .config import CompressionConfig, RunConfig
 from .data_free import Blank, BlankBatches, GeneratedBatches, OwnImages
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
 from .statistics import match_contrast, recalibrate_batch_norm
+from .validation import Look, Validation
 
 __all__ = [
     "RECIPES",
@@ -18,12 +19,14 @@ __all__ = [
     "DistillationLoss",
     "GeneratedBatches",
     "GeneratorLoss",
+    "Look",
     "OwnImages",
     "PlainLoss",
     "Recipe",
     "Result",
     "RunConfig",
     "SelfSupervisedLoss",
+    "Validation",
     "baseline",
     "gap",
     "match_contrast",

@@ -19,8 +19,8 @@ choices here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -31,6 +31,7 @@ from ..pruning.allocation import Targets
 from ..pruning.schedule import GradualPruning, OneShot, Rounds, Schedule
 from ..pruning.surgery import sparsify
 from ..randomness import seeded, undisturbed
+from ..renamed import warn_at_caller
 from .compressor import Compressor
 from .config import (
     CompressionConfig,
@@ -42,6 +43,7 @@ from .config import (
     with_original_as_real,
 )
 from .losses import DistillationLoss, GeneratorLoss, PlainLoss, SelfSupervisedLoss
+from .validation import Validation
 
 #: The weight of the distance between images, beside the GAN's own loss. CycleGAN gives its cycle loss the same weight.
 DISTILLATION = 10.0
@@ -59,11 +61,14 @@ class Recipe:
 
     The loss:
     `matched`: equations 7-9. `stop_gradient` and `discriminator_gradient` are as in `SelfSupervisedLoss`.
-    `features`: L_F and the GAN's distances take the place of equations 7-9. Batch norms then use their stored
-    statistics, and the contrast is matched at the end.
+    `features`: L_F. With `matched`, L_F and the GAN's distances take the place of equations 7-9.
     `own`: the GAN's own generator loss.
-    `outputs`: the distance of the images to the original's images, "l1" or "mse"; "" for none.
-    `intermediate`: the distance of the generators' activations.
+    `outputs`: the distance of the images to the original's images, "l1", "mse" or "scales"; "" for none.
+    `sharpness`: the weight of the difference of the edges' strengths, beside the weight 1 of the images' distance.
+    `intermediate`: the distance of the generators' activations, "mse" or "relative"; "" for none.
+    `ramp`: the fraction of the run after which gradual pruning reaches its target.
+
+    `settings`: defaults of further fields of `CompressionConfig`.
 
     `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
     `discriminator_mode`, `prune_discriminator`, `original_images`: as in `CompressionConfig`.
@@ -80,31 +85,36 @@ class Recipe:
     features: bool = False
     own: bool = False
     outputs: str = ""
-    intermediate: bool = False
+    sharpness: float = 0.0
+    intermediate: str = ""
+    ramp: float = 0.5
+    settings: Mapping[str, Any] = field(default_factory=dict)
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
     prune_discriminator: bool = False
     original_images: OriginalImages = "unused"
 
-    def config(self, loss: GeneratorLoss | None = None, **settings: Any) -> CompressionConfig:
+    def config(
+        self, loss: GeneratorLoss | None = None, loss_fields: Mapping[str, Any] | None = None, **settings: Any
+    ) -> CompressionConfig:
         """The recipe's configuration.
 
         `loss`: a `SelfSupervisedLoss` with the settings of equations 7-9, for a recipe with `matched`. Other recipes
-        accept only the loss that they define. `settings`: more fields of `CompressionConfig`. A recipe that prunes
-        nothing replaces the settings granularity, exclude and allocation by its own. Raises ValueError for a setting
-        that contradicts the recipe, and where `CompressionConfig` does.
+        accept only the loss that they define. `loss_fields`: fields of the recipe's loss, by name, that take the place
+        of the recipe's own. `settings`: more fields of `CompressionConfig`. A recipe that prunes nothing replaces the
+        settings granularity, exclude and allocation by its own. Raises ValueError for a setting that contradicts the
+        recipe, and where `CompressionConfig` does.
         """
         settings = present_settings(settings)
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
-        decided["loss"] = self._loss(matched)
+        decided["loss"] = replace(self._loss(matched), **(loss_fields or {}))
         given = settings if loss is None or loss is matched else {**settings, "loss": loss}
         for name, value in decided.items():
             if given.get(name, value) != value:
                 raise ValueError(f"{name} is {given[name]!r}; the recipe has {value!r} ({self.text})")
-        defaults = {"stored_statistics": self.features, "contrast": self.features}
         dense = {"exclude": ("*",), "granularity": "element", "allocation": "uniform"} if self.pruning == "none" else {}
-        return CompressionConfig(**(defaults | settings | dense | decided))
+        return CompressionConfig(**(dict(self.settings) | settings | dense | decided))
 
     def generator_every(self, usual: int) -> int:
         """Discriminator steps per generator step: `usual`, or 1 where the recipe updates no discriminator."""
@@ -113,13 +123,13 @@ class Recipe:
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
         if self.pruning == "gradual":
-            return GradualPruning(steps, sparsity, every=every)
+            return GradualPruning(steps, sparsity, ramp=self.ramp, every=every)
         if self.pruning == "rounds":
             return Rounds(steps, sparsity)
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
 
-    def _loss(self, matched: SelfSupervisedLoss) -> GeneratorLoss:
-        if self.features:
+    def _loss(self, matched: SelfSupervisedLoss) -> SelfSupervisedLoss | DistillationLoss | PlainLoss:
+        if self.matched and self.features:
             return replace(matched, terms=0.0, features=1.0)
         if self.matched:
             switched = ("stop_gradient", "discriminator_gradient")
@@ -127,14 +137,27 @@ class Recipe:
         if self.outputs or self.intermediate:
             return DistillationLoss(
                 own=float(self.own),
-                outputs=DISTILLATION if self.outputs else 0.0,
+                outputs=(1.0 if self.intermediate else DISTILLATION) if self.outputs else 0.0,
                 distance=self.outputs or "l1",
-                intermediate=float(self.intermediate),
+                sharpness=self.sharpness,
+                intermediate=float(bool(self.intermediate)),
+                activations=self.intermediate or "mse",
+                features=float(self.features),
             )
         return PlainLoss()
 
 
 _DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_images")
+
+_DISTILLATION = {
+    "stored_statistics": True,
+    "generator_lr": 4e-3,
+    "betas": (0.9, 0.999),
+    "cosine": True,
+    "lr_warm_up": 0.05,
+    "saliency": "fisher",
+    "allocation": "saliency",
+}
 
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
@@ -150,12 +173,31 @@ RECIPES = {
     "self-supervised-no-discriminator-gradient": Recipe(
         "the method with L_DC detached from the generator", matched=True, discriminator_gradient=False
     ),
-    "self-supervised-features": Recipe(
-        "an extension of equations 7-9: gradual, D frozen, its activations matched image by image in the place of its "
-        "terms, then contrast",
+    "feature-distillation": Recipe(
+        "gradual, D frozen, its activations matched image by image in the place of its terms, then contrast",
         matched=True,
         features=True,
         discriminator_mode="frozen",
+        settings={"stored_statistics": True, "contrast": True},
+    ),
+    "distillation": Recipe(
+        "gradual, the original's images at several scales, their edges, and its activations matched, no D",
+        outputs="scales",
+        sharpness=4.0,
+        intermediate="relative",
+        ramp=0.7,
+        discriminator_mode="none",
+        settings=_DISTILLATION,
+    ),
+    "distillation-and-features": Recipe(
+        "distillation, and D's activations matched too, D frozen",
+        outputs="scales",
+        sharpness=4.0,
+        intermediate="relative",
+        features=True,
+        ramp=0.7,
+        discriminator_mode="frozen",
+        settings=_DISTILLATION,
     ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",
@@ -222,7 +264,7 @@ RECIPES = {
     "intermediate-distillation": Recipe(
         "l: gradual, the generators' activations matched, D pretrained, frozen and not asked",
         "l",
-        intermediate=True,
+        intermediate="mse",
         discriminator_mode="frozen",
     ),
     "em-pruning": Recipe(
@@ -242,6 +284,12 @@ RECIPES = {
     ),
 }
 
+#: The recipe of `sparsegan compress` where none is named.
+DEFAULT = "distillation"
+
+#: From the former name of a recipe to its name. The former names go in 0.2.
+OLD_NAMES = {"self-supervised-features": "feature-distillation"}
+
 #: From the letter of a row to the name of its recipe.
 ROWS = {recipe.row: name for name, recipe in RECIPES.items() if recipe.row}
 
@@ -258,9 +306,12 @@ def baseline(
     fresh_generator: Callable[[], nn.Module] | None = None,
     small: Callable[[int], nn.Module] | None = None,
     loss: GeneratorLoss | None = None,
+    loss_fields: Mapping[str, Any] | None = None,
     every: int = 10,
+    ramp: float | None = None,
     rounds: bool = False,
     run: RunConfig | None = None,
+    validate: Validation | None = None,
     **settings: Any,
 ) -> Compressor:
     """A `Compressor` for the recipe `name` of `RECIPES`.
@@ -269,13 +320,13 @@ def baseline(
     `fresh`, `fresh_generator`: functions that make an untrained discriminator and an untrained generator, for the
     recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
-    `every`: steps between two prunings of a gradual schedule. `rounds`: prune in `Rounds` instead.
-    `loss`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
-    `run`: as in `Compressor`; the default of its title is the recipe's name.
+    `every`: steps between two prunings of a gradual schedule. `ramp`: the fraction of the run after which it reaches
+    its target; None for the recipe's. `rounds`: prune in `Rounds` instead.
+    `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
+    `run`, `validate`: as in `Compressor`; the default of the run's title is the recipe's name.
     Raises ValueError for an unknown name, and where a function that the recipe needs is None.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is not known; it must be one of {', '.join(RECIPES)}")
+    name = recipe_name(name)
     recipe = RECIPES[name]
     needed = {"fresh": recipe.fresh_discriminator, "fresh_generator": recipe.start == "fresh"}
     makers = {"fresh": fresh, "fresh_generator": fresh_generator, "small": small}
@@ -286,7 +337,7 @@ def baseline(
     settings = present_settings(settings)
     of_run = {key: settings.pop(key) for key in [*settings] if key not in CompressionConfig.__dataclass_fields__}
     _, run = from_old_keywords("baseline", of_run, None, run)
-    config = recipe.config(loss, **settings)
+    config = recipe.config(loss, loss_fields, **settings)
     student = None
     with seeded(config.seed):
         if recipe.fresh_discriminator and fresh is not None:
@@ -301,8 +352,21 @@ def baseline(
                 )
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
+    pruned = pruned if ramp is None else replace(pruned, ramp=ramp)
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
-    return Compressor(generator, discriminator, objective, schedule, config, run=run, student=student)
+    return Compressor(
+        generator, discriminator, objective, schedule, config, run=run, student=student, validate=validate
+    )
+
+
+def recipe_name(name: str) -> str:
+    """The name in `RECIPES` that `name` stands for. A former name warns. Raises ValueError for an unknown name."""
+    if name in OLD_NAMES:
+        warn_at_caller(f"recipe {name!r} is now called {OLD_NAMES[name]!r}; the old name goes in 0.2")
+        return OLD_NAMES[name]
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is not known; it must be one of {', '.join(RECIPES)}")
+    return name
 
 
 def kept_parameters(generator: nn.Module, sparsity: float, **how: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_files import write_json
+from ..clock import Clock
 from ..copying import bake, copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import in_mode, in_modes_of, train_as_set, trainable
@@ -20,13 +21,14 @@ from ..outermost import autocast as autocast_networks
 from ..placement import device_of, moved
 from ..pruning.allocation import Targets
 from ..pruning.regrow import regrowable_layers
-from ..pruning.schedule import Schedule
+from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
-from ..randomness import seeded
+from ..randomness import seeded, undisturbed
 from ..training import Run, endless, ranks, run_loop
-from .config import CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
+from .config import BY_SALIENCY, CompressionConfig, OriginalMode, RunConfig, dict_of, from_old_keywords
 from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
+from .validation import Look, Looks, Validation
 
 #: Fields that run folders of earlier versions lack, and the values that describe the earlier versions' runs. A field
 #: with this value is left out of a run's settings, so that a run of an earlier version can be resumed.
@@ -34,20 +36,30 @@ LATER_FIELDS: dict[str, Any] = {
     "regrow": 0.0,
     "rewind": False,
     "ema": 0.0,
+    "lr_warm_up": 0.0,
+    "cosine": False,
+    "saliency": "magnitude",
     "original_mode": "evaluation",
     "discriminator_from": "start",
 }
-#: The same for fields of losses.
-LATER_LOSS_FIELDS: dict[str, Any] = {"match": "batch", "relative_floor": 0.0}
+#: The same for the fields of losses, by the name of the loss.
+LATER_LOSS_FIELDS: dict[str, dict[str, Any]] = {
+    "SelfSupervisedLoss": {"match": "batch", "relative_floor": 0.0},
+    "DistillationLoss": {"activations": "mse", "features": 0.0, "sharpness": 0.0},
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """The compressed `generator`, the `history` of every step's figures, and the generator's `optimizer`."""
+    """The compressed `generator`, the `history` of every step's figures, the generator's `optimizer`, and the `looks`.
+
+    With `validate`, the generator is that of the best look. Where this is not the last one, the optimizer has no state.
+    """
 
     generator: nn.Module
     history: list[dict[str, float]]
     optimizer: torch.optim.Optimizer
+    looks: list[Look] = field(default_factory=list)
 
 
 class Compressor:
@@ -60,6 +72,7 @@ class Compressor:
     `objective`: the GAN's terms. `schedule`: length and sparsity, for example `GradualPruning(steps=1000, target=0.9)`.
     `config`: all other settings that decide the result. `run`: the run folder, checkpoints and progress.
     `student`: the network to compress in place of `generator`. The loss still compares with `generator`.
+    `validate`: look at the compressed generator during the run, keep the best one, end early; see `Validation`.
 
     The file config.json in the run folder holds the schedule, the configuration and `run.settings`. A resumed run must
     have the same. The file compression.json holds only the configuration, for `CompressionConfig.from_dict` and
@@ -87,6 +100,7 @@ class Compressor:
         *,
         run: RunConfig | None = None,
         student: nn.Module | None = None,
+        validate: Validation | None = None,
         **old: Any,
     ) -> None:
         config, run = from_old_keywords("Compressor", old, config, run)
@@ -97,11 +111,23 @@ class Compressor:
             raise ValueError(
                 f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
             )
-        self.config, self.run_config, self.schedule = config, run, schedule
+        if validate is not None and ranks.world_size() > 1:
+            raise ValueError(
+                f"validate is given in {ranks.world_size()} processes; only one process can validate a run"
+            )
+        self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
         start = _ready_to_draw(generator if student is None else student)
         pruned = config.granularity, config.exclude
-        targets = Targets.of(start, schedule.sparsity(schedule.steps), *pruned, config.allocation)
+        chosen_later = config.allocation == BY_SALIENCY
+        if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
+            raise ValueError(
+                f"allocation is {BY_SALIENCY!r}, which is chosen after some steps, and schedule prunes before the "
+                "first step only; it must be a gradual schedule, or allocation one of the others"
+            )
+        targets = Targets.of(
+            start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
+        )
         student = train_as_set(sparsify(start, targets.at(schedule.sparsity(0)), *pruned))
         _warn_of_frozen(student)
         if config.regrow:
@@ -131,6 +157,8 @@ class Compressor:
             adam(trainable(student, "generator"), config.generator_lr),
             adam(trainable(judge, "discriminator", why), config.discriminator_lr) if updated else None,
         )
+        if validate is not None:
+            self.task.looks = Looks(validate, schedule.steps)
         # The folder is made last, so that a refused argument leaves none behind.
         self.run = None if run.run_dir is None else self._open(run)
 
@@ -138,10 +166,12 @@ class Compressor:
         """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
-        settings = _as_before(config | {"loss": _as_before(config["loss"], LATER_LOSS_FIELDS)}, LATER_FIELDS)
+        loss = _as_before(config["loss"], LATER_LOSS_FIELDS.get(config["loss"]["kind"], {}))
+        settings = _as_before(config | {"loss": loss}, LATER_FIELDS)
         if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
             settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
+        settings |= {} if self.validate is None else {"validation": self.validate.settings}
         run = Run(asked.run_dir, settings, resume=asked.resume, keep=asked.keep)
         if ranks.rank() == 0:
             write_json(run.path / "compression.json", config)
@@ -156,6 +186,22 @@ class Compressor:
         networks = (self.task.student, self.task.original, self.task.discriminator)
         with ranks.divided(*networks), autocast_networks(self.config.autocast, *networks):
             return self._fit(loader)
+
+    def rehearse(self, loader: Iterable[Any]) -> float:
+        """The seconds of a step, measured on the second of two steps.
+
+        The two steps train this compressor's networks, so the run itself needs another compressor. Nothing is written,
+        and the random states are restored.
+        """
+        networks = (self.task.student, self.task.original, self.task.discriminator)
+        clock, last = Clock(self.task.student), max(0, self.schedule.steps - 1)
+        with undisturbed(), autocast_networks(self.config.autocast, *networks):
+            batches = endless(loader, self.config.seed)
+            self.task.step(0, moved(next(batches), self.task.device))
+            second = moved(next(batches), self.task.device)
+            start = clock.seconds()
+            self.task.step(min(1, last), second)
+            return clock.seconds() - start
 
     def _fit(self, loader: Iterable[Any]) -> Result:
         history: list[dict[str, float]] = []
@@ -176,11 +222,14 @@ class Compressor:
             for ours, theirs in zip(average.model.parameters(), self.task.student.parameters(), strict=True):
                 ours.requires_grad_(theirs.requires_grad)
         student = self.task.student.eval() if average is None else average.model
+        looks = self.task.looks
+        if looks is not None and looks.restore(student):
+            self.task.optimizer.state.clear()
         original = self.task.original
         if self.config.contrast and original is not None and self.schedule.steps > 0:
             batches = [moved(batch, self.task.device) for batch in islice(endless(loader, self.config.seed), 16)]
             self._match_contrast(student, original, batches)
-        return Result(student, history, self.task.optimizer)
+        return Result(student, history, self.task.optimizer, [] if looks is None else looks.rows)
 
     def _match_contrast(self, student: nn.Module, original: nn.Module, batches: list[Any]) -> None:
         """Match the contrast of each kind of image separately, on the child module of that name or else on `student`.

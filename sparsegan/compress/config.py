@@ -14,8 +14,12 @@ import torch
 
 from ..nn.granularity import check_granularity
 from ..pruning.allocation import check_allocation
+from ..pruning.saliency import check_saliency
 from ..renamed import warn_at_caller, warn_of_old_attribute, warn_of_old_name
 from .losses import LOSSES, GeneratorLoss, SelfSupervisedLoss
+
+#: The allocation that each pruning chooses anew.
+BY_SALIENCY = "saliency"
 
 DiscriminatorMode = Literal["updated", "frozen", "none"]
 DiscriminatorFrom = Literal["start", "target"]
@@ -71,8 +75,13 @@ class CompressionConfig:
     layers along the schedule. A "2:4" layer needs sparsity 0.5, so the schedule must end there if the allocation gives
     each layer the schedule's sparsity.
     `allocation`: how the schedule's last sparsity is allocated to the layers: "uniform", "global",
-    "global-normalized", or a dict of sparsities by layer, as from `sparsegan.pruning.allocation.sensitivity`. At each
-    step all layers have reached the same fraction of their last sparsity, which is the schedule's fraction.
+    "global-normalized", "saliency", or a dict of sparsities by layer, as from
+    `sparsegan.pruning.allocation.sensitivity`. At each step all layers have reached the same fraction of their last
+    sparsity, which is the schedule's fraction. "saliency" chooses anew at each pruning: the least salient units of all
+    layers are dropped, so that the generator has as many weights as with "uniform" and no more multiply-accumulates.
+    It needs saliency "fisher".
+    `saliency`: which weights of a layer are dropped first: "magnitude", the smallest, or "fisher", those with the
+    smallest product of weight and root mean square gradient; see `sparsegan.pruning.shrink`.
     `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
     the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) the weights of smallest magnitude
     are dropped, and the absent weights of largest gradient are added with value 0. This is RigL (Evci et al.,
@@ -103,7 +112,9 @@ class CompressionConfig:
     `generator_lr`, `discriminator_lr`, `betas`: the learning rates and betas of Adam.
     `generator_every`: discriminator steps per generator step (n_critic). It must be 1 where no discriminator is
     updated, because a step in which nothing is updated is a waste.
+    `lr_warm_up`: the fraction of the run over which both learning rates rise linearly to their full values.
     `decay`: both learning rates fall linearly to 0 over the second half of the run.
+    `cosine`: both learning rates fall to 0 along half a cosine over the whole run; not together with `decay`.
     `rewind`: needs `decay`. Both learning rates are reset at every pruning and fall over the second half of the stretch
     up to the next pruning (Renda et al., arXiv 2003.02389).
     `ema`: the decay of a moving average of the compressed generator's weights. The average is then the result. 0 for
@@ -125,6 +136,7 @@ class CompressionConfig:
     granularity: str | Mapping[str, str] = "element"
     exclude: tuple[str, ...] = ()
     allocation: str | Mapping[str, float] = "uniform"
+    saliency: str = "magnitude"
     regrow: float = 0.0
 
     # the discriminator
@@ -144,7 +156,9 @@ class CompressionConfig:
     discriminator_lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     generator_every: int = 1
+    lr_warm_up: float = 0.0
     decay: bool = False
+    cosine: bool = False
     rewind: bool = False
     ema: float = 0.0
     accumulate: int = 1
@@ -153,18 +167,27 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         _check_types(type(self), vars(self))
-        for name in ("regrow", "ema"):
+        for name in ("regrow", "ema", "lr_warm_up"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         for name in ("generator_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.decay and self.cosine:
+            raise ValueError("decay and cosine are both set; the learning rates can fall in one way only")
         if self.rewind and not self.decay:
             raise ValueError("rewind is set and decay is not; rewind needs decay=True")
         for granularity in [self.granularity] if isinstance(self.granularity, str) else self.granularity.values():
             check_granularity(granularity)
-        if isinstance(self.allocation, str):
-            check_allocation(self.allocation)
+        if self.allocation == BY_SALIENCY:
+            if self.saliency != "fisher":
+                raise ValueError(
+                    f'allocation is {BY_SALIENCY!r} and saliency is {self.saliency!r}; it must be "fisher", because '
+                    "magnitudes of different layers do not compare"
+                )
+        elif isinstance(self.allocation, str):
+            check_allocation(self.allocation, (BY_SALIENCY,))
+        check_saliency(self.saliency)
         mode = self.discriminator_mode
         if mode == "none" and self.loss.uses_terms:
             kind = type(self.loss).__name__

@@ -63,16 +63,41 @@ and K layers:
 `features` above 0 and `terms` 0, L = features L_F + L_GC, where L_GC sums over the GAN's distances only. These are the
 generator terms that compare images without a discriminator (`Objective.distances`: pix2pix's L1, SRGAN's Content).
 
-**Distillation**, for comparison. With x_O and x_C the two generators' images from the same noise or input, Gen the
-GAN's own weighted generator loss of x_C, h_k the output of a generator's k-th activation, and K activations:
+**Distillation** needs no discriminator and no data. With x_O and x_C the two generators' images from the same noise or
+input, Gen the GAN's own weighted generator loss of x_C, and h_k the output of a generator's k-th layer of K layers:
 
-    L = own Gen + outputs d(x_C, x_O) + intermediate 1/K sum over k  mean (h_k(G_C) - h_k(G_O))^2
-    d = mean |x_C - x_O|  ("l1")   or   mean (x_C - x_O)^2  ("mse")
+    L = own Gen + outputs d(x_C, x_O) + sharpness e(x_C, x_O) + intermediate 1/K sum over k  r(h_k(G_C), h_k(G_O))
+        + features L_F
+
+The distance d of two images is one of
+
+    "l1"      mean |x_C - x_O|
+    "mse"     mean (x_C - x_O)^2
+    "scales"  the sum over s = 1, 2, 4, 8 of mean |A_s x_C - A_s x_O|, where A_s is the mean over squares of s x s
+              pixels, plus mean |S x_C - S x_O|, where S gives the horizontal and the vertical Sobel gradient
+
+and the distance r of two activations is one of
+
+    "mse"       mean (h_C - h_O)^2
+    "relative"  mean (h_C - h_O)^2 / mean h_O^2 + mean |h_C - h_O| / mean |h_O|
+
+The relative distance gives every layer the same weight, whatever the scale of its activations.
+
+A network that regresses to images gives softer images, because details that it cannot represent average out. With E the
+sum of (S x)^2 over an image, and R the root mean square of S x over windows of 7 x 7 pixels,
+
+    e = mean |R x_C - R x_O| + 1/20 mean over the images |E x_C - E x_O| / max(E x_O, a tenth of the mean E x_O)
+
+asks for edges of the same strength, in each window and in the whole image, without asking for the same edges.
 
 `outputs` alone is distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) of images. `outputs` with Gen and "mse" is
 the joint loss of Aguinaldo et al., "Compressing GANs using Knowledge Distillation" (arXiv 1902.00159). `intermediate`
-is the loss of Koratana et al., "LIT: Learned Intermediate Representation Training" (arXiv 1810.01937), with one
-difference: each layer of G_C reads the activations of G_C, where LIT feeds it the original's activations.
+with "mse" is the loss of Koratana et al., "LIT: Learned Intermediate Representation Training" (arXiv 1810.01937), with
+one difference: each layer of G_C reads the activations of G_C, where LIT feeds it the original's activations. A student
+of images and activations without a discriminator is also the idea of Ren et al., "Online Multi-Granularity Distillation
+for GAN Compression" (arXiv 2108.06908). L_F, alone or beside these distances, is distillation through the
+discriminator's features; Hu et al., "Discriminator-Cooperated Feature Map Distillation for GAN Compression" (arXiv
+2212.14169), compare the generators' own activations through the discriminator too.
 """
 
 from __future__ import annotations
@@ -87,6 +112,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gans.objective import REDUCTIONS, Objective, Terms
+
+#: The smallest denominator of a ratio of scores.
+FLOOR = 0.05
 
 
 @dataclass
@@ -181,7 +209,7 @@ class SelfSupervisedLoss:
 
     lam: float = 0.5
     denominator: str = "floored"
-    floor: float = 0.05
+    floor: float = FLOOR
     momentum: float = 0.99
     stop_gradient: bool = True
     discriminator_gradient: bool = True
@@ -316,42 +344,96 @@ def _only(names: Sequence[str], scores: Scores) -> Scores:
     return Scores({name: term for name, term in scores.generator.items() if name in names})
 
 
+def scales(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The distance "scales" of images [N, C, H, W]: at four sizes, and of their edges (see the module's text).
+
+    Sizes below one pixel are left out. Mean squares would weigh a few large errors most and give softer edges.
+    """
+    total = F.l1_loss(ours, theirs) + F.l1_loss(sobel(ours), sobel(theirs))
+    for _ in range(3):
+        if min(ours.shape[-2:]) < 2:
+            break
+        ours, theirs = F.avg_pool2d(ours, 2), F.avg_pool2d(theirs, 2)
+        total = total + F.l1_loss(ours, theirs)
+    return total
+
+
+def sobel(images: Tensor) -> Tensor:
+    """The horizontal and vertical Sobel gradients [N, 2 C, H, W] of images [N, C, H, W], per pixel."""
+    across = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    kernels = torch.stack([across, across.T]).unsqueeze(1).repeat(images.shape[1], 1, 1, 1)
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")  # zeros would be an edge of the picture
+    return F.conv2d(padded, kernels, groups=images.shape[1])
+
+
+def sharpness(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The difference e of the strengths of the edges of images [N, C, H, W] (see the module's text)."""
+    squares = [sobel(images).square() for images in (ours, theirs)]
+    whole = [one.sum((1, 2, 3)) for one in squares]
+    size = min(7, *ours.shape[-2:])
+    # The small summand keeps the gradient of the root finite where a window is flat.
+    r_ours, r_theirs = ((F.avg_pool2d(one, size, stride=(size + 1) // 2) + 1e-4).sqrt() for one in squares)
+    least = whole[1].mean() / 10 + torch.finfo(theirs.dtype).tiny  # an image may have no edges
+    return F.l1_loss(r_ours, r_theirs) + ((whole[0] - whole[1]).abs() / whole[1].clamp_min(least)).mean() / 20
+
+
+def relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The distance "relative" of activations of one shape (see the module's text). All-zero `theirs` counts nothing."""
+    gap, least = ours - theirs, torch.finfo(theirs.dtype).tiny
+    squares = gap.square().mean() / theirs.square().mean().clamp_min(least)
+    return squares + gap.abs().mean() / theirs.abs().mean().clamp_min(least)
+
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 #: Distances of `DistillationLoss` by name. Each takes two tensors of one shape and returns a scalar.
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss}
+DISTANCES: dict[str, Distance] = {"l1": F.l1_loss, "mse": F.mse_loss, "scales": scales}
+ACTIVATION_DISTANCES: dict[str, Distance] = {"mse": F.mse_loss, "relative": relative}
 
 
 @dataclass
 class DistillationLoss(_Stateless):
     """Distances to the original generator's images and activations, and the GAN's own loss (see the module's text).
 
-    `own`: the weight of the GAN's generator loss. At 0 no discriminator is needed. `outputs`: the weight of the
-    distance of the images, averaged over the kinds of images that a GAN makes. `distance`: "l1" or "mse", for images.
-    `intermediate`: the weight of the distance of the activations. Raises ValueError for values out of range, and where
+    `own`: the weight of the GAN's generator loss. At 0 no generator terms are computed. `outputs`: the weight of the
+    distance of the images, averaged over the kinds of images that a GAN makes. `distance`: "l1", "mse" or "scales", for
+    images. `sharpness`: the weight of the difference of the edges' strengths, averaged in the same way.
+    `intermediate`: the weight of the distance of the activations. `activations`: "mse" or "relative", for activations.
+    `features`: the weight of L_F, the distance of the discriminator's activations.
+    A discriminator is needed where `own` or `features` is above 0. Raises ValueError for values out of range, and where
     images or activations of the two generators differ in shape.
     """
 
     own: float = 0.0
     outputs: float = 1.0
     distance: str = "l1"
+    sharpness: float = 0.0
     intermediate: float = 0.0
+    activations: str = "mse"
+    features: float = 0.0
 
     matches: ClassVar[bool] = True
     matches_discriminator_terms: ClassVar[bool] = False
-    matches_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("own", "outputs", "intermediate"):
+        for name in ("own", "outputs", "sharpness", "intermediate", "features"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.outputs == 0 and self.intermediate == 0:
-            raise ValueError("outputs and intermediate are both 0; at least one must be above 0")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance is {self.distance!r}; it must be one of {', '.join(map(repr, DISTANCES))}")
+        if self.outputs == self.intermediate == self.features == 0:
+            raise ValueError("outputs, intermediate and features are all 0; at least one must be above 0")
+        for name, known in (("distance", DISTANCES), ("activations", ACTIVATION_DISTANCES)):
+            if getattr(self, name) not in known:
+                accepted = ", ".join(map(repr, known))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {accepted}")
 
     @property
     def uses_terms(self) -> bool:
-        """Whether the GAN's own loss has a weight above 0."""
-        return self.own > 0
+        """Whether the GAN's own loss or L_F has a weight above 0."""
+        return self.own > 0 or self.features > 0
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether L_F has a weight above 0."""
+        return self.features > 0
 
     @property
     def matches_intermediate(self) -> bool:
@@ -365,18 +447,27 @@ class DistillationLoss(_Stateless):
         loss = _nothing(compressed)
         if self.own > 0:
             loss = loss + self.own * objective.total(compressed.generator)
+        pairs = [(images, original.images.get(name)) for name, images in compressed.images.items()]
         if self.outputs > 0:
-            pairs = [(images, original.images.get(name)) for name, images in compressed.images.items()]
             loss = loss + self.outputs * _mean_distance(pairs, DISTANCES[self.distance], "images")
+        if self.sharpness > 0:
+            loss = loss + self.sharpness * _mean_distance(pairs, sharpness, "images")
         if self.intermediate > 0:
-            both = zip_longest(compressed.intermediate, original.intermediate)
-            loss = loss + self.intermediate * _mean_distance(list(both), F.mse_loss, "activations")
+            both = list(zip_longest(compressed.intermediate, original.intermediate))
+            distance = ACTIVATION_DISTANCES[self.activations]
+            loss = loss + self.intermediate * _mean_distance(both, distance, "activations")
+        if self.features > 0:
+            both = list(zip_longest(compressed.features, original.features))
+            loss = loss + self.features * _mean_distance(both, _scaled, "features")
         return loss
 
 
-def _mean_distance(
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]], distance: Callable[[Tensor, Tensor], Tensor], what: str
-) -> Tensor:
+def _scaled(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The distance of one layer in L_F, with the floor that `SelfSupervisedLoss` has by default."""
+    return F.l1_loss(ours, theirs) / theirs.abs().mean().clamp_min(FLOOR)
+
+
+def _mean_distance(pairs: Sequence[tuple[Tensor | None, Tensor | None]], distance: Distance, what: str) -> Tensor:
     total = torch.zeros((), device=next((ours.device for ours, _ in pairs if ours is not None), None))
     for ours, theirs in pairs:
         if ours is None or theirs is None or ours.shape != theirs.shape:

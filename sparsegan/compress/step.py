@@ -21,6 +21,7 @@ from ..placement import device_of
 from ..pruning.allocation import Targets
 from ..pruning.averaging import Average
 from ..pruning.regrow import dense_gradients, regrow
+from ..pruning.saliency import counting_uses, sparsities_by_saliency
 from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import shrink
 from ..randomness import Draws, devices_of, states, version_of
@@ -29,8 +30,9 @@ from ..training.adversarial import decayed, set_rates
 from ..training.figures import Figures
 from ..training.scaling import LossScale
 from .comparison import Comparison, Made
-from .config import CompressionConfig
+from .config import BY_SALIENCY, CompressionConfig
 from .statistics import batch_norms
+from .validation import Looks
 
 #: Steps between two exchanges of weights, and the fraction of the run after which there are none.
 REGROW_EVERY = 10
@@ -65,6 +67,10 @@ class CompressionTask(Comparison):
         self.average = Average(student, config.ema) if config.ema else None
         self.pool = ImagePool(objective.pool)
         self._sparsity = schedule.sparsity(0)
+        #: How often a weight of each layer is used in a step, for the allocation by saliency. The first step counts it.
+        self.uses: dict[str, int] = {}
+        #: The looks at the compressed generator, where the run is validated.
+        self.looks: Looks | None = None
         #: A function that is called before a step waits for its figures.
         self.meanwhile: Callable[[], None] | None = None
 
@@ -76,13 +82,15 @@ class CompressionTask(Comparison):
     def step(self, step: int, batch: Any) -> dict[str, float]:
         """Prune, update the discriminator, update the generator. Returns every term's value and the sparsity."""
         wanted = self.schedule.sparsity(step)
-        if wanted > self._sparsity:
-            shrink(self.student, self.targets.at(wanted), self.optimizer)
+        # Where gradients overflow in float16, the first step that the optimizer takes comes late.
+        ready = self.config.saliency == "magnitude" or bool(self.optimizer.state)
+        if wanted > self._sparsity and ready:
+            shrink(self.student, self._sparsities(wanted), self.optimizer, self.config.saliency)
             if self.config.prune_discriminator:
                 shrink(self.discriminator, wanted, self.discriminator_optimizer)
             self._sparsity = wanted
         terms = Figures()
-        if self.config.decay:
+        if self.config.decay or self.config.cosine or self.config.lr_warm_up:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 set_rates(optimizer, self._rate(step))
 
@@ -92,7 +100,10 @@ class CompressionTask(Comparison):
         if fraction > 0:
             watched = dense_gradients(self.student)
         resting = nullcontext() if self._discriminator_is_trained() else in_mode(self.discriminator, False)
-        with watched as gradients, _buffers_kept(self.original), resting:
+        counted: AbstractContextManager[dict[str, int]] = nullcontext(self.uses)
+        if self.config.allocation == BY_SALIENCY and not self.uses:
+            counted = counting_uses(self.student)
+        with watched as gradients, counted as self.uses, _buffers_kept(self.original), resting:
             generator_steps = step % self._generator_every() == 0
             made = self._discriminator_step(parts, generator_steps and len(parts) == 1, terms)
             stepped = generator_steps and self._generator_step(parts, made, gradients, terms)
@@ -103,6 +114,9 @@ class CompressionTask(Comparison):
             regrow(self.student, gradients, fraction, self.optimizer)
         if self.average is not None and generator_steps:
             self.average.update(self.student)
+        if self.looks is not None:
+            full = self._sparsity >= self.schedule.sparsity(self.schedule.steps)
+            self.looks.after(step + 1, self.result, self._sparsity, full)
         return figures
 
     def _discriminator_is_trained(self) -> bool:
@@ -115,11 +129,34 @@ class CompressionTask(Comparison):
         """Steps per step of the generator, which is updated at every step while no discriminator is."""
         return self.config.generator_every if self._discriminator_is_trained() else 1
 
+    @property
+    def result(self) -> nn.Module:
+        """The compressed generator: the moving average where there is one, else the network that is trained."""
+        return self.student if self.average is None else self.average.model
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ends before its last step, because validation has found nothing better for long."""
+        return self.looks is not None and self.looks.finished
+
+    def _sparsities(self, wanted: float) -> Mapping[str, float]:
+        """The sparsity of each layer when all layers together have the sparsity `wanted`."""
+        if self.config.allocation != BY_SALIENCY:
+            return self.targets.at(wanted)
+        return sparsities_by_saliency(self.student, wanted, self.uses, [self.optimizer], self.config.saliency)
+
     def _rate(self, step: int) -> float:
-        """The factor of the learning rates: a decay over the stretch between two prunings that contains `step`."""
+        """The factor of the learning rates at `step`: their rise, and their fall over the stretch that contains `step`.
+
+        The stretch is the whole run, or with `rewind` that between two prunings.
+        """
         last = bisect_right(self.stretches, step) - 1
         start, end = self.stretches[last : last + 2]
-        return decayed(step - start, end - start)
+        rise = self.config.lr_warm_up * self.schedule.steps
+        factor = min(1.0, (step + 1) / rise) if rise > 0 else 1.0
+        if self.config.cosine:
+            return factor * (1 + math.cos(math.pi * (step - start) / (end - start))) / 2
+        return factor * (decayed(step - start, end - start) if self.config.decay else 1.0)
 
     def _exchanged(self, step: int) -> float:
         """The fraction of the kept weights to exchange after the update of `step`; 0 for most steps."""
@@ -218,13 +255,15 @@ class CompressionTask(Comparison):
         figures.add({"loss": loss}, part.parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of networks, optimizers, loss, image pool, moving average and loss scales, and the sparsity."""
+        """The states of networks, optimizers, loss, pool, moving average, loss scales and looks, and the sparsity."""
         judge = self.discriminator_optimizer
         average = {} if self.average is None else {"average": self.average.state_dict()}
         scales = {side: scale.state_dict() for side, scale in self.scales.items() if scale.used}
         return {
             **average,
+            **({} if self.looks is None else {"looks": self.looks.state_dict()}),
             **({"scales": scales} if scales else {}),
+            **({"uses": self.uses} if self.uses else {}),
             "sparsity": self._sparsity,
             "student": self.student.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -237,6 +276,7 @@ class CompressionTask(Comparison):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._sparsity = state["sparsity"]
+        self.uses = state.get("uses", {})
         for part, network in (("student", self.student), ("discriminator", self.discriminator)):
             for name, layer in sparse_layers(network):  # the saved support is smaller than the layer's initial support
                 layer.set_support(state[part][f"{name}.support"], state[part][f"{name}.values"])
@@ -251,6 +291,8 @@ class CompressionTask(Comparison):
         self.pool.load_state_dict(state.get("pool", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.looks is not None:
+            self.looks.load_state_dict(state["looks"])
 
 
 def _means(terms: Terms, ending: str = "") -> Terms:

@@ -8,8 +8,11 @@
     attribute file    an image folder, and a file as CelebA's list_attr_celeba.txt: count, names, then a line per image
 
 In a layout without splits, a tenth of the items is held out for the test split. The SHA-256 of an item's name decides
-(`held_out`), so the split is the same on every machine. Hidden files, and files whose ending belongs to no image
-format, are not images. All other files must be readable. Transparent images get a white background.
+(`held_out`), so the split is the same on every machine. In every layout, a tenth of the training split is the split
+"validation" and the rest of it is "fit". Here the SHA-256 of the item's base item decides (`Reading.chosen`).
+
+Hidden files, and files whose ending belongs to no image format, are not images. All other files must be readable.
+Transparent images get a white background.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,8 +37,9 @@ from .samples import FACTOR, Crops, Images, Labelled, Pairs, Samples, Single, Un
 if TYPE_CHECKING:
     from PIL import Image as Pillow
 
+_Item = TypeVar("_Item")
 HELD_OUT = 0.1
-SPLITS = ("train", "test", "all")
+SPLITS = ("train", "test", "all", "validation", "fit")
 
 
 def unit(name: str) -> float:
@@ -51,8 +55,8 @@ def held_out(base: str, fraction: float = HELD_OUT) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a layout is read. The fields are the arguments of `data.load`, with two changes: `swap` is the direction
-    "BtoA", and `flip` mirrors half of the samples in training."""
+    """How a layout is read. The fields are the arguments of `data.load`, with three changes: `swap` is the direction
+    "BtoA", `flip` mirrors half of the samples in training, and `base` gives the base item of an item's name."""
 
     size: int
     split: str
@@ -65,6 +69,25 @@ class Reading:
     quiet: bool
     attributes: Path | None = None
     domains: tuple[str, ...] = ()
+    base: Callable[[str], str] = str
+
+    @property
+    def part(self) -> str:
+        """The split "train", "test" or "all" that contains `split`."""
+        return "train" if self.split in ("validation", "fit") else self.split
+
+    def chosen(self, items: Sequence[_Item], names: Iterable[str]) -> list[_Item]:
+        """Returns the items of `part` that belong to `split`. `names`: a name per item.
+
+        Raises ValueError if no item belongs to it.
+        """
+        if self.split == self.part:
+            return list(items)
+        validated = (held_out(f"validation/{self.base(name)}") for name in names)
+        found = [item for item, held in zip(items, validated, strict=True) if held == (self.split == "validation")]
+        if not found:
+            raise ValueError(f"the train split has {len(items)} items, too few for a {self.split} split")
+        return found
 
     def images(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> Images:
         """Returns the images of all items, which have one shape: decoded, uint8 [N, C, H, W], if they fit in `limit`
@@ -237,13 +260,17 @@ def _by_name(root: Path, files: Iterable[Path], split: str) -> list[Path]:
     return chosen
 
 
-def _files(root: Path, split: str) -> list[Path]:
+def _files(root: Path, how: Reading) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with images is expected")
-    parts = _folders(root, split)
+    parts = _folders(root, how.part)
     if parts:
-        return [file for part in parts for file in image_files(part)]
-    return _by_name(root, image_files(root), split)
+        return _chosen([file for part in parts for file in image_files(part)], how)
+    return _chosen(_by_name(root, image_files(root), how.part), how)
+
+
+def _chosen(files: Sequence[Path], how: Reading) -> list[Path]:
+    return how.chosen(files, (file.stem for file in files))
 
 
 def _names(root: Path, files: Iterable[Path]) -> list[str]:
@@ -255,7 +282,7 @@ def _names(root: Path, files: Iterable[Path]) -> list[str]:
 
 def image_folder(root: Path, how: Reading) -> Samples:
     """Returns one sample per image: its middle square."""
-    files = _files(root, how.split)
+    files = _files(root, how)
     images = how.images(files, partial(_square, how.size, how.channels))
     return Single(images, _names(root, files), how.size, **how.training)
 
@@ -265,9 +292,9 @@ def pairs(root: Path, how: Reading) -> Samples:
 
     The input is the left half or side A; with `how.swap` it is the right half or side B.
     """
-    sides = [_folders(root, how.split, suffix) for suffix in "AB"]
+    sides = [_folders(root, how.part, suffix) for suffix in "AB"]
     if not any(sides):
-        files = _files(root, how.split)
+        files = _files(root, how)
         images = how.images(files, partial(_side_by_side, how.load_size, how.channels, how.swap))
         return Pairs(images, _names(root, files), how.size, **how.training)
     items: list[tuple[Path, Path]] = []
@@ -277,6 +304,7 @@ def pairs(root: Path, how: Reading) -> Samples:
         if alone:
             raise ValueError(f"{a} and {b} must hold the same names; {_some(alone)} is in only one of them")
         items += [(file, in_b[name]) for name, file in in_a.items()]
+    items = how.chosen(items, (a.stem for a, _ in items))
     names = _names(root, (a for a, _ in items))
     items = [(b, a) for a, b in items] if how.swap else items
     images = how.images(items, partial(_two_files, how.load_size, how.channels))
@@ -296,8 +324,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def two_sides(root: Path, how: Reading) -> Samples:
     """Returns samples of two unpaired sides: trainA and trainB, testA and testB."""
-    sides = _both(root, [_folders(root, how.split, suffix) for suffix in "AB"])
-    a, b = ([file for folder in side for file in image_files(folder)] for side in (sides[::-1] if how.swap else sides))
+    sides = _both(root, [_folders(root, how.part, suffix) for suffix in "AB"])
+    sides = sides[::-1] if how.swap else sides
+    a, b = (_chosen([file for folder in side for file in image_files(folder)], how) for side in sides)
     read = partial(_squeezed, how.load_size, how.channels)
     names = _names(root, a if len(a) >= len(b) else b)
     return Unpaired(how.images(a, read), names, how.size, other=how.images(b, read), **how.training)
@@ -314,7 +343,7 @@ def domain_folders(root: Path, how: Reading) -> Samples:
     sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; a folder with a folder for each domain is expected")
-    parts = _folders(root, how.split)
+    parts = _folders(root, how.part)
     there = [_subfolders(part) for part in parts or [root]]
     if there[0] != there[-1]:
         raise ValueError(
@@ -329,7 +358,7 @@ def domain_folders(root: Path, how: Reading) -> Samples:
     for part in parts or [root]:
         for label, domain in enumerate(domains):
             inside = image_files(part / domain)
-            inside = inside if parts else _by_name(part / domain, inside, how.split)
+            inside = _chosen(inside if parts else _by_name(part / domain, inside, how.part), how)
             files += inside
             labels += [label] * len(inside)
     images = how.images(files, partial(_square, how.size, how.channels))
@@ -361,7 +390,7 @@ def attribute_file(root: Path, how: Reading) -> Samples:
         raise ValueError(f"{alone[0]} is in {where} ({len(alone)} such in all); each image needs its line")
     domains = list(how.domains) or names
     columns = [names.index(name) for name in domains]
-    kept = _by_name(root, (files[name] for name in values), how.split)
+    kept = _chosen(_by_name(root, (files[name] for name in values), how.part), how)
     kept_names = _names(root, kept)
     labels = torch.tensor([[float(values[name][c]) for c in columns] for name in kept_names])
     images = how.images(kept, partial(_square, how.size, how.channels))
@@ -405,7 +434,7 @@ def photographs(root: Path, how: Reading) -> Samples:
     size = how.size
     if size % FACTOR:
         raise ValueError(f"size is {size}; for crops it must be a multiple of {FACTOR}")
-    files = _files(root, how.split)
+    files = _files(root, how)
     cells: list[tuple[int, int, int]] = []
     total = 0
     for index, file in enumerate(files):
@@ -439,7 +468,7 @@ def idx_files(source: Path, how: Reading) -> Samples:
 
     files = [source]
     if source.is_dir():
-        wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[how.split]
+        wanted = {"train": ["train"], "test": ["t10k"], "all": ["train", "t10k"]}[how.part]
         found = [_idx(source, part) for part in wanted]
         files = [file for file in found if file is not None]
         if len(files) < len(wanted):
@@ -451,10 +480,11 @@ def idx_files(source: Path, how: Reading) -> Samples:
     for file in files:
         images, label = _images_and_labels(file)
         chosen = list(range(len(images)))
-        if not source.is_dir() and how.split != "all":
-            chosen = [i for i in chosen if held_out(f"{file.name}/{i}") == (how.split == "test")]
+        if not source.is_dir() and how.part != "all":
+            chosen = [i for i in chosen if held_out(f"{file.name}/{i}") == (how.part == "test")]
             if not chosen:
-                raise ValueError(f"{file} holds too few images for a {how.split} split; split='all' takes all")
+                raise ValueError(f"{file} holds too few images for a {how.part} split; split='all' takes all")
+        chosen = how.chosen(chosen, (f"{file.name}/{i}" for i in chosen))
         names += [f"{file.name}/{i}" for i in chosen]
         total = len(names) * how.size**2
         if total > how.limit:

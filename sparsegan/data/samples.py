@@ -47,6 +47,11 @@ class Samples:
         return len(self.names)
 
     @property
+    def distinct(self) -> int:
+        """The number of samples that may begin an epoch before an image is repeated."""
+        return len(self)
+
+    @property
     def channels(self) -> int:
         """The number of channels of an image that a generator makes."""
         return self.images[0].shape[0]
@@ -138,6 +143,10 @@ class Unpaired(Samples):
 
     def __len__(self) -> int:
         return max(len(self.images), len(self.other))
+
+    @property
+    def distinct(self) -> int:
+        return min(len(self.images), len(self.other))
 
     def order(self, shuffled: bool = True) -> Tensor:
         sides = []

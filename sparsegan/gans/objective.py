@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,8 +47,8 @@ class View(NamedTuple):
     """Images to look at and to measure, float [N, C, H, W] in [-1, 1].
 
     `source`: the images that `fake` was made from, if there are any. `real`: real images of the kind that `fake`
-    imitates. `paired`: `real` holds the target of each fake, in the same order. `asked`: the domain int64 [N] that each
-    image was translated to, -1 where the input was in that domain already.
+    imitates, not always as many. `paired`: `real` holds the target of each fake, in the same order. `asked`: the domain
+    int64 [N] that each image was translated to, -1 where the input was in that domain already.
     """
 
     source: Tensor | None
@@ -124,6 +124,12 @@ class Objective:
         if not terms:
             raise ValueError("there are no terms; a terms function must return at least one named scalar")
         return sum((self.weight(name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0)
+
+
+def named_views(views: Mapping[str, View], domains: Sequence[str]) -> dict[str, View]:
+    """Returns `views` with "to NAME" in place of "to 0" and so on. `domains`: the names in the order of the numbers."""
+    names = {f"to {index}": f"to {domain}" for index, domain in enumerate(domains)}
+    return {names.get(name, name): view for name, view in views.items()}
 
 
 def drawing(objective: Any, draws: Draw) -> Any:

@@ -241,11 +241,21 @@ def _classified(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
-    """Returns one view: the input and its translation. Distances compare the translation with images of all domains."""
+    """Returns a view "to D" per domain D of the batch: the images that came to D from another domain, beside real
+    images of D.
+
+    An input in the place of its translation is thereby far from the real images. For attributes there is one view,
+    "translation", with all images of the batch as the real ones: the targets are as frequent as the labels.
+    """
     images, labels = batch
     target = fake["labels"]
-    asked = torch.where(target == labels, -1, target) if labels.dim() == 1 else None
-    return {"translation": View(images, fake["images"], images, asked=asked)}
+    if labels.dim() > 1:
+        return {"translation": View(images, fake["images"], images)}
+    made = {}
+    for domain in labels.unique().tolist():
+        moved = (target == domain) & (labels != domain)
+        made[f"to {domain}"] = View(images[moved], fake["images"][moved], images[labels == domain], asked=target[moved])
+    return made
 
 
 def gallery(generator: nn.Module, batch: Batch) -> dict[str, View]:

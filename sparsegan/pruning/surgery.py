@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import overload
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..copying import computed, plain_class
 from ..nn.granularity import (
@@ -16,7 +17,6 @@ from ..nn.granularity import (
     check_sparsity,
     kept,
     largest,
-    magnitudes,
     units_of,
 )
 from ..nn.layer import SPARSE_CLASSES, SparseConv, SparseConv2d, SparseConvTranspose2d
@@ -24,6 +24,7 @@ from ..nn.replace import Model, move_hooks, replaced, sparse_layers
 from .allocation import layer_sparsities
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
 from .prunable import left_dense, prunable_layers
+from .saliency import check_saliency, ranked
 
 #: One sparsity for all layers, or ``{pattern: sparsity}``. None keeps the present zeros.
 Sparsities = float | Mapping[str, float] | None
@@ -132,25 +133,33 @@ def _say(folded: Mapping[str, str], left: Mapping[str, str]) -> None:
         warnings.warn(f"these stay dense; name them in exclude to turn this warning off: {found}", stacklevel=3)
 
 
-def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: Optimizers = None) -> None:
-    """Drops the smallest units of every sparse layer until the layer has the given sparsity. No unit ever returns.
+def shrink(
+    model: nn.Module,
+    sparsity: float | Mapping[str, float],
+    optimizer: Optimizers = None,
+    saliency: str = "magnitude",
+) -> None:
+    """Drops the least salient units of every sparse layer until the layer has the given sparsity. No unit ever returns.
 
     Args:
         model: its sparse layers are changed in place. A layer that already has this sparsity or more is not changed.
-        sparsity: the fraction of each layer's units that is dropped afterwards, smallest L2 norm first, in [0, 1); or
+        sparsity: the fraction of each layer's units that is dropped afterwards, least salient first, in [0, 1); or
             by layer, as in ``sparsify``.
         optimizer: an optimizer, an object that holds one as ``.optimizer`` (a learning-rate schedule), or a list of
             these. Its state for each ``values`` (moments of Adam, momentum of SGD) and any gradient are cut to the
             surviving values. The Parameter objects stay the same, so the optimizer's parameter groups stay valid.
+        saliency: ``"magnitude"`` or ``"fisher"``, which needs an optimizer such as Adam; see
+            ``sparsegan.pruning.saliency``.
 
     ``DistributedDataParallel`` sets the sizes of its buckets when it wraps a model. Shrink the model inside, on every
     rank, then wrap it again.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
-        ValueError: an argument is out of range, or above 0.5 for a layer of granularity ``"2:4"``; optimizers are
-            given, and none of them holds the trained values of some layer, or the state for the values has tensors of
-            another shape; the model is a ``DistributedDataParallel``. The model is then unchanged.
+        ValueError: an argument is out of range, or above 0.5 for a layer of granularity ``"2:4"``; ``saliency`` is
+            not known, or is ``"fisher"`` and the optimizer has no average of squared gradients; optimizers are given,
+            and none of them holds the trained values of some layer, or the state for the values has tensors of another
+            shape; the model is a ``DistributedDataParallel``. The model is then unchanged.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -164,16 +173,21 @@ def shrink(model: nn.Module, sparsity: float | Mapping[str, float], optimizer: O
     for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
         check_sparsity(value)
     sparsities = by_layer(layers, sparsity, "sparsity")
-    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer)
+    check_saliency(saliency)
+    _shrink({name: (layer, sparsities[name]) for name, layer in layers.items()}, optimizer, saliency)
 
 
-def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Optimizers = None) -> None:
+def _shrink(
+    layers: Mapping[str, tuple[SparseConv, float | None]],
+    optimizer: Optimizers = None,
+    saliency: str = "magnitude",
+) -> None:
     optimizers = optimizers_of(optimizer)
     check_held({name or type(layer).__name__: layer.values for name, (layer, _) in layers.items()}, optimizers)
     survivors = {}
     for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
-            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity)
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, saliency, optimizers)
         except ValueError as error:
             raise ValueError(f"{name or type(layer).__name__}: {error}") from error
         if survivors[layer] is not None:
@@ -183,21 +197,20 @@ def _shrink(layers: Mapping[str, tuple[SparseConv, float | None]], optimizer: Op
             _cut(layer, weights, optimizers)
 
 
-def _survivors(layer: SparseConv, sparsity: float) -> Tensor | None:
+def _survivors(layer: SparseConv, sparsity: float, saliency: str, optimizers: Sequence[Optimizer]) -> Tensor | None:
     """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay."""
     if (only := units_of(layer.granularity).sparsity) is not None:
         if sparsity > only:
             raise ValueError(f"sparsity is {sparsity}; with granularity {layer.granularity!r} it is {only}, always")
         return None
-    keep, values = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity), layer.values.detach()
+    keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
     if keep * layer.unit_size >= layer.nnz:
         return None
+    chosen = largest(ranked(layer, saliency, optimizers), keep)
     if units_of(layer.granularity).listed:
         vector = layer.geometry.vector
-        chosen = largest(magnitudes(values.view(-1, vector)), keep)
         return chosen.unsqueeze(1).expand(-1, vector).flatten().nonzero().flatten()
-    rows = layer.unit_rows()
-    return rows[largest(magnitudes(values[rows]), keep)].flatten().sort().values
+    return layer.unit_rows()[chosen].flatten().sort().values
 
 
 def _cut(layer: SparseConv, survivors: Tensor, optimizers: Optimizers) -> None:

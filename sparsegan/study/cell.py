@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .grids import SEEDS, Row
+from .grids import Row
 from .results import Report, Results
 
 
@@ -21,10 +21,10 @@ class Cell:
 
     @classmethod
     def of(cls, results: Results, row: Row) -> Cell:
-        """Returns the cell of all seeds of `row`'s configuration. The dense generator has a single seed."""
+        """Returns the cell of all seeds of `row`'s configuration."""
         done, why_not = [], []
-        for seed in SEEDS if row.sparsity else (0,):
-            one = Row(row.task, row.technique, row.sparsity, row.granularity, seed)
+        for seed in row.seeds:
+            one = replace(row, seed=seed)
             report = results.of(one)
             if report is not None and "failed" not in report:
                 done.append(report)

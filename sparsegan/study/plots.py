@@ -26,13 +26,13 @@ from .grids import (
     SECOND,
     SPARSITIES,
     STUDIES,
-    TASKS,
-    TECHNIQUES,
     Row,
 )
 from .results import Results
 from .speed import best_and_dense
 from .tables import SHORT, VIEWS
+from .tasks import TASKS
+from .techniques import TECHNIQUES
 
 NAMES = {
     "self-supervised": "equations 7-9",

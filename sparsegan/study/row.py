@@ -1,4 +1,4 @@
-"""Runs one row of a study: compresses a generator, observes the run, and measures the result."""
+"""Runs one row of a study: compresses a generator, observes the run, and has the result scored."""
 
 from __future__ import annotations
 
@@ -6,37 +6,32 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from .. import data
-from ..atomic_files import write_tensors
 from ..checkpoint import save
 from ..compress import RECIPES, GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
-from ..gans import GANS, store
-from ..metrics import distances as metrics
-from ..metrics.classifier import Classifier, find_classifier, load_classifier
+from ..gans import store
 from ..nn.layer import SparseConv
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
 from ..profiling.macs import count_macs
-from ..pruning.allocation import sensitivity
+from ..pruning.allocation import sensitivity, total_sparsity
+from ..pruning.prunable import prunable_layers
 from ..randomness import CPU, seeded
 from ..training import Diverged
 from ..training.adversarial import teach
-from .grids import DENSE, SENSITIVITY_BATCHES, TECHNIQUES, Row, Task, Technique
+from .grids import DENSE, Row
 from .results import Report
-from .watch import Watched, thinned
-
-NOISE = 20_000  # seed of the noise for the scored images of every row; no training uses this seed
+from .scoring import samples_of, score
+from .tasks import FLOORS, Task
+from .techniques import SENSITIVITY_BATCHES, TECHNIQUES, Technique
+from .watch import Operations, Watched, thinned
 
 
 def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.device = CPU) -> Report:
@@ -57,6 +52,8 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.
     machine = {name: value for name, value in info().items() if "built" not in name and "triton" not in name}
     report: Report = {"row": row.key, "command": command, "settings": row.settings(), "machine": machine}
     generator: nn.Module = gan.generator
+    if row.technique in FLOORS:
+        return report | score(row, gan, generator, checkpoints, out)
     if row.technique != DENSE:
         begun = time.perf_counter()
         try:
@@ -75,18 +72,7 @@ def run_row(row: Row, checkpoints: Path, out: Path, command: str, device: torch.
         "weights": weights,
         "kept": kept,
     }
-    classifier = None
-    if task.classifier:
-        classifier = load_classifier(find_classifier(task.classifier, checkpoints)).to(device)
-    if gan.from_noise and classifier is not None:
-        return report | _score_classes(gan, generator, task, classifier)
-    return report | _score(gan, generator, task, classifier, out)
-
-
-def samples_of(gan: store.Gan, task: Task, split: str) -> Samples:
-    """Returns the images of a task. Where the task holds no images out, each split is all images."""
-    split = split if task.held_out else "all"
-    return data.load(GANS[task.gan].samples, gan.config["data"], gan.size or 64, split, channels=gan.channels or 3)
+    return report | score(row, gan, generator, checkpoints, out)
 
 
 def _some(samples: Samples, count: int) -> Any:
@@ -97,44 +83,48 @@ def _some(samples: Samples, count: int) -> Any:
 
 def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tuple[nn.Module, Report]:
     """Returns the compressed generator, and the part of the report that describes its training."""
-    samples = samples_of(gan, task, "train")
+    samples = samples_of(gan, task, "fit")
     loader: Any = samples.batches(task.batch)
     if technique.data_free:
         loader = GeneratedBatches(gan.generator, gan.objective, loader)
     device = device_of(generator=gan.generator)
     discriminator = _changed(gan, technique, row.seed)
-    if technique.warm_up:
-        discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
-    loss = SelfSupervisedLoss(**technique.loss)
-    granularity = row.granularity
-    allocation: str | Mapping[str, float] = technique.allocation
-    if allocation == "sensitivity":
-        batches = [_some(samples, SENSITIVITY_BATCHES * task.batch)]
-        rise = gap(gan.generator, discriminator, gan.objective, batches, SelfSupervisedLoss(terms=0.0, features=1.0))
-        allocation = sensitivity(gan.generator, rise, row.sparsity, granularity, task.exclude)
+    before = Operations()  # the work before the first step
+    with before:
+        if technique.warm_up:
+            discriminator = _warmed_up(gan, technique.warm_up, loader, task, row.seed)
+    recipe = RECIPES[technique.recipe]
+    settings = {
+        "granularity": row.granularity,
+        "allocation": "uniform",
+        "exclude": task.exclude,
+        "generator_every": recipe.generator_every(task.generator_every),
+        "generator_lr": task.lr,
+        "discriminator_lr": task.discriminator_lr,
+        "decay": not recipe.settings.get("cosine"),
+        **recipe.settings,
+        **technique.settings,
+    }
+    sparsity, images = row.sparsity, technique.warm_up * task.batch
+    if settings["allocation"] == "sensitivity":
+        images += SENSITIVITY_BATCHES * task.batch
+        with before:
+            settings["allocation"] = _by_sensitivity(row, gan, discriminator, samples, task, settings)
+        sparsity = total_sparsity(gan.generator, settings["allocation"], settings["exclude"])
     compressor = baseline(
         technique.recipe,
         gan.generator,
         discriminator,
         gan.objective,
         steps=task.steps,
-        sparsity=row.sparsity,
+        sparsity=sparsity,
         fresh=lambda: store.build(gan.config).discriminator.to(device),
         fresh_generator=lambda: store.build(gan.config).generator.to(device),
         small=lambda parameters: _narrower(gan, parameters).to(device),
-        loss=loss,
-        granularity=granularity,
-        allocation=allocation,
-        exclude=task.exclude,
-        generator_every=RECIPES[technique.recipe].generator_every(task.generator_every),
-        generator_lr=task.lr,
-        discriminator_lr=task.discriminator_lr,
-        decay=True,
+        loss_fields=technique.loss,
         seed=row.seed,
-        rounds=technique.rewind,
-        rewind=technique.rewind,
-        regrow=technique.regrow,
         run=RunConfig(quiet=True),
+        **settings,
     )
     looked_at = moved(_some(samples, max(4, 2 * task.batch)), device)
     watched = Watched(loader, compressor, gan.generator, task, looked_at, technique.average)
@@ -149,14 +139,28 @@ def _compress(row: Row, task: Task, technique: Technique, gan: store.Gan) -> tup
         "curves": thinned(result.history),
         "cost": {
             "steps": compressor.schedule.steps,
-            "images": compressor.schedule.steps * task.batch,
-            "macs": watched.macs,
+            "images": images + compressor.schedule.steps * task.batch,
+            "macs": before.flops // 2 + watched.macs,
             "peak_bytes": peak_bytes(device),
         },
     }
-    if isinstance(allocation, dict):
-        report["allocation"] = {name: round(sparsity, 4) for name, sparsity in allocation.items()}
+    if isinstance(settings["allocation"], dict):
+        report["allocation"] = {name: round(sparsity, 4) for name, sparsity in settings["allocation"].items()}
     return generator, report
+
+
+def _by_sensitivity(
+    row: Row, gan: store.Gan, discriminator: nn.Module, samples: Samples, task: Task, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """Returns the sparsities by layer that raise L_F evenly, at as many MACs as uniform sparsities leave."""
+    batches = [_some(samples, SENSITIVITY_BATCHES * task.batch)]
+    rise = gap(gan.generator, discriminator, gan.objective, batches, SelfSupervisedLoss(terms=0.0, features=1.0))
+    macs = dict.fromkeys(prunable_layers(gan.generator, settings["exclude"]), 0)
+    for layer in count_macs(gan.generator, store.example(gan, 1)).rows:
+        if layer.name in macs:
+            macs[layer.name] += layer.dense  # a layer that runs twice has two rows
+    costs = {name: count / gan.generator.get_submodule(name).weight.numel() for name, count in macs.items()}
+    return sensitivity(gan.generator, rise, row.sparsity, row.granularity, settings["exclude"], costs=costs)
 
 
 def _match_contrast_again(generator: nn.Module, gan: store.Gan) -> None:
@@ -220,57 +224,3 @@ def _kept(generator: nn.Module) -> int:
 def _dense_weights(generator: nn.Module) -> int:
     dense = [module for module in generator.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
     return sum(module.weight.numel() for module in dense)
-
-
-# Scores
-
-
-def _score(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier | None, out: Path) -> Report:
-    """Returns the scores on the whole test set, in features of ImageNet.
-
-    The features of the real images are saved in `out`, so that the next row need not compute them.
-    """
-    samples = samples_of(gan, task, "test")
-    device = device_of(generator=generator)
-    features = metrics.load_features(device=device)
-    evaluator = metrics.TaskEvaluator(samples, gan.objective, features, classifier=classifier, asked=task.asked)
-    pixels = b"".join(image.numpy().tobytes() for image in samples.images)
-    by = torch.__version__ + ("" if device == CPU else device.type)
-    kept = out / "real" / f"{sha256(pixels + by.encode()).hexdigest()[:16]}.safetensors"
-    if kept.is_file():
-        evaluator.real |= load_file(kept)
-    scores = evaluator.scores(generator)
-    if not kept.is_file():
-        write_tensors(kept, evaluator.real)
-    return {"scores": {name: asdict(score) for name, score in scores.items()}}
-
-
-@torch.no_grad()
-def _score_classes(gan: store.Gan, generator: nn.Module, task: Task, classifier: Classifier) -> Report:
-    """Returns the distances from all real images in the classifier's features, and the classes of generated images.
-
-    "modes": the number of classes that at least 2 % of the images belong to, a fifth of an even distribution over ten.
-    "mode_entropy": entropy of the classes' fractions in bits, at most log2 10 = 3.32. "confidence": mean probability of
-    the likeliest class. "answer_entropy": mean entropy of the classifier's probabilities, in bits.
-    """
-    device = device_of(generator=generator)
-    reals = samples_of(gan, task, "test").in_order(250)
-    real = torch.cat([classifier.features(images.to(device)) for images in reals])
-    (noise,) = store.example(gan, task.images, seed=NOISE)
-    fake = torch.cat([classifier.features(generator(part)) for part in noise.split(250)])
-    fid, kid = metrics.distances_between(real.cpu(), fake.cpu())
-    probabilities = classifier.head(fake).softmax(1)
-    fractions = probabilities.argmax(1).bincount(minlength=10) / len(fake)
-    classes = {
-        "modes": int((fractions >= 0.02).sum()),
-        "mode_entropy": -(fractions * fractions.clamp_min(1e-12).log2()).sum().item(),
-        "confidence": probabilities.amax(1).mean().item(),
-        "answer_entropy": entropy_of(probabilities),
-    }
-    score = metrics.Score(classifier.name, len(fake), fid, kid, diversity=metrics.diversity(fake, real))
-    return {"scores": {"samples": asdict(score)}, "classes": classes}
-
-
-def entropy_of(probabilities: Tensor) -> float:
-    """Returns the mean entropy, in bits, of the distributions [N, K]."""
-    return -(probabilities * probabilities.clamp_min(1e-12).log2()).sum(1).mean().item()

@@ -21,8 +21,10 @@ from ..nn.replace import densify
 from ..profiling.info import cpu_name
 from ..profiling.layers import interleaved_ms
 from ..pruning.removal import remove_filters
-from .grids import DENSE, TASKS, TECHNIQUES, Row
+from .grids import Row
 from .results import Results
+from .tasks import TASKS
+from .techniques import TECHNIQUES
 
 FILE = "speed.json"
 BATCH = 64  # for generators that start from noise; for all others it is 1
@@ -57,7 +59,7 @@ def measure(rows: Iterable[Row], checkpoints: Path, out: Path, results: Results,
     torch.set_num_threads(1)
     count = 0
     for row in rows:
-        if row.technique == DENSE or TECHNIQUES[row.technique].recipe.startswith("small"):
+        if not row.sparsity or TECHNIQUES[row.technique].recipe.startswith("small"):
             continue
         gan = store.load(checkpoints / TASKS[row.task].checkpoint)
         example = store.example(gan, BATCH if gan.from_noise else 1)

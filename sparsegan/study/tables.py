@@ -21,12 +21,12 @@ from .grids import (
     SEEDS,
     SPARSITIES,
     STUDIES,
-    TASKS,
-    TECHNIQUES,
     Row,
 )
 from .results import Results
 from .speed import best_and_dense
+from .tasks import TASKS
+from .techniques import TECHNIQUES
 
 #: task -> the views that are scored, and their descriptions.
 VIEWS = {
@@ -73,7 +73,7 @@ def _how(results: Results, tasks: Iterable[str]) -> str:
         task, score = TASKS[name], next(iter(cell.done[0]["scores"].values()))
         parts.append(
             f"{task.title}: {score['network']}, {score['images']:,} images, {task.steps} steps of {task.batch} "
-            f"({task.steps / task.dense:.0%} of the dense training's steps)"
+            f"({task.steps * task.batch / task.dense_images:.0%} of the dense training's images)"
         )
     machines = {report["machine"]["machine"] for name in tasks for report in Cell.of(results, Row(name)).done}
     text = f"Fréchet distances; {'; '.join(parts)}. "

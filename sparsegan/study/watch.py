@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..compress import Compressor
 from ..randomness import seeded
-from .grids import Task
+from .tasks import Task
 
 POINTS, LOOKS = 24, 12  # points per curve; looks at the discriminator per run, each of which costs time
 

@@ -29,7 +29,7 @@ class Task(Protocol):
     A task may have an attribute `device`. Its batches are then moved to this device, and checkpoints hold the state of
     the device's random generator beside the CPU's. A task may also have an attribute `meanwhile`. Where the device is a
     GPU, the loop stores a function there, which makes the next batch. The task calls this function once it has started
-    all GPU work of a step.
+    all GPU work of a step. Where a task has an attribute `finished` that is True after a step, the loop ends there.
     """
 
     def step(self, step: int, batch: Any) -> dict[str, float]:
@@ -80,7 +80,7 @@ def run_loop(
     Where `run` holds a checkpoint, the loop continues after its step. Parameters, buffers, optimizer state, data order
     and random state are all restored, so on one thread the results are bit for bit those of a run that was never
     stopped. On a device of another type than before, random numbers start anew, with one warning. A checkpoint is
-    written every `checkpoint_every` steps and at the end.
+    written every `checkpoint_every` steps and at the end, which may come early (`Task.finished`).
 
     Unless `quiet`, progress and an estimate of time and memory go to standard error; see `sparsegan.progress`.
 
@@ -113,13 +113,16 @@ def run_loop(
     feed = _Feed(batches, device, steps - start)
     with Progress(title, steps, done=start, quiet=quiet, estimate=True) as progress, feed.ahead_of(task):
         for step in range(start, steps):
+            if getattr(task, "finished", False):
+                break
             figures = task.step(step, feed.take())
             _check(figures, limit, step, run)
             row = {"step": step, **figures}
             history.append(row)
             if run is not None:
                 run.log(row)
-                if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                last = step + 1 == steps or getattr(task, "finished", False)
+                if (step + 1) % checkpoint_every == 0 or last:
                     _save(run, step + 1, task, device or CPU)
             progress.advance(figures=" ".join(f"{k} {v:.2g}" for k, v in list(figures.items())[:3]))
     return history
