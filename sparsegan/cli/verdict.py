@@ -16,6 +16,7 @@ from ..copying import copy_model
 from ..data import Samples
 from ..gans import store
 from ..metrics.likeness import ALIKE_PSNR, CLOSE, CLOSE_EDGES, FAR, Likeness, OriginalImages, worst
+from ..nn.replace import sparse_layers
 from ..placement import device_of, moved
 from ..pruning.allocation import Targets
 from ..pruning.surgery import sparsify
@@ -134,11 +135,14 @@ def likenesses(
 ) -> dict[str, dict[str, Likeness]]:
     """The field `likeness` of a `Verdict`.
 
-    `loader`: batches of the training, for the statistics of batch norms. `pruning`: granularity, exclude, allocation.
+    `loader`: batches of the training, for the statistics of batch norms. `pruning`: granularity and exclude.
     """
     split = {name: pruning[name] for name in ("granularity", "exclude")}
-    targets = Targets.of(gan.generator, sparsity, **pruning)
-    pruned = sparsify(copy_model(gan.generator), targets.layers, **split)
+    # The run may have chosen the sparsities of the layers. A smaller dense network has none.
+    layers: Mapping[str, float] = {name: layer.sparsity for name, layer in sparse_layers(compressed)}
+    if not layers.keys() & dict(gan.generator.named_modules()).keys():
+        layers = Targets.of(gan.generator, sparsity, **split).layers
+    pruned = sparsify(copy_model(gan.generator), layers, **split)
     found = {COMPRESSED: original.compare(compressed), PRUNED: original.compare(pruned)}
     if any(norm.track_running_stats for norm in batch_norms(pruned)):
         device = device_of(generator=pruned)
