@@ -42,13 +42,10 @@ LATER_FIELDS: dict[str, Any] = {
     "original_mode": "evaluation",
     "discriminator_from": "start",
 }
-#: The same for fields of losses.
-LATER_LOSS_FIELDS: dict[str, Any] = {
-    "match": "batch",
-    "relative_floor": 0.0,
-    "activations": "mse",
-    "features": 0.0,
-    "sharpness": 0.0,
+#: The same for fields of losses, by the name of the loss.
+LATER_LOSS_FIELDS: dict[str, dict[str, Any]] = {
+    "SelfSupervisedLoss": {"match": "batch", "relative_floor": 0.0},
+    "DistillationLoss": {"activations": "mse", "features": 0.0, "sharpness": 0.0},
 }
 
 
@@ -131,7 +128,10 @@ class Compressor:
         targets = Targets.of(
             start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
         )
-        student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
+        first = dict(targets.at(schedule.sparsity(0)))
+        if chosen_later and list(sparse_layers(start)):  # an earlier run has allocated the sparsity already
+            first = dict.fromkeys(first, 0.0)
+        student = train_as_set(sparsify(copy_model(start), first, *pruned))
         _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
@@ -169,7 +169,10 @@ class Compressor:
         """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
-        settings = _as_before(config | {"loss": _as_before(config["loss"], LATER_LOSS_FIELDS)}, LATER_FIELDS)
+        loss = config["loss"]
+        settings = _as_before(
+            config | {"loss": _as_before(loss, LATER_LOSS_FIELDS.get(loss["kind"], {}))}, LATER_FIELDS
+        )
         if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
             settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
