@@ -138,13 +138,12 @@ def test_costs_make_the_total_one_of_costs() -> None:
     def loss(model: nn.Module) -> Tensor:
         return (model(x) - exact).square().mean()
 
-    for granularity in ("element", "filter"):
+    for granularity, filters in (("element", None), ("filter", {"0": 4, "2": 8, "4": 6})):
         found = sensitivity(net, loss, 0.6, granularity, costs=costs)
-        largest = max(net.get_submodule(name).weight.numel() * costs[name] for name in costs)
-        wide = 1 if granularity == "element" else largest / 4  # half a unit
-        assert abs(kept(found) - kept(dict.fromkeys(costs, 0.6))) <= 90 * wide
-        plain = sensitivity(net, loss, 0.6, granularity)
-        assert found != plain
+        units = {name: net.get_submodule(name).weight.numel() / filters[name] if filters else 1.0 for name in costs}
+        half = max(costs[name] * units[name] for name in costs) / 2
+        assert abs(kept(found) - kept(dict.fromkeys(costs, 0.6))) <= half * 1.001
+        assert filters or found != sensitivity(net, loss, 0.6, granularity)
         weights = {name: net.get_submodule(name).weight.numel() for name in found}
         mean = sum(found[name] * weights[name] for name in found) / sum(weights.values())
         assert total_sparsity(net, found) == pytest.approx(mean)

@@ -366,11 +366,11 @@ def test_a_recipe_with_a_frozen_discriminator_takes_no_generator_every_from_the_
         ("self-supervised-frozen", None, 1, 1),
         ("self-supervised-frozen", 1, 1, 0),
     ):
-        options = dict.fromkeys(("batch", "discriminator_lr", "lr", "betas"), 1)
+        options = dict.fromkeys(("batch", "discriminator_lr", "lr", "betas", "size"), 1)
         arguments = argparse.Namespace(
-            recipe=recipe, generator_every=given, quiet=False, data="photos", size=64, features=None, **options
+            recipe=recipe, generator_every=given, quiet=False, data=None, features=None, **options
         )
-        fill_in(arguments, Gan(None, None, None, {"network": {}}), training, False)
+        fill_in(arguments, Gan(None, None, None, {"network": {}}), training, without_data=True)
         assert arguments.generator_every == every
         printed = "".join(capsys.readouterr())
         assert printed.count("does not update the discriminator: the generator is updated at every step") == said

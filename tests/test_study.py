@@ -29,7 +29,9 @@ from sparsegan.pruning.surgery import sparsify
 from sparsegan.study import STUDIES, TASKS, TECHNIQUES, Results, Row, Task, rows_of
 from sparsegan.study import row as study_row
 from sparsegan.study.cell import Cell, distance
-from sparsegan.study.report import rebuild
+from sparsegan.study.columns import VIEWS, judged
+from sparsegan.study.compare import t_quantile, verdict, welch
+from sparsegan.study.report import TABLES, rebuild
 from sparsegan.study.row import _changed, _compress
 from sparsegan.study.runner import run_missing
 from sparsegan.study.scoring import _FLOORS, _real_images, samples_of, score
@@ -190,8 +192,8 @@ def test_untrained_and_noisy_layers_of_a_discriminator() -> None:
         _changed(gan, replace(technique, untrained=("main.99",)), 0)
 
 
-def _report(row: Row, fid: float) -> dict[str, Any]:
-    score = {"network": "digit classifier", "images": 9, "fid": fid, "kid": 0.0, "psnr": None, "ssim": None}
+def _report(row: Row, kid: float) -> dict[str, Any]:
+    score = {"network": "digit classifier", "images": 9, "fid": 2 * kid, "kid": kid, "psnr": None, "ssim": None}
     return {"row": row.key, "settings": row.settings(), "scores": {"samples": score}}
 
 
@@ -221,11 +223,34 @@ def test_resuming(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert results.of(first) is None
 
 
+def test_pruning_removes_what_no_planned_row_needs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(place / "results")
+    kept, changed = STUDIES["tiny"]
+    gone = replace(kept, sparsity=0.7)
+    for row in (kept, changed, gone):
+        results.add(_report(row, 5.0))
+    results.add({"row": "unknown/dense/0/element/0", "settings": {}})
+    (place / "results" / "speed.json").write_text(json.dumps({kept.key: 1, gone.key: 2}))
+    words = ["study", "--prune", "--results", str(place / "results")]
+    technique = TECHNIQUES[changed.technique]
+    monkeypatch.setitem(TECHNIQUES, changed.technique, replace(technique, settings={"allocation": "uniform"}))
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [changed.key, gone.key, "unknown/dense/0/element/0"]
+    assert lines[3:] == [f"time of {gone.key}", "removed 3 results and 1 times"]
+    assert results.of(kept) is not None
+    assert json.loads((place / "results" / "speed.json").read_text()) == {kept.key: 1}
+    assert main(words) == 0
+    assert capsys.readouterr().out == "removed 0 results and 0 times\n"
+
+
 def test_a_cell_says_what_is_missing(place: Path) -> None:
     results = Results(place / "results")
 
     def show(row: Row) -> str:
-        return Cell.of(results, row).show("scores", "samples", "fid", form=distance, base=20.0)
+        return Cell.of(results, row).show("scores", "samples", "kid", form=distance, base=20.0)
 
     row = Row("tiny", "self-supervised", 0.5)
     assert show(row) == "not run"
@@ -236,6 +261,81 @@ def test_a_cell_says_what_is_missing(place: Path) -> None:
     assert show(row) == f"30.0 ± {statistics.stdev([25, 35]):.1f} (+50%)"
     results.add(_report(replace(row, seed=2), 0.0) | {"failed": "step 7: gen is nan"})
     assert show(row).endswith("(+50%); 1 of 3 seeds: diverged")
+
+
+def test_students_quantiles_and_welchs_interval_are_those_of_the_books() -> None:
+    for freedom, quantile in ((1, 12.7062), (2, 4.30265), (4, 2.77645), (10, 2.22814), (30, 2.04227), (1000, 1.96234)):
+        assert t_quantile(freedom) == pytest.approx(quantile, rel=1e-5)
+    assert t_quantile(5, 0.99) == pytest.approx(4.03214, rel=1e-5)
+    # 3.0 and 3.5 against 1, 2, 3: variances 0.125 and 1, hence 0.25**2 / 2 + 1 / 3 = 0.395833 and 2.3956 degrees
+    low, high = welch([3.0, 3.5], [1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(1.25)
+    variance, freedom = 0.125 / 2 + 1 / 3, (0.125 / 2 + 1 / 3) ** 2 / ((0.125 / 2) ** 2 + (1 / 3) ** 2 / 2)
+    assert (high - low) / 2 == pytest.approx(t_quantile(freedom) * variance**0.5)
+    assert welch([1.0, 1.0], [3.0, 3.0]) == (-2.0, -2.0)
+    with pytest.raises(ValueError, match="there are 1 and 2 values"):
+        welch([1.0], [1.0, 2.0])
+    assert verdict([1.0, 1.1, 0.9], [2.0, 2.1, 1.9]) == "better"
+    assert verdict([2.0, 2.1, 1.9], [1.0, 1.1, 0.9]) == "worse"
+    assert verdict([1.0, 3.0, 2.0], [2.0, 2.1, 1.9]) == "not apart"
+    assert verdict([1.0], [2.0, 2.1]) == ""
+
+
+def test_all_plots_are_drawn_and_ranks_are_correlated(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from sparsegan.study.plots import PLOTS, draw, rank_correlation
+
+    assert rank_correlation([(0, 1), (1, 10), (2, 100), (5, 1e6)]) == pytest.approx(1)
+    assert rank_correlation([(0, 3), (1, 2), (2, 1)]) == pytest.approx(-1)
+    assert rank_correlation([(1, 1), (1, 2), (2, 3), (3, 4)]) == pytest.approx(0.948683)  # scipy.stats.spearmanr
+    results = Results(tmp_path / "results")
+    looks = {"real": 0.9, "compressed": 0.2, "original": 0.3, "entropy_real": 0.4, "entropy_compressed": 0.5}
+    for study in STUDIES:
+        reports = []
+        for index, row in enumerate(rows_of(study)):
+            views = dict.fromkeys(VIEWS.get(row.task, ()), _report(row, 50.0 + index)["scores"]["samples"])
+            curves = {"step": [0.0, 1.0], "gen": [1.0, 0.5 + index / 100], "dis": [1.0, 2.0]}
+            extra = {
+                "watched": [looks | {"step": 0}],
+                "curves": curves,
+                "scores": views,
+                "classes": {},
+                "size": {"macs": 9},
+            }
+            reports.append(_report(row, 1.0) | extra | {"machine": {"machine": "here"}})
+        for task in dict.fromkeys(row.task for row in rows_of(study)):
+            own = {report["row"]: report for report in reports if report["row"].split("/")[0] == task}
+            results._write(task, results._read(task) | own)
+    timed = {row.key: {"ms": {"dense": 2.0, "sparse": 1.0}} for study in STUDIES for row in rows_of(study)}
+    (tmp_path / "results" / "speed.json").write_text(json.dumps(timed))
+    for study, plots in PLOTS.items():
+        draw(study, results, tmp_path)
+        missing = {name for name in plots if not (tmp_path / f"study-{name}.svg").is_file()}
+        assert not missing, study
+    page = tmp_path / "study.md"
+    shutil.copy(ROOT / "docs" / "study.md", page)
+    for study in TABLES:
+        rebuild(study, results, page)
+    without = [line for line in page.read_text(encoding="utf-8").splitlines() if "| not run |" in line]
+    assert all("MACs per image" in line or line.startswith("|  |") for line in without)  # sizes at 5 % are not planned
+
+
+def test_a_headline_has_spread_change_and_verdict(place: Path) -> None:
+    results = Results(place / "results")
+    row = Row("tiny", "self-supervised", 0.5)
+    results.add(_report(Row("tiny"), 100.0))
+    assert judged(results, Row("tiny"), "samples") == "100.0 [200.0]"
+    results.add(_report(row, 110.0))
+    assert judged(results, row, "samples") == "110.0 (+10%) [220.0]"
+    for seed in range(3):
+        results.add(_report(replace(row, seed=seed), 120.0 + seed))
+        results.add(_report(Row("tiny", "dense-longer", seed=seed), 95.0 + seed))
+    assert judged(results, row, "samples") == "121.0 ± 1.0 (+21%, worse) [242.0]"
+    assert judged(results, Row("tiny", "dense-longer"), "samples") == "96.0 ± 1.0 (-4%) [192.0]"
+    other = Row("tiny", "one-shot", 0.5)
+    assert other.seeds == Row("tiny").seeds == (0,)
+    results.add(_report(other, 300.0))
+    assert judged(results, other, "samples") == "300.0 (+200%) [600.0]"  # nothing is drawn, so there is no spread
 
 
 def test_pictures_of_the_generators_of_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +472,8 @@ def test_every_row_can_be_named(study: str) -> None:
 def test_refusals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
         (["--only", "tiny/none"], "tiny/none"),
-        (["--repeat", "--report"], "one of --repeat"),
+        (["--repeat", "--report"], "--repeat and --report are given"),
+        (["--prune"], "--prune is given with NAME"),
         (["--report"], "missing"),
         (["--time"], "none of these rows' generators"),
     ):

@@ -19,21 +19,21 @@ from ..randomness import CPU
 from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
 from ..study.runner import chosen, command, run_missing
 from ..study.scoring import samples_of
-from ..study.speed import FILE, left_behind, measure
+from ..study.speed import FILE, forget, left_behind, measure
 from .common import add_device, device_named, find_checkpoints, need, use_device
 from .pictures import comparison, some, write_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan study`."""
-    parser.add_argument("study", choices=list(STUDIES), metavar="NAME", help=", ".join(STUDIES))
+    parser.add_argument("study", nargs="?", choices=list(STUDIES), metavar="NAME", help=", ".join(STUDIES))
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="PARTS",
-        help="only the rows whose name TASK/TECHNIQUE/SPARSITY/GRANULARITY/SEED matches one of these patterns, for "
-        "example 'dcgan*/*/0.9/*' (default: all)",
+        help="only the rows whose name TASK/TECHNIQUE/SPARSITY/GRANULARITY/SEED (/validation behind it for candidates) "
+        "matches one of these patterns, for example 'dcgan*/*/0.9/*' (default: all)",
     )
     parser.add_argument(
         "--workers", type=int, default=1, help="rows to run at the same time, each on one thread (default: 1)"
@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="run no rows: rebuild the tables and plots of --page from the results"
     )
     parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="run no rows, and give no NAME: remove the results and times that belong to no row of any study, or whose "
+        "settings have changed, and list them",
+    )
+    parser.add_argument(
         "--results",
         type=Path,
         default=Path("benchmarks/results/study"),
@@ -73,14 +79,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run, repeat, list, time, draw or report the rows of a study."""
-    if sum((arguments.repeat, arguments.report, arguments.list, arguments.time, arguments.pictures)) > 1:
-        raise ValueError("give only one of --repeat, --report, --list, --time and --pictures")
-    rows = chosen(rows_of(arguments.study), arguments.only)
+    """Run, repeat, list, time, draw, report or prune the rows of a study."""
+    modes = ("repeat", "report", "list", "time", "pictures", "prune")
+    given = [f"--{name}" for name in modes if getattr(arguments, name)]
+    if len(given) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} are given; give only one of {', '.join(f'--{name}' for name in modes)}"
+        )
     results = Results(arguments.results)
-    runs_nothing = arguments.report or arguments.list or arguments.time or arguments.pictures
+    runs_nothing = bool(given) and not arguments.repeat
     if runs_nothing and device_named(arguments.device) != CPU:
         raise ValueError(f"--device is {arguments.device!r}; it must be cpu where no rows are run")
+    if arguments.prune:
+        _prune(arguments, results)
+        return
+    if arguments.study is None:
+        raise ValueError(f"NAME is missing; it must be one of {', '.join(STUDIES)}")
+    rows = chosen(rows_of(arguments.study), arguments.only)
     if arguments.report:
         need("matplotlib")
         from ..study.report import rebuild
@@ -117,6 +132,21 @@ def run(arguments: argparse.Namespace) -> None:
         if before is not None:
             same = all(before.get(name) == report.get(name) for name in ("failed", "scores", "classes", "curves"))
             print(f"{row.key}: {'the same as' if same else 'other numbers than'} the stored row", file=sys.stderr)
+
+
+def _prune(arguments: argparse.Namespace, results: Results) -> None:
+    """Remove what no row of any study needs, and print its name."""
+    if arguments.study is not None or arguments.only:
+        raise ValueError("--prune is given with NAME or --only; it looks at the rows of all studies")
+    planned = [row for study in STUDIES for row in rows_of(study)]
+    gone = results.obsolete(planned)
+    results.remove(gone)
+    for key in gone:
+        print(key)
+    timed = forget(results, planned)
+    for key in timed:
+        print(f"time of {key}")
+    print(f"removed {len(gone)} results and {len(timed)} times")
 
 
 #: From the heading of a picture's column to the technique and sparsity of its generator.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .compare import verdict
 from .grids import Row
 from .results import Report, Results
 
@@ -48,10 +49,14 @@ class Cell:
         values = self.values(*path)
         return statistics.mean(values) if values else None
 
-    def show(self, *path: str, form: Callable[[float], str], base: float | None = None) -> str:
-        """Returns a figure as text: mean ± sample standard deviation and, in brackets, the change against `base`.
+    def show(
+        self, *path: str, form: Callable[[float], str], base: float | None = None, against: Cell | None = None
+    ) -> str:
+        """Returns a figure as text: mean ± sample standard deviation, where there are several seeds.
 
-        The text also tells how many seeds failed, and why. Without any figure, it is the reason why there is none.
+        In brackets stand the change of the mean against `base` and, if both cells have several seeds, the verdict
+        against the cell `against`; see `compare.verdict`. The text also tells how many seeds failed, and why. Without
+        any figure, it is the reason why there is none.
         """
         values = self.values(*path)
         if not values:
@@ -60,8 +65,9 @@ class Cell:
         text = form(mean)
         if len(values) > 1:
             text += f" ± {form(statistics.stdev(values))}"
-        if base:
-            text += f" ({change(mean / base)})"
+        notes = [change(mean / base)] if base else []
+        notes += [said] if against is not None and (said := verdict(values, against.values(*path))) else []
+        text += f" ({', '.join(notes)})" if notes else ""
         failed = [why for why in self.why_not if why != "not run"]
         if failed:
             text += f"; {len(failed)} of {len(failed) + len(values)} seeds: {failed[0]}"
@@ -74,7 +80,7 @@ def _failure(report: Report) -> str:
 
 
 def distance(value: float) -> str:
-    """Returns a Fréchet distance as text."""
+    """Returns a distance as text."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 

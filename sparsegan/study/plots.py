@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -17,6 +19,7 @@ from ..atomic_files import write_whole
 from ..compress import RECIPES
 from . import paper
 from .cell import Cell, percent
+from .columns import SHORT, VIEWS, first_view, kernel, scale
 from .grids import (
     BASELINES,
     CANDIDATES,
@@ -26,11 +29,12 @@ from .grids import (
     SECOND,
     SPARSITIES,
     STUDIES,
+    TEST,
+    VALIDATION,
     Row,
 )
 from .results import Results
 from .speed import best_and_dense
-from .tables import SHORT, VIEWS
 from .tasks import TASKS
 from .techniques import TECHNIQUES
 
@@ -59,9 +63,10 @@ def draw(study: str, results: Results, folder: Path) -> None:
             plt.close(figure)
 
 
-def _fid(cell: Cell) -> list[float]:
-    """Returns the Fréchet distance of the first view, for every seed."""
-    return [next(iter(report["scores"].values()))["fid"] for report in cell.done]
+def _distances(results: Results, row: Row) -> list[float]:
+    """Returns the kernel distance of the task's first view, scaled as in the tables, for every seed."""
+    found = Cell.of(results, row).values("scores", first_view(row.task), "kid")
+    return [scale(row.task) * value for value in found]
 
 
 def by_sparsity(results: Results) -> Any:
@@ -74,9 +79,9 @@ def by_sparsity(results: Results) -> Any:
     figure, axes = plt.subplots(2, -(-len(views) // 2), figsize=(11.5, 5.4), sharex=True)
     drawn = False
     for panel, (task, view, text) in zip(axes.flat, views, strict=False):
-        dense = Cell.of(results, Row(task)).mean("scores", view, "fid")
+        dense = Cell.of(results, Row(task)).mean("scores", view, "kid")
         for technique, colour in colours.items():
-            cells = {s: Cell.of(results, Row(task, technique, s)).values("scores", view, "fid") for s in SPARSITIES}
+            cells = {s: Cell.of(results, Row(task, technique, s)).values("scores", view, "kid") for s in SPARSITIES}
             found = {s: [value / dense for value in values] for s, values in cells.items() if values and dense}
             medians = [statistics.median(values) for values in found.values()]
             panel.plot([100 * s for s in found], medians, color=colour, label=SHORT[technique], linewidth=1)
@@ -86,14 +91,14 @@ def by_sparsity(results: Results) -> Any:
         if (task, view) in paper.SPARSITIES:
             known = paper.SPARSITIES[task, view][1]
             ratios = [value / known[0.0] for value in known.values()]
-            panel.plot([100 * s for s in known], ratios, "k--", linewidth=1, label="the paper's, its own data")
+            panel.plot([100 * s for s in known], ratios, "k--", linewidth=1, label="the paper's Fréchet, its own data")
         panel.axhline(1, color="0.6", linewidth=0.8)
         panel.set(yscale="log", title=f"{TASKS[task].title.split(',')[0]}: {text}")
         _plain_ticks(panel.yaxis)
     for panel in axes[-1]:
         panel.set_xlabel("sparsity in %")
     for panel in axes[:, 0]:
-        panel.set_ylabel("Fréchet distance over dense")
+        panel.set_ylabel("kernel distance over dense")
     for panel in axes.flat[len(views) :]:
         panel.axis("off")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower right", frameon=False)
@@ -141,12 +146,47 @@ def curves(results: Results) -> Any:
         ):
             if key in found:
                 panel.plot(found["step"], found[key], color=colour, label=label)
-        panel.set_title(f"{NAMES[technique]}\nFID {done[0]['scores']['samples']['fid']:,.0f}")
+        panel.set_title(f"{NAMES[technique]}\nkernel distance {kernel(DCGAN)(done[0]['scores']['samples']['kid'])}")
         panel.set_xlabel("step")
     panels[0].set_ylabel("loss term")
     if drawn:
         panels[0].legend(frameon=False, fontsize=7.5)
     return figure if drawn else None
+
+
+def loss_and_distance(results: Results) -> Any:
+    """Plots the generator's loss term at the end of each run against the distance, for all rows that have run.
+
+    There is a panel per task, with Spearman's rank correlation: 1 if the curves order the runs as the distances do.
+    """
+    rows = dict.fromkeys(row for planned in STUDIES.values() for row in planned if row.split == TEST)
+    figure, axes = plt.subplots(2, -(-len(TASKS) // 2), figsize=(9.6, 5.4))
+    drawn = False
+    for panel, (task, settings) in zip(axes.flat, TASKS.items(), strict=False):
+        reports = [report for row in rows if row.task == task and (report := results.of(row)) is not None]
+        ends = [(report["curves"]["gen"][-1], report) for report in reports if report.get("curves", {}).get("gen")]
+        points = [(end, scale(task) * report["scores"][first_view(task)]["kid"]) for end, report in ends]
+        panel.set(title=settings.title, xlabel="Gen of the compressed at the end", ylabel=_named(task))
+        if len(points) > 1:
+            drawn = True
+            panel.plot(*zip(*points, strict=True), "o", markersize=3, alpha=0.6)
+            panel.set(title=f"{settings.title}\nrank correlation {rank_correlation(points):.2f}, {len(points)} rows")
+            panel.set(yscale="log")
+            _plain_ticks(panel.yaxis)
+    return figure if drawn else None
+
+
+def rank_correlation(points: Sequence[tuple[float, float]]) -> float:
+    """Returns Spearman's rank correlation of pairs: the correlation of their ranks. Equal values share a mean rank.
+
+    Returns nan where one side has equal values only.
+    """
+    sides = []
+    for values in (np.array(side) for side in zip(*points, strict=True)):
+        ranks = (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
+        sides.append(ranks - ranks.mean())
+    size = float(np.sqrt((sides[0] ** 2).sum() * (sides[1] ** 2).sum()))
+    return float((sides[0] * sides[1]).sum()) / size if size else math.nan
 
 
 def granularity(results: Results) -> Any:
@@ -156,21 +196,31 @@ def granularity(results: Results) -> Any:
     drawn = False
     for index, unit in enumerate(GRANULARITIES):
         rows = [Row(DCGAN, "self-supervised-features", sparsity, unit) for sparsity in sparsities]
-        timed = [(best_and_dense(results, row), Cell.of(results, row).mean("scores", "samples", "fid")) for row in rows]
+        timed = [(best_and_dense(results, row), Cell.of(results, row).mean("scores", "samples", "kid")) for row in rows]
         known = [(time[1] / time[0], fid) for time, fid in timed if time and fid]
         if known:
             drawn = True
             panel.plot(*zip(*known, strict=True), "o-", color=f"C{index}", markersize=4, label=unit)
-    for value in _fid(Cell.of(results, Row(DCGAN))):
+    for value in _distances(results, Row(DCGAN)):
         panel.plot(1, value, "k*", label="dense")
-    panel.set(yscale="log", xlabel="times faster than dense, batch of 64, one thread", ylabel="Fréchet distance")
+    panel.set(yscale="log", xlabel="times faster than dense, batch of 64, one thread", ylabel="kernel distance")
     _plain_ticks(panel.yaxis)
     panel.set_title("DCGAN on MNIST, L_F, at 50, 75 and 90 %")
-    panel.legend(frameon=False, fontsize=8)
+    if drawn:
+        panel.legend(frameon=False, fontsize=8)
     return figure if drawn else None
 
 
-def _dots(results: Results, techniques: Mapping[str, str], panels: Sequence[tuple[str, Mapping[float, str]]]) -> Any:
+def _named(task: str) -> str:
+    return "kernel distance" if scale(task) == 1 else f"kernel distance x {scale(task)}"
+
+
+def _dots(
+    results: Results,
+    techniques: Mapping[str, str],
+    panels: Sequence[tuple[str, Mapping[float, str]]],
+    split: str = TEST,
+) -> Any:
     """Plots the distances of `techniques` (name -> label), with a point per seed and a line at the dense generator's.
 
     `panels`: (task, sparsity -> colour) per panel.
@@ -181,13 +231,13 @@ def _dots(results: Results, techniques: Mapping[str, str], panels: Sequence[tupl
     for panel, (task, colours) in zip(axes[0], panels, strict=True):
         for index, name in enumerate(techniques):
             for sparsity, colour in colours.items():
-                values = _fid(Cell.of(results, Row(task, name, sparsity)))
+                values = _distances(results, Row(task, name, sparsity, split=split))
                 drawn = drawn or bool(values)
                 panel.plot(values, [index] * len(values), "o", color=colour, markersize=4)
-        for value in _fid(Cell.of(results, Row(task))):
+        for value in _distances(results, Row(task, split=split)):
             panel.axvline(value, color="0.6", linewidth=0.8)
         shown = ", ".join(f"{WORDS[colour]}: {percent(sparsity)}" for sparsity, colour in colours.items())
-        panel.set(xscale="log", xlabel=f"Fréchet distance; line: dense\n{shown}", title=TASKS[task].title)
+        panel.set(xscale="log", xlabel=f"{_named(task)}; line: dense\n{shown}", title=TASKS[task].title)
         _plain_ticks(panel.xaxis)
     axes[0][0].set_yticks(range(len(techniques)), list(techniques.values()))
     axes[0][0].set_ylim(len(techniques) - 0.5, -0.5)
@@ -210,9 +260,9 @@ WORDS = {"C0": "blue", "C3": "red", "C2": "green"}
 
 
 def recipes(results: Results) -> Any:
-    """Plots the candidates for a better recipe, at 90 % and 95 %."""
+    """Plots the candidates for a better recipe, at 90 % and 95 %, on the validation split."""
     colours = {0.9: "C0", 0.95: "C3"}
-    return _dots(results, {name: name for name in CANDIDATES}, [(DCGAN, colours), (SECOND, colours)])
+    return _dots(results, {name: name for name in CANDIDATES}, [(DCGAN, colours), (SECOND, colours)], VALIDATION)
 
 
 def baselines(results: Results) -> Any:
@@ -240,7 +290,12 @@ def small(results: Results) -> Any:
 PLOTS: dict[str, dict[str, Callable[[Results], Any]]] = {
     "paper-table2": {"sparsity": by_sparsity},
     "baselines": {"baselines": baselines, "small": small},
-    "reviewers": {"entropy": discriminators, "losses": curves, "what-of-d": what_of_d},
+    "reviewers": {
+        "entropy": discriminators,
+        "losses": curves,
+        "loss-and-distance": loss_and_distance,
+        "what-of-d": what_of_d,
+    },
     "granularity": {"granularity": granularity},
     "recipe": {"recipes": recipes},
 }

@@ -7,12 +7,35 @@ cell without a figure tells the reason.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ..atomic_files import write_text
+from .grids import DCGAN, SECOND
 from .plots import draw
 from .results import Results
-from .tables import TABLES
+from .tables import by_sparsity, classes, granularity, sizes, translations
+from .technique_tables import baselines, discriminators, drift, missing, open_points, recipes, what_of_d
+
+#: study -> marker of a table in the page -> the function that makes the table.
+TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
+    "paper-table2": {
+        "by_sparsity": by_sparsity,
+        "translations": translations,
+        "digits": classes(DCGAN),
+        "clothes": classes("dcgan-fashion"),
+        "sizes": sizes,
+    },
+    "baselines": {
+        "baselines_dcgan_90": baselines(DCGAN, 0.9),
+        "baselines_dcgan_50": baselines(DCGAN, 0.5),
+        "baselines_pix2pix_50": baselines(SECOND, 0.5),
+    },
+    "granularity": {"granularity": granularity},
+    "reviewers": {"discriminators": discriminators, "what_of_d": what_of_d, "open_points": open_points, "drift": drift},
+    "missing": {"missing": missing},
+    "recipe": {"recipes": recipes},
+}
 
 
 def rebuild(study: str, results: Results, page: Path) -> None:

@@ -98,5 +98,5 @@ def _run(words: list[str], more: Sequence[str], row: Row) -> tuple[Report | None
 def _line(row: Row, report: Report | None, error: str) -> str:
     if report is None or "failed" in report:
         return f"{row.key}: {error or (report or {})['failed']}"
-    scores = ", ".join(f"{name} FID {score['fid']:.1f}" for name, score in report["scores"].items())
+    scores = ", ".join(f"{name} KID {score['kid']:.4g}" for name, score in report["scores"].items())
     return f"{row.key}: {scores}; {report.get('cost', {}).get('seconds', 0):.0f} s"

@@ -36,6 +36,15 @@ def times(results: Results) -> dict[str, dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+def forget(results: Results, planned: Iterable[Row]) -> list[str]:
+    """Removes the times of rows that are not among `planned`. Returns their names."""
+    found, wanted = times(results), {row.key for row in planned}
+    gone = sorted(found.keys() - wanted)
+    if gone:
+        write_json(results.folder / FILE, {key: entry for key, entry in found.items() if key in wanted})
+    return gone
+
+
 def best_and_dense(results: Results, row: Row) -> tuple[float, float] | None:
     """Returns the milliseconds of a row's generator in its fastest form, and of the dense generator.
 
