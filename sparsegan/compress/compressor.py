@@ -128,7 +128,10 @@ class Compressor:
         targets = Targets.of(
             start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
         )
-        student = train_as_set(sparsify(start, targets.at(schedule.sparsity(0)), *pruned))
+        first = dict(targets.at(schedule.sparsity(0)))
+        if chosen_later and list(sparse_layers(start)):  # an earlier run has allocated the sparsity already
+            first = dict.fromkeys(first, 0.0)
+        student = train_as_set(sparsify(start, first, *pruned))
         _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
