@@ -638,7 +638,7 @@ def test_distillation_by_hand() -> None:
         DistillationLoss(intermediate=1)(
             objective, Scores({}, images={"x": ours}), original.__class__({}, images={"x": theirs})
         )
-    for bad, why in (({"distance": "l3"}, "'l1', 'mse'"), ({"own": -1}, "own is -1"), ({"outputs": 0}, "both 0")):
+    for bad, why in (({"distance": "l3"}, "'l1', 'mse'"), ({"own": -1}, "own is -1"), ({"outputs": 0}, "all 0")):
         with pytest.raises(ValueError, match=why):
             DistillationLoss(**bad)
 

@@ -42,6 +42,7 @@ OTHER = CompressionConfig(
     granularity={"main.0": "2:4", "*": "filter"},
     exclude=("main.12",),
     allocation={"main.0": 0.5, "*": 0.75},
+    saliency="fisher",
     regrow=0.25,
     prune_discriminator=True,
     discriminator_from="target",
@@ -54,6 +55,7 @@ OTHER = CompressionConfig(
     discriminator_lr=1e-4,
     betas=(0.0, 0.9),
     generator_every=5,
+    lr_warm_up=0.125,
     decay=True,
     rewind=True,
     ema=0.999,
@@ -79,7 +81,8 @@ def test_a_configuration_comes_back_from_json(config: CompressionConfig) -> None
 def test_the_example_has_every_field() -> None:
     usual = CompressionConfig()
     same = [one.name for one in fields(usual) if getattr(usual, one.name) == getattr(OTHER, one.name)]
-    assert same == ["discriminator_mode"]  # other modes contradict prune_discriminator
+    # Other modes contradict prune_discriminator, and cosine contradicts decay.
+    assert same == ["discriminator_mode", "cosine"]
     assert CompressionConfig.from_dict({}) == usual
 
 
@@ -222,7 +225,7 @@ def test_recipes_make_configurations_and_accept_them_back() -> None:
         config = recipe.config(ema=0.9)
         written = settings_from(json.loads(json.dumps(config.to_dict())))
         assert recipe.config(**written) == config
-    features = RECIPES["self-supervised-features"]
+    features = RECIPES["feature-distillation"]
     assert features.config().contrast
     assert not features.config(contrast=False).contrast
     for settings, words in (
@@ -246,9 +249,8 @@ def config_of(*words: str) -> CompressionConfig:
 
 def test_the_command_line_reads_a_file_and_wins_over_it(tmp_path: Path) -> None:
     assert config_of() == RECIPES["self-supervised"].config()
-    assert (
-        not {"betas", "generator_lr", "discriminator_lr", "generator_every"} & read().keys()
-    )  # as the GAN was trained
+    of_the_gan = {"betas", "generator_lr", "discriminator_lr", "generator_every"}  # as the GAN was trained
+    assert not of_the_gan & read("--recipe", "self-supervised").keys()
 
     file, mine = tmp_path / "settings.json", replace(OTHER, prune_discriminator=False, original_images="unused")
     file.write_text(json.dumps(mine.to_dict()))
@@ -280,7 +282,8 @@ def words_for(value: Any, hint: Any) -> list[str]:
     if isinstance(value, tuple):
         return ["0.25", "0.75"] if value and isinstance(value[0], float) else ["main.0", "main.1"]
     if isinstance(value, str):
-        return [{"floored": "running", "l1": "mse", "element": "kernel", "uniform": "global"}[value]]
+        others = {"floored": "running", "l1": "mse", "scales": "mse", "element": "kernel", "uniform": "global"}
+        return [(others | {"mse": "relative", "relative": "mse", "batch": "sample"})[value]]
     if value is None:
         return ["bfloat16"]
     return [str(value + 1 if isinstance(value, int) else value / 2 + 0.125)]
@@ -288,18 +291,20 @@ def words_for(value: Any, hint: Any) -> list[str]:
 
 def test_every_field_of_a_configuration_and_of_a_loss_has_an_option(tmp_path: Path) -> None:
     usual = CompressionConfig()
-    decided = {"discriminator_mode", "prune_discriminator", "original_as_real", "loss"}  # by the recipe alone
+    decided = {"discriminator_mode", "prune_discriminator", "original_images", "loss"}  # by the recipe alone
     for name in {one.name for one in fields(usual)} - decided:
         value, flag = getattr(usual, name), "--" + name.replace("_", "-")
         if name == "stored_statistics":
             words = ["--statistics", "stored"]
         elif isinstance(value, bool):
             words = [flag, *(["--decay"] if name == "rewind" else [])]
+        elif name == "saliency":
+            words = [flag, "fisher"]
         else:
             words = [flag, *words_for(value, get_type_hints(CompressionConfig)[name])]
         assert getattr(config_of(*words), name) != value, name
 
-    for recipe in ("self-supervised", "self-supervised-features", "one-shot-distillation-frozen"):
+    for recipe in ("self-supervised", "feature-distillation", "distillation-and-features"):
         config = RECIPES[recipe].config()
         names = [one.name for one in fields(config.loss) if one.init]
         assert names
@@ -337,15 +342,16 @@ def test_weights_of_terms_are_read_or_refused() -> None:
 def test_a_file_without_valid_settings_is_named(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(text)
+    method = ["--recipe", "self-supervised", "--config", str(file)]
     with pytest.raises(ValueError, match=rf"--config .*settings\.json: {words}"):
-        read("--config", str(file))
+        read(*method)
     file.write_text('{"loss": {"kind": "PlainLoss"}}')
     words = "--loss-one-sided is given; --recipe gan-loss minimises a PlainLoss, whose options are: none"
     with pytest.raises(ValueError, match=words):
         read("--config", str(file), "--recipe", "gan-loss", "--one-sided")
     file.write_text('{"discriminator_mode": "frozen"}')
     with pytest.raises(ValueError, match="discriminator_mode is 'frozen'; the recipe has 'updated'"):
-        read("--config", str(file))
+        read(*method)
     with pytest.raises(ValueError, match="generator_every is 5 and discriminator_mode is 'frozen'; it must be 1"):
         read("--recipe", "self-supervised-frozen", "--generator-every", "5")
 
@@ -360,11 +366,11 @@ def test_a_recipe_with_a_frozen_discriminator_takes_no_generator_every_from_the_
         ("self-supervised-frozen", None, 1, 1),
         ("self-supervised-frozen", 1, 1, 0),
     ):
-        options = dict.fromkeys(("batch", "discriminator_lr", "lr"), 1)
+        options = dict.fromkeys(("batch", "discriminator_lr", "lr", "betas", "size"), 1)
         arguments = argparse.Namespace(
-            recipe=recipe, generator_every=given, quiet=False, data="photos", size=64, **options
+            recipe=recipe, generator_every=given, quiet=False, data=None, features=None, **options
         )
-        fill_in(arguments, Gan(None, None, None, {"network": {}}), training)
+        fill_in(arguments, Gan(None, None, None, {"network": {}}), training, without_data=True)
         assert arguments.generator_every == every
         printed = "".join(capsys.readouterr())
         assert printed.count("does not update the discriminator: the generator is updated at every step") == said

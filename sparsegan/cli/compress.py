@@ -162,7 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
         result = make(arguments.sparsity, run_config, validate).fit(loader)
     if ranks.rank() == 0:  # only rank 0 writes
         save(result.generator, arguments.out / "generator.safetensors", values=arguments.values)
-    finish(job, result, settings, scorer, search)
+    finish(job, result, settings["granularity"], scorer, search)
 
 
 def _fill_in(arguments: argparse.Namespace, gan: store.Gan, training: Training, without_data: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..compress import RECIPES, CompressionConfig, Recipe
 from ..compress.baselines import DEFAULT, recipe_name
-from ..compress.config import settings_from
+from ..compress.config import BY_SALIENCY, settings_from
 from ..compress.losses import LOSSES
 from ..nn.granularity import parse_granularity
 from ..pruning.allocation import ALLOCATIONS
@@ -43,20 +43,23 @@ HELP = {
     "units by layer as in 'model.1*=filter,element'",
     "allocation": "how the sparsity is allocated to the layers. uniform: the same for every layer; global: by one "
     "threshold for all layers; global-normalized: the same threshold, with each layer's weights divided by their root "
-    "mean square; sensitivity: each layer raises equations 7-9 by the same amount, on "
-    f"{SENSITIVITY_BATCHES} batches",
+    "mean square; saliency: the least salient weights of all layers are dropped, so that there are as many weights and "
+    "no more multiply-accumulates than with uniform (needs --saliency fisher); sensitivity: each layer raises "
+    f"equations 7-9 by the same amount, on {SENSITIVITY_BATCHES} batches",
     "exclude": "layers that stay dense",
     "regrow": "the initial fraction of a layer's kept weights that come back elsewhere, by their gradient, every ten "
     "steps; needs granularity element",
     "feature_layers": "the discriminator's modules whose outputs are its features, for a loss that matches features "
     "(default: its activations)",
     "contrast": "scale the last layer at the end, so that images have the original's contrast (default: the recipe's)",
-    "generator_lr": f"the generator's learning rate, Adam (default: {LR_FACTOR} times the discriminator's)",
+    "generator_lr": "the generator's learning rate, Adam (default: the recipe's, where it has one, or else "
+    f"{LR_FACTOR} times the discriminator's)",
     "discriminator_lr": "the discriminator's learning rate, Adam (default: the task's)",
-    "betas": "the betas of Adam (default: the task's)",
+    "betas": "the betas of Adam (default: the recipe's, or else the task's)",
     "generator_every": "discriminator steps per generator step (default: the task's, and 1 where no discriminator is "
     "updated)",
-    "decay": "let both learning rates fall to 0 over the second half of the run",
+    "decay": "let both learning rates fall to 0 over the second half of the run; it needs --no-cosine where the recipe "
+    "has --cosine",
     "rewind": "set both learning rates back at every pruning; needs --decay",
     "ema": "make the result a moving average of the weights with this decay, for example 0.999; 0 for none",
     "accumulate": "process each batch in this number of parts, one after the other, which saves memory",
@@ -64,7 +67,7 @@ HELP = {
 }
 _FLAGS = {"generator_lr": ("--lr", "--generator-lr")}
 _MORE: dict[str, dict[str, Any]] = {
-    "allocation": {"choices": (*ALLOCATIONS, "sensitivity")},
+    "allocation": {"choices": (*ALLOCATIONS, BY_SALIENCY, "sensitivity")},
     "exclude": {"metavar": "LAYER"},
     "feature_layers": {"metavar": "MODULE"},
     "autocast": {"choices": ["bfloat16", "float16"]},
@@ -72,6 +75,9 @@ _MORE: dict[str, dict[str, Any]] = {
     "accumulate": {"metavar": "PARTS"},
     "betas": {"metavar": "BETA"},
 }
+
+#: The settings of the default recipe.
+DEFAULT_SETTINGS = RECIPES[DEFAULT].settings
 
 #: From the name of a field of a loss to the losses that have it.
 LOSS_FIELDS = {
@@ -165,7 +171,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, dest in OPTIONS.items():
         if name != "seed":
             text = HELP.get(name) or documented(CompressionConfig, name)
-            text += "" if "(default" in text else f" (default: {default_of(getattr(usual, name))})"
+            value = DEFAULT_SETTINGS.get(name, getattr(usual, name))
+            of_recipe = ", or the recipe's" if name in DEFAULT_SETTINGS else ""
+            text += "" if "(default" in text else f" (default: {default_of(value)}{of_recipe})"
             flags = _FLAGS.get(name, (_flag(name),))
             add_field(parser, CompressionConfig, name, flags, dest, text, **_MORE.get(name, {}))
     for name, kinds in LOSS_FIELDS.items():
@@ -231,13 +239,14 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if isinstance(arguments.granularity, str):
         settings["granularity"] = parse_granularity(arguments.granularity)
     for name in ("granularity", "exclude", "allocation", "seed"):
-        settings.setdefault(name, getattr(usual, name))
+        settings.setdefault(name, recipe.settings.get(name, getattr(usual, name)))
     if arguments.statistics is not None:
         settings["stored_statistics"] = arguments.statistics == "stored"
     settings["loss_fields"] = loss_fields | _loss_options(arguments, recipe)
 
     # Wrong settings are refused here, before a warm-up takes time.
-    checked = recipe.config(**{**settings, "allocation": "uniform"})
+    allocation = "uniform" if settings["allocation"] == "sensitivity" else settings["allocation"]
+    checked = recipe.config(**{**settings, "allocation": allocation})
     for name, option in OPTIONS.items():
         value = settings.get(name, getattr(checked, name))
         of_the_gan = name in OF_THE_GAN and name not in settings and value == getattr(usual, name)

@@ -39,10 +39,12 @@ SETTINGS = (
 )
 
 
-def finish(job: Job, result: Result, settings: Mapping[str, Any], scorer: Scorer | None, search: Search | None) -> None:
+def finish(
+    job: Job, result: Result, granularity: str | Mapping[str, str], scorer: Scorer | None, search: Search | None
+) -> None:
     """Score the result of a run, write samples.png, report.html and result.json, and print the verdict.
 
-    `settings`: the fields of `CompressionConfig` that say how weights are pruned. `scorer`, `search`: those of
+    `granularity`: as in `CompressionConfig`. `scorer`, `search`: those of
     --validate and --within, where given. Every process must call this function; only rank 0 writes and prints. Raises
     RuntimeError where a search found no sparsity that holds.
     """
@@ -53,9 +55,8 @@ def finish(job: Job, result: Result, settings: Mapping[str, Any], scorer: Scorer
     if ranks.rank() > 0:
         return
     original = original_images(gan, unseen, arguments.size, arguments.seed)
-    pruning = {name: settings[name] for name in ("granularity", "exclude", "allocation")}
     verdict = Verdict(
-        likenesses(gan, result.generator, original, job.inputs, arguments.sparsity, pruning, arguments.seed),
+        likenesses(gan, result.generator, original, job.inputs, arguments.sparsity, granularity, arguments.seed),
         original.count,
         "noise of another seed than the training's" if gan.from_noise else f"{split} data",
         job.samples is not None,

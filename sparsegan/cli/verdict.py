@@ -16,8 +16,9 @@ from ..copying import copy_model
 from ..data import Samples
 from ..gans import store
 from ..metrics.likeness import ALIKE_PSNR, CLOSE, CLOSE_EDGES, FAR, Likeness, OriginalImages, worst
+from ..nn.replace import sparse_layers
 from ..placement import device_of, moved
-from ..pruning.allocation import Targets
+from ..pruning.prunable import prunable_layers
 from ..pruning.surgery import sparsify
 from ..randomness import seeded
 from ..training import endless
@@ -129,16 +130,15 @@ def likenesses(
     original: OriginalImages,
     loader: Iterable[Any],
     sparsity: float,
-    pruning: Mapping[str, Any],
+    granularity: str | Mapping[str, str],
     seed: int,
 ) -> dict[str, dict[str, Likeness]]:
     """The field `likeness` of a `Verdict`.
 
-    `loader`: batches of the training, for the statistics of batch norms. `pruning`: granularity, exclude, allocation.
+    `loader`: batches of the training, for the statistics of batch norms. `sparsity`, `granularity`: how the original is
+    pruned where the compressed generator has no sparse layers of the same names.
     """
-    split = {name: pruning[name] for name in ("granularity", "exclude")}
-    targets = Targets.of(gan.generator, sparsity, **pruning)
-    pruned = sparsify(copy_model(gan.generator), targets.layers, **split)
+    pruned = _pruned_alike(gan.generator, compressed, sparsity, granularity)
     found = {COMPRESSED: original.compare(compressed), PRUNED: original.compare(pruned)}
     if any(norm.track_running_stats for norm in batch_norms(pruned)):
         device = device_of(generator=pruned)
@@ -147,3 +147,18 @@ def likenesses(
             recalibrate_batch_norm(pruned, lambda: gan.objective.generate(pruned, moved(next(batches), device)))
         found[REESTIMATED] = original.compare(pruned)
     return found
+
+
+def _pruned_alike(
+    generator: nn.Module, compressed: nn.Module, sparsity: float, granularity: str | Mapping[str, str]
+) -> nn.Module:
+    """A copy of `generator`, pruned at once to the sparsities of the layers of `compressed`."""
+    layers, sparse = prunable_layers(generator), dict(sparse_layers(compressed))
+    if not sparse or not sparse.keys() <= layers.keys():
+        return sparsify(copy_model(generator), sparsity, granularity)
+    return sparsify(
+        copy_model(generator),
+        {name: layer.sparsity for name, layer in sparse.items()},
+        {name: layer.granularity for name, layer in sparse.items()},
+        exclude=layers.keys() - sparse.keys(),
+    )

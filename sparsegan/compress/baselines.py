@@ -199,6 +199,15 @@ RECIPES = {
         discriminator_mode="frozen",
         settings=_DISTILLATION,
     ),
+    "distillation-and-gan-loss": Recipe(
+        "distillation, and the GAN's own loss, pretrained D updated",
+        outputs="scales",
+        sharpness=4.0,
+        intermediate="relative",
+        own=True,
+        ramp=0.7,
+        settings=_DISTILLATION,
+    ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",
         "c",

@@ -42,13 +42,10 @@ LATER_FIELDS: dict[str, Any] = {
     "original_mode": "evaluation",
     "discriminator_from": "start",
 }
-#: The same for fields of losses.
-LATER_LOSS_FIELDS: dict[str, Any] = {
-    "match": "batch",
-    "relative_floor": 0.0,
-    "activations": "mse",
-    "features": 0.0,
-    "sharpness": 0.0,
+#: The same for the fields of losses, by the name of the loss.
+LATER_LOSS_FIELDS: dict[str, dict[str, Any]] = {
+    "SelfSupervisedLoss": {"match": "batch", "relative_floor": 0.0},
+    "DistillationLoss": {"activations": "mse", "features": 0.0, "sharpness": 0.0},
 }
 
 
@@ -120,7 +117,7 @@ class Compressor:
             )
         self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
-        start = generator if student is None else student
+        start = _ready_to_draw(generator if student is None else student)
         pruned = config.granularity, config.exclude
         chosen_later = config.allocation == BY_SALIENCY
         if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
@@ -131,7 +128,10 @@ class Compressor:
         targets = Targets.of(
             start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
         )
-        student = train_as_set(sparsify(copy_model(start), targets.at(schedule.sparsity(0)), *pruned))
+        first = dict(targets.at(schedule.sparsity(0)))
+        if chosen_later and list(sparse_layers(start)):  # an earlier run has allocated the sparsity already
+            first = dict.fromkeys(first, 0.0)
+        student = train_as_set(sparsify(start, first, *pruned))
         _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
@@ -169,7 +169,8 @@ class Compressor:
         """The opened run folder, with the configuration written into it."""
         assert asked.run_dir is not None
         config = self.config.to_dict()
-        settings = _as_before(config | {"loss": _as_before(config["loss"], LATER_LOSS_FIELDS)}, LATER_FIELDS)
+        loss = _as_before(config["loss"], LATER_LOSS_FIELDS.get(config["loss"]["kind"], {}))
+        settings = _as_before(config | {"loss": loss}, LATER_FIELDS)
         if settings["original_images"] != "fake":  # run folders of earlier versions have the former name
             settings["original_as_real"] = settings.pop("original_images") == "real"
         settings = {"schedule": dict_of("schedule", self.schedule), **settings, **asked.settings}
@@ -256,13 +257,25 @@ class Compressor:
             match(name)
 
 
+def _ready_to_draw(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose dropouts draw the same mask for a sparse and for a dense layer before them.
+
+    A dropout draws in the order in which its input lies in memory. A sparse layer writes rows after rows, and so does
+    a dense layer whose weights do not lie in channels_last.
+    """
+    network = copy_model(network)
+    if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules()):
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return network
+
+
 def _original_beside(student: nn.Module, generator: nn.Module, mode: OriginalMode) -> nn.Module:
     """A copy of `generator` that is not trained, for comparisons with `student`.
 
     Where a layer of `student` is sparse, its weight is the value in evaluation of a computed weight (a spectral norm,
     for example). The copy's layer of that name gets this value too.
     """
-    original = copy_model(generator).requires_grad_(False)
+    original = _ready_to_draw(generator).requires_grad_(False)
     modules = dict(original.named_modules())
     for name, _ in sparse_layers(student):
         if name in modules:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from ..nn.granularity import check_sparsity, magnitudes, units_of
 from ..nn.layer import SparseConv, SparseConvTranspose2d
 from ..nn.replace import sparse_layers
-from .allocation import LEAST
+from .allocation import FIXED, LEAST
 
 #: The names of the saliencies.
 SALIENCIES = ("magnitude", "fisher")
@@ -114,54 +114,56 @@ def sparsities_by_saliency(
     fraction :data:`~sparsegan.pruning.allocation.LEAST` of each layer's units always stays.
 
     `uses`: how often a weight of each layer is used, as `counting_uses` counts it; only ratios matter.
-    Raises ``ValueError`` for a layer of granularity "2:4", whose sparsity is fixed, and as :func:`ranked` does.
+    A layer of granularity "2:4" keeps its sparsity and counts in neither budget. Raises ``ValueError`` as
+    :func:`ranked` does.
     """
     check_sparsity(sparsity)
-    layers = dict(sparse_layers(model))
+    fixed = {name for name, layer in sparse_layers(model) if units_of(layer.granularity).sparsity is not None}
+    layers = {name: layer for name, layer in sparse_layers(model) if name not in fixed}
+    # Units of one layer have one size and one cost, so the order within a layer holds for every price.
+    squares, sizes, counts = {}, {}, {}
     for name, layer in layers.items():
-        if units_of(layer.granularity).sparsity is not None:
-            raise ValueError(f"{name}: granularity is {layer.granularity!r}, whose sparsity is fixed")
-    # Units of one layer have one size and cost, so the order within a layer holds for every price of a weight.
-    squares = {
-        name: ranked(layer, saliency, optimizers).double().square().sort().values.cpu()
-        for name, layer in layers.items()
-    }
-    sizes = {name: layer.unit_size for name, layer in layers.items()}
-    counts = {name: math.prod(layer.weight_shape) // layer.unit_size for name, layer in layers.items()}
-    least = {name: max(1, math.ceil(LEAST * count)) for name, count in counts.items()}
-    all_weights = sum(counts[name] * sizes[name] for name in layers)
-    all_uses = max(1, sum(counts[name] * sizes[name] * uses[name] for name in layers))
+        sizes[name] = layer.unit_size
+        counts[name] = math.prod(layer.weight_shape) // layer.unit_size
+        squares[name] = ranked(layer, saliency, optimizers).double().square().sort().values.cpu() / layer.unit_size
+    most = max((float(values[-1]) for values in squares.values()), default=0.0) or 1.0
+    busiest = max((uses[name] for name in layers), default=0) or 1
+    costs = {name: uses[name] / busiest for name in layers}
+    squares = {name: values / most for name, values in squares.items()}
+    least = {name: min(max(1, math.ceil(LEAST * counts[name])), len(squares[name])) for name in layers}
+    budget = (1 - sparsity) * sum(counts[name] * sizes[name] for name in layers)
+    operations = (1 - sparsity) * sum(counts[name] * sizes[name] * costs[name] for name in layers)
 
-    def kept(price: float, share: float) -> dict[str, int]:
-        """The number of units whose squared saliency is above their price. `share`: the part that uses have in it."""
+    def kept(price: float, use_price: float) -> dict[str, int]:
+        """The number of units whose squared saliency per weight is above the price of a weight of their layer."""
         found = {}
         for name, values in squares.items():
-            cost = sizes[name] * ((1 - share) / all_weights + share * uses[name] / all_uses)
-            above = len(values) - int(torch.searchsorted(values, price * cost, right=True))
-            found[name] = max(above, min(least[name], len(values)))
+            below = torch.searchsorted(values, price + use_price * costs[name], right=True)
+            found[name] = max(len(values) - int(below), least[name])
         return found
 
-    def with_all_weights(share: float) -> dict[str, int]:
-        """The choice whose number of weights meets the budget, for a `share`."""
-        low, high = 0.0, max(float(values[-1]) for values in squares.values() if len(values)) * all_weights * 2 + 1e-300
-        high = high if share < 1 else high * all_uses
-        if sum(count * sizes[name] for name, count in kept(0.0, share).items()) <= budget:
-            return kept(-1.0, share)
-        for _ in range(80):
-            middle = (low + high) / 2 if low == 0 or high / low < 4 else math.sqrt(low * high)
-            too_many = sum(count * sizes[name] for name, count in kept(middle, share).items()) > budget
-            low, high = (middle, high) if too_many else (low, middle)
-        return kept(high, share)
-
-    budget = (1 - sparsity) * all_weights
-    low, high = 0.0, 1.0
-    chosen = with_all_weights(0.0)
-    if sum(chosen[name] * sizes[name] * uses[name] for name in layers) > (1 - sparsity) * all_uses:
-        for _ in range(16):
+    def affordable(use_price: float) -> dict[str, int]:
+        """The choice that has as many weights as the budget. The price of a weight may be negative."""
+        low, high = -use_price - 1.0, 1.0
+        for _ in range(60):
             middle = (low + high) / 2
-            found = with_all_weights(middle)
-            if sum(found[name] * sizes[name] * uses[name] for name in layers) > (1 - sparsity) * all_uses:
+            found = kept(middle, use_price)
+            too_many = sum(found[name] * sizes[name] for name in layers) > budget
+            low, high = (middle, high) if too_many else (low, middle)
+        return kept(high, use_price)
+
+    def spent(found: Mapping[str, int]) -> float:
+        return sum(found[name] * sizes[name] * costs[name] for name in layers)
+
+    chosen = affordable(0.0)
+    if spent(chosen) > operations:
+        low, high = 1e-18, 1e6  # of the largest squared saliency
+        chosen = affordable(high)
+        while high / low > 1.01 and not 0.995 * operations <= spent(chosen) <= operations:
+            middle = math.sqrt(low * high)
+            found = affordable(middle)
+            if spent(found) > operations:
                 low = middle
             else:
                 high, chosen = middle, found
-    return {name: 1 - chosen[name] / counts[name] for name in layers}
+    return dict.fromkeys(fixed, FIXED) | {name: 1 - chosen[name] / counts[name] for name in layers}

@@ -107,6 +107,9 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "lambda-1": Technique("equations 7-9, lambda 1", METHOD, loss={"lam": 1.0}),
     "floor-low": Technique("equations 7-9, denominators floored at 0.01", METHOD, loss={"floor": 0.01}),
     "floor-high": Technique("equations 7-9, denominators floored at 0.5", METHOD, loss={"floor": 0.5}),
+    "distillation-and-some-gan-loss": Technique(
+        "distillation, and a tenth of the GAN's own loss", "distillation-and-gan-loss", loss={"own": 0.1}
+    ),
     "features-data-free": Technique("L_F, the dense generator's images for real ones", FEATURES, data_free=True),
     "distillation-data-free": Technique(
         "distillation, the dense generator's images for real ones", DEFAULT, data_free=True
