@@ -297,7 +297,12 @@ def test_all_plots_are_drawn_and_ranks_are_correlated(tmp_path: Path) -> None:
         reports = []
         for index, row in enumerate(rows_of(study)):
             views = dict.fromkeys(VIEWS.get(row.task, ()), _report(row, 50.0 + index)["scores"]["samples"])
-            curves = {"step": [0.0, 1.0], "gen": [1.0, 0.5 + index / 100], "dis": [1.0, 2.0]}
+            curves = {
+                "step": [0.0, 1.0],
+                "gen": [1.0, 0.5 + index / 100],
+                "dis": [1.0, 2.0],
+                "gen_original": [1.0, 2.0],
+            }
             extra = {
                 "watched": [looks | {"step": 0}],
                 "curves": curves,
