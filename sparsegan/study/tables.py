@@ -89,7 +89,8 @@ def in_short(results: Results) -> str:
             rows[-1].append(change(known[0.9] / known[0.0]) if known else "none")
     head = ["90 %", "real against real", "dense", "dense, trained on", TECHNIQUES["one-shot"].text, "equations 7-9"]
     head += ["L_F", "distillation", "forward", "the paper's 7-9, Fréchet"]
-    below = f"{FIGURE}; each task's own features and images. Forward: {FORWARD}. Measured by `sparsegan study "
+    below = f"{FIGURE}; each task's own features and images, kernel distances x 1000 for all but the DCGANs. "
+    below += f"Forward: {FORWARD}. Measured by `sparsegan study "
     return markdown(head, rows, f"{below}paper-table2`; [study.md](study.md) has the rest.")
 
 
