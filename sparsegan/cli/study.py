@@ -20,6 +20,7 @@ from ..study import STUDIES, TASKS, Results, Row, rows_of, run_row
 from ..study.runner import chosen, command, run_missing
 from ..study.scoring import samples_of
 from ..study.speed import FILE, forget, left_behind, measure
+from ..study.techniques import DEFAULT, FEATURES, METHOD
 from .common import add_device, device_named, find_checkpoints, need, use_device
 from .pictures import comparison, some, write_png
 
@@ -152,10 +153,10 @@ def _prune(arguments: argparse.Namespace, results: Results) -> None:
 #: From the heading of a picture's column to the technique and sparsity of its generator.
 COLUMNS = {
     "pruned 90": ("one-shot", 0.9),
-    "7-9, 50": ("self-supervised", 0.5),
-    "7-9, 90": ("self-supervised", 0.9),
-    "L_F, 90": ("self-supervised-features", 0.9),
-    "L_F x4, 90": ("features-fast", 0.9),
+    "7-9, 90": (METHOD, 0.9),
+    "L_F, 90": (FEATURES, 0.9),
+    "distilled 75": (DEFAULT, 0.75),
+    "distilled 90": (DEFAULT, 0.9),
 }
 PICTURED = 4  # samples per picture
 

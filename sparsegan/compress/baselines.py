@@ -71,7 +71,8 @@ class Recipe:
     `settings`: defaults of further fields of `CompressionConfig`.
 
     `fresh_discriminator`: start from an untrained discriminator, and not from the trained one.
-    `discriminator_mode`, `prune_discriminator`, `original_images`: as in `CompressionConfig`.
+    `discriminator_mode`, `prune_discriminator`, `original_images`: as in `CompressionConfig`. A setting may take the
+    place of `original_images` where it is "unused".
     """
 
     text: str
@@ -108,6 +109,8 @@ class Recipe:
         settings = present_settings(settings)
         matched = loss if isinstance(loss, SelfSupervisedLoss) else SelfSupervisedLoss()
         decided: dict[str, Any] = {name: getattr(self, name) for name in _DISCRIMINATOR}
+        if self.original_images == "unused":
+            del decided["original_images"]
         decided["loss"] = replace(self._loss(matched), **(loss_fields or {}))
         given = settings if loss is None or loss is matched else {**settings, "loss": loss}
         for name, value in decided.items():

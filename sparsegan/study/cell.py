@@ -60,7 +60,7 @@ class Cell:
         """
         values = self.values(*path)
         if not values:
-            return "; ".join(dict.fromkeys(self.why_not)) if self.why_not else "not measured"
+            return "not measured" if self.done else "; ".join(dict.fromkeys(self.why_not))
         mean = statistics.mean(values)
         text = form(mean)
         if len(values) > 1:

@@ -8,7 +8,7 @@ from .cell import Cell, change, distance
 from .grids import DENSE, SEEDS, TEST, Row, references
 from .results import Results
 from .tasks import FLOORS, TASKS
-from .techniques import FEATURES, LONGER, METHOD, TECHNIQUES
+from .techniques import DEFAULT, FEATURES, LONGER, METHOD, TECHNIQUES
 
 #: task -> the views that are scored, and their descriptions. Where a table shows one view, it is the first.
 VIEWS = {
@@ -27,11 +27,7 @@ VIEWS = {
 }
 
 #: The techniques of most tables -> the heads of their columns.
-SHORT = {
-    METHOD: "equations 7-9",
-    FEATURES: "L_F",
-    "features-fast": "L_F, four times the learning rate",
-}
+SHORT = {DEFAULT: "distillation", METHOD: "equations 7-9", FEATURES: "L_F"}
 COST = ("images seen, of the dense training's", "training, GMACs")
 
 #: What the cells of a headline figure hold; `judged` makes them.
@@ -135,10 +131,10 @@ def how(results: Results, tasks: Iterable[str], split: str = TEST, against: str 
                 f"{task.title}: {one['network']}, {one['images']:,} images, by default {task.steps * task.batch:,} "
                 f"images seen ({task.steps * task.batch / task.dense_images:.0%} of the dense training's)"
             )
-    scaled = [TASKS[name].title for name in tasks if scale(name) > 1]
+    scaled = any(scale(name) > 1 for name in tasks)
     name = SHORT.get(against, label(against))
     text = f"Cells: {FIGURE}, mean and standard deviation of up to {len(SEEDS)} seeds"
-    text += f"; kernel distances of {', '.join(scaled)} x 1000. " if scaled else ". "
+    text += "; kernel distances in features of EfficientNet-Lite0 x 1000. " if scaled else ". "
     text += f'A figure without a spread is of one seed, or has no seed. Verdict: better or worse than "{name}" where '
     text += "the 95 % interval of the difference (Welch) excludes 0, else not apart. "
     text += f"Split: {split}. {'; '.join(parts)}. " if parts else f"Split: {split}. "

@@ -36,11 +36,10 @@ from .grids import (
 from .results import Results
 from .speed import best_and_dense
 from .tasks import TASKS
-from .techniques import TECHNIQUES
+from .techniques import DEFAULT, FEATURES, METHOD, TECHNIQUES
 
 NAMES = {
-    "self-supervised": "equations 7-9",
-    "self-supervised-features": "L_F",
+    **SHORT,
     "self-supervised-fresh": "equations 7-9, D from scratch",
     "self-supervised-frozen": "equations 7-9, D frozen",
     "gan-loss-fresh": "GAN loss, D from scratch",
@@ -74,7 +73,7 @@ def by_sparsity(results: Results) -> Any:
 
     There is a panel per view and a point per seed. The paper's figures are dashed.
     """
-    colours = {"self-supervised": "C3", "self-supervised-features": "C0", "features-fast": "C1"}
+    colours = {METHOD: "C3", FEATURES: "C0", DEFAULT: "C1"}
     views = [(task, view, text) for task, views in VIEWS.items() for view, text in views.items()]
     figure, axes = plt.subplots(2, -(-len(views) // 2), figsize=(11.5, 5.4), sharex=True)
     drawn = False
@@ -108,7 +107,7 @@ def by_sparsity(results: Results) -> Any:
 def discriminators(results: Results) -> Any:
     """Plots the discriminator's entropy over the steps, on the compressed generator's images and on real images."""
     shown = {"entropy_compressed": "on the compressed generator's images", "entropy_real": "on real images"}
-    techniques = ("self-supervised", "self-supervised-frozen", "self-supervised-fresh", "gan-loss", "gan-loss-fresh")
+    techniques = (METHOD, "self-supervised-frozen", "self-supervised-fresh", "gan-loss", "gan-loss-fresh")
     figure, panels = plt.subplots(1, 2, figsize=(8.8, 3.2), sharey=True)
     drawn = False
     for panel, (key, title) in zip(panels, shown.items(), strict=True):
@@ -129,7 +128,7 @@ def discriminators(results: Results) -> Any:
 
 def curves(results: Results) -> Any:
     """Plots loss curves, each with the distance at the end of its run. The loss tells little about the images."""
-    techniques = ("self-supervised", "self-supervised-frozen", "gan-loss", "gan-loss-fresh", "prune-both")
+    techniques = (METHOD, "self-supervised-frozen", "gan-loss", "gan-loss-fresh", "prune-both")
     figure, panels = plt.subplots(1, len(techniques), figsize=(2.4 * len(techniques), 2.9), sharey=True)
     drawn = False
     for panel, technique in zip(panels, techniques, strict=True):
@@ -195,7 +194,7 @@ def granularity(results: Results) -> Any:
     figure, panel = plt.subplots(figsize=(5.4, 3.4))
     drawn = False
     for index, unit in enumerate(GRANULARITIES):
-        rows = [Row(DCGAN, "self-supervised-features", sparsity, unit) for sparsity in sparsities]
+        rows = [Row(DCGAN, DEFAULT, sparsity, unit) for sparsity in sparsities]
         timed = [(best_and_dense(results, row), Cell.of(results, row).mean("scores", "samples", "kid")) for row in rows]
         known = [(time[1] / time[0], fid) for time, fid in timed if time and fid]
         if known:
@@ -205,7 +204,7 @@ def granularity(results: Results) -> Any:
         panel.plot(1, value, "k*", label="dense")
     panel.set(yscale="log", xlabel="times faster than dense, batch of 64, one thread", ylabel="kernel distance")
     _plain_ticks(panel.yaxis)
-    panel.set_title("DCGAN on MNIST, L_F, at 50, 75 and 90 %")
+    panel.set_title(f"DCGAN on MNIST, distillation, at {', '.join(percent(s) for s in sparsities)}")
     if drawn:
         panel.legend(frameon=False, fontsize=8)
     return figure if drawn else None
@@ -260,31 +259,32 @@ WORDS = {"C0": "blue", "C3": "red", "C2": "green"}
 
 
 def recipes(results: Results) -> Any:
-    """Plots the candidates for a better recipe, at 90 % and 95 %, on the validation split."""
-    colours = {0.9: "C0", 0.95: "C3"}
-    return _dots(results, {name: name for name in CANDIDATES}, [(DCGAN, colours), (SECOND, colours)], VALIDATION)
+    """Plots the candidates for the default recipe at 90 %, on the validation split."""
+    tasks = [
+        task for task in TASKS if (task, CANDIDATES[-2]) in {(row.task, row.technique) for row in STUDIES["recipe"]}
+    ]
+    return _dots(results, {name: name for name in CANDIDATES}, [(task, {0.9: "C0"}) for task in tasks], VALIDATION)
 
 
 def baselines(results: Results) -> Any:
     """Plots the paper's techniques."""
     names = sorted(BASELINES, key=lambda name: (RECIPES[name].row or "~", name))
     labels = {name: f"{RECIPES[name].row or '-'} {name}" for name in names}
-    return _dots(results, labels, [(DCGAN, {0.5: "C2", 0.9: "C0"}), (SECOND, {0.5: "C2"})])
+    return _dots(results, labels, [(DCGAN, {0.9: "C0"}), (SECOND, {0.5: "C2"})])
 
 
 def what_of_d(results: Results) -> Any:
     """Plots runs in which parts of the discriminator are untrained, beside the trained and the fresh discriminator."""
-    names = ("self-supervised", "self-supervised-fresh", "self-supervised-features", *DISCRIMINATORS)
+    names = (METHOD, "self-supervised-fresh", FEATURES, *DISCRIMINATORS)
     labels = {name: NAMES.get(name, TECHNIQUES[name].text) for name in names}
     return _dots(results, labels, [(DCGAN, {0.9: "C0"})])
 
 
 def small(results: Results) -> Any:
     """Plots the method beside small dense networks, with the trained discriminator and with a fresh one."""
-    names = ("self-supervised", "small-dense-pretrained", "small-dense", "gan-loss-scratch")
-    colours = {0.5: "C2", 0.9: "C0"}
+    names = (METHOD, "small-dense-pretrained", "small-dense", "gan-loss-scratch")
     labels = {name: f"{RECIPES[name].row} {name}" for name in names}
-    return _dots(results, labels, [(DCGAN, colours), (SECOND, {0.5: "C2"})])
+    return _dots(results, labels, [(DCGAN, {0.9: "C0"}), (SECOND, {0.5: "C2"})])
 
 
 PLOTS: dict[str, dict[str, Callable[[Results], Any]]] = {

@@ -15,7 +15,7 @@ from .grids import DCGAN, SECOND
 from .plots import draw
 from .results import Results
 from .tables import by_sparsity, classes, granularity, sizes, translations
-from .technique_tables import baselines, discriminators, drift, missing, open_points, recipes, what_of_d
+from .technique_tables import baselines, discriminators, drift, equations, missing, open_points, recipes, what_of_d
 
 #: study -> marker of a table in the page -> the function that makes the table.
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
@@ -28,9 +28,9 @@ TABLES: dict[str, dict[str, Callable[[Results], str]]] = {
     },
     "baselines": {
         "baselines_dcgan_90": baselines(DCGAN, 0.9),
-        "baselines_dcgan_50": baselines(DCGAN, 0.5),
         "baselines_pix2pix_50": baselines(SECOND, 0.5),
     },
+    "equations": {"equations": equations},
     "granularity": {"granularity": granularity},
     "reviewers": {"discriminators": discriminators, "what_of_d": what_of_d, "open_points": open_points, "drift": drift},
     "missing": {"missing": missing},

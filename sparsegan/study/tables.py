@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from . import paper
 from .cell import Cell, change, markdown, percent
@@ -28,24 +29,14 @@ from .grids import DCGAN, GRANULARITIES, SPARSITIES, STUDIES, Row
 from .results import Results
 from .speed import best_and_dense
 from .tasks import TASKS
-from .techniques import FEATURES, LONGER, METHOD, TECHNIQUES
+from .techniques import DEFAULT, FEATURES, LONGER, METHOD, TECHNIQUES
 
-#: Further techniques of the first table.
-ADDED = ("one-shot", "equations-batch", "features-batch", "features-large", "features-larger")
-#: task -> the technique with larger batches that gives the best result.
-BATCHED = {
-    "dcgan-mnist": "features-larger",
-    "dcgan-fashion": "features-larger",
-    "pix2pix": "features-batch",
-    "cyclegan": "features-batch",
-    "srgan": "features-batch",
-}
 DIVERSITY = "Diversity: mean distance between the features of two images, divided by that of real images."
 
 
 def by_sparsity(results: Results) -> str:
     """Returns the table of every task at every sparsity, with the paper's figures below each view."""
-    names = SHORT | {name: TECHNIQUES[name].text for name in ADDED}
+    names = {**SHORT, "one-shot": TECHNIQUES["one-shot"].text}
     planned = {(row.task, row.technique, row.sparsity) for row in STUDIES["paper-table2"]}
     lines = []
     for task, views in VIEWS.items():
@@ -92,14 +83,14 @@ def in_short(results: Results) -> str:
                 Cell.of(results, row).show("scores", view, "kid", form=kernel(task))
                 for row in (Row(task, "real"), Row(task), Row(task, LONGER))
             ]
-            names = ("one-shot", METHOD, FEATURES, BATCHED.get(task, ""))
-            shown = [judged(results, Row(task, name, 0.9), view) if name else "not run" for name in names]
+            shown = [judged(results, Row(task, name, 0.9), view) for name in ("one-shot", METHOD, FEATURES, DEFAULT)]
             name = f"{TASKS[task].title.split(',')[0]}: {views[view]}"
             rows.append([name, *fixed, *shown, _first_timed(results, task, 0.9)])
             rows[-1].append(change(known[0.9] / known[0.0]) if known else "none")
     head = ["90 %", "real against real", "dense", "dense, trained on", TECHNIQUES["one-shot"].text, "equations 7-9"]
-    head += ["L_F", "L_F, larger batches", "forward", "the paper's 7-9, Fréchet"]
-    below = f"{FIGURE}; each task's own features and images. Forward: {FORWARD}. Measured by `sparsegan study "
+    head += ["L_F", "distillation", "forward", "the paper's 7-9, Fréchet"]
+    below = f"{FIGURE}; each task's own features and images, kernel distances x 1000 for all but the DCGANs. "
+    below += f"Forward: {FORWARD}. Measured by `sparsegan study "
     return markdown(head, rows, f"{below}paper-table2`; [study.md](study.md) has the rest.")
 
 
@@ -108,9 +99,10 @@ def classes(task: str) -> Callable[[Results], str]:
 
     def table(results: Results) -> str:
         rows = [[label(row.technique), "0 %", *seen(Cell.of(results, row))] for row in reference_rows(task)]
-        for technique, text in SHORT.items():
-            for sparsity in SPARSITIES[1:]:
-                rows.append([text, percent(sparsity), *seen(Cell.of(results, Row(task, technique, sparsity)))])
+        planned = dict.fromkeys(replace(row, seed=0) for row in STUDIES["paper-table2"] if row.task == task)
+        chosen = [row for row in planned if row.technique in SHORT]
+        for row in sorted(chosen, key=lambda row: ([*SHORT].index(row.technique), row.sparsity)):
+            rows.append([SHORT[row.technique], percent(row.sparsity), *seen(Cell.of(results, row))])
         below = "Classes: the number of classes to which the classifier assigns at least 2 % of the images each. "
         below += "Entropy: that of the classes' fractions, in bits; an even mix has 3.32. Confidence: mean probability "
         return markdown(["technique", "sparsity", *SEEN], rows, f"{below}of the likeliest class. {DIVERSITY}")
@@ -167,14 +159,14 @@ FORWARD = "milliseconds per batch (64 images for DCGAN, else one) on one thread;
 
 
 def _first_timed(results: Results, task: str, sparsity: float) -> str:
-    """Returns the milliseconds of the first of the two main techniques that was timed."""
-    shown = [_times(results, Row(task, name, sparsity)) for name in (METHOD, FEATURES)]
+    """Returns the milliseconds of the first of the main techniques that was timed."""
+    shown = [_times(results, Row(task, name, sparsity)) for name in (DEFAULT, METHOD, FEATURES)]
     return next((one for one in shown if one.endswith(")")), shown[0])
 
 
 def _first_done(results: Results, task: str, sparsity: float) -> Cell:
-    """Returns one seed of the first of the two main techniques that has run. Generators of both have the same size."""
-    for technique in (METHOD, FEATURES):
+    """Returns one seed of the first of the main techniques that has run. Their generators have the same size."""
+    for technique in (DEFAULT, METHOD, FEATURES):
         cell = Cell.of(results, Row(task, technique, sparsity))
         if cell.done:
             return Cell(cell.done[:1], [])
@@ -190,7 +182,7 @@ def granularity(results: Results) -> str:
     for row in reference_rows(DCGAN):
         rows.append([label(row.technique), judged(results, row, view), *blank, *cost(Cell.of(results, row), DCGAN)])
     for unit in GRANULARITIES:
-        all_of = [Row(DCGAN, FEATURES, sparsity, unit) for sparsity in sparsities]
+        all_of = [Row(DCGAN, DEFAULT, sparsity, unit) for sparsity in sparsities]
         cells = [Cell.of(results, row) for row in all_of]
         macs = [cell.show("size", "macs", form=lambda value: f"{value / 1e6:.1f}") for cell in cells]
         shown = [judged(results, row, view) for row in all_of]
@@ -202,8 +194,8 @@ def granularity(results: Results) -> str:
     head = ["granularity", *(percent(s) for s in sparsities), *(f"MACs at {percent(s)}, M" for s in sparsities)]
     head += [f"forward at {percent(s)}" for s in sparsities] + list(COST)
     below = (
-        f"L_F; the first rows have sparsity 0. {how(results, [DCGAN])} Forward: {FORWARD}. Each time is of the "
-        "generator's fastest form: drop-in layers, the engine or, for filters, smaller dense layers."
+        f"Distillation; the first rows have sparsity 0. {how(results, [DCGAN])} Forward: {FORWARD}. Each time is of "
+        "the generator's fastest form: drop-in layers, the engine or, for filters, smaller dense layers."
     )
     return markdown(head, rows, below)
 

@@ -31,12 +31,13 @@ from .grids import (
     MISSING,
     OPEN_POINTS,
     SECOND,
+    STUDIES,
     VALIDATION,
     Row,
 )
 from .results import Results
 from .tasks import TASKS
-from .techniques import FEATURES, METHOD, TECHNIQUES
+from .techniques import DEFAULT, EQUATION_CHANGES, FEATURES, METHOD, TECHNIQUES
 
 
 def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
@@ -44,14 +45,16 @@ def baselines(task: str, sparsity: float) -> Callable[[Results], str]:
 
     def table(results: Results) -> str:
         digits = "samples" in VIEWS[task]
+        planned = {(row.task, row.sparsity, row.technique) for rows in STUDIES.values() for row in rows}
         names = sorted(BASELINES, key=lambda name: (RECIPES[name].row or "~", name))
-        rows = [(f"{RECIPES[name].row or '-'} {name}", Row(task, name, sparsity)) for name in (*names, FEATURES)]
+        ours = [name for name in (FEATURES, DEFAULT) if (task, sparsity, name) in planned]
+        rows = [(f"{RECIPES[name].row or '-'} {name}", Row(task, name, sparsity)) for name in (*names, *ours)]
         lines = technique_rows(results, task, rows, lambda cell: seen(cell)[:2] if digits else ())
         published = [paper.BASELINES.get(RECIPES[name].row) for name in names]
         known = ["none"] * len(reference_rows(task)) + [f"[{one:.1f}]" if one else "none" for one in published]
         head = ["technique", f"{TASKS[task].title}, {percent(sparsity)}", *(SEEN[:2] if digits else ())]
         head += [*COST, f"the paper's StarGAN, 50 % (dense: {paper.DENSE_STARGAN})"]
-        filled = [[*line, said] for line, said in zip(lines, [*known, "none"], strict=True)]
+        filled = [[*line, said] for line, said in zip(lines, [*known, *["none"] * len(ours)], strict=True)]
         return markdown(head, filled, how(results, [task], against=METHOD))
 
     return table
@@ -138,18 +141,22 @@ def drift(results: Results) -> str:
     return markdown(["task, equations 7-9", *shown.values()], rows, below)
 
 
-def recipes(results: Results) -> str:
-    """Returns the table of the candidates for a better recipe, on the validation split."""
-    lines: list[list[str]] = []
-    head = ["task", "technique", "90 %", "95 %", *COST]
+def equations(results: Results) -> str:
+    """Returns the table of equations 7-9 with one setting changed at a time, on two tasks."""
+    lines = []
     for task in (DCGAN, SECOND):
-        (view, *_) = VIEWS[task]
-        fixed = [(label(row.technique), row, "none") for row in reference_rows(task, VALIDATION)]
-        candidates = []
-        for name in CANDIDATES:
-            row, sparser = (Row(task, name, sparsity, split=VALIDATION) for sparsity in (0.9, 0.95))
-            candidates.append((f"{name}: {TECHNIQUES[name].text}", row, judged(results, sparser, view, METHOD)))
-        for name, row, at_95 in fixed + candidates:
-            shown = judged(results, row, view, METHOD)
-            lines.append([TASKS[task].title, name, shown, at_95, *cost(Cell.of(results, row), task)])
-    return markdown(head, lines, how(results, [DCGAN, SECOND], VALIDATION, METHOD))
+        rows = [(TECHNIQUES[name].text, Row(task, name, 0.9)) for name in (METHOD, *EQUATION_CHANGES)]
+        lines += [[TASKS[task].title, *line] for line in technique_rows(results, task, rows)]
+    return markdown(["task", "technique", "90 %", *COST], lines, how(results, [DCGAN, SECOND], against=METHOD))
+
+
+def recipes(results: Results) -> str:
+    """Returns the table of the candidates for the default recipe, on the validation split."""
+    lines = []
+    planned = dict.fromkeys((row.task, row.technique) for row in STUDIES["recipe"])
+    for task in TASKS:
+        names = [name for name in CANDIDATES if (task, name) in planned]
+        rows = [(f"{name}: {TECHNIQUES[name].text}", Row(task, name, 0.9, split=VALIDATION)) for name in names]
+        found = technique_rows(results, task, rows, split=VALIDATION, against=DEFAULT)
+        lines += [[TASKS[task].title, *line] for line in found]
+    return markdown(["task", "technique", "90 %", *COST], lines, how(results, TASKS, VALIDATION, DEFAULT))
