@@ -225,7 +225,7 @@ WITHOUT_D = ["--data-free", "--prune-every", "1", "--warm-up", "1", "--batch", "
 def test_a_validated_run_keeps_its_best_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--sparsity", "0.5", "--steps", "8"]
-    command += [*WITHOUT_D, "--lr", "0.05", "--validate", "2", "--checkpoint-every", "3", "--out"]
+    command += [*WITHOUT_D, "--ramp", "0.5", "--lr", "0.05", "--validate", "2", "--checkpoint-every", "3", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     result = json.loads((tmp_path / "whole" / "result.json").read_text())["validation"]
     assert [(look["step"], look["full"]) for look in result["looks"]] == [(2, False), (4, False), (6, True), (8, True)]
