@@ -584,7 +584,7 @@ def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
         assert len(result.history) == (3 if recipe.fine_tune else 0)
         for row in result.history:
             assert math.isfinite(row["loss"])
-            assert ("gen" in row) == (recipe.own or recipe.matched)
+            assert ("gen" in row) == (recipe.own or recipe.matched or recipe.features)
             assert ("dis" in row) == (recipe.discriminator_mode == "updated")
         assert len(list(sparse_layers(result.generator))) == (0 if recipe.pruning == "none" else 5)
         pruned = [layer for _, layer in sparse_layers(result.generator)]
