@@ -61,8 +61,9 @@ def test_train_compress_generate_profile_one_after_the_other(
     assert main(["compress", str(dense), *again, *common, str(tmp_path / "again")]) == 0
     files = [folder / "generator.safetensors" for folder in (small, tmp_path / "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    rate = store.read_config(small)["generator_lr"]
     assert main(["compress", str(dense), *again, "--lr", "0.5", "--resume", *common, str(small)]) == 1
-    assert "generator_lr was 0.001 and is 0.5" in capsys.readouterr().err
+    assert f"generator_lr was {rate} and is 0.5" in capsys.readouterr().err
     assert main(["generate", str(small), "--count", "3", "--columns", "2", "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "3 images in 1 call(s) on" in capsys.readouterr().out
@@ -225,7 +226,7 @@ WITHOUT_D = ["--data-free", "--prune-every", "1", "--warm-up", "1", "--batch", "
 def test_a_validated_run_keeps_its_best_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     command = ["compress", "--generator", str(face(tmp_path / "face.pth")), "--sparsity", "0.5", "--steps", "8"]
-    command += [*WITHOUT_D, "--lr", "0.05", "--validate", "2", "--checkpoint-every", "3", "--out"]
+    command += [*WITHOUT_D, "--ramp", "0.5", "--lr", "0.05", "--validate", "2", "--checkpoint-every", "3", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     result = json.loads((tmp_path / "whole" / "result.json").read_text())["validation"]
     assert [(look["step"], look["full"]) for look in result["looks"]] == [(2, False), (4, False), (6, True), (8, True)]

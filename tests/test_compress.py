@@ -67,6 +67,8 @@ def test_gradual_pruning_is_zhu_and_guptas_cubic_reaching_the_target_at_half_the
     values = [coarse.sparsity(step) for step in range(200)]
     assert values == sorted(values)
     assert {i for i in range(1, 100) if values[i] != values[i - 1]} == set(range(7, 100, 7))
+    for steps, ramp in ((1, 0.5), (2, 0.7), (7, 0.9), (25, 1.0)):  # no run ends below its target
+        assert GradualPruning(steps, ramp=ramp).sparsity(steps - 1) == 0.9
     for bad, why in (
         ({"target": 1.0}, "target is 1.0"),
         ({"initial": 0.95}, "at most target"),
@@ -544,7 +546,7 @@ def test_recipes_differ_only_in_the_settings_of_their_rows() -> None:
         (method, f"{method}-fresh", {"fresh_discriminator"}),
         (method, f"{method}-attached", {"stop_gradient"}),
         (method, f"{method}-no-discriminator-gradient", {"discriminator_gradient"}),
-        (f"{method}-frozen", f"{method}-features", {"features"}),
+        (f"{method}-frozen", "feature-distillation", {"features", "settings"}),
         (method, "gan-loss", {"matched", "own"}),
         ("c", "c2", {"fresh_discriminator"}),
         ("c", "f", {"start", "pruning"}),
@@ -582,11 +584,15 @@ def test_every_recipe_runs_and_ends_at_its_sparsity() -> None:
         assert len(result.history) == (3 if recipe.fine_tune else 0)
         for row in result.history:
             assert math.isfinite(row["loss"])
-            assert ("gen" in row) == (recipe.own or recipe.matched)
+            assert ("gen" in row) == (recipe.own or recipe.matched or recipe.features)
             assert ("dis" in row) == (recipe.discriminator_mode == "updated")
         assert len(list(sparse_layers(result.generator))) == (0 if recipe.pruning == "none" else 5)
-        pruned = [*sparse_layers(result.generator), *sparse_layers(compressor.task.discriminator)]
-        for _, layer in pruned:
+        pruned = [layer for _, layer in sparse_layers(result.generator)]
+        if pruned:
+            sizes = sum(math.prod(layer.weight_shape) for layer in pruned)
+            assert sum(layer.nnz for layer in pruned) / sizes == pytest.approx(0.2, abs=1 / 32)
+        each = [] if compressor.config.allocation == "saliency" else pruned
+        for layer in (*each, *(layer for _, layer in sparse_layers(compressor.task.discriminator))):
             assert layer.sparsity == pytest.approx(0.8, abs=1 / 32)
         if recipe.fine_tune:
             moved = dict(compressor.task.student.named_parameters())["main.1.weight"]

@@ -135,7 +135,7 @@ def test_a_reference_is_all_that_the_commands_need(
     bare = tmp_path / "generator.pth"
     torch.save(store.load(dense).generator.state_dict(), bare)
     alone = ["compress", "--generator", str(bare), "--task", name, "--data", str(source), "--size", "16"]
-    assert main([*alone, "--warm-up", "1", "--data-free", "--steps", "1", *scored, "--out", str(tmp_path / "own")]) == 0
+    assert main([*alone, "--warm-up", "1", "--data-free", "--steps", "2", *scored, "--out", str(tmp_path / "own")]) == 0
 
     if INVENTED[name].from_noise:
         assert main(["generate", str(small), "--count", "3", "--batch", "2", "--out", str(made / "grid.png")]) == 0

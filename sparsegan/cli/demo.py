@@ -40,7 +40,7 @@ from .report import report, show_table, where
 ROWS = {
     "pruned, not fine-tuned": "one-shot",
     "pruned, plain GAN loss": "gan-loss",
-    "self-supervised": "self-supervised-features",
+    "self-supervised": "feature-distillation",
 }
 
 

@@ -36,7 +36,8 @@ class GradualPruning:
 
         s(t) = target + (initial - target) (1 - t / span)^3,    span = ramp * steps
 
-    `steps`: the length of the run. `ramp`: the fraction of the run after which the target is reached, by default half.
+    `steps`: the length of the run. `ramp`: the fraction of the run after which the target is reached, by default half;
+    the last step has the target in any case.
     `every`: the number of steps from one pruning to the next; in between, the sparsity is constant. Raises ValueError
     for values out of range.
     """
@@ -63,7 +64,7 @@ class GradualPruning:
         if step < 0:
             raise ValueError(f"step is {step}; it must be at least 0")
         span = self.ramp * self.steps
-        if step >= span:
+        if step >= min(span, self.steps - 1):
             return self.target
         pruned_at = step - step % self.every
         return self.target + (self.initial - self.target) * (1 - pruned_at / span) ** 3
