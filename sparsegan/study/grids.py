@@ -94,6 +94,7 @@ OPEN_POINTS = ("one-sided", "running", "lambda-0", "lambda-1", "floor-low", "flo
 MISSING = (DEFAULT, "distillation-data-free", "features-data-free")
 #: The default recipe, changed in one setting at a time, and the recipes beside which it was chosen.
 CANDIDATES = (DEFAULT, *(f"{DEFAULT}-{name}" for name in DEFAULT_CHANGES), f"{DEFAULT}-and-features", FEATURES)
+JUDGED = (f"{DEFAULT}-and-more-features", "features-by-saliency")
 ADVERSARIAL = (f"{DEFAULT}-and-gan-loss", f"{DEFAULT}-and-some-gan-loss")
 #: The candidates that are compared on every task.
 RATES = (DEFAULT, f"{DEFAULT}-1e-3", f"{DEFAULT}-and-features")
@@ -124,7 +125,7 @@ DCGAN, SECOND = "dcgan-mnist", "pix2pix"
 #: study -> its rows, in the order in which they run.
 STUDIES: dict[str, list[Row]] = {
     "recipe": [
-        *grid(TASKS, (*RATES, *ADVERSARIAL), [0.9], split=VALIDATION, seeds=[0]),
+        *grid(TASKS, (*RATES, *ADVERSARIAL, *JUDGED), [0.9], split=VALIDATION, seeds=[0]),
         *grid(["dcgan-fashion", SECOND], CANDIDATES, [0.9], split=VALIDATION, seeds=[0]),
     ],
     "paper-table2": [

@@ -72,6 +72,17 @@ EQUATION_CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "D also learns the original's images as fake",
         {"settings": {"original_images": "fake"}},
     ),
+    "equations-original-as-real": (
+        "D also learns the original's images as real",
+        {"settings": {"original_images": "real"}},
+    ),
+    "equations-together": (
+        "per sample, D frozen during the ramp, the original's images as fake",
+        {
+            "loss": {"match": "sample"},
+            "settings": {"discriminator_from": "target", "original_images": "fake"},
+        },
+    ),
     "equations-long": ("five times the steps", {"steps": 5.0}),
 }
 
@@ -109,6 +120,16 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
     "floor-high": Technique("equations 7-9, denominators floored at 0.5", METHOD, loss={"floor": 0.5}),
     "distillation-and-some-gan-loss": Technique(
         "distillation, and a tenth of the GAN's own loss", "distillation-and-gan-loss", loss={"own": 0.1}
+    ),
+    "distillation-and-more-features": Technique(
+        "distillation, and five times the weight of D's activations",
+        "distillation-and-features",
+        loss={"features": 5.0},
+    ),
+    "features-by-saliency": Technique(
+        "L_F, with the default recipe's pruning and rates",
+        FEATURES,
+        settings={**RECIPES[DEFAULT].settings, "decay": False, "ramp": RECIPES[DEFAULT].ramp},
     ),
     "features-data-free": Technique("L_F, the dense generator's images for real ones", FEATURES, data_free=True),
     "distillation-data-free": Technique(
