@@ -155,7 +155,7 @@ _DISCRIMINATOR = ("discriminator_mode", "prune_discriminator", "original_images"
 _DISTILLATION = {
     "stored_statistics": True,
     "generator_lr": 4e-3,
-    "betas": (0.9, 0.999),
+    "betas": (0.9, 0.99),
     "cosine": True,
     "lr_warm_up": 0.05,
     "saliency": "fisher",
@@ -186,7 +186,7 @@ RECIPES = {
     "distillation": Recipe(
         "gradual, the original's images at several scales, their edges, and its activations matched, no D",
         outputs="scales",
-        sharpness=4.0,
+        sharpness=6.0,
         intermediate="relative",
         ramp=0.7,
         discriminator_mode="none",
@@ -195,7 +195,7 @@ RECIPES = {
     "distillation-and-features": Recipe(
         "distillation, and D's activations matched too, D frozen",
         outputs="scales",
-        sharpness=4.0,
+        sharpness=6.0,
         intermediate="relative",
         features=True,
         ramp=0.7,
@@ -205,7 +205,7 @@ RECIPES = {
     "distillation-and-gan-loss": Recipe(
         "distillation, and the GAN's own loss, pretrained D updated",
         outputs="scales",
-        sharpness=4.0,
+        sharpness=6.0,
         intermediate="relative",
         own=True,
         ramp=0.7,
