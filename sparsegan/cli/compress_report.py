@@ -119,7 +119,7 @@ Smoothed over 10 steps.</p>
 <h2>Machine</h2>
 {facts_table({**info(), **running})}"""
     data = "without data" if job.data == NO_DATA else f"on {job.data}"
-    title = f"{job.reference.name} at {arguments.sparsity:.0%} sparsity, {data}"
+    title = f"{job.reference.name} at {100 * arguments.sparsity:.4g}% sparsity, {data}"
     write_text(arguments.out / "report.html", page(title, body))
 
     memory = f"peak memory {peak_bytes(device) / 1e6:,.0f} MB"
@@ -165,7 +165,7 @@ def _validation_section(result: Result, scorer: Scorer | None, search: Search | 
     if search is not None:
         points = [(trial.sparsity, trial.score) for trial in sorted(search.trials, key=lambda trial: trial.sparsity)]
         plot = score_curve(points, scorer.name, "sparsity", chosen=search.chosen, limit=search.limit)
-        return f"""<h2>Sparsities that were tried: {name} on the validation split</h2>
+        return f"""<h2>Sparsities that were tried: {name}, on inputs kept for validation</h2>
 <img class="plot" alt="score over sparsity" src="{plot}">
 <p>{html.escape(search.line)}. The dashed line is the bound. Each sparsity had {search.steps} steps at most.</p>"""
     best = best_of(result.looks)
