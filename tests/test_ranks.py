@@ -95,6 +95,8 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
 class Few:
     """11 samples of a task. Two processes cannot divide them evenly."""
 
+    distinct = 11
+
     def __init__(self, name: str) -> None:
         parts = list(test_gans.batches(name, 3, torch.float64))
         self.parts = [torch.cat(part)[:11] for part in zip(*parts, strict=True)]

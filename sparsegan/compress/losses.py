@@ -87,7 +87,7 @@ The relative distance gives every layer the same weight, whatever the scale of i
 A network that regresses to images gives softer images, because details that it cannot represent average out. With E the
 sum of (S x)^2 over an image, and R the root mean square of S x over windows of 7 x 7 pixels,
 
-    e = mean |R x_C - R x_O| + 1/20 mean over the images |E x_C - E x_O| / max(E x_O, a tenth of the mean E x_O)
+    e = mean |R x_C - R x_O| + 1/10 mean over the images |E x_C - E x_O| / (E x_C + E x_O)
 
 asks for edges of the same strength, in each window and in the whole image, without asking for the same edges.
 
@@ -374,8 +374,9 @@ def sharpness(ours: Tensor, theirs: Tensor) -> Tensor:
     size = min(7, *ours.shape[-2:])
     # The small summand keeps the gradient of the root finite where a window is flat.
     r_ours, r_theirs = ((F.avg_pool2d(one, size, stride=(size + 1) // 2) + 1e-4).sqrt() for one in squares)
-    least = whole[1].mean() / 10 + torch.finfo(theirs.dtype).tiny  # an image may have no edges
-    return F.l1_loss(r_ours, r_theirs) + ((whole[0] - whole[1]).abs() / whole[1].clamp_min(least)).mean() / 20
+    tiny = torch.finfo(theirs.dtype).tiny  # an image may have no edges
+    ratio = (whole[0] - whole[1]).abs() / (whole[0] + whole[1]).clamp_min(tiny)
+    return F.l1_loss(r_ours, r_theirs) + ratio.mean() / 10
 
 
 def relative(ours: Tensor, theirs: Tensor) -> Tensor:

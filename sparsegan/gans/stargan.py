@@ -252,7 +252,7 @@ def views(fake: dict[str, Tensor], batch: Batch) -> dict[str, View]:
     if labels.dim() > 1:
         return {"translation": View(images, fake["images"], images)}
     made = {}
-    for domain in labels.unique().tolist():
+    for domain in labels.unique().cpu().tolist():
         moved = (target == domain) & (labels != domain)
         made[f"to {domain}"] = View(images[moved], fake["images"][moved], images[labels == domain], asked=target[moved])
     return made
