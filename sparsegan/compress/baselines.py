@@ -181,7 +181,8 @@ RECIPES = {
         matched=True,
         features=True,
         discriminator_mode="frozen",
-        settings={"stored_statistics": True, "contrast": True},
+        ramp=0.7,
+        settings={**_DISTILLATION, "contrast": True},
     ),
     "distillation": Recipe(
         "gradual, the original's images at several scales, their edges, and its activations matched, no D",

@@ -93,8 +93,8 @@ DISCRIMINATORS = (
 OPEN_POINTS = ("one-sided", "running", "lambda-0", "lambda-1", "floor-low", "floor-high")
 MISSING = (DEFAULT, "distillation-data-free", "features-data-free")
 #: The default recipe, changed in one setting at a time, and the recipes beside which it was chosen.
-CANDIDATES = (DEFAULT, *(f"{DEFAULT}-{name}" for name in DEFAULT_CHANGES), f"{DEFAULT}-and-features", FEATURES)
-JUDGED = (f"{DEFAULT}-and-more-features", "features-by-saliency")
+CANDIDATES = (DEFAULT, *(f"{DEFAULT}-{name}" for name in DEFAULT_CHANGES), f"{DEFAULT}-and-features")
+JUDGED = (f"{DEFAULT}-and-more-features", FEATURES, "features-by-magnitude")
 ADVERSARIAL = (f"{DEFAULT}-and-gan-loss", f"{DEFAULT}-and-some-gan-loss")
 #: The candidates that are compared on every task.
 RATES = (DEFAULT, f"{DEFAULT}-1e-3", f"{DEFAULT}-and-features")

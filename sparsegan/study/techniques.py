@@ -126,10 +126,19 @@ TECHNIQUES = {name: Technique(recipe.text, name) for name, recipe in RECIPES.ite
         "distillation-and-features",
         loss={"features": 5.0},
     ),
-    "features-by-saliency": Technique(
-        "L_F, with the default recipe's pruning and rates",
+    "features-by-magnitude": Technique(
+        "L_F, pruned by magnitude, one sparsity for all layers, rate 1e-3",
         FEATURES,
-        settings={**RECIPES[DEFAULT].settings, "decay": False, "ramp": RECIPES[DEFAULT].ramp},
+        settings={
+            "saliency": "magnitude",
+            "allocation": "uniform",
+            "generator_lr": 1e-3,
+            "betas": (0.5, 0.999),
+            "lr_warm_up": 0.0,
+            "cosine": False,
+            "decay": True,
+            "ramp": 0.5,
+        },
     ),
     "features-data-free": Technique("L_F, the dense generator's images for real ones", FEATURES, data_free=True),
     "distillation-data-free": Technique(
