@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_compress import images, small_gan
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.compress import RECIPES, RunConfig, baseline
@@ -132,3 +132,26 @@ def test_the_former_name_of_feature_distillation_works_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match="'self-supervised-features' is now called 'feature-distillation'"):
         made = baseline("self-supervised-features", generator, judge, dcgan.objective, steps=1)
     assert made.config.loss == RECIPES["feature-distillation"].config().loss
+
+
+class Functional(nn.Module):
+    """A generator without activation modules, whose forward has dropout of its own."""
+
+    nz = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ConvTranspose2d(8, 6, 8)
+        self.last = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return torch.tanh(self.last(F.dropout(F.relu(self.first(noise)), 0.1, self.training)))
+
+
+def test_a_generator_without_activation_modules_is_distilled_by_its_convolutions() -> None:
+    torch.manual_seed(0)
+    generator = Functional()
+    made = baseline(DEFAULT, generator, nn.Linear(1, 1), dcgan.objective, steps=40, sparsity=0.5, every=4)
+    result = made.fit([torch.zeros(6, 3, 8, 8)])
+    assert {name for name, _ in sparse_layers(result.generator)} == {"first", "last"}
+    assert result.history[-1]["loss"] < 1.5 * result.history[12]["loss"]

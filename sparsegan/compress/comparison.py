@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..copying import copy_model
 from ..gans.objective import Objective, drawing, images_in, reducing
 from ..modes import in_mode
+from ..nn.layer import SparseConv
 from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
@@ -75,7 +76,7 @@ class Comparison:
 
     def _made(self, generator: nn.Module, batch: Any, noise: Draws) -> Made:
         found: list[Tensor] = []
-        layers = _activations(generator, "generator") if self.loss.matches_intermediate else []
+        layers = _inner_layers(generator) if self.loss.matches_intermediate else []
         with outputs_of(layers, found):
             return drawing(self.objective, noise).generate(generator, batch), found
 
@@ -129,11 +130,23 @@ def gap(
 _ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 
 
-def _activations(network: nn.Module, role: str) -> list[nn.Module]:
-    found: list[nn.Module] = [module for module in network.modules() if isinstance(module, _ACTIVATIONS)]
+def _activations(discriminator: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = [module for module in discriminator.modules() if isinstance(module, _ACTIVATIONS)]
     if not found:
-        hint = "; name its layers in feature_layers" if role == "discriminator" else ""
-        raise ValueError(f"the {role} has no activation modules to match{hint}")
+        raise ValueError("the discriminator has no activation modules to match; name its layers in feature_layers")
+    return found
+
+
+def _inner_layers(generator: nn.Module) -> list[nn.Module]:
+    """The activation modules of a generator. Where it calls functions in their place, its convolutions."""
+    modules = list(generator.modules())
+    found: list[nn.Module] = [module for module in modules if isinstance(module, _ACTIVATIONS)]
+    if not found:
+        found = [one for one in modules if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
+    if not found:
+        raise ValueError(
+            "the generator has no activation modules and no convolutions, so no activations can be matched"
+        )
     return found
 
 
@@ -156,4 +169,4 @@ def feature_layers_of(discriminator: nn.Module, names: Sequence[str]) -> list[nn
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(f"feature_layers has {unknown[0]!r}; it must be names of the discriminator's modules")
-    return [modules[name] for name in names] or _activations(discriminator, "discriminator")
+    return [modules[name] for name in names] or _activations(discriminator)

@@ -64,7 +64,8 @@ and K layers:
 generator terms that compare images without a discriminator (`Objective.distances`: pix2pix's L1, SRGAN's Content).
 
 **Distillation** needs no discriminator and no data. With x_O and x_C the two generators' images from the same noise or
-input, Gen the GAN's own weighted generator loss of x_C, and h_k the output of a generator's k-th layer of K layers:
+input, Gen the GAN's own weighted generator loss of x_C, and h_k the output of a generator's k-th activation module of K
+modules (of its k-th convolution, where it has no activation modules):
 
     L = own Gen + outputs d(x_C, x_O) + sharpness e(x_C, x_O) + intermediate 1/K sum over k  r(h_k(G_C), h_k(G_O))
         + features L_F
