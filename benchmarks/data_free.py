@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,16 @@ OTHERS = ("intermediate-distillation", "one-shot-distillation", "feature-distill
 
 
 def compress(arguments: argparse.Namespace, sparsity: float, recipe: str | None = None) -> dict[str, Any]:
-    """Runs the command and returns its result.json, with the command and the seconds."""
+    """Runs the command, or continues it, and returns its result.json with the command."""
     out = arguments.out / f"{recipe or 'default'}-{sparsity:g}"
-    words = ["sparsegan", "compress", "--generator", str(arguments.generator), "--data-free"]
+    words = ["sparsegan", "compress", "--generator", os.path.relpath(arguments.generator), "--data-free"]
     words += ["--sparsity", f"{sparsity:g}", "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
     words += ["--seed", str(arguments.seed), *(["--recipe", recipe] if recipe else [])]
-    begun = time.perf_counter()
-    more_words = ["--threads", str(arguments.threads), "--quiet", "--out", str(out)]
-    subprocess.run([sys.executable, "-m", *words, *more_words], check=True, stdout=subprocess.DEVNULL)
-    seconds = round(time.perf_counter() - begun, 1)
+    more = ["--threads", str(arguments.threads), "--quiet", "--out", str(out), *(["--resume"] if out.exists() else [])]
+    if not (out / "result.json").is_file():
+        subprocess.run([sys.executable, "-m", *words, *more], check=True, stdout=subprocess.DEVNULL)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    return {"command": shlex.join(words), "recipe": recipe or "the default", "seconds": seconds, **result}
+    return {"command": shlex.join(words), "recipe": recipe or "the default", **result}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ FILE = Path(__file__).parent.parent / "checkpoints" / "dcgan-emoji" / "generator
 
 def compress(out: Path, *words: str) -> dict[str, dict[str, float]]:
     """From the name of a generator of result.json to the figures of its images."""
-    command = ["compress", "--generator", str(FILE), "--data-free", "--steps", "60", "--batch", "16", "--quiet"]
+    command = ["compress", "--generator", str(FILE), "--data-free", "--steps", "150", "--batch", "16", "--quiet"]
     main([*command, "--out", str(out), *words])
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert result["settings"]["data"] == "none"
@@ -33,14 +33,8 @@ def test_the_default_options_come_near_the_original(default: dict[str, dict[str,
     """Without any fine-tuning the images are further from the original's than one image, the mean of all."""
     assert default["pruned"]["psnr"] < default["compressed"]["mean_image"]
     assert default["compressed"]["psnr"] > default["compressed"]["mean_image"] + 4
-    assert default["compressed"]["edges"] > 2 * default["pruned"]["edges"]
-
-
-def test_they_beat_the_published_loss_without_a_discriminator(
-    default: dict[str, dict[str, float]], tmp_path: Path
-) -> None:
-    other = compress(tmp_path / "run", "--sparsity", "0.75", "--recipe", "self-supervised", "--warm-up", "20")
-    assert default["compressed"]["psnr"] > other["compressed"]["psnr"] + 2
+    assert default["compressed"]["psnr"] > default["pruned, batch norms re-estimated"]["psnr"]
+    assert 0.6 < default["compressed"]["edges"] < 1.3
 
 
 def test_the_checkpoint_is_a_colour_generator_in_the_layout_of_the_public_example() -> None:
