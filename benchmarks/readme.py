@@ -19,7 +19,7 @@ from typing import Any
 
 from sparsegan.benchmark.cases import TARGET_SHARE
 from sparsegan.benchmark.training import MEMORY_TARGET
-from sparsegan.cli.report import columns, note
+from sparsegan.cli.demo_report import distances, note, sizes
 from sparsegan.study import Results
 from sparsegan.study.tables import changes, in_short
 from sparsegan.study.techniques import DEFAULT
@@ -207,26 +207,27 @@ def comparison(report: Report) -> str:
     return markdown(head, rows, _bench(report))
 
 
-def _demo_facts(report: Report) -> str:
+def _machine(report: Report) -> tuple[str, ...]:
     machine = report["machine"]
-    facts = (
+    return (
         machine["machine"],
         machine["cpu isa in use"],
-        f"{machine['threads']} threads",
+        f"{machine['threads']} thread(s)",
         f"torch {machine['torch']}",
     )
-    return measured("make demo", *facts)
+
+
+def _demo_facts(report: Report) -> str:
+    return measured("make demo", *_machine(report))
 
 
 def demo(report: Report) -> str:
-    """The demo's own table, one column per generator."""
-    head, lines = columns(report)
-    rows = [list(row) for row in zip(head, *lines, strict=True)]
-    return markdown(["", *rows[0][1:]], rows[1:], f"{note(report)} {_demo_facts(report)}")
+    """The demo's own tables: distances of all generators, then sizes and times."""
+    return f"{markdown(*distances(report), '')}{markdown(*sizes(report), f'{note(report)} {_demo_facts(report)}')}"
 
 
 def layers(report: Report) -> str:
-    """The layers of the demo's self-supervised generator."""
+    """The layers of the demo's main generator."""
     rows = [
         [
             row["geometry"],
@@ -243,11 +244,30 @@ def layers(report: Report) -> str:
     return markdown(head, rows, _demo_facts(report))
 
 
-def equations(report: Report) -> str:
-    """One sentence on the paper's unchanged equations in the demo's setting."""
-    fid = f"{report['fid']:.0f} ± {report['fid_spread']:.0f}"
-    text = f"The paper's equations (7)-(9) as they are, in the demo's setting: FID (digit classifier) {fid}."
-    return f"{text} {measured(report['command'])}\n"
+def demo_sweep(report: Report) -> str:
+    """The learning rates that the demo's sweep tried, and the ones that it chose."""
+
+    def distance(value: float | None) -> str:
+        return "diverged" if value is None else f"{value:.0f}"
+
+    rows = []
+    for title, row in report["rows"].items():
+        band = "none: a seed diverged" if row["band"] is None else "{:g} to {:g}".format(*row["band"])
+        for tried in row["tried"]:
+            rates = {name: tried[name] for name in row["chosen"]}
+            chosen = f"{', '.join(map(distance, row['kid']))}; band {band}" if rates == row["chosen"] else ""
+            shown = ["not trained" if rate is None else f"{rate:g}" for rate in rates.values()]
+            rows.append([title, *shown, ", ".join(map(distance, tried["kid"])), chosen])
+    head = [
+        "generator",
+        "learning rate",
+        "the discriminator's",
+        "validation, two seeds",
+        "if chosen: the table's digits",
+    ]
+    return markdown(
+        head, rows, f"Kernel distances, one per training seed. {measured(report['command'], *_machine(report))}"
+    )
 
 
 def ceilings(report: Report) -> str:
@@ -424,7 +444,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "data_free": ("data_free", data_free),
     "demo": ("demo", demo),
     "layers": ("demo", layers),
-    "equations": ("equations", equations),
+    "demo_sweep": ("demo_sweep", demo_sweep),
     "gpu": ("gpu", gpu),
     "compression_step": ("compression_step", compression_step),
     "generators": ("generators", generators),

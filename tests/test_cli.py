@@ -22,7 +22,6 @@ from sparsegan.cli.verdict import VALIDATED, original_images
 from sparsegan.compress import gap
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import Objective, dcgan, store
-from sparsegan.metrics.classifier import Classifier, find_classifier, save_classifier
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.pruning.allocation import sensitivity
 from sparsegan.training import endless
@@ -33,17 +32,6 @@ from sparsegan.training.adversarial import AdversarialTask
 def few_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verdict compares few images, to save time."""
     monkeypatch.setattr("sparsegan.cli.verdict.IMAGES", 32)
-
-
-@pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the digits by 24 smooth images, which need no extra package and little time."""
-
-    def blobs(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-        coarse = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear"), torch.arange(24) % 10
-
-    monkeypatch.setitem(data.DATASETS, "mnist", blobs)
 
 
 @pytest.mark.usefixtures("few_digits")
@@ -498,40 +486,9 @@ def test_only_stargan_takes_a_classifier_of_domains(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.usefixtures("few_digits")
-def test_the_demo_ends_with_a_table_and_a_page_and_can_be_continued(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("matplotlib")
-    checkpoints, out = tmp_path / "checkpoints", tmp_path / "demo"
-    trained = ["--width", "2", "--batch", "8", "--steps", "2", "--quiet", "--out", str(checkpoints / "dcgan-mnist")]
-    assert main(["train", "dcgan", *trained]) == 0
+def test_a_classifier_needs_images_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "classifier", "--epochs", "1", "--quiet", "--out", str(tmp_path / "none")]) == 1
     assert "held_out is 1000; it must be from 1 to 23" in capsys.readouterr().err
-    save_classifier(Classifier(), find_classifier("mnist", checkpoints))
-    command = ["demo", "--checkpoints", str(checkpoints), "--out", str(out), "--steps", "3", "--batch", "8"]
-    command += ["--samples", "30", "--sparsity", "0.8", "--quiet"]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
-    results = json.loads((out / "results.json").read_text())
-    assert list(results["rows"]) == ["dense", "pruned, not fine-tuned", "pruned, plain GAN loss", "self-supervised"]
-    for title, row in results["rows"].items():
-        assert title.split(",")[0] in printed
-        assert row["sparsity"] == pytest.approx(0.0 if title == "dense" else 0.8, abs=0.01)
-        assert row["macs"] > 0
-    page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5  # four grids, one figure with the curves
-    assert "http://" not in page
-    assert "https://" not in page
-
-    # Run again, the demo keeps finished results and makes missing results again, with the same figures.
-    (out / "rows" / "self-supervised.json").unlink()
-    monkeypatch.setattr(sparsegan.compress.Compressor, "fit", None)
-    assert main(command) == 0
-    again = json.loads((out / "results.json").read_text())
-    assert again["rows"]["self-supervised"]["fid"] == results["rows"]["self-supervised"]["fid"]
-    assert main([*command, "--steps", "4"]) == 1
-    assert "cannot be resumed with other settings: steps was 3 and is 4" in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_status_1(

@@ -1,4 +1,4 @@
-"""The demo's table on the terminal, and the HTML reports of the demo and of compress, with all pictures inside."""
+"""Parts of the HTML pages of the demo and of compress: the page, tables, pictures and curves inside it."""
 
 from __future__ import annotations
 
@@ -10,118 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-
-from .pictures import grid
-
-COLORS = {"pruned, plain GAN loss": "#d95f02", "self-supervised": "#1b6ca8"}
-
-
-def columns(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of the demo's table: one line per generator."""
-    network = results["network"]
-    head = [
-        "generator",
-        f"FID ({network})",
-        f"KID ({network})",
-        "sparsity",
-        "MACs per image",
-        "file",
-        "training state",
-        "forward, dense",
-        "forward, sparse",
-        "training, dense",
-        "training, sparse",
-    ]
-    lines = []
-    for title, row in results["rows"].items():
-        lines.append(
-            [
-                title,
-                _mean_spread(row["fid"], row["fid_spread"]),
-                _mean_spread(row["kid"], row["kid_spread"]),
-                f"{row['sparsity']:.1%}",
-                f"{row['macs'] / 1e6:.1f} M",
-                f"{row['file_bytes'] / 1e6:.2f} MB",
-                f"{row['training_bytes'] / 1e6:.2f} MB",
-                *(
-                    f"{row[key]:.1f} ms" if title != "dense" or key.endswith("dense") else "-"
-                    for key in ("forward_ms_dense", "forward_ms", "train_ms_dense", "train_ms")
-                ),
-            ]
-        )
-    return head, lines
-
-
-def _mean_spread(mean: float, spread: float) -> str:
-    return f"{mean:.0f} ± {spread:.0f}" if abs(mean) >= 100 else f"{mean:.1f} ± {spread:.1f}"
-
-
-def where(results: dict[str, Any]) -> str:
-    """The device of the run; for a CPU, its number of threads."""
-    machine = results["machine"]
-    return f"{machine['threads']} thread(s)" if machine.get("device", "cpu") == "cpu" else machine["device"]
-
-
-def note(results: dict[str, Any]) -> str:
-    """A paragraph that explains the figures of the table."""
-    row = results["rows"]["dense"]
-    settings, made = results["settings"], results["rows_made"]
-    return (
-        "FID and KID are the Fréchet and kernel distances to the 5,000 real digits, in the features of this project's "
-        f"{results['network']}: mean ± spread over {len(row['sample_seeds'])} seeds of {row['samples']:,} samples. "
-        f"Both fine-tuned generators had {settings['steps']} steps of {settings['batch']} images and the same learning "
-        "rates. They were pruned by magnitude within each layer and reached the target at half of the run. The last "
-        f"layer, {results['last_layer']}, is dense in every generator. Plain GAN loss: "
-        f"{made['pruned, plain GAN loss']}. Self-supervised: {made['self-supervised']}. Times are medians in "
-        "milliseconds for a batch of 64, of a forward pass and of a forward with a backward pass (training), on "
-        f"{where(results)}. Dense is the faster of torch's two layouts, with the zeros in place. Sparse is the "
-        "compressed generator. The training state is parameters, gradients, Adam's moments, support and plans."
-    )
-
-
-def show_table(results: dict[str, Any]) -> None:
-    """Print the table and its note."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    head, lines = columns(results)
-    # One column per generator: the table then fits into 80 characters.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    for line in lines:
-        longest_word = max(map(len, line[0].split()))
-        style = "bold" if line[0] == "self-supervised" else None
-        table.add_column(line[0], justify="right", style=style, min_width=longest_word)
-    for index, name in enumerate(head[1:], start=1):
-        table.add_row(name, *(line[index] for line in lines))
-    console = Console()
-    console.print(table)
-    console.print(note(results), highlight=False)
-
-
-def report(results: dict[str, Any], samples: dict[str, Tensor], histories: dict[str, list[dict[str, float]]]) -> str:
-    """The demo's HTML page. `samples`: images [N, C, H, W] in [-1, 1] of each generator from the same noise."""
-    head, lines = columns(results)
-    figures = "".join(
-        f"<figure><img src='{_picture(images)}' alt='samples'><figcaption>{html.escape(title)}</figcaption></figure>"
-        for title, images in samples.items()
-    )
-    sparsity = results["settings"]["sparsity"]
-    body = f"""<div class="wide">{table(head, lines)}</div>
-<p>{html.escape(note(results))}</p>
-<h2>Samples from the same noise</h2>
-<div class="grids">{figures}</div>
-<h2>Losses and sparsity over the fine-tuning</h2>
-<img class="plot" alt="curves" src="{_curves(histories)}">
-<p>Left and middle: the generator's and the discriminator's term on the compressed generator's images, smoothed over 10
-steps. Dotted: the original generator's score by the same discriminator. The self-supervised generator is compared with
-the original image by image, and its discriminator is not trained.</p>
-<h2>Layers of the self-supervised generator (batch of 64, forward)</h2>
-<div class="wide">{layer_table(results["layers"])}</div>
-<h2>Machine</h2>
-{facts_table(results["machine"])}"""
-    return page(f"A DCGAN's generator at {sparsity:.0%} element sparsity, on real digits", body)
 
 
 def page(title: str, body: str) -> str:
@@ -179,11 +67,11 @@ def layer_table(layers: list[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """An HTML table in which the row "self-supervised" is bold."""
+def table(head: list[str], lines: list[list[str]], bold: str | None = None) -> str:
+    """An HTML table. `bold`: the first cell of the line that is bold."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(
-        f"<tr{' class=method' if line[0] == 'self-supervised' else ''}>"
+        f"<tr{' class=method' if line[0] == bold else ''}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)
         + "</tr>"
         for line in lines
@@ -191,12 +79,9 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A data: address of a PNG file."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _picture(images: Tensor) -> str:
-    return picture_uri(grid(images, columns=10))
 
 
 def picture_uri(picture: Tensor) -> str:
@@ -206,36 +91,7 @@ def picture_uri(picture: Tensor) -> str:
     array = picture.numpy()
     stream = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, format="PNG")
-    return _data_uri(stream.getvalue())
-
-
-def _curves(histories: dict[str, list[dict[str, float]]]) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    for axes, term, title in ((left, "gen", "generator term"), (middle, "dis", "discriminator term")):
-        for name, rows in histories.items():
-            if not rows:
-                continue
-            axes.plot(*_smooth(rows, term), color=COLORS.get(name), label=name)
-            if f"{term}_original" in rows[0]:
-                original = _smooth(rows, f"{term}_original")
-                axes.plot(*original, color=COLORS.get(name), linestyle=":", label=f"{name}: original generator")
-        axes.set_title(title)
-        axes.set_xlabel("step")
-    for name, rows in histories.items():
-        if rows:
-            right.plot([r["step"] for r in rows], [r["sparsity"] for r in rows], color=COLORS.get(name), label=name)
-    right.set_title("sparsity")
-    right.set_xlabel("step")
-    right.set_ylim(0, 1)
-    left.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return _data_uri(stream.getvalue())
+    return data_uri(stream.getvalue())
 
 
 def term_curves(history: list[dict[str, float]]) -> str:
@@ -255,7 +111,7 @@ def term_curves(history: list[dict[str, float]]) -> str:
     for panel, term in zip(axes, terms, strict=False):
         compressed = f"{term}_compressed" if any(f"{term}_compressed" in row for row in history) else term
         for key, style in ((compressed, "-"), (f"{term}_original", ":")):
-            panel.plot(*_smooth(history, key), linestyle=style, color="#1b6ca8")
+            panel.plot(*smooth(history, key), linestyle=style, color="#1b6ca8")
         panel.set_title(term)
     panel = axes[len(terms)]
     panel.plot([row["step"] for row in history], [row["sparsity"] for row in history], color="#1b6ca8")
@@ -265,7 +121,7 @@ def term_curves(history: list[dict[str, float]]) -> str:
         unused.set_axis_off()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
-    return _data_uri(stream.getvalue())
+    return data_uri(stream.getvalue())
 
 
 def score_curve(
@@ -295,10 +151,11 @@ def score_curve(
     axes.set_ylabel(name)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
-    return _data_uri(stream.getvalue())
+    return data_uri(stream.getvalue())
 
 
-def _smooth(rows: list[dict[str, float]], key: str, width: int = 10) -> tuple[list[float], list[float]]:
+def smooth(rows: list[dict[str, float]], key: str, width: int = 10) -> tuple[list[float], list[float]]:
+    """The steps at which `rows` have the figure `key`, and the means of the figure over the last `width` rows."""
     steps, values = [], []
     for end in range(len(rows)):
         window = [row[key] for row in rows[max(0, end - width + 1) : end + 1] if key in row]
