@@ -67,7 +67,8 @@ def note(results: Results) -> str:
         "kernel distance has no bias, so that it may be slightly negative. The first row has other real digits in the "
         "place of samples, and is the floor. All digits were training images of the dense generator, and are those of "
         f"the fine-tuning. The fine-tuning has {settings['steps']} steps of "
-        f"{settings['batch']} images. It prunes by magnitude within each layer, up to half of the run. The last layer, "
+        f"{settings['batch']} images. The plain GAN loss prunes by magnitude within each layer, up to half of the run; distillation "
+        "prunes by saliency, up to 70 %. The last layer, "
         f"{results['last_layer']}, is dense in every generator. {_recipes(results)} All pruned generators "
         "have about the same size and speed. Times are medians in milliseconds for a batch of 64, of a forward pass "
         f"and of a forward with a backward pass (training), on {where(results)}. Dense: the faster of torch's two "
@@ -84,10 +85,7 @@ def _recipes(results: Results) -> str:
         if one["generator_lr"] is not None:
             judge = f", the discriminator's {one['discriminator_lr']:g}" if one["discriminator_lr"] else ""
             texts.append(f"{title[0].upper()}{title[1:]}: {one['text']}; learning rate {one['generator_lr']:g}{judge}.")
-    texts.append(
-        "`sparsegan demo --sweep` chose each row's rates for the usual setting, by other noise and other real digits "
-        "than those of the table."
-    )
+    texts.append("No rate was chosen by the distances of this table: other noise and other digits were used.")
     plain = ", ".join(f'"{title}"' for title, one in made.items() if not one["repaired"])
     texts.append(
         f"In all pruned rows but {plain}, batch norms have statistics of the pruned network, unless the recipe keeps "

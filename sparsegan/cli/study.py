@@ -152,10 +152,8 @@ def _prune(arguments: argparse.Namespace, results: Results) -> None:
 
 #: From the heading of a picture's column to the technique and sparsity of its generator.
 COLUMNS = {
-    "pruned 90": ("one-shot", 0.9),
     "7-9, 90": (METHOD, 0.9),
     "L_F, 90": (FEATURES, 0.9),
-    "distilled 75": (DEFAULT, 0.75),
     "distilled 90": (DEFAULT, 0.9),
 }
 PICTURED = 4  # samples per picture
