@@ -546,7 +546,7 @@ def test_recipes_differ_only_in_the_settings_of_their_rows() -> None:
         (method, f"{method}-fresh", {"fresh_discriminator"}),
         (method, f"{method}-attached", {"stop_gradient"}),
         (method, f"{method}-no-discriminator-gradient", {"discriminator_gradient"}),
-        (f"{method}-frozen", "feature-distillation", {"features", "settings"}),
+        (f"{method}-frozen", "feature-distillation", {"features", "settings", "ramp"}),
         (method, "gan-loss", {"matched", "own"}),
         ("c", "c2", {"fresh_discriminator"}),
         ("c", "f", {"start", "pruning"}),

@@ -130,7 +130,7 @@ def test_rates_rise_and_follow_half_a_cosine() -> None:
 def test_the_former_name_of_feature_distillation_works_with_a_warning() -> None:
     generator, judge = small_gan()
     with pytest.warns(DeprecationWarning, match="'self-supervised-features' is now called 'feature-distillation'"):
-        made = baseline("self-supervised-features", generator, judge, dcgan.objective, steps=1)
+        made = baseline("self-supervised-features", generator, judge, dcgan.objective, steps=20)
     assert made.config.loss == RECIPES["feature-distillation"].config().loss
 
 

@@ -96,6 +96,7 @@ class Few:
     """11 samples of a task. Two processes cannot divide them evenly."""
 
     distinct = 11
+    domains: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         parts = list(test_gans.batches(name, 3, torch.float64))

@@ -121,9 +121,10 @@ class Compressor:
         pruned = config.granularity, config.exclude
         chosen_later = config.allocation == BY_SALIENCY
         if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
-            raise ValueError(
-                f"allocation is {BY_SALIENCY!r}, which is chosen after some steps, and schedule prunes before the "
-                "first step only; it must be a gradual schedule, or allocation one of the others"
+            warnings.warn(
+                f"allocation is {BY_SALIENCY!r}, and the schedule prunes before the first step only, when no gradient "
+                "is known yet: every layer gets the schedule's sparsity, and its smallest weights are dropped",
+                stacklevel=2,
             )
         targets = Targets.of(
             start, schedule.sparsity(schedule.steps), *pruned, "uniform" if chosen_later else config.allocation
