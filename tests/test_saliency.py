@@ -121,3 +121,16 @@ def test_a_layer_with_larger_gradients_keeps_more() -> None:
     after = sparsities_by_saliency(network, 0.8, uses, [optimizer])
     assert after["2"] < before["2"] - 0.02
     assert after["0"] > before["0"]
+
+
+def test_a_frozen_layer_is_pruned_like_the_whole_and_takes_nothing_from_the_others() -> None:
+    network = net()
+    frozen = dict(sparse_layers(network))["2"].values.requires_grad_(False)
+    optimizer = torch.optim.Adam([one for one in network.parameters() if one is not frozen], 1e-3)
+    network(torch.randn(2, 8, 5, 6)).square().mean().backward()
+    optimizer.step()
+    found = sparsities_by_saliency(network, 0.8, {"0": 1, "2": 4, "4": 16}, [optimizer])
+    assert found["2"] == 0.8
+    sizes = {name: math.prod(layer.weight_shape) for name, layer in sparse_layers(network)}
+    dropped = sum(found[name] * sizes[name] for name in ("0", "4"))
+    assert dropped == pytest.approx(0.8 * (sizes["0"] + sizes["4"]), rel=0.01)

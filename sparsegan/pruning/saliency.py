@@ -114,11 +114,14 @@ def sparsities_by_saliency(
     fraction :data:`~sparsegan.pruning.allocation.LEAST` of each layer's units always stays.
 
     `uses`: how often a weight of each layer is used, as `counting_uses` counts it; only ratios matter.
-    A layer of granularity "2:4" keeps its sparsity and counts in neither budget. Raises ``ValueError`` as
-    :func:`ranked` does.
+    A layer of granularity "2:4" keeps its sparsity, and a frozen layer, whose gradients are not known, gets `sparsity`.
+    They count in neither budget. Raises ``ValueError`` as :func:`ranked` does.
     """
     check_sparsity(sparsity)
-    fixed = {name for name, layer in sparse_layers(model) if units_of(layer.granularity).sparsity is not None}
+    frozen = {name: sparsity for name, layer in sparse_layers(model) if not layer.values.requires_grad}
+    fixed = frozen | {
+        name: FIXED for name, layer in sparse_layers(model) if units_of(layer.granularity).sparsity is not None
+    }
     layers = {name: layer for name, layer in sparse_layers(model) if name not in fixed}
     # Units of one layer have one size and one cost, so the order within a layer holds for every price.
     squares, sizes, counts = {}, {}, {}
@@ -166,4 +169,4 @@ def sparsities_by_saliency(
                 low = middle
             else:
                 high, chosen = middle, found
-    return dict.fromkeys(fixed, FIXED) | {name: 1 - chosen[name] / counts[name] for name in layers}
+    return fixed | {name: 1 - chosen[name] / counts[name] for name in layers}
