@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsegan.gans import Objective
+from sparsegan.gans.objective import View
 from sparsegan.metrics.likeness import CLOSE, FAR, PARTLY, Likeness, OriginalImages, edge_energy, worst
 
 BATCHES = [torch.zeros(16, 3, 32, 32) for _ in range(4)]
@@ -121,3 +122,23 @@ def test_the_worst_kind_decides_and_mistakes_are_named() -> None:
         likeness(lambda images: images[:, :1])
     with pytest.raises(ValueError, match="images of the kind 'images' hold values that are not finite"):
         likeness(lambda images: images / 0)
+
+
+def test_a_batch_may_lack_a_kind_of_image() -> None:
+    """StarGAN's views are the domains that images of the batch came to."""
+
+    def views(fake: Tensor, batch: Tensor) -> dict[str, View]:
+        kinds = {"dark": batch[:, 0, 0, 0] < 0, "light": batch[:, 0, 0, 0] >= 0}
+        return {name: View(None, fake[rows]) for name, rows in kinds.items()}
+
+    def generate(generator: nn.Module, batch: Tensor) -> Tensor:
+        return generator(batch)
+
+    objective = Objective(lambda *_: {}, lambda *_: {}, generate, views=views)
+    batches = [torch.full((2, 1, 16, 16), -0.5), torch.rand(3, 1, 16, 16)]
+    original = OriginalImages(nn.Identity(), objective, batches)
+    assert original.count == 3
+    assert {name: one.psnr > 50 for name, one in original.compare(nn.Identity()).items()} == {
+        "dark": True,
+        "light": True,
+    }

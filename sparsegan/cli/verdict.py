@@ -120,7 +120,9 @@ def original_images(
     else:
         order = unseen.order(shuffled=False)
         chosen = order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()]
-        batches = [unseen.batch(part, None) for part in chosen.split(16)]
+        # StarGAN takes its target domains from the batch, so the domains have to be mixed.
+        mixed = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
+        batches = [unseen.batch(part, None) for part in mixed.split(16)]
     return OriginalImages(gan.generator, gan.objective, batches, (seed + purpose) % 2**63)
 
 

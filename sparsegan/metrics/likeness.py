@@ -95,12 +95,13 @@ class OriginalImages:
         if not self.batches:
             raise ValueError("batches is empty; at least one is needed")
         self._images = list(self._made(original))
-        self._mean_image = {name: self._mean_image_psnr(name) for name in self._images[0]}
+        kinds = dict.fromkeys(name for images in self._images for name in images)  # a batch may lack a kind
+        self._mean_image = {name: self._mean_image_psnr(name) for name in kinds}
 
     @property
     def count(self) -> int:
-        """The number of images of each kind."""
-        return sum(len(next(iter(images.values()))) for images in self._images)
+        """The number of images of the most frequent kind."""
+        return max(sum(len(images.get(name, ())) for images in self._images) for name in self._mean_image)
 
     def compare(self, generator: nn.Module) -> dict[str, Likeness]:
         """The likeness of a generator by kind of image.
@@ -134,15 +135,14 @@ class OriginalImages:
             bad = [name for name, view in views.items() if not view.fake.isfinite().all()]
             if bad:
                 raise ValueError(f"images of the kind {bad[0]!r} hold values that are not finite; all must be numbers")
-            yield {name: view.fake.float().clamp(-1, 1) for name, view in views.items()}
+            yield {name: view.fake.float().clamp(-1, 1) for name, view in views.items() if len(view.fake)}
 
     def _mean_image_psnr(self, name: str) -> float:
-        total = sum(
-            (images[name].double().sum(0) for images in self._images), start=torch.zeros((), dtype=torch.double)
-        )
-        mean = total / self.count
-        squared = sum((images[name] - mean).square().sum().item() for images in self._images)
-        return psnr(squared / (self.count * mean.numel()))
+        made = [images[name].double() for images in self._images if name in images]
+        count = sum(map(len, made))
+        mean = torch.stack([images.sum(0) for images in made]).sum(0) / count
+        squared = sum((images - mean).square().sum().item() for images in made)
+        return psnr(squared / (count * mean.numel()))
 
 
 def psnr(squared: float) -> float:
