@@ -100,6 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     discriminator = gan.discriminator
     recipe = RECIPES[arguments.recipe]
+    if arguments.discriminator and recipe.discriminator_mode == "none":
+        announce(
+            f"recipe {arguments.recipe} uses no discriminator, so that --discriminator has no effect; "
+            "--recipe feature-distillation is one that uses it",
+            arguments.quiet,
+        )
     if arguments.warm_up is None:
         unused = recipe.fresh_discriminator or recipe.discriminator_mode == "none"
         arguments.warm_up = 0 if trained_discriminator or unused else 300

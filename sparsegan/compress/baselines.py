@@ -162,6 +162,16 @@ _DISTILLATION = {
     "allocation": "saliency",
 }
 
+_DISTILLED = Recipe(
+    "gradual, the original's images at several scales, their edges, and its activations matched, no D",
+    outputs="scales",
+    sharpness=6.0,
+    intermediate="relative",
+    ramp=0.7,
+    discriminator_mode="none",
+    settings=_DISTILLATION,
+)
+
 RECIPES = {
     "self-supervised": Recipe("b: the method; gradual, equations 7-9, pretrained D updated", "b", matched=True),
     "self-supervised-frozen": Recipe(
@@ -184,33 +194,18 @@ RECIPES = {
         ramp=0.7,
         settings={**_DISTILLATION, "contrast": True},
     ),
-    "distillation": Recipe(
-        "gradual, the original's images at several scales, their edges, and its activations matched, no D",
-        outputs="scales",
-        sharpness=6.0,
-        intermediate="relative",
-        ramp=0.7,
-        discriminator_mode="none",
-        settings=_DISTILLATION,
-    ),
-    "distillation-and-features": Recipe(
-        "distillation, and D's activations matched too, D frozen",
-        outputs="scales",
-        sharpness=6.0,
-        intermediate="relative",
+    "distillation": _DISTILLED,
+    "distillation-and-features": replace(
+        _DISTILLED,
+        text="distillation, and D's activations matched too, D frozen",
         features=True,
-        ramp=0.7,
         discriminator_mode="frozen",
-        settings=_DISTILLATION,
     ),
-    "distillation-and-gan-loss": Recipe(
-        "distillation, and the GAN's own loss, pretrained D updated",
-        outputs="scales",
-        sharpness=6.0,
-        intermediate="relative",
+    "distillation-and-gan-loss": replace(
+        _DISTILLED,
+        text="distillation, and the GAN's own loss, pretrained D updated",
         own=True,
-        ramp=0.7,
-        settings=_DISTILLATION,
+        discriminator_mode="updated",
     ),
     "small-dense": Recipe(
         "c: a small dense network of as many parameters, trained from scratch, D from scratch",
