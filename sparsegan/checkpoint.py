@@ -38,8 +38,8 @@ from .nn.granularity import (
     check_shape,
     support_of_units,
     unit_size,
+    units_of,
     units_of_support,
-    vector_length,
 )
 from .nn.kept_weights import SETTINGS
 from .nn.replace import move_hooks, replaced
@@ -505,7 +505,7 @@ def _sparse_twin(
     weight = layer.weight
     granularity = file.layers[name]["granularity"]
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if vector_length(granularity) == 1:  # a support of vectors does not index weights; set_support below sets it
+    if units_of(granularity).entry == 1:  # a support of larger units does not index weights; set_support sets it below
         mask.view(-1)[support.to(weight.device).long()] = True
     try:
         twin = kind.from_dense(layer, mask=mask, granularity=granularity)

@@ -139,7 +139,7 @@ def generator_target(job: GeneratorJob, isa: str) -> float | None:
 def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     """A row's generator, dense with zeros in place and sparse, and its inputs. All are the same on every run.
 
-    Layers whose output channels are not a multiple of the vector (3 in the last layer) keep single elements.
+    Layers whose channels are not whole units (3 output channels in the last layer) keep single elements.
     """
     torch.manual_seed(0)
     dense = job.case.dense()
@@ -147,7 +147,7 @@ def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     with torch.no_grad():
         for name, layer in dense.named_modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                granularities[name] = _fitting(job.granularity, layer.out_channels)
+                granularities[name] = _fitting(job.granularity, layer)
                 transposed = isinstance(layer, nn.ConvTranspose2d)
                 at_random = torch.rand(layer.weight.shape)
                 layer.weight.mul_(magnitude_mask(at_random, job.sparsity, granularities[name], transposed))
@@ -155,9 +155,9 @@ def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     return dense, sparsify(copy.deepcopy(dense), granularity=granularities), job.case.inputs(job.case.batch)
 
 
-def _fitting(granularity: str, channels: int) -> str:
+def _fitting(granularity: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
     try:
-        check_channels(granularity, channels)
+        check_channels(granularity, layer.in_channels, layer.out_channels, layer.groups)
     except ValueError:
         return "element"
     return granularity

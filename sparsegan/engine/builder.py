@@ -205,7 +205,7 @@ class Builder:
 
         Nothing else may read the output of the convolution. `shape`: of the result.
         """
-        block, vector = factor**2, step.geometry[-2] * step.geometry[-1]
+        block, vector = factor**2, step.geometry[-2]  # output channels per unit
         if step.shuffle > 1 or step.adjoint or (block % vector and vector % block):
             return None
         del self.convolutions[step.y]

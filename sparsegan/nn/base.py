@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from .. import ops
 from ..copying import mask_of, plain_layer, plain_weight
 from ..geometry import Pair
-from ..ops.plan import numbers_of, plan_of
+from ..ops.plan import is_vector, numbers_of, plan_of
 from ..renamed import renamed_attribute, with_new_names
 from . import dispatch, state
 from .dense_path import run_dense, warn_of_dense, weight_for_call
@@ -50,8 +50,8 @@ class SparseConv(KeptWeights):
                 ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) has the value that
                 it has in evaluation.
             sparsity: fraction of units to drop, smallest L2 norm first, in [0, 1).
-            granularity: the unit: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"``; see
-                ``sparsegan.nn.granularity``.
+            granularity: the unit: ``"element"``, ``"vector:V"``, ``"input:D"``, ``"kernel"``, ``"filter"`` or
+                ``"2:4"``; see ``sparsegan.nn.granularity``.
             mask: bool, shape of the weight, True where kept; instead of ``sparsity``.
 
         Raises:
@@ -81,6 +81,7 @@ class SparseConv(KeptWeights):
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
         check_shape(weight.shape, granularity, self.transposed, self.groups)
         self.granularity = granularity
+        self._version = state.units_version(granularity)
         self.backend = "auto"
         self.training = dense.training
         self.keeps_mask = mask is not None
@@ -139,6 +140,8 @@ class SparseConv(KeptWeights):
         coarse = x_shape[2:] if self.adjoint else y_size
         geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
         size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+        if self.runs_single:
+            geometry, units = geometry.single(), self.nnz
         return dispatch.choose(
             dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
         )
@@ -211,22 +214,26 @@ class SparseConv(KeptWeights):
             return run_dense(self, x, weight_for_call(self, values, cache), bias, output_padding)
         coarse = x.shape[2:] if self.adjoint else y_size
         variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
-        forward_plan = self._plan(cache, variant, self.adjoint)
+        support, numbers = self.support if cache is None else cache.support, self._numbers[variant]
+        if self.runs_single:
+            support, places = self._single_weights(cache)
+            values, numbers = values.index_select(0, places), self._geometries[variant].single().numbers()
+        forward_plan = self._plan(cache, variant, support, numbers, self.adjoint)
         # The plan of the other direction serves the gradient in x. It is not compiled where only the forward runs, nor
         # where the dense gradient is faster: without this plan, the vector op computes the gradient dense.
         needed = torch.is_grad_enabled() and x.requires_grad
-        if needed and x.is_cuda and self.geometry.vector > 1:
+        if needed and x.is_cuda and is_vector(numbers):
             needed = dispatch.vector_gradient_pays(1 - self.sparsity)
-        backward_plan = self._plan(cache, variant, not self.adjoint) if needed else None
+        backward_plan = self._plan(cache, variant, support, numbers, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
         return ops.sparse_conv(
             x,
             values,
             bias,
-            self.support if cache is None else cache.support,
+            support,
             plan,
             adjoint_plan,
-            self._numbers[variant],
+            numbers,
             self.adjoint,
             [self.out_channels, *y_size],
             self.padding_mode,
@@ -243,12 +250,21 @@ class SparseConv(KeptWeights):
         given = tuple(arg for arg in args if arg is not None)
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
 
-    def _plan(self, cache: PlanCache | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
+    def _plan(
+        self, cache: PlanCache | None, variant: tuple[bool, bool], support: Tensor, numbers: list[int], adjoint: bool
+    ) -> Tensor:
         if cache is None:  # a graph is traced: the plan is a constant if it is in the cache, else a node of the graph
             before = self._cache
             made = before.plans.get((*variant, adjoint)) if before is not None and before.unchanged() else None
-            return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
-        return cache.plan(variant, self._numbers[variant], adjoint)
+            return plan_of(support, numbers, adjoint) if made is None else made
+        return cache.plan(variant, support, numbers, adjoint)
+
+    def _single_weights(self, cache: PlanCache | None) -> tuple[Tensor, Tensor]:
+        if cache is None:  # as in _plan
+            before = self._cache
+            made = before.single if before is not None and before.unchanged() else None
+            return self.single_weights() if made is None else made
+        return cache.single_weights(self.single_weights)
 
     # ------------------------------------------------------------------ copies, devices, files
 
@@ -295,4 +311,5 @@ class SparseConv(KeptWeights):
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         assign = local_metadata.get("assign_to_params_buffers", False)
-        state.load(self, state_dict, prefix, assign, strict, missing_keys, unexpected_keys, error_msgs)
+        version = local_metadata.get("version")
+        state.load(self, state_dict, prefix, assign, version, strict, missing_keys, unexpected_keys, error_msgs)

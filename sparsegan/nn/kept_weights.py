@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..geometry import Geometry, Pair
 from ..ops.plan import check_support
-from .granularity import as_units, check_mask, unit_size, units_of, vector_length
+from .granularity import as_units, check_mask, unit_size, units_of
 from .plan_cache import PlanCache
 
 #: The attributes that a sparse layer has in common with the torch.nn layer, under the same names.
@@ -36,9 +36,9 @@ class KeptWeights(nn.Module):
 
     ``dense_class`` is the torch.nn class with the same function. ``adjoint`` is the direction of the forward: False for
     a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is an int32 buffer
-    ``[units]`` of sorted flat positions. A support lists single weights; with granularity ``"vector:V"`` it lists
-    vectors, V consecutive output channels at one input channel and kernel position, and ``values`` has V weights for
-    each vector.
+    ``[units]`` of sorted flat positions. A support lists single weights; with granularity ``"vector:V"`` or
+    ``"input:D"`` it lists units, V consecutive output or D consecutive input channels at one kernel position, and
+    ``values`` has V or D weights for each unit.
     """
 
     dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
@@ -68,7 +68,7 @@ class KeptWeights(nn.Module):
     def _prepare_geometries(self) -> None:
         """Sets the layer's geometry, and its variants for a coarse grid that is one element high or wide."""
         coarse, fine = (self.in_channels, self.out_channels) if self.adjoint else (self.out_channels, self.in_channels)
-        vector = vector_length(self.granularity)
+        units = units_of(self.granularity)
         self.geometry = Geometry(
             coarse,
             fine,
@@ -77,8 +77,8 @@ class KeptWeights(nn.Module):
             self.stride,
             self.padding_before() if self.padding_mode == "zeros" else (0, 0),
             self.dilation,
-            coarse_vector=1 if self.adjoint else vector,
-            fine_vector=vector if self.adjoint else 1,
+            coarse_vector=units.inputs if self.adjoint else units.outputs,
+            fine_vector=units.outputs if self.adjoint else units.inputs,
         )
         self._geometries = {
             (one_h, one_w): self.geometry.for_coarse_size(1 if one_h else 2, 1 if one_w else 2)
@@ -136,10 +136,25 @@ class KeptWeights(nn.Module):
         if vector == 1:
             return units
         # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
-        inner = math.prod(self.weight_shape[2 if self.adjoint else 1 :])
+        inner = math.prod(self.weight_shape[2 if self.geometry.fine_vector > 1 else 1 :])
         first = units + (units // inner) * (inner * (vector - 1))
         channels = torch.arange(0, inner * vector, inner, device=units.device)
         return (first.unsqueeze(1) + channels).flatten()
+
+    @property
+    def runs_single(self) -> bool:
+        """Whether the layer's device runs the kept units as single weights, as a GPU runs input units.
+
+        The Triton kernels take units of input channels too, but at random supports they are slower than dense there
+        (``kernels/NOTES.md``).
+        """
+        inputs = self.geometry.coarse_vector if self.adjoint else self.geometry.fine_vector
+        return inputs > 1 and self.support.is_cuda
+
+    def single_weights(self) -> tuple[Tensor, Tensor]:
+        """The support of the kept weights as single weights, int32 ``[nnz]``, and their places in ``values``, int64."""
+        positions, places = self.positions().sort()
+        return positions.int(), places
 
     def unit_rows(self) -> Tensor:
         """The weights of each kept unit as indices into ``values``, int64 ``[kept units, weights per unit]``.

@@ -26,8 +26,8 @@ class SparseConv2d(SparseConv):
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
             With neither, all weights are kept.
         granularity: the unit: ``"element"``, ``"vector:V"`` (V from 2 to 64 divides ``out_channels / groups``),
-            ``"kernel"``, ``"filter"`` or ``"2:4"`` (with ``sparsity=0.5`` or a mask); see
-            ``sparsegan.nn.granularity``.
+            ``"input:D"`` (D from 2 to 64 divides ``in_channels / groups``), ``"kernel"``, ``"filter"`` or ``"2:4"``
+            (with ``sparsity=0.5`` or a mask); see ``sparsegan.nn.granularity``.
 
     The input is ``[N, in_channels, H, W]`` or ``[in_channels, H, W]``, of the layer's dtype. The output is
     NCHW-contiguous.

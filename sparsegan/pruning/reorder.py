@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn.granularity import by_layer, check_sparsity, kept, vector_length
+from ..nn.granularity import by_layer, check_sparsity, kept, units_of
 from .channels import CONVOLUTIONS, Channels, replace, rewritten, rows
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,7 +41,7 @@ def reorder_channels(model: Model, example: Any, granularity: str | Mapping[str,
 
     def rewrite(channels: Channels) -> None:
         names = [name for name, module in channels.modules.items() if isinstance(module, CONVOLUTIONS)]
-        lengths = {name: vector_length(one) for name, one in by_layer(names, granularity, "granularity").items()}
+        lengths = {name: units_of(one).outputs for name, one in by_layer(names, granularity, "granularity").items()}
         _reorder(channels, lengths, sparsity)
 
     return rewritten(model, example, rewrite)

@@ -69,8 +69,8 @@ def sparsify(
         sparsity: the fraction of units to drop per layer, smallest L2 norm first, in [0, 1); or by layer,
             ``{pattern: fraction}``, where the first pattern that matches a layer's name applies. ``None`` keeps each
             layer's nonzero weights.
-        granularity: the unit that is kept or dropped: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
-            ``"2:4"`` (see ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
+        granularity: the unit that is kept or dropped: ``"element"``, ``"vector:V"``, ``"input:D"``, ``"kernel"``,
+            ``"filter"`` or ``"2:4"`` (see ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
         exclude: names (as in ``named_modules``) or glob patterns of layers that stay dense.
         allocation: how a total sparsity is allocated to the layers: ``"uniform"``, ``"global"`` or
             ``"global-normalized"``. See ``sparsegan.pruning.allocation``, which also has a measured allocation.
