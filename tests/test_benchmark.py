@@ -229,9 +229,12 @@ def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_layer_that_vectors_do_not_fit_is_named() -> None:
-    todo, left_out = jobs("", [0.9], ["element", "vector:4"], [1, 2])
-    assert len(todo) == 2 * (3 + 2)
-    assert left_out == ["8->3 3x3 @6x6 batch 1: left out, its 3 output channels are no whole vectors of vector:4"]
+    todo, left_out = jobs("", [0.9], ["element", "vector:4", "input:16"], [1, 2])
+    assert len(todo) == 2 * (3 + 2 + 2)
+    assert left_out == [
+        "8->3 3x3 @6x6 batch 1: left out, its 3 output channels are no whole vectors of vector:4",
+        "8->3 3x3 @6x6 batch 1: left out, its 8 input channels are no whole units of input:16",
+    ]
     with pytest.raises(ValueError, match=r"--layers is '9->9'; .*16->8 3x3 @6x6 batch 2"):
         jobs("9->9", [0.9], ["element"], [1])
 

@@ -32,7 +32,7 @@ def network(seed: int) -> nn.Sequential:
     )
 
 
-def sparse_network(seed: int, granularity: str = "element") -> nn.Module:
+def sparse_network(seed: int, granularity: str | dict[str, str] = "element") -> nn.Module:
     model = sg.sparsify(network(seed), sparsity=0.75, granularity=granularity)
     model[1].running_mean.normal_()
     model[1].num_batches_tracked += seed + 5
@@ -64,7 +64,7 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["into-dense", "into-sparse"])
-@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", {"0": "input:2", "2": "input:3"}])
 def test_round_trip(tmp_path, values, sparse, granularity):
     path = tmp_path / "g.safetensors"
     model, target = sparse_network(0, granularity), network(1)
@@ -81,7 +81,9 @@ def test_round_trip(tmp_path, values, sparse, granularity):
     for _, layer in sg.sparse_layers(model):  # `values` says the rounding; float32 has none
         layer.values.data = layer.values.data.to(getattr(torch, values)).float()
     assert_same_state(target, model)
-    assert [layer.granularity for _, layer in sg.sparse_layers(target)] == [granularity] * 2
+    assert [layer.granularity for _, layer in sg.sparse_layers(target)] == (
+        list(granularity.values()) if isinstance(granularity, dict) else [granularity] * 2
+    )
     assert [p.requires_grad for p in target[0].parameters()] == [False]
     assert [m.training for m in target] == [True, True, False, True]
     kept = {name for name, parameter in target.named_parameters() if before.get(name) == id(parameter)}
@@ -381,6 +383,10 @@ def _vector_across_groups(meta, tensors):
     tensors.update({"2.values": torch.ones(24), "2.support": code([0, 1, 2, 3, 4, 26], 27)})
 
 
+def _input_units_across_groups(meta, tensors):
+    meta["layers"]["2"].update(granularity="input:2")
+
+
 def _bomb(meta, tensors):
     meta["layers"]["0"].update(nnz=2**31 - 1, weight_shape=[2**10, 2**10, 2**10, 2**10])
 
@@ -421,6 +427,8 @@ HOSTILE = {
     "vector that does not divide": (_layer(granularity="vector:4"), "6 output channels, which is no multiple of 4"),
     "vector in elements": (_layer(granularity="vector:3"), "bad support for layer 0|the model has 'element'"),
     "vector across groups": (_vector_across_groups, "in each of its 2 groups|for layer 2; the model has 'element'"),
+    "input units that do not divide": (_layer(granularity="input:3"), "4 input channels, which is no multiple of 3"),
+    "input units across groups": (_input_units_across_groups, "3 input channels in each of its 2 groups"),
     "vectors cut": (_layer(granularity="vector:2", nnz=47), "nnz is 47, which is no multiple of 2"),
     "entry unknown": (_layer(colour="red"), "exactly the entries"),
     "entry missing": (lambda meta, tensors: meta["layers"]["0"].pop("stride"), "exactly the entries"),

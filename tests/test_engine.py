@@ -323,7 +323,7 @@ def test_a_pinned_dense_backend_and_dense_layers() -> None:
 
 
 def test_vectors_and_filters() -> None:
-    for granularity in ("vector:4", "kernel", "2:4"):
+    for granularity in ("vector:4", "input:2", "input:4", "kernel", "2:4"):
         sparsity = 0.5 if granularity == "2:4" else 0.7
         model = sg.sparsify(
             trained(srgan.Generator(width=8, blocks=1)),
@@ -332,6 +332,14 @@ def test_vectors_and_filters() -> None:
             exclude=("block1.0", "block4.2"),
         )
         check(model, torch.randn(1, 3, 6, 5, dtype=torch.float64))
+
+
+def test_a_shuffle_after_input_units_is_fused() -> None:
+    """Only output channels lie in the blocks of a PixelShuffle; the 3 input channels of a unit do not matter."""
+    net = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.PixelShuffle(2), nn.Tanh())
+    sg.sparsify(trained(net), 0.7, "input:3")[0].backend = "sparse"
+    engine = check(net, torch.randn(2, 6, 5, 4, dtype=torch.float64))
+    assert kinds(engine) == [SparseConvStep]
 
 
 # ---------------------------------------------------------------------- random graphs

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
+from sparsegan.nn.granularity import units_of
 from sparsegan.ops import reference
 
 Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
@@ -49,8 +50,9 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor, str]:
     """Draws a torch.nn.Conv2d or ConvTranspose2d in float64, a small input that it accepts, and a granularity."""
     small = st.integers(1, 3)
     groups = draw(st.sampled_from([1, 1, 2]))
-    granularity, vector = draw(st.sampled_from([("element", 1), ("vector:2", 2), ("vector:4", 4)]))
-    c_in, c_out = groups * draw(small), groups * vector * draw(small)
+    granularity = draw(st.sampled_from(["element", "vector:2", "vector:4", "input:2", "input:4"]))
+    units = units_of(granularity)
+    c_in, c_out = groups * units.inputs * draw(small), groups * units.outputs * draw(small)
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
     common = {"groups": groups, "bias": draw(st.booleans()), "dtype": torch.float64}
@@ -104,7 +106,7 @@ def test_values_support_and_mask_of_a_layer(problem: tuple[nn.Module, Tensor, st
     dense, _, granularity = problem
     layer = sparse(dense, sparsity=sparsity, granularity=granularity)
     weight, mask, vector = dense.weight.detach(), layer.mask(), layer.geometry.vector
-    assert granularity.removeprefix("vector:") == ("element" if vector == 1 else str(vector))
+    assert granularity.rpartition(":")[2] == ("element" if vector == 1 else str(vector))
     assert layer.nnz == int(mask.sum()) == vector * layer.support.shape[0]
     assert layer.sparsity == pytest.approx(1 - layer.nnz / weight.numel())
     assert torch.equal(layer.dense_weight(), weight * mask)
@@ -115,7 +117,8 @@ def test_values_support_and_mask_of_a_layer(problem: tuple[nn.Module, Tensor, st
     if vector > 1 and layer.nnz:
         mask.view(-1)[layer.positions()[0]] = False
         units = weight.numel() // vector
-        with pytest.raises(ValueError, match=f"mask cuts 1 of {units} vectors; .* each {vector} consecutive output"):
+        nouns, side = ("vectors", "output") if granularity.startswith("vector") else ("input units", "input")
+        with pytest.raises(ValueError, match=f"mask cuts 1 of {units} {nouns}; .* each {vector} consecutive {side}"):
             sparse(dense, mask=mask, granularity=granularity)
 
 
@@ -164,7 +167,7 @@ def test_existing_zeros_are_the_mask() -> None:
     torch.testing.assert_close(fresh(x), conv(x))
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", "input:2"])
 def test_state_dict_round_trip_keeps_the_parameter(granularity: str) -> None:
     a, b = (sg.SparseConv2d(4, 6, 3, sparsity=sparsity, granularity=granularity) for sparsity in (0.9, 0.2))
     parameter = b.values
@@ -180,14 +183,14 @@ def test_state_dict_round_trip_keeps_the_parameter(granularity: str) -> None:
     before = b.dense_weight().clone()
     with pytest.raises(RuntimeError, match="support"):
         b.load_state_dict(broken)
-    for other in ("element", "vector:2", "vector:3"):
+    for other in ("element", "vector:2", "vector:3", "input:2", "input:4"):
         if other != granularity:
             with pytest.raises(RuntimeError, match=r"values has shape|support"):
                 b.load_state_dict(sg.SparseConv2d(4, 6, 3, sparsity=0.9, granularity=other).state_dict())
     assert torch.equal(b.dense_weight(), before)
 
 
-@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:3", 3)])
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:3", 3), ("input:3", 3)])
 def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
     for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
         dense = theirs(6, 6, 3)
@@ -195,7 +198,7 @@ def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
         layer.load_state_dict(dense.state_dict())  # magnitudes of the weight choose the support
         expected = cls.from_dense(dense, sparsity=0.5, granularity=granularity)
         assert torch.equal(layer.dense_weight(), expected.dense_weight())
-        axis = 1 if layer.transposed else 0
+        axis = int(layer.transposed != (granularity == "input:3"))
         mask = torch.rand(*(6 // vector if d == axis else n for d, n in enumerate((6, 6, 3, 3)))) < 0.5
         mask = mask.repeat_interleave(vector, axis)
         masked = cls(6, 6, 3, mask=mask, granularity=granularity)
@@ -205,7 +208,7 @@ def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
             masked.load_state_dict(theirs(6, 6, 5).state_dict())
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:3"])
+@pytest.mark.parametrize("granularity", ["element", "vector:3", "input:2"])
 def test_copies_casts_pickles_and_hooks(granularity: str) -> None:
     layer = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, sparsity=0.8, granularity=granularity)
     x = torch.randn(2, 4, 5, 5)
@@ -246,7 +249,7 @@ def generator() -> nn.Module:
         nn.BatchNorm2d(8),
         nn.ReLU(),
         sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=0.8, granularity="vector:4"),
-        sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3),
+        sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3, granularity="input:2"),
     )
 
 
@@ -321,7 +324,7 @@ def test_a_forward_makes_no_plan_for_the_input_gradient() -> None:
 
 def test_double_backward_through_a_layer() -> None:
     """The gradient of a gradient penalty, as for the critic of a WGAN."""
-    for mode, granularity in (("zeros", "element"), ("reflect", "vector:2")):
+    for mode, granularity in (("zeros", "element"), ("reflect", "vector:2"), ("circular", "input:3")):
         dense = nn.Conv2d(3, 6, 3, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
         layer = sparse(dense, sparsity=0.7, granularity=granularity)
         x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -372,6 +375,7 @@ def test_images_too_small_for_their_padding_mode(mode: str, least: int, backend:
         ({"sparsity": float("nan")}, ValueError, "sparsity is nan"),
         ({"granularity": "row"}, ValueError, "granularity is 'row'; accepted: 'element'"),
         ({"granularity": "vector:4"}, ValueError, "the layer has 6 output channels, which is no multiple of 4"),
+        ({"granularity": "input:3"}, ValueError, "the layer has 4 input channels, which is no multiple of 3"),
         ({"mask": torch.ones(6, 4, 3, dtype=torch.bool)}, ValueError, "it must have the weight's shape"),
         ({"mask": torch.ones(6, 4, 3, 3)}, TypeError, "dtype torch.bool"),
         ({"mask": torch.ones(6, 4, 3, 3, dtype=torch.bool), "sparsity": 0.5}, ValueError, "both given"),

@@ -22,7 +22,7 @@ LAYERS = {
     "transposed 4x4 of 1x1": lambda: nn.ConvTranspose2d(64, 64, 4, 1, 0),
 }
 SIZES = {"transposed 4x4 of 1x1": 1}
-GRANULARITIES = ["element", "vector:4", "vector:16", "vector:32"]
+GRANULARITIES = ["element", "vector:4", "vector:16", "vector:32", "input:2", "input:4"]
 every_layer = pytest.mark.parametrize("name", LAYERS)
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
