@@ -301,6 +301,19 @@ def test_second_derivatives_of_input_units(
     assert layer.plan_cache().plans is not plans
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_input_units_as_on_a_gpu_are_exported(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expanded support is a constant of the graph where the layer has run before, else the graph computes it."""
+    monkeypatch.setattr(KeptWeights, "runs_single", True)
+    layer = sg.SparseConvTranspose2d(8, 6, 4, 2, 1, sparsity=0.8, granularity="input:4")
+    layer.backend, x = "sparse", torch.randn(2, 8, 5, 5)
+    if warm:
+        layer(x)
+    exported = torch.export.export(layer, (x,))
+    assert ("sort" in str(exported.graph)) != warm
+    torch.testing.assert_close(exported.module()(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_state_of_vectors_is_not_read_as_one_of_input_units() -> None:
     """Both have supports and values of the same shapes."""
     for ours, theirs, words in (("input:2", "vector:2", "without"), ("vector:2", "input:2", "with")):
