@@ -334,6 +334,20 @@ def test_vectors_and_filters() -> None:
         check(model, torch.randn(1, 3, 6, 5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("granularity", ["vector:4", "input:2", "input:4"])
+def test_units_of_several_channels_on_their_kernels(granularity: str) -> None:
+    """Transposed layers with batch norms folded in, and a convolution with groups."""
+    grouped = trained(nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, groups=2), nn.InstanceNorm2d(16), nn.ReLU()))
+    for net, last, x in (
+        (trained(dcgan.Generator(nz=8, ngf=4)), ("main.12",), torch.randn(2, 8, 1, 1, dtype=torch.float64)),
+        (grouped, (), torch.randn(2, 16, 9, 7, dtype=torch.float64)),
+    ):
+        sg.sparsify(net, 0.7, granularity, exclude=last)
+        for _, layer in sg.sparse_layers(net):
+            layer.backend = "sparse"
+        assert kinds(check(net, x)).count(SparseConvStep) >= len(list(sg.sparse_layers(net)))
+
+
 def test_a_shuffle_after_input_units_is_fused() -> None:
     """Only output channels lie in the blocks of a PixelShuffle; the 3 input channels of a unit do not matter."""
     net = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.PixelShuffle(2), nn.Tanh())
