@@ -35,6 +35,8 @@ class Builder:
         self.steps: list[Step] = []
         #: The sparse convolution that writes a slot. Operations that follow may become part of that step.
         self.convolutions: dict[Slot, SparseConvStep] = {}
+        #: The parts of each concatenation so far, and the whole.
+        self._concatenations: list[tuple[list[Value], Value]] = []
 
     # ------------------------------------------------------------------ slots
 
@@ -246,14 +248,15 @@ class Builder:
     def concatenation(self, values: Sequence[Value], shape: tuple[int, ...], name: str) -> Value:
         """A concatenation along channels. `shape`: of the whole.
 
-        Each part is written directly to its place in the whole, or copied there once.
+        Each part is written directly to its place in the whole, or copied there once. A concatenation that begins with
+        all parts of an earlier one, as in a dense block, takes the earlier whole as its first part.
         """
         whole, placed, offset = Slot(shape, self.dtype), [], 0
-        for value in values:
+        key = [one.copy() for one in values]
+        for value in self._longer(values):
             part = self._unpadded(value)
             slot = part.slot
-            free = not slot.outside and slot.parent is None and (part.affine is None or part.affine.parent is None)
-            if not free:
+            if not _free(part):
                 step = Pointwise(name=name, why="a part that lies elsewhere", a=part, y=self.slot(slot))
                 self.steps.append(step)
                 part = Value(step.y)
@@ -261,7 +264,30 @@ class Builder:
             offset += slot.shape[1]
             placed.append(part)
         affine, slope = concatenated(placed)
-        return Value(whole, affine, slope)
+        result = Value(whole, affine, slope)
+        self._concatenations.append((key, result.copy()))
+        return result
+
+    def _longer(self, parts: Sequence[Value]) -> list[Value]:
+        """The parts of a concatenation, of which the first may be replaced by the longest earlier concatenation that
+        consists of them and is no part of another one."""
+        earlier = [
+            (len(known), whole)
+            for known, whole in self._concatenations
+            if len(known) <= len(parts) and all(map(_same, known, parts)) and _free(whole)
+        ]
+        count, whole = max(earlier, key=lambda one: one[0], default=(0, None))
+        return [*parts] if whole is None else [whole, *parts[count:]]
+
+
+def _same(a: Value, b: Value) -> bool:
+    return a.slot is b.slot and a.affine is b.affine and a.slope is b.slope and a.padding is b.padding
+
+
+def _free(part: Value) -> bool:
+    """Whether a value can become a part of a concatenation where it lies."""
+    slot = part.slot
+    return not slot.outside and slot.parent is None and (part.affine is None or part.affine.parent is None)
 
 
 def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int, int]] | None:

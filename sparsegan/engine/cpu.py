@@ -23,6 +23,7 @@ from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
 from .layers import Layers
 from .memory import Layout, Memory, new_arena
+from .panels import share_panels
 from .shapes import Shapes
 from .steps import Step, Torch
 from .tiles import tiling
@@ -155,6 +156,7 @@ class Engine(BaseEngine):
 
     def _make(self, call: Call) -> Compiled:
         program = self._program(call)
+        share_panels(program.steps)
         return Compiled(program, plan_arena(program.steps))
 
     def _program(self, call: Call) -> Program:

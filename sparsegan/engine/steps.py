@@ -56,11 +56,21 @@ class Step:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
+class SharedPanel:
+    """A panel of `channels` channels in tiles of `tile` outputs, which several sparse convolutions read; see
+    csrc/cpu/conv.h. `slot`: its bytes."""
+
+    slot: Slot
+    channels: int
+    tile: tuple[int, int]
+
+
 @dataclass(kw_only=True)
 class SparseConvStep(Step):
     """A sparse convolution. It does the deferred work of `x` while it reads `x`. While it writes `y`, it does a
     PixelShuffle, applies an output activation (one of ops.OUTPUT_ACTIVATIONS), and computes scale and shift of a norm
-    of `y`."""
+    of `y`. With a `panel`, it finds the first `packed` channels of `x` there, and adds the others for later steps."""
 
     x: Value
     y: Slot
@@ -75,6 +85,8 @@ class SparseConvStep(Step):
     shuffle: int = 1
     output_activation: str = "none"
     norm: Norm | None = None
+    panel: SharedPanel | None = None
+    packed: int = 0
 
     backend = "sparse"
 
@@ -84,7 +96,7 @@ class SparseConvStep(Step):
 
     @property
     def writes(self) -> list[Slot]:
-        return [self.y]
+        return [self.y] if self.panel is None else [self.y, self.panel.slot]
 
     def bind(self, memory: Memory) -> Run:
         x, y = memory.reader(self.x.slot), memory.reader(self.y)
@@ -95,7 +107,11 @@ class SparseConvStep(Step):
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
         op, curve = torch.ops.sparsegan.sparse_conv_fused.default, OUTPUT_ACTIVATIONS.index(self.output_activation)
-        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
+        shared: tuple[Any, ...] = ()
+        if self.panel is not None:
+            panel = memory.reader(self.panel.slot)()  # in the arena, the same in each run
+            shared = (panel, self.panel.channels, self.packed, list(self.panel.tile))
+        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found, *shared)
 
 
 @dataclass(kw_only=True)
