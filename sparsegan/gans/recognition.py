@@ -63,7 +63,7 @@ def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list
         (rank, {"gan": name, **network, **sizes})
         for name, reference in GANS.items()
         if gan == name or (gan is None and set(sizes) <= set(reference.sizes))
-        for rank, network in enumerate(reference.generator_sizes(state))
+        for rank, network in enumerate(reference.generator_sizes(reference.renamed(state)))
     ]
     return [network for _, network in sorted(ranked, key=lambda one: one[0])]
 
@@ -93,14 +93,19 @@ def _nearest(misfits: list[str], network: Mapping[str, Any]) -> str:
 
 def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
     """Returns the reasons why `state` does not load into the generator (side 0) or discriminator (1) of `network`."""
-    sizes = {name: value for name, value in network.items() if name != "gan"}
-    reference_of({"network": network})
+    reference = reference_of({"network": network})
     try:
-        with torch.device("meta"):  # shapes only
-            module = GANS[network["gan"]].build(**sizes)[side]
+        module = shapes_of(network)[side]
     except ValueError as error:
         return [str(error)] * (len(state) + 1)
-    return _compared(module, state)[1]
+    return _compared(module, state if side else reference.renamed(state))[1]
+
+
+def shapes_of(network: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """Returns both networks on the meta device, where parameters have shapes and no values."""
+    sizes = {name: value for name, value in network.items() if name != "gan"}
+    with torch.device("meta"):
+        return GANS[network["gan"]].build(**sizes)
 
 
 def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:
