@@ -77,9 +77,10 @@ class RRDBNet(nn.Module):
 
     `blocks`: residual blocks of three dense blocks. `growth`: half of `width` by default, as in the public network.
     `doublings`: how often the network doubles its images. `scale`: a power of two, at most 2**doublings. For a smaller
-    scale, each square of `unshuffle` * `unshuffle` pixels of the input first becomes one pixel with more channels.
+    scale, each square of `unshuffle` * `unshuffle` pixels of the input first becomes one pixel with more channels. The
+    images then may have any size: they are padded to whole squares by reflection, and the result is cut.
 
-    Raises ValueError for such sizes, and in the forward for an H or W that is not a multiple of `unshuffle`.
+    Raises ValueError for other sizes.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class RRDBNet(nn.Module):
                 f"scale is {scale}; it must be a power of two, at most {2**doublings} with {doublings} doublings"
             )
         assert growth is not None
-        self.unshuffle = 2**doublings // scale
+        self.scale, self.unshuffle = scale, 2**doublings // scale
         self.conv_first = nn.Conv2d(channels * self.unshuffle**2, width, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(width, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(width, width, 3, padding=1)
@@ -114,17 +115,15 @@ class RRDBNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images + 1) / 2  # the public network's images are in [0, 1]
-        if self.unshuffle > 1:
-            unit = self.unshuffle
-            if isinstance(images, Tensor) and any(size % unit for size in images.shape[2:]):  # torch.fx: no tensor
-                size = "x".join(map(str, images.shape[2:]))
-                raise ValueError(f"images are {size}; this RRDBNet needs multiples of {unit}")
-            x = F.pixel_unshuffle(x, unit)
+        height, width, unit = images.shape[2], images.shape[3], self.unshuffle
+        if unit > 1:
+            x = F.pixel_unshuffle(F.pad(x, (0, -width % unit, 0, -height % unit), mode="reflect"), unit)
         first = self.conv_first(x)
         x = first + self.conv_body(self.body(first))
         for name in self.ups:
             x = self.lrelu(self.get_submodule(name)(F.interpolate(x, scale_factor=2, mode="nearest")))
-        return 2 * self.conv_last(self.lrelu(self.conv_hr(x))) - 1
+        made = 2 * self.conv_last(self.lrelu(self.conv_hr(x))) - 1
+        return made if unit == 1 else made[:, :, : self.scale * height, : self.scale * width]
 
 
 class Compact(nn.Module):
@@ -338,10 +337,8 @@ def discriminator_sizes(state: State) -> dict[str, Any]:
 
 
 def example(network: Mapping[str, Any], count: int, size: int) -> tuple[Tensor, ...]:
-    """Returns random images of low resolution; the generator enlarges them to `size`, or to slightly less."""
-    scale = network.get("scale", 4)
-    unit = 1 if network.get("generator") == "compact" else 2 ** network.get("doublings", 2) // scale
-    low = max(size // scale // unit, 1) * unit
+    """Returns random images of low resolution; the generator enlarges them to `size`."""
+    low = max(size // network.get("scale", 4), 1)
     return (torch.rand(count, network.get("channels", 3), low, low) * 2 - 1,)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -104,8 +105,13 @@ def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
 def shapes_of(network: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
     """Returns both networks on the meta device, where parameters have shapes and no values."""
     sizes = {name: value for name, value in network.items() if name != "gan"}
+    return _shapes(GANS[network["gan"]].build, **sizes)
+
+
+@lru_cache(maxsize=32, typed=True)  # the parts of a file that are no network are all compared with the same few sizes
+def _shapes(build: Callable[..., tuple[nn.Module, nn.Module]], /, **sizes: Any) -> tuple[nn.Module, nn.Module]:
     with torch.device("meta"):
-        return GANS[network["gan"]].build(**sizes)
+        return build(**sizes)
 
 
 def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:
