@@ -111,8 +111,8 @@ def add_content(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--content",
         metavar="MODULE:FUNCTION",
-        help="srgan: a Python function that returns the feature network of the content loss, from images [N, 3, S, S] "
-        "in [-1, 1] to features (default: pixels are compared)",
+        help="srgan, esrgan: a Python function that returns the feature network of the content loss, from images "
+        "[N, 3, S, S] in [-1, 1] to features (default: pixels are compared); esrgan compares pixels too",
     )
 
 
@@ -251,7 +251,7 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
         return gan.objective
     if gan.reference is None or gan.reference.objective_with is None:
         have = ", ".join(name for name, reference in GANS.items() if reference.objective_with is not None)
-        raise ValueError(f"--content is {arguments.content}; only {have} has a content loss")
+        raise ValueError(f"--content is {arguments.content}; the GANs with a content loss are {have}")
     features = call_entry("--content", arguments.content)
     if isinstance(features, nn.Module):
         features.to(next(gan.generator.parameters()).device)

@@ -56,8 +56,8 @@ class Reference:
 
     `build(**network) -> (generator, discriminator)`: untrained networks. Its keyword arguments are the sizes.
     `objective(network)`: the `Objective` for networks of these sizes. `objective_with(features)`: an objective whose
-        content loss is measured in a feature network, images [N, 3, S, S] in [-1, 1] -> features; None where the GAN
-        has no content loss.
+        content loss, or a part of it, is measured in a feature network, images [N, 3, S, S] in [-1, 1] -> features;
+        None where the GAN has no content loss.
     `generator_sizes(state_dict)`: arguments of `build` that may fit a generator's state_dict, the likeliest first.
     `discriminator_sizes(state_dict)`: the arguments of `build` that a discriminator's state_dict decides.
     `renamed(state_dict)`: a generator's state_dict with the names of the layers that `build` makes, for GANs whose
