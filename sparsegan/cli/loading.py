@@ -76,6 +76,9 @@ def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
     """The value of --data, or else the data set of the GAN's training. Raises ValueError where neither is known."""
     found: str = arguments.data or gan.config.get("data", NO_DATA)
     if found == NO_DATA:
+        if getattr(arguments, "data_free", False):
+            need = "the real images of --features" if gan.from_noise else "the input images of this GAN"
+            raise ValueError(f"--data is missing; with --data-free it still names {need}")
         alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
         raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
     return found
