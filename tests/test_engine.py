@@ -24,7 +24,7 @@ import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.engine import gpu
 from sparsegan.engine.steps import Pointwise, SparseConvStep, Statistics, Torch
-from sparsegan.gans import cyclegan, dcgan, pix2pix, srgan, stargan, store
+from sparsegan.gans import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan, store
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
@@ -86,6 +86,8 @@ GENERATORS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tenso
         lambda n: (torch.randn(n, 3, 16, 20), torch.eye(3)[torch.arange(n) % 3]),
     ),
     "srgan": (lambda: srgan.Generator(width=8, blocks=2), lambda n: (torch.randn(n, 3, 9, 7),)),
+    "esrgan": (lambda: esrgan.RRDBNet(width=8, blocks=1), lambda n: (torch.randn(n, 3, 9, 7),)),
+    "esrgan compact": (lambda: esrgan.Compact(width=8, convs=2, scale=3), lambda n: (torch.randn(n, 3, 9, 7),)),
 }
 
 

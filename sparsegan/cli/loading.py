@@ -76,6 +76,9 @@ def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
     """The value of --data, or else the data set of the GAN's training. Raises ValueError where neither is known."""
     found: str = arguments.data or gan.config.get("data", NO_DATA)
     if found == NO_DATA:
+        if getattr(arguments, "data_free", False):
+            need = "the real images of --features" if gan.from_noise else "the input images of this GAN"
+            raise ValueError(f"--data is missing; with --data-free it still names {need}")
         alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
         raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
     return found
@@ -111,8 +114,8 @@ def add_content(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--content",
         metavar="MODULE:FUNCTION",
-        help="srgan: a Python function that returns the feature network of the content loss, from images [N, 3, S, S] "
-        "in [-1, 1] to features (default: pixels are compared)",
+        help="srgan, esrgan: a Python function that returns the feature network of the content loss, from images "
+        "[N, 3, S, S] in [-1, 1] to features (default: pixels are compared); esrgan compares pixels too",
     )
 
 
@@ -251,7 +254,7 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
         return gan.objective
     if gan.reference is None or gan.reference.objective_with is None:
         have = ", ".join(name for name, reference in GANS.items() if reference.objective_with is not None)
-        raise ValueError(f"--content is {arguments.content}; only {have} has a content loss")
+        raise ValueError(f"--content is {arguments.content}; the GANs with a content loss are {have}")
     features = call_entry("--content", arguments.content)
     if isinstance(features, nn.Module):
         features.to(next(gan.generator.parameters()).device)
