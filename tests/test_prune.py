@@ -95,12 +95,11 @@ def test_magnitude_ties_are_broken_by_position() -> None:
 
 @pytest.mark.parametrize(
     "granularity",
-    ["vector", "vector:1", "vector:65", "vector:04", "vector:4 ", "input:1", "input:65", "input", "inputs:4", "Element"]
-    + ["", 4],
+    [*"vector vector:1 vector:65 vector:04 input:1 input:65 input inputs:4 Element".split(), "vector:4 ", "", 4],
 )
 def test_invalid_granularities_are_refused(granularity: object) -> None:
     with pytest.raises(
-        ValueError, match="accepted: 'element', 'vector:V' with V from 2 to 64, 'input:D' .* 'kernel', 'fil"
+        ValueError, match=r"accepted: 'element', 'vector:V' with V from 2 to 64, 'input:D' .* 'kernel', 'fil"
     ):
         check_granularity(granularity)  # type: ignore[arg-type]
 
