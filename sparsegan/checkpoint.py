@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from .atomic_files import write_whole
-from .copying import Model, copy_model
+from .copying import Model, computed, copy_model
 from .engine import Engine, GpuEngine
 from .nn import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .nn.granularity import (
@@ -163,7 +163,9 @@ def load(
     """Reads a file that ``save`` wrote, or a trainer's state_dict, into ``model`` and returns the model.
 
     Names and shapes in the file must be those of the model. Where the file has a sparse layer, the model may have a
-    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter.
+    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter. With a
+    replaced layer goes the computation of its weight (spectral or weight normalisation, a mask): a vocoder whose
+    weight normalisation was folded by ``sparsify`` can be loaded into a new one that still has it.
     (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use the returned model.)
     Floating-point tensors take the dtype that they have in the model. Devices, ``requires_grad`` and the training flag
     do not change.
@@ -362,6 +364,9 @@ class _State:
             if not is_layer(module):
                 continue
             coded |= {_join(name, part) for part in ("values", "support", "weight")}
+            if "weight" in computed(module):  # what it is computed from goes with the weight
+                own = (part for part in module.state_dict() if part.startswith(("weight_", "parametrizations.weight.")))
+                coded |= {_join(name, part) for part in own}
             if first.setdefault(id(module), name) == name:
                 self.layers[name] = module
             else:
