@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from .atomic_files import write_whole
-from .copying import Model, computed, copy_model
+from .copying import Model, computed, copy_model, plain_weight
 from .engine import Engine, GpuEngine
 from .nn import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .nn.granularity import (
@@ -518,7 +518,7 @@ def _match(model: nn.Module, file: _File) -> _State:
 def _sparse_twin(file: _File, name: str, layer: DenseConv, support: torch.Tensor, values: torch.Tensor) -> SparseConv:
     """A sparse layer that replaces the dense ``layer``. ``layer`` does not change; both have the same bias object."""
     kind = SPARSE_CLASSES[dense_class_of(layer)]
-    weight = layer.weight
+    weight = plain_weight(layer)
     granularity = file.layers[name]["granularity"]
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
     if vector_length(granularity) == 1:  # a support of vectors does not index weights; set_support below sets it

@@ -55,7 +55,7 @@ class Builder:
         if value.padding is not None:
             slot = self.slot(value.slot, shape=value.shape, outside=True)
             mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
-            sizes = value.padding.sizes[: 2 * len(slot.shape) - 4]
+            sizes = value.padding.sizes  # torch takes four sizes for a signal too: it pads a batch of rows
             pad = Torch(name="padding", function=F.pad, args=(value.slot, sizes, mode), y=slot)
             self.steps.append(pad)
             value.overwrite(Value(slot))

@@ -181,7 +181,7 @@ def is_without_batch(node: fx.Node, module: Any) -> bool:
         return module.dims == 2
     if module is None:
         return node.target in (F.conv2d, F.conv_transpose2d, F.pixel_shuffle)
-    return isinstance(module, _IMAGE_MODULES) and not isinstance(module, InstanceNorm2d)  # ours takes signals too
+    return isinstance(module, _IMAGE_MODULES)
 
 
 def _rank(node: fx.Node) -> int:
