@@ -163,9 +163,9 @@ def load(
     """Reads a file that ``save`` wrote, or a trainer's state_dict, into ``model`` and returns the model.
 
     Names and shapes in the file must be those of the model. Where the file has a sparse layer, the model may have a
-    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter. With a
-    replaced layer goes the computation of its weight (spectral or weight normalisation, a mask): a vocoder whose
-    weight normalisation was folded by ``sparsify`` can be loaded into a new one that still has it.
+    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter. A replaced
+    layer takes the computation of its weight (spectral or weight normalisation, a mask) with it. A file of a vocoder
+    whose weight normalisation ``sparsify`` has folded therefore loads into a new vocoder that still has it.
     (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use the returned model.)
     Floating-point tensors take the dtype that they have in the model. Devices, ``requires_grad`` and the training flag
     do not change.
@@ -364,7 +364,7 @@ class _State:
             if not is_layer(module):
                 continue
             coded |= {_join(name, part) for part in ("values", "support", "weight")}
-            if "weight" in computed(module):  # what it is computed from goes with the weight
+            if "weight" in computed(module):  # the sources of the weight go with it
                 own = (part for part in module.state_dict() if part.startswith(("weight_", "parametrizations.weight.")))
                 coded |= {_join(name, part) for part in own}
             if first.setdefault(id(module), name) == name:

@@ -223,7 +223,7 @@ def test_compile_export_trace_and_double_backward(tmp_path: Path) -> None:
         (torch.randn(1, 5, 8), "input has 5 channels; the layer has in_channels=4"),
         (torch.randn(8), r"input has 1 dimensions; it must be \[N, C, L\] or \[C, L\]"),
         (torch.randn(1, 4, 8, 8), r"input has 4 dimensions; it must be \[N, C, L\] or \[C, L\]"),
-        (torch.randn(1, 4, 1), "input is 1; with its padding it must be .* reach, 7 along dimension 2"),
+        (torch.randn(1, 4, 1), "input is of length 1; with its padding it must be .* reach, 7 along dimension 2"),
     ],
 )
 def test_bad_signals(x: Tensor, words: str) -> None:

@@ -98,7 +98,8 @@ class TransposedConvolution(SparseConv):
 
 
 def _size(x: Tensor) -> str:
-    return " x ".join(map(str, x.shape[2:]))
+    sizes = [str(size) for size in x.shape[2:]]
+    return " x ".join(sizes) if len(sizes) > 1 else f"of length {sizes[0]}"
 
 
 def _is_recorded_by_fx(x: Any) -> bool:

@@ -146,10 +146,12 @@ class SparseConv1d(Convolution):
 
     It takes the arguments of ``torch.nn.Conv1d``, and ``sparsity``, ``mask`` and ``granularity`` as
     :class:`SparseConv2d`. ``mask`` is bool ``[out_channels, in_channels / groups, kernel_size]``. The input is
-    ``[N, in_channels, L]`` or ``[in_channels, L]``, of the layer's dtype and of any length that the kernel reaches
-    over. The kernels compute a signal as an image of one row, so they are those of :class:`SparseConv2d`, and so are
-    dtypes, devices, granularities and what ``load_state_dict`` takes. The support has the positions in the flattened
-    weight ``[out_channels, in_channels / groups, kernel_size]``.
+    ``[N, in_channels, L]`` or ``[in_channels, L]``, of the layer's dtype. With its padding it must be at least as long
+    as the kernel's reach; a shorter one raises ``ValueError``. The output is contiguous.
+
+    The kernels compute a signal as an image of one row. Dtypes, devices, granularities and ``load_state_dict`` are
+    therefore those of :class:`SparseConv2d`. The support has the positions in the flattened weight
+    ``[out_channels, in_channels / groups, kernel_size]``.
     """
 
     dense_class = nn.Conv1d

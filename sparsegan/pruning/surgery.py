@@ -102,10 +102,10 @@ def sparsify(
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
         are pruned further, each by its own granularity; dropped weights never return. Masks of ``torch.nn.utils.prune``
         become supports. Weights that are computed in another way (spectral or weight normalisation, a parametrization)
-        are folded: their values in evaluation mode take their place, and one warning says so. Of a weight
-        normalisation, as vocoders have it, the weight ``g * v / norm(v)`` stays, and training goes on with the kept
-        weights themselves. Another warning lists the modules that
-        resemble a convolution and stay dense: subclasses, other dimensions, scripted modules, weights outside layers.
+        are folded: their values in evaluation mode take their place, and one warning says so. For a weight
+        normalisation, as vocoders have it, ``g * v / norm(v)`` replaces ``g`` and ``v``, and training goes on with the
+        kept weights themselves. Another warning lists the modules that resemble a convolution and stay dense:
+        subclasses, other dimensions, scripted modules, weights outside layers.
 
     Raises:
         ValueError: no layer can be pruned (the text names the modules that resemble a convolution), an argument is out
