@@ -31,9 +31,9 @@ import torch
 from torch import nn
 
 from .atomic_files import write_whole
-from .copying import Model, copy_model
+from .copying import Model, computed, copy_model, plain_weight
 from .engine import Engine, GpuEngine
-from .nn import SparseConv2d, SparseConvTranspose2d
+from .nn import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .nn.granularity import (
     check_shape,
     support_of_units,
@@ -41,7 +41,8 @@ from .nn.granularity import (
     units_of,
     units_of_support,
 )
-from .nn.kept_weights import SETTINGS
+from .nn.kept_weights import SETTINGS, DenseConv
+from .nn.layer import DENSE_CLASSES, SPARSE_CLASSES, dense_class_of
 from .nn.replace import move_hooks, replaced
 from .ops import native
 from .state_dicts import names_of, read_state
@@ -57,8 +58,6 @@ _VALUE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-_SPARSE = (SparseConv2d, SparseConvTranspose2d)
-_DENSE = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class CheckpointError(ValueError):
@@ -80,11 +79,11 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
     if values not in _VALUE_DTYPES:
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
     model = model.model if isinstance(model, Engine | GpuEngine) else model
-    state = _State(model, lambda module: isinstance(module, _SPARSE))
+    state = _State(model, lambda module: isinstance(module, SparseConv))
     tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
     layers = {}
     for name, layer in state.layers.items():
-        assert isinstance(layer, _SPARSE)
+        assert isinstance(layer, SparseConv)
         kept = _rounded(name, layer.values.detach().cpu(), values)
         description = {
             **_geometry(layer),
@@ -122,11 +121,25 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @overload
 def load(
+    model: nn.Conv1d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Conv1d | SparseConv1d: ...
+@overload
+def load(
     model: nn.Conv2d,
     path: str | os.PathLike[str],
     key: str | None = None,
     device: torch.device | str | None = None,
 ) -> nn.Conv2d | SparseConv2d: ...
+@overload
+def load(
+    model: nn.ConvTranspose1d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.ConvTranspose1d | SparseConvTranspose1d: ...
 @overload
 def load(
     model: nn.ConvTranspose2d,
@@ -150,7 +163,9 @@ def load(
     """Reads a file that ``save`` wrote, or a trainer's state_dict, into ``model`` and returns the model.
 
     Names and shapes in the file must be those of the model. Where the file has a sparse layer, the model may have a
-    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter.
+    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter. A replaced
+    layer takes the computation of its weight (spectral or weight normalisation, a mask) with it. A file of a vocoder
+    whose weight normalisation ``sparsify`` has folded therefore loads into a new vocoder that still has it.
     (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use the returned model.)
     Floating-point tensors take the dtype that they have in the model. Devices, ``requires_grad`` and the training flag
     do not change.
@@ -183,14 +198,14 @@ def load(
     file = _File(path)
     state = _match(model, file)
     copies = [_copy(file, name, tensor) for name, tensor in state.tensors.items()]
-    refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
+    refills: list[tuple[SparseConv, torch.Tensor, torch.Tensor]] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in state.layers.items():
         support, kept = file.sparse(name)
-        if isinstance(layer, _SPARSE):
+        if isinstance(layer, SparseConv):
             refills.append((layer, support.to(layer.values.device), kept.to(layer.values)))
         else:
-            assert isinstance(layer, _DENSE)
+            assert isinstance(layer, DENSE_CLASSES)
             replacements[layer] = _sparse_twin(file, name, layer, support, kept)
 
     # Everything is checked. From here on nothing may fail, so that the model never stays half loaded.
@@ -263,7 +278,7 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
     own = model.state_dict()
     dense: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _SPARSE):
+        if isinstance(module, SparseConv):
             dense[_join(name, "weight")] = module.weight_shape
     found = []
     for name, tensor in state.items():
@@ -349,6 +364,9 @@ class _State:
             if not is_layer(module):
                 continue
             coded |= {_join(name, part) for part in ("values", "support", "weight")}
+            if "weight" in computed(module):  # the sources of the weight go with it
+                own = (part for part in module.state_dict() if part.startswith(("weight_", "parametrizations.weight.")))
+                coded |= {_join(name, part) for part in own}
             if first.setdefault(id(module), name) == name:
                 self.layers[name] = module
             else:
@@ -432,8 +450,8 @@ class _File:
         if not isinstance(layer, dict) or set(layer) != _LAYER_KEYS:
             fail(f"its description must have exactly the entries {', '.join(sorted(_LAYER_KEYS))}")
         shape, nnz, dtype = layer["weight_shape"], layer["nnz"], layer["dtype"]
-        if not isinstance(shape, list) or len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape):
-            fail(f"weight_shape is {shape!r}; it must be 4 positive integers")
+        if not isinstance(shape, list) or len(shape) not in (3, 4) or not all(type(n) is int and n > 0 for n in shape):
+            fail(f"weight_shape is {shape!r}; it must be 3 or 4 positive integers")
         if type(nnz) is not int or not 0 <= nnz <= math.prod(shape):
             fail(f"nnz is {nnz!r}; it must be an integer from 0 to the weight's {math.prod(shape)}")
         groups = layer["groups"]
@@ -462,12 +480,12 @@ def _match(model: nn.Module, file: _File) -> _State:
     """The layers and tensors of the model. Raises CheckpointError unless the file has exactly the same ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in file.layers:
-        if not isinstance(modules.get(name), _SPARSE + _DENSE):
+        if not isinstance(modules.get(name), (SparseConv, *DENSE_CLASSES)):
             here = f"a {type(modules[name]).__name__} in the model" if name in modules else "not in the model"
             file.fail(f"has a sparse convolution {_shown(name)}, which is {here}")
     coded = {id(modules[name]) for name in file.layers}
     for name, module in modules.items():
-        if isinstance(module, _SPARSE) and id(module) not in coded:
+        if isinstance(module, SparseConv) and id(module) not in coded:
             file.fail(f"has no sparse layer {_shown(name)}, which the model has")
     state = _State(model, lambda module: id(module) in coded)
     if state.ties != file.ties or set(state.layers) != set(file.layers):
@@ -477,7 +495,7 @@ def _match(model: nn.Module, file: _File) -> _State:
     for name, layer in state.layers.items():
         described = file.layers[name]
         expected = _geometry(layer)
-        if isinstance(layer, _SPARSE):
+        if isinstance(layer, SparseConv):
             expected["granularity"] = layer.granularity
         for field, value in expected.items():
             if described[field] != value:
@@ -497,12 +515,10 @@ def _match(model: nn.Module, file: _File) -> _State:
     return state
 
 
-def _sparse_twin(
-    file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
-) -> SparseConv2d | SparseConvTranspose2d:
+def _sparse_twin(file: _File, name: str, layer: DenseConv, support: torch.Tensor, values: torch.Tensor) -> SparseConv:
     """A sparse layer that replaces the dense ``layer``. ``layer`` does not change; both have the same bias object."""
-    kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
-    weight = layer.weight
+    kind = SPARSE_CLASSES[dense_class_of(layer)]
+    weight = plain_weight(layer)
     granularity = file.layers[name]["granularity"]
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
     if units_of(granularity).entry == 1:  # a support of larger units does not index weights; set_support sets it below
@@ -527,7 +543,7 @@ def _geometry(layer: nn.Module) -> dict[str, Any]:
     """The settings of a layer as they are written to a file."""
     fields: dict[str, Any] = {name: getattr(layer, name) for name in SETTINGS}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
+    weight_shape: Any = layer.weight_shape if isinstance(layer, SparseConv) else layer.weight.shape
     return {
         **fields,
         "bias": layer.bias is not None,

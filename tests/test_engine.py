@@ -24,7 +24,9 @@ import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.engine import gpu
 from sparsegan.engine.steps import Pointwise, SparseConvStep, Statistics, Torch
+from sparsegan.engine.tracing import NORMS
 from sparsegan.gans import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan, store
+from sparsegan.nn.layer import DENSE_CLASSES
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
@@ -33,9 +35,9 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
     """The model in float64, with random weights, statistics and affine parameters as after training."""
     model = model.double()
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and "weight" in module._parameters:
+        if isinstance(module, DENSE_CLASSES) and "weight" in module._parameters:
             nn.init.normal_(module.weight, 0, (1.5 / module.weight[0].numel()) ** 0.5)
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        elif isinstance(module, NORMS):
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, 1, 0.3)
             if module.running_mean is not None:
@@ -46,7 +48,7 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
 
 def pruned(model: nn.Module, sparsity: float = 0.8, backend: str = "sparse") -> nn.Module:
     model = trained(model)
-    if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules()):
+    if any(isinstance(module, DENSE_CLASSES) for module in model.modules()):
         sg.sparsify(model, sparsity=sparsity)
     for _, layer in sg.sparse_layers(model):
         layer.backend = backend

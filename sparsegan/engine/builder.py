@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..nn import dispatch
 from ..nn.layer import SparseConv
+from ..signals import SIGNAL, rows_and_columns
 from .layers import Layers, Weights
 from .rules import Padding
 from .steps import Dense, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
@@ -56,7 +57,8 @@ class Builder:
         if value.padding is not None:
             slot = self.slot(value.slot, shape=value.shape, outside=True)
             mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
-            pad = Torch(name="padding", function=F.pad, args=(value.slot, value.padding.sizes, mode), y=slot)
+            sizes = value.padding.sizes  # torch takes four sizes for a signal too: it pads a batch of rows
+            pad = Torch(name="padding", function=F.pad, args=(value.slot, sizes, mode), y=slot)
             self.steps.append(pad)
             value.overwrite(Value(slot))
         return value.slot
@@ -153,21 +155,20 @@ class Builder:
         `shape`: of the result. `norm`: the name of the batch norm that is folded into the weights.
         """
         weights = self.layers.weights(name, layer, norm)
-        n, channels, height, width = shape
+        x_size, y_size = (rows_and_columns(size[2:], 1) for size in (value.slot.shape, shape))
         padding = _joined(layer, value.padding)
         if padding is None:
             self.written(value)
             padding = _joined(layer, None)
             assert padding is not None
         mode, before = padding
-        coarse = value.slot.shape[2:] if layer.adjoint else (height, width)
+        coarse = x_size if layer.adjoint else y_size
         geometry = replace(layer.geometry, padding=before if mode == "zeros" else (0, 0))
         geometry = geometry.for_coarse_size(*(1 if size == 1 else 2 for size in coarse))
-        x_size = (value.slot.shape[2], value.slot.shape[3])
         units = layer.support.shape[0]
         pinned = self.layers.pinned[name]
         if pinned == "auto":
-            call = dispatch.Call(geometry, layer.adjoint, units, n, x_size, (height, width), self.dtype)
+            call = dispatch.Call(geometry, layer.adjoint, units, shape[0], x_size, y_size, self.dtype)
             choice = dispatch.choose(call)
         else:
             choice = dispatch.Choice(pinned, "set on the layer")
@@ -178,7 +179,7 @@ class Builder:
             name=name,
             why=choice.why,
             x=value.copy(),
-            y=Slot((n, channels, height, width), self.dtype),
+            y=Slot(shape, self.dtype),
             values=taps.values,
             bias=weights.bias,
             support=layer.support,
@@ -233,7 +234,10 @@ class Builder:
         return Value(y)
 
     def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:
-        """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor."""
+        """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor,
+        as those of a signal are not: it has one row before and after."""
+        if len(shape) == SIGNAL:
+            return None
         x = self._unpadded(value)
         height, width = x.slot.shape[2:]
         repeat = shape[2] // height
@@ -295,7 +299,7 @@ def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int
 
     None if one padding cannot express both.
     """
-    own = layer.padding_before()
+    own = rows_and_columns(layer.padding_before(), 0)
     if deferred is None:
         return layer.padding_mode, own
     none = all(p == 0 for p in own) and layer.padding != "same"

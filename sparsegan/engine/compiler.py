@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ..nn.dispatch import DTYPES
 from ..nn.layer import SparseConv
+from ..signals import IMAGE, SIGNAL
 from . import rules
 from .builder import Builder
 from .layers import Layers
@@ -111,7 +112,9 @@ class Compiler:
         """A Value for a tensor that the kernels can read, and the slot itself for anything else."""
         example = node.meta.get("value")
         native = self.dtype in DTYPES["cpu"]  # a model of another dtype runs in torch
-        if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
+        if not native or not isinstance(example, Tensor) or example.dtype != self.dtype:
+            return slot
+        if example.dim() not in (SIGNAL, IMAGE):
             return slot
         return Value(slot) if example.numel() else slot
 

@@ -15,9 +15,11 @@ from torch.utils import _pytree as pytree
 
 from ..calls import Call
 from ..forks import ENGINES
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..ops import native
 from ..renamed import renamed_attribute, with_new_names
+from ..signals import IMAGE, SIGNAL
+from . import rules
 from .arena import plan_arena
 from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
@@ -199,7 +201,7 @@ class Engine(BaseEngine):
 
     def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:
         for slot, one in zip(program.inputs, tensors, strict=True):
-            memory.outside[slot] = one.contiguous() if one.dim() == 4 else one
+            memory.outside[slot] = one.contiguous() if one.dim() in (SIGNAL, IMAGE) else one
         for step in program.steps:
             for slot in step.writes:
                 if slot.fresh:
@@ -285,8 +287,8 @@ class Engine(BaseEngine):
 
 def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:
     if module is None:
-        return "conv2d runs in torch" in step.why or "conv_transpose2d runs in torch" in step.why
-    return any(isinstance(one, SparseConv | nn.Conv2d | nn.ConvTranspose2d) for one in module.modules())
+        return any(f"{one.__name__} runs in torch" in step.why for one in rules.FUNCTIONAL_CONVOLUTIONS)
+    return any(isinstance(one, (SparseConv, *DENSE_CLASSES)) for one in module.modules())
 
 
 def _results(program: Program, memory: Memory) -> Any:

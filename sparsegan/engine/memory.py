@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..signals import SIGNAL, as_map
 from .values import Affine, Slot, Value
 
 
@@ -40,6 +41,16 @@ class Memory:
         if slot.outside:
             return lambda: self.outside[slot]
         view = self._view(slot)
+        return lambda: view
+
+    def map_reader(self, slot: Slot) -> Callable[[], Tensor]:
+        """A function that returns the slot's tensor as the kernels take it: a signal as a map of one row."""
+        read = self.reader(slot)
+        if len(slot.shape) != SIGNAL:
+            return read
+        if slot.outside:
+            return lambda: as_map(read())
+        view = as_map(read())
         return lambda: view
 
     def _view(self, slot: Slot) -> Tensor:

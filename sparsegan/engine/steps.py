@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
+from ..signals import IMAGE, SIGNAL
 from .memory import Memory
 from .values import Affine, Slot, Value
 
@@ -99,7 +100,7 @@ class SparseConvStep(Step):
         return [self.y] if self.panel is None else [self.y, self.panel.slot]
 
     def bind(self, memory: Memory) -> Run:
-        x, y = memory.reader(self.x.slot), memory.reader(self.y)
+        x, y = memory.map_reader(self.x.slot), memory.map_reader(self.y)
         transform = memory.input_transform(self.x)
         norm = self.norm
         of_norm = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
@@ -136,12 +137,12 @@ class Pointwise(Step):
         return [self.y]
 
     def bind(self, memory: Memory) -> Run:
-        a, y = memory.reader(self.a.slot), memory.reader(self.y)
+        a, y = memory.map_reader(self.a.slot), memory.map_reader(self.y)
         op, own = torch.ops.sparsegan.pointwise.default, memory.input_transform(self.a)
         curve = OUTPUT_ACTIVATIONS.index(self.output_activation)
         if self.b is None:
             return lambda: op(a(), *own, None, None, None, None, curve, self.repeat, y())
-        b, other = memory.reader(self.b.slot), memory.input_transform(self.b)
+        b, other = memory.map_reader(self.b.slot), memory.input_transform(self.b)
         return lambda: op(a(), *own, b(), *other, curve, self.repeat, y())
 
 
@@ -163,7 +164,7 @@ class Statistics(Step):
         return []
 
     def bind(self, memory: Memory) -> Run:
-        x, norm = memory.reader(self.x), self.norm
+        x, norm = memory.map_reader(self.x), self.norm
         scale, shift = memory.maps(norm.affine)
         assert scale is not None
         assert shift is not None
@@ -207,7 +208,8 @@ class Torch(Step):
         readers = {slot: memory.reader(slot) for slot in self.reads}
 
         def own(result: Any) -> Any:
-            """A result that later steps do not change, with images contiguous, as the kernels read them.
+            """A result that later steps do not change, with images and signals contiguous, as the kernels read
+            them.
 
             A view of the arena is copied, because later steps write to the arena.
             """
@@ -215,7 +217,7 @@ class Torch(Step):
                 return result
             if result.untyped_storage().data_ptr() == arena:
                 return result.clone(memory_format=torch.contiguous_format)
-            return result.contiguous() if result.dim() == 4 else result
+            return result.contiguous() if result.dim() in (SIGNAL, IMAGE) else result
 
         def run() -> None:
             args, kwargs = _mapped((self.args, self.kwargs), lambda slot: readers[slot]())

@@ -1,4 +1,4 @@
-"""The base class of both sparse layers: making one from a dense layer, choosing the backend, and the forward."""
+"""The base class of the sparse layers: making one from a dense layer, choosing the backend, and the forward."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from ..copying import mask_of, plain_layer, plain_weight
-from ..geometry import Pair
 from ..ops.plan import is_vector, numbers_of, plan_of
 from ..renamed import renamed_attribute, with_new_names
+from ..signals import as_map, rows_and_columns
 from . import dispatch, state
 from .dense_path import run_dense, warn_of_dense, weight_for_call
 from .granularity import check_shape, check_sparsity, kept, magnitude_mask, nonzero_mask, support_of
-from .kept_weights import SETTINGS, KeptWeights
+from .kept_weights import SETTINGS, DenseConv, KeptWeights
 from .plan_cache import PlanCache, is_readable, version_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SparseConv(KeptWeights):
-    """A layer that runs on its kept weights: the base of ``SparseConv2d`` and ``SparseConvTranspose2d``."""
+    """A layer that runs on its kept weights: the base of ``SparseConv1d``, ``SparseConv2d`` and their transposes."""
 
     backend: str
     kernel = renamed_attribute("kernel", "backend")
@@ -46,9 +46,11 @@ class SparseConv(KeptWeights):
         the mask of ``torch.nn.utils.prune`` keeps or, without such a mask, the units with a nonzero weight.
 
         Args:
-            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A computed weight or bias (masks of
-                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) has the value that
-                it has in evaluation.
+            module: a layer of the torch.nn class that the sparse class replaces. A computed weight or bias (masks of
+                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) is folded: the
+                sparse layer holds the value that it has in evaluation, as plain numbers. Training then runs on these
+                numbers. For weight normalisation (Salimans and Kingma, arXiv 1602.07868) the weight
+                ``g * v / norm(v)`` takes the place of ``g`` and ``v``.
             sparsity: fraction of units to drop, smallest L2 norm first, in [0, 1).
             granularity: the unit: ``"element"``, ``"vector:V"``, ``"input:D"``, ``"kernel"``, ``"filter"`` or
                 ``"2:4"``; see ``sparsegan.nn.granularity``.
@@ -69,9 +71,7 @@ class SparseConv(KeptWeights):
         layer.keeps_mask = keeps_mask  # only the caller's mask counts: a pruning tool's mask is treated like zeros
         return layer
 
-    def _absorb(
-        self, dense: nn.Conv2d | nn.ConvTranspose2d, sparsity: float | None, granularity: str, mask: Tensor | None
-    ) -> None:
+    def _absorb(self, dense: DenseConv, sparsity: float | None, granularity: str, mask: Tensor | None) -> None:
         """Copies a dense layer's settings, bias and the kept part of its weight."""
         weight = plain_weight(dense)
         if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -115,16 +115,17 @@ class SparseConv(KeptWeights):
     # ------------------------------------------------------------------ forward
 
     def choose(
-        self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype | None = None
+        self, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype | None = None
     ) -> dispatch.Choice:
         """The backend that runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
 
+        A 1-D layer has an input ``[N, C, L]`` and an output size (length,).
         ``dtype``: dtype of the tensors, where it differs from the layer's (autocast).
         """
         return self._choice(self._cache_if_readable(), x_shape, y_size, dtype or self.values.dtype)
 
     def _choice(
-        self, cache: PlanCache | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
+        self, cache: PlanCache | None, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype
     ) -> dispatch.Choice:
         if self.backend != "auto":
             return dispatch.Choice(dispatch.check_backend(self.backend), "set on the layer")
@@ -136,14 +137,14 @@ class SparseConv(KeptWeights):
         key = (x_shape, y_size, dtype, cudnn.conv.fp32_precision)
         return cache.choice(key, lambda: self._modelled(x_shape, y_size, dtype))
 
-    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype) -> dispatch.Choice:
-        coarse = x_shape[2:] if self.adjoint else y_size
-        geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
-        size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype) -> dispatch.Choice:
+        sizes = (rows_and_columns(x_shape[2:], 1), rows_and_columns(y_size, 1))
+        coarse = sizes[0] if self.adjoint else sizes[1]
+        geometry, units = self._geometries[coarse[0] == 1, coarse[1] == 1], self.support.shape[0]
         if self.runs_single:
             geometry, units = geometry.single(), self.nnz
         return dispatch.choose(
-            dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
+            dispatch.Call(geometry, self.adjoint, units, x_shape[0], *sizes, dtype, self.values.device)
         )
 
     def plan_cache(self) -> PlanCache:
@@ -189,15 +190,17 @@ class SparseConv(KeptWeights):
         return new
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() not in (3, 4):
-            raise ValueError(f"input has {x.dim()} dimensions; it must be [N, C, H, W] or [C, H, W]")
-        if x.shape[-3] != self.in_channels:
-            raise ValueError(f"input has {x.shape[-3]} channels; the layer has in_channels={self.in_channels}")
+        axes = self.dims + 1  # without the batch
+        if x.dim() not in (axes, axes + 1):
+            accepted = "[N, C, L] or [C, L]" if self.dims == 1 else "[N, C, H, W] or [C, H, W]"
+            raise ValueError(f"input has {x.dim()} dimensions; it must be {accepted}")
+        if x.shape[-axes] != self.in_channels:
+            raise ValueError(f"input has {x.shape[-axes]} channels; the layer has in_channels={self.in_channels}")
         if x.device != self.values.device:
             raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
 
-    def _run(self, x: Tensor, y_size: tuple[int, int], output_padding: Pair = (0, 0)) -> Tensor:
-        """One forward of an input ``[N, C, H, W]`` on the chosen backend."""
+    def _run(self, x: Tensor, y_size: tuple[int, ...], output_padding: tuple[int, ...] = ()) -> Tensor:
+        """One forward of an input ``[N, C, H, W]`` or ``[N, C, L]`` on the chosen backend."""
         values: Tensor = self.values
         bias: Tensor | None = self.bias
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -212,8 +215,8 @@ class SparseConv(KeptWeights):
         cache = self._cache_if_readable()
         if self._choice(cache, tuple(x.shape), y_size, x.dtype).backend == "dense":
             return run_dense(self, x, weight_for_call(self, values, cache), bias, output_padding)
-        coarse = x.shape[2:] if self.adjoint else y_size
-        variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
+        rows, columns = rows_and_columns(x.shape[2:] if self.adjoint else y_size, 1)
+        variant = (bool(rows == 1), bool(columns == 1))
         support, numbers = self.support if cache is None else cache.support, self._numbers[variant]
         if self.runs_single:
             support, places = self._single_weights(cache)
@@ -226,8 +229,8 @@ class SparseConv(KeptWeights):
             needed = dispatch.vector_gradient_pays(1 - self.sparsity)
         backward_plan = self._plan(cache, variant, support, numbers, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
-        return ops.sparse_conv(
-            x,
+        y = ops.sparse_conv(
+            as_map(x),
             values,
             bias,
             support,
@@ -235,11 +238,12 @@ class SparseConv(KeptWeights):
             adjoint_plan,
             numbers,
             self.adjoint,
-            [self.out_channels, *y_size],
+            [self.out_channels, *rows_and_columns(y_size, 1)],
             self.padding_mode,
-            (0, 0) if self.padding_mode == "zeros" else self.padding_before(),
+            (0, 0) if self.padding_mode == "zeros" else rows_and_columns(self.padding_before(), 0),
             self.negative_slope,
         )
+        return y.squeeze(2) if self.dims == 1 else y
 
     def _as_leaf(self, x: Any, *args: Any) -> Any:
         """Records a call of this module in a ``torch.fx`` graph as a leaf, as ``torch.fx`` does for torch.nn layers."""

@@ -6,13 +6,15 @@ Nothing here runs a layer; ``sparsegan/nn/base.py`` does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Geometry, Pair
+from ..geometry import Geometry
 from ..ops.plan import check_support
+from ..signals import rows_and_columns
 from .granularity import as_units, check_mask, unit_size, units_of
 from .plan_cache import PlanCache
 
@@ -30,28 +32,33 @@ SETTINGS: tuple[str, ...] = (
     "padding_mode",
 )
 
+#: A torch.nn layer that has a sparse twin.
+DenseConv = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+
 
 class KeptWeights(nn.Module):
     """The settings, support and values of a layer.
 
-    ``dense_class`` is the torch.nn class with the same function. ``adjoint`` is the direction of the forward: False for
-    a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is an int32 buffer
-    ``[units]`` of sorted flat positions. A support lists single weights; with granularity ``"vector:V"`` or
-    ``"input:D"`` it lists units, V consecutive output or D consecutive input channels at one kernel position, and
-    ``values`` has V or D weights for each unit.
+    ``dense_class`` is the torch.nn class with the same function. ``dims`` is 1 for signals ``[N, C, L]`` and 2 for
+    images ``[N, C, H, W]``: settings such as ``stride`` have so many numbers. ``adjoint`` is the direction of the
+    forward: False for a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is
+    an int32 buffer ``[units]`` of sorted flat positions. A support lists single weights; with granularity
+    ``"vector:V"`` or ``"input:D"`` it lists units, V consecutive output or D consecutive input channels at one kernel
+    position, and ``values`` has V or D weights for each unit.
     """
 
-    dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
+    dense_class: ClassVar[type[DenseConv]]
+    dims: ClassVar[int]
     adjoint: ClassVar[bool]
 
     in_channels: int
     out_channels: int
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair | str
-    dilation: Pair
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
     transposed: bool
-    output_padding: Pair
+    output_padding: tuple[int, ...]
     groups: int
     padding_mode: str
     #: Outputs at or below 0 are multiplied by this slope while they are written. An engine fuses a ReLU by it.
@@ -73,10 +80,10 @@ class KeptWeights(nn.Module):
             coarse,
             fine,
             self.groups,
-            self.kernel_size,
-            self.stride,
-            self.padding_before() if self.padding_mode == "zeros" else (0, 0),
-            self.dilation,
+            rows_and_columns(self.kernel_size, 1),
+            rows_and_columns(self.stride, 1),
+            rows_and_columns(self.padding_before(), 0) if self.padding_mode == "zeros" else (0, 0),
+            rows_and_columns(self.dilation, 1),
             coarse_vector=units.inputs if self.adjoint else units.outputs,
             fine_vector=units.outputs if self.adjoint else units.inputs,
         )
@@ -87,20 +94,25 @@ class KeptWeights(nn.Module):
         }
         self._numbers = {key: geometry.numbers() for key, geometry in self._geometries.items()}
 
-    def padding_before(self) -> Pair:
-        """The rows and columns of padding before the first element, in any padding mode."""
+    def padding_before(self) -> tuple[int, ...]:
+        """The padding before the first element of each axis, in any padding mode."""
         if self.padding == "valid":
-            return (0, 0)
+            return (0,) * self.dims
         if self.padding == "same":
-            before = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return (before[0], before[1])
+            return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         assert isinstance(self.padding, tuple)
         return self.padding
 
+    def output_padding_for(self, coarse_size: Sequence[int], fine_size: Sequence[int]) -> tuple[int, ...]:
+        """The output padding of ``dense_class`` that makes ``fine_size`` of ``coarse_size``, a number per axis."""
+        sizes = (rows_and_columns(coarse_size, 1), rows_and_columns(fine_size, 1))
+        return self.geometry.output_padding(*sizes)[-self.dims :]
+
     @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """The shape of the dense weight."""
-        return self.geometry.weight_shape
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight, as in torch: ``[out, in / groups, *kernel_size]``, or transposed
+        ``[in, out / groups, *kernel_size]``."""
+        return (*self.geometry.weight_shape[:2], *self.kernel_size)
 
     @property
     def unit_size(self) -> int:
@@ -177,7 +189,7 @@ class KeptWeights(nn.Module):
         flat = values.new_zeros(math.prod(self.weight_shape))
         return flat.index_copy(0, self.positions(), values).view(self.weight_shape)
 
-    def dense_twin(self, device: torch.device | str) -> nn.Conv2d | nn.ConvTranspose2d:
+    def dense_twin(self, device: torch.device | str) -> DenseConv:
         """A ``torch.nn`` layer with these settings. Its parameters are allocated but not initialised."""
         return nn.utils.skip_init(
             self.dense_class,
@@ -195,7 +207,7 @@ class KeptWeights(nn.Module):
             **({"output_padding": self.output_padding} if self.transposed else {}),
         )
 
-    def to_dense(self) -> nn.Conv2d | nn.ConvTranspose2d:
+    def to_dense(self) -> DenseConv:
         """A ``torch.nn`` layer that computes the same, with zeros at the dropped weights. Its parameters are copies."""
         dense = self.dense_twin(self.values.device)
         with torch.no_grad():
