@@ -1,11 +1,14 @@
 """Compressed files: ``save`` and ``load`` for models with sparse layers.
 
-A compressed file is a safetensors file. It has two tensors for each sparse layer ``name``:
+A compressed file is a safetensors file. It has two or three tensors for each sparse layer ``name``:
 
 ========================  ===============================  ==========================================================
 tensor                    dtype and shape                  content
 ========================  ===============================  ==========================================================
-``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
+``name.values``           float16/32/64, bfloat16,         kept weights in support order
+                          int16, int8 [nnz]
+``name.scales``           float32 [output channels]        only beside int16 and int8: a weight is its integer times the
+                                                           scale of its output channel
 ``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
                                                            layer's granularity (in weights for ``"2:4"``), coded as
                                                            Golomb-Rice codes (``csrc/core/support.h``)
@@ -36,6 +39,7 @@ from .engine import Engine, GpuEngine
 from .nn import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .nn.granularity import (
     check_shape,
+    positions_of,
     support_of_units,
     unit_size,
     units_of,
@@ -45,6 +49,7 @@ from .nn.kept_weights import SETTINGS, DenseConv
 from .nn.layer import DENSE_CLASSES, SPARSE_CLASSES, dense_class_of
 from .nn.replace import move_hooks, replaced
 from .ops import native
+from .short_values import SHORT, channels_of, shorten, widen
 from .state_dicts import names_of, read_state
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -57,6 +62,7 @@ _VALUE_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
+    **SHORT,
 }
 
 
@@ -67,13 +73,18 @@ class CheckpointError(ValueError):
 def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], values: str = "float32") -> None:
     """Writes ``model`` to ``path`` as a compressed safetensors file. The file is written completely or not at all.
 
-    For an engine, its model is written. ``values`` names the dtype of the sparse layers' values in the file:
-    ``"float32"`` (no loss for float32, float16 and bfloat16 models), ``"float16"`` or ``"bfloat16"`` (rounded), or
-    ``"float64"``. All other parameters and persistent buffers keep their dtype. Equal models give equal bytes.
+    For an engine, its model is written. All parameters and persistent buffers but the sparse layers' values keep their
+    dtype. Equal models give equal bytes. ``values`` names the dtype of the sparse layers' values in the file:
+
+    - ``"float32"``: no loss for float32, float16 and bfloat16 models
+    - ``"float16"``, ``"bfloat16"``: rounded
+    - ``"int16"``, ``"int8"``: rounded to multiples of one scale per output channel, which makes the channel's largest
+      value the largest integer; a loaded model has float values again
+    - ``"float64"``
 
     Raises:
         ValueError: the dtype name is unknown, float64 values would be rounded to float32, the dtype cannot hold a
-            finite value, or an entry of the model's state is not a tensor.
+            value (integers hold no infinity and no NaN), or an entry of the model's state is not a tensor.
         OSError: the file cannot be written.
     """
     if values not in _VALUE_DTYPES:
@@ -84,7 +95,16 @@ def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], va
     layers = {}
     for name, layer in state.layers.items():
         assert isinstance(layer, SparseConv)
-        kept = _rounded(name, layer.values.detach().cpu(), values)
+        kept = layer.values.detach().cpu()
+        if values in SHORT:
+            channels = channels_of(layer.positions().cpu(), layer.weight_shape, layer.transposed, layer.groups)
+            try:
+                kept, scales = shorten(kept, channels, layer.out_channels, SHORT[values])
+            except ValueError as error:
+                raise ValueError(f"layer {_shown(name)} has {error}, which {values} cannot hold") from error
+            tensors[_join(name, "scales")] = scales
+        else:
+            kept = _rounded(name, kept, values)
         description = {
             **_geometry(layer),
             "granularity": layer.granularity,
@@ -335,7 +355,7 @@ def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
     float32 convolution weights. ``ratio`` is ``dense_bytes / bytes``. Raises as ``load`` does.
     """
     file = _File(Path(path))
-    coded = {_join(name, part) for name in file.layers for part in ("values", "support")}
+    coded = {_join(name, part) for name in file.layers for part in file.parts(name)}
     dense = {
         name: (entry["dtype"], entry["shape"], file.tensors[name].nbytes)
         for name, entry in file.header.items()
@@ -408,6 +428,10 @@ class _File:
     def fail(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.path} {what}")
 
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The tensors of layer ``name``."""
+        return ("values", "support", "scales") if self.layers[name]["dtype"] in SHORT else ("values", "support")
+
     def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The support (int32 [units], sorted, unique, in range) and the values ([nnz]) of layer ``name``."""
         layer = self.layers[name]
@@ -419,7 +443,12 @@ class _File:
             support = support_of_units(torch.from_numpy(units), *split)
         except ValueError as error:
             raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
-        return support, self.tensors[_join(name, "values")]
+        values = self.tensors[_join(name, "values")]
+        if layer["dtype"] in SHORT:
+            shape, granularity, transposed, groups = split
+            channels = channels_of(positions_of(support, shape, granularity, transposed), shape, transposed, groups)
+            values = widen(values, self.tensors[_join(name, "scales")], channels)
+        return support, values
 
     def _metadata(self, entries: dict[str, str]) -> dict[str, Any]:
         if set(entries) != {FORMAT}:
@@ -474,6 +503,14 @@ class _File:
                 fail(f"{part} is {tensor.dtype} with {tensor.dim()} dimensions; it must be {wanted} with 1")
         if (stored := self.tensors[_join(name, "values")].numel()) != nnz:
             fail(f"there are {stored} values and nnz is {nnz}; the two must be equal")
+        if dtype in SHORT:
+            channels = shape[1] * groups if layer["transposed"] is True else shape[0]
+            scales = self.tensors.get(_join(name, "scales"))
+            if scales is None or scales.dtype != torch.float32 or list(scales.shape) != [channels]:
+                found = "missing" if scales is None else f"{scales.dtype} {list(scales.shape)}"
+                fail(f"scales is {found}; {dtype} values need torch.float32 [{channels}]")
+            if not bool(((scales >= 0) & scales.isfinite()).all()):
+                fail("scales must be finite and at least 0")
 
 
 def _match(model: nn.Module, file: _File) -> _State:
@@ -501,7 +538,7 @@ def _match(model: nn.Module, file: _File) -> _State:
             if described[field] != value:
                 file.fail(f"has {field} {described[field]!r} for layer {_shown(name)}; the model has {value!r}")
 
-    expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in ("values", "support")}
+    expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in file.parts(name)}
     if unknown := sorted(set(file.tensors) - expected_names):
         file.fail(f"has a tensor {unknown[0]}, which the model does not have ({len(unknown)} such tensors)")
     if missing := sorted(expected_names - set(file.tensors)):

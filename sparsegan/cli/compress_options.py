@@ -205,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--values",
         default="float32",
-        choices=["float32", "float16", "bfloat16"],
+        choices=["float32", "float16", "bfloat16", "int16", "int8"],
         help="the dtype of the weights in the written file (default: float32)",
     )
     add_run_options(parser, "runs/compress")

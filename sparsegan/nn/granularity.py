@@ -377,6 +377,18 @@ def support_of(mask: Tensor, granularity: str, transposed: bool = False) -> Tens
     return entries.flatten().nonzero().flatten().int()
 
 
+def positions_of(support: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False) -> Tensor:
+    """The position of each kept value in the flattened dense weight, int64 ``[nnz]``. `shape`: of the weight."""
+    units, kind = support.long(), units_of(granularity)
+    if kind.entry == 1:
+        return units
+    # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
+    inner = math.prod(shape[2 if transposed == (kind.outputs > 1) else 1 :])
+    first = units + (units // inner) * (inner * (kind.entry - 1))
+    channels = torch.arange(0, inner * kind.entry, inner, device=units.device)
+    return (first.unsqueeze(1) + channels).flatten()
+
+
 def units_of_support(
     support: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1
 ) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..geometry import Geometry
 from ..ops.plan import check_support
 from ..signals import rows_and_columns
-from .granularity import as_units, check_mask, unit_size, units_of
+from .granularity import as_units, check_mask, positions_of, unit_size, units_of
 from .plan_cache import PlanCache
 
 #: The attributes that a sparse layer has in common with the torch.nn layer, under the same names.
@@ -144,14 +144,7 @@ class KeptWeights(nn.Module):
 
     def positions_of(self, support: Tensor) -> Tensor:
         """:meth:`positions` for another support."""
-        vector, units = self.geometry.vector, support.long()
-        if vector == 1:
-            return units
-        # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
-        inner = math.prod(self.weight_shape[2 if self.geometry.fine_vector > 1 else 1 :])
-        first = units + (units // inner) * (inner * (vector - 1))
-        channels = torch.arange(0, inner * vector, inner, device=units.device)
-        return (first.unsqueeze(1) + channels).flatten()
+        return positions_of(support, self.weight_shape, self.granularity, self.transposed)
 
     @property
     def runs_single(self) -> bool:
