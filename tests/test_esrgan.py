@@ -316,8 +316,9 @@ def test_one_public_file_is_compressed_and_used(kind: str, tmp_path: Path, capsy
 
     common = ["--data", str(source), "--quiet"]
     command = ["compress", "--generator", str(file), "--data-free", "--size", "32", "--steps", "2", "--batch", "2"]
-    assert main(command) == 1
-    assert "with --data-free it still names the input images of this GAN" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "synthetic")]) == 0
+    assert "the input images are synthetic (dead-leaves)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "synthetic" / "config.json").read_text())["data"] == "dead-leaves"
     assert main([*command, *common, "--sparsity", "0.5", "--out", str(small)]) == 0
     network = json.loads((small / "config.json").read_text())["network"]
     assert (network["gan"], network["scale"], network["width"]) == ("esrgan", scale, 16)

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from .. import data
+from ..data import dead_leaves
 from ..data.registry import SETS
 from ..gans import GANS, Objective, Reference, store
 from ..gans.reference import Way
+from ..progress import announce
 
 # Data
 
@@ -25,7 +27,7 @@ NO_DATA = "none"
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --data and the options that select samples from it. `default`: the help text of the default."""
-    names = ", ".join(SETS)
+    names = ", ".join([*SETS, dead_leaves.NAME])
     parser.add_argument(
         "--data",
         help=f"a file or folder in a layout of the task, or a data set of sparsegan data: {names} ({default})",
@@ -77,8 +79,14 @@ def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
     found: str = arguments.data or gan.config.get("data", NO_DATA)
     if found == NO_DATA:
         if getattr(arguments, "data_free", False):
-            need = "the real images of --features" if gan.from_noise else "the input images of this GAN"
-            raise ValueError(f"--data is missing; with --data-free it still names {need}")
+            if gan.from_noise:
+                raise ValueError("--data is missing; with --data-free it still names the real images of --features")
+            announce(
+                f"--data is missing: the input images are synthetic ({dead_leaves.NAME}); --data with real input "
+                "images brings the generator nearer to its original",
+                arguments.quiet,
+            )
+            return dead_leaves.NAME
         alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
         raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
     return found
