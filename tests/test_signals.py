@@ -317,7 +317,7 @@ class Parts(nn.Module):
         self.back = nn.Parameter(torch.randn(4, 2, 16))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.middle(self.start(x))
+        x = self.middle(self.start(F.leaky_relu(x.transpose(1, 2), 0.3).transpose(1, 2)))
         y = self.padded(F.pad(x, (1, 0), mode="replicate"))
         x = self.up(torch.cat([x, y[:, :, 1:] * 0.5], 2) + torch.cat([y[:, :, 1:], 1 - x], -1))
         x = torch.cat([F.conv1d(x, self.kernel, padding=1), x], -2).relu().chunk(2, 1)[0]
@@ -347,7 +347,7 @@ class Unbatched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.shuffle(F.pad(self.image(x), (1, 1, 1, 1)))
-        tokens = self.tokens(y.reshape(2, 12, 12))
+        tokens = self.tokens(y.reshape(2, 12, 12).transpose(1, 2).contiguous().view(288).view(2, 12, 12))
         return torch.cat([torch.cat([tokens, tokens * 2], -3), torch.cat([tokens, 1 - tokens], 0)], 2)
 
 

@@ -18,7 +18,7 @@ from ..forks import ENGINES
 from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..ops import native
 from ..renamed import renamed_attribute, with_new_names
-from ..signals import IMAGE, SIGNAL
+from ..signals import IMAGE
 from . import rules
 from .arena import plan_arena
 from .base import BaseEngine
@@ -201,7 +201,7 @@ class Engine(BaseEngine):
 
     def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:
         for slot, one in zip(program.inputs, tensors, strict=True):
-            memory.outside[slot] = one.contiguous() if one.dim() in (SIGNAL, IMAGE) else one
+            memory.outside[slot] = one.contiguous() if one.dim() == IMAGE else one
         for step in program.steps:
             for slot in step.writes:
                 if slot.fresh:

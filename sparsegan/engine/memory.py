@@ -44,12 +44,15 @@ class Memory:
         return lambda: view
 
     def map_reader(self, slot: Slot) -> Callable[[], Tensor]:
-        """A function that returns the slot's tensor as the kernels take it: a signal as a map of one row."""
+        """A function that returns the slot's tensor as the kernels take it: a signal as a contiguous map of one row.
+
+        Outside the arena a tensor of three dimensions may be no signal, so it is made contiguous only here.
+        """
         read = self.reader(slot)
         if len(slot.shape) != SIGNAL:
             return read
         if slot.outside:
-            return lambda: as_map(read())
+            return lambda: as_map(read().contiguous())
         view = as_map(read())
         return lambda: view
 

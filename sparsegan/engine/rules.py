@@ -359,6 +359,11 @@ def _identity(node: fx.Node, module: Any) -> Meaning:
     return Identity()
 
 
+def _contiguous(node: fx.Node, module: Any) -> Meaning | None:
+    """Engines hold images contiguous. A tensor of three dimensions may be another's view, and no signal."""
+    return None if _rank(node) == SIGNAL else Identity()
+
+
 def _dropout(node: fx.Node, module: Any) -> Meaning | None:
     return None if _argument(node, module, 2, "training", True) else Identity()
 
@@ -370,14 +375,7 @@ NORM_FORWARDS: tuple[Any, ...] = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forw
 #: The functions that convolve.
 FUNCTIONAL_CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv_transpose1d, F.conv_transpose2d)
 #: Modules that take an input of three dimensions for one image without a batch.
-_IMAGE_MODULES = (
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-    nn.InstanceNorm2d,
-    nn.PixelShuffle,
-    nn.MaxPool2d,
-    nn.AdaptiveAvgPool2d,
-)
+_IMAGE_MODULES = (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.PixelShuffle, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
 #: The rule for each kind of call. The key is the forward of a module class, a function, or the name of a method.
 RULES: dict[Any, Rule] = {
@@ -417,7 +415,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
     **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
-    **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),
+    **dict.fromkeys((nn.Identity.forward, "detach"), _identity),
+    "contiguous": _contiguous,
     **dict.fromkeys((nn.Dropout.forward, nn.Dropout1d.forward, nn.Dropout2d.forward), _dropout),
     **dict.fromkeys((nn.AlphaDropout.forward, F.dropout, F.dropout1d, F.dropout2d), _dropout),
 }

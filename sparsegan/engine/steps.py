@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
-from ..signals import IMAGE, SIGNAL
+from ..signals import IMAGE
 from .memory import Memory
 from .values import Affine, Slot, Value
 
@@ -208,8 +208,7 @@ class Torch(Step):
         readers = {slot: memory.reader(slot) for slot in self.reads}
 
         def own(result: Any) -> Any:
-            """A result that later steps do not change, with images and signals contiguous, as the kernels read
-            them.
+            """A result that later steps do not change, with images contiguous, as the kernels read them.
 
             A view of the arena is copied, because later steps write to the arena.
             """
@@ -217,7 +216,7 @@ class Torch(Step):
                 return result
             if result.untyped_storage().data_ptr() == arena:
                 return result.clone(memory_format=torch.contiguous_format)
-            return result.contiguous() if result.dim() in (SIGNAL, IMAGE) else result
+            return result.contiguous() if result.dim() == IMAGE else result
 
         def run() -> None:
             args, kwargs = _mapped((self.args, self.kwargs), lambda slot: readers[slot]())
