@@ -254,6 +254,21 @@ def test_autocast() -> None:
         torch.testing.assert_close(y.float(), layer.to_dense()(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", [sg.SparseConv2d, sg.SparseConvTranspose2d])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", "input:2"])
+def test_autocast_leaves_float64_as_it_is(kind: Any, granularity: str) -> None:
+    """torch's own layers do so too, and refuse float32 images."""
+    layer = kind(4, 6, 3, sparsity=0.5, granularity=granularity).double()
+    dense, x = layer.to_dense(), torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    for layer.backend in ("sparse", "dense"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(layer(x), dense(x), rtol=1e-12, atol=1e-12)
+            with pytest.raises(RuntimeError):
+                dense(x.float())
+            with pytest.raises(TypeError, match=r"input has dtype torch\.bfloat16; the layer has torch\.float64"):
+                layer(x.float())
+
+
 def generator() -> nn.Module:
     return nn.Sequential(
         sg.SparseConvTranspose2d(10, 8, 4, sparsity=0.8),

@@ -78,7 +78,8 @@ class RRDBNet(nn.Module):
     `blocks`: residual blocks of three dense blocks. `growth`: half of `width` by default, as in the public network.
     `doublings`: how often the network doubles its images. `scale`: a power of two, at most 2**doublings. For a smaller
     scale, each square of `unshuffle` * `unshuffle` pixels of the input first becomes one pixel with more channels. The
-    images then may have any size: they are padded to whole squares by reflection, and the result is cut.
+    images then may have any size above `unshuffle` / 2: they are padded to whole squares by reflection, and the result
+    is cut.
 
     Raises ValueError for other sizes.
     """

@@ -204,9 +204,8 @@ class SparseConv(KeptWeights):
         values: Tensor = self.values
         bias: Tensor | None = self.bias
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, values = x.to(dtype), values.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            x, values = _autocast(x), _autocast(values)
+            bias = None if bias is None else _autocast(bias)
         if x.dtype != values.dtype:
             raise TypeError(f"input has dtype {x.dtype}; the layer has {values.dtype}. Convert one of them with .to()")
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -317,3 +316,8 @@ class SparseConv(KeptWeights):
         assign = local_metadata.get("assign_to_params_buffers", False)
         version = local_metadata.get("version")
         state.load(self, state_dict, prefix, assign, version, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype of autocast. As in torch, autocast leaves float64 as it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(tensor.device.type))
