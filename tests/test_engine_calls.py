@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,69 @@ def test_other_steps_in_torch_are_listed() -> None:
         ("norm", "GroupNorm runs in torch"),
         ("softplus", "softplus runs in torch"),
     ]
+
+
+def test_functional_convolutions_whose_weight_depends_on_the_size() -> None:
+    """Both sizes call F.conv2d once, so the nodes have the same name. The weights must not be confused."""
+
+    class BySize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.small, self.large = conv(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = self.large if x.shape[2] > 6 else self.small
+            return F.conv2d(self.head(x), chosen.weight, chosen.bias)
+
+    model = BySize().eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        for size in (6, 9, 6):
+            same(engine(image(size=size)), model(image(size=size)))
+
+
+FORWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a loop over chunks": lambda x: torch.cat([part * n for n, part in enumerate(x.chunk(3, 1))], 1),
+    "a list of a split": lambda x: torch.cat(list(x.split([1, 2], 1))[::-1], 1),
+    "starred parts": lambda x: torch.stack([*x.unbind(1)], 1),
+    "rows of a tensor": lambda x: torch.stack([image * n for n, image in enumerate(x)]),
+    "the number of images": lambda x: x * len(x) if x.numel() > 1 and x.is_floating_point() else x,
+    "a field of a result": lambda x: x + x.max(1, keepdim=True).values - torch.min(x, 1, keepdim=True).values,
+    "a transposed view": lambda x: x.mT.contiguous().mT * 2,
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_that_ask_for_structure_are_traced(name: str) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return FORWARDS[name](x)
+
+    model = Around(Inner()).eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        for x in (image(), image(3, size=9)):
+            same(engine(x), model(x))
+    assert "inner" not in [one.name for one in engine.fallbacks]
+    assert engine._shapes.why_not is None
+
+
+def test_forwards_that_ask_for_values_say_so() -> None:
+    class Inner(nn.Module):
+        def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.forward = forward  # type: ignore[method-assign]
+
+    for forward, why in (
+        (lambda x: x * 2 if x.sum() > 0 else x, "a branch depends on the values of gt"),
+        (lambda x: x * float(x.mean()), "the forward makes a Python number of the values of mean"),
+    ):
+        model = Around(Inner(forward)).eval()
+        engine = silently(model, image())
+        (one,) = engine.fallbacks
+        assert (one.name, one.why) == ("inner", f"torch.fx cannot trace it: {why}")
+        with torch.no_grad():
+            same(engine(image(seed=7)), model(image(seed=7)))
 
 
 def test_subclasses_and_shared_modules() -> None:

@@ -150,7 +150,7 @@ class Builder:
 
         `shape`: of the result. `norm`: the name of the batch norm that is folded into the weights.
         """
-        weights = self.layers.weights(name, layer, norm)
+        weights = self.layers.weights(layer, norm)
         n, channels, height, width = shape
         padding = _joined(layer, value.padding)
         if padding is None:
@@ -163,15 +163,14 @@ class Builder:
         geometry = geometry.for_coarse_size(*(1 if size == 1 else 2 for size in coarse))
         x_size = (value.slot.shape[2], value.slot.shape[3])
         units = layer.support.shape[0]
-        pinned = self.layers.pinned[name]
-        if pinned == "auto":
+        if layer.backend == "auto":
             call = dispatch.Call(geometry, layer.adjoint, units, n, x_size, (height, width), self.dtype)
             choice = dispatch.choose(call)
         else:
-            choice = dispatch.Choice(pinned, "set on the layer")
+            choice = dispatch.Choice(layer.backend, "set on the layer")
         if choice.backend == "dense":
             return self._dense(value, layer, name, shape, weights, choice.why)
-        taps = self.layers.taps(name, layer, norm, geometry)
+        taps = self.layers.taps(layer, norm, geometry)
         step = SparseConvStep(
             name=name,
             why=choice.why,
@@ -196,7 +195,7 @@ class Builder:
     ) -> Value:
         x = self.written(value)
         slot = Slot(shape, self.dtype, outside=True)
-        function, args = self.layers.dense_call(name, layer, weights, shape[2:], x.shape)
+        function, args = self.layers.dense_call(layer, weights, shape[2:], x.shape)
         self.steps.append(Dense(name=name, why=why, function=function, args=(x, *args), y=slot))
         return Value(slot)
 

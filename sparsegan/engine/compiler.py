@@ -31,8 +31,13 @@ class Unsafe(Exception):
 
     def __init__(self, why: str, node: fx.Node) -> None:
         super().__init__(why)
-        stack = node.meta.get("nn_module_stack") or {}
-        self.module = str(list(stack)[-1]) if stack else ""
+        self.module = module_around(node)
+
+
+def module_around(node: fx.Node) -> str:
+    """The name of the innermost module whose forward contains a node, "" for the model's own forward."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 @dataclass
@@ -200,7 +205,7 @@ class Compiler:
         weight, bias = options.pop("weight", None), options.pop("bias", None)
         if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
             return None
-        return self.layers.made(node.name, weight, bias, transposed, options)
+        return self.layers.made(weight, bias, transposed, options)
 
     def _batch_norm_after(self, node: fx.Node) -> str | None:
         """The name of the batch norm that is the only reader of a convolution's result, or None."""

@@ -62,7 +62,7 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
             continue
         after, meaning = follower(nodes[0])
         if isinstance(meaning, rules.Norm) and meaning.statistics == "stored":
-            weights = layers.weights(name, layer, str(after.target))
+            weights = layers.weights(layer, str(after.target))
             layer.values.data = weights.values
             layer.bias = None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
             taken.append(str(after.target))
