@@ -17,7 +17,7 @@ from ..nn import dispatch
 from ..nn.layer import SparseConv
 from .layers import Layers, Weights
 from .rules import Padding
-from .steps import Dense, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
+from .steps import Dense, GroupStatistics, Modulation, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
 from .values import Affine, Slot, Value, concatenated
 
 
@@ -33,6 +33,8 @@ class Builder:
         self.layers, self.dtype = layers, dtype
         self.affine_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
+        #: The name of the module or function that is followed now.
+        self.reader = ""
         #: The sparse convolution that writes a slot. Operations that follow may become part of that step.
         self.convolutions: dict[Slot, SparseConvStep] = {}
 
@@ -49,13 +51,16 @@ class Builder:
         """
         if value.affine is not None or value.slope is not None:
             slot = self.slot(value.slot)
-            self.steps.append(Pointwise(name="deferred work", a=replace(value, padding=None), y=slot))
+            own = replace(value, padding=None)
+            step = Pointwise(name="deferred work", why=f"before {self.reader}", fused=own.deferred, a=own, y=slot)
+            self.steps.append(step)
             value.overwrite(Value(slot, padding=value.padding))
         if value.padding is not None:
             slot = self.slot(value.slot, shape=value.shape, outside=True)
             mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
-            pad = Torch(name="padding", function=F.pad, args=(value.slot, value.padding.sizes, mode), y=slot)
-            self.steps.append(pad)
+            why = f"padding runs in torch, because {self.reader} cannot do it while it reads"
+            args = (value.slot, value.padding.sizes, mode)
+            self.steps.append(Torch(name=value.padding.name, why=why, function=F.pad, args=args, y=slot))
             value.overwrite(Value(slot))
         return value.slot
 
@@ -103,10 +108,37 @@ class Builder:
             for one in (scale, shift)
         ]
         deferred = value.mapped(*rows)
+        if deferred is None and value.slope is None and value.padding is None:  # after a norm of each image
+            for operation, row, neutral in (("*", rows[0], 1), ("+", rows[1], 0)):
+                if not bool((row == neutral).all()):
+                    value = self.modulated(value, operation, row[:, None, None], "scale and shift")
+            return value
         if deferred is None:
             self.written(value)
             deferred = value.mapped(*rows)
         return deferred
+
+    def modulated(self, value: Value, operation: str, other: Slot | Tensor, name: str) -> Value:
+        """The value with ``x + other``, ``x - other``, ``x * other`` or ``x / other`` deferred.
+
+        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``. A tensor is a constant; a slot
+        is read in each run.
+        """
+        before = value.affine
+        if value.slope is not None or value.padding is not None:
+            self.written(value)
+            before = None
+        if isinstance(other, Tensor) and (before is None or before.constant) and (other.dim() < 4 or len(other) == 1):
+            row = self._row(other.flatten(), value.slot.shape[1])
+            maps: dict[str, tuple[Tensor | float, Tensor | float]]
+            maps = {"*": (row, 0.0), "/": (1 / row, 0.0), "+": (1.0, row), "-": (1.0, -row)}
+            mapped = self.mapped(value, *maps[operation])
+            assert mapped is not None
+            return mapped
+        affine = Affine(value.slot.shape[0], value.slot.shape[1])
+        step = Modulation(name=name, operation=operation, other=other, before=before, affine=affine)
+        self.steps.append(step)
+        return replace(value, affine=affine)
 
     def padded(self, value: Value, padding: Padding) -> Value:
         """The value with a padding deferred. A value can defer one padding: an earlier padding is done now."""
@@ -114,24 +146,32 @@ class Builder:
             self.written(value)
         return replace(value, padding=padding)
 
-    def instance_norm(self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, name: str) -> Value:
-        """The value with an instance norm deferred.
+    def image_norm(
+        self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, groups: int, name: str
+    ) -> Value:
+        """The value with an instance norm or a group norm deferred; `groups` as in
+        :class:`sparsegan.engine.rules.Norm`.
 
         The sparse convolution that writes the value, or else a separate step, computes scale and shift from mean and
         variance. The steps that read the value apply scale and shift.
         """
         channels = value.slot.shape[1]
         rows = [None if p is None else self._row(p, channels) for p in (weight, bias)]
-        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
+        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels), groups)
         if value.deferred:
             self.written(value)
         step = self.convolutions.get(value.slot)
-        if step is not None and step.norm is None:
+        if step is None or step.norm is not None or (groups and eps < 1e-12):  # 1 / sqrt(0 + eps) has to be finite
+            why = "the step before has another norm" if step else "its input is no sparse convolution's output"
+            why = f"mean and variance run in torch: {why}"
+            self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
+        elif groups:
+            step.norm = Norm(None, None, eps, Affine(value.slot.shape[0], channels))
+            step.fused.append(f"mean and variance for {name}")
+            self.steps.append(GroupStatistics(name=name, channels=step.norm.affine, norm=norm))
+        else:
             step.norm = norm
             step.fused.append(name)
-        else:
-            why = "its input is no sparse convolution's output" if step is None else "that step has another norm"
-            self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
         return Value(value.slot, norm.affine)
 
     def _row(self, tensor: Tensor, channels: int) -> Tensor:

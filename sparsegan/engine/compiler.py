@@ -6,8 +6,9 @@ steps, which also do the deferred work on their inputs. Every other node becomes
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,13 +46,14 @@ class Program:
     """The steps of a graph for one shape of its inputs.
 
     `result`: the graph's output with slots in the place of tensors. If there is a `structure`, the result is the list
-    of the leaves of that structure.
+    of the leaves of that structure. `affine_dtype`: of scales and shifts.
     """
 
     steps: list[Step]
     inputs: list[Slot]
     result: Any
     structure: Any = None
+    affine_dtype: torch.dtype = torch.float32
 
 
 class Compiler:
@@ -73,11 +75,12 @@ class Compiler:
         self.views: set[Slot | Value] = set()  # tensors with common memory in torch; here each is a copy
         result = None
         for node in graph.nodes:
+            self.builder.reader = name_of(node)
             if node.op == "output":
                 result = fx.node.map_arg(node.args[0], self._output)
             else:
                 self.known[node] = self._follow(node)
-        self.compiled = Program(self.builder.steps, self.inputs, result)
+        self.compiled = Program(self.builder.steps, self.inputs, result, affine_dtype=self.builder.affine_dtype)
 
     def _follow(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -86,9 +89,11 @@ class Compiler:
             return self._held(slot, node)
         if node.op == "get_attr":
             return self.layers.constant(str(node.target))
+        if node.target is operator.getitem and not node.users:
+            return None  # a tuple was taken apart, and nothing reads this element
         if node in self.folded:
             return self.known[node.all_input_nodes[0]]
-        value = self._step(node) if self._tensors(node) else None
+        value = self._step(node)
         return self._torch(node) if value is None else value
 
     def _tensors(self, node: fx.Node) -> bool:
@@ -128,23 +133,27 @@ class Compiler:
 
     def _step(self, node: fx.Node) -> Value | None:
         """The value of a node whose work the builder can do or defer; None for every other node."""
-        build, name = self.builder, _module_or_node(node)
+        build, name, meaning = self.builder, name_of(node), rules.meaning(node, self.modules)
+        if isinstance(meaning, rules.Combination):
+            return self._combination(node, meaning, name)
+        if meaning is None or not self._tensors(node):
+            return None
         value: Value = self.known[node.all_input_nodes[0]]
         shape: tuple[int, ...] = tuple(getattr(node.meta.get("value"), "shape", ()))
-        match rules.meaning(node, self.modules):
+        match meaning:
             case rules.Convolution() if len(node.args) == 1 and not node.kwargs:  # without output_size
                 return self._convolution(node, self.layers.layer(name), name)
             case rules.FunctionalConvolution(transposed, arguments):
                 return self._convolution(node, self._made(node, transposed, arguments), name)
             case rules.Norm("stored"):
                 return build.mapped(value, *self.layers.running_map(name))
-            case rules.Norm(statistics, weight, bias, eps):
+            case rules.Norm(statistics, weight, bias, eps, groups):
                 weight, bias = self._given(weight), self._given(bias)
                 if statistics == "batch" and value.slot.shape[0] > 1:
                     return None  # with one image per batch, batch statistics equal image statistics
                 if not isinstance(weight, Tensor | None) or not isinstance(bias, Tensor | None):
                     return None
-                return build.instance_norm(value, weight, bias, eps, name)
+                return build.image_norm(value, weight, bias, eps, groups, name)
             case rules.Activation(slope, in_place):
                 slope = self._given(slope)
                 if not isinstance(slope, Tensor | float | int):
@@ -153,32 +162,49 @@ class Compiler:
             case rules.OutputActivation(activation, in_place):
                 step = self._only_read_here(value)
                 if step is None or step.output_activation != "none":
-                    return self._changed(node, build.output_activation(value, activation, node.name), in_place)
+                    return self._changed(node, build.output_activation(value, activation, name), in_place)
                 step.output_activation = activation
-                step.fused.append(node.name)
+                step.fused.append(name)
                 return value
             case rules.Arithmetic((scale, shift), in_place):
                 return self._changed(node, build.mapped(value, scale, shift), in_place)
-            case rules.Sum(_, second, in_place):
-                other = self.known.get(second)
-                if not isinstance(other, Value) or not value.shape == other.shape == shape:
-                    return None
-                return self._changed(node, build.sum(value, other, node.name), in_place)
             case rules.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
-                return build.padded(value, padding)
-            case rules.Resize("nearest", scale):
-                return build.upsampled(value, scale, shape, node.name)
+                return build.padded(value, replace(padding, name=name))
+            case rules.Resize("nearest" | "nearest-exact", scale):
+                return build.upsampled(value, scale, shape, name)
             case rules.PixelShuffle(factor):
                 step = self._only_read_here(value)
-                return None if step is None else build.shuffled(step, factor, shape, node.name)
+                return None if step is None else build.shuffled(step, factor, shape, name)
             case rules.Concatenation(parts):
                 values = [self.known[part] for part in parts]
                 if len({(one.shape[0], *one.shape[2:]) for one in values}) > 1:
                     return None
-                return build.concatenation(values, shape, node.name)
+                return build.concatenation(values, shape, name)
             case rules.Identity():
                 return value
         return None
+
+    def _combination(self, node: fx.Node, meaning: rules.Combination, name: str) -> Value | None:
+        """A sum of two images, or arithmetic on an image and one number per channel; None for everything else."""
+        a, b, operation = self._given(meaning.a), self._given(meaning.b), meaning.operation
+        example = node.meta.get("value")
+        if not isinstance(example, Tensor) or example.dtype != self.dtype:
+            return None
+        shape = tuple(example.shape)
+        if operation == "+" and isinstance(a, Value) and isinstance(b, Value) and a.shape == b.shape == shape:
+            return self._changed(node, self.builder.sum(a, b, name), meaning.in_place)
+        if not isinstance(a, Value) or a.shape != shape or not _per_channel(meaning.b, shape):
+            if meaning.in_place or operation == "/":
+                return None
+            a, b, meaning = b, a, replace(meaning, a=meaning.b, b=meaning.a)
+            if not isinstance(a, Value) or a.shape != shape or not _per_channel(meaning.b, shape):
+                return None
+            if operation == "-":  # b - a
+                negative = self.builder.mapped(a, -1.0, 0.0)
+                assert negative is not None
+                a, operation = negative, "+"
+        other = self.builder.written(b) if isinstance(b, Value) else b
+        return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
 
     def _changed(self, node: fx.Node, value: Value | None, in_place: bool) -> Value | None:
         """The result of a node. If the node works in place, the input's Value also becomes the result."""
@@ -246,8 +272,10 @@ class Compiler:
             function, args = _method, (str(node.target), *args)
         slot = self._outside(node)
         what = rules.name_of(node.target) if module is None else type(module).__name__
+        if node.target is getattr:
+            what = str(node.args[1])
         why = f"{what} runs in torch"
-        step = Torch(name=_module_or_node(node), why=why, function=function, args=args, kwargs=kwargs, y=slot)
+        step = Torch(name=name_of(node), why=why, function=function, args=args, kwargs=kwargs, y=slot)
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.training
         random = drops if module is not None else is_random(what)
         if not step.reads and not random:
@@ -271,9 +299,21 @@ class Compiler:
         return not any(slot is (one.slot if isinstance(one, Value) else one) for one in others)
 
 
-def _module_or_node(node: fx.Node) -> str:
-    """The name of a step: the name of the module that the node calls, or else the name of the node."""
-    return str(node.target) if node.op == "call_module" else node.name
+def _per_channel(node: fx.Node, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has one number per channel of images ``[N, C, H, W]`` of a shape, or one number for all."""
+    own = node.meta.get("value")
+    if not isinstance(own, Tensor) or own.is_complex() or own.dim() > 4 or len(shape) != 4:
+        return False
+    n, channels, height, width = (1,) * (4 - own.dim()) + tuple(own.shape)
+    return n in (1, shape[0]) and channels in (1, shape[1]) and height == width == 1
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of a step: the name of the module that a node calls; for a function, the name of the module whose
+    forward calls it, and the name of the node."""
+    if node.op == "call_module":
+        return str(node.target)
+    return f"{module_around(node)}: {node.name}".removeprefix(": ")
 
 
 def _method(name: str, first: Any, *args: Any, **kwargs: Any) -> Any:

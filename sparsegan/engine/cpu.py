@@ -163,7 +163,8 @@ class Engine(BaseEngine):
         A module that cannot be cut into steps becomes one step in torch. If that does not help, the whole model does,
         and `_whole` tells later calls so.
         """
-        dtype = next((p.dtype for p in self._running.parameters() if p.is_floating_point()), torch.float32)
+        numbers = (one for one in (*self._running.parameters(), *call.tensors) if one.is_floating_point())
+        dtype = next(numbers, torch.empty(())).dtype
         modules = dict(self._running.named_modules())
         while self._whole is None:
             tracer = Tracer(self._running, call.changed(Tensor.clone), self._opaque)
@@ -191,8 +192,7 @@ class Engine(BaseEngine):
         return Program([Torch(name=name, why=why, function=whole, args=tuple(slots), y=y)], slots, y)
 
     def _bind(self, compiled: Compiled, arena: Tensor) -> tuple[Memory, list[Any]]:
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
-        memory = Memory(compiled.layout, dtype, arena)
+        memory = Memory(compiled.layout, compiled.program.affine_dtype, arena)
         return memory, [step.bind(memory) for step in compiled.program.steps]
 
     def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:

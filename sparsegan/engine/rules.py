@@ -40,13 +40,16 @@ class FunctionalConvolution:
 class Norm:
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` for each channel.
 
-    `statistics`: where mean and variance come from: "stored" in the module, "image" or "batch".
+    `statistics`: where mean and variance come from: "stored" in the module, "image" or "batch". `groups`: into how many
+    groups of neighbours the channels are divided, where the channels of a group have one mean and variance; 0 where
+    each channel has its own.
     """
 
     statistics: str
     weight: Parameter
     bias: Parameter
     eps: float
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,13 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """``a + b`` of two tensors."""
+class Combination:
+    """Arithmetic on two tensors: ``a + b``, ``a - b``, ``a * b`` or ``a / b``, with torch's broadcasting.
 
+    `operation`: "+", "-", "*" or "/".
+    """
+
+    operation: str
     a: fx.Node
     b: fx.Node
     in_place: bool
@@ -95,12 +102,13 @@ class Padding:
     """A padding of an image.
 
     `mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom; a negative size crops.
-    `border`: the number that mode "zeros" pads with.
+    `border`: the number that mode "zeros" pads with. `name`: the module or function that it comes from, if known.
     """
 
     mode: str
     sizes: tuple[int, int, int, int]
     border: float = 0.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ Meaning = (
     | OutputActivation
     | Elementwise
     | Arithmetic
-    | Sum
+    | Combination
     | Padding
     | Resize
     | Pooling
@@ -239,6 +247,21 @@ def _functional_instance_norm(node: fx.Node, module: Any) -> Meaning | None:
     return Norm("image", weight, bias, _argument(node, None, 7, "eps", 1e-5))
 
 
+def _group_norm(node: fx.Node, module: Any) -> Meaning:
+    groups = _argument(node, module, 1, "num_groups", 1)
+    weight, bias = (_argument(node, module, place, name, None) for place, name in ((2, "weight"), (3, "bias")))
+    return Norm("image", weight, bias, _argument(node, module, 4, "eps", 1e-5), groups)
+
+
+def _layer_norm(node: fx.Node, module: Any) -> Meaning | None:
+    """A layer norm over whole images is a group norm with one group, unless it has a weight per element."""
+    shape = _argument(node, module, 1, "normalized_shape", ())
+    weight, bias = (_argument(node, module, place, name, None) for place, name in ((2, "weight"), (3, "bias")))
+    if len(shape) != 3 or weight is not None or bias is not None:
+        return None
+    return Norm("image", None, None, _argument(node, module, 4, "eps", 1e-5), 1)
+
+
 def _relu(node: fx.Node, module: Any) -> Meaning:
     return Activation(0.0, _in_place(node, module, 1))
 
@@ -259,11 +282,14 @@ def _elementwise(place: int | None = None) -> Rule:
     return lambda node, module: Elementwise(_in_place(node, module, place))
 
 
-def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
-    """The rule for arithmetic with a number. `affine` maps the number, and whether it is the left operand, to scale and
-    shift; None if the result is not affine in the tensor."""
+def _arithmetic(operation: str, affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
+    """The rule for arithmetic. `affine` maps a number that is one operand, and whether it is the left operand, to scale
+    and shift; None if the result is not affine in the tensor."""
 
     def rule(node: fx.Node, module: Any) -> Meaning | None:
+        tensors = [one for one in node.args if isinstance(one, fx.Node)]
+        if len(tensors) == len(node.args) == 2 and not node.kwargs:
+            return Combination(operation, tensors[0], tensors[1], _in_place(node, None))
         others: list[Any] = [one for one in (*node.args, *node.kwargs.values()) if not isinstance(one, fx.Node)]
         if not all(isinstance(one, int | float) for one in others):
             return None
@@ -275,15 +301,20 @@ def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> 
     return rule
 
 
-_plus_number = _arithmetic(lambda number, is_left: (1.0, number))
+def _negative(node: fx.Node, module: Any) -> Meaning:
+    return Arithmetic((-1.0, 0.0), _in_place(node, None))
 
 
-def _addition(node: fx.Node, module: Any) -> Meaning | None:
-    if len(node.args) == 2 and not node.kwargs:
-        a, b = node.args
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-            return Sum(a, b, _in_place(node, None))
-    return _plus_number(node, module)
+def _sum(number: float, is_left: bool) -> tuple[float, float] | None:
+    return 1.0, number
+
+
+def _difference(number: float, is_left: bool) -> tuple[float, float] | None:
+    return (-1.0, number) if is_left else (1.0, -number)
+
+
+def _product(number: float, is_left: bool) -> tuple[float, float] | None:
+    return number, 0.0
 
 
 def _quotient(number: float, is_left: bool) -> tuple[float, float] | None:
@@ -347,6 +378,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.conv2d, F.conv_transpose2d), _functional_convolution),
     **dict.fromkeys(NORM_FORWARDS, _norm),
     F.instance_norm: _functional_instance_norm,
+    **dict.fromkeys((nn.GroupNorm.forward, F.group_norm, torch.group_norm), _group_norm),
+    **dict.fromkeys((nn.LayerNorm.forward, F.layer_norm, torch.layer_norm), _layer_norm),
     **dict.fromkeys((nn.ReLU.forward, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
     **dict.fromkeys((nn.LeakyReLU.forward, F.leaky_relu, F.leaky_relu_), _leaky_relu),
     **dict.fromkeys((nn.PReLU.forward, F.prelu, torch.prelu), _prelu),
@@ -360,15 +393,11 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.selu, F.silu, F.mish), _elementwise(1)),
     F.elu: _elementwise(2),
     F.hardtanh: _elementwise(3),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _addition),
-    **dict.fromkeys(
-        (operator.sub, operator.isub, torch.sub, "sub"),
-        _arithmetic(lambda number, is_left: (-1.0, number) if is_left else (1.0, -number)),
-    ),
-    **dict.fromkeys(
-        (operator.mul, operator.imul, torch.mul, "mul"), _arithmetic(lambda number, is_left: (number, 0.0))
-    ),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div"), _arithmetic(_quotient)),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _arithmetic("+", _sum)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), _arithmetic("-", _difference)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _arithmetic("*", _product)),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _arithmetic("/", _quotient)),
+    **dict.fromkeys((operator.neg, torch.neg, "neg", "neg_"), _negative),
     nn.ReflectionPad2d.forward: _pad_module("reflect"),
     nn.ReplicationPad2d.forward: _pad_module("replicate"),
     nn.CircularPad2d.forward: _pad_module("circular"),

@@ -21,13 +21,23 @@ Run = Callable[[], None]
 class Norm:
     """An instance norm of the output of a step. Each run computes scale and shift into `affine`.
 
-    weight, bias: ``[C]`` or None.
+    weight, bias: ``[C]`` or None. `groups`: as in :class:`sparsegan.engine.rules.Norm`.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     affine: Affine
+    groups: int = 0
+
+    def write(self, variance: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+        """Writes scale and shift, ``[N, C]`` each. variance, mean: ``[N, C]``, or ``[N, groups]``; they are lost."""
+        torch.rsqrt(variance.add_(self.eps), out=variance)
+        if self.groups:
+            variance, mean = (one.repeat_interleave(scale.shape[1] // self.groups, 1) for one in (variance, mean))
+        scale.copy_(variance if self.weight is None else variance.mul_(self.weight))
+        torch.mul(mean.neg_(), scale, out=mean)
+        shift.copy_(mean if self.bias is None else mean.add_(self.bias))
 
 
 @dataclass(kw_only=True)
@@ -153,11 +163,90 @@ class Statistics(Step):
         assert shift is not None
 
         def run() -> None:
-            variance, mean = torch.var_mean(x().to(scale.dtype), (2, 3), correction=0)
-            torch.rsqrt(variance.add_(norm.eps), out=variance)
-            scale.copy_(variance if norm.weight is None else variance.mul_(norm.weight))
-            torch.mul(mean.neg_(), scale, out=mean)
-            shift.copy_(mean if norm.bias is None else mean.add_(norm.bias))
+            grouped = x().to(scale.dtype).unflatten(1, (norm.groups or norm.affine.channels, -1))
+            norm.write(*torch.var_mean(grouped, (2, 3, 4), correction=0), scale, shift)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class GroupStatistics(Step):
+    """Computes scale and shift of a group norm from those of an instance norm of the same tensor, without reading the
+    tensor. `channels`: scale and shift of that instance norm, which has no weight and bias and the same eps."""
+
+    channels: Affine
+    norm: Norm
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        norm, (own_scale, own_shift), (scale, shift) = self.norm, *map(memory.maps, (self.channels, self.norm.affine))
+        assert own_scale is not None
+        assert own_shift is not None
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            # scale = 1 / sqrt(variance + eps) and shift = -mean * scale, for each channel
+            means = own_shift.div(own_scale).neg_().unflatten(1, (norm.groups, -1))
+            variances = own_scale.square().reciprocal_().sub_(norm.eps).unflatten(1, (norm.groups, -1))
+            between, mean = torch.var_mean(means, 2, correction=0)
+            norm.write(variances.mean(2).add_(between).clamp_(min=0), mean, scale, shift)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class Modulation(Step):
+    """Changes the deferred scale and shift of a value, as in AdaIN and squeeze-and-excitation, without reading the
+    value: ``x + other``, ``x - other``, ``x * other`` or ``x / other``, where `other` has one number per channel.
+
+    `before`: scale and shift before the step, or None. `affine`: after it. `other`: a slot or a tensor, of a shape that
+    broadcasts to ``[N, C, 1, 1]``.
+    """
+
+    operation: str
+    other: Slot | Tensor
+    before: Affine | None
+    affine: Affine
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.other] if isinstance(self.other, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given, operation = self.other, self.operation
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        old_scale, old_shift = memory.maps(self.before)
+        scale, shift = memory.maps(self.affine)
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            other = read().to(scale.dtype)
+            other = other.reshape((1,) * (4 - other.dim()) + other.shape).flatten(1)
+            scale.fill_(1) if old_scale is None else scale.copy_(old_scale)
+            shift.zero_() if old_shift is None else shift.copy_(old_shift)
+            if operation in "*/":
+                factor = other if operation == "*" else other.reciprocal()
+                scale.mul_(factor)
+                shift.mul_(factor)
+            else:
+                shift.add_(other, alpha=1 if operation == "+" else -1)
 
         return run
 

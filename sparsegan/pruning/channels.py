@@ -157,7 +157,7 @@ class Channels:
         inputs, result = node.all_input_nodes, None
         if len(inputs) == 1 and inputs[0] in self.tensors:
             result = self._one(node, meaning, module, self.tensors[inputs[0]])
-        elif isinstance(meaning, rules.Sum):
+        elif isinstance(meaning, rules.Combination) and meaning.operation == "+":
             result = self._sum(meaning)
         elif isinstance(meaning, rules.Concatenation):
             result = self._concatenation(meaning.parts)
@@ -169,7 +169,7 @@ class Channels:
     def _one(self, node: fx.Node, meaning: rules.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
         """The result of a node with one input tensor; None if it is not known."""
         name = str(node.target) if module is not None else node.name
-        if isinstance(meaning, rules.Arithmetic | rules.Sum):  # a sum with itself
+        if isinstance(meaning, rules.Arithmetic | rules.Combination):  # of x with itself
             return self._changed(node, meaning.in_place, x)
         if not node.args or node.args[0] not in node.all_input_nodes:
             return None
@@ -247,7 +247,7 @@ class Channels:
         lost = (value.isnan() & ~x.value.isnan()).cpu().tolist()
         return [why if new else old for new, old in zip(lost, x.why, strict=True)]
 
-    def _sum(self, meaning: rules.Sum) -> Tracked | None:
+    def _sum(self, meaning: rules.Combination) -> Tracked | None:
         a, b = self.tensors.get(meaning.a), self.tensors.get(meaning.b)
         if a is None or b is None or len(a.ids) != len(b.ids):
             return None
