@@ -443,7 +443,7 @@ def random_graph(seed: int) -> tuple[Random, Tensor]:
             if part is None or (source == 0 and getattr(part, "inplace", False)):  # the input must stay unchanged
                 continue
         elif kind == "number":
-            part = (r.choice((-1.0, 0.5)), 0.25)
+            part = (r.choice((-1.0, 0.5)), r.uniform(0.1, 1))  # other numbers each time, so that nothing cancels
         elif kind == "modulate":
             sources, part = (source, r.choice(same_channels)), r.choice(MODULATIONS)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -333,6 +334,50 @@ def test_forwards_that_ask_for_values_say_so() -> None:
         assert (one.name, one.why) == ("inner", f"torch.fx cannot trace it: {why}")
         with torch.no_grad():
             same(engine(image(seed=7)), model(image(seed=7)))
+
+
+class Watched(nn.Module):
+    """A step in torch that notes how many of the tensors that such steps returned are still in memory."""
+
+    def __init__(self, made: list[Any], alive: list[int]) -> None:
+        super().__init__()
+        self.made, self.alive = made, alive
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2 if bool(x.isfinite().all()) else x  # a branch on values runs in torch
+        self.alive.append(sum(one() is not None for one in self.made))
+        self.made.append(weakref.ref(y))
+        return y
+
+
+def test_tensors_of_torch_are_dropped_after_their_last_reader() -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+    model = nn.Sequential(*[Watched(made, alive) for _ in range(6)], nn.SiLU()).eval()
+    engine, x = silently(model, image()), image()
+    watching = [one for one in engine.model.modules() if isinstance(one, Watched)]  # copies of the lists
+    for one in watching:
+        one.made, one.alive = made, alive
+    made.clear()
+    alive.clear()
+    found = engine(x)
+    assert alive == [0, 1, 1, 1, 1, 1]
+    same(found, model(x))
+    assert engine.memory()["outside"] == 2 * x.nbytes
+
+    class Late(nn.Module):
+        """The first tensor is read last, and one tensor is read by nobody."""
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first = F.silu(x)
+            second = F.silu(F.silu(F.silu(first)))
+            F.gelu(second)
+            return F.silu(torch.maximum(second, first)), second
+
+    model = Late().eval()
+    engine = silently(model, image())
+    same(engine(image()), model(image()))
+    assert engine.memory()["outside"] == 3 * x.nbytes
 
 
 def test_subclasses_and_shared_modules() -> None:

@@ -55,6 +55,13 @@ class Program:
     structure: Any = None
     affine_dtype: torch.dtype = torch.float32
 
+    @property
+    def outputs(self) -> set[Slot]:
+        """The slots of the result."""
+        found: set[Slot] = set()
+        fx.node.map_aggregate(self.result, lambda one: found.add(one) if isinstance(one, Slot) else None)
+        return found
+
 
 class Compiler:
     """One compilation. `compiled` is the resulting program.

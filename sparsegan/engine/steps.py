@@ -30,14 +30,16 @@ class Norm:
     affine: Affine
     groups: int = 0
 
-    def write(self, variance: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
-        """Writes scale and shift, ``[N, C]`` each. variance, mean: ``[N, C]``, or ``[N, groups]``; they are lost."""
-        torch.rsqrt(variance.add_(self.eps), out=variance)
-        if self.groups:
-            variance, mean = (one.repeat_interleave(scale.shape[1] // self.groups, 1) for one in (variance, mean))
-        scale.copy_(variance if self.weight is None else variance.mul_(self.weight))
-        torch.mul(mean.neg_(), scale, out=mean)
-        shift.copy_(mean if self.bias is None else mean.add_(self.bias))
+    def write(self, spread: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+        """Writes scale and shift, ``[N, C]`` each. `spread`: variance + eps, ``[N, groups]`` or ``[N, C]``, as `mean`.
+        Both are lost."""
+        grouped = (mean.shape[1], -1)
+        scale, shift = scale.unflatten(1, grouped), shift.unflatten(1, grouped)
+        factor, opposite = spread.rsqrt_().unsqueeze(2), mean.neg_().unsqueeze(2)
+        scale.copy_(factor if self.weight is None else factor * self.weight.view(grouped))
+        torch.mul(opposite, scale, out=shift)
+        if self.bias is not None:
+            shift.add_(self.bias.view(grouped))
 
 
 @dataclass(kw_only=True)
@@ -164,7 +166,8 @@ class Statistics(Step):
 
         def run() -> None:
             grouped = x().to(scale.dtype).unflatten(1, (norm.groups or norm.affine.channels, -1))
-            norm.write(*torch.var_mean(grouped, (2, 3, 4), correction=0), scale, shift)
+            variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0)
+            norm.write(variance.add_(norm.eps), mean, scale, shift)
 
         return run
 
@@ -197,9 +200,9 @@ class GroupStatistics(Step):
         def run() -> None:
             # scale = 1 / sqrt(variance + eps) and shift = -mean * scale, for each channel
             means = own_shift.div(own_scale).neg_().unflatten(1, (norm.groups, -1))
-            variances = own_scale.square().reciprocal_().sub_(norm.eps).unflatten(1, (norm.groups, -1))
+            within = own_scale.pow(-2).unflatten(1, (norm.groups, -1)).mean(2)  # of variance + eps
             between, mean = torch.var_mean(means, 2, correction=0)
-            norm.write(variances.mean(2).add_(between).clamp_(min=0), mean, scale, shift)
+            norm.write(within.add_(between), mean, scale, shift)
 
         return run
 
