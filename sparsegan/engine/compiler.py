@@ -80,6 +80,7 @@ class Compiler:
         self.known: dict[fx.Node, Any] = {}  # a Value, a Slot for what the kernels cannot read, or a constant
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
         self.views: set[Slot | Value] = set()  # tensors with common memory in torch; here each is a copy
+        self.expansions: list[Torch] = []  # needed only if a step reads the expanded tensor
         result = None
         for node in graph.nodes:
             self.builder.reader = name_of(node)
@@ -87,7 +88,11 @@ class Compiler:
                 result = fx.node.map_arg(node.args[0], self._output)
             else:
                 self.known[node] = self._follow(node)
-        self.compiled = Program(self.builder.steps, self.inputs, result, affine_dtype=self.builder.affine_dtype)
+        read = {slot for step in self.builder.steps for slot in step.reads}
+        fx.node.map_aggregate(result, lambda one: read.add(one) if isinstance(one, Slot) else None)
+        unread = {id(step) for step in self.expansions if step.y not in read}
+        steps = [step for step in self.builder.steps if id(step) not in unread]
+        self.compiled = Program(steps, self.inputs, result, affine_dtype=self.builder.affine_dtype)
 
     def _follow(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -200,18 +205,32 @@ class Compiler:
         shape = tuple(example.shape)
         if operation == "+" and isinstance(a, Value) and isinstance(b, Value) and a.shape == b.shape == shape:
             return self._changed(node, self.builder.sum(a, b, name), meaning.in_place)
-        if not isinstance(a, Value) or a.shape != shape or not _per_channel(meaning.b, shape):
-            if meaning.in_place or operation == "/":
+        small = self._per_channel(meaning.b, shape)
+        if small is None or not isinstance(a, Value) or a.shape != shape:
+            small, a = self._per_channel(meaning.a, shape), b
+            if small is None or not isinstance(a, Value) or a.shape != shape or meaning.in_place or operation == "/":
                 return None
-            a, b, meaning = b, a, replace(meaning, a=meaning.b, b=meaning.a)
-            if not isinstance(a, Value) or a.shape != shape or not _per_channel(meaning.b, shape):
-                return None
-            if operation == "-":  # b - a
+            if operation == "-":  # number per channel - image
                 negative = self.builder.mapped(a, -1.0, 0.0)
                 assert negative is not None
                 a, operation = negative, "+"
+        b = self._given(small)
         other = self.builder.written(b) if isinstance(b, Value) else b
         return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
+
+    def _per_channel(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node | None:
+        """The node itself if its tensor has one number per channel of images ``[N, C, H, W]`` of a shape, or one number
+        for all; for an expansion of such a tensor, the node of that tensor; None for any other node."""
+        own = node.meta.get("value")
+        if not isinstance(own, Tensor) or own.is_complex() or own.dim() > 4 or len(shape) != 4:
+            return None
+        n, channels, height, width = (1,) * (4 - own.dim()) + tuple(own.shape)
+        if n in (1, shape[0]) and channels in (1, shape[1]) and height == width == 1:
+            return node
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and isinstance(rules.meaning(node, self.modules), rules.Expansion):
+            return self._per_channel(source, shape)
+        return None
 
     def _changed(self, node: fx.Node, value: Value | None, in_place: bool) -> Value | None:
         """The result of a node. If the node works in place, the input's Value also becomes the result."""
@@ -288,6 +307,8 @@ class Compiler:
         if not step.reads and not random:
             return function(*args, **kwargs)
         self.builder.steps.append(step)
+        if isinstance(rules.meaning(node, self.modules), rules.Expansion):
+            self.expansions.append(step)
         if node.meta.get("view"):
             values = [self.known[source] for source in node.all_input_nodes]
             self.views.update({slot, *(value for value in values if isinstance(value, Value))})
@@ -304,15 +325,6 @@ class Compiler:
             return False
         others = (one for other, one in self.known.items() if other is not first)
         return not any(slot is (one.slot if isinstance(one, Value) else one) for one in others)
-
-
-def _per_channel(node: fx.Node, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has one number per channel of images ``[N, C, H, W]`` of a shape, or one number for all."""
-    own = node.meta.get("value")
-    if not isinstance(own, Tensor) or own.is_complex() or own.dim() > 4 or len(shape) != 4:
-        return False
-    n, channels, height, width = (1,) * (4 - own.dim()) + tuple(own.shape)
-    return n in (1, shape[0]) and channels in (1, shape[1]) and height == width == 1
 
 
 def name_of(node: fx.Node) -> str:

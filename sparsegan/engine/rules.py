@@ -139,6 +139,11 @@ class Concatenation:
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """A view of the input, repeated along axes of one element."""
+
+
+@dataclass(frozen=True)
 class Identity:
     """The input itself."""
 
@@ -157,6 +162,7 @@ Meaning = (
     | Pooling
     | PixelShuffle
     | Concatenation
+    | Expansion
     | Identity
 )
 
@@ -359,6 +365,10 @@ def _concatenation(node: fx.Node, module: Any) -> Meaning | None:
     return Concatenation(tuple(parts)) if dim in (1, -3) and isinstance(parts, list | tuple) else None
 
 
+def _expansion(node: fx.Node, module: Any) -> Meaning:
+    return Expansion()
+
+
 def _identity(node: fx.Node, module: Any) -> Meaning:
     return Identity()
 
@@ -407,6 +417,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.MaxPool2d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
     **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+    **dict.fromkeys((torch.broadcast_to, "broadcast_to", "expand", "expand_as"), _expansion),
     **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),
     **dict.fromkeys((nn.Dropout.forward, nn.Dropout2d.forward, nn.AlphaDropout.forward), _dropout),
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
