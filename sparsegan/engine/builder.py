@@ -16,7 +16,7 @@ from torch import Tensor
 from ..nn import dispatch
 from ..nn.layer import SparseConv
 from .layers import Layers, Weights
-from .rules import Padding
+from .meanings import Padding
 from .steps import Dense, GroupStatistics, Modulation, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
 from .values import Affine, Slot, Value, concatenated
 
@@ -150,7 +150,7 @@ class Builder:
         self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, groups: int, name: str
     ) -> Value:
         """The value with an instance norm or a group norm deferred; `groups` as in
-        :class:`sparsegan.engine.rules.Norm`.
+        :class:`sparsegan.engine.meanings.Norm`.
 
         The sparse convolution that writes the value, or else a separate step, computes scale and shift from mean and
         variance. The steps that read the value apply scale and shift.

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..nn.dispatch import DTYPES
 from ..nn.layer import SparseConv
-from . import rules
+from . import meanings, rules
 from .builder import Builder
 from .layers import Layers
 from .steps import SparseConvStep, Step, Torch
@@ -146,57 +146,57 @@ class Compiler:
     def _step(self, node: fx.Node) -> Value | None:
         """The value of a node whose work the builder can do or defer; None for every other node."""
         build, name, meaning = self.builder, name_of(node), rules.meaning(node, self.modules)
-        if isinstance(meaning, rules.Combination):
+        if isinstance(meaning, meanings.Combination):
             return self._combination(node, meaning, name)
         if meaning is None or not self._tensors(node):
             return None
         value: Value = self.known[node.all_input_nodes[0]]
         shape: tuple[int, ...] = tuple(getattr(node.meta.get("value"), "shape", ()))
         match meaning:
-            case rules.Convolution() if len(node.args) == 1 and not node.kwargs:  # without output_size
+            case meanings.Convolution() if len(node.args) == 1 and not node.kwargs:  # without output_size
                 return self._convolution(node, self.layers.layer(name), name)
-            case rules.FunctionalConvolution(transposed, arguments):
+            case meanings.FunctionalConvolution(transposed, arguments):
                 return self._convolution(node, self._made(node, transposed, arguments), name)
-            case rules.Norm("stored"):
+            case meanings.Norm("stored"):
                 return build.mapped(value, *self.layers.running_map(name))
-            case rules.Norm(statistics, weight, bias, eps, groups):
+            case meanings.Norm(statistics, weight, bias, eps, groups):
                 weight, bias = self._given(weight), self._given(bias)
                 if statistics == "batch" and value.slot.shape[0] > 1:
                     return None  # with one image per batch, batch statistics equal image statistics
                 if not isinstance(weight, Tensor | None) or not isinstance(bias, Tensor | None):
                     return None
                 return build.image_norm(value, weight, bias, eps, groups, name)
-            case rules.Activation(slope, in_place):
+            case meanings.Activation(slope, in_place):
                 slope = self._given(slope)
                 if not isinstance(slope, Tensor | float | int):
                     return None
                 return self._changed(node, build.activated(value, slope), in_place)
-            case rules.OutputActivation(activation, in_place):
+            case meanings.OutputActivation(activation, in_place):
                 step = self._only_read_here(value)
                 if step is None or step.output_activation != "none":
                     return self._changed(node, build.output_activation(value, activation, name), in_place)
                 step.output_activation = activation
                 step.fused.append(name)
                 return value
-            case rules.Arithmetic((scale, shift), in_place):
+            case meanings.Arithmetic((scale, shift), in_place):
                 return self._changed(node, build.mapped(value, scale, shift), in_place)
-            case rules.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
+            case meanings.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
                 return build.padded(value, replace(padding, name=name))
-            case rules.Resize("nearest" | "nearest-exact", scale):
+            case meanings.Resize("nearest" | "nearest-exact", scale):
                 return build.upsampled(value, scale, shape, name)
-            case rules.PixelShuffle(factor):
+            case meanings.PixelShuffle(factor):
                 step = self._only_read_here(value)
                 return None if step is None else build.shuffled(step, factor, shape, name)
-            case rules.Concatenation(parts):
+            case meanings.Concatenation(parts):
                 values = [self.known[part] for part in parts]
                 if len({(one.shape[0], *one.shape[2:]) for one in values}) > 1:
                     return None
                 return build.concatenation(values, shape, name)
-            case rules.Identity():
+            case meanings.Identity():
                 return value
         return None
 
-    def _combination(self, node: fx.Node, meaning: rules.Combination, name: str) -> Value | None:
+    def _combination(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
         """A sum of two images, or arithmetic on an image and one number per channel; None for everything else."""
         a, b, operation = self._given(meaning.a), self._given(meaning.b), meaning.operation
         example = node.meta.get("value")
@@ -228,7 +228,7 @@ class Compiler:
         if n in (1, shape[0]) and channels in (1, shape[1]) and height == width == 1:
             return node
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and isinstance(rules.meaning(node, self.modules), rules.Expansion):
+        if isinstance(source, fx.Node) and isinstance(rules.meaning(node, self.modules), meanings.Expansion):
             return self._per_channel(source, shape)
         return None
 
@@ -265,7 +265,7 @@ class Compiler:
         if follower is None or follower.op != "call_module" or follower.args != (node,):
             return None
         match rules.meaning(follower, self.modules):
-            case rules.Norm("stored"):
+            case meanings.Norm("stored"):
                 self.folded.add(follower)
                 return str(follower.target)
         return None
@@ -307,7 +307,7 @@ class Compiler:
         if not step.reads and not random:
             return function(*args, **kwargs)
         self.builder.steps.append(step)
-        if isinstance(rules.meaning(node, self.modules), rules.Expansion):
+        if isinstance(rules.meaning(node, self.modules), meanings.Expansion):
             self.expansions.append(step)
         if node.meta.get("view"):
             values = [self.known[source] for source in node.all_input_nodes]

@@ -21,7 +21,7 @@ Run = Callable[[], None]
 class Norm:
     """An instance norm of the output of a step. Each run computes scale and shift into `affine`.
 
-    weight, bias: ``[C]`` or None. `groups`: as in :class:`sparsegan.engine.rules.Norm`.
+    weight, bias: ``[C]`` or None. `groups`: as in :class:`sparsegan.engine.meanings.Norm`.
     """
 
     weight: Tensor | None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .rules import Padding
+from .meanings import Padding
 
 
 @dataclass(eq=False)
