@@ -295,6 +295,9 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "arithmetic with one number per channel": styled(
         lambda self, x, style: (x / self.a - self.a[0]) * self.a, a=lambda: torch.rand(1, WIDTH, 1, 1) + 0.5
     ),
+    "dropout, `contiguous`, and a cast to the same dtype": styled(
+        lambda self, x, style: self.drop(x).type_as(x).to(x.dtype).contiguous(), drop=lambda: nn.Dropout(0.5)
+    ),
     "sum of two images": function(lambda x: x + x.roll(1, 2)),
     "product of two images": function(lambda x: x * x.roll(1, 2)),
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..gans.parts import InstanceNorm2d
 from ..nn.layer import SparseConv
@@ -243,6 +243,13 @@ def _identity(node: fx.Node, module: Any) -> Meaning:
     return Identity()
 
 
+def _cast(node: fx.Node, module: Any) -> Meaning | None:
+    """A cast to the dtype that the tensor has returns the tensor itself."""
+    own, source = node.meta.get("value"), getattr(node.args[0], "meta", {}).get("value")
+    same = isinstance(own, Tensor) and isinstance(source, Tensor) and own.dtype == source.dtype
+    return Identity() if same and node.meta.get("view") else None
+
+
 def _dropout(node: fx.Node, module: Any) -> Meaning | None:
     return None if _argument(node, module, 2, "training", True) else Identity()
 
@@ -289,6 +296,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
     **dict.fromkeys((torch.broadcast_to, "broadcast_to", "expand", "expand_as"), _expansion),
     **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),
+    **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), _cast),
     **dict.fromkeys((nn.Dropout.forward, nn.Dropout2d.forward, nn.AlphaDropout.forward), _dropout),
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
 }
