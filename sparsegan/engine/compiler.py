@@ -300,14 +300,17 @@ class Compiler:
         what = rules.name_of(node.target) if module is None else type(module).__name__
         if node.target is getattr:
             what = str(node.args[1])
-        why = f"{what} runs in torch"
+        meaning, why = rules.meaning(node, self.modules), f"{what} runs in torch"
+        if isinstance(meaning, meanings.FunctionalConvolution):
+            if not isinstance(self._given(meaning.arguments.get("weight")), Tensor):
+                why += ", because each run computes its weight"
         step = Torch(name=name_of(node), why=why, function=function, args=args, kwargs=kwargs, y=slot)
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.training
         random = drops if module is not None else is_random(what)
         if not step.reads and not random:
             return function(*args, **kwargs)
         self.builder.steps.append(step)
-        if isinstance(rules.meaning(node, self.modules), meanings.Expansion):
+        if isinstance(meaning, meanings.Expansion):
             self.expansions.append(step)
         if node.meta.get("view"):
             values = [self.known[source] for source in node.all_input_nodes]
