@@ -408,6 +408,8 @@ MODULATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda x, one: one - x,
     lambda x, one: one[:1, :, 0, 0, None, None] * x,
     lambda x, one: operator.imul(x * 1, one),
+    lambda x, one: x + 0.5,
+    lambda x, one: operator.isub(x * one, 0.5),
 )
 
 

@@ -178,6 +178,8 @@ class Compiler:
                 step.output_activation = activation
                 step.fused.append(name)
                 return value
+            case meanings.Arithmetic((1.0, shift), in_place) if self._shifted_bias(value, shift, name):
+                return value
             case meanings.Arithmetic((scale, shift), in_place):
                 return self._changed(node, build.mapped(value, scale, shift), in_place)
             case meanings.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
@@ -277,6 +279,17 @@ class Compiler:
         if step is None or step.norm is not None or value.deferred or any(len(node.users) > 1 for node in holders):
             return None
         return step
+
+    def _shifted_bias(self, value: Value, shift: float, name: str) -> bool:
+        """Adds a number to the bias of the sparse convolution that writes a value, as in the ``1 + gamma`` of SPADE;
+        False if something else reads the output of the convolution."""
+        step = self._only_read_here(value)
+        if step is None or step.output_activation != "none":
+            return False
+        channels = value.shape[1] * step.shuffle**2
+        step.bias = step.values.new_full((channels,), shift) if step.bias is None else step.bias + shift
+        step.fused.append(name)
+        return True
 
     # ------------------------------------------------------------------ nodes that torch computes
 
