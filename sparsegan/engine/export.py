@@ -26,7 +26,8 @@ from ..atomic_files import write_whole
 from ..calls import Call, positional
 from ..copying import bake, copy_model
 from ..nn.replace import densify
-from .base import BaseEngine
+from .cpu import Engine
+from .gpu import GpuEngine
 
 #: ONNX operator set of the files. It is from 2021, so current ONNX runtimes support it.
 OPSET = 17
@@ -76,7 +77,7 @@ class _Flat(nn.Module):
 
 
 def export_onnx(
-    model: nn.Module | BaseEngine,
+    model: nn.Module | Engine | GpuEngine,
     example: Any,
     path: str | os.PathLike[str],
     *,
@@ -103,7 +104,7 @@ def export_onnx(
         RuntimeError: torch cannot export the model, or ONNX Runtime and torch compute different results.
     """
     call = Call.of(positional(example), kwargs or {})
-    if isinstance(model, BaseEngine):
+    if isinstance(model, Engine | GpuEngine):
         if model.statistics != "stored":
             raise ValueError(
                 f"the engine has statistics={model.statistics!r}, and the exporter has no norms by the statistics of "
