@@ -9,6 +9,7 @@ because freshly initialised weights are pruned by magnitude.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -22,7 +23,14 @@ from sparsegan.checkpoint import file_report
 from sparsegan.gans import dcgan
 
 SPARSITIES = (0.75, 0.9, 0.95)
-VALUES = ("float32", "float16", "bfloat16")
+#: Granularity and dtype of the values of each file.
+FILES = {
+    "float32": ("element", "float32"),
+    "float16": ("element", "float16"),
+    "bfloat16": ("element", "bfloat16"),
+    "int8": ("element", "int8"),
+    "input:4 int8": ("input:4", "int8"),
+}
 
 
 def measure(ngf: int, nc: int, folder: Path) -> list[dict[str, Any]]:
@@ -30,15 +38,14 @@ def measure(ngf: int, nc: int, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for sparsity in SPARSITIES:
         torch.manual_seed(0)
-        model = dcgan.Generator(ngf=ngf, nc=nc)
-        safetensors.torch.save_file(model.state_dict(), folder / "dense.safetensors")
+        dense = dcgan.Generator(ngf=ngf, nc=nc)
+        safetensors.torch.save_file(dense.state_dict(), folder / "dense.safetensors")
         row: dict[str, Any] = {"ngf": ngf, "nc": nc, "sparsity": sparsity}
         row["dense"] = (folder / "dense.safetensors").stat().st_size
-        sg.sparsify(model, sparsity=sparsity)
-        for values in VALUES:
-            path = folder / f"{values}.safetensors"
-            sg.save(model, path, values=values)
-            row[values] = file_report(path)["bytes"]
+        for name, (granularity, values) in FILES.items():
+            path = folder / "sparse.safetensors"
+            sg.save(sg.sparsify(copy.deepcopy(dense), sparsity=sparsity, granularity=granularity), path, values=values)
+            row[name] = file_report(path)["bytes"]
         rows.append(row)
     return rows
 
@@ -50,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for ngf, nc in ((32, 1), (64, 3)) for row in measure(ngf, nc, Path(folder))]
     for row in rows:
-        sizes = "  ".join(f"{v} {row[v]:>9,} B {row['dense'] / row[v]:5.1f}x" for v in VALUES)
+        sizes = "  ".join(f"{v} {row[v]:>9,} B {row['dense'] / row[v]:5.1f}x" for v in FILES)
         print(f"DCGAN ngf={row['ngf']} nc={row['nc']} {row['sparsity']:.0%}  dense {row['dense']:>10,} B  {sizes}")
     if options.json:
         command = "python benchmarks/bench_checkpoint.py --json benchmarks/results/checkpoint.json"

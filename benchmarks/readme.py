@@ -52,13 +52,14 @@ def checkpoint(report: Report) -> str:
     def size(row: Report, kind: str) -> str:
         return f"{row[kind] / 1e6:.2f} MB ({row['dense'] / row[kind]:.1f}x)"
 
-    head = ["DCGAN generator", "sparsity", "dense float32", "float32 values", "float16 values", "bfloat16 values"]
+    kinds = ("float32", "float16", "bfloat16", "int8", "input:4 int8")
+    head = ["DCGAN generator", "sparsity", "dense float32", *(f"{kind} values" for kind in kinds)]
     rows = [
         [
             f"ngf {row['ngf']}, {row['nc']} channel{'s' * (row['nc'] > 1)}",
             f"{row['sparsity']:.0%}",
             f"{row['dense'] / 1e6:.2f} MB",
-            *(size(row, kind) for kind in ("float32", "float16", "bfloat16")),
+            *(size(row, kind) for kind in kinds),
         ]
         for row in report["rows"]
     ]

@@ -1,11 +1,14 @@
 """Compressed files: ``save`` and ``load`` for models with sparse layers.
 
-A compressed file is a safetensors file. It has two tensors for each sparse layer ``name``:
+A compressed file is a safetensors file. It has two or three tensors for each sparse layer ``name``:
 
 ========================  ===============================  ==========================================================
 tensor                    dtype and shape                  content
 ========================  ===============================  ==========================================================
-``name.values``           float16/32/64, bfloat16 [nnz]    kept weights in support order
+``name.values``           float16/32/64, bfloat16,         kept weights in support order
+                          int16, int8 [nnz]
+``name.scales``           float32 [output channels]        only beside int16 and int8: a weight is its integer times the
+                                                           scale of its output channel
 ``name.support``          uint8 [bytes]                    gaps between kept positions, counted in units of the
                                                            layer's granularity (in weights for ``"2:4"``), coded as
                                                            Golomb-Rice codes (``csrc/core/support.h``)
@@ -31,19 +34,22 @@ import torch
 from torch import nn
 
 from .atomic_files import write_whole
-from .copying import Model, copy_model
+from .copying import Model, computed, copy_model, plain_weight
 from .engine import Engine, GpuEngine
-from .nn import SparseConv2d, SparseConvTranspose2d
+from .nn import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .nn.granularity import (
     check_shape,
+    positions_of,
     support_of_units,
     unit_size,
+    units_of,
     units_of_support,
-    vector_length,
 )
-from .nn.kept_weights import SETTINGS
+from .nn.kept_weights import SETTINGS, DenseConv
+from .nn.layer import DENSE_CLASSES, SPARSE_CLASSES, dense_class_of
 from .nn.replace import move_hooks, replaced
 from .ops import native
+from .short_values import SHORT, channels_of, shorten, widen
 from .state_dicts import names_of, read_state
 
 __all__ = ["CheckpointError", "file_report", "load", "save"]
@@ -56,9 +62,8 @@ _VALUE_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
+    **SHORT,
 }
-_SPARSE = (SparseConv2d, SparseConvTranspose2d)
-_DENSE = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class CheckpointError(ValueError):
@@ -68,24 +73,38 @@ class CheckpointError(ValueError):
 def save(model: nn.Module | Engine | GpuEngine, path: str | os.PathLike[str], values: str = "float32") -> None:
     """Writes ``model`` to ``path`` as a compressed safetensors file. The file is written completely or not at all.
 
-    For an engine, its model is written. ``values`` names the dtype of the sparse layers' values in the file:
-    ``"float32"`` (no loss for float32, float16 and bfloat16 models), ``"float16"`` or ``"bfloat16"`` (rounded), or
-    ``"float64"``. All other parameters and persistent buffers keep their dtype. Equal models give equal bytes.
+    For an engine, its model is written. All parameters and persistent buffers but the sparse layers' values keep their
+    dtype. Equal models give equal bytes. ``values`` names the dtype of the sparse layers' values in the file:
+
+    - ``"float32"``: no loss for float32, float16 and bfloat16 models
+    - ``"float16"``, ``"bfloat16"``: rounded
+    - ``"int16"``, ``"int8"``: rounded to multiples of one scale per output channel, which makes the channel's largest
+      value the largest integer; a loaded model has float values again
+    - ``"float64"``
 
     Raises:
         ValueError: the dtype name is unknown, float64 values would be rounded to float32, the dtype cannot hold a
-            finite value, or an entry of the model's state is not a tensor.
+            value (integers hold no infinity and no NaN), or an entry of the model's state is not a tensor.
         OSError: the file cannot be written.
     """
     if values not in _VALUE_DTYPES:
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(map(repr, _VALUE_DTYPES))}")
     model = model.model if isinstance(model, Engine | GpuEngine) else model
-    state = _State(model, lambda module: isinstance(module, _SPARSE))
+    state = _State(model, lambda module: isinstance(module, SparseConv))
     tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
     layers = {}
     for name, layer in state.layers.items():
-        assert isinstance(layer, _SPARSE)
-        kept = _rounded(name, layer.values.detach().cpu(), values)
+        assert isinstance(layer, SparseConv)
+        kept = layer.values.detach().cpu()
+        if values in SHORT:
+            channels = channels_of(layer.positions().cpu(), layer.weight_shape, layer.transposed, layer.groups)
+            try:
+                kept, scales = shorten(kept, channels, layer.out_channels, SHORT[values])
+            except ValueError as error:
+                raise ValueError(f"layer {_shown(name)} has {error}, which {values} cannot hold") from error
+            tensors[_join(name, "scales")] = scales
+        else:
+            kept = _rounded(name, kept, values)
         description = {
             **_geometry(layer),
             "granularity": layer.granularity,
@@ -122,11 +141,25 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @overload
 def load(
+    model: nn.Conv1d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Conv1d | SparseConv1d: ...
+@overload
+def load(
     model: nn.Conv2d,
     path: str | os.PathLike[str],
     key: str | None = None,
     device: torch.device | str | None = None,
 ) -> nn.Conv2d | SparseConv2d: ...
+@overload
+def load(
+    model: nn.ConvTranspose1d,
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    device: torch.device | str | None = None,
+) -> nn.ConvTranspose1d | SparseConvTranspose1d: ...
 @overload
 def load(
     model: nn.ConvTranspose2d,
@@ -150,7 +183,9 @@ def load(
     """Reads a file that ``save`` wrote, or a trainer's state_dict, into ``model`` and returns the model.
 
     Names and shapes in the file must be those of the model. Where the file has a sparse layer, the model may have a
-    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter.
+    ``torch.nn`` layer, which is replaced in place, or a sparse layer, which keeps its ``values`` Parameter. A replaced
+    layer takes the computation of its weight (spectral or weight normalisation, a mask) with it. A file of a vocoder
+    whose weight normalisation ``sparsify`` has folded therefore loads into a new vocoder that still has it.
     (A model that is itself one ``torch.nn`` convolution cannot be replaced in place: use the returned model.)
     Floating-point tensors take the dtype that they have in the model. Devices, ``requires_grad`` and the training flag
     do not change.
@@ -183,14 +218,14 @@ def load(
     file = _File(path)
     state = _match(model, file)
     copies = [_copy(file, name, tensor) for name, tensor in state.tensors.items()]
-    refills: list[tuple[SparseConv2d | SparseConvTranspose2d, torch.Tensor, torch.Tensor]] = []
+    refills: list[tuple[SparseConv, torch.Tensor, torch.Tensor]] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in state.layers.items():
         support, kept = file.sparse(name)
-        if isinstance(layer, _SPARSE):
+        if isinstance(layer, SparseConv):
             refills.append((layer, support.to(layer.values.device), kept.to(layer.values)))
         else:
-            assert isinstance(layer, _DENSE)
+            assert isinstance(layer, DENSE_CLASSES)
             replacements[layer] = _sparse_twin(file, name, layer, support, kept)
 
     # Everything is checked. From here on nothing may fail, so that the model never stays half loaded.
@@ -263,7 +298,7 @@ def _unlike(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
     own = model.state_dict()
     dense: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _SPARSE):
+        if isinstance(module, SparseConv):
             dense[_join(name, "weight")] = module.weight_shape
     found = []
     for name, tensor in state.items():
@@ -320,7 +355,7 @@ def file_report(path: str | os.PathLike[str]) -> dict[str, float]:
     float32 convolution weights. ``ratio`` is ``dense_bytes / bytes``. Raises as ``load`` does.
     """
     file = _File(Path(path))
-    coded = {_join(name, part) for name in file.layers for part in ("values", "support")}
+    coded = {_join(name, part) for name in file.layers for part in file.parts(name)}
     dense = {
         name: (entry["dtype"], entry["shape"], file.tensors[name].nbytes)
         for name, entry in file.header.items()
@@ -349,6 +384,9 @@ class _State:
             if not is_layer(module):
                 continue
             coded |= {_join(name, part) for part in ("values", "support", "weight")}
+            if "weight" in computed(module):  # the sources of the weight go with it
+                own = (part for part in module.state_dict() if part.startswith(("weight_", "parametrizations.weight.")))
+                coded |= {_join(name, part) for part in own}
             if first.setdefault(id(module), name) == name:
                 self.layers[name] = module
             else:
@@ -390,6 +428,10 @@ class _File:
     def fail(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.path} {what}")
 
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The tensors of layer ``name``."""
+        return ("values", "support", "scales") if self.layers[name]["dtype"] in SHORT else ("values", "support")
+
     def sparse(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The support (int32 [units], sorted, unique, in range) and the values ([nnz]) of layer ``name``."""
         layer = self.layers[name]
@@ -401,7 +443,12 @@ class _File:
             support = support_of_units(torch.from_numpy(units), *split)
         except ValueError as error:
             raise CheckpointError(f"{self.path} has a bad support for layer {_shown(name)}: {error}") from error
-        return support, self.tensors[_join(name, "values")]
+        values = self.tensors[_join(name, "values")]
+        if layer["dtype"] in SHORT:
+            shape, granularity, transposed, groups = split
+            channels = channels_of(positions_of(support, shape, granularity, transposed), shape, transposed, groups)
+            values = widen(values, self.tensors[_join(name, "scales")], channels)
+        return support, values
 
     def _metadata(self, entries: dict[str, str]) -> dict[str, Any]:
         if set(entries) != {FORMAT}:
@@ -432,8 +479,8 @@ class _File:
         if not isinstance(layer, dict) or set(layer) != _LAYER_KEYS:
             fail(f"its description must have exactly the entries {', '.join(sorted(_LAYER_KEYS))}")
         shape, nnz, dtype = layer["weight_shape"], layer["nnz"], layer["dtype"]
-        if not isinstance(shape, list) or len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape):
-            fail(f"weight_shape is {shape!r}; it must be 4 positive integers")
+        if not isinstance(shape, list) or len(shape) not in (3, 4) or not all(type(n) is int and n > 0 for n in shape):
+            fail(f"weight_shape is {shape!r}; it must be 3 or 4 positive integers")
         if type(nnz) is not int or not 0 <= nnz <= math.prod(shape):
             fail(f"nnz is {nnz!r}; it must be an integer from 0 to the weight's {math.prod(shape)}")
         groups = layer["groups"]
@@ -456,18 +503,26 @@ class _File:
                 fail(f"{part} is {tensor.dtype} with {tensor.dim()} dimensions; it must be {wanted} with 1")
         if (stored := self.tensors[_join(name, "values")].numel()) != nnz:
             fail(f"there are {stored} values and nnz is {nnz}; the two must be equal")
+        if dtype in SHORT:
+            channels = shape[1] * groups if layer["transposed"] is True else shape[0]
+            scales = self.tensors.get(_join(name, "scales"))
+            if scales is None or scales.dtype != torch.float32 or list(scales.shape) != [channels]:
+                found = "missing" if scales is None else f"{scales.dtype} {list(scales.shape)}"
+                fail(f"scales is {found}; {dtype} values need torch.float32 [{channels}]")
+            if not bool(((scales >= 0) & scales.isfinite()).all()):
+                fail("scales must be finite and at least 0")
 
 
 def _match(model: nn.Module, file: _File) -> _State:
     """The layers and tensors of the model. Raises CheckpointError unless the file has exactly the same ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in file.layers:
-        if not isinstance(modules.get(name), _SPARSE + _DENSE):
+        if not isinstance(modules.get(name), (SparseConv, *DENSE_CLASSES)):
             here = f"a {type(modules[name]).__name__} in the model" if name in modules else "not in the model"
             file.fail(f"has a sparse convolution {_shown(name)}, which is {here}")
     coded = {id(modules[name]) for name in file.layers}
     for name, module in modules.items():
-        if isinstance(module, _SPARSE) and id(module) not in coded:
+        if isinstance(module, SparseConv) and id(module) not in coded:
             file.fail(f"has no sparse layer {_shown(name)}, which the model has")
     state = _State(model, lambda module: id(module) in coded)
     if state.ties != file.ties or set(state.layers) != set(file.layers):
@@ -477,13 +532,13 @@ def _match(model: nn.Module, file: _File) -> _State:
     for name, layer in state.layers.items():
         described = file.layers[name]
         expected = _geometry(layer)
-        if isinstance(layer, _SPARSE):
+        if isinstance(layer, SparseConv):
             expected["granularity"] = layer.granularity
         for field, value in expected.items():
             if described[field] != value:
                 file.fail(f"has {field} {described[field]!r} for layer {_shown(name)}; the model has {value!r}")
 
-    expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in ("values", "support")}
+    expected_names = set(state.tensors) | {_join(name, part) for name in file.layers for part in file.parts(name)}
     if unknown := sorted(set(file.tensors) - expected_names):
         file.fail(f"has a tensor {unknown[0]}, which the model does not have ({len(unknown)} such tensors)")
     if missing := sorted(expected_names - set(file.tensors)):
@@ -497,15 +552,13 @@ def _match(model: nn.Module, file: _File) -> _State:
     return state
 
 
-def _sparse_twin(
-    file: _File, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, support: torch.Tensor, values: torch.Tensor
-) -> SparseConv2d | SparseConvTranspose2d:
+def _sparse_twin(file: _File, name: str, layer: DenseConv, support: torch.Tensor, values: torch.Tensor) -> SparseConv:
     """A sparse layer that replaces the dense ``layer``. ``layer`` does not change; both have the same bias object."""
-    kind = SparseConvTranspose2d if layer.transposed else SparseConv2d
-    weight = layer.weight
+    kind = SPARSE_CLASSES[dense_class_of(layer)]
+    weight = plain_weight(layer)
     granularity = file.layers[name]["granularity"]
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if vector_length(granularity) == 1:  # a support of vectors does not index weights; set_support below sets it
+    if units_of(granularity).entry == 1:  # a support of larger units does not index weights; set_support sets it below
         mask.view(-1)[support.to(weight.device).long()] = True
     try:
         twin = kind.from_dense(layer, mask=mask, granularity=granularity)
@@ -527,7 +580,7 @@ def _geometry(layer: nn.Module) -> dict[str, Any]:
     """The settings of a layer as they are written to a file."""
     fields: dict[str, Any] = {name: getattr(layer, name) for name in SETTINGS}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    weight_shape: Any = layer.weight_shape if isinstance(layer, _SPARSE) else layer.weight.shape
+    weight_shape: Any = layer.weight_shape if isinstance(layer, SparseConv) else layer.weight.shape
     return {
         **fields,
         "bias": layer.bias is not None,

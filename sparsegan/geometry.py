@@ -54,6 +54,10 @@ class Geometry:
         numbers = [n for pair in pairs for n in pair]
         return [self.coarse_channels, self.fine_channels, self.groups, *numbers, self.coarse_vector, self.fine_vector]
 
+    def single(self) -> Geometry:
+        """This geometry with units of single weights."""
+        return replace(self, coarse_vector=1, fine_vector=1)
+
     def extent(self, coarse_size: Sequence[int]) -> Pair:
         """Rows and columns of the fine grid that belongs to a coarse grid of ``coarse_size``, padding included."""
         axes = zip(coarse_size, self.kernel, self.stride, self.dilation, strict=True)

@@ -314,9 +314,13 @@ def without_computed(state: State, wanted: Collection[str] = (), transposed: Col
     """
     state = dict(state)
 
-    def take(*names: str) -> list[Tensor] | None:
-        """Removes and returns the entries of these names, if all are there and the network has none of them."""
-        if not all(one in state for one in names) or any(one in wanted for one in names):
+    def its_own(plain: str, name: str) -> bool:
+        """Whether the network has this name. A prefix that is not removed yet may stand before it."""
+        return name in wanted or (plain not in wanted and any(name.endswith(f".{one}") for one in wanted))
+
+    def take(plain: str, *names: str) -> list[Tensor] | None:
+        """Removes and returns the entries that make the weight `plain`, if all are there and the network has none."""
+        if not all(one in state for one in names) or any(its_own(plain, one) for one in names):
             return None
         return [state.pop(one) for one in names]
 
@@ -325,24 +329,25 @@ def without_computed(state: State, wanted: Collection[str] = (), transposed: Col
             plain = name.removesuffix("_orig")
             module, _, tensor = plain.rpartition(".")
             base = f"{module}." if module else ""
-            if found := take(name, f"{plain}_mask"):
+            if found := take(plain, name, f"{plain}_mask"):
                 state[plain] = torch.where(found[1] != 0, found[0], torch.zeros_like(found[0]))
-            elif found := take(name, f"{base}{tensor}_u", f"{base}{tensor}_v"):
+            elif found := take(plain, name, f"{base}{tensor}_u", f"{base}{tensor}_v"):
                 state[plain] = _spectral(plain, found, module in transposed)
-            elif found := take(name, f"{base}{tensor}_u"):
+            elif found := take(plain, name, f"{base}{tensor}_u"):
                 raise ValueError(f"{name} has a spectral norm of a form that has no {tensor}_v; {_WAY_OUT}")
-        elif name.endswith("_g") and (found := take(name, f"{name.removesuffix('_g')}_v")):
-            state[name.removesuffix("_g")] = _weight_norm(*found)
+        elif name.endswith("_g"):
+            plain = name.removesuffix("_g")
+            if found := take(plain, name, f"{plain}_v"):
+                state[plain] = _weight_norm(*found)
         elif ".parametrizations." in f".{name}" and name.endswith(".original0"):
-            if found := take(name, f"{name.removesuffix('0')}1"):
+            if found := take(_parametrized(name), name, f"{name.removesuffix('0')}1"):
                 state[_parametrized(name)] = _weight_norm(*found)
         elif ".parametrizations." in f".{name}" and name.endswith(".original"):
-            base = name.removesuffix("original")
-            if found := take(name, f"{base}0._u", f"{base}0._v"):
-                plain = _parametrized(name)
+            base, plain = name.removesuffix("original"), _parametrized(name)
+            if found := take(plain, name, f"{base}0._u", f"{base}0._v"):
                 state[plain] = _spectral(plain, found, plain.rpartition(".")[0] in transposed)
-            elif found := take(name, f"{base}0.mask"):
-                state[_parametrized(name)] = found[0] * found[1]
+            elif found := take(plain, name, f"{base}0.mask"):
+                state[plain] = found[0] * found[1]
     return state
 
 

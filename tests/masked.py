@@ -1,6 +1,7 @@
 """The plain-PyTorch twin of compressed training: dense weights times a mask, as the code of pruning papers does it.
 
-`vector` is the number of consecutive output channels that are kept or dropped as one unit; 1 for single weights.
+`granularity` is "element", "vector:V" or "input:D": V consecutive output or D consecutive input channels are kept or
+dropped as one unit.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch.nn.utils import parametrize
 class Mask(nn.Module):
     """Multiplies a weight by a mask."""
 
-    def __init__(self, weight: Tensor, vector: int) -> None:
+    def __init__(self, weight: Tensor, granularity: str) -> None:
         super().__init__()
-        self.vector = vector
+        kind, _, length = granularity.partition(":")
+        self.inputs, self.vector = kind == "input", int(length or 1)
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -30,10 +32,12 @@ def masks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mask]]:
             yield name, module, module.parametrizations.weight[0]
 
 
-def sparsify(model: nn.Module, sparsity: float, vector: int = 1, exclude: tuple[str, ...] = ()) -> nn.Module:
+def sparsify(
+    model: nn.Module, sparsity: float, granularity: str = "element", exclude: tuple[str, ...] = ()
+) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in exclude:
-            parametrize.register_parametrization(module, "weight", Mask(module.weight, vector))
+            parametrize.register_parametrization(module, "weight", Mask(module.weight, granularity))
     shrink(model, sparsity)
     return model
 
@@ -43,8 +47,8 @@ def shrink(model: nn.Module, sparsity: float, optimizer: object = None) -> None:
     """Keeps the units with the largest norms among those that are still kept. A dropped unit never comes back."""
     for _, module, mask in masks(model):
         weight = module.parametrizations.weight.original
-        dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # the dimension of the output channels
-        # one slice along that dimension for each channel of a vector
+        dim = int(isinstance(module, nn.ConvTranspose2d) != mask.inputs)  # the dimension of a unit's channels
+        # one slice along that dimension for each channel of a unit
         slices = [(weight * mask.mask).movedim(dim, 0)[i :: mask.vector] for i in range(mask.vector)]
         score = sum(part.square() for part in slices)
         keep = score.numel() - round(sparsity * score.numel())

@@ -15,7 +15,7 @@ import sparsegan as sg
 from sparsegan.nn.granularity import unit_size
 from sparsegan.pruning.allocation import LEAST, allocate, sensitivity, total_sparsity
 
-GRANULARITIES = ["element", "vector:2", "kernel", "filter", {"0": "filter", "2": "2:4", "*": "kernel"}]
+GRANULARITIES = ["element", "vector:2", "input:2", "kernel", "filter", {"0": "filter", "2": "2:4", "*": "kernel"}]
 
 
 def network(widths: tuple[int, int, int] = (4, 8, 6)) -> nn.Sequential:

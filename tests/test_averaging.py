@@ -31,7 +31,7 @@ def moved(net: nn.Module) -> None:
         net[1].num_batches_tracked += 1
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:4", "kernel", "2:4"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:4", "kernel", "2:4"])
 def test_the_average_is_that_of_dense_weights_at_kept_positions(granularity: str) -> None:
     """The reference averages dense weights, and begins with the current value where a weight is new in the support."""
     net = network(granularity)

@@ -148,6 +148,27 @@ def test_targets_of_generators(generator: str, sparsity: float, granularity: str
     assert generator_target(job, "scalar") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("RRDB-6 ", (64, 64), (256, 256)), ("RRDB-23", (64, 64), (256, 256)), ("compact", (180, 320), (720, 1280))],
+)
+def test_generators_that_take_minutes_are_timed_only_if_named(
+    name: str, low: tuple[int, int], high: tuple[int, int]
+) -> None:
+    usual = generators.generator_jobs("", [0.9], ["element"], [1])
+    assert [job.case for job in usual] == list(GENERATORS)
+    job, other = generators.generator_jobs(name, [0.9, 0.75], ["element"], [1])
+    assert job.case not in GENERATORS
+    assert generator_target(job, "avx512") is generator_target(other, "avx512") is None
+    (images,) = job.case.inputs(1)
+    assert images.shape == (1, 3, *low)
+    assert job.case.dense().to("meta")(images.to("meta")).shape == (1, 3, *high)
+    assert (
+        sum(isinstance(one, torch.nn.Conv2d) for one in job.case.dense().modules())
+        == ({"RRDB-6 ": 6 * 15 + 6, "RRDB-23": 23 * 15 + 6, "compact": 18}[name])
+    )
+
+
 def test_a_generator_of_a_row_is_sparse_everywhere_and_has_statistics() -> None:
     vectors = GeneratorJob(SMALL_GENERATORS[0], 0.75, "vector:4", 1)
     dense, sparse, inputs = generators.both_generators(vectors)
@@ -229,9 +250,12 @@ def test_memory_is_that_of_a_process_which_runs_the_engine_alone() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_layer_that_vectors_do_not_fit_is_named() -> None:
-    todo, left_out = jobs("", [0.9], ["element", "vector:4"], [1, 2])
-    assert len(todo) == 2 * (3 + 2)
-    assert left_out == ["8->3 3x3 @6x6 batch 1: left out, its 3 output channels are no whole vectors of vector:4"]
+    todo, left_out = jobs("", [0.9], ["element", "vector:4", "input:16"], [1, 2])
+    assert len(todo) == 2 * (3 + 2 + 2)
+    assert left_out == [
+        "8->3 3x3 @6x6 batch 1: left out, its 3 output channels are no whole vectors of vector:4",
+        "8->3 3x3 @6x6 batch 1: left out, its 8 input channels are no whole units of input:16",
+    ]
     with pytest.raises(ValueError, match=r"--layers is '9->9'; .*16->8 3x3 @6x6 batch 2"):
         jobs("9->9", [0.9], ["element"], [1])
 

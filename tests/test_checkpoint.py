@@ -32,7 +32,7 @@ def network(seed: int) -> nn.Sequential:
     )
 
 
-def sparse_network(seed: int, granularity: str = "element") -> nn.Module:
+def sparse_network(seed: int, granularity: str | dict[str, str] = "element") -> nn.Module:
     model = sg.sparsify(network(seed), sparsity=0.75, granularity=granularity)
     model[1].running_mean.normal_()
     model[1].num_batches_tracked += seed + 5
@@ -64,7 +64,7 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["into-dense", "into-sparse"])
-@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", {"0": "input:2", "2": "input:3"}])
 def test_round_trip(tmp_path, values, sparse, granularity):
     path = tmp_path / "g.safetensors"
     model, target = sparse_network(0, granularity), network(1)
@@ -81,7 +81,9 @@ def test_round_trip(tmp_path, values, sparse, granularity):
     for _, layer in sg.sparse_layers(model):  # `values` says the rounding; float32 has none
         layer.values.data = layer.values.data.to(getattr(torch, values)).float()
     assert_same_state(target, model)
-    assert [layer.granularity for _, layer in sg.sparse_layers(target)] == [granularity] * 2
+    assert [layer.granularity for _, layer in sg.sparse_layers(target)] == (
+        list(granularity.values()) if isinstance(granularity, dict) else [granularity] * 2
+    )
     assert [p.requires_grad for p in target[0].parameters()] == [False]
     assert [m.training for m in target] == [True, True, False, True]
     kept = {name for name, parameter in target.named_parameters() if before.get(name) == id(parameter)}
@@ -195,6 +197,49 @@ def test_file_sizes_at_90_percent(tmp_path, ngf, nc):
         assert file_report(tmp_path / values) == {"bytes": size, "dense_bytes": dense, "ratio": dense / size}
 
 
+@pytest.mark.parametrize("values", ["int16", "int8"])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", "input:2", "kernel", "filter"])
+def test_integers_are_within_half_a_scale(tmp_path, values, granularity):
+    """Each weight is the nearest multiple of its output channel's scale, and the largest weight is kept."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 12, 3, groups=2), nn.ConvTranspose2d(8, 12, 3, groups=2), nn.Conv1d(4, 6, 5)]
+    for layer in layers:
+        layer.weight.data *= (
+            torch.rand(layer.weight.shape[0]).add(0.01).pow(4).view(-1, *[1] * (layer.weight.dim() - 1))
+        )
+    model = sg.sparsify(nn.ModuleList(layers), sparsity=0.5, granularity=granularity)
+    path = tmp_path / "g"
+    sg.save(model, path, values=values)
+    loaded = sg.load(copy.deepcopy(model), path)
+    most = torch.iinfo(getattr(torch, values)).max
+    for ours, theirs in zip(loaded, model, strict=True):
+        assert torch.equal(ours.mask(), theirs.mask())
+        weights = [layer.dense_weight().detach().double() for layer in (ours, theirs)]
+        if theirs.transposed:  # [in, out / groups, ...] -> [out, in / groups, ...]
+            weights = [torch.cat([part.transpose(0, 1) for part in weight.chunk(2)]) for weight in weights]
+        for found, wanted in zip(*weights, strict=True):
+            scale = wanted.abs().max() / most
+            assert (found - wanted).abs().max() <= scale * (0.5 + 1e-4)
+            assert (found.abs().max() - wanted.abs().max()).abs() <= 1e-6 * wanted.abs().max()
+    sg.save(loaded, tmp_path / "again", values=values)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_special_channels_as_integers(tmp_path):
+    """Zeros and the smallest floats survive; infinities and NaN are refused."""
+    model = sg.sparsify(nn.Sequential(nn.Conv2d(2, 3, 1)), sparsity=0.0)
+    model[0].values.data = torch.tensor([0.0, 0.0, 1e-45, -1e-45, 3e38, -1.0])
+    sg.save(model, tmp_path / "g", values="int8")
+    found = sg.load(copy.deepcopy(model), tmp_path / "g")[0].values.detach()
+    assert torch.equal(found[:2], torch.zeros(2))
+    assert found[2:4].abs().max() <= 2e-38
+    assert found[4].item() == pytest.approx(3e38)
+    for lost in ("inf", "nan"):
+        model[0].values.data[0] = float(lost)
+        with pytest.raises(ValueError, match=f"layer 0 has a value of {lost}, which int16 cannot hold"):
+            sg.save(model, tmp_path / "g", values="int16")
+
+
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "g"
     sg.save(sparse_network(0), path)
@@ -210,8 +255,8 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_save_refuses(tmp_path):
     model = sparse_network(0)
-    with pytest.raises(ValueError, match="values is 'int8'; it must be one of 'float32'"):
-        sg.save(model, tmp_path / "g", values="int8")
+    with pytest.raises(ValueError, match="values is 'int4'; it must be one of 'float32'"):
+        sg.save(model, tmp_path / "g", values="int4")
     model[0].values.data[3] = 1e6
     with pytest.raises(ValueError, match=r"layer 0 has a value of 1e\+06, which float16 cannot hold"):
         sg.save(model, tmp_path / "g", values="float16")
@@ -376,9 +421,22 @@ def _count(change):
     return edit
 
 
+def _integers(scales):
+    def edit(meta, tensors):
+        meta["layers"]["0"]["dtype"] = "int8"
+        tensors["0.values"] = tensors["0.values"].to(torch.int8)
+        tensors.update({} if scales is None else {"0.scales": scales})
+
+    return edit
+
+
 def _vector_across_groups(meta, tensors):
     meta["layers"]["2"].update(granularity="vector:4", nnz=24)
     tensors.update({"2.values": torch.ones(24), "2.support": code([0, 1, 2, 3, 4, 26], 27)})
+
+
+def _input_units_across_groups(meta, tensors):
+    meta["layers"]["2"].update(granularity="input:2")
 
 
 def _bomb(meta, tensors):
@@ -407,12 +465,23 @@ HOSTILE = {
     "count true": (_layer(nnz=True), "nnz is True"),
     "huge weight": (_bomb, "48 values and nnz is 2147483647"),
     "larger weight": (_layer(weight_shape=[400, 6, 4, 2]), "400, 6, 4, 2"),
-    "weight of five dimensions": (_layer(weight_shape=[4, 6, 4, 2, 1]), "must be 4 positive integers"),
-    "weight of negative size": (_layer(weight_shape=[-4, -6, 4, 2]), "must be 4 positive integers"),
+    "weight of five dimensions": (_layer(weight_shape=[4, 6, 4, 2, 1]), "must be 3 or 4 positive integers"),
+    "weight of a signal's layer": (_layer(weight_shape=[4, 6, 8]), r"has weight_shape \[4, 6, 8\] for layer 0"),
+    "weight of negative size": (_layer(weight_shape=[-4, -6, 4, 2]), "must be 3 or 4 positive integers"),
     "values of int32": (_tensor("0.values", lambda t: t.int()), "values is torch.int32"),
     "values of another dtype": (_tensor("0.values", lambda t: t.half()), "values is torch.float16"),
     "values of two dimensions": (_tensor("0.values", lambda t: t[None]), "values is torch.float32 with 2 dimensions"),
-    "dtype unknown": (_layer(dtype="int8"), "dtype is 'int8'"),
+    "dtype unknown": (_layer(dtype="int4"), "dtype is 'int4'"),
+    "integers that are floats": (
+        _layer(dtype="int8"),
+        "values is torch.float32 with 1 dimensions; it must be torch.int8",
+    ),
+    "scales missing": (_integers(None), r"scales is missing; int8 values need torch.float32 \[6\]"),
+    "scales too few": (_integers(torch.ones(4)), r"scales is torch.float32 \[4\]"),
+    "scales of float64": (_integers(torch.ones(6).double()), "scales is torch.float64"),
+    "scale negative": (_integers(-torch.ones(6)), "scales must be finite and at least 0"),
+    "scale infinite": (_integers(torch.ones(6) / 0), "scales must be finite and at least 0"),
+    "scales beside floats": (lambda meta, tensors: tensors.update({"0.scales": torch.ones(6)}), "a tensor 0.scales"),
     "dtype a list": (_layer(dtype=["float32"]), "dtype is"),
     "granularity unknown": (_layer(granularity="atom"), "atom"),
     "granularity a number": (_layer(granularity=3), "3"),
@@ -421,6 +490,8 @@ HOSTILE = {
     "vector that does not divide": (_layer(granularity="vector:4"), "6 output channels, which is no multiple of 4"),
     "vector in elements": (_layer(granularity="vector:3"), "bad support for layer 0|the model has 'element'"),
     "vector across groups": (_vector_across_groups, "in each of its 2 groups|for layer 2; the model has 'element'"),
+    "input units that do not divide": (_layer(granularity="input:3"), "4 input channels, which is no multiple of 3"),
+    "input units across groups": (_input_units_across_groups, "3 input channels in each of its 2 groups"),
     "vectors cut": (_layer(granularity="vector:2", nnz=47), "nnz is 47, which is no multiple of 2"),
     "entry unknown": (_layer(colour="red"), "exactly the entries"),
     "entry missing": (lambda meta, tensors: meta["layers"]["0"].pop("stride"), "exactly the entries"),

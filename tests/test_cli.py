@@ -357,6 +357,7 @@ TASKS = {
     "cyclegan": ["--network", "blocks=1", "discriminator_layers=2"],
     "stargan": ["--network", "blocks=1", "discriminator_layers=3"],
     "srgan": ["--network", "blocks=1"],
+    "esrgan": ["--network", "blocks=1"],
 }
 
 
@@ -401,7 +402,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     write_images(inputs / "deep", 1)
     assert main(["generate", str(small), "--images", str(inputs), "--quiet", "--out", str(made)]) == 0
     folders = {"cyclegan": ["a_to_b", "b_to_a"], "stargan": ["old", "young"]}.get(task, ["."])
-    size = 128 if task == "srgan" else 32
+    size = 128 if task in ("srgan", "esrgan") else 32
     assert sorted(path.relative_to(made) for path in made.rglob("*.png")) == [Path(f, "deep", "0.png") for f in folders]
     assert all(image.open(path).size == (size, size) for path in made.rglob("*.png"))
     assert main(["generate", str(small), "--images", str(inputs), "--out", str(inputs)]) == 1
@@ -427,7 +428,7 @@ def test_every_task_from_training_over_public_files_to_pictures_and_scores(
     scores = json.loads(capsys.readouterr().out)
     assert scores.pop("split") == "test"
     assert all(score["fid"] is not None and score["images"] >= 2 for score in scores.values())
-    assert all((score["psnr"] is not None) == (task in ("pix2pix", "srgan")) for score in scores.values())
+    assert all((score["psnr"] is not None) == (task in ("pix2pix", "srgan", "esrgan")) for score in scores.values())
 
 
 def features() -> Callable[[torch.Tensor], torch.Tensor]:

@@ -287,6 +287,7 @@ def test_given_networks_and_a_frozen_discriminator_stay_unchanged() -> None:
         ("self-supervised", "element", ()),
         ("gan-loss", "element", ()),
         ("self-supervised", "vector:4", ("main.12",)),  # the last layer has one output channel
+        ("self-supervised", "input:4", ()),
     ],
 )
 def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
@@ -304,7 +305,7 @@ def test_fifty_steps_on_compressed_weights_follow_the_masked_dense_twin(
     ours = compressor.fit(loader)
 
     schedule = GradualPruning(steps, 0.9, every=3)
-    student = masked.sparsify(copy.deepcopy(generator), schedule.sparsity(0), vector, exclude)
+    student = masked.sparsify(copy.deepcopy(generator), schedule.sparsity(0), granularity, exclude)
     twin = MaskedTask(
         copy.deepcopy(generator).requires_grad_(False) if RECIPES[name].matched else None,
         student.train(),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import sparsegan.data as data
 from sparsegan.cli import main
-from sparsegan.data import emoji, idx, layouts, mnist, registry
+from sparsegan.data import dead_leaves, emoji, idx, layouts, mnist, registry
 from sparsegan.training.loop import endless
 
 Image = pytest.importorskip("PIL.Image")
@@ -558,3 +558,33 @@ def test_batches_are_whole_and_cover_the_epoch() -> None:
     assert len(set(torch.cat(seen).flatten().tolist())) == 9
     with pytest.raises(ValueError, match="batch_size is 11; it must be from 1 to the number of images, 10"):
         data.Batches(images, 11)
+
+
+# ---- dead leaves
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dead_leaves_have_edges_at_all_scales(channels):
+    """The spectrum falls with the square of the frequency, as that of photographs does and that of noise does not."""
+    images = dead_leaves.images(24, 64, channels)[:, 0].double()
+    power = torch.fft.rfft(images - images.mean((1, 2), keepdim=True), dim=2).abs().square().mean((0, 1))
+    slope = (power[2] / power[16]).log2() / 3
+    assert 1.4 < slope < 2.6
+    assert torch.equal(dead_leaves.images(2, 64, 3, seed=5), dead_leaves.images(2, 64, 3, seed=5))
+
+
+@pytest.mark.parametrize("kind", ["crops", "pairs", "unpaired"])
+def test_dead_leaves_of_each_kind(kind):
+    train, test = (data.load(kind, "dead-leaves", 16, split) for split in ("train", "test"))
+    first, second = next(iter(train.batches(4)))
+    assert first.shape == (4, 3, *[16 // (4 if kind == "crops" else 1)] * 2)
+    assert second.shape == (4, 3, 16, 16)
+    assert first.abs().max() <= 1
+    assert first.std() > 0.1
+    assert torch.equal(first, second) == (kind == "pairs")
+    assert not any(torch.equal(a, b) for a in train.images[:20] for b in test.images[:20])
+
+
+def test_dead_leaves_have_no_domains():
+    with pytest.raises(ValueError, match="has crops, pairs and unpaired images; the GAN learns from domains"):
+        data.load("domains", "dead-leaves", 16)

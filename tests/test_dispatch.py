@@ -101,7 +101,7 @@ LAYERS = {
 
 
 @pytest.mark.usefixtures("h100")
-@pytest.mark.parametrize("granularity", ["element", "vector:16"])
+@pytest.mark.parametrize("granularity", ["element", "vector:16", "input:4"])
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("backend", ["sparse", "auto", "dense"])
 def test_gpu_layers_trace(name: str, granularity: str, backend: str) -> None:
@@ -130,8 +130,13 @@ def test_gpu_layers_trace(name: str, granularity: str, backend: str) -> None:
         layer.backend = backend
         with Note(), torch.no_grad():
             y = layer(torch.empty(2, 16, size, size, device="cuda"))
+        chosen = layer.choose((2, 16, 64, 64), (64, 64))
     assert (y.shape, y.device.type) == (expected, "cuda")
-    op = "sparsegan.sparse_conv" if granularity == "element" else "sparsegan.vector_sparse_conv"
+    op = "sparsegan.vector_sparse_conv" if granularity == "vector:16" else "sparsegan.sparse_conv"
     if backend != "auto":
         assert any(op in one for one in calls) == (backend == "sparse")
     assert not any("_local_scalar_dense" in one or "aten.equal" in one for one in calls)
+    if granularity == "input:4" and backend == "auto":  # chosen as a layer of as many single weights
+        geometry = layer._geometries[False, False].single()
+        single = Call(geometry, layer.adjoint, layer.nnz, 2, (64, 64), (64, 64), torch.float32, CUDA)
+        assert chosen == dispatch.choose(single)

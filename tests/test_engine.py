@@ -24,7 +24,9 @@ import sparsegan as sg
 from sparsegan.calls import Call
 from sparsegan.engine import gpu
 from sparsegan.engine.steps import Pointwise, SparseConvStep, Statistics, Torch
-from sparsegan.gans import cyclegan, dcgan, pix2pix, srgan, stargan, store
+from sparsegan.engine.tracing import NORMS
+from sparsegan.gans import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan, store
+from sparsegan.nn.layer import DENSE_CLASSES
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
@@ -33,9 +35,9 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
     """The model in float64, with random weights, statistics and affine parameters as after training."""
     model = model.double()
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and "weight" in module._parameters:
+        if isinstance(module, DENSE_CLASSES) and "weight" in module._parameters:
             nn.init.normal_(module.weight, 0, (1.5 / module.weight[0].numel()) ** 0.5)
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        elif isinstance(module, NORMS):
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, 1, 0.3)
             if module.running_mean is not None:
@@ -46,7 +48,7 @@ def trained(model: nn.Module, *example: Any) -> nn.Module:
 
 def pruned(model: nn.Module, sparsity: float = 0.8, backend: str = "sparse") -> nn.Module:
     model = trained(model)
-    if any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules()):
+    if any(isinstance(module, DENSE_CLASSES) for module in model.modules()):
         sg.sparsify(model, sparsity=sparsity)
     for _, layer in sg.sparse_layers(model):
         layer.backend = backend
@@ -86,6 +88,8 @@ GENERATORS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tenso
         lambda n: (torch.randn(n, 3, 16, 20), torch.eye(3)[torch.arange(n) % 3]),
     ),
     "srgan": (lambda: srgan.Generator(width=8, blocks=2), lambda n: (torch.randn(n, 3, 9, 7),)),
+    "esrgan": (lambda: esrgan.RRDBNet(width=8, blocks=1), lambda n: (torch.randn(n, 3, 9, 7),)),
+    "esrgan compact": (lambda: esrgan.Compact(width=8, convs=2, scale=3), lambda n: (torch.randn(n, 3, 9, 7),)),
 }
 
 
@@ -323,7 +327,7 @@ def test_a_pinned_dense_backend_and_dense_layers() -> None:
 
 
 def test_vectors_and_filters() -> None:
-    for granularity in ("vector:4", "kernel", "2:4"):
+    for granularity in ("vector:4", "input:2", "input:4", "kernel", "2:4"):
         sparsity = 0.5 if granularity == "2:4" else 0.7
         model = sg.sparsify(
             trained(srgan.Generator(width=8, blocks=1)),
@@ -332,6 +336,28 @@ def test_vectors_and_filters() -> None:
             exclude=("block1.0", "block4.2"),
         )
         check(model, torch.randn(1, 3, 6, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("granularity", ["vector:4", "input:2", "input:4"])
+def test_units_of_several_channels_on_their_kernels(granularity: str) -> None:
+    """Transposed layers with batch norms folded in, and a convolution with groups."""
+    grouped = trained(nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, groups=2), nn.InstanceNorm2d(16), nn.ReLU()))
+    for net, last, x in (
+        (trained(dcgan.Generator(nz=8, ngf=4)), ("main.12",), torch.randn(2, 8, 1, 1, dtype=torch.float64)),
+        (grouped, (), torch.randn(2, 16, 9, 7, dtype=torch.float64)),
+    ):
+        sg.sparsify(net, 0.7, granularity, exclude=last)
+        for _, layer in sg.sparse_layers(net):
+            layer.backend = "sparse"
+        assert kinds(check(net, x)).count(SparseConvStep) >= len(list(sg.sparse_layers(net)))
+
+
+def test_a_shuffle_after_input_units_is_fused() -> None:
+    """Only output channels lie in the blocks of a PixelShuffle; the 3 input channels of a unit do not matter."""
+    net = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.PixelShuffle(2), nn.Tanh())
+    sg.sparsify(trained(net), 0.7, "input:3")[0].backend = "sparse"
+    engine = check(net, torch.randn(2, 6, 5, 4, dtype=torch.float64))
+    assert kinds(engine) == [SparseConvStep]
 
 
 # ---------------------------------------------------------------------- random graphs

@@ -37,6 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cyclegan": {"width": 2, "blocks": 1, "discriminator_layers": 1},
     "stargan": {"width": 2, "domains": 3, "blocks": 1, "image_size": 16, "discriminator_layers": 3},
     "srgan": {"width": 2, "blocks": 1, "scale": 2},
+    "esrgan": {"width": 2, "blocks": 1, "scale": 2},
 }
 
 
@@ -85,13 +86,13 @@ def gan(name: str) -> Gan:
         reference = GANS[name]
         generator, judge = reference.build(**SIZES[name])
         objective = reference.objective(SIZES[name])
-        side = {"dcgan": 64, "srgan": 32, "pix2pix": 64}.get(name, 16)
+        side = {"dcgan": 64, "srgan": 32, "esrgan": 32, "pix2pix": 64}.get(name, 16)
         channels = SIZES[name].get("channels", 3)
         one, other = (torch.rand(3, channels, side, side) * 2 - 1 for _ in range(2))
         batch = {
             "dcgan": one,
             "stargan": (one, torch.tensor([0, 2, 1])),
-            "srgan": (one[:, :, ::2, ::2].contiguous(), one),
+            **dict.fromkeys(("srgan", "esrgan"), (one[:, :, ::2, ::2].contiguous(), one)),
         }.get(name, (one, other))
     for network in (generator, judge):
         for tensor in (*network.parameters(), *network.buffers()):
@@ -202,6 +203,7 @@ def test_a_terms_samples_are_the_terms_of_single_samples_and_their_mean_is_the_t
             "cyclegan": {"gen", "cycle", "idt", "dis"},
             "stargan": {"gen", "rec", "dis"},
             "srgan": {"content"},
+            "esrgan": {"content", "gen", "dis"},
         }[name]
     )
 

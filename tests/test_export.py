@@ -25,6 +25,7 @@ SIZES = {
     "cyclegan": {"blocks": 1},
     "stargan": {"blocks": 1},
     "srgan": {"blocks": 1},
+    "esrgan": {"blocks": 1},
 }
 
 

@@ -248,6 +248,10 @@ class Own(nn.Conv2d):
     pass
 
 
+class OwnSignal(nn.Conv1d):
+    pass
+
+
 class Constant(nn.Module):
     """The constant input of style-based generators. Its shape is that of a weight, but no convolution uses it."""
 
@@ -260,8 +264,8 @@ class Constant(nn.Module):
 
 
 UNPRUNABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "1-D": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.ConvTranspose1d(4, 3, 3)), "0 is a Conv1d; .*1 is a ConvTr"),
-    "3-D": (lambda: nn.Sequential(nn.Conv3d(3, 4, 3)), "0 is a Conv3d; there are kernels for two dimensions"),
+    "3-D": (lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(4, 3, 3)), "0 is a Conv3d; .*1 is a ConvTr"),
+    "own 1-D": (lambda: nn.Sequential(OwnSignal(3, 4, 3)), r"0 is a .*OwnSignal, not torch\.nn's own layer"),
     "functional": (lambda: nn.Sequential(nn.ReLU(), Functional()), r"1 holds kernel of shape \(4, 3, 3, 3\)"),
     "modulated": (lambda: nn.Sequential(nn.ReLU(), Modulated()), r"1 holds weight of shape \(4, 3, 3, 3\)"),
     "scripted": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "is scripted; prune it before"),

@@ -318,6 +318,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cyclegan one way": {"width": 2, "blocks": 1, "discriminator_layers": 2, "one_way": True},
     "stargan": {"width": 2, "domains": 3, "blocks": 1, "image_size": 16, "discriminator_layers": 2},
     "srgan": {"width": 3, "blocks": 1, "scale": 4},
+    "esrgan": {"width": 3, "blocks": 1, "scale": 4},
 }
 every_gan = pytest.mark.parametrize("name", TINY)
 
@@ -341,7 +342,7 @@ def batches(name: str, count: int = 3, dtype: torch.dtype = torch.float32) -> It
             yield images(64, 1)
         elif name == "stargan":
             yield images(16), torch.tensor([0, 2, 1, 1])
-        elif name == "srgan":
+        elif name in ("srgan", "esrgan"):
             yield images(4), images(16)
         else:
             yield images(32), images(32)

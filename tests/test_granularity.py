@@ -1,4 +1,4 @@
-"""Kernels, filters and 2:4: layers, pruning and files agree on the units. Granularities and sparsities by layer."""
+"""Input units, kernels, filters and 2:4: layers, pruning and files agree on the units. Settings by layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan import checkpoint
-from sparsegan.nn.granularity import kept, parse_granularity
+from sparsegan.nn.granularity import kept, magnitude_mask, parse_granularity, units_of
+from sparsegan.nn.kept_weights import KeptWeights
 from sparsegan.ops import native
 
 Layer = nn.Conv2d | nn.ConvTranspose2d
@@ -33,6 +35,10 @@ def units(layer: Layer, granularity: str) -> list[Tensor]:
             weights = index[group * rows : (group + 1) * rows, channel % per_group]
         else:
             weights = index[channel]
+        if granularity.startswith("input:"):
+            for block in weights.split(int(granularity[6:])):  # [D, rows, columns]
+                found += block.flatten(1).unbind(1)
+            continue
         size = {"filter": weights.numel(), "kernel": weights[0].numel(), "2:4": 4}[granularity]
         found += weights.flatten().split(size)
     return found
@@ -42,12 +48,14 @@ def units(layer: Layer, granularity: str) -> list[Tensor]:
 def layers(draw: st.DrawFn, granularity: str) -> Layer:
     small = st.integers(1, 3)
     groups, kernel = draw(st.sampled_from([1, 1, 2])), (draw(small), draw(small))
-    c_in, c_out = groups * draw(small) * (4 if granularity == "2:4" else 1), groups * draw(small)
+    units = {"2:4": 4, "input:2": 2, "input:4": 4}.get(granularity, 1)
+    c_in, c_out = groups * draw(small) * units, groups * draw(small)
     cls = draw(st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]))
     return cls(c_in, c_out, kernel, draw(small), groups=groups, bias=draw(st.booleans()), dtype=torch.float64)
 
 
-problems = st.sampled_from(["kernel", "filter", "2:4"]).flatmap(lambda g: st.tuples(layers(g), st.just(g)))
+GRANULARITIES = ["input:2", "input:4", "kernel", "filter", "2:4"]
+problems = st.sampled_from(GRANULARITIES).flatmap(lambda g: st.tuples(layers(g), st.just(g)))
 
 
 def sparse(dense: nn.Module, granularity: str, **how: Any) -> Any:
@@ -76,7 +84,7 @@ def test_kept_units_and_computed_results(problem: tuple[Layer, str], sparsity: f
         norms = torch.stack([weight[unit].norm() for unit in every])
         if 0 < sum(keep) < len(every):
             assert norms[torch.tensor(keep)].min() >= norms[~torch.tensor(keep)].max()
-    assert layer.nnz == int(mask.sum()) == layer.support.shape[0]
+    assert layer.nnz == int(mask.sum()) == layer.support.shape[0] * units_of(granularity).entry
     assert repr(granularity) in repr(layer)
     assert torch.equal(layer.dense_weight().flatten(), weight * mask)
 
@@ -111,9 +119,11 @@ def test_a_unit_is_never_cut(problem: tuple[Layer, str]) -> None:
     every, mask = units(dense, granularity), layer.mask()
     assume(len(every[0]) > 1)
     mask.view(-1)[every[0][0]] ^= True
-    noun = {"2:4": "quadruple"}.get(granularity, granularity)
+    noun = {"2:4": "quadruple", "input:2": "input unit", "input:4": "input unit"}.get(granularity, granularity)
     with pytest.raises(ValueError, match=f"mask cuts 1 of {len(every)} {noun}s; with granularity '{granularity}'"):
         sparse(dense, granularity, mask=mask)
+    if units_of(granularity).listed:
+        return  # such a support cannot cut a unit
     support, before = mask.flatten().nonzero().flatten().int(), layer.values.clone()
     with pytest.raises(ValueError, match=f"mask cuts 1 of {len(every)} {noun}s"):
         layer.set_support(support, torch.ones(len(support)))
@@ -230,6 +240,112 @@ def test_two_of_four_is_always_half_sparse() -> None:
         sparse(conv, "2:4", sparsity=0.5)
 
 
+@given(
+    st.sampled_from([2, 3, 4]), st.integers(1, 3), st.integers(1, 2), st.booleans(), st.sampled_from([0.25, 0.5, 0.9])
+)
+def test_masks_of_input_units_by_their_definition(
+    depth: int, blocks: int, groups: int, transposed: bool, sparsity: float
+) -> None:
+    """Unit (o, b, i, j) is the weights of the channels b * D to b * D + D - 1 of o's group at (i, j)."""
+    c_in, c_out, kernel = depth * blocks, 3, (2, 3)  # per group
+    shape = (groups * c_in, c_out, *kernel) if transposed else (groups * c_out, c_in, *kernel)
+    weight = np.random.default_rng(blocks).normal(size=shape)
+
+    def place(o: int, c: int, i: int, j: int) -> tuple[int, ...]:
+        return (o // c_out * c_in + c, o % c_out, i, j) if transposed else (o, c, i, j)
+
+    norms = np.array(
+        [
+            sum(weight[place(o, b * depth + d, i, j)] ** 2 for d in range(depth))
+            for o, b, i, j in np.ndindex(groups * c_out, blocks, *kernel)
+        ]
+    )
+    expected, least = np.zeros(shape, bool), np.sort(norms)[round(sparsity * norms.size)]
+    for norm, (o, b, i, j) in zip(norms, np.ndindex(groups * c_out, blocks, *kernel), strict=True):
+        for d in range(depth):
+            expected[place(o, b * depth + d, i, j)] = norm >= least
+    mask = magnitude_mask(torch.from_numpy(weight), sparsity, f"input:{depth}", transposed, groups)
+    assert np.array_equal(mask.numpy(), expected)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["units", "as on a GPU"])
+@pytest.mark.parametrize("granularity", ["input:2", "input:4"])
+@pytest.mark.parametrize("cls", [nn.Conv2d, nn.ConvTranspose2d])
+def test_second_derivatives_of_input_units(
+    cls: Any, granularity: str, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient penalty, on the kernels for units and on those for single weights, which a GPU runs."""
+    monkeypatch.setattr(KeptWeights, "runs_single", single)
+    layer = sparse(cls(8, 6, (4, 3), 2, 1, groups=2, dtype=torch.float64), granularity, sparsity=0.6)
+    layer.backend, twin = "sparse", layer.to_dense()
+    x = torch.randn(3, 8, 6, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for one, weight, kept_ones in (
+        (layer, layer.values, slice(None)),
+        (twin, twin.weight, layer.positions()),
+    ):
+        y = one(x)
+        gx, gw = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        gw = gw.flatten()[kept_ones]
+        ggx, ggw = torch.autograd.grad(gx.square().sum() + gw.square().sum(), (x, weight))
+        found.append((y, gx, gw, ggx, ggw.flatten()[kept_ones]))
+    for ours, theirs in zip(*found, strict=True):
+        assert_exact(ours / theirs.abs().max(), theirs / theirs.abs().max())
+    plans = layer.plan_cache().plans
+    assert len(plans) == 2
+    assert (layer.plan_cache().single is not None) == single
+    before = layer.support.shape[0]
+    sg.shrink(layer, 0.8)
+    assert layer.support.shape[0] < before
+    assert_exact(layer(x), layer.to_dense()(x))
+    assert layer.plan_cache().plans is not plans
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_input_units_as_on_a_gpu_are_exported(warm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expanded support is a constant of the graph where the layer has run before, else the graph computes it."""
+    monkeypatch.setattr(KeptWeights, "runs_single", True)
+    layer = sg.SparseConvTranspose2d(8, 6, 4, 2, 1, sparsity=0.8, granularity="input:4")
+    layer.backend, x = "sparse", torch.randn(2, 8, 5, 5)
+    if warm:
+        layer(x)
+    exported = torch.export.export(layer, (x,))
+    assert ("sort" in str(exported.graph)) != warm
+    torch.testing.assert_close(exported.module()(x), layer.to_dense()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_vectors_is_not_read_as_one_of_input_units() -> None:
+    """Both have supports and values of the same shapes."""
+    for ours, theirs, words in (("input:2", "vector:2", "without"), ("vector:2", "input:2", "with")):
+        layer, other = (sparse(nn.Conv2d(4, 6, 3), granularity, sparsity=0.5) for granularity in (ours, theirs))
+        assert layer.support.shape == other.support.shape
+        before = layer.dense_weight()
+        with pytest.raises(
+            RuntimeError, match=f"support comes from a layer {words} input units; this layer has .*{ours}"
+        ):
+            nn.Sequential(layer).load_state_dict(nn.Sequential(other).state_dict())
+        assert torch.equal(layer.dense_weight(), before)
+        again = sparse(nn.Conv2d(4, 6, 3), ours, sparsity=0.7)
+        again.load_state_dict(layer.state_dict())
+        assert torch.equal(again.dense_weight(), before)
+
+
+@pytest.mark.parametrize(
+    ("cls", "groups", "words"),
+    [
+        (nn.Conv2d, 1, "granularity is 'input:4' and the layer has 6 input channels, which is no multiple of 4; leave"),
+        (nn.ConvTranspose2d, 1, "the layer has 6 input channels, which is no multiple of 4"),
+        (nn.Conv2d, 2, "3 input channels in each of its 2 groups, which is no multiple of 4"),
+        (nn.ConvTranspose2d, 6, "1 input channel in each of its 6 groups, which is no multiple of 4"),
+    ],
+)
+def test_input_channels_that_are_no_whole_units(cls: Any, groups: int, words: str) -> None:
+    net = nn.Sequential(cls(6, 12, 3, groups=groups))
+    with pytest.raises(ValueError, match=f"0: .*{words}"):
+        sg.sparsify(net, 0.5, "input:4")
+    assert isinstance(net[0], cls)
+
+
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(4, 8, 3), nn.Sequential(nn.ConvTranspose2d(8, 8, 4, 2), nn.Conv2d(8, 4, 3)))
 
@@ -270,6 +386,7 @@ def test_settings_by_layer_that_do_not_fit(how: dict, words: str) -> None:
 
 def test_the_granularity_option_of_the_command() -> None:
     assert parse_granularity("vector:8") == "vector:8"
+    assert parse_granularity("a=input:4,input:2") == {"a": "input:4", "*": "input:2"}
     assert parse_granularity("element,model.1*=filter") == {"model.1*": "filter", "*": "element"}
     assert parse_granularity("a=2:4,b=kernel") == {"a": "2:4", "b": "kernel"}
     for text, words in (("a=filter,a=kernel", "the pattern 'a' twice"), ("a=", "granularity is ''"), ("", "is ''")):

@@ -103,6 +103,7 @@ def test_load_state_dict() -> None:
     layers = [
         sg.SparseConv2d(4, 8, 3, padding=1, sparsity=0.5),
         sg.SparseConv2d(4, 8, 3, sparsity=0.5, granularity="vector:2"),
+        sg.SparseConv2d(4, 8, 3, sparsity=0.5, granularity="input:2"),
         sg.SparseConv2d(4, 8, 3, sparsity=0.5, granularity="2:4"),
         sg.SparseConvTranspose2d(8, 4, 3, sparsity=0.5, granularity="filter"),
         sg.SparseConvTranspose2d(8, 4, 3, sparsity=0.7, bias=False),

@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
 
-GRANULARITIES = ["element", "vector:2", "kernel", "filter", "2:4"]
+GRANULARITIES = ["element", "vector:2", "input:2", "kernel", "filter", "2:4"]
 
 
 def dense_model() -> nn.Sequential:
@@ -167,7 +167,7 @@ def test_a_model_on_the_meta_device() -> None:
     moved.load_state_dict(model.state_dict())
     torch.testing.assert_close(moved(x), expected)
     with torch.device("meta"):
-        for granularity, kept in (("element", 72), ("vector:2", 36), ("kernel", 72), ("filter", 72)):
+        for granularity, kept in (("element", 72), ("vector:2", 36), ("input:2", 36), ("kernel", 72), ("filter", 72)):
             layer = sg.SparseConv2d(4, 8, 3, sparsity=0.75, granularity=granularity)
             assert layer.support.shape == (kept,)
             assert layer.values.shape == (72,)

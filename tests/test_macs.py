@@ -21,7 +21,7 @@ def net() -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:4"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:4"])
 def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
     dense, x = net(), torch.randn(3, 4, 16, 16)
     with FlopCounterMode(display=False) as counter:
@@ -46,7 +46,7 @@ def test_macs_and_flops_agree_with_torch(granularity: str) -> None:
     assert counter.get_total_flops() == 2 * (2 * report.executed - first)
 
 
-@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:4", 4)])
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:4", 4), ("input:4", 4)])
 def test_training_bytes(granularity: str, vector: int) -> None:
     model = sg.sparsify(nn.Sequential(nn.Conv2d(16, 16, 3, bias=False)), sparsity=0.9, granularity=granularity)
     model[0].backend = "sparse"

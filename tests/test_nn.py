@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import sparsegan as sg
+from sparsegan.nn.granularity import units_of
 from sparsegan.ops import reference
 
-Layer = sg.SparseConv2d | sg.SparseConvTranspose2d
+#: Each sparse class with the class of torch.nn that it replaces.
+CLASSES = [(ours, theirs) for theirs, ours in sg.nn.SPARSE_CLASSES.items()]
 
 
-def sparse(dense: nn.Module, **how: Any) -> Layer:
-    cls = sg.SparseConvTranspose2d if isinstance(dense, nn.ConvTranspose2d) else sg.SparseConv2d
-    layer = cls.from_dense(dense, **(how or {"sparsity": 0.7}))
+def sparse(dense: nn.Module, **how: Any) -> sg.nn.SparseConv:
+    layer = sg.nn.SPARSE_CLASSES[type(dense)].from_dense(dense, **(how or {"sparsity": 0.7}))
     layer.backend = "sparse"
     return layer
 
 
-def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
+def assert_same_as_dense(layer: sg.nn.SparseConv, x: Tensor, *args: Any) -> None:
     """Compares forward and all gradients with the torch.nn layer whose pruned weights are zero."""
     dense = layer.to_dense()
     layer.zero_grad()
@@ -46,29 +47,36 @@ def assert_same_as_dense(layer: Layer, x: Tensor, *args: Any) -> None:
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor, str]:
-    """Draws a torch.nn.Conv2d or ConvTranspose2d in float64, a small input that it accepts, and a granularity."""
+    """Draws a convolution of torch.nn in float64, a small input that it accepts, and a granularity.
+
+    Signals have the longer kernels, strides and dilations of vocoders.
+    """
+    dims = draw(st.sampled_from([1, 2]))
+
+    def numbers(least: int, most_of_image: int, most_of_signal: int) -> tuple[int, ...]:
+        each = st.integers(least, most_of_image if dims == 2 else most_of_signal)
+        return draw(st.tuples(*[each] * dims))
+
     small = st.integers(1, 3)
     groups = draw(st.sampled_from([1, 1, 2]))
-    granularity, vector = draw(st.sampled_from([("element", 1), ("vector:2", 2), ("vector:4", 4)]))
-    c_in, c_out = groups * draw(small), groups * vector * draw(small)
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
+    granularity = draw(st.sampled_from(["element", "vector:2", "vector:4", "input:2", "input:4"]))
+    units = units_of(granularity)
+    c_in, c_out = groups * units.inputs * draw(small), groups * units.outputs * draw(small)
+    kernel, stride, dilation = numbers(1, 5, 16), numbers(1, 3, 8), numbers(1, 3, 5)
     common = {"groups": groups, "bias": draw(st.booleans()), "dtype": torch.float64}
-    size = draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
-    x = torch.randn(draw(st.sampled_from([1, 2, 9])), c_in, *size, dtype=torch.float64)
+    x = torch.randn(draw(st.sampled_from([1, 2, 9])), c_in, *numbers(1, 14, 70), dtype=torch.float64)
     if draw(st.booleans()):
         extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
-        padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-        dense: nn.Module = nn.ConvTranspose2d(c_in, c_out, kernel, stride, padding, extra, dilation=dilation, **common)
+        kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose1d
+        dense: nn.Module = kind(c_in, c_out, kernel, stride, numbers(0, 2, 7), extra, dilation=dilation, **common)
     else:
         mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-        padding_kind = draw(st.sampled_from(["same", "valid", "pair", "int"]))
+        padding_kind = draw(st.sampled_from(["same", "valid", "numbers", "int"]))
         if padding_kind == "same":
-            stride = (1, 1)
-        padding = {"pair": draw(st.tuples(st.integers(0, 3), st.integers(0, 3))), "int": draw(st.integers(0, 3))}.get(
-            padding_kind, padding_kind
-        )
-        dense = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, padding_mode=mode, **common)
+            stride = (1,) * dims
+        padding = {"numbers": numbers(0, 3, 9), "int": draw(st.integers(0, 3))}.get(padding_kind, padding_kind)
+        kind = nn.Conv2d if dims == 2 else nn.Conv1d
+        dense = kind(c_in, c_out, kernel, stride, padding, dilation, padding_mode=mode, **common)
     try:
         dense(x)
     except RuntimeError:  # the input is too small for the kernel or for the reflection
@@ -104,24 +112,26 @@ def test_values_support_and_mask_of_a_layer(problem: tuple[nn.Module, Tensor, st
     dense, _, granularity = problem
     layer = sparse(dense, sparsity=sparsity, granularity=granularity)
     weight, mask, vector = dense.weight.detach(), layer.mask(), layer.geometry.vector
-    assert granularity.removeprefix("vector:") == ("element" if vector == 1 else str(vector))
+    assert granularity.rpartition(":")[2] == ("element" if vector == 1 else str(vector))
     assert layer.nnz == int(mask.sum()) == vector * layer.support.shape[0]
     assert layer.sparsity == pytest.approx(1 - layer.nnz / weight.numel())
     assert torch.equal(layer.dense_weight(), weight * mask)
-    assert torch.equal(reference.dense_weight(layer.values, layer.support, layer.geometry), weight * mask)
+    flat = reference.dense_weight(layer.values, layer.support, layer.geometry)  # of a signal: with one row
+    assert torch.equal(flat.view(weight.shape), weight * mask)
     for again in (sparse(dense, mask=mask, granularity=granularity), sparse(layer.to_dense(), granularity=granularity)):
         assert torch.equal(again.support, layer.support)
         assert torch.equal(again.values, layer.values)
     if vector > 1 and layer.nnz:
         mask.view(-1)[layer.positions()[0]] = False
         units = weight.numel() // vector
-        with pytest.raises(ValueError, match=f"mask cuts 1 of {units} vectors; .* each {vector} consecutive output"):
+        nouns, side = ("vectors", "output") if granularity.startswith("vector") else ("input units", "input")
+        with pytest.raises(ValueError, match=f"mask cuts 1 of {units} {nouns}; .* each {vector} consecutive {side}"):
             sparse(dense, mask=mask, granularity=granularity)
 
 
 def test_constructor_prunes_the_initial_weight_of_torch() -> None:
-    args = (6, 8, (3, 2), 2, 1)
-    for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
+    for cls, theirs in CLASSES:
+        args = (6, 8, (3, 2)[: cls.dims], 2, 1)
         torch.manual_seed(3)
         layer = cls(*args, sparsity=0.75)
         torch.manual_seed(3)
@@ -135,6 +145,7 @@ def test_constructor_prunes_the_initial_weight_of_torch() -> None:
         assert torch.equal(layer.bias, dense.bias)
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
             assert getattr(layer, name) == getattr(dense, name)
+        assert repr(layer).startswith(f"Sparse{repr(dense)[:-1]}, sparsity=0.7500, nnz={layer.nnz}")
         assert cls(*args).sparsity == 0
 
 
@@ -145,7 +156,10 @@ def test_output_size_unbatched_input_and_empty_layers() -> None:
         assert_same_as_dense(t, x, size)
     with pytest.raises(ValueError, match="from 15 to 17"):
         t(x, [18, 12])
-    torch.testing.assert_close(t(x[0]), t(x)[0])
+    for size in ([16, 13], [4, 16, 13]):
+        torch.testing.assert_close(t(x[0], size), t(x, size[-2:])[0])
+    with pytest.raises(ValueError, match="output_size has 4 numbers; it must have 2, or one per dimension"):
+        t(x[0], [2, 4, 16, 13])
     assert t(x[:0]).shape == (0, 4, 15, 12)
     empty = sparse(nn.Conv2d(3, 4, 3, dtype=torch.float64), mask=torch.zeros(4, 3, 3, 3, dtype=torch.bool))
     assert empty.nnz == 0
@@ -164,7 +178,7 @@ def test_existing_zeros_are_the_mask() -> None:
     torch.testing.assert_close(fresh(x), conv(x))
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:2"])
+@pytest.mark.parametrize("granularity", ["element", "vector:2", "input:2"])
 def test_state_dict_round_trip_keeps_the_parameter(granularity: str) -> None:
     a, b = (sg.SparseConv2d(4, 6, 3, sparsity=sparsity, granularity=granularity) for sparsity in (0.9, 0.2))
     parameter = b.values
@@ -180,23 +194,23 @@ def test_state_dict_round_trip_keeps_the_parameter(granularity: str) -> None:
     before = b.dense_weight().clone()
     with pytest.raises(RuntimeError, match="support"):
         b.load_state_dict(broken)
-    for other in ("element", "vector:2", "vector:3"):
+    for other in ("element", "vector:2", "vector:3", "input:2", "input:4"):
         if other != granularity:
             with pytest.raises(RuntimeError, match=r"values has shape|support"):
                 b.load_state_dict(sg.SparseConv2d(4, 6, 3, sparsity=0.9, granularity=other).state_dict())
     assert torch.equal(b.dense_weight(), before)
 
 
-@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:3", 3)])
+@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:3", 3), ("input:3", 3)])
 def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
-    for cls, theirs in ((sg.SparseConv2d, nn.Conv2d), (sg.SparseConvTranspose2d, nn.ConvTranspose2d)):
+    for cls, theirs in CLASSES:
         dense = theirs(6, 6, 3)
         layer = cls(6, 6, 3, sparsity=0.5, granularity=granularity)
         layer.load_state_dict(dense.state_dict())  # magnitudes of the weight choose the support
         expected = cls.from_dense(dense, sparsity=0.5, granularity=granularity)
         assert torch.equal(layer.dense_weight(), expected.dense_weight())
-        axis = 1 if layer.transposed else 0
-        mask = torch.rand(*(6 // vector if d == axis else n for d, n in enumerate((6, 6, 3, 3)))) < 0.5
+        axis = int(layer.transposed != (granularity == "input:3"))
+        mask = torch.rand(*(6 // vector if d == axis else n for d, n in enumerate(dense.weight.shape))) < 0.5
         mask = mask.repeat_interleave(vector, axis)
         masked = cls(6, 6, 3, mask=mask, granularity=granularity)
         masked.load_state_dict(dense.state_dict())  # a given mask is not replaced
@@ -205,7 +219,7 @@ def test_load_a_dense_checkpoint(granularity: str, vector: int) -> None:
             masked.load_state_dict(theirs(6, 6, 5).state_dict())
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:3"])
+@pytest.mark.parametrize("granularity", ["element", "vector:3", "input:2"])
 def test_copies_casts_pickles_and_hooks(granularity: str) -> None:
     layer = sg.SparseConvTranspose2d(4, 6, 4, 2, 1, sparsity=0.8, granularity=granularity)
     x = torch.randn(2, 4, 5, 5)
@@ -246,7 +260,7 @@ def generator() -> nn.Module:
         nn.BatchNorm2d(8),
         nn.ReLU(),
         sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=0.8, granularity="vector:4"),
-        sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3),
+        sg.SparseConv2d(4, 3, 3, padding=1, padding_mode="reflect", sparsity=0.3, granularity="input:2"),
     )
 
 
@@ -321,7 +335,7 @@ def test_a_forward_makes_no_plan_for_the_input_gradient() -> None:
 
 def test_double_backward_through_a_layer() -> None:
     """The gradient of a gradient penalty, as for the critic of a WGAN."""
-    for mode, granularity in (("zeros", "element"), ("reflect", "vector:2")):
+    for mode, granularity in (("zeros", "element"), ("reflect", "vector:2"), ("circular", "input:3")):
         dense = nn.Conv2d(3, 6, 3, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
         layer = sparse(dense, sparsity=0.7, granularity=granularity)
         x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -372,6 +386,7 @@ def test_images_too_small_for_their_padding_mode(mode: str, least: int, backend:
         ({"sparsity": float("nan")}, ValueError, "sparsity is nan"),
         ({"granularity": "row"}, ValueError, "granularity is 'row'; accepted: 'element'"),
         ({"granularity": "vector:4"}, ValueError, "the layer has 6 output channels, which is no multiple of 4"),
+        ({"granularity": "input:3"}, ValueError, "the layer has 4 input channels, which is no multiple of 3"),
         ({"mask": torch.ones(6, 4, 3, dtype=torch.bool)}, ValueError, "it must have the weight's shape"),
         ({"mask": torch.ones(6, 4, 3, 3)}, TypeError, "dtype torch.bool"),
         ({"mask": torch.ones(6, 4, 3, 3, dtype=torch.bool), "sparsity": 0.5}, ValueError, "both given"),

@@ -93,18 +93,25 @@ def test_magnitude_ties_are_broken_by_position() -> None:
         assert (mask.T if transposed else mask).tolist() == [[True, False], [True, False], [False, True], [False, True]]
 
 
-@pytest.mark.parametrize("granularity", ["vector", "vector:1", "vector:65", "vector:04", "vector:4 ", "Element", "", 4])
+@pytest.mark.parametrize(
+    "granularity",
+    [*"vector vector:1 vector:65 vector:04 input:1 input:65 input inputs:4 Element".split(), "vector:4 ", "", 4],
+)
 def test_invalid_granularities_are_refused(granularity: object) -> None:
-    with pytest.raises(ValueError, match="accepted: 'element', 'vector:V' with V from 2 to 64, 'kernel', 'fil"):
+    with pytest.raises(
+        ValueError, match=r"accepted: 'element', 'vector:V' with V from 2 to 64, 'input:D' .* 'kernel', 'fil"
+    ):
         check_granularity(granularity)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("granularity", "vector"), [("element", 1), ("vector:2", 2), ("vector:4", 4)])
+@pytest.mark.parametrize(
+    ("granularity", "vector"), [("element", 1), ("vector:2", 2), ("vector:4", 4), ("input:2", 2), ("input:4", 4)]
+)
 def test_pruning_step_by_step_follows_the_masked_dense_twin(granularity: str, vector: int) -> None:
     """Masks and weights are those of the twin, and each layer keeps its granularity."""
-    nets = [nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.ConvTranspose2d(8, 8, 4, 2, groups=2)) for _ in range(2)]
+    nets = [nn.Sequential(nn.Conv2d(4, 8, 3, groups=1), nn.ConvTranspose2d(8, 8, 4, 2, groups=2)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    ours, theirs = sg.sparsify(nets[0], 0.3, granularity), masked.sparsify(nets[1], 0.3, vector)
+    ours, theirs = sg.sparsify(nets[0], 0.3, granularity), masked.sparsify(nets[1], 0.3, granularity)
     for sparsity in (0.3, 0.55, 0.9):
         sg.sparsify(ours, sparsity, "vector:64")  # this granularity is for dense layers, and there are none
         masked.shrink(theirs, sparsity)
@@ -116,7 +123,7 @@ def test_pruning_step_by_step_follows_the_masked_dense_twin(granularity: str, ve
             assert layer.nnz == int(mask.mask.sum()) == vector * layer.support.shape[0]
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:4"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:4"])
 @pytest.mark.parametrize("make", [torch.optim.Adam, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
 def test_shrinking_carries_the_optimizer_state(make: object, granularity: str) -> None:
     """Values that stay keep their moments and gradients."""

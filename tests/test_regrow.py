@@ -210,6 +210,7 @@ def test_refusals_leave_the_network_alone(tmp_path: Path) -> None:
         ({"regrow": -0.1}, r"regrow is -0\.1"),
         ({"regrow": 0.1, "granularity": {"main.3": "2:4", "*": "element"}}, r"main\.3: granularity is '2:4'"),
         ({"regrow": 0.1, "granularity": "vector:4", "exclude": ("main.12",)}, r"main\.0: granularity is 'vector:4'"),
+        ({"regrow": 0.1, "granularity": "input:2", "exclude": ("main.0",)}, r"main\.3: granularity is 'input:2'"),
     ):
         with pytest.raises(ValueError, match=words):
             Compressor(

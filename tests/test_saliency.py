@@ -34,7 +34,7 @@ def stepped(network: nn.Module, seed: int = 0) -> torch.optim.Adam:
     return optimizer
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector:4", "kernel", "filter"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:4", "kernel", "filter"])
 def test_fisher_drops_the_units_with_the_smallest_norm_of_weight_times_gradient(granularity: str) -> None:
     network = net(granularity)
     optimizer = stepped(network)
@@ -77,7 +77,7 @@ def test_uses_are_output_positions_and_for_transposed_layers_input_positions() -
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("granularity", ["element", "vector:4"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:2"])
 def test_both_budgets_are_met(sparsity: float, granularity: str) -> None:
     network = net(granularity)
     optimizer = stepped(network)

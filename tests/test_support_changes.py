@@ -42,7 +42,7 @@ WRITES: dict[str, Any] = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @pytest.mark.parametrize("backend", ["sparse", "dense"])
-@pytest.mark.parametrize("granularity", ["element", "vector:4"])
+@pytest.mark.parametrize("granularity", ["element", "vector:4", "input:2"])
 @pytest.mark.parametrize("grad", [True, False])
 def test_another_valid_support(write: Any, backend: str, granularity: str, grad: bool) -> None:
     with torch.set_grad_enabled(grad):

@@ -59,7 +59,7 @@ def layers() -> nn.Sequential:
         sg.SparseConvTranspose2d(128, 16, 4, 2, 1, sparsity=0.2),
         sg.SparseConv2d(16, 24, 3, padding=1, groups=2, padding_mode="reflect", sparsity=0.9),
         sg.SparseConv2d(24, 16, 3, padding=1, padding_mode="circular", sparsity=0.9, granularity="vector:4"),
-        sg.SparseConvTranspose2d(16, 12, 3, 1, 1, groups=4, sparsity=0.9),
+        sg.SparseConvTranspose2d(16, 12, 3, 1, 1, groups=4, sparsity=0.9, granularity="input:2"),
         sg.SparseConv2d(12, 12, 3, padding=1, padding_mode="replicate", sparsity=0.9),
     )
     model[0].backend = model[1].backend = "dense"

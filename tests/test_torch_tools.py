@@ -20,7 +20,7 @@ def model(sparsity: float = 0.8) -> nn.Sequential:
     return nn.Sequential(
         sg.SparseConv2d(4, 8, 3, padding=1, sparsity=sparsity),
         nn.ReLU(),
-        sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=sparsity),
+        sg.SparseConvTranspose2d(8, 4, 4, 2, 1, sparsity=sparsity, granularity="input:4"),
         sg.SparseConv2d(4, 6, 3, padding=1, padding_mode="reflect", sparsity=sparsity, granularity="vector:2"),
     )
 

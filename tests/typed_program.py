@@ -36,13 +36,24 @@ def layers(conv: nn.Conv2d, transposed: nn.ConvTranspose2d, either: SparseConv) 
     assert_type(OwnLayer.from_dense(conv), OwnLayer)
     assert_type(sg.SparseConvTranspose2d.from_dense(transposed), sg.SparseConvTranspose2d)
     assert_type(sg.SparseConvTranspose2d(4, 4, 3).to_dense(), nn.ConvTranspose2d)
-    assert_type(either.to_dense(), nn.Conv2d | nn.ConvTranspose2d)
+    assert_type(either.to_dense(), nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d)
     assert_type(layer.values, nn.Parameter)
     assert_type(layer.support, Tensor)
     assert_type(layer.mask(), Tensor)
     assert_type(layer.sparsity, float)
     assert_type(layer.nnz, int)
     assert_type(layer.forward(torch.zeros(1, 4, 8, 8)), Tensor)
+
+
+def signals(conv: nn.Conv1d, transposed: nn.ConvTranspose1d, path: Path) -> None:
+    assert_type(sg.SparseConv1d.from_dense(conv, 0.9).to_dense(), nn.Conv1d)
+    assert_type(sg.SparseConvTranspose1d(4, 4, 16, stride=8).to_dense(), nn.ConvTranspose1d)
+    assert_type(sg.sparsify(conv, 0.9), sg.SparseConv1d)
+    assert_type(sg.sparsify(transposed, 0.9), sg.SparseConvTranspose1d)
+    assert_type(sg.densify(sg.SparseConv1d(4, 4, 3)), nn.Conv1d)
+    assert_type(sg.densify(sg.SparseConvTranspose1d(4, 4, 3)), nn.ConvTranspose1d)
+    assert_type(sg.load(conv, path), nn.Conv1d | sg.SparseConv1d)
+    assert_type(sg.load(transposed, path), nn.ConvTranspose1d | sg.SparseConvTranspose1d)
 
 
 def models(model: Generator, conv: nn.Conv2d, transposed: nn.ConvTranspose2d, example: Tensor, path: Path) -> None:

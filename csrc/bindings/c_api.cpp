@@ -167,6 +167,25 @@ SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64
   });
 }
 
+// Writes the tile (height, width) and the bytes of a SharedPanel of `channels` channels (csrc/cpu/conv.h) for a
+// sparse_conv with these arguments, as sparsegan_sparse_conv_cycles takes them.
+SPARSEGAN_API int32_t sparsegan_shared_panel(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
+                                             int64_t images, const int64_t* sizes, int32_t float64, int64_t channels,
+                                             int64_t* found) {
+  return guarded([&] {
+    const Geometry geometry = geometry_of(numbers, count);
+    sparsegan::PlanView plan;
+    plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
+    sparsegan::ConvCall call{{&geometry, adjoint != 0, images, sizes[0], sizes[1], sizes[2], sizes[3]},
+                             &plan,
+                             float64 ? sparsegan::DType::float64 : sparsegan::DType::float32};
+    call.shared.channels = channels;
+    found[2] = sparsegan::shared_panel_bytes(call);
+    found[0] = call.shared.tile_h;
+    found[1] = call.shared.tile_w;
+  });
+}
+
 // ---------------------------------------------------------------- the codec of core/support.h
 
 SPARSEGAN_API int32_t sparsegan_check_support(const int32_t* positions, int64_t count, int64_t size) {

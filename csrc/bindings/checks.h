@@ -43,7 +43,7 @@ struct Extent {
     step = apart * element;
     if (t.numel() == 0) {
       runs = 0;
-    } else if (apart >= rest) {
+    } else if (apart > rest) {  // otherwise no gap lies between the runs
       runs = count;
     } else {
       length += (count - 1) * step;

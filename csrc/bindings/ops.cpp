@@ -23,13 +23,17 @@ STABLE_TORCH_LIBRARY(sparsegan, m) {
   // sparse_conv_fused: plan may be a direct plan; values are then in the order of its taps. While x is read, it becomes
   // x * scale + shift (both [N, C]), and results at or below 0 are multiplied by slope ([C]). While y is written, it
   // passes negative_slope, then output_activation (0 none, 1 tanh, 2 sigmoid), then PixelShuffle if shuffle > 1. If
-  // y_scale and y_shift are given, they receive the scale and shift that apply an InstanceNorm to y.
+  // y_scale and y_shift are given, they receive the scale and shift that apply an InstanceNorm to y. If panel (uint8)
+  // is given, it is a SharedPanel (csrc/cpu/conv.h) of panel_channels channels: the call reads the first panel_packed
+  // channels of x from it, and packs the other channels of x into it. Its tile and its bytes are those of
+  // sparsegan_shared_panel (c_api.cpp).
   // pointwise: y = x, or y = x + other, where x and other are transformed as x is above; then output_activation.
   m.def(
       "sparse_conv_fused(Tensor x, Tensor? scale, Tensor? shift, Tensor? slope, Tensor values, Tensor? bias, "
       "Tensor support, Tensor plan, int[] geometry, bool adjoint, int padding_mode, int[] pad_before, "
       "float negative_slope, int output_activation, int shuffle, Tensor? norm_weight, Tensor? norm_bias, float eps, "
-      "Tensor(a!) y, Tensor(b!)? y_scale, Tensor(c!)? y_shift) -> ()");
+      "Tensor(a!) y, Tensor(b!)? y_scale, Tensor(c!)? y_shift, "
+      "Tensor(d!)? panel=None, int panel_channels=0, int panel_packed=0, int[] panel_tile=[0, 0]) -> ()");
   m.def(
       "pointwise(Tensor x, Tensor? scale, Tensor? shift, Tensor? slope, Tensor? other, Tensor? other_scale, "
       "Tensor? other_shift, Tensor? other_slope, int output_activation, int repeat, Tensor(a!) y) -> ()");

@@ -170,13 +170,36 @@ sparsegan::OutputActivation checked_activation(const char* op, int64_t activatio
   return static_cast<sparsegan::OutputActivation>(activation);
 }
 
+sparsegan::SharedPanel shared_panel(const char* op, ConvCall c, const Tensor& panel, int64_t channels, int64_t packed,
+                                    const std::vector<int64_t>& tile) {
+  const int64_t sources = c.plan->shape.sources;
+  STD_TORCH_CHECK(panel.scalar_type() == ScalarType::Byte && panel.is_contiguous() && panel.is_cpu(), "sparsegan::", op,
+                  ": panel must be a contiguous uint8 tensor on the CPU");
+  STD_TORCH_CHECK(channels >= sources && channels <= int64_t{1} << 24 && packed >= 0 && packed <= sources,
+                  "sparsegan::", op, ": panel_channels is ", channels, " and panel_packed is ", packed, "; x has ",
+                  sources, " channels, which panel_channels must hold, and panel_packed is at most that");
+  STD_TORCH_CHECK(
+      tile.size() == 2 && tile[0] >= 1 && tile[1] >= 1 && tile[0] <= c.y_height && tile[1] <= 2 * c.y_width + 8,
+      "sparsegan::", op, ": panel_tile must be the [height, width] of sparsegan_shared_panel");
+  c.shared = {panel.mutable_data_ptr(), channels, packed, tile[0], tile[1]};
+  const int64_t bytes = sparsegan::shared_panel_bytes(c);
+  STD_TORCH_CHECK(c.shared.tile_h == tile[0] && c.shared.tile_w == tile[1] && panel.numel() >= bytes, "sparsegan::", op,
+                  ": panel has ", panel.numel(), " bytes; a panel of ", channels, " channels in tiles of ", tile[0],
+                  " x ", tile[1], " takes ", bytes);
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(c.shared.data) % 64 == 0, "sparsegan::", op,
+                  ": panel must begin on a cache line, a multiple of 64 bytes");
+  return c.shared;
+}
+
 void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                        const std::optional<Tensor>& slope, const Tensor& values, const std::optional<Tensor>& bias,
                        const Tensor& support, const Tensor& plan, std::vector<int64_t> geometry, bool adjoint,
                        int64_t padding_mode, std::vector<int64_t> pad_before, double negative_slope, int64_t activation,
                        int64_t shuffle, const std::optional<Tensor>& norm_weight,
                        const std::optional<Tensor>& norm_bias, double eps, const Tensor& y,
-                       const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift) {
+                       const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift,
+                       const std::optional<Tensor>& panel, int64_t panel_channels, int64_t panel_packed,
+                       std::vector<int64_t> panel_tile) {
   const char* const op = "sparse_conv_fused";
   dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
@@ -216,7 +239,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
     if (norm_bias) c.norm.bias = check_map(op, "norm_bias", *norm_bias, x, 0, y.size(1)).const_data_ptr();
     c.norm.eps = eps;
   }
-  sparsegan::check_apart(op, {{"y", y}, {"y_scale", y_scale}, {"y_shift", y_shift}},
+  if (panel) c.shared = shared_panel(op, c, *panel, panel_channels, panel_packed, panel_tile);
+  sparsegan::check_apart(op, {{"y", y}, {"y_scale", y_scale}, {"y_shift", y_shift}, {"panel", panel}},
                          {{"x", x},
                           {"scale", scale},
                           {"shift", shift},

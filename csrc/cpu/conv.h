@@ -11,6 +11,17 @@
 
 namespace sparsegan {
 
+// A panel of x that several calls of sparse_conv share, so that what they all read is packed once. `data` holds
+// `channels` source channels for each group of tiles. The first `packed` of them are there already; the call packs the
+// others of its own sources. All these calls have the same images, sizes, kernel, padding and tile.
+struct SharedPanel {
+  void* data = nullptr;
+  int64_t channels = 0, packed = 0;
+  int64_t tile_h = 0, tile_w = 0;  // outputs per tile; 0: the cost model chooses
+
+  bool used() const { return channels > 0; }
+};
+
 // One call. x and y are NCHW tensors of `dtype` with contiguous images. x has the plan's sources, y its targets.
 struct ConvCall : Call {
   const PlanView* plan = nullptr;
@@ -22,8 +33,12 @@ struct ConvCall : Call {
   InputTransform input_transform = {};    // of x
   OutputTransform output_transform = {};  // of y
   InstanceNorm norm = {};                 // of y, after output_transform
+  SharedPanel shared = {};
   int64_t shuffle = 1;  // PixelShuffle's factor: y has channels / shuffle^2 channels, `shuffle` times as high and wide
 };
+
+// Returns the bytes of the call's SharedPanel, and sets its tile where that is 0.
+int64_t shared_panel_bytes(ConvCall& call);
 
 // y = bias + sparse_conv(x, values), with the transforms and the shuffle of the call. Every element of y is written.
 // bias [target channels] may be null.

@@ -11,6 +11,13 @@
 
 namespace sparsegan {
 
+int64_t shared_panel_bytes(ConvCall& c) {
+  const ConvSetup s = conv_setup(c, true);
+  c.shared.tile_h = s.tiling.tile_h;
+  c.shared.tile_w = s.tiling.tile_w;
+  return s.tiling.groups * c.shared.channels * c.plan->shape.source_phases * s.x_plane();
+}
+
 void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, void* y,
                  const ThreadPool& pool) {
   if (c.images == 0) return;
@@ -22,14 +29,14 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   // core, which takes longer. With kMany threads or more per such group, a common panel is faster.
   constexpr int64_t kMany = 4;
   const int64_t left = groups >= kMany * threads ? 0 : groups % threads;
-  const bool shared_panel = left > 0 && threads >= kMany * left;
-  const int64_t panels = shared_panel && groups == left ? 1 : left > 0 ? threads : std::min(threads, groups);
+  const bool common_panel = left > 0 && threads >= kMany * left;
+  const int64_t panels = common_panel && groups == left ? 1 : left > 0 ? threads : std::min(threads, groups);
   PartTimer order_timer(Part::order);
 
   WorkspaceLayout layout;
   const TapLayout tap_layout(s, plan, true, layout);
   const int64_t channels = plan.shape.target_channels(), init_at = layout.add(channels * s.element);
-  const int64_t x_at = layout.add(panels * s.x_panel()), y_at = layout.add(panels * s.y_panel());
+  const int64_t x_at = layout.add(c.shared.used() ? 0 : panels * s.x_panel()), y_at = layout.add(panels * s.y_panel());
   const int64_t moments = c.norm.scale ? s.y.channels * kMoments * s.tiling.lanes * s.element : 0;
   const int64_t moments_at = layout.add(groups * moments);
   char* const base = reserve_workspace(layout.size());
@@ -73,6 +80,16 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
       }
     }
   };
+  // Packs the channels that the calls before this one have not packed, of all groups.
+  const int64_t shared_group = c.shared.channels * s.x_plane() * plan.shape.source_phases;
+  const auto shared_of = [&](int64_t group) { return static_cast<char*>(c.shared.data) + group * shared_group; };
+  if (c.shared.used()) {
+    const int64_t fresh = s.x.channels - c.shared.packed, cut = threads == 1 ? 1 : kPiecesPerThread * threads;
+    parallel_for_dynamic(pool, threads, fresh > 0 ? groups * cut : 0, [&](int64_t i, int64_t) {
+      const int64_t part = i % cut, first = c.shared.packed + fresh * part / cut;
+      pack(i / cut, first, c.shared.packed + fresh * (part + 1) / cut, shared_of(i / cut));
+    });
+  }
   const int64_t parts = kPiecesPerThread * threads;
   const std::vector<int64_t> cuts = cut_targets(plan, parts, plan.shape.target_phases * c.shuffle * c.shuffle);
   struct Piece {
@@ -80,25 +97,26 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   };
   std::vector<Piece> pieces;
   for (int64_t g = 0; g < groups - left; ++g) pieces.push_back({g, 0, plan.shape.targets});
-  for (int64_t i = 0; i < left * parts && !shared_panel; ++i) {
+  for (int64_t i = 0; i < left * parts && !common_panel; ++i) {
     pieces.push_back({groups - left + i / parts, cuts[i % parts], cuts[i % parts + 1]});
   }
   std::vector<int64_t> packed(panels, -1);
   parallel_for_dynamic(pool, panels, std::ssize(pieces), [&](int64_t i, int64_t worker) {
-    char* const x_panel = base + x_at + worker * s.x_panel();
-    char* const y_panel = base + y_at + worker * s.y_panel();
     const auto [group, first, last] = pieces[i];
-    if (packed[worker] != group) pack(group, 0, s.x.channels, x_panel);
+    char* const x_panel = c.shared.used() ? shared_of(group) : base + x_at + worker * s.x_panel();
+    char* const y_panel = base + y_at + worker * s.y_panel();
+    if (packed[worker] != group && !c.shared.used()) pack(group, 0, s.x.channels, x_panel);
     packed[worker] = group;
     multiply(x_panel, y_panel, first, last);
     unpack(group, first, last, y_panel);
   });
-  for (int64_t g = groups - left; g < groups && shared_panel; ++g) {
-    parallel_for_dynamic(pool, threads, parts, [&](int64_t i, int64_t) {
-      pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, base + x_at);
+  for (int64_t g = groups - left; g < groups && common_panel; ++g) {
+    char* const x_panel = c.shared.used() ? shared_of(g) : base + x_at;
+    parallel_for_dynamic(pool, threads, c.shared.used() ? 0 : parts, [&](int64_t i, int64_t) {
+      pack(g, s.x.channels * i / parts, s.x.channels * (i + 1) / parts, x_panel);
     });
     parallel_for_dynamic(pool, threads, parts, [&](int64_t i, int64_t) {
-      multiply(base + x_at, base + y_at, cuts[i], cuts[i + 1]);
+      multiply(x_panel, base + y_at, cuts[i], cuts[i + 1]);
       unpack(g, cuts[i], cuts[i + 1], base + y_at);
     });
   }

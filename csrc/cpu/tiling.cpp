@@ -39,12 +39,31 @@ std::vector<int64_t> tile_sizes(int64_t n, int64_t most) {
 
 TilingProblem::Key TilingProblem::key() const {
   const Geometry& g = *geometry;
-  return {images,       height,     width,          reach_h,
-          reach_w,      lanes,      max_tile,       max_rows,
-          element,      fold,       register_tiles, shape.adjoint,
-          shape.direct, shape.taps, shape.sources,  shape.targets,
-          g.h.kernel,   g.h.stride, g.h.padding,    g.h.dilation * (int64_t{1} << 21) + g.w.dilation,
-          g.w.kernel,   g.w.stride, g.w.padding,    g.coarse_vector * 64 + g.fine_vector - 1};
+  return {images,
+          height,
+          width,
+          reach_h,
+          reach_w,
+          lanes,
+          max_tile,
+          max_rows,
+          element,
+          fold,
+          register_tiles,
+          shape.adjoint,
+          shape.direct,
+          shape.taps,
+          shape.sources,
+          shape.targets,
+          g.h.kernel,
+          g.h.stride,
+          g.h.padding,
+          g.h.dilation * (int64_t{1} << 21) + g.w.dilation,
+          g.w.kernel,
+          g.w.stride,
+          g.w.padding,
+          g.coarse_vector * 64 + g.fine_vector - 1,
+          tile_h * (int64_t{1} << 31) + tile_w};
 }
 
 TilingProblem tiling_problem(const ConvCall& c, const Kernels& k, bool register_tiles) {
@@ -52,8 +71,8 @@ TilingProblem tiling_problem(const ConvCall& c, const Kernels& k, bool register_
   const int64_t phases_h = c.adjoint ? g.h.stride : 1, phases_w = c.adjoint ? g.w.stride : 1;
   const DTypeRow& type = kDTypes[static_cast<int>(c.dtype)];
   const int64_t height = ceil_div(c.y_height, phases_h), width = ceil_div(c.y_width, phases_w);
-  const bool whole_images =
-      c.x_image_stride || c.y_image_stride || c.norm.scale || c.input_transform.scale || c.shuffle > 1;
+  const bool whole_images = c.x_image_stride || c.y_image_stride || c.norm.scale || c.input_transform.scale ||
+                            c.shuffle > 1 || c.shared.used();
   const bool fold = c.padding == Padding::zeros && !whole_images && fold_images(height, g.h, c.images);
   TilingProblem p;
   p.geometry = &g;
@@ -70,6 +89,8 @@ TilingProblem tiling_problem(const ConvCall& c, const Kernels& k, bool register_
   p.element = type.panel_bytes;
   p.register_tiles = register_tiles;
   p.fold = fold;
+  p.tile_h = c.shared.tile_h;
+  p.tile_w = c.shared.tile_w;
   return p;
 }
 
@@ -83,14 +104,18 @@ Tiling choose_tiling(const TilingProblem& p) {
   constexpr int64_t kMostTile = 16, kStripVectors = 64;
   Tiling best;
   double best_cycles = std::numeric_limits<double>::infinity();
-  for (const int64_t tile_h : tile_sizes(p.height, kMostTile + 2 * p.reach_h)) {
-    for (const int64_t width : tile_sizes(p.width, kMostTile + 2 * p.reach_w)) {
+  const std::vector<int64_t> heights =
+      p.tile_h ? std::vector{p.tile_h} : tile_sizes(p.height, kMostTile + 2 * p.reach_h);
+  const std::vector<int64_t> widths = p.tile_w ? std::vector{p.tile_w} : tile_sizes(p.width, kMostTile + 2 * p.reach_w);
+  for (const int64_t tile_h : heights) {
+    for (const int64_t width : widths) {
       for (int64_t cols = 1; cols <= (p.register_tiles ? std::min(kMaxCols, p.max_tile) : 1); ++cols) {
         Tiling t;
         t.images = p.images;
         t.cols = cols;
         t.tile_h = tile_h;
         t.tile_w = ceil_div(width, cols) * cols;
+        if (p.tile_w && t.tile_w != p.tile_w) continue;
         const int64_t most_rows = p.register_tiles ? std::min({p.max_rows, p.max_tile / cols, tile_h})
                                                    : std::clamp<int64_t>(kStripVectors / t.tile_w, 1, tile_h);
         t.rows = ceil_div(tile_h, ceil_div(tile_h, most_rows));  // equal strips, not a thin last strip

@@ -17,11 +17,12 @@ struct TilingProblem {
   int64_t images, height, width;  // outputs of one target plane
   int64_t reach_h, reach_w;       // size of the halo: the largest shift of a tap minus the smallest
   int64_t lanes, max_tile, max_rows, element;
-  int width_index;      // index into kWidths
-  bool register_tiles;  // true for sparse_conv, which keeps outputs in registers; false for wgrad
-  bool fold;            // images take the place of rows (fold_images in tiling.cpp)
+  int width_index;                 // index into kWidths
+  bool register_tiles;             // true for sparse_conv, which keeps outputs in registers; false for wgrad
+  bool fold;                       // images take the place of rows (fold_images in tiling.cpp)
+  int64_t tile_h = 0, tile_w = 0;  // the tile that is asked for; 0: any
 
-  using Key = std::array<int64_t, 24>;
+  using Key = std::array<int64_t, 25>;
   Key key() const;
 };
 

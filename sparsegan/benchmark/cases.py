@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn.granularity import check_channels, check_granularity, magnitude_mask
+from ..nn.granularity import check_channels, check_granularity, magnitude_mask, units_of
 
 Case = TypeVar("Case")
 
@@ -129,10 +129,13 @@ def jobs(
     left_out = []
     for granularity, case in product(map(check_granularity, granularities), cases):
         try:
-            check_channels(granularity, case.c_out)
+            check_channels(granularity, case.c_in, case.c_out)
             fitting.append((granularity, case))
         except ValueError:
-            left_out.append(f"{case}: left out, its {case.c_out} output channels are no whole vectors of {granularity}")
+            whole = f"{case.c_out} output channels are no whole vectors"
+            if units_of(granularity).inputs > 1:
+                whole = f"{case.c_in} input channels are no whole units"
+            left_out.append(f"{case}: left out, its {whole} of {granularity}")
     rows = product(threads, sparsities, fitting)
     return [Job(case, sparsity, granularity, count) for count, sparsity, (granularity, case) in rows], left_out
 

@@ -46,7 +46,8 @@ class GeneratorCase:
     """A reference generator and its inputs.
 
     ``network``: arguments of its GAN's ``build``. ``size``: height and width of the images that it makes. ``target``:
-    the target speed-up at 90 % element sparsity, on AVX-512. ``first_call``: the seconds that the first call may take.
+    the target speed-up at 90 % element sparsity, on AVX-512; ``None`` for no target. ``first_call``: the seconds that
+    the first call may take. ``frame``: height and width of the input images, where they are not those of ``size``.
     """
 
     title: str
@@ -54,8 +55,9 @@ class GeneratorCase:
     network: dict[str, Any] = field(hash=False)
     size: int
     batch: int
-    target: float
+    target: float | None
     first_call: float | None = None
+    frame: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.title} batch {self.batch}"
@@ -66,10 +68,13 @@ class GeneratorCase:
 
     def inputs(self, batch: int) -> Inputs:
         """Random float32 inputs of the generator's forward."""
-        return GANS[self.gan].example(self.network, batch, self.size)
+        inputs = GANS[self.gan].example(self.network, batch, self.size)
+        if self.frame is None:
+            return inputs
+        return tuple(torch.rand(*images.shape[:2], *self.frame) * 2 - 1 for images in inputs)
 
 
-#: The five reference generators, at their papers' sizes.
+#: The reference generators that a run times by default, at their papers' sizes.
 GENERATORS = (
     GeneratorCase(
         "CycleGAN ResNet-9 @256x256", "cyclegan", {"width": 64, "blocks": 9, "one_way": True}, 256, 1, 6, first_call=2
@@ -79,6 +84,20 @@ GENERATORS = (
     GeneratorCase("pix2pix U-Net-256 @256x256", "pix2pix", {"width": 64, "downs": 8}, 256, 1, target=5),
     GeneratorCase("SRGAN SRResNet-16 96->384", "srgan", {"width": 64, "blocks": 16}, 384, 1, target=5),
     GeneratorCase("DCGAN @64x64", "dcgan", {"nz": 100, "width": 64, "channels": 3}, 64, 64, target=5),
+)
+#: Generators that a run times only if they are named: a row may take minutes.
+NAMED_GENERATORS = (
+    GeneratorCase("ESRGAN RRDB-6 64->256", "esrgan", {"width": 64, "blocks": 6}, 256, 1, target=None),
+    GeneratorCase("ESRGAN RRDB-23 64->256", "esrgan", {"width": 64, "blocks": 23}, 256, 1, target=None),
+    GeneratorCase(
+        "Real-ESRGAN compact 180x320",
+        "esrgan",
+        {"generator": "compact", "width": 64, "convs": 16},
+        720,
+        1,
+        target=None,
+        frame=(180, 320),
+    ),
 )
 
 #: Target speed-ups: of every generator at another sparsity, and of a generator with vectors.
@@ -116,12 +135,12 @@ def generator_jobs(
     """Every row of a run.
 
     Args:
-        generators: parts of generator names, separated by commas; the empty string selects every generator.
+        generators: parts of generator names, separated by commas; the empty string selects ``GENERATORS``.
 
     Raises:
         ValueError: no generator's name contains a part, or a granularity is not known.
     """
-    cases = named("generators", generators, GENERATORS)
+    cases = named("generators", generators, GENERATORS + NAMED_GENERATORS) if generators else list(GENERATORS)
     rows = product(threads, sparsities, map(check_granularity, granularities), cases)
     return [GeneratorJob(case, sparsity, units, count) for count, sparsity, units, case in rows]
 
@@ -129,6 +148,8 @@ def generator_jobs(
 def generator_target(job: GeneratorJob, isa: str) -> float | None:
     """The target speed-up of a row over the best dense engine; ``None`` if the row has no target."""
     asked: float | None
+    if job.case.target is None:
+        return None
     if job.granularity != "element":
         asked = VECTORS.get((job.case.gan, job.granularity, job.sparsity))
     else:
@@ -139,7 +160,7 @@ def generator_target(job: GeneratorJob, isa: str) -> float | None:
 def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     """A row's generator, dense with zeros in place and sparse, and its inputs. All are the same on every run.
 
-    Layers whose output channels are not a multiple of the vector (3 in the last layer) keep single elements.
+    Layers whose channels are not whole units (3 output channels in the last layer) keep single elements.
     """
     torch.manual_seed(0)
     dense = job.case.dense()
@@ -147,7 +168,7 @@ def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     with torch.no_grad():
         for name, layer in dense.named_modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                granularities[name] = _fitting(job.granularity, layer.out_channels)
+                granularities[name] = _fitting(job.granularity, layer)
                 transposed = isinstance(layer, nn.ConvTranspose2d)
                 at_random = torch.rand(layer.weight.shape)
                 layer.weight.mul_(magnitude_mask(at_random, job.sparsity, granularities[name], transposed))
@@ -155,9 +176,9 @@ def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     return dense, sparsify(copy.deepcopy(dense), granularity=granularities), job.case.inputs(job.case.batch)
 
 
-def _fitting(granularity: str, channels: int) -> str:
+def _fitting(granularity: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
     try:
-        check_channels(granularity, channels)
+        check_channels(granularity, layer.in_channels, layer.out_channels, layer.groups)
     except ValueError:
         return "element"
     return granularity
@@ -166,6 +187,9 @@ def _fitting(granularity: str, channels: int) -> str:
 def _settle(model: nn.Module, inputs: Inputs) -> None:
     """Gives batch norms the statistics of one forward, then puts the model into evaluation mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        model.eval()
+        return
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the exact mean, not a step towards the mean

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels, ops
+from ..nn.granularity import units_of
 from ..nn.layer import SPARSE_CLASSES, SparseConv
 from .cases import LAYERS, LayerCase
 from .engines import Timing
@@ -100,8 +101,7 @@ def gpu_jobs(layers: str = "", batches: tuple[int, ...] = (1, 16, 64)) -> list[G
 
 def _fits(job: GpuJob) -> bool:
     """Whether the number of output channels is a multiple of the vector."""
-    vector = int(job.granularity.partition(":")[2] or 1)
-    return job.case.c_out % vector == 0
+    return job.case.c_out % units_of(job.granularity).outputs == 0
 
 
 #: The layers for which the vector kernels are made, and their target speed-ups at batch 16.

@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS["granularity"],
         help="granularities, for example element,vector:4 (default: element)",
     )
-    for name in ("layers", "generators"):
-        text = f"only the {name} whose names contain one of these parts, separated by commas (default: all)"
+    for name, usual in (("layers", "all"), ("generators", "all but those of ESRGAN, which may take minutes a row")):
+        text = f"only the {name} whose names contain one of these parts, separated by commas (default: {usual})"
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
     parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent per row, in seconds (default: 1)")

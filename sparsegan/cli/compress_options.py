@@ -39,8 +39,8 @@ OPTIONS |= {"generator_lr": "lr", "seed": "seed"}
 
 #: The help texts of these options. A field without one has the text of the class's docstring.
 HELP = {
-    "granularity": "the unit of pruning: element, vector:V for V output channels, kernel, filter or 2:4; different "
-    "units by layer as in 'model.1*=filter,element'",
+    "granularity": "the unit of pruning: element, vector:V for V output channels, input:D for D input channels, "
+    "kernel, filter or 2:4; different units by layer as in 'model.1*=filter,element'",
     "allocation": "how the sparsity is allocated to the layers. uniform: the same for every layer; global: by one "
     "threshold for all layers; global-normalized: the same threshold, with each layer's weights divided by their root "
     "mean square; saliency: the least salient weights of all layers are dropped, so that there are as many weights and "
@@ -205,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--values",
         default="float32",
-        choices=["float32", "float16", "bfloat16"],
+        choices=["float32", "float16", "bfloat16", "int16", "int8"],
         help="the dtype of the weights in the written file (default: float32)",
     )
     add_run_options(parser, "runs/compress")

@@ -18,7 +18,7 @@ from ..data import Samples
 from ..metrics.distances import TaskEvaluator
 from ..metrics.features import load_features
 from ..metrics.likeness import FAR
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
 from ..profiling.layers import profile
@@ -202,7 +202,7 @@ def _weights(generator: nn.Module) -> Iterator[tuple[int, int]]:
     for module in generator.modules():
         if isinstance(module, SparseConv):
             yield math.prod(module.weight_shape), module.nnz
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        elif isinstance(module, DENSE_CLASSES):
             yield module.weight.numel(), module.weight.numel()
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from .. import data
+from ..data import dead_leaves
 from ..data.registry import SETS
 from ..gans import GANS, Objective, Reference, store
 from ..gans.reference import Way
+from ..progress import announce
 
 # Data
 
@@ -25,7 +27,7 @@ NO_DATA = "none"
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --data and the options that select samples from it. `default`: the help text of the default."""
-    names = ", ".join(SETS)
+    names = ", ".join([*SETS, dead_leaves.NAME])
     parser.add_argument(
         "--data",
         help=f"a file or folder in a layout of the task, or a data set of sparsegan data: {names} ({default})",
@@ -76,6 +78,15 @@ def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
     """The value of --data, or else the data set of the GAN's training. Raises ValueError where neither is known."""
     found: str = arguments.data or gan.config.get("data", NO_DATA)
     if found == NO_DATA:
+        if getattr(arguments, "data_free", False):
+            if gan.from_noise:
+                raise ValueError("--data is missing; with --data-free it still names the real images of --features")
+            announce(
+                f"--data is missing: the input images are synthetic ({dead_leaves.NAME}); --data with real input "
+                "images brings the generator nearer to its original",
+                arguments.quiet,
+            )
+            return dead_leaves.NAME
         alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
         raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
     return found
@@ -111,8 +122,8 @@ def add_content(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--content",
         metavar="MODULE:FUNCTION",
-        help="srgan: a Python function that returns the feature network of the content loss, from images [N, 3, S, S] "
-        "in [-1, 1] to features (default: pixels are compared)",
+        help="srgan, esrgan: a Python function that returns the feature network of the content loss, from images "
+        "[N, 3, S, S] in [-1, 1] to features (default: pixels are compared); esrgan compares pixels too",
     )
 
 
@@ -251,7 +262,7 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
         return gan.objective
     if gan.reference is None or gan.reference.objective_with is None:
         have = ", ".join(name for name, reference in GANS.items() if reference.objective_with is not None)
-        raise ValueError(f"--content is {arguments.content}; only {have} has a content loss")
+        raise ValueError(f"--content is {arguments.content}; the GANs with a content loss are {have}")
     features = call_entry("--content", arguments.content)
     if isinstance(features, nn.Module):
         features.to(next(gan.generator.parameters()).device)

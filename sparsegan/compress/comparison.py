@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..copying import copy_model
 from ..gans.objective import Objective, drawing, images_in, reducing
 from ..modes import in_mode
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..placement import device_of, moved
 from ..randomness import Draws, devices_of, seeded
 from ..training import ranks
@@ -142,7 +142,7 @@ def _inner_layers(generator: nn.Module) -> list[nn.Module]:
     modules = list(generator.modules())
     found: list[nn.Module] = [module for module in modules if isinstance(module, _ACTIVATIONS)]
     if not found:
-        found = [one for one in modules if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
+        found = [one for one in modules if isinstance(one, (*DENSE_CLASSES, SparseConv))]
     if not found:
         raise ValueError(
             "the generator has no activation modules and no convolutions, so no activations can be matched"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modes import in_mode
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 
 
 def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -31,10 +31,10 @@ def match_contrast(
     networks). Where no scale in the range is enough, or the convolution is frozen, the function warns, changes nothing
     and returns 1. Raises ValueError for a generator without a convolution.
     """
-    last = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | SparseConv)]
+    last = [m for m in generator.modules() if isinstance(m, (*DENSE_CLASSES, SparseConv))]
     if not last:
         raise ValueError("the generator has no convolution; its last convolution is scaled to match the contrast")
-    weight = last[-1].values if isinstance(last[-1], SparseConv) else last[-1].weight
+    weight: Any = last[-1].values if isinstance(last[-1], SparseConv) else last[-1].weight
     if not weight.requires_grad:
         text = "the generator's last convolution is frozen and cannot be scaled; the contrast is not changed"
         warnings.warn(text, stacklevel=2)

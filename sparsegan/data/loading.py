@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..renamed import renamed_keywords, warn_of_old_name
-from . import layouts, mnist, registry
+from . import dead_leaves, layouts, mnist, registry
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
 
@@ -60,7 +60,8 @@ def load(
 
     `kind`: a kind, or its name in `KINDS`.
     `source`: a file or folder in a layout of the kind (see `layouts`), or the name of a set of `registry.SETS`. A name
-        means the folder that `sparsegan data NAME` writes; for mnist it means the installed package.
+        means the folder that `sparsegan data NAME` writes; for mnist it means the installed package. "dead-leaves" are
+        synthetic images (`dead_leaves`).
     `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution.
     `split`: "train", "test" or "all"; "validation", a tenth of the base items of "train"; or "fit", the rest of it.
     `direction`: "AtoB" or "BtoA", for pairs and unpaired sides.
@@ -108,6 +109,8 @@ def load(
     )
     if source in DATASETS and kind.name == IMAGES.name:
         return _installed(str(source), how)
+    if source == dead_leaves.NAME:
+        return dead_leaves.samples(kind.name, how)
     root = registry.folder(kind, source, size) if source in registry.SETS else Path(source)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")

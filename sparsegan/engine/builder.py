@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..nn import dispatch
 from ..nn.layer import SparseConv
+from ..signals import SIGNAL, rows_and_columns
 from .layers import Layers, Weights
 from .meanings import Padding
 from .steps import Dense, GroupStatistics, Modulation, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
@@ -37,6 +38,8 @@ class Builder:
         self.reader = ""
         #: The sparse convolution that writes a slot. Operations that follow may become part of that step.
         self.convolutions: dict[Slot, SparseConvStep] = {}
+        #: The parts of each concatenation so far, and the whole.
+        self._concatenations: list[tuple[list[Value], Value]] = []
 
     # ------------------------------------------------------------------ slots
 
@@ -59,7 +62,7 @@ class Builder:
             slot = self.slot(value.slot, shape=value.shape, outside=True)
             mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
             why = f"padding runs in torch, because {self.reader} cannot do it while it reads"
-            args = (value.slot, value.padding.sizes, mode)
+            args = (value.slot, value.padding.sizes, mode)  # torch takes four sizes for a signal too: a batch of rows
             self.steps.append(Torch(name=value.padding.name, why=why, function=F.pad, args=args, y=slot))
             value.overwrite(Value(slot))
         return value.slot
@@ -109,10 +112,11 @@ class Builder:
         ]
         deferred = value.mapped(*rows)
         if deferred is None and value.slope is None and value.padding is None:  # after a norm of each image
+            beside = [1 for _ in value.slot.shape[2:]]
             for operation, row, neutral in (("*", rows[0], 1), ("+", rows[1], 0)):
                 if not bool((row == neutral).all()):
-                    value = self.modulated(value, operation, row[:, None, None], "scale and shift")
-            return value
+                    value = self.modulated(value, operation, row.view(-1, *beside), "scale and shift")
+            return value.copy()  # a later operation in place on the result leaves the value as it is
         if deferred is None:
             self.written(value)
             deferred = value.mapped(*rows)
@@ -121,14 +125,18 @@ class Builder:
     def modulated(self, value: Value, operation: str, other: Slot | Tensor, name: str) -> Value:
         """The value with ``x + other``, ``x - other``, ``x * other`` or ``x / other`` deferred.
 
-        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``. A tensor is a constant; a slot
-        is read in each run.
+        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``. A
+        tensor is a constant; a slot is read in each run.
         """
-        before = value.affine
+        before, rank = value.affine, len(value.slot.shape)
         if value.slope is not None or value.padding is not None:
             self.written(value)
             before = None
-        if isinstance(other, Tensor) and (before is None or before.constant) and (other.dim() < 4 or len(other) == 1):
+        if (
+            isinstance(other, Tensor)
+            and (before is None or before.constant)
+            and (other.dim() < rank or len(other) == 1)
+        ):
             row = self._row(other.flatten(), value.slot.shape[1])
             maps: dict[str, tuple[Tensor | float, Tensor | float]]
             maps = {"*": (row, 0.0), "/": (1 / row, 0.0), "+": (1.0, row), "-": (1.0, -row)}
@@ -136,7 +144,7 @@ class Builder:
             assert mapped is not None
             return mapped
         affine = Affine(value.slot.shape[0], value.slot.shape[1])
-        step = Modulation(name=name, operation=operation, other=other, before=before, affine=affine)
+        step = Modulation(name=name, operation=operation, other=other, rank=rank, before=before, affine=affine)
         self.steps.append(step)
         return replace(value, affine=affine)
 
@@ -191,20 +199,19 @@ class Builder:
         `shape`: of the result. `norm`: the name of the batch norm that is folded into the weights.
         """
         weights = self.layers.weights(layer, norm)
-        n, channels, height, width = shape
+        x_size, y_size = (rows_and_columns(size[2:], 1) for size in (value.slot.shape, shape))
         padding = _joined(layer, value.padding)
         if padding is None:
             self.written(value)
             padding = _joined(layer, None)
             assert padding is not None
         mode, before = padding
-        coarse = value.slot.shape[2:] if layer.adjoint else (height, width)
+        coarse = x_size if layer.adjoint else y_size
         geometry = replace(layer.geometry, padding=before if mode == "zeros" else (0, 0))
         geometry = geometry.for_coarse_size(*(1 if size == 1 else 2 for size in coarse))
-        x_size = (value.slot.shape[2], value.slot.shape[3])
         units = layer.support.shape[0]
         if layer.backend == "auto":
-            call = dispatch.Call(geometry, layer.adjoint, units, n, x_size, (height, width), self.dtype)
+            call = dispatch.Call(geometry, layer.adjoint, units, shape[0], x_size, y_size, self.dtype)
             choice = dispatch.choose(call)
         else:
             choice = dispatch.Choice(layer.backend, "set on the layer")
@@ -215,7 +222,7 @@ class Builder:
             name=name,
             why=choice.why,
             x=value.copy(),
-            y=Slot((n, channels, height, width), self.dtype),
+            y=Slot(shape, self.dtype),
             values=taps.values,
             bias=weights.bias,
             support=layer.support,
@@ -244,7 +251,7 @@ class Builder:
 
         Nothing else may read the output of the convolution. `shape`: of the result.
         """
-        block, vector = factor**2, step.geometry[-2] * step.geometry[-1]
+        block, vector = factor**2, step.geometry[-2]  # output channels per unit
         if step.shuffle > 1 or step.adjoint or (block % vector and vector % block):
             return None
         del self.convolutions[step.y]
@@ -270,7 +277,10 @@ class Builder:
         return Value(y)
 
     def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:
-        """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor."""
+        """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor,
+        as those of a signal are not: it has one row before and after."""
+        if len(shape) == SIGNAL:
+            return None
         x = self._unpadded(value)
         height, width = x.slot.shape[2:]
         repeat = shape[2] // height
@@ -285,14 +295,15 @@ class Builder:
     def concatenation(self, values: Sequence[Value], shape: tuple[int, ...], name: str) -> Value:
         """A concatenation along channels. `shape`: of the whole.
 
-        Each part is written directly to its place in the whole, or copied there once.
+        Each part is written directly to its place in the whole, or copied there once. A concatenation that begins with
+        all parts of an earlier one, as in a dense block, takes the earlier whole as its first part.
         """
         whole, placed, offset = Slot(shape, self.dtype), [], 0
-        for value in values:
+        key = [one.copy() for one in values]
+        for value in self._longer(values):
             part = self._unpadded(value)
             slot = part.slot
-            free = not slot.outside and slot.parent is None and (part.affine is None or part.affine.parent is None)
-            if not free:
+            if not _free(part):
                 step = Pointwise(name=name, why="a part that lies elsewhere", a=part, y=self.slot(slot))
                 self.steps.append(step)
                 part = Value(step.y)
@@ -300,7 +311,30 @@ class Builder:
             offset += slot.shape[1]
             placed.append(part)
         affine, slope = concatenated(placed)
-        return Value(whole, affine, slope)
+        result = Value(whole, affine, slope)
+        self._concatenations.append((key, result.copy()))
+        return result
+
+    def _longer(self, parts: Sequence[Value]) -> list[Value]:
+        """The parts of a concatenation, of which the first may be replaced by the longest earlier concatenation that
+        consists of them and is no part of another one."""
+        earlier = [
+            (len(known), whole)
+            for known, whole in self._concatenations
+            if len(known) <= len(parts) and all(map(_same, known, parts)) and _free(whole)
+        ]
+        count, whole = max(earlier, key=lambda one: one[0], default=(0, None))
+        return [*parts] if whole is None else [whole, *parts[count:]]
+
+
+def _same(a: Value, b: Value) -> bool:
+    return a.slot is b.slot and a.affine is b.affine and a.slope is b.slope and a.padding is b.padding
+
+
+def _free(part: Value) -> bool:
+    """Whether a value can become a part of a concatenation where it lies."""
+    slot = part.slot
+    return not slot.outside and slot.parent is None and (part.affine is None or part.affine.parent is None)
 
 
 def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int, int]] | None:
@@ -308,7 +342,7 @@ def _joined(layer: SparseConv, deferred: Padding | None) -> tuple[str, tuple[int
 
     None if one padding cannot express both.
     """
-    own = layer.padding_before()
+    own = rows_and_columns(layer.padding_before(), 0)
     if deferred is None:
         return layer.padding_mode, own
     none = all(p == 0 for p in own) and layer.padding != "same"

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..nn.dispatch import DTYPES
 from ..nn.layer import SparseConv
+from ..signals import IMAGE, SIGNAL
 from . import meanings, rules
 from .builder import Builder
 from .layers import Layers
@@ -133,7 +134,9 @@ class Compiler:
         """A Value for a tensor that the kernels can read, and the slot itself for anything else."""
         example = node.meta.get("value")
         native = self.dtype in DTYPES["cpu"]  # a model of another dtype runs in torch
-        if not native or not isinstance(example, Tensor) or example.dim() != 4 or example.dtype != self.dtype:
+        if not native or not isinstance(example, Tensor) or example.dtype != self.dtype:
+            return slot
+        if example.dim() not in (SIGNAL, IMAGE):
             return slot
         return Value(slot) if example.numel() else slot
 
@@ -199,7 +202,7 @@ class Compiler:
         return None
 
     def _combination(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
-        """A sum of two images, or arithmetic on an image and one number per channel; None for everything else."""
+        """A sum of two images or signals, or arithmetic on one and one number per channel; None for everything else."""
         a, b, operation = self._given(meaning.a), self._given(meaning.b), meaning.operation
         example = node.meta.get("value")
         if not isinstance(example, Tensor) or example.dtype != self.dtype:
@@ -221,13 +224,16 @@ class Compiler:
         return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
 
     def _per_channel(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node | None:
-        """The node itself if its tensor has one number per channel of images ``[N, C, H, W]`` of a shape, or one number
-        for all; for an expansion of such a tensor, the node of that tensor; None for any other node."""
+        """The node itself if its tensor has one number per channel of images ``[N, C, H, W]`` or of signals
+        ``[N, C, L]`` of a shape, or one number for all; for an expansion of such a tensor, the node of that tensor;
+        None for any other node."""
         own = node.meta.get("value")
-        if not isinstance(own, Tensor) or own.is_complex() or own.dim() > 4 or len(shape) != 4:
+        if not isinstance(own, Tensor) or own.is_complex() or own.dim() > len(shape):
             return None
-        n, channels, height, width = (1,) * (4 - own.dim()) + tuple(own.shape)
-        if n in (1, shape[0]) and channels in (1, shape[1]) and height == width == 1:
+        if len(shape) not in (SIGNAL, IMAGE):
+            return None
+        n, channels, *grid = (1,) * (len(shape) - own.dim()) + tuple(own.shape)
+        if n in (1, shape[0]) and channels in (1, shape[1]) and all(size == 1 for size in grid):
             return node
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and isinstance(rules.meaning(node, self.modules), meanings.Expansion):

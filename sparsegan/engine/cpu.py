@@ -15,14 +15,17 @@ from torch.utils import _pytree as pytree
 
 from ..calls import Call
 from ..forks import ENGINES
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..ops import native
 from ..renamed import renamed_attribute, with_new_names
+from ..signals import IMAGE
+from . import rules
 from .arena import bytes_outside, last_uses, plan_arena
 from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
 from .layers import Layers
 from .memory import Layout, Memory, new_arena
+from .panels import share_panels
 from .shapes import Shapes
 from .steps import Run, Step, Torch
 from .tiles import tiling
@@ -155,6 +158,7 @@ class Engine(BaseEngine):
 
     def _make(self, call: Call) -> Compiled:
         program = self._program(call)
+        share_panels(program.steps)
         return Compiled(program, plan_arena(program.steps))
 
     def _program(self, call: Call) -> Program:
@@ -199,7 +203,7 @@ class Engine(BaseEngine):
 
     def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:
         for slot, one in zip(program.inputs, tensors, strict=True):
-            memory.outside[slot] = one.contiguous() if one.dim() == 4 else one
+            memory.outside[slot] = one.contiguous() if one.dim() == IMAGE else one
         for step in program.steps:
             for slot in step.writes:
                 if slot.fresh:
@@ -305,8 +309,8 @@ def _ended(run: Run, memory: Memory, last: list[Slot]) -> Run:
 
 def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:
     if module is None:
-        return "conv2d runs in torch" in step.why or "conv_transpose2d runs in torch" in step.why
-    return any(isinstance(one, SparseConv | nn.Conv2d | nn.ConvTranspose2d) for one in module.modules())
+        return any(f"{one.__name__} runs in torch" in step.why for one in rules.FUNCTIONAL_CONVOLUTIONS)
+    return any(isinstance(one, (SparseConv, *DENSE_CLASSES)) for one in module.modules())
 
 
 def _results(program: Program, memory: Memory) -> Any:

@@ -26,6 +26,7 @@ from ..atomic_files import write_whole
 from ..calls import Call, positional
 from ..copying import bake, copy_model
 from ..nn.replace import densify
+from ..signals import IMAGE, SIGNAL
 from .cpu import Engine
 from .gpu import GpuEngine
 
@@ -35,6 +36,8 @@ OPSET = 17
 TOLERANCE = 1e-4
 
 Shape = tuple[int | str, ...]
+#: Number of dimensions -> names of the axes, from axis 2 on, whose sizes may vary.
+Grids = dict[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def export_onnx(
         example: an input, or a tuple of positional arguments. Tensors are float32, integers or bool, the first axis of
             each is the batch, and they may be nested in lists, tuples and dicts. Numbers, strings and None become
             constants of the file. The file accepts any batch size. It accepts any height and width of images
-            ``[N, C, H, W]`` if the model accepts twice the height and three times the width of the example.
+            ``[N, C, H, W]``, and any length of signals ``[N, C, L]`` of a model with 1-D convolutions, if the model
+            accepts twice the height and three times the width or length of the example.
         kwargs: keyword arguments of the example.
         path: written whole or not at all. Inputs have the names of the arguments of ``model.forward``. Outputs are
             named ``output``, or ``output_0``, ..., or by the keys of a dictionary. The name of a nested tensor joins
@@ -123,12 +127,14 @@ def export_onnx(
     with torch.no_grad():
         outputs = _named(dense(*inputs))
         tried = [inputs, tuple(torch.cat([x, x[:1]]) for x in inputs)]
-        any_size = any(map(_is_image, inputs)) and _accepts(dense, _enlarged(inputs))
-        if any_size:
-            tried.append(_enlarged(inputs))
-        several = sum(map(_is_image, inputs)) > 1
-        shapes = {name: _shape(x, any_size, f"{name}_" * several) for name, x in zip(names, inputs, strict=True)}
-        made = {name: _shape(y, any_size, f"{name}_") for name, y in outputs.items()}
+        kinds = _grids(dense)
+        growing = sum(x.dim() in kinds and _is_grid(x) for x in inputs)
+        if growing and _accepts(dense, _enlarged(inputs, kinds)):
+            tried.append(_enlarged(inputs, kinds))
+        else:
+            kinds = {}
+        shapes = {name: _shape(x, kinds, f"{name}_" * (growing > 1)) for name, x in zip(names, inputs, strict=True)}
+        made = {name: _shape(y, kinds, f"{name}_") for name, y in outputs.items()}
         free = {
             name: {axis: label for axis, label in enumerate(shape) if isinstance(label, str)}
             for name, shape in (shapes | made).items()
@@ -167,10 +173,10 @@ def _check_dtypes(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             raise ValueError(f"the model's {name} has dtype {tensor.dtype}; float32 is accepted: use model.float()")
 
 
-def _shape(x: Tensor, any_size: bool, prefix: str) -> Shape:
+def _shape(x: Tensor, kinds: Grids, prefix: str) -> Shape:
     """The shape of an input or output, with a name in the place of each size that may vary."""
-    free = {0: "batch"} | ({2: f"{prefix}height", 3: f"{prefix}width"} if any_size and _is_image(x) else {})
-    return tuple(free.get(axis, size) for axis, size in enumerate(x.shape))
+    axes = kinds.get(x.dim(), ()) if _is_grid(x) else ()
+    return ("batch", *x.shape[1:2], *(f"{prefix}{axis}" for axis in axes), *x.shape[2 + len(axes) :])
 
 
 def onnx_bytes(
@@ -265,14 +271,29 @@ def _arguments(model: nn.Module, count: int) -> list[str]:
     return names[:count]
 
 
-def _enlarged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, with every image made twice as high and three times as wide."""
-    return tuple(x.repeat_interleave(2, 2).repeat_interleave(3, 3) if _is_image(x) else x for x in inputs)
+def _grids(model: nn.Module) -> Grids:
+    """The kinds of tensors whose sizes may vary. A tensor of three dimensions is a signal only where a 1-D convolution
+    is in the model: elsewhere it may be anything."""
+    signals = any(isinstance(one, nn.Conv1d | nn.ConvTranspose1d) for one in model.modules())
+    return {IMAGE: ("height", "width")} | ({SIGNAL: ("length",)} if signals else {})
 
 
-def _is_image(x: Tensor) -> bool:
-    """Whether a tensor is an image ``[N, C, H, W]``. Noise ``[N, C, 1, 1]`` is not an image."""
-    return x.dim() == 4 and x.is_floating_point() and tuple(x.shape[2:]) != (1, 1)
+def _enlarged(inputs: tuple[Tensor, ...], kinds: Grids) -> tuple[Tensor, ...]:
+    """The inputs, with every image made twice as high and three times as wide, and every signal three times as long."""
+
+    def enlarged(x: Tensor) -> Tensor:
+        if x.dim() not in kinds or not _is_grid(x):
+            return x
+        x = x.repeat_interleave(3, -1)
+        return x.repeat_interleave(2, 2) if x.dim() == IMAGE else x
+
+    return tuple(map(enlarged, inputs))
+
+
+def _is_grid(x: Tensor) -> bool:
+    """Whether a tensor is an image ``[N, C, H, W]`` or a signal ``[N, C, L]``, by its dimensions. Noise
+    ``[N, C, 1, 1]`` is none."""
+    return x.dim() in (SIGNAL, IMAGE) and x.is_floating_point() and any(size > 1 for size in x.shape[2:])
 
 
 def _accepts(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:

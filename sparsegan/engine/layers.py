@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Geometry
-from ..nn.layer import SPARSE_CLASSES, SparseConv
+from ..nn.dense_path import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from ..nn.layer import DENSE_CLASSES, SPARSE_CLASSES, SparseConv, dense_class_of
 from ..ops.plan import compile_direct_plan
 
 
@@ -64,7 +66,7 @@ class Layers:
         return self._layers[name]
 
     def made(self, weight: Tensor, bias: Tensor | None, transposed: bool, options: dict[str, Any]) -> SparseConv | None:
-        """A layer for a call of F.conv2d or F.conv_transpose2d with constant weights; None as for :meth:`layer`.
+        """A layer for a functional convolution with constant weights; None as for :meth:`layer`.
 
         Calls with equal weights and options have one layer, in whichever program they are.
         """
@@ -72,7 +74,11 @@ class Layers:
         for known, *tensors, layer in self._made:
             if known == kind and all(map(_equal, tensors, (weight, bias))):
                 return layer
-        dense_class = nn.ConvTranspose2d if transposed else nn.Conv2d
+        dense_class = next(
+            one
+            for one in DENSE_CLASSES
+            if SPARSE_CLASSES[one].dims + 2 == weight.dim() and SPARSE_CLASSES[one].adjoint == transposed
+        )
         groups = options.get("groups", 1)
         outside, inside = weight.shape[0], weight.shape[1] * groups
         if transposed:
@@ -128,18 +134,18 @@ class Layers:
             self._dense[key] = layer.scattered(weights.values)
         weight, padding = self._dense[key], layer.padding
         if layer.adjoint:
-            extra = layer.geometry.output_padding(x_shape[2:], y_size)
+            extra = layer.output_padding_for(x_shape[2:], y_size)
             args: tuple[Any, ...] = (weight, weights.bias, layer.stride, padding, extra, layer.groups, layer.dilation)
-            return F.conv_transpose2d, args
+            return TRANSPOSED_CONVOLUTIONS[layer.dims], args
         args = (weight, weights.bias, layer.stride, padding, layer.dilation, layer.groups)
         if layer.padding_mode == "zeros":
-            return F.conv2d, args
-        pads, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
+            return CONVOLUTIONS[layer.dims], args
+        pads, mode, convolution = layer._reversed_padding_repeated_twice, layer.padding_mode, CONVOLUTIONS[layer.dims]
 
-        def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, _: Any, *more: Any) -> Tensor:
-            return F.conv2d(F.pad(x, pads, mode=mode), weight, bias, stride, 0, *more)
+        def padded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, _: Any, *more: Any) -> Tensor:
+            return convolution(F.pad(x, pads, mode=mode), weight, bias, stride, 0, *more)
 
-        return padded_conv2d, args
+        return padded, args
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
@@ -150,9 +156,9 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _as_sparse(module: Any) -> SparseConv | None:
     """A dense convolution as a sparse layer that keeps its nonzero weights; None if the kernels do not accept it."""
-    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if not isinstance(module, DENSE_CLASSES):
         return None
-    dense_class = nn.ConvTranspose2d if isinstance(module, nn.ConvTranspose2d) else nn.Conv2d
+    dense_class = dense_class_of(module)
     plain = dense_class.__new__(dense_class)
     nn.Module.__init__(plain)
     for name, one in vars(module).items():
@@ -169,7 +175,7 @@ def _as_sparse(module: Any) -> SparseConv | None:
 def _output_channels(layer: SparseConv) -> Tensor:
     """int64 ``[nnz]``: the output channel of each value."""
     first, second, *kernel = layer.weight_shape
-    area = kernel[0] * kernel[1]
+    area = math.prod(kernel)
     positions = layer.positions()
     if not layer.adjoint:
         return positions // (second * area)

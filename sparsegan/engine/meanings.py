@@ -88,10 +88,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Padding:
-    """A padding of an image.
+    """A padding of an image or of a signal.
 
-    `mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom; a negative size crops.
-    `border`: the number that mode "zeros" pads with. `name`: the module or function that it comes from, if known.
+    `mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom, the last two 0 for a signal;
+    a negative size crops. `border`: the number that mode "zeros" pads with. `name`: the module or function that it
+    comes from, if known.
     """
 
     mode: str

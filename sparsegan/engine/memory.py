@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..signals import SIGNAL, as_map
 from .values import Affine, Slot, Value
 
 
@@ -40,6 +41,19 @@ class Memory:
         if slot.outside:
             return lambda: self.outside[slot]
         view = self._view(slot)
+        return lambda: view
+
+    def map_reader(self, slot: Slot) -> Callable[[], Tensor]:
+        """A function that returns the slot's tensor as the kernels take it: a signal as a contiguous map of one row.
+
+        Outside the arena a tensor of three dimensions may be no signal, so it is made contiguous only here.
+        """
+        read = self.reader(slot)
+        if len(slot.shape) != SIGNAL:
+            return read
+        if slot.outside:
+            return lambda: as_map(read().contiguous())
+        view = as_map(read())
         return lambda: view
 
     def _view(self, slot: Slot) -> Tensor:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..gans.parts import InstanceNorm2d
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
+from ..signals import IMAGE, SIGNAL
 from .meanings import (
     Activation,
     Arithmetic,
@@ -47,10 +48,31 @@ def meaning_of_forward(node: fx.Node, module: Any) -> Meaning | None:
     """The meaning of a node, with hooks ignored. `module`: the module that the node calls, or None."""
     if not node.op.startswith("call_") or not node.args:
         return None
+    if is_without_batch(node, module):
+        return None
     if isinstance(module, SparseConv):
         return Convolution()
     rule = RULES.get(node.target if module is None else type(module).forward)
     return None if rule is None else rule(node, module)
+
+
+def is_without_batch(node: fx.Node, module: Any) -> bool:
+    """Whether a node takes its input ``[C, H, W]`` for one image without a batch. No rule here knows such an input: of
+    three dimensions, the rules take a batch of signals ``[N, C, L]``."""
+    if _rank(node) != SIGNAL:
+        return False
+    if isinstance(module, SparseConv):
+        return module.dims == 2
+    if module is None:
+        return node.target in (F.conv2d, F.conv_transpose2d, F.pixel_shuffle)
+    return isinstance(module, _IMAGE_MODULES)
+
+
+def _rank(node: fx.Node) -> int:
+    """The number of dimensions of a node's first argument, of the first part if it is a list; 0 if it is no tensor."""
+    first: Any = node.args[0]
+    first = first[0] if isinstance(first, list | tuple) and first else first
+    return int(getattr(first.meta.get("value"), "ndim", 0)) if isinstance(first, fx.Node) else 0
 
 
 def called(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
@@ -98,14 +120,14 @@ def _convolution(node: fx.Node, module: Any) -> Meaning:
 
 
 def _functional_convolution(node: fx.Node, module: Any) -> Meaning:
-    transposed = node.target is F.conv_transpose2d
+    transposed = node.target in (F.conv_transpose1d, F.conv_transpose2d)
     last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
     names = ("input", "weight", "bias", "stride", "padding", *last)
     return FunctionalConvolution(transposed, dict(zip(names, node.args, strict=False)) | dict(node.kwargs))
 
 
 def _norm(node: fx.Node, module: Any) -> Meaning | None:
-    by_batch = isinstance(module, nn.BatchNorm2d)
+    by_batch = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     own_forward = type(module).forward is InstanceNorm2d.forward  # ignores stored statistics
     if module.track_running_stats and module.running_mean is not None and not module.training and not own_forward:
         statistics = "stored"
@@ -130,10 +152,10 @@ def _group_norm(node: fx.Node, module: Any) -> Meaning:
 
 
 def _layer_norm(node: fx.Node, module: Any) -> Meaning | None:
-    """A layer norm over whole images is a group norm with one group, unless it has a weight per element."""
-    shape = _argument(node, module, 1, "normalized_shape", ())
+    """A layer norm over whole images or signals is a group norm with one group, unless it has a weight per element."""
+    shape, rank = _argument(node, module, 1, "normalized_shape", ()), _rank(node)
     weight, bias = (_argument(node, module, place, name, None) for place, name in ((2, "weight"), (3, "bias")))
-    if len(shape) != 3 or weight is not None or bias is not None:
+    if rank not in (SIGNAL, IMAGE) or len(shape) != rank - 1 or weight is not None or bias is not None:
         return None
     return Norm("image", None, None, _argument(node, module, 4, "eps", 1e-5), 1)
 
@@ -199,19 +221,24 @@ def _quotient(number: float, is_left: bool) -> tuple[float, float] | None:
 
 def _pad_module(mode: str) -> Rule:
     def rule(node: fx.Node, module: Any) -> Meaning | None:
-        return _padding(mode, module.padding, getattr(module, "value", 0.0))
+        return _padding(node, mode, module.padding, getattr(module, "value", 0.0))
 
     return rule
 
 
 def _functional_pad(node: fx.Node, module: Any) -> Meaning | None:
     mode, border = _argument(node, None, 2, "mode", "constant"), _argument(node, None, 3, "value", None)
-    return _padding("zeros" if mode == "constant" else mode, _argument(node, None, 1, "pad", ()), border or 0.0)
+    mode = "zeros" if mode == "constant" else mode
+    return _padding(node, mode, _argument(node, None, 1, "pad", ()), border or 0.0)
 
 
-def _padding(mode: str, sizes: Any, border: Any) -> Meaning | None:
-    """The meaning of a padding; None if it pads other axes than rows and columns, or if the forward computes its sizes
-    or its border."""
+def _padding(node: fx.Node, mode: str, sizes: Any, border: Any) -> Meaning | None:
+    """The meaning of a padding; None if it pads other axes than rows and columns, or the length of a signal, or if the
+    forward computes its sizes or its border."""
+    if len(sizes) == 2:
+        sizes = (*sizes, 0, 0)
+    elif _rank(node) == SIGNAL:
+        return None
     if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes) or isinstance(border, fx.Node):
         return None
     return Padding(mode, (sizes[0], sizes[1], sizes[2], sizes[3]), float(border))
@@ -232,7 +259,7 @@ def _pixel_shuffle(node: fx.Node, module: Any) -> Meaning:
 
 def _concatenation(node: fx.Node, module: Any) -> Meaning | None:
     parts, dim = node.args[0], _argument(node, None, 1, "dim", 0)
-    return Concatenation(tuple(parts)) if dim in (1, -3) and isinstance(parts, list | tuple) else None
+    return Concatenation(tuple(parts)) if dim in (1, 1 - _rank(node)) and isinstance(parts, list | tuple) else None
 
 
 def _expansion(node: fx.Node, module: Any) -> Meaning:
@@ -241,6 +268,11 @@ def _expansion(node: fx.Node, module: Any) -> Meaning:
 
 def _identity(node: fx.Node, module: Any) -> Meaning:
     return Identity()
+
+
+def _contiguous(node: fx.Node, module: Any) -> Meaning | None:
+    """Engines hold images contiguous. A tensor of three dimensions may be another's view, and no signal."""
+    return None if _rank(node) == SIGNAL else Identity()
 
 
 def _cast(node: fx.Node, module: Any) -> Meaning | None:
@@ -256,13 +288,17 @@ def _dropout(node: fx.Node, module: Any) -> Meaning | None:
 
 # ---------------------------------------------------------------------- the table
 
-#: The forward methods of the norms of images.
+#: The forward methods of the norms. torch has one forward for signals and images.
 NORM_FORWARDS: tuple[Any, ...] = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forward, InstanceNorm2d.forward)
+#: The functions that convolve.
+FUNCTIONAL_CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv_transpose1d, F.conv_transpose2d)
+#: Modules that take an input of three dimensions for one image without a batch.
+_IMAGE_MODULES = (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.PixelShuffle, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
 #: The rule for each kind of call. The key is the forward of a module class, a function, or the name of a method.
 RULES: dict[Any, Rule] = {
-    **dict.fromkeys((nn.Conv2d.forward, nn.ConvTranspose2d.forward), _convolution),
-    **dict.fromkeys((F.conv2d, F.conv_transpose2d), _functional_convolution),
+    **dict.fromkeys((one.forward for one in DENSE_CLASSES), _convolution),
+    **dict.fromkeys(FUNCTIONAL_CONVOLUTIONS, _functional_convolution),
     **dict.fromkeys(NORM_FORWARDS, _norm),
     F.instance_norm: _functional_instance_norm,
     **dict.fromkeys((nn.GroupNorm.forward, F.group_norm, torch.group_norm), _group_norm),
@@ -291,12 +327,14 @@ RULES: dict[Any, Rule] = {
     nn.ConstantPad2d.forward: _pad_module("zeros"),
     F.pad: _functional_pad,
     **dict.fromkeys((nn.Upsample.forward, F.interpolate), _resize),
-    **dict.fromkeys((nn.MaxPool2d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
+    **dict.fromkeys((nn.MaxPool1d.forward, nn.MaxPool2d.forward), _pooling),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
     **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
     **dict.fromkeys((torch.broadcast_to, "broadcast_to", "expand", "expand_as"), _expansion),
-    **dict.fromkeys((nn.Identity.forward, "contiguous", "detach"), _identity),
+    **dict.fromkeys((nn.Identity.forward, "detach"), _identity),
+    "contiguous": _contiguous,
     **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), _cast),
-    **dict.fromkeys((nn.Dropout.forward, nn.Dropout2d.forward, nn.AlphaDropout.forward), _dropout),
-    **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
+    **dict.fromkeys((nn.Dropout.forward, nn.Dropout1d.forward, nn.Dropout2d.forward), _dropout),
+    **dict.fromkeys((nn.AlphaDropout.forward, F.dropout, F.dropout1d, F.dropout2d), _dropout),
 }

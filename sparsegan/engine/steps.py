@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
+from ..signals import IMAGE
 from .memory import Memory
 from .values import Affine, Slot, Value
 
@@ -68,11 +69,21 @@ class Step:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
+class SharedPanel:
+    """A panel of `channels` channels in tiles of `tile` outputs, which several sparse convolutions read; see
+    csrc/cpu/conv.h. `slot`: its bytes."""
+
+    slot: Slot
+    channels: int
+    tile: tuple[int, int]
+
+
 @dataclass(kw_only=True)
 class SparseConvStep(Step):
     """A sparse convolution. It does the deferred work of `x` while it reads `x`. While it writes `y`, it does a
     PixelShuffle, applies an output activation (one of ops.OUTPUT_ACTIVATIONS), and computes scale and shift of a norm
-    of `y`."""
+    of `y`. With a `panel`, it finds the first `packed` channels of `x` there, and adds the others for later steps."""
 
     x: Value
     y: Slot
@@ -87,6 +98,8 @@ class SparseConvStep(Step):
     shuffle: int = 1
     output_activation: str = "none"
     norm: Norm | None = None
+    panel: SharedPanel | None = None
+    packed: int = 0
 
     backend = "sparse"
 
@@ -96,10 +109,10 @@ class SparseConvStep(Step):
 
     @property
     def writes(self) -> list[Slot]:
-        return [self.y]
+        return [self.y] if self.panel is None else [self.y, self.panel.slot]
 
     def bind(self, memory: Memory) -> Run:
-        x, y = memory.reader(self.x.slot), memory.reader(self.y)
+        x, y = memory.map_reader(self.x.slot), memory.map_reader(self.y)
         transform = memory.input_transform(self.x)
         norm = self.norm
         of_norm = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
@@ -107,7 +120,11 @@ class SparseConvStep(Step):
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
         op, curve = torch.ops.sparsegan.sparse_conv_fused.default, OUTPUT_ACTIVATIONS.index(self.output_activation)
-        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found)
+        shared: tuple[Any, ...] = ()
+        if self.panel is not None:
+            panel = memory.reader(self.panel.slot)()  # in the arena, the same in each run
+            shared = (panel, self.panel.channels, self.packed, list(self.panel.tile))
+        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found, *shared)
 
 
 @dataclass(kw_only=True)
@@ -132,12 +149,12 @@ class Pointwise(Step):
         return [self.y]
 
     def bind(self, memory: Memory) -> Run:
-        a, y = memory.reader(self.a.slot), memory.reader(self.y)
+        a, y = memory.map_reader(self.a.slot), memory.map_reader(self.y)
         op, own = torch.ops.sparsegan.pointwise.default, memory.input_transform(self.a)
         curve = OUTPUT_ACTIVATIONS.index(self.output_activation)
         if self.b is None:
             return lambda: op(a(), *own, None, None, None, None, curve, self.repeat, y())
-        b, other = memory.reader(self.b.slot), memory.input_transform(self.b)
+        b, other = memory.map_reader(self.b.slot), memory.input_transform(self.b)
         return lambda: op(a(), *own, b(), *other, curve, self.repeat, y())
 
 
@@ -159,7 +176,7 @@ class Statistics(Step):
         return []
 
     def bind(self, memory: Memory) -> Run:
-        x, norm = memory.reader(self.x), self.norm
+        x, norm = memory.map_reader(self.x), self.norm
         scale, shift = memory.maps(norm.affine)
         assert scale is not None
         assert shift is not None
@@ -212,12 +229,13 @@ class Modulation(Step):
     """Changes the deferred scale and shift of a value, as in AdaIN and squeeze-and-excitation, without reading the
     value: ``x + other``, ``x - other``, ``x * other`` or ``x / other``, where `other` has one number per channel.
 
-    `before`: scale and shift before the step, or None. `affine`: after it. `other`: a slot or a tensor, of a shape that
-    broadcasts to ``[N, C, 1, 1]``.
+    `before`: scale and shift before the step, or None. `affine`: after it. `rank`: the number of dimensions of the
+    value. `other`: a slot or a tensor, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``.
     """
 
     operation: str
     other: Slot | Tensor
+    rank: int
     before: Affine | None
     affine: Affine
 
@@ -232,7 +250,7 @@ class Modulation(Step):
         return []
 
     def bind(self, memory: Memory) -> Run:
-        given, operation = self.other, self.operation
+        given, rank, operation = self.other, self.rank, self.operation
         read = memory.reader(given) if isinstance(given, Slot) else lambda: given
         old_scale, old_shift = memory.maps(self.before)
         scale, shift = memory.maps(self.affine)
@@ -241,7 +259,7 @@ class Modulation(Step):
 
         def run() -> None:
             other = read().to(scale.dtype)
-            other = other.reshape((1,) * (4 - other.dim()) + other.shape).flatten(1)
+            other = other.reshape((1,) * (rank - other.dim()) + other.shape).flatten(1)
             scale.fill_(1) if old_scale is None else scale.copy_(old_scale)
             shift.zero_() if old_shift is None else shift.copy_(old_shift)
             if operation in "*/":
@@ -291,7 +309,7 @@ class Torch(Step):
                 return result
             if result.untyped_storage().data_ptr() == arena:
                 return result.clone(memory_format=torch.contiguous_format)
-            return result.contiguous() if result.dim() == 4 else result
+            return result.contiguous() if result.dim() == IMAGE else result
 
         def run() -> None:
             args, kwargs = _mapped((self.args, self.kwargs), lambda slot: readers[slot]())

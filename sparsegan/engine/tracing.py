@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 from ..calls import Call
 from ..forks import TRACING
 from ..nn.layer import SparseConv
+from ..signals import IMAGE, SIGNAL
 
-NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 
 def close(ours: Any, theirs: Any) -> bool:
@@ -40,7 +41,7 @@ class Tracer(fx.Tracer):
 
     ``node.meta["value"]`` is the result of a node in the example. A tensor is stored as a tensor on the meta device, so
     its values live only as long as the forward holds them. ``node.meta["corner"]`` is the first element of each channel
-    of an image, ``[N, C]``. ``node.meta["view"]`` says whether the result uses the memory of an argument.
+    of an image or a signal, ``[N, C]``. ``node.meta["view"]`` says whether the result uses the memory of an argument.
 
     The graph has a placeholder for each tensor of the call, in order. The other arguments of the call are constants of
     the graph. The output of the graph is the list of the leaves of the model's output; :attr:`out_structure` is the
@@ -111,8 +112,9 @@ class Tracer(fx.Tracer):
         proxy.value = value
         proxy.node.meta["view"] = bool(_memory(value) & _memory((args, kwargs)))
         proxy.node.meta["value"] = fx.node.map_aggregate(value, _without_values)
-        if isinstance(value, Tensor) and value.dim() == 4 and value.numel():
-            proxy.node.meta["corner"] = value[:, :, 0, 0].clone()  # a later node may change the value in place
+        if isinstance(value, Tensor) and value.dim() in (SIGNAL, IMAGE) and value.numel():
+            first = value[:, :, 0] if value.dim() == SIGNAL else value[:, :, 0, 0]
+            proxy.node.meta["corner"] = first.clone()  # a later node may change the value in place
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -82,10 +82,12 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(N, C, H, W)``, the padding included."""
-        n, channels, height, width = self.slot.shape
-        left, right, top, bottom = self.padding.sizes if self.padding else (0, 0, 0, 0)
-        return n, channels, height + top + bottom, width + left + right
+        """``(N, C, H, W)`` or ``(N, C, L)``, the padding included."""
+        if self.padding is None:
+            return self.slot.shape
+        left, right, top, bottom = self.padding.sizes
+        n, channels, *rows, width = self.slot.shape
+        return n, channels, *(one + top + bottom for one in rows), width + left + right
 
     def copy(self) -> Value:
         """A copy of the value with the same slot and the same deferred work. A later :meth:`overwrite` of the original

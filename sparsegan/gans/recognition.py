@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list
         (rank, {"gan": name, **network, **sizes})
         for name, reference in GANS.items()
         if gan == name or (gan is None and set(sizes) <= set(reference.sizes))
-        for rank, network in enumerate(reference.generator_sizes(state))
+        for rank, network in enumerate(reference.generator_sizes(reference.renamed(state)))
     ]
     return [network for _, network in sorted(ranked, key=lambda one: one[0])]
 
@@ -93,14 +94,24 @@ def _nearest(misfits: list[str], network: Mapping[str, Any]) -> str:
 
 def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
     """Returns the reasons why `state` does not load into the generator (side 0) or discriminator (1) of `network`."""
-    sizes = {name: value for name, value in network.items() if name != "gan"}
-    reference_of({"network": network})
+    reference = reference_of({"network": network})
     try:
-        with torch.device("meta"):  # shapes only
-            module = GANS[network["gan"]].build(**sizes)[side]
+        module = shapes_of(network)[side]
     except ValueError as error:
         return [str(error)] * (len(state) + 1)
-    return _compared(module, state)[1]
+    return _compared(module, state if side else reference.renamed(state))[1]
+
+
+def shapes_of(network: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """Returns both networks on the meta device, where parameters have shapes and no values."""
+    sizes = {name: value for name, value in network.items() if name != "gan"}
+    return _shapes(GANS[network["gan"]].build, **sizes)
+
+
+@lru_cache(maxsize=32, typed=True)  # the parts of a file that are no network are all compared with the same few sizes
+def _shapes(build: Callable[..., tuple[nn.Module, nn.Module]], /, **sizes: Any) -> tuple[nn.Module, nn.Module]:
+    with torch.device("meta"):
+        return build(**sizes)
 
 
 def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:

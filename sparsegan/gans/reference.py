@@ -56,10 +56,12 @@ class Reference:
 
     `build(**network) -> (generator, discriminator)`: untrained networks. Its keyword arguments are the sizes.
     `objective(network)`: the `Objective` for networks of these sizes. `objective_with(features)`: an objective whose
-        content loss is measured in a feature network, images [N, 3, S, S] in [-1, 1] -> features; None where the GAN
-        has no content loss.
+        content loss, or a part of it, is measured in a feature network, images [N, 3, S, S] in [-1, 1] -> features;
+        None where the GAN has no content loss.
     `generator_sizes(state_dict)`: arguments of `build` that may fit a generator's state_dict, the likeliest first.
     `discriminator_sizes(state_dict)`: the arguments of `build` that a discriminator's state_dict decides.
+    `renamed(state_dict)`: a generator's state_dict with the names of the layers that `build` makes, for GANs whose
+        public files have several layouts. `generator_sizes` gets the result. By default the state_dict as it is.
     `files`: for GANs whose public repositories write a network as several files, the module that each file holds:
         those of the generator, then those of the discriminator, in the order of the files.
     `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
@@ -85,6 +87,7 @@ class Reference:
     network: Network
     training: Training
     objective_with: Callable[[Callable[[Tensor], Tensor]], Objective] | None = None
+    renamed: Callable[[State], State] = lambda state: state
     files: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     from_noise: bool = False
     ways: Callable[[Any, Mapping[str, Any]], dict[str, Way]] = lambda generator, config: {"": Way(generator)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,11 @@ from ..atomic_files import write_tensors
 from ..placement import device_of
 from ..randomness import seeded
 from ..renamed import warn_of_old_name
-from ..state_dicts import read_state
+from ..state_dicts import names_of, read_state
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State
-from .recognition import fewest_misfits, fit, judge_misfits, recognise, reference_of
+from .recognition import fewest_misfits, fit, judge_misfits, recognise, reference_of, shapes_of
 from .reference import Way
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -128,7 +128,7 @@ def load(folder: str | Path) -> Gan:
         file = Path(folder) / f"{name}.safetensors"
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing")
-        fit(network, read_state(file), str(file))
+        fit(network, read_state(file, wanted=names_of(network)[0]), str(file))
         network.eval()
     return gan
 
@@ -183,10 +183,10 @@ def load_public(
     if discriminator is not None:
         found = recognise(first, None, gan, **sizes)
         misfits = partial(judge_misfits, found, sizes=sizes)
-        second = _joined(discriminator, 1, found["gan"], discriminator_key, misfits)
+        second = _joined(discriminator, 1, found["gan"], discriminator_key, misfits, names_of(shapes_of(found)[1])[0])
     network = recognise(first, second, gan, **sizes)
     built = build({"network": network})
-    fit(built.generator, first, "the generator's state_dict")
+    fit(built.generator, GANS[network["gan"]].renamed(first), "the generator's state_dict")
     if second is not None:
         fit(built.discriminator, second, "the discriminator's state_dict")
     built.generator.eval()
@@ -194,11 +194,21 @@ def load_public(
     return built, second is not None
 
 
-def _joined(given: Any, side: int, gan: str | None, key: str | None, misfits: Callable[[State], int]) -> State:
-    """Returns the state_dict of the generator (side 0) or the discriminator (1), from one file or one file per part."""
+def _joined(
+    given: Any,
+    side: int,
+    gan: str | None,
+    key: str | None,
+    misfits: Callable[[State], int],
+    wanted: Collection[str] = (),
+) -> State:
+    """Returns the state_dict of the generator (side 0) or the discriminator (1), from one file or one file per part.
+
+    `wanted`: the names in the network, where they are known. A spectral norm that the network has then stays.
+    """
     name = ("generator", "discriminator")[side]
     several = list(given) if isinstance(given, list | tuple) else [given]
-    states = [read_state(one, name, key, misfits if len(several) == 1 else None) for one in several]
+    states = [read_state(one, name, key, misfits if len(several) == 1 else None, wanted) for one in several]
     if len(states) == 1:
         return states[0]
     parts = {one.name: one.files[side] for one in GANS.values() if one.files[side]}

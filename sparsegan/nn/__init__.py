@@ -2,14 +2,16 @@
 
 from .base import SparseConv
 from .kept_weights import SETTINGS
-from .layer import SPARSE_CLASSES, SparseConv2d, SparseConvTranspose2d
+from .layer import SPARSE_CLASSES, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 from .replace import densify, sparse_layers
 
 __all__ = [
     "SETTINGS",
     "SPARSE_CLASSES",
     "SparseConv",
+    "SparseConv1d",
     "SparseConv2d",
+    "SparseConvTranspose1d",
     "SparseConvTranspose2d",
     "densify",
     "sparse_layers",

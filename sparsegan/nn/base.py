@@ -1,4 +1,4 @@
-"""The base class of both sparse layers: making one from a dense layer, choosing the backend, and the forward."""
+"""The base class of the sparse layers: making one from a dense layer, choosing the backend, and the forward."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from ..copying import mask_of, plain_layer, plain_weight
-from ..geometry import Pair
-from ..ops.plan import numbers_of, plan_of
+from ..ops.plan import is_vector, numbers_of, plan_of
 from ..renamed import renamed_attribute, with_new_names
+from ..signals import as_map, rows_and_columns
 from . import dispatch, state
 from .dense_path import run_dense, warn_of_dense, weight_for_call
 from .granularity import check_shape, check_sparsity, kept, magnitude_mask, nonzero_mask, support_of
-from .kept_weights import SETTINGS, KeptWeights
+from .kept_weights import SETTINGS, DenseConv, KeptWeights
 from .plan_cache import PlanCache, is_readable, version_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SparseConv(KeptWeights):
-    """A layer that runs on its kept weights: the base of ``SparseConv2d`` and ``SparseConvTranspose2d``."""
+    """A layer that runs on its kept weights: the base of ``SparseConv1d``, ``SparseConv2d`` and their transposes."""
 
     backend: str
     kernel = renamed_attribute("kernel", "backend")
@@ -46,12 +46,14 @@ class SparseConv(KeptWeights):
         the mask of ``torch.nn.utils.prune`` keeps or, without such a mask, the units with a nonzero weight.
 
         Args:
-            module: ``torch.nn.Conv2d`` or ``torch.nn.ConvTranspose2d``. A computed weight or bias (masks of
-                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) has the value that
-                it has in evaluation.
+            module: a layer of the torch.nn class that the sparse class replaces. A computed weight or bias (masks of
+                ``torch.nn.utils.prune``, spectral and weight normalisation, other parametrizations) is folded: the
+                sparse layer holds the value that it has in evaluation, as plain numbers. Training then runs on these
+                numbers. For weight normalisation (Salimans and Kingma, arXiv 1602.07868) the weight
+                ``g * v / norm(v)`` takes the place of ``g`` and ``v``.
             sparsity: fraction of units to drop, smallest L2 norm first, in [0, 1).
-            granularity: the unit: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or ``"2:4"``; see
-                ``sparsegan.nn.granularity``.
+            granularity: the unit: ``"element"``, ``"vector:V"``, ``"input:D"``, ``"kernel"``, ``"filter"`` or
+                ``"2:4"``; see ``sparsegan.nn.granularity``.
             mask: bool, shape of the weight, True where kept; instead of ``sparsity``.
 
         Raises:
@@ -69,9 +71,7 @@ class SparseConv(KeptWeights):
         layer.keeps_mask = keeps_mask  # only the caller's mask counts: a pruning tool's mask is treated like zeros
         return layer
 
-    def _absorb(
-        self, dense: nn.Conv2d | nn.ConvTranspose2d, sparsity: float | None, granularity: str, mask: Tensor | None
-    ) -> None:
+    def _absorb(self, dense: DenseConv, sparsity: float | None, granularity: str, mask: Tensor | None) -> None:
         """Copies a dense layer's settings, bias and the kept part of its weight."""
         weight = plain_weight(dense)
         if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -81,6 +81,7 @@ class SparseConv(KeptWeights):
         self._reversed_padding_repeated_twice = list(dense._reversed_padding_repeated_twice)
         check_shape(weight.shape, granularity, self.transposed, self.groups)
         self.granularity = granularity
+        self._version = state.units_version(granularity)
         self.backend = "auto"
         self.training = dense.training
         self.keeps_mask = mask is not None
@@ -114,16 +115,17 @@ class SparseConv(KeptWeights):
     # ------------------------------------------------------------------ forward
 
     def choose(
-        self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype | None = None
+        self, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype | None = None
     ) -> dispatch.Choice:
         """The backend that runs for an input ``[N, C, H, W]`` and an output size (height, width), and why.
 
+        A 1-D layer has an input ``[N, C, L]`` and an output size (length,).
         ``dtype``: dtype of the tensors, where it differs from the layer's (autocast).
         """
         return self._choice(self._cache_if_readable(), x_shape, y_size, dtype or self.values.dtype)
 
     def _choice(
-        self, cache: PlanCache | None, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype
+        self, cache: PlanCache | None, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype
     ) -> dispatch.Choice:
         if self.backend != "auto":
             return dispatch.Choice(dispatch.check_backend(self.backend), "set on the layer")
@@ -135,12 +137,14 @@ class SparseConv(KeptWeights):
         key = (x_shape, y_size, dtype, cudnn.conv.fp32_precision)
         return cache.choice(key, lambda: self._modelled(x_shape, y_size, dtype))
 
-    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, int], dtype: torch.dtype) -> dispatch.Choice:
-        coarse = x_shape[2:] if self.adjoint else y_size
-        geometry = self._geometries[coarse[0] == 1, coarse[1] == 1]
-        size, units = (x_shape[2], x_shape[3]), self.support.shape[0]
+    def _modelled(self, x_shape: tuple[int, ...], y_size: tuple[int, ...], dtype: torch.dtype) -> dispatch.Choice:
+        sizes = (rows_and_columns(x_shape[2:], 1), rows_and_columns(y_size, 1))
+        coarse = sizes[0] if self.adjoint else sizes[1]
+        geometry, units = self._geometries[coarse[0] == 1, coarse[1] == 1], self.support.shape[0]
+        if self.runs_single:
+            geometry, units = geometry.single(), self.nnz
         return dispatch.choose(
-            dispatch.Call(geometry, self.adjoint, units, x_shape[0], size, y_size, dtype, self.values.device)
+            dispatch.Call(geometry, self.adjoint, units, x_shape[0], *sizes, dtype, self.values.device)
         )
 
     def plan_cache(self) -> PlanCache:
@@ -186,15 +190,17 @@ class SparseConv(KeptWeights):
         return new
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() not in (3, 4):
-            raise ValueError(f"input has {x.dim()} dimensions; it must be [N, C, H, W] or [C, H, W]")
-        if x.shape[-3] != self.in_channels:
-            raise ValueError(f"input has {x.shape[-3]} channels; the layer has in_channels={self.in_channels}")
+        axes = self.dims + 1  # without the batch
+        if x.dim() not in (axes, axes + 1):
+            accepted = "[N, C, L] or [C, L]" if self.dims == 1 else "[N, C, H, W] or [C, H, W]"
+            raise ValueError(f"input has {x.dim()} dimensions; it must be {accepted}")
+        if x.shape[-axes] != self.in_channels:
+            raise ValueError(f"input has {x.shape[-axes]} channels; the layer has in_channels={self.in_channels}")
         if x.device != self.values.device:
             raise ValueError(f"input is on {x.device}; the layer is on {self.values.device}")
 
-    def _run(self, x: Tensor, y_size: tuple[int, int], output_padding: Pair = (0, 0)) -> Tensor:
-        """One forward of an input ``[N, C, H, W]`` on the chosen backend."""
+    def _run(self, x: Tensor, y_size: tuple[int, ...], output_padding: tuple[int, ...] = ()) -> Tensor:
+        """One forward of an input ``[N, C, H, W]`` or ``[N, C, L]`` on the chosen backend."""
         values: Tensor = self.values
         bias: Tensor | None = self.bias
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -209,30 +215,35 @@ class SparseConv(KeptWeights):
         cache = self._cache_if_readable()
         if self._choice(cache, tuple(x.shape), y_size, x.dtype).backend == "dense":
             return run_dense(self, x, weight_for_call(self, values, cache), bias, output_padding)
-        coarse = x.shape[2:] if self.adjoint else y_size
-        variant = (bool(coarse[0] == 1), bool(coarse[1] == 1))
-        forward_plan = self._plan(cache, variant, self.adjoint)
+        rows, columns = rows_and_columns(x.shape[2:] if self.adjoint else y_size, 1)
+        variant = (bool(rows == 1), bool(columns == 1))
+        support, numbers = self.support if cache is None else cache.support, self._numbers[variant]
+        if self.runs_single:
+            support, places = self._single_weights(cache)
+            values, numbers = values.index_select(0, places), self._geometries[variant].single().numbers()
+        forward_plan = self._plan(cache, variant, support, numbers, self.adjoint)
         # The plan of the other direction serves the gradient in x. It is not compiled where only the forward runs, nor
         # where the dense gradient is faster: without this plan, the vector op computes the gradient dense.
         needed = torch.is_grad_enabled() and x.requires_grad
-        if needed and x.is_cuda and self.geometry.vector > 1:
+        if needed and x.is_cuda and is_vector(numbers):
             needed = dispatch.vector_gradient_pays(1 - self.sparsity)
-        backward_plan = self._plan(cache, variant, not self.adjoint) if needed else None
+        backward_plan = self._plan(cache, variant, support, numbers, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
-        return ops.sparse_conv(
-            x,
+        y = ops.sparse_conv(
+            as_map(x),
             values,
             bias,
-            self.support if cache is None else cache.support,
+            support,
             plan,
             adjoint_plan,
-            self._numbers[variant],
+            numbers,
             self.adjoint,
-            [self.out_channels, *y_size],
+            [self.out_channels, *rows_and_columns(y_size, 1)],
             self.padding_mode,
-            (0, 0) if self.padding_mode == "zeros" else self.padding_before(),
+            (0, 0) if self.padding_mode == "zeros" else rows_and_columns(self.padding_before(), 0),
             self.negative_slope,
         )
+        return y.squeeze(2) if self.dims == 1 else y
 
     def _as_leaf(self, x: Any, *args: Any) -> Any:
         """Records a call of this module in a ``torch.fx`` graph as a leaf, as ``torch.fx`` does for torch.nn layers."""
@@ -243,12 +254,21 @@ class SparseConv(KeptWeights):
         given = tuple(arg for arg in args if arg is not None)
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *given), {})
 
-    def _plan(self, cache: PlanCache | None, variant: tuple[bool, bool], adjoint: bool) -> Tensor:
+    def _plan(
+        self, cache: PlanCache | None, variant: tuple[bool, bool], support: Tensor, numbers: list[int], adjoint: bool
+    ) -> Tensor:
         if cache is None:  # a graph is traced: the plan is a constant if it is in the cache, else a node of the graph
             before = self._cache
             made = before.plans.get((*variant, adjoint)) if before is not None and before.unchanged() else None
-            return plan_of(self.support, self._numbers[variant], adjoint) if made is None else made
-        return cache.plan(variant, self._numbers[variant], adjoint)
+            return plan_of(support, numbers, adjoint) if made is None else made
+        return cache.plan(variant, support, numbers, adjoint)
+
+    def _single_weights(self, cache: PlanCache | None) -> tuple[Tensor, Tensor]:
+        if cache is None:  # as in _plan
+            before = self._cache
+            made = before.single if before is not None and before.unchanged() else None
+            return self.single_weights() if made is None else made
+        return cache.single_weights(self.single_weights)
 
     # ------------------------------------------------------------------ copies, devices, files
 
@@ -295,4 +315,5 @@ class SparseConv(KeptWeights):
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         assign = local_metadata.get("assign_to_params_buffers", False)
-        state.load(self, state_dict, prefix, assign, strict, missing_keys, unexpected_keys, error_msgs)
+        version = local_metadata.get("version")
+        state.load(self, state_dict, prefix, assign, version, strict, missing_keys, unexpected_keys, error_msgs)

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Pair
 from .kept_weights import KeptWeights
 from .plan_cache import PlanCache, is_readable
 
+#: torch's functions by the number of dimensions of a layer.
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
+TRANSPOSED_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
-def run_dense(layer: KeptWeights, x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Pair) -> Tensor:
+
+def run_dense(
+    layer: KeptWeights, x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...]
+) -> Tensor:
     """The layer's output by torch's dense convolution with ``weight``, negative slope included."""
     padding = layer.padding
     if layer.transposed:
         assert isinstance(padding, tuple)
-        y = F.conv_transpose2d(x, weight, bias, layer.stride, padding, output_padding, layer.groups, layer.dilation)
+        transposed = TRANSPOSED_CONVOLUTIONS[layer.dims]
+        y = transposed(x, weight, bias, layer.stride, padding, output_padding, layer.groups, layer.dilation)
     else:
         if layer.padding_mode != "zeros":
-            x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0, 0)
-        y = F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+            x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0,) * layer.dims
+        y = CONVOLUTIONS[layer.dims](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     return y if layer.negative_slope == 1 else F.leaky_relu(y, layer.negative_slope)
 
 
@@ -36,7 +43,7 @@ def weight_for_call(layer: KeptWeights, values: Tensor, cache: PlanCache | None)
     return cache.dense_weight(values, layer.weight_shape, layer.positions_of(cache.support))
 
 
-def record(layer: KeptWeights, x: Tensor, output_padding: Pair) -> Tensor:
+def record(layer: KeptWeights, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
     """The forward that ``torch.jit.trace`` records: torch's dense convolution, which serves every batch and image size.
 
     The sparse op would be recorded with the output size of the example input.

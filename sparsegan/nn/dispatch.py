@@ -60,6 +60,11 @@ class Choice(NamedTuple):
         return self.backend
 
 
+# Made here, because with dynamic=True torch.compile takes numbers for symbols, which it cannot format.
+_TRACED_SPARSE = Choice("sparse", f"traced: the sparsity is not below the break-even, taken as {BREAK_EVEN_SPARSITY}")
+_TRACED_DENSE = Choice("dense", f"traced: the sparsity is below the break-even, taken as {BREAK_EVEN_SPARSITY}")
+
+
 class Call(NamedTuple):
     """One forward of a layer: its geometry and direction, kept units, batch size, (height, width) of input and output,
     and the tensors' dtype and device."""
@@ -124,8 +129,7 @@ def choose_by_sparsity(sparsity: float, dtype: torch.dtype, device: torch.device
     """The backend while a graph is traced: by sparsity only, because shapes may be symbols."""
     if dtype not in (accepted := DTYPES.get(device.type, ())):
         return Choice("dense", _wrong_dtype(device.type, accepted, dtype))
-    backend = "sparse" if sparsity >= BREAK_EVEN_SPARSITY else "dense"
-    return Choice(backend, f"traced: sparsity {sparsity:.2f}, break-even taken as {BREAK_EVEN_SPARSITY}")
+    return _TRACED_SPARSE if sparsity >= BREAK_EVEN_SPARSITY else _TRACED_DENSE
 
 
 def _choose_on_cpu(call: Call) -> Choice:

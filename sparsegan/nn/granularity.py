@@ -5,6 +5,8 @@ granularity     unit
 ==============  =======================================================================================================
 ``"element"``   0-D: one weight.
 ``"vector:V"``  1-D: V consecutive output channels at one input channel and kernel position, V from 2 to 64.
+``"input:D"``   1-D: D consecutive input channels at one output channel and kernel position, D from 2 to 64. With
+                groups, the channels of a vector or of an input unit are consecutive within a group.
 ``"kernel"``    2-D: all weights between one output and one input channel.
 ``"filter"``    3-D: all weights of one output channel. ``sparsegan.remove_filters`` removes dropped filters.
 ``"2:4"``       Four consecutive weights along the reduction dimension of the matrix ``[out_channels, in_channels /
@@ -12,8 +14,9 @@ granularity     unit
                 NVIDIA. The sparsity is always 0.5.
 ==============  =======================================================================================================
 
-Vectors have separate kernels. All other granularities run on the kernels for single weights, because their supports
-list weights.
+Supports of vectors and of input units list units. All other supports list weights, and so run on the kernels for single
+weights. Vectors have kernels of their own on CPUs and GPUs, input units on CPUs; on a GPU input units run as single
+weights (``sparsegan/nn/base.py``).
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-#: The most output channels of one vector.
-MAX_VECTOR = 64
+#: The most channels of one vector or of one input unit.
+MAX_CHANNELS = 64
 
 Setting = TypeVar("Setting")
 
@@ -42,9 +45,11 @@ def _filters(weight: Tensor, transposed: bool, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else weight
 
 
-def _vectors(length: int) -> Callable[[Tensor, bool, int], Tensor]:
+def _consecutive(length: int, inputs: bool = False) -> Callable[[Tensor, bool, int], Tensor]:
+    """A weight in units of ``length`` consecutive output channels, or input channels."""
+
     def split(weight: Tensor, transposed: bool, groups: int) -> Tensor:
-        dim = int(transposed)
+        dim = int(transposed != inputs)
         return weight.unflatten(dim, (-1, length)).movedim(dim + 1, -1)
 
     return split
@@ -54,6 +59,10 @@ def _out_channels(shape: Sequence[int], transposed: bool, groups: int) -> int:
     return shape[1] * groups if transposed else shape[0]
 
 
+def _in_channels(shape: Sequence[int], transposed: bool, groups: int) -> int:
+    return shape[0] if transposed else shape[1] * groups
+
+
 @dataclass(frozen=True)
 class Units:
     """The units of a granularity.
@@ -61,8 +70,9 @@ class Units:
     `name`: the word for a unit in error texts. `rule`: the condition on a mask, for error texts.
     `split(weight, transposed, groups)`: the dense weight unit by unit, ``[*unit shape, size]``.
     `size(shape, out_channels)`: weights per unit; 1 for ``"2:4"``. `listed`: whether a support lists units; a support
-    that does not, lists the kept weights. `vector`: output channels of one entry of a support. `stay`: how many of each
-    `per` consecutive weights of an output channel are kept; ``None`` where units are kept or dropped whole.
+    that does not, lists the kept weights. `outputs`, `inputs`: output and input channels of one entry of a support; at
+    least one of the two is 1. `stay`: how many of each `per` consecutive weights of an output channel are kept;
+    ``None`` where units are kept or dropped whole.
     """
 
     name: str
@@ -70,9 +80,15 @@ class Units:
     split: Callable[[Tensor, bool, int], Tensor]
     size: Callable[[Sequence[int], int], int]
     listed: bool = False
-    vector: int = 1
+    outputs: int = 1
+    inputs: int = 1
     stay: int | None = None
     per: int = 1
+
+    @property
+    def entry(self) -> int:
+        """Weights of one entry of a support."""
+        return self.outputs * self.inputs
 
     @property
     def sparsity(self) -> float | None:
@@ -116,19 +132,23 @@ def units_of(granularity: str) -> Units:
     if isinstance(granularity, str):
         if granularity in _UNITS:
             return _UNITS[granularity]
-        match = re.fullmatch(r"vector:([1-9][0-9]?)", granularity)
-        if match is not None and 2 <= (length := int(match[1])) <= MAX_VECTOR:
-            rule = f"each {length} consecutive output channels must be kept or dropped as one"
-            return Units("vector", rule, _vectors(length), lambda shape, out_channels: length, True, length)
+        match = re.fullmatch(r"(vector|input):([1-9][0-9]?)", granularity)
+        if match is not None and 2 <= (length := int(match[2])) <= MAX_CHANNELS:
+            inputs = match[1] == "input"
+            return Units(
+                "input unit" if inputs else "vector",
+                f"each {length} consecutive {'in' if inputs else 'out'}put channels must be kept or dropped as one",
+                _consecutive(length, inputs),
+                lambda shape, out_channels: length,
+                listed=True,
+                outputs=1 if inputs else length,
+                inputs=length if inputs else 1,
+            )
     names = "', '".join(name for name in _UNITS if name != "element")
     raise ValueError(
-        f"granularity is {granularity!r}; accepted: 'element', 'vector:V' with V from 2 to {MAX_VECTOR}, '{names}'"
+        f"granularity is {granularity!r}; accepted: 'element', 'vector:V' with V from 2 to {MAX_CHANNELS}, 'input:D' "
+        f"with D from 2 to {MAX_CHANNELS}, '{names}'"
     )
-
-
-def vector_length(granularity: str) -> int:
-    """Output channels of one entry of a support: V for ``"vector:V"``, else 1. Raises as ``units_of`` does."""
-    return units_of(granularity).vector
 
 
 def check_granularity(granularity: str) -> str:
@@ -137,17 +157,19 @@ def check_granularity(granularity: str) -> str:
     return granularity
 
 
-def check_channels(granularity: str, out_channels: int, groups: int = 1) -> None:
-    """Raises ``ValueError`` unless the output channels of each group are whole vectors."""
-    size, channels = units_of(granularity).vector, out_channels // groups
-    what = f"{channels} output channel{'s' if channels != 1 else ''}"
-    _check_multiple(granularity, channels, size, what + (f" in each of its {groups} groups" if groups > 1 else ""))
+def check_channels(granularity: str, in_channels: int, out_channels: int, groups: int = 1) -> None:
+    """Raises ``ValueError`` unless the channels of each group are whole vectors or whole input units."""
+    kind, where = units_of(granularity), f" in each of its {groups} groups" if groups > 1 else ""
+    for side, total, size in (("output", out_channels, kind.outputs), ("input", in_channels, kind.inputs)):
+        channels = total // groups
+        what = f"{channels} {side} channel{'s' if channels != 1 else ''}{where}"
+        _check_multiple(granularity, channels, size, what)
 
 
 def check_shape(shape: Sequence[int], granularity: str, transposed: bool = False, groups: int = 1) -> None:
     """Raises ``ValueError`` unless a dense weight of ``shape`` consists of whole units."""
     out_channels = _out_channels(shape, transposed, groups)
-    check_channels(granularity, out_channels, groups)
+    check_channels(granularity, _in_channels(shape, transposed, groups), out_channels, groups)
     weights = math.prod(shape) // out_channels
     _check_multiple(granularity, weights, units_of(granularity).per, f"{weights} weights per output channel")
 
@@ -245,8 +267,8 @@ def as_units(weight: Tensor, granularity: str, transposed: bool = False, groups:
             shape.
 
     Returns:
-        ``[*unit shape, size]``. For elements and vectors the unit shape is the weight's shape with the output channels
-        divided by V. A support lists flat positions in this shape.
+        ``[*unit shape, size]``. Where a support lists units, the unit shape is the weight's shape with the output
+        channels divided by V, or the input channels divided by D. A support lists flat positions in this shape.
 
     Raises:
         ValueError: the weight does not consist of whole units.
@@ -349,9 +371,22 @@ def check_mask(mask: Tensor, granularity: str, transposed: bool = False, groups:
 
 
 def support_of(mask: Tensor, granularity: str, transposed: bool = False) -> Tensor:
-    """The support of a mask that passes ``check_mask``: int32, sorted positions of kept vectors or weights."""
-    entries = _vectors(vector_length(granularity))(mask, transposed, 1)[..., 0]
+    """The support of a mask that passes ``check_mask``: int32, sorted positions of kept units or weights."""
+    kind = units_of(granularity)
+    entries = kind.split(mask, transposed, 1)[..., 0] if kind.listed else mask
     return entries.flatten().nonzero().flatten().int()
+
+
+def positions_of(support: Tensor, shape: Sequence[int], granularity: str, transposed: bool = False) -> Tensor:
+    """The position of each kept value in the flattened dense weight, int64 ``[nnz]``. `shape`: of the weight."""
+    units, kind = support.long(), units_of(granularity)
+    if kind.entry == 1:
+        return units
+    # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
+    inner = math.prod(shape[2 if transposed == (kind.outputs > 1) else 1 :])
+    first = units + (units // inner) * (inner * (kind.entry - 1))
+    channels = torch.arange(0, inner * kind.entry, inner, device=units.device)
+    return (first.unsqueeze(1) + channels).flatten()
 
 
 def units_of_support(

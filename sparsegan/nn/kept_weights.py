@@ -6,14 +6,16 @@ Nothing here runs a layer; ``sparsegan/nn/base.py`` does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Geometry, Pair
+from ..geometry import Geometry
 from ..ops.plan import check_support
-from .granularity import as_units, check_mask, unit_size, units_of, vector_length
+from ..signals import rows_and_columns
+from .granularity import as_units, check_mask, positions_of, unit_size, units_of
 from .plan_cache import PlanCache
 
 #: The attributes that a sparse layer has in common with the torch.nn layer, under the same names.
@@ -30,28 +32,33 @@ SETTINGS: tuple[str, ...] = (
     "padding_mode",
 )
 
+#: A torch.nn layer that has a sparse twin.
+DenseConv = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+
 
 class KeptWeights(nn.Module):
     """The settings, support and values of a layer.
 
-    ``dense_class`` is the torch.nn class with the same function. ``adjoint`` is the direction of the forward: False for
-    a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is an int32 buffer
-    ``[units]`` of sorted flat positions. A support lists single weights; with granularity ``"vector:V"`` it lists
-    vectors, V consecutive output channels at one input channel and kernel position, and ``values`` has V weights for
-    each vector.
+    ``dense_class`` is the torch.nn class with the same function. ``dims`` is 1 for signals ``[N, C, L]`` and 2 for
+    images ``[N, C, H, W]``: settings such as ``stride`` have so many numbers. ``adjoint`` is the direction of the
+    forward: False for a convolution, True for a transposed one. ``values`` is the Parameter, ``[nnz]``. ``support`` is
+    an int32 buffer ``[units]`` of sorted flat positions. A support lists single weights; with granularity
+    ``"vector:V"`` or ``"input:D"`` it lists units, V consecutive output or D consecutive input channels at one kernel
+    position, and ``values`` has V or D weights for each unit.
     """
 
-    dense_class: ClassVar[type[nn.Conv2d] | type[nn.ConvTranspose2d]]
+    dense_class: ClassVar[type[DenseConv]]
+    dims: ClassVar[int]
     adjoint: ClassVar[bool]
 
     in_channels: int
     out_channels: int
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair | str
-    dilation: Pair
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
     transposed: bool
-    output_padding: Pair
+    output_padding: tuple[int, ...]
     groups: int
     padding_mode: str
     #: Outputs at or below 0 are multiplied by this slope while they are written. An engine fuses a ReLU by it.
@@ -68,17 +75,17 @@ class KeptWeights(nn.Module):
     def _prepare_geometries(self) -> None:
         """Sets the layer's geometry, and its variants for a coarse grid that is one element high or wide."""
         coarse, fine = (self.in_channels, self.out_channels) if self.adjoint else (self.out_channels, self.in_channels)
-        vector = vector_length(self.granularity)
+        units = units_of(self.granularity)
         self.geometry = Geometry(
             coarse,
             fine,
             self.groups,
-            self.kernel_size,
-            self.stride,
-            self.padding_before() if self.padding_mode == "zeros" else (0, 0),
-            self.dilation,
-            coarse_vector=1 if self.adjoint else vector,
-            fine_vector=vector if self.adjoint else 1,
+            rows_and_columns(self.kernel_size, 1),
+            rows_and_columns(self.stride, 1),
+            rows_and_columns(self.padding_before(), 0) if self.padding_mode == "zeros" else (0, 0),
+            rows_and_columns(self.dilation, 1),
+            coarse_vector=units.inputs if self.adjoint else units.outputs,
+            fine_vector=units.outputs if self.adjoint else units.inputs,
         )
         self._geometries = {
             (one_h, one_w): self.geometry.for_coarse_size(1 if one_h else 2, 1 if one_w else 2)
@@ -87,20 +94,25 @@ class KeptWeights(nn.Module):
         }
         self._numbers = {key: geometry.numbers() for key, geometry in self._geometries.items()}
 
-    def padding_before(self) -> Pair:
-        """The rows and columns of padding before the first element, in any padding mode."""
+    def padding_before(self) -> tuple[int, ...]:
+        """The padding before the first element of each axis, in any padding mode."""
         if self.padding == "valid":
-            return (0, 0)
+            return (0,) * self.dims
         if self.padding == "same":
-            before = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return (before[0], before[1])
+            return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         assert isinstance(self.padding, tuple)
         return self.padding
 
+    def output_padding_for(self, coarse_size: Sequence[int], fine_size: Sequence[int]) -> tuple[int, ...]:
+        """The output padding of ``dense_class`` that makes ``fine_size`` of ``coarse_size``, a number per axis."""
+        sizes = (rows_and_columns(coarse_size, 1), rows_and_columns(fine_size, 1))
+        return self.geometry.output_padding(*sizes)[-self.dims :]
+
     @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """The shape of the dense weight."""
-        return self.geometry.weight_shape
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight, as in torch: ``[out, in / groups, *kernel_size]``, or transposed
+        ``[in, out / groups, *kernel_size]``."""
+        return (*self.geometry.weight_shape[:2], *self.kernel_size)
 
     @property
     def unit_size(self) -> int:
@@ -132,14 +144,22 @@ class KeptWeights(nn.Module):
 
     def positions_of(self, support: Tensor) -> Tensor:
         """:meth:`positions` for another support."""
-        vector, units = self.geometry.vector, support.long()
-        if vector == 1:
-            return units
-        # A row of `inner` units is V rows of `inner` weights, so the channels of a unit are `inner` weights apart.
-        inner = math.prod(self.weight_shape[2 if self.adjoint else 1 :])
-        first = units + (units // inner) * (inner * (vector - 1))
-        channels = torch.arange(0, inner * vector, inner, device=units.device)
-        return (first.unsqueeze(1) + channels).flatten()
+        return positions_of(support, self.weight_shape, self.granularity, self.transposed)
+
+    @property
+    def runs_single(self) -> bool:
+        """Whether the layer's device runs the kept units as single weights, as a GPU runs input units.
+
+        The Triton kernels take units of input channels too, but at random supports they are slower than dense there
+        (``kernels/NOTES.md``).
+        """
+        inputs = self.geometry.coarse_vector if self.adjoint else self.geometry.fine_vector
+        return inputs > 1 and self.support.is_cuda
+
+    def single_weights(self) -> tuple[Tensor, Tensor]:
+        """The support of the kept weights as single weights, int32 ``[nnz]``, and their places in ``values``, int64."""
+        positions, places = self.positions().sort()
+        return positions.int(), places
 
     def unit_rows(self) -> Tensor:
         """The weights of each kept unit as indices into ``values``, int64 ``[kept units, weights per unit]``.
@@ -162,7 +182,7 @@ class KeptWeights(nn.Module):
         flat = values.new_zeros(math.prod(self.weight_shape))
         return flat.index_copy(0, self.positions(), values).view(self.weight_shape)
 
-    def dense_twin(self, device: torch.device | str) -> nn.Conv2d | nn.ConvTranspose2d:
+    def dense_twin(self, device: torch.device | str) -> DenseConv:
         """A ``torch.nn`` layer with these settings. Its parameters are allocated but not initialised."""
         return nn.utils.skip_init(
             self.dense_class,
@@ -180,7 +200,7 @@ class KeptWeights(nn.Module):
             **({"output_padding": self.output_padding} if self.transposed else {}),
         )
 
-    def to_dense(self) -> nn.Conv2d | nn.ConvTranspose2d:
+    def to_dense(self) -> DenseConv:
         """A ``torch.nn`` layer that computes the same, with zeros at the dropped weights. Its parameters are copies."""
         dense = self.dense_twin(self.values.device)
         with torch.no_grad():

@@ -1,24 +1,26 @@
-"""Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d``.
+"""Drop-in sparse layers: ``SparseConv2d`` and ``SparseConvTranspose2d`` for images, and the same two for signals.
 
 A layer holds only its kept weights: ``values`` (the Parameter, ``[nnz]``), ``support`` (int32 buffer ``[units]``, the
 sorted flat positions of the kept units) and ``bias``. Training runs on these tensors, so gradients and optimizer state
-have size nnz. ``sparsegan/nn/base.py`` has the base class of both layers.
+have size nnz. ``sparsegan/nn/forward.py`` has their forwards, ``sparsegan/nn/base.py`` the base class of all layers.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..geometry import Pair
 from .base import SparseConv as SparseConv
-from .dense_path import record
+from .forward import Convolution, TransposedConvolution
 from .granularity import check_sparsity
+from .kept_weights import DenseConv
+
+Single = tuple[int]
 
 
-class SparseConv2d(SparseConv):
+class SparseConv2d(Convolution):
     """``torch.nn.Conv2d`` with only the kept weights in memory. It takes the same arguments and three more.
 
     Args:
@@ -26,8 +28,8 @@ class SparseConv2d(SparseConv):
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, True where kept; instead of ``sparsity``.
             With neither, all weights are kept.
         granularity: the unit: ``"element"``, ``"vector:V"`` (V from 2 to 64 divides ``out_channels / groups``),
-            ``"kernel"``, ``"filter"`` or ``"2:4"`` (with ``sparsity=0.5`` or a mask); see
-            ``sparsegan.nn.granularity``.
+            ``"input:D"`` (D from 2 to 64 divides ``in_channels / groups``), ``"kernel"``, ``"filter"`` or ``"2:4"``
+            (with ``sparsity=0.5`` or a mask); see ``sparsegan.nn.granularity``.
 
     The input is ``[N, in_channels, H, W]`` or ``[in_channels, H, W]``, of the layer's dtype. The output is
     NCHW-contiguous.
@@ -47,7 +49,7 @@ class SparseConv2d(SparseConv):
     """
 
     dense_class = nn.Conv2d
-    adjoint = False
+    dims = 2
 
     def __init__(
         self,
@@ -87,40 +89,8 @@ class SparseConv2d(SparseConv):
         """A ``torch.nn.Conv2d`` that computes the same, with zeros at the dropped weights; a copy."""
         return cast(nn.Conv2d, super().to_dense())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.Conv2d computes it."""
-        if _is_recorded_by_fx(x):
-            return self._as_leaf(x)
-        if torch.jit.is_tracing():
-            return record(self, x, (0, 0))
-        self._check_input(x)
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
-        size = []
-        for axis, before in enumerate(self.padding_before()):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            after = reach - before if self.padding == "same" else before
-            self._check_padding(x, axis, max(before, after))
-            n = before + x.shape[2 + axis] + after
-            if n <= reach:
-                raise ValueError(
-                    f"input is {x.shape[2]} x {x.shape[3]}; with its padding it must be at least as large as the "
-                    f"kernel's reach, {reach + 1} along dimension {2 + axis}"
-                )
-            size.append((n - reach - 1) // self.stride[axis] + 1)
-        return self._run(x, (size[0], size[1]))
 
-    def _check_padding(self, x: Tensor, axis: int, padding: int) -> None:
-        """Raises ``ValueError`` beyond torch's limits: padding < size for "reflect", padding <= size for "circular"."""
-        least = {"zeros": 0, "replicate": 1, "circular": max(padding, 1), "reflect": padding + 1}[self.padding_mode]
-        if x.shape[2 + axis] < least:
-            raise ValueError(
-                f"input is {x.shape[2]} x {x.shape[3]}; padding_mode={self.padding_mode!r} with a padding of {padding} "
-                f"needs at least {least} along dimension {2 + axis}"
-            )
-
-
-class SparseConvTranspose2d(SparseConv):
+class SparseConvTranspose2d(TransposedConvolution):
     """``torch.nn.ConvTranspose2d`` with only the kept weights in memory.
 
     It takes the arguments of ``torch.nn.ConvTranspose2d``, and ``sparsity``, ``mask`` and ``granularity`` as
@@ -128,7 +98,7 @@ class SparseConvTranspose2d(SparseConv):
     """
 
     dense_class = nn.ConvTranspose2d
-    adjoint = True
+    dims = 2
 
     def __init__(
         self,
@@ -170,46 +140,127 @@ class SparseConvTranspose2d(SparseConv):
         """A ``torch.nn.ConvTranspose2d`` that computes the same, with zeros at the dropped weights; a copy."""
         return cast(nn.ConvTranspose2d, super().to_dense())
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``, as torch.nn.ConvTranspose2d computes it.
 
-        Args:
-            output_size: the output's (height, width), or one number per dimension of the input. With a stride above 1
-                several output sizes are possible; this argument chooses one of them.
-        """
-        if _is_recorded_by_fx(x):
-            return self._as_leaf(x, output_size)
-        if torch.jit.is_tracing() and output_size is None:
-            return record(self, x, self.output_padding)
-        self._check_input(x)
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0), output_size).squeeze(0)
-        if output_size is not None and len(output_size) not in (2, x.dim()):
-            raise ValueError(
-                f"output_size has {len(output_size)} numbers; it must have 2, or one per dimension of the input"
-            )
-        size, extra = [], []
-        for axis, n in enumerate(self.geometry.fine_size(x.shape[2:])):
-            added = self.output_padding[axis] if output_size is None else output_size[axis - 2] - n
-            # As in torch, the constructor's output padding is not limited here; that from output_size is.
-            if output_size is not None and not 0 <= added < self.stride[axis]:
-                raise ValueError(
-                    f"output_size asks for {output_size[axis - 2]} along dimension {2 + axis}; "
-                    f"it must be from {n} to {n + self.stride[axis] - 1}"
-                )
-            if n + added < 1:
-                raise ValueError(
-                    f"the output would have size {n + added} along dimension {2 + axis}; it must be at least 1"
-                )
-            size.append(n + added)
-            extra.append(added)
-        return self._run(x, (size[0], size[1]), (extra[0], extra[1]))
+class SparseConv1d(Convolution):
+    """``torch.nn.Conv1d`` with only the kept weights in memory, as the layers of a vocoder have it.
+
+    It takes the arguments of ``torch.nn.Conv1d``, and ``sparsity``, ``mask`` and ``granularity`` as
+    :class:`SparseConv2d`. ``mask`` is bool ``[out_channels, in_channels / groups, kernel_size]``. The input is
+    ``[N, in_channels, L]`` or ``[in_channels, L]``, of the layer's dtype. With its padding it must be at least as long
+    as the kernel's reach; a shorter one raises ``ValueError``. The output is contiguous.
+
+    The kernels compute a signal as an image of one row. Dtypes, devices, granularities and ``load_state_dict`` are
+    therefore those of :class:`SparseConv2d`. The support has the positions in the flattened weight
+    ``[out_channels, in_channels / groups, kernel_size]``.
+    """
+
+    dense_class = nn.Conv1d
+    dims = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Single,
+        stride: int | Single = 1,
+        padding: int | Single | str = 0,
+        dilation: int | Single = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+        granularity: str = "element",
+    ) -> None:
+        super().__init__()
+        dense = nn.Conv1d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type] # torch checks it
+            device,
+            dtype,
+        )
+        self._absorb(dense, *_initial_support(sparsity, mask, granularity))
+
+    def to_dense(self) -> nn.Conv1d:
+        """A ``torch.nn.Conv1d`` that computes the same, with zeros at the dropped weights; a copy."""
+        return cast(nn.Conv1d, super().to_dense())
 
 
+class SparseConvTranspose1d(TransposedConvolution):
+    """``torch.nn.ConvTranspose1d`` with only the kept weights in memory.
+
+    It takes the arguments of ``torch.nn.ConvTranspose1d``, and ``sparsity``, ``mask`` and ``granularity`` as
+    :class:`SparseConv2d`. ``mask`` is bool ``[in_channels, out_channels / groups, kernel_size]``. For inputs, see
+    :class:`SparseConv1d`.
+    """
+
+    dense_class = nn.ConvTranspose1d
+    dims = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Single,
+        stride: int | Single = 1,
+        padding: int | Single = 0,
+        output_padding: int | Single = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Single = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+        granularity: str = "element",
+    ) -> None:
+        super().__init__()
+        dense = nn.ConvTranspose1d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,  # type: ignore[arg-type] # torch checks it
+            device,
+            dtype,
+        )
+        self._absorb(dense, *_initial_support(sparsity, mask, granularity))
+
+    def to_dense(self) -> nn.ConvTranspose1d:
+        """A ``torch.nn.ConvTranspose1d`` that computes the same, with zeros at the dropped weights; a copy."""
+        return cast(nn.ConvTranspose1d, super().to_dense())
+
+
+#: The sparse class for each dense class.
 SPARSE_CLASSES: dict[type[nn.Module], type[SparseConv]] = {
-    nn.Conv2d: SparseConv2d,
-    nn.ConvTranspose2d: SparseConvTranspose2d,
+    one.dense_class: one for one in (SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d)
 }
+#: The torch.nn classes that have a sparse class, for ``isinstance``.
+DENSE_CLASSES: tuple[type[DenseConv], ...] = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+#: Those of them that are transposed convolutions.
+TRANSPOSED_CLASSES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def dense_class_of(module: DenseConv) -> type[DenseConv]:
+    """The class of torch.nn that a convolution, perhaps of a subclass, belongs to."""
+    return next(one for one in DENSE_CLASSES if isinstance(module, one))
 
 
 def _initial_support(
@@ -219,7 +270,3 @@ def _initial_support(
     if sparsity is not None:
         check_sparsity(sparsity)
     return (0.0 if sparsity is None and mask is None else sparsity), granularity, mask
-
-
-def _is_recorded_by_fx(x: Any) -> bool:
-    return isinstance(x, fx.Proxy)

@@ -36,6 +36,7 @@ class PlanCache:
         self.support = support
         self.plans: dict[tuple[bool, bool, bool], Tensor] = {}
         self.choices: dict[Any, Choice] = {}
+        self.single: tuple[Tensor, Tensor] | None = None
         self.digest = hashlib.blake2b(numbers.tobytes()).digest()
         self._version = version
         self._address = support.data_ptr()
@@ -58,13 +59,24 @@ class PlanCache:
     def take_over(self, other: PlanCache) -> None:
         """Takes the entries of another cache, which was made for the same positions on the same device."""
         self.plans, self.choices, self._dense = other.plans, other.choices, other._dense
+        self.single = other.single
 
-    def plan(self, variant: tuple[bool, bool], geometry: list[int], adjoint: bool) -> Tensor:
-        """The plan of one direction. ``variant``: whether the coarse grid is one element high, and one element wide."""
+    def single_weights(self, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The result of ``make()``, which is ``KeptWeights.single_weights``, at the first call."""
+        if (single := self.single) is None:
+            with torch.inference_mode(False):
+                self.single = single = make()
+        return single
+
+    def plan(self, variant: tuple[bool, bool], support: Tensor, geometry: list[int], adjoint: bool) -> Tensor:
+        """The plan of one direction. ``variant``: whether the coarse grid is one element high, and one element wide.
+
+        ``support``: the cache's, or that of its single weights where the layer runs these.
+        """
         key = (*variant, adjoint)
         if key not in self.plans:
             with torch.inference_mode(False):  # a plan that is compiled in inference mode must serve training too
-                self.plans[key] = plan_of(self.support, geometry, adjoint)
+                self.plans[key] = plan_of(support, geometry, adjoint)
         return self.plans[key]
 
     def choice(self, key: Any, choose: Callable[[], Choice]) -> Choice:
@@ -93,8 +105,9 @@ class PlanCache:
         return kept[1]
 
     def plan_bytes(self) -> int:
-        """The bytes of all plans in the cache."""
-        return sum(plan.numel() * plan.element_size() for plan in list(self.plans.values()))
+        """The bytes of all plans in the cache, and of the support and places of single weights."""
+        tensors = [*list(self.plans.values()), *(self.single or ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def version_of(support: Tensor) -> int | None:

@@ -8,7 +8,7 @@ from typing import TypeVar, overload
 from torch import nn
 
 from ..copying import WEIGHT_HOOKS
-from .layer import SparseConv, SparseConv2d, SparseConvTranspose2d
+from .layer import SparseConv, SparseConv1d, SparseConv2d, SparseConvTranspose1d, SparseConvTranspose2d
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,7 +31,11 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv]]:
 
 
 @overload
+def densify(model: SparseConv1d) -> nn.Conv1d: ...
+@overload
 def densify(model: SparseConv2d) -> nn.Conv2d: ...
+@overload
+def densify(model: SparseConvTranspose1d) -> nn.ConvTranspose1d: ...
 @overload
 def densify(model: SparseConvTranspose2d) -> nn.ConvTranspose2d: ...
 @overload

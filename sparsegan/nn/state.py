@@ -17,6 +17,15 @@ KEYS = ("values", "support", "weight", "weight_orig", "weight_mask", "bias", "bi
 COMPUTED = ("parametrizations.", "weight_g", "weight_v", "weight_u")
 
 
+def units_version(granularity: str) -> int:
+    """The version of a layer's part of a state_dict: 2 for input units, 1 otherwise.
+
+    Input units and vectors of equal size have supports and values of equal shapes. Only the version, which torch keeps
+    beside the tensors, tells them apart.
+    """
+    return 2 if units_of(granularity).inputs > 1 else 1
+
+
 class Loaded(NamedTuple):
     """The tensors to load into a layer. None leaves the layer's tensor as it is."""
 
@@ -30,6 +39,7 @@ def load(
     state_dict: dict[str, Any],
     prefix: str,
     assign: bool,
+    version: int | None,
     strict: bool,
     missing_keys: list[str],
     unexpected_keys: list[str],
@@ -37,11 +47,17 @@ def load(
 ) -> None:
     """``torch.nn.Module._load_from_state_dict`` for a sparse layer. Where an entry is wrong the layer stays unchanged.
 
-    ``assign``: the parameters are replaced, not written to, as in ``load_state_dict(assign=True)``.
+    ``assign``: the parameters are replaced, not written to, as in ``load_state_dict(assign=True)``. ``version``: of the
+    part, as ``units_version`` gives it; None if it is not known.
     """
     entries = {key[len(prefix) :]: entry for key, entry in state_dict.items() if key.startswith(prefix)}
     name = prefix.rstrip(".") or type(layer).__name__
     try:
+        if "support" in entries and version is not None and version != units_version(layer.granularity):
+            raise ValueError(
+                f"support comes from a layer {'with' if version == 2 else 'without'} input units; this layer has "
+                f"granularity {layer.granularity!r} and takes the support of a layer of the same granularity"
+            )
         loaded, missing = read(layer, entries)
         if layer.values.is_meta and not assign and any(entry is not None for entry in loaded):
             raise ValueError(

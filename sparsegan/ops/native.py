@@ -74,6 +74,7 @@ _compile_plan = _fallible("compile_plan", _int32, _numbers, _int64, _int32, _pos
 _sparse_conv_cycles = _fallible(
     "sparse_conv_cycles", _numbers, _int64, _int32, _int64, _int64, _numbers, _int32, ctypes.POINTER(ctypes.c_double)
 )
+_shared_panel = _fallible("shared_panel", _numbers, _int64, _int32, _int64, _int64, _numbers, _int32, _int64, _numbers)
 _check_support = _fallible("check_support", _positions, _int64, _int64)
 _encode_support = _fallible(
     "encode_support", _positions, _int64, _int64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(_int64)
@@ -246,6 +247,24 @@ def sparse_conv_cycles(
     _sparse_conv_cycles(numbers, len(numbers), bool(adjoint), taps, images, sizes, bool(float64), cycles)
     parts = ("multiplying", "reading taps", "changing targets", "packing", "unpacking", "ordering values")
     return dict(zip(parts, cycles, strict=True))
+
+
+def shared_panel(
+    geometry: list[int],
+    adjoint: bool,
+    taps: int,
+    images: int,
+    x_size: Sequence[int],
+    y_size: Sequence[int],
+    float64: bool,
+    channels: int,
+) -> tuple[tuple[int, int], int]:
+    """The tile (height, width) and the bytes of a panel of `channels` channels that several sparse_convs share; see
+    SharedPanel in csrc/cpu/conv.h. The tile is the best one for this sparse_conv."""
+    numbers, sizes, found = _list("geometry", geometry), _list("sizes", [*x_size, *y_size]), (_int64 * 3)()
+    taps, images, channels = _number("taps", taps), _number("images", images), _number("channels", channels)
+    _shared_panel(numbers, len(numbers), bool(adjoint), taps, images, sizes, bool(float64), channels, found)
+    return (found[0], found[1]), found[2]
 
 
 # The codec

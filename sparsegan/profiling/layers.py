@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..clock import Clock
 from ..nn.layer import SparseConv
 from ..renamed import renamed_attribute, with_new_names
+from ..signals import IMAGE
 from .macs import layer_macs, visit_layers
 
 
@@ -105,24 +107,28 @@ def profile(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileRepo
         example: the model's input, a tensor or a tuple of arguments.
         seconds: time spent per layer.
 
-    Dense time is that of the faster of torch's NCHW and channels_last convolution, without the layout's conversion. On
+    Dense time is that of the faster of torch's NCHW and channels_last convolution, without the layout's conversion; a
+    signal has one layout. On
     a GPU a time is that of a single call with its launches; in a CUDA graph small layers take less.
     """
     report = ProfileReport(torch.get_num_threads())
 
     def visit(name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        if not isinstance(module, SparseConv) or x.dim() != 4:
+        if not isinstance(module, SparseConv) or x.dim() != module.dims + 2:
             return
-        choice = module.choose(tuple(x.shape), (y.shape[2], y.shape[3]))
-        dense, last = module.to_dense(), module.to_dense().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        choice = module.choose(tuple(x.shape), tuple(y.shape[2:]))
         x = x.contiguous()
         report.device = str(x.device)
-        x_last = x.contiguous(memory_format=torch.channels_last)
+        dense = [partial(module.to_dense(), x)]
+        if x.dim() == IMAGE:
+            last: Any = module.to_dense()
+            last.to(memory_format=torch.channels_last)
+            dense.append(partial(last, x.contiguous(memory_format=torch.channels_last)))
         # The copy has no hooks: the layer itself would call this visitor again.
         layer = copy.deepcopy(module)
         layer._forward_hooks.clear()
         layer.backend = "sparse"
-        times = interleaved_ms(Clock(layer, x), [lambda: layer(x), lambda: dense(x), lambda: last(x_last)], seconds)
+        times = interleaved_ms(Clock(layer, x), [partial(layer, x), *dense], seconds)
         dense_macs, executed = layer_macs(module, x, y)
         report.rows.append(
             LayerProfile(
@@ -157,9 +163,8 @@ def tune(model: nn.Module, example: Any, seconds: float = 0.2) -> ProfileReport:
 
 def _describe(module: SparseConv, x: Tensor) -> str:
     kernel, stride = ("x".join(map(str, pair)) for pair in (module.kernel_size, module.stride))
-    text = (
-        f"{module.in_channels}->{module.out_channels} {kernel} s{stride} @{x.shape[2]}x{x.shape[3]} batch {x.shape[0]}"
-    )
+    size = "x".join(map(str, x.shape[2:]))
+    text = f"{module.in_channels}->{module.out_channels} {kernel} s{stride} @{size} batch {x.shape[0]}"
     return text + (f" groups {module.groups}" if module.groups > 1 else "") + _dilation(module)
 
 

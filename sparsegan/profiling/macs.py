@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..modes import Buffers
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..nn.replace import sparse_layers
+from ..signals import rows_and_columns
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class MacsReport:
         return "\n".join(lines)
 
 
-_WITH_WEIGHTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_WITH_WEIGHTS = (*DENSE_CLASSES, nn.Linear)
 
 
 def visit_layers(model: nn.Module, example: Any, visit: Callable[[str, nn.Module, Tensor, Tensor], None]) -> None:
@@ -84,17 +85,17 @@ def layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     convolution), padding included, as torch's own FLOP counter does.
     """
     if isinstance(module, SparseConv):
-        sites, weights, kept = (x if module.transposed else y), math.prod(module.weight_shape), module.nnz
-    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        sites, weights = (x if isinstance(module, nn.ConvTranspose2d) else y), module.weight.numel()
-        kept = weights
+        weights, kept = math.prod(module.weight_shape), module.nnz
+    elif isinstance(module, DENSE_CLASSES):
+        weights = kept = module.weight.numel()
     elif isinstance(module, nn.Linear):
         dense = module.weight.numel() * (x.numel() // max(1, x.shape[-1]))
         return dense, dense
     else:
         return 0, 0
-    images = sites.shape[0] if sites.dim() == 4 else 1
-    height, width = sites.shape[-2:]
+    sites, dims = (x if module.transposed else y), len(module.kernel_size)
+    images = sites.shape[0] if sites.dim() == dims + 2 else 1
+    height, width = rows_and_columns(sites.shape[-dims:], 1)
     return ops.macs(weights, images, height, width), ops.macs(kept, images, height, width)
 
 

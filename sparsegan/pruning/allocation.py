@@ -39,7 +39,7 @@ from ..nn.granularity import (
     mask_of,
     units_of,
 )
-from ..nn.layer import SparseConv, SparseConvTranspose2d
+from ..nn.layer import SparseConv
 from ..randomness import devices_of, repeated, states
 from ..renamed import renamed_names
 from .prunable import prunable_layers
@@ -149,7 +149,7 @@ def _units(
         if units_of(own).sparsity is not None:
             budget -= FIXED * weight.numel() * cost
             continue
-        split = (own, isinstance(layer, SparseConvTranspose2d | nn.ConvTranspose2d), cast(int, layer.groups))
+        split = (own, cast(bool, layer.transposed), cast(int, layer.groups))
         try:
             units = as_units(weight.detach().cpu(), *split)
         except ValueError as error:

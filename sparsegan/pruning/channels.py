@@ -19,11 +19,14 @@ from ..copying import bake, copy_model
 from ..engine import meanings, rules
 from ..engine.tracing import NORMS, Tracer, close
 from ..nn.granularity import as_units
+from ..nn.kept_weights import DenseConv
+from ..nn.layer import DENSE_CLASSES
 from ..nn.replace import densify
+from ..signals import IMAGE, SIGNAL
 
 Model = TypeVar("Model", bound=nn.Module)
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+CONVOLUTIONS = DENSE_CLASSES
 #: A reason why channels stay.
 ADDED = "they are added to channels that are not constant"
 
@@ -77,7 +80,7 @@ class Layer:
     """A convolution. `reads`: its input when it runs. `ids`: of its output channels. `zero`: bool ``[out]``, which
     filters are zero."""
 
-    module: nn.Conv2d | nn.ConvTranspose2d
+    module: DenseConv
     reads: Tracked
     ids: list[int]
     zero: Tensor
@@ -86,7 +89,7 @@ class Layer:
     def alike(self) -> bool:
         """Whether a constant input channel adds the same number to every element of an output channel."""
         module = self.module
-        if isinstance(module, nn.ConvTranspose2d):
+        if module.transposed:
             return False
         none = all(p == 0 for p in module.padding) if isinstance(module.padding, tuple) else module.padding == "valid"
         return none or module.padding_mode != "zeros"
@@ -168,6 +171,8 @@ class Channels:
 
     def _one(self, node: fx.Node, meaning: meanings.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
         """The result of a node with one input tensor; None if it is not known."""
+        if rules.is_without_batch(node, module):
+            return None
         name = str(node.target) if module is not None else node.name
         if isinstance(meaning, meanings.Arithmetic | meanings.Combination):  # of x with itself
             return self._changed(node, meaning.in_place, x)
@@ -308,7 +313,7 @@ class Channels:
                 self.keep(one, why)
                 self.fixed.add(one)
         shape: tuple[int, ...] = getattr(node.meta.get("value"), "shape", ())
-        if len(shape) != 4:
+        if len(shape) not in (SIGNAL, IMAGE):
             return None
         ids = self._new(shape[1])
         for one in ids:
@@ -317,16 +322,15 @@ class Channels:
         return Tracked(ids, unknown, [why] * shape[1])
 
 
-def rows(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """The weight ``[out, in, kernel_h, kernel_w]`` of a convolution without groups."""
+def rows(module: DenseConv) -> Tensor:
+    """The weight ``[out, in, *kernel_size]`` of a convolution without groups."""
     weight = module.weight.detach()
-    return weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight
+    return weight.transpose(0, 1) if module.transposed else weight
 
 
-def zero_filters(module: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+def zero_filters(module: DenseConv) -> Tensor:
     """bool ``[out]``: which filters of a convolution are zero."""
-    transposed = isinstance(module, nn.ConvTranspose2d)
-    return (as_units(module.weight.detach(), "filter", transposed, module.groups) == 0).all(1)
+    return (as_units(module.weight.detach(), "filter", module.transposed, module.groups) == 0).all(1)
 
 
 def replace(module: Any, name: str, tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..copying import plain_class
-from ..nn.layer import SPARSE_CLASSES, SparseConv
+from ..nn.layer import DENSE_CLASSES, SPARSE_CLASSES, SparseConv
 
 
 def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -36,7 +36,8 @@ def prunable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, 
             found = "; ".join(f"{name} {why}" for name, why in others.items())
             raise ValueError(f"{type(model).__name__} has no layer that can be pruned: {found}")
         raise ValueError(
-            f"{type(model).__name__} has no convolution; torch.nn.Conv2d and torch.nn.ConvTranspose2d can be pruned"
+            f"{type(model).__name__} has no convolution; torch.nn's Conv1d, Conv2d, ConvTranspose1d and "
+            "ConvTranspose2d can be pruned"
         )
     return layers
 
@@ -92,10 +93,10 @@ def _why_not(module: nn.Module) -> str | None:
         return "is scripted; prune it before torch.jit.script" if any("Conv" in one for one in kinds) else None
     if any(isinstance(one, UninitializedParameter) for one in module.parameters(recurse=False)):
         return f"is a {kind.__name__} that has seen no input; call the model once first" if "Conv" in name else None
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, DENSE_CLASSES):
         return f"is a {name}, not torch.nn's own layer: its forward may be different"
-    if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Conv3d | nn.ConvTranspose3d):
-        return f"is a {kind.__name__}; there are kernels for two dimensions"
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        return f"is a {kind.__name__}; there are kernels for one and two dimensions"
     if "Conv" in kind.__name__ and next(module.children(), None) is None and _weights(module, least=1):
         return f"is a {name}, which is no layer of torch.nn"
     held = _weights(module, least=3)

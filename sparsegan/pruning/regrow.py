@@ -76,7 +76,7 @@ def _watching(zeros: Tensor) -> Any:
         if not y.requires_grad:
             return None
         x: Tensor = inputs[0] if inputs else named["x"]
-        x = x if x.dim() == 4 else x.unsqueeze(0)
+        x = x if x.dim() == layer.dims + 2 else x.unsqueeze(0)
         if layer.padding_mode != "zeros" or layer.padding == "same":
             mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
             x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
@@ -89,7 +89,7 @@ class _Watched(torch.autograd.Function):
     """Returns a layer's output unchanged. Its backward also computes the gradient of `zeros`, as if these were a dense
     weight that is added to the layer's weight.
 
-    `x`: ``[N, C, H, W]``, padded already if ``aten::convolution`` cannot do this padding.
+    `x`: ``[N, C, H, W]`` or ``[N, C, L]``, padded already if ``aten::convolution`` cannot do this padding.
     """
 
     @staticmethod
@@ -103,12 +103,12 @@ class _Watched(torch.autograd.Function):
         (gy,), layer = gradients, ctx.layer
         x, zeros, y = ctx.saved_tensors
         g = gy if y is None else torch.where(y > 0, gy, gy * layer.negative_slope)
-        g = g if g.dim() == 4 else g.unsqueeze(0)
-        padding, extra = [0, 0], [0, 0]
+        g = g if g.dim() == layer.dims + 2 else g.unsqueeze(0)
+        padding, extra = [0] * layer.dims, [0] * layer.dims
         if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             padding = list(layer.padding)
         if layer.transposed:
-            extra = list(layer.geometry.output_padding(x.shape[2:], g.shape[2:]))
+            extra = list(layer.output_padding_for(x.shape[2:], g.shape[2:]))
         # The contribution of `zeros` to the gradient of x is zero, but a second backward needs its derivative.
         again = torch.is_grad_enabled() and ctx.needs_input_grad[1]
         # In float16 the sum over all pixels of a batch can overflow even if the gradients of the kept weights do not.

@@ -127,14 +127,14 @@ class _Removal:
         gone = sorted(set(range(len(value))) - set(stays))
         weight = rows(module).double()
         bias = weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach().double()
-        seen = weight[:, gone] * value[gone, None, None]
+        seen = weight[:, gone] * value[gone].view(-1, *[1] * (weight.dim() - 2))
         if layer.alike:
-            bias = bias + seen.sum((1, 2, 3))
+            bias = bias + seen.flatten(1).sum(1)
         elif bool(seen.any()):
             carrier = max(stays, key=lambda index: float(value[index].abs().nan_to_num(0.0)))
             weight[:, carrier] += seen.sum(1) / value[carrier]
         weight, bias = weight[outputs][:, stays], bias[outputs]
-        if isinstance(module, nn.ConvTranspose2d):
+        if module.transposed:
             weight = weight.transpose(0, 1)
         if module.bias is not None or bool(bias.any()):
             replace(module, "bias", bias.to(module.weight.dtype))

@@ -1,7 +1,8 @@
-"""Reordering of output channels, so that pruning by vectors loses less.
+"""Reordering of output channels, so that pruning by vectors or by input units loses less.
 
-A vector keeps or drops V consecutive output channels as one. The order of the channels after training is arbitrary. If
-channels that keep weights at the same places are neighbours, more of the weights' norm is kept at the same sparsity.
+A vector keeps or drops V consecutive output channels as one, an input unit D consecutive channels that a layer reads.
+The order of the channels after training is arbitrary. If channels that keep weights at the same places are neighbours,
+more of the weights' norm is kept at the same sparsity.
 The norms behind a layer and the input channels of the next layers get the same order, so the model's results stay the
 same and nothing is computed in addition.
 """
@@ -15,21 +16,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn.granularity import by_layer, check_sparsity, kept, vector_length
-from .channels import CONVOLUTIONS, Channels, replace, rewritten, rows
+from ..nn.granularity import Units, by_layer, check_sparsity, kept, units_of
+from .channels import CONVOLUTIONS, Channels, Layer, replace, rewritten, rows
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def reorder_channels(model: Model, example: Any, granularity: str | Mapping[str, str], sparsity: float) -> Model:
-    """Returns a dense copy of a model with the same results, whose channels are in an order that suits vectors.
+    """Returns a dense copy of a model with the same results, whose channels are in an order that suits the units.
 
     Args:
         model: any module that ``torch.fx`` can trace; not changed.
         example: an input, as a tensor or a tuple of arguments, for runs in evaluation mode.
-        granularity: the granularity of the :func:`sparsegan.sparsify` that will follow. Only layers of granularity
-            ``"vector:V"`` are reordered.
-        sparsity: the sparsity to which the vectors will be pruned, in [0, 1).
+        granularity: the granularity of the :func:`sparsegan.sparsify` that will follow. The output channels of a layer
+            of granularity ``"vector:V"`` are ordered by its own weights. Those of another layer are ordered by the
+            weights of the layers of granularity ``"input:D"`` that read them, if there are any.
+        sparsity: the sparsity to which the units will be pruned, in [0, 1).
 
     A layer keeps its order if it has groups, or if its channels are added to those of another layer (a residual sum),
     reach the model's output, or are read by an operation that this analysis does not know.
@@ -41,22 +43,25 @@ def reorder_channels(model: Model, example: Any, granularity: str | Mapping[str,
 
     def rewrite(channels: Channels) -> None:
         names = [name for name, module in channels.modules.items() if isinstance(module, CONVOLUTIONS)]
-        lengths = {name: vector_length(one) for name, one in by_layer(names, granularity, "granularity").items()}
-        _reorder(channels, lengths, sparsity)
+        units = {name: units_of(one) for name, one in by_layer(names, granularity, "granularity").items()}
+        _reorder(channels, units, sparsity)
 
     return rewritten(model, example, rewrite)
 
 
-def _reorder(channels: Channels, vectors: dict[str, int], sparsity: float) -> None:
+def _reorder(channels: Channels, units: dict[str, Units], sparsity: float) -> None:
     fixed = {channels.root(one) for one in channels.fixed}
     owners = Counter(channels.root(one) for layer in channels.layers.values() for one in layer.ids)
     moved: dict[int, int] = {}  # id -> offset from a channel's place to the old place of its successor
     orders: dict[str, list[int]] = {}
     for name, layer in channels.layers.items():
-        vector, roots = vectors[name], [channels.root(one) for one in layer.ids]
-        if vector == 1 or len(roots) % vector or any(owners[one] > 1 or one in fixed for one in roots):
+        roots = [channels.root(one) for one in layer.ids]
+        length, weight = units[name].outputs, rows(layer.module).flatten(1)
+        if length == 1:
+            length, weight = _reading(channels, layer, units)
+        if length == 1 or len(roots) % length or any(owners[one] > 1 or one in fixed for one in roots):
             continue
-        orders[name] = similar_order(rows(layer.module).flatten(1), vector, sparsity)
+        orders[name] = similar_order(weight, length, sparsity)
         moved |= {one: new - place for place, (one, new) in enumerate(zip(layer.ids, orders[name], strict=True))}
 
     def order(ids: Sequence[int]) -> list[int]:
@@ -73,6 +78,23 @@ def _reorder(channels: Channels, vectors: dict[str, int], sparsity: float) -> No
             tensor = getattr(module, name, None)
             if isinstance(tensor, Tensor) and tensor.shape == (len(ids),):
                 replace(module, name, tensor.detach()[order(ids)])
+
+
+def _reading(channels: Channels, layer: Layer, units: dict[str, Units]) -> tuple[int, Tensor]:
+    """The longest input unit that reads a layer's output channels, and the weights that read them in such units.
+
+    The weights are ``[channels, weights per channel]``. The length is 1, and there are no weights, if none reads whole
+    units of these channels.
+    """
+    found: dict[int, list[Tensor]] = {}
+    for name, reader in channels.layers.items():
+        length, places = units[name].inputs, {one: place for place, one in enumerate(reader.reads.ids)}
+        at = [places.get(one, -1) for one in layer.ids]
+        # The channels may be a part of a concatenation. They are whole units if they begin where a unit begins.
+        if length > 1 and at[0] >= 0 and at[0] % length == 0 and at == list(range(at[0], at[0] + len(at))):
+            found.setdefault(length, []).append(rows(reader.module)[:, at].transpose(0, 1).flatten(1))
+    longest = max(found, default=1)
+    return longest, torch.cat(found[longest], 1) if found else torch.empty(len(layer.ids), 0)
 
 
 def similar_order(weight: Tensor, vector: int, sparsity: float) -> list[int]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..nn.granularity import check_sparsity, magnitudes, units_of
-from ..nn.layer import SparseConv, SparseConvTranspose2d
+from ..nn.layer import SparseConv
 from ..nn.replace import sparse_layers
 from .allocation import FIXED, LEAST
 
@@ -92,9 +92,9 @@ def counting_uses(model: nn.Module) -> Iterator[dict[str, int]]:
 def _counting(uses: dict[str, int], name: str) -> Any:
     def count(layer: SparseConv, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         image: Tensor = output
-        if isinstance(layer, SparseConvTranspose2d):
+        if layer.adjoint:
             image = inputs[0] if inputs else named["x"]
-        uses[name] += image.numel() // image.shape[-3]
+        uses[name] += image.numel() // image.shape[-1 - layer.dims]
 
     return count
 

@@ -19,7 +19,14 @@ from ..nn.granularity import (
     largest,
     units_of,
 )
-from ..nn.layer import SPARSE_CLASSES, SparseConv, SparseConv2d, SparseConvTranspose2d
+from ..nn.layer import (
+    SPARSE_CLASSES,
+    SparseConv,
+    SparseConv1d,
+    SparseConv2d,
+    SparseConvTranspose1d,
+    SparseConvTranspose2d,
+)
 from ..nn.replace import Model, move_hooks, replaced, sparse_layers
 from .allocation import layer_sparsities
 from .optimizer_state import Optimizers, check_held, check_movable, move_state, optimizers_of
@@ -33,12 +40,28 @@ Granularities = str | Mapping[str, str]
 
 @overload
 def sparsify(
+    model: nn.Conv1d,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
+    exclude: Iterable[str] = (),
+    allocation: str = "uniform",
+) -> SparseConv1d: ...
+@overload
+def sparsify(
     model: nn.Conv2d,
     sparsity: Sparsities = None,
     granularity: Granularities = "element",
     exclude: Iterable[str] = (),
     allocation: str = "uniform",
 ) -> SparseConv2d: ...
+@overload
+def sparsify(
+    model: nn.ConvTranspose1d,
+    sparsity: Sparsities = None,
+    granularity: Granularities = "element",
+    exclude: Iterable[str] = (),
+    allocation: str = "uniform",
+) -> SparseConvTranspose1d: ...
 @overload
 def sparsify(
     model: nn.ConvTranspose2d,
@@ -62,15 +85,15 @@ def sparsify(
     exclude: Iterable[str] = (),
     allocation: str = "uniform",
 ) -> nn.Module:
-    """Makes every ``Conv2d`` and ``ConvTranspose2d`` of a model sparse, in place.
+    """Makes every ``Conv1d``, ``Conv2d``, ``ConvTranspose1d`` and ``ConvTranspose2d`` of a model sparse, in place.
 
     Args:
         model: any module. For a single convolution, the sparse layer is returned.
         sparsity: the fraction of units to drop per layer, smallest L2 norm first, in [0, 1); or by layer,
             ``{pattern: fraction}``, where the first pattern that matches a layer's name applies. ``None`` keeps each
             layer's nonzero weights.
-        granularity: the unit that is kept or dropped: ``"element"``, ``"vector:V"``, ``"kernel"``, ``"filter"`` or
-            ``"2:4"`` (see ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
+        granularity: the unit that is kept or dropped: ``"element"``, ``"vector:V"``, ``"input:D"``, ``"kernel"``,
+            ``"filter"`` or ``"2:4"`` (see ``sparsegan.nn.granularity``); or by layer, ``{pattern: granularity}``.
         exclude: names (as in ``named_modules``) or glob patterns of layers that stay dense.
         allocation: how a total sparsity is allocated to the layers: ``"uniform"``, ``"global"`` or
             ``"global-normalized"``. See ``sparsegan.pruning.allocation``, which also has a measured allocation.
@@ -79,8 +102,10 @@ def sparsify(
         The model. Hooks, training flags and ``requires_grad`` move to the new layers. Layers that are sparse already
         are pruned further, each by its own granularity; dropped weights never return. Masks of ``torch.nn.utils.prune``
         become supports. Weights that are computed in another way (spectral or weight normalisation, a parametrization)
-        are replaced by their values in evaluation mode, and one warning says so. Another warning lists the modules that
-        resemble a convolution and stay dense: subclasses, other dimensions, scripted modules, weights outside layers.
+        are folded: their values in evaluation mode take their place, and one warning says so. For a weight
+        normalisation, as vocoders have it, ``g * v / norm(v)`` replaces ``g`` and ``v``, and training goes on with the
+        kept weights themselves. Another warning lists the modules that resemble a convolution and stay dense:
+        subclasses, other dimensions, scripted modules, weights outside layers.
 
     Raises:
         ValueError: no layer can be pruned (the text names the modules that resemble a convolution), an argument is out

@@ -78,7 +78,7 @@ class Row:
 
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
-GRANULARITIES = ("element", "vector:4", "vector:16", "kernel", "filter")
+GRANULARITIES = ("element", "vector:4", "vector:16", "input:2", "input:4", "kernel", "filter")
 BASELINES = tuple(name for name in RECIPES if RECIPES[name].row or name in ("one-shot", "gan-loss"))
 ABLATIONS = tuple(name for name in RECIPES if name.startswith("self-supervised"))
 DISCRIMINATORS = (

@@ -17,7 +17,7 @@ from ..checkpoint import save
 from ..compress import RECIPES, GeneratedBatches, RunConfig, SelfSupervisedLoss, baseline, gap, match_contrast, of_size
 from ..data import Samples
 from ..gans import store
-from ..nn.layer import SparseConv
+from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
 from ..profiling.macs import count_macs
@@ -222,5 +222,5 @@ def _kept(generator: nn.Module) -> int:
 
 
 def _dense_weights(generator: nn.Module) -> int:
-    dense = [module for module in generator.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    dense = [module for module in generator.modules() if isinstance(module, DENSE_CLASSES)]
     return sum(module.weight.numel() for module in dense)

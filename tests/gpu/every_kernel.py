@@ -18,7 +18,7 @@ def main() -> None:
         (nn.ConvTranspose2d(64, 32, 4, 2, 1), 4),
         (nn.ConvTranspose2d(64, 32, 4), 1),
     ]
-    for granularity in ("element", "vector:16", "vector:32"):
+    for granularity in ("element", "vector:16", "vector:32", "input:4"):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for dense, size in layers:
                 layer = sg.SparseConv2d if isinstance(dense, nn.Conv2d) else sg.SparseConvTranspose2d

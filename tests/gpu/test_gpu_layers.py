@@ -20,9 +20,11 @@ LAYERS = {
     "transposed 4x4 s2": lambda: nn.ConvTranspose2d(64, 64, 4, 2, 1),
     "transposed 3x3 s2": lambda: nn.ConvTranspose2d(64, 64, 3, 2, 1, 1),
     "transposed 4x4 of 1x1": lambda: nn.ConvTranspose2d(64, 64, 4, 1, 0),
+    "signal 11 dilated": lambda: nn.Conv1d(32, 64, 11, padding=25, dilation=5),
+    "signal transposed 16 s8": lambda: nn.ConvTranspose1d(64, 64, 16, 8, 4),
 }
-SIZES = {"transposed 4x4 of 1x1": 1}
-GRANULARITIES = ["element", "vector:4", "vector:16", "vector:32"]
+SIZES = {"transposed 4x4 of 1x1": 1, "signal 11 dilated": 1000, "signal transposed 16 s8": 125}
+GRANULARITIES = ["element", "vector:4", "vector:16", "vector:32", "input:2", "input:4"]
 every_layer = pytest.mark.parametrize("name", LAYERS)
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
@@ -32,7 +34,7 @@ def layer_and_input(name: str, granularity: str, dtype: torch.dtype = torch.floa
     layer = sg.sparsify(dense, 0.8, granularity).to(DEVICE, dtype)
     layer.backend = "sparse"
     size = SIZES.get(name, 12)
-    return layer, torch.randn(3, dense.in_channels, size, size, device=DEVICE, dtype=dtype)
+    return layer, torch.randn(3, dense.in_channels, *[size] * layer.dims, device=DEVICE, dtype=dtype)
 
 
 def gradients(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
