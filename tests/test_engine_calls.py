@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+import weakref
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,9 +269,115 @@ def test_other_steps_in_torch_are_listed() -> None:
 
     engine = silently(Odd(), image())
     assert [(one.name, one.why) for one in engine.fallbacks] == [
-        ("norm", "GroupNorm runs in torch"),
         ("softplus", "softplus runs in torch"),
     ]
+
+
+def test_functional_convolutions_whose_weight_depends_on_the_size() -> None:
+    """Both sizes call F.conv2d once, so the nodes have the same name. The weights must not be confused."""
+
+    class BySize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.small, self.large = conv(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = self.large if x.shape[2] > 6 else self.small
+            return F.conv2d(self.head(x), chosen.weight, chosen.bias)
+
+    model = BySize().eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        for size in (6, 9, 6):
+            same(engine(image(size=size)), model(image(size=size)))
+
+
+FORWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a loop over chunks": lambda x: torch.cat([part * n for n, part in enumerate(x.chunk(3, 1))], 1),
+    "a list of a split": lambda x: torch.cat(list(x.split([1, 2], 1))[::-1], 1),
+    "starred parts": lambda x: torch.stack([*x.unbind(1)], 1),
+    "rows of a tensor": lambda x: torch.stack([image * n for n, image in enumerate(x)]),
+    "the number of images": lambda x: x * len(x) if x.numel() > 1 and x.is_floating_point() else x,
+    "a field of a result": lambda x: x + x.max(1, keepdim=True).values - torch.min(x, 1, keepdim=True).values,
+    "a transposed view": lambda x: x.mT.contiguous().mT * 2,
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_that_ask_for_structure_are_traced(name: str) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return FORWARDS[name](x)
+
+    model = Around(Inner()).eval()
+    engine = silently(model, image())
+    with torch.no_grad():
+        for x in (image(), image(3, size=9)):
+            same(engine(x), model(x))
+    assert "inner" not in [one.name for one in engine.fallbacks]
+    assert engine._shapes.why_not is None
+
+
+def test_forwards_that_ask_for_values_say_so() -> None:
+    class Inner(nn.Module):
+        def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.forward = forward  # type: ignore[method-assign]
+
+    for forward, why in (
+        (lambda x: x * 2 if x.sum() > 0 else x, "a branch depends on the values of gt"),
+        (lambda x: x * float(x.mean()), "the forward makes a Python number of the values of mean"),
+    ):
+        model = Around(Inner(forward)).eval()
+        engine = silently(model, image())
+        (one,) = engine.fallbacks
+        assert (one.name, one.why) == ("inner", f"torch.fx cannot trace it: {why}")
+        with torch.no_grad():
+            same(engine(image(seed=7)), model(image(seed=7)))
+
+
+class Watched(nn.Module):
+    """A step in torch that notes how many of the tensors that such steps returned are still in memory."""
+
+    def __init__(self, made: list[Any], alive: list[int]) -> None:
+        super().__init__()
+        self.made, self.alive = made, alive
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2 if bool(x.isfinite().all()) else x  # a branch on values runs in torch
+        self.alive.append(sum(one() is not None for one in self.made))
+        self.made.append(weakref.ref(y))
+        return y
+
+
+def test_tensors_of_torch_are_dropped_after_their_last_reader() -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+    model = nn.Sequential(*[Watched(made, alive) for _ in range(6)], nn.SiLU()).eval()
+    engine, x = silently(model, image()), image()
+    watching = [one for one in engine.model.modules() if isinstance(one, Watched)]  # copies of the lists
+    for one in watching:
+        one.made, one.alive = made, alive
+    made.clear()
+    alive.clear()
+    found = engine(x)
+    assert alive == [0, 1, 1, 1, 1, 1]
+    same(found, model(x))
+    assert engine.memory()["outside"] == 2 * x.nbytes
+
+    class Late(nn.Module):
+        """The first tensor is read last, and one tensor is read by nobody."""
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first = F.silu(x)
+            second = F.silu(F.silu(F.silu(first)))
+            F.gelu(second)
+            return F.silu(torch.maximum(second, first)), second
+
+    model = Late().eval()
+    engine = silently(model, image())
+    same(engine(image()), model(image()))
+    assert engine.memory()["outside"] == 3 * x.nbytes
 
 
 def test_subclasses_and_shared_modules() -> None:

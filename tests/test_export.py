@@ -57,6 +57,20 @@ def test_every_generator_runs_in_onnx_runtime_at_any_batch_and_size(name: str, t
     assert [i.name for i in session.get_inputs()] == list(report.inputs)
 
 
+def test_an_engine_is_exported_as_its_model(tmp_path: Path) -> None:
+    gan, file = small("dcgan"), tmp_path / "g.onnx"
+    example = store.example(gan, 3, 32)
+    engine = sg.optimize_for_inference(gan.generator, example)
+    report = export_onnx(engine, example, file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (made,) = session.run(None, {name: x.numpy() for name, x in zip(report.inputs, example, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(made), engine(*example), rtol=0, atol=1e-4)
+    by_batch = sg.optimize_for_inference(gan.generator, example, statistics="batch")
+    with pytest.raises(ValueError, match="the engine has statistics='batch'"):
+        export_onnx(by_batch, example, tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
+
+
 class Frozen(nn.Module):
     """A forward that a trace records wrongly, because it branches on the batch size."""
 

@@ -98,6 +98,32 @@ def test_each_channel_is_packed_once_and_read_from_the_panel(monkeypatch: pytest
         assert any((a - b).abs().max() > 1e-3 for a, b in zip(wrong, model(x), strict=True))
 
 
+def test_a_dense_block_of_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv1d(3, 8, 3, padding=1)
+            self.grown = nn.ModuleList(nn.Conv1d(8 + 4 * i, 4, 3, padding=2, dilation=2) for i in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [self.first(x)]
+            for conv in self.grown:
+                parts.append(torch.relu(conv(torch.cat(parts, 1))))
+            return torch.cat(parts, 1)
+
+    monkeypatch.setattr(panels, "MOST_GROWTH", 10.0)
+    torch.manual_seed(0)
+    model = sg.sparsify(Block(), sparsity=0.6).double().eval()
+    for _, layer in sg.sparse_layers(model):
+        layer.backend = "sparse"
+    x = torch.randn(3, 3, 40, dtype=torch.float64)
+    with torch.no_grad():
+        engine = sg.optimize_for_inference(model, x)
+        assert len(shared(engine)) == 4
+        for signals in (x, x[:1, :, 3:], x[:, :, :1]):
+            torch.testing.assert_close(engine(signals), model(signals), rtol=1e-11, atol=1e-11)
+
+
 def test_a_panel_that_is_too_large_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = sparse(3), torch.randn(2, 3, 24, 24, dtype=torch.float64)
     with torch.no_grad():

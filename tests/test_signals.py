@@ -334,6 +334,65 @@ def test_rules_of_the_engine_for_signals() -> None:
     assert not [why for why in torchs if "conv" in why.lower() or "BatchNorm" in why or "PReLU" in why]
 
 
+def snake(x: Tensor, a: Tensor) -> Tensor:
+    return x + torch.sin(a * x) ** 2 / a
+
+
+def adaptive(x: Tensor, a: Tensor) -> Tensor:
+    """A norm whose scale and shift each run computes, as in AdaIN and squeeze-and-excitation."""
+    style = x.mean(2, keepdim=True)
+    return F.group_norm(x, 2) * (1 + style) - (style.sigmoid() * a).expand_as(x)
+
+
+BETWEEN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[str], list[str]]] = {
+    "group norm": (lambda x, a: F.group_norm(x, 4, a.flatten(), bias=a.flatten()), ["channels"], []),
+    "group norm behind an activation": (lambda x, a: F.group_norm(x.relu(), 2), ["pointwise"], ["mean and variance"]),
+    "group norm, then one number per channel": (lambda x, a: 2 * F.group_norm(x, 1) / a, ["channels"] * 3, []),
+    "layer norm over signals": (lambda x, a: F.layer_norm(x, x.shape[1:]), ["channels"], []),
+    "layer norm over the length": (lambda x, a: F.layer_norm(x, x.shape[2:]), [], ["layer_norm"]),
+    "layer norm over channels": (
+        lambda x, a: F.layer_norm(x.mT, x.shape[1:2]).mT,
+        [],
+        ["mT", "layer_norm", "mT"],
+    ),
+    "adaptive": (adaptive, ["channels"] * 3 + ["pointwise"] * 3, ["mean"]),
+    "SiLU": (lambda x, a: F.silu(x), [], ["silu"]),
+    "Snake": (snake, ["pointwise"] * 2, ["sin", "pow"]),
+    "a number per channel in place": (lambda x, a: F.group_norm(x, 2).mul_(a[0]).sub_(1), ["channels"] * 3, []),
+    "a copy changed in place": (lambda x, a: (y := F.group_norm(x, 2)) + (y * 1).mul_(3.0), None, []),
+    "a number per element of the length": (lambda x, a: x * torch.ones_like(x[0, 0]).cumsum(0), None, None),
+}
+
+
+class Between(nn.Module):
+    """An operation between two convolutions of signals. The length 8 is also the number of channels and of signals."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 2, 3, padding=1)
+        self.operation, self.a = BETWEEN[name][0], nn.Parameter(torch.rand(1, 8, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.operation(self.head(x), self.a))
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_operations_between_convolutions_of_signals(name: str) -> None:
+    torch.manual_seed(0)
+    model = pruned(Between(name))
+    engine = check(model, torch.randn(2, 3, 12, dtype=torch.float64))
+    assert engine._whole is None
+    for n, length in ((1, 12), (8, 8), (3, 21)):
+        other = torch.randn(n, 3, length, dtype=torch.float64)
+        assert_exact(engine(other), model(other).detach())
+    _, native, torchs = BETWEEN[name]
+    steps = engine.steps()[1:-1]
+    if native is not None:
+        assert sorted(step.backend for step in steps if step.backend != "torch") == native
+    if torchs is not None:
+        assert [step.why.split(" run")[0] for step in steps if step.backend == "torch"] == torchs
+
+
 class Unbatched(nn.Module):
     """Tensors of three dimensions that are no signals: one image, and tokens ``[N, tokens, features]``."""
 

@@ -191,3 +191,11 @@ def test_attributes_of_a_dense_layer() -> None:
     with pytest.raises(AttributeError, match=r"no dense `weight`; .* layer.dense_weight\(\) or layer.to_dense\(\)"):
         _ = model()[0].weight
     assert not hasattr(model()[0], "weight")
+
+
+def test_compile_after_an_engine_was_made() -> None:
+    """torch.fx, with which an engine is made, leaves nothing behind that torch.compile refuses."""
+    layer = sg.SparseConv2d(4, 4, 3, padding=1, sparsity=0.5)
+    sg.optimize_for_inference(nn.Sequential(copy.deepcopy(layer)), X)
+    torch._dynamo.reset()
+    close(torch.compile(layer, fullgraph=True, backend="aot_eager")(X), layer(X))

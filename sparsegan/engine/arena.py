@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .memory import Layout
 from .steps import Pointwise, Step
@@ -60,3 +60,29 @@ def plan_arena(steps: Sequence[Step]) -> Layout:
         offsets[slot] = at
     size = max((at + slot.bytes for slot, at in offsets.items()), default=0)
     return Layout(size, {**offsets, **{slot: offsets[root] for slot, root in same.items()}})
+
+
+def last_uses(steps: Sequence[Step], kept: Collection[Slot]) -> list[list[Slot]]:
+    """For each step, the slots outside the arena that no later step needs. `kept`: slots that are never listed."""
+    last = {slot: index for index, step in enumerate(steps) for slot in (*step.writes, *step.reads) if slot.outside}
+    found: list[list[Slot]] = [[] for _ in steps]
+    for slot, index in last.items():
+        if slot not in kept:
+            found[index].append(slot)
+    return found
+
+
+def bytes_outside(steps: Sequence[Step], kept: Collection[Slot]) -> int:
+    """The most bytes that the tensors outside the arena have at the same time. `kept`: slots that live to the end.
+
+    A view of another tensor counts as a copy. What torch allocates while it computes a step is not counted.
+    """
+    alive, most = 0, 0
+    written: set[Slot] = set()
+    for step, done in zip(steps, last_uses(steps, kept), strict=True):
+        new = {slot for slot in (*step.reads, *step.writes) if slot.outside} - written
+        written |= new
+        alive += sum(slot.bytes for slot in new)
+        most = max(most, alive)
+        alive -= sum(slot.bytes for slot in done)
+    return most

@@ -215,7 +215,8 @@ class BaseEngine(ABC):
         if not close(found, expected):
             raise ValueError(
                 f"the results of the compiled {type(self.model).__name__} differ from the model's; the forward does "
-                f"something that {self.unseen} does not see"
+                f"something that {self.unseen} does not see, for example isinstance(x, torch.Tensor), or counting its "
+                "calls"
             )
 
     # ------------------------------------------------------------------ as a module

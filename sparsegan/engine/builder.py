@@ -17,8 +17,8 @@ from ..nn import dispatch
 from ..nn.layer import SparseConv
 from ..signals import SIGNAL, rows_and_columns
 from .layers import Layers, Weights
-from .rules import Padding
-from .steps import Dense, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
+from .meanings import Padding
+from .steps import Dense, GroupStatistics, Modulation, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
 from .values import Affine, Slot, Value, concatenated
 
 
@@ -34,6 +34,8 @@ class Builder:
         self.layers, self.dtype = layers, dtype
         self.affine_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.steps: list[Step] = []
+        #: The name of the module or function that is followed now.
+        self.reader = ""
         #: The sparse convolution that writes a slot. Operations that follow may become part of that step.
         self.convolutions: dict[Slot, SparseConvStep] = {}
         #: The parts of each concatenation so far, and the whole.
@@ -52,14 +54,16 @@ class Builder:
         """
         if value.affine is not None or value.slope is not None:
             slot = self.slot(value.slot)
-            self.steps.append(Pointwise(name="deferred work", a=replace(value, padding=None), y=slot))
+            own = replace(value, padding=None)
+            step = Pointwise(name="deferred work", why=f"before {self.reader}", fused=own.deferred, a=own, y=slot)
+            self.steps.append(step)
             value.overwrite(Value(slot, padding=value.padding))
         if value.padding is not None:
             slot = self.slot(value.slot, shape=value.shape, outside=True)
             mode = {"zeros": "constant"}.get(value.padding.mode, value.padding.mode)
-            sizes = value.padding.sizes  # torch takes four sizes for a signal too: it pads a batch of rows
-            pad = Torch(name="padding", function=F.pad, args=(value.slot, sizes, mode), y=slot)
-            self.steps.append(pad)
+            why = f"padding runs in torch, because {self.reader} cannot do it while it reads"
+            args = (value.slot, value.padding.sizes, mode)  # torch takes four sizes for a signal too: a batch of rows
+            self.steps.append(Torch(name=value.padding.name, why=why, function=F.pad, args=args, y=slot))
             value.overwrite(Value(slot))
         return value.slot
 
@@ -107,10 +111,42 @@ class Builder:
             for one in (scale, shift)
         ]
         deferred = value.mapped(*rows)
+        if deferred is None and value.slope is None and value.padding is None:  # after a norm of each image
+            beside = [1 for _ in value.slot.shape[2:]]
+            for operation, row, neutral in (("*", rows[0], 1), ("+", rows[1], 0)):
+                if not bool((row == neutral).all()):
+                    value = self.modulated(value, operation, row.view(-1, *beside), "scale and shift")
+            return value.copy()  # a later operation in place on the result leaves the value as it is
         if deferred is None:
             self.written(value)
             deferred = value.mapped(*rows)
         return deferred
+
+    def modulated(self, value: Value, operation: str, other: Slot | Tensor, name: str) -> Value:
+        """The value with ``x + other``, ``x - other``, ``x * other`` or ``x / other`` deferred.
+
+        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``. A
+        tensor is a constant; a slot is read in each run.
+        """
+        before, rank = value.affine, len(value.slot.shape)
+        if value.slope is not None or value.padding is not None:
+            self.written(value)
+            before = None
+        if (
+            isinstance(other, Tensor)
+            and (before is None or before.constant)
+            and (other.dim() < rank or len(other) == 1)
+        ):
+            row = self._row(other.flatten(), value.slot.shape[1])
+            maps: dict[str, tuple[Tensor | float, Tensor | float]]
+            maps = {"*": (row, 0.0), "/": (1 / row, 0.0), "+": (1.0, row), "-": (1.0, -row)}
+            mapped = self.mapped(value, *maps[operation])
+            assert mapped is not None
+            return mapped
+        affine = Affine(value.slot.shape[0], value.slot.shape[1])
+        step = Modulation(name=name, operation=operation, other=other, rank=rank, before=before, affine=affine)
+        self.steps.append(step)
+        return replace(value, affine=affine)
 
     def padded(self, value: Value, padding: Padding) -> Value:
         """The value with a padding deferred. A value can defer one padding: an earlier padding is done now."""
@@ -118,24 +154,32 @@ class Builder:
             self.written(value)
         return replace(value, padding=padding)
 
-    def instance_norm(self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, name: str) -> Value:
-        """The value with an instance norm deferred.
+    def image_norm(
+        self, value: Value, weight: Tensor | None, bias: Tensor | None, eps: float, groups: int, name: str
+    ) -> Value:
+        """The value with an instance norm or a group norm deferred; `groups` as in
+        :class:`sparsegan.engine.meanings.Norm`.
 
         The sparse convolution that writes the value, or else a separate step, computes scale and shift from mean and
         variance. The steps that read the value apply scale and shift.
         """
         channels = value.slot.shape[1]
         rows = [None if p is None else self._row(p, channels) for p in (weight, bias)]
-        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels))
+        norm = Norm(rows[0], rows[1], eps, Affine(value.slot.shape[0], channels), groups)
         if value.deferred:
             self.written(value)
         step = self.convolutions.get(value.slot)
-        if step is not None and step.norm is None:
+        if step is None or step.norm is not None or (groups and eps < 1e-12):  # 1 / sqrt(0 + eps) has to be finite
+            why = "the step before has another norm" if step else "its input is no sparse convolution's output"
+            why = f"mean and variance run in torch: {why}"
+            self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
+        elif groups:
+            step.norm = Norm(None, None, eps, Affine(value.slot.shape[0], channels))
+            step.fused.append(f"mean and variance for {name}")
+            self.steps.append(GroupStatistics(name=name, channels=step.norm.affine, norm=norm))
+        else:
             step.norm = norm
             step.fused.append(name)
-        else:
-            why = "its input is no sparse convolution's output" if step is None else "that step has another norm"
-            self.steps.append(Statistics(name=name, why=why, x=value.slot, norm=norm))
         return Value(value.slot, norm.affine)
 
     def _row(self, tensor: Tensor, channels: int) -> Tensor:
@@ -154,7 +198,7 @@ class Builder:
 
         `shape`: of the result. `norm`: the name of the batch norm that is folded into the weights.
         """
-        weights = self.layers.weights(name, layer, norm)
+        weights = self.layers.weights(layer, norm)
         x_size, y_size = (rows_and_columns(size[2:], 1) for size in (value.slot.shape, shape))
         padding = _joined(layer, value.padding)
         if padding is None:
@@ -166,15 +210,14 @@ class Builder:
         geometry = replace(layer.geometry, padding=before if mode == "zeros" else (0, 0))
         geometry = geometry.for_coarse_size(*(1 if size == 1 else 2 for size in coarse))
         units = layer.support.shape[0]
-        pinned = self.layers.pinned[name]
-        if pinned == "auto":
+        if layer.backend == "auto":
             call = dispatch.Call(geometry, layer.adjoint, units, shape[0], x_size, y_size, self.dtype)
             choice = dispatch.choose(call)
         else:
-            choice = dispatch.Choice(pinned, "set on the layer")
+            choice = dispatch.Choice(layer.backend, "set on the layer")
         if choice.backend == "dense":
             return self._dense(value, layer, name, shape, weights, choice.why)
-        taps = self.layers.taps(name, layer, norm, geometry)
+        taps = self.layers.taps(layer, norm, geometry)
         step = SparseConvStep(
             name=name,
             why=choice.why,
@@ -199,7 +242,7 @@ class Builder:
     ) -> Value:
         x = self.written(value)
         slot = Slot(shape, self.dtype, outside=True)
-        function, args = self.layers.dense_call(name, layer, weights, shape[2:], x.shape)
+        function, args = self.layers.dense_call(layer, weights, shape[2:], x.shape)
         self.steps.append(Dense(name=name, why=why, function=function, args=(x, *args), y=slot))
         return Value(slot)
 

@@ -6,8 +6,9 @@ steps, which also do the deferred work on their inputs. Every other node becomes
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from ..nn.dispatch import DTYPES
 from ..nn.layer import SparseConv
 from ..signals import IMAGE, SIGNAL
-from . import rules
+from . import meanings, rules
 from .builder import Builder
 from .layers import Layers
 from .steps import SparseConvStep, Step, Torch
@@ -32,8 +33,13 @@ class Unsafe(Exception):
 
     def __init__(self, why: str, node: fx.Node) -> None:
         super().__init__(why)
-        stack = node.meta.get("nn_module_stack") or {}
-        self.module = str(list(stack)[-1]) if stack else ""
+        self.module = module_around(node)
+
+
+def module_around(node: fx.Node) -> str:
+    """The name of the innermost module whose forward contains a node, "" for the model's own forward."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 @dataclass
@@ -41,13 +47,21 @@ class Program:
     """The steps of a graph for one shape of its inputs.
 
     `result`: the graph's output with slots in the place of tensors. If there is a `structure`, the result is the list
-    of the leaves of that structure.
+    of the leaves of that structure. `affine_dtype`: of scales and shifts.
     """
 
     steps: list[Step]
     inputs: list[Slot]
     result: Any
     structure: Any = None
+    affine_dtype: torch.dtype = torch.float32
+
+    @property
+    def outputs(self) -> set[Slot]:
+        """The slots of the result."""
+        found: set[Slot] = set()
+        fx.node.map_aggregate(self.result, lambda one: found.add(one) if isinstance(one, Slot) else None)
+        return found
 
 
 class Compiler:
@@ -67,13 +81,19 @@ class Compiler:
         self.known: dict[fx.Node, Any] = {}  # a Value, a Slot for what the kernels cannot read, or a constant
         self.folded: set[fx.Node] = set()  # batch norms that are part of the convolution before them
         self.views: set[Slot | Value] = set()  # tensors with common memory in torch; here each is a copy
+        self.expansions: list[Torch] = []  # needed only if a step reads the expanded tensor
         result = None
         for node in graph.nodes:
+            self.builder.reader = name_of(node)
             if node.op == "output":
                 result = fx.node.map_arg(node.args[0], self._output)
             else:
                 self.known[node] = self._follow(node)
-        self.compiled = Program(self.builder.steps, self.inputs, result)
+        read = {slot for step in self.builder.steps for slot in step.reads}
+        fx.node.map_aggregate(result, lambda one: read.add(one) if isinstance(one, Slot) else None)
+        unread = {id(step) for step in self.expansions if step.y not in read}
+        steps = [step for step in self.builder.steps if id(step) not in unread]
+        self.compiled = Program(steps, self.inputs, result, affine_dtype=self.builder.affine_dtype)
 
     def _follow(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -82,9 +102,11 @@ class Compiler:
             return self._held(slot, node)
         if node.op == "get_attr":
             return self.layers.constant(str(node.target))
+        if node.target is operator.getitem and not node.users:
+            return None  # a tuple was taken apart, and nothing reads this element
         if node in self.folded:
             return self.known[node.all_input_nodes[0]]
-        value = self._step(node) if self._tensors(node) else None
+        value = self._step(node)
         return self._torch(node) if value is None else value
 
     def _tensors(self, node: fx.Node) -> bool:
@@ -126,56 +148,96 @@ class Compiler:
 
     def _step(self, node: fx.Node) -> Value | None:
         """The value of a node whose work the builder can do or defer; None for every other node."""
-        build, name = self.builder, _module_or_node(node)
+        build, name, meaning = self.builder, name_of(node), rules.meaning(node, self.modules)
+        if isinstance(meaning, meanings.Combination):
+            return self._combination(node, meaning, name)
+        if meaning is None or not self._tensors(node):
+            return None
         value: Value = self.known[node.all_input_nodes[0]]
         shape: tuple[int, ...] = tuple(getattr(node.meta.get("value"), "shape", ()))
-        match rules.meaning(node, self.modules):
-            case rules.Convolution() if len(node.args) == 1 and not node.kwargs:  # without output_size
+        match meaning:
+            case meanings.Convolution() if len(node.args) == 1 and not node.kwargs:  # without output_size
                 return self._convolution(node, self.layers.layer(name), name)
-            case rules.FunctionalConvolution(transposed, arguments):
+            case meanings.FunctionalConvolution(transposed, arguments):
                 return self._convolution(node, self._made(node, transposed, arguments), name)
-            case rules.Norm("stored"):
+            case meanings.Norm("stored"):
                 return build.mapped(value, *self.layers.running_map(name))
-            case rules.Norm(statistics, weight, bias, eps):
+            case meanings.Norm(statistics, weight, bias, eps, groups):
                 weight, bias = self._given(weight), self._given(bias)
                 if statistics == "batch" and value.slot.shape[0] > 1:
                     return None  # with one image per batch, batch statistics equal image statistics
                 if not isinstance(weight, Tensor | None) or not isinstance(bias, Tensor | None):
                     return None
-                return build.instance_norm(value, weight, bias, eps, name)
-            case rules.Activation(slope, in_place):
+                return build.image_norm(value, weight, bias, eps, groups, name)
+            case meanings.Activation(slope, in_place):
                 slope = self._given(slope)
                 if not isinstance(slope, Tensor | float | int):
                     return None
                 return self._changed(node, build.activated(value, slope), in_place)
-            case rules.OutputActivation(activation, in_place):
+            case meanings.OutputActivation(activation, in_place):
                 step = self._only_read_here(value)
                 if step is None or step.output_activation != "none":
-                    return self._changed(node, build.output_activation(value, activation, node.name), in_place)
+                    return self._changed(node, build.output_activation(value, activation, name), in_place)
                 step.output_activation = activation
-                step.fused.append(node.name)
+                step.fused.append(name)
                 return value
-            case rules.Arithmetic((scale, shift), in_place):
+            case meanings.Arithmetic((1.0, shift), in_place) if self._shifted_bias(value, shift, name):
+                return value
+            case meanings.Arithmetic((scale, shift), in_place):
                 return self._changed(node, build.mapped(value, scale, shift), in_place)
-            case rules.Sum(_, second, in_place):
-                other = self.known.get(second)
-                if not isinstance(other, Value) or not value.shape == other.shape == shape:
-                    return None
-                return self._changed(node, build.sum(value, other, node.name), in_place)
-            case rules.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
-                return build.padded(value, padding)
-            case rules.Resize("nearest", scale):
-                return build.upsampled(value, scale, shape, node.name)
-            case rules.PixelShuffle(factor):
+            case meanings.Padding(_, sizes, border) as padding if border == 0 and min(sizes) >= 0:
+                return build.padded(value, replace(padding, name=name))
+            case meanings.Resize("nearest" | "nearest-exact", scale):
+                return build.upsampled(value, scale, shape, name)
+            case meanings.PixelShuffle(factor):
                 step = self._only_read_here(value)
-                return None if step is None else build.shuffled(step, factor, shape, node.name)
-            case rules.Concatenation(parts):
+                return None if step is None else build.shuffled(step, factor, shape, name)
+            case meanings.Concatenation(parts):
                 values = [self.known[part] for part in parts]
                 if len({(one.shape[0], *one.shape[2:]) for one in values}) > 1:
                     return None
-                return build.concatenation(values, shape, node.name)
-            case rules.Identity():
+                return build.concatenation(values, shape, name)
+            case meanings.Identity():
                 return value
+        return None
+
+    def _combination(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
+        """A sum of two images or signals, or arithmetic on one and one number per channel; None for everything else."""
+        a, b, operation = self._given(meaning.a), self._given(meaning.b), meaning.operation
+        example = node.meta.get("value")
+        if not isinstance(example, Tensor) or example.dtype != self.dtype:
+            return None
+        shape = tuple(example.shape)
+        if operation == "+" and isinstance(a, Value) and isinstance(b, Value) and a.shape == b.shape == shape:
+            return self._changed(node, self.builder.sum(a, b, name), meaning.in_place)
+        small = self._per_channel(meaning.b, shape)
+        if small is None or not isinstance(a, Value) or a.shape != shape:
+            small, a = self._per_channel(meaning.a, shape), b
+            if small is None or not isinstance(a, Value) or a.shape != shape or meaning.in_place or operation == "/":
+                return None
+            if operation == "-":  # number per channel - image
+                negative = self.builder.mapped(a, -1.0, 0.0)
+                assert negative is not None
+                a, operation = negative, "+"
+        b = self._given(small)
+        other = self.builder.written(b) if isinstance(b, Value) else b
+        return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
+
+    def _per_channel(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node | None:
+        """The node itself if its tensor has one number per channel of images ``[N, C, H, W]`` or of signals
+        ``[N, C, L]`` of a shape, or one number for all; for an expansion of such a tensor, the node of that tensor;
+        None for any other node."""
+        own = node.meta.get("value")
+        if not isinstance(own, Tensor) or own.is_complex() or own.dim() > len(shape):
+            return None
+        if len(shape) not in (SIGNAL, IMAGE):
+            return None
+        n, channels, *grid = (1,) * (len(shape) - own.dim()) + tuple(own.shape)
+        if n in (1, shape[0]) and channels in (1, shape[1]) and all(size == 1 for size in grid):
+            return node
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and isinstance(rules.meaning(node, self.modules), meanings.Expansion):
+            return self._per_channel(source, shape)
         return None
 
     def _changed(self, node: fx.Node, value: Value | None, in_place: bool) -> Value | None:
@@ -203,7 +265,7 @@ class Compiler:
         weight, bias = options.pop("weight", None), options.pop("bias", None)
         if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
             return None
-        return self.layers.made(node.name, weight, bias, transposed, options)
+        return self.layers.made(weight, bias, transposed, options)
 
     def _batch_norm_after(self, node: fx.Node) -> str | None:
         """The name of the batch norm that is the only reader of a convolution's result, or None."""
@@ -211,7 +273,7 @@ class Compiler:
         if follower is None or follower.op != "call_module" or follower.args != (node,):
             return None
         match rules.meaning(follower, self.modules):
-            case rules.Norm("stored"):
+            case meanings.Norm("stored"):
                 self.folded.add(follower)
                 return str(follower.target)
         return None
@@ -223,6 +285,17 @@ class Compiler:
         if step is None or step.norm is not None or value.deferred or any(len(node.users) > 1 for node in holders):
             return None
         return step
+
+    def _shifted_bias(self, value: Value, shift: float, name: str) -> bool:
+        """Adds a number to the bias of the sparse convolution that writes a value, as in the ``1 + gamma`` of SPADE;
+        False if something else reads the output of the convolution."""
+        step = self._only_read_here(value)
+        if step is None or step.output_activation != "none":
+            return False
+        channels = value.shape[1] * step.shuffle**2
+        step.bias = step.values.new_full((channels,), shift) if step.bias is None else step.bias + shift
+        step.fused.append(name)
+        return True
 
     # ------------------------------------------------------------------ nodes that torch computes
 
@@ -244,13 +317,20 @@ class Compiler:
             function, args = _method, (str(node.target), *args)
         slot = self._outside(node)
         what = rules.name_of(node.target) if module is None else type(module).__name__
-        why = f"{what} runs in torch"
-        step = Torch(name=_module_or_node(node), why=why, function=function, args=args, kwargs=kwargs, y=slot)
+        if node.target is getattr:
+            what = str(node.args[1])
+        meaning, why = rules.meaning(node, self.modules), f"{what} runs in torch"
+        if isinstance(meaning, meanings.FunctionalConvolution):
+            if not isinstance(self._given(meaning.arguments.get("weight")), Tensor):
+                why += ", because each run computes its weight"
+        step = Torch(name=name_of(node), why=why, function=function, args=args, kwargs=kwargs, y=slot)
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.training
         random = drops if module is not None else is_random(what)
         if not step.reads and not random:
             return function(*args, **kwargs)
         self.builder.steps.append(step)
+        if isinstance(meaning, meanings.Expansion):
+            self.expansions.append(step)
         if node.meta.get("view"):
             values = [self.known[source] for source in node.all_input_nodes]
             self.views.update({slot, *(value for value in values if isinstance(value, Value))})
@@ -269,9 +349,12 @@ class Compiler:
         return not any(slot is (one.slot if isinstance(one, Value) else one) for one in others)
 
 
-def _module_or_node(node: fx.Node) -> str:
-    """The name of a step: the name of the module that the node calls, or else the name of the node."""
-    return str(node.target) if node.op == "call_module" else node.name
+def name_of(node: fx.Node) -> str:
+    """The name of a step: the name of the module that a node calls; for a function, the name of the module whose
+    forward calls it, and the name of the node."""
+    if node.op == "call_module":
+        return str(node.target)
+    return f"{module_around(node)}: {node.name}".removeprefix(": ")
 
 
 def _method(name: str, first: Any, *args: Any, **kwargs: Any) -> Any:

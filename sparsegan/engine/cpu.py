@@ -20,14 +20,14 @@ from ..ops import native
 from ..renamed import renamed_attribute, with_new_names
 from ..signals import IMAGE
 from . import rules
-from .arena import plan_arena
+from .arena import bytes_outside, last_uses, plan_arena
 from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
 from .layers import Layers
 from .memory import Layout, Memory, new_arena
 from .panels import share_panels
 from .shapes import Shapes
-from .steps import Step, Torch
+from .steps import Run, Step, Torch
 from .tiles import tiling
 from .tracing import Tracer, has_hooks
 from .values import Slot
@@ -167,7 +167,8 @@ class Engine(BaseEngine):
         A module that cannot be cut into steps becomes one step in torch. If that does not help, the whole model does,
         and `_whole` tells later calls so.
         """
-        dtype = next((p.dtype for p in self._running.parameters() if p.is_floating_point()), torch.float32)
+        numbers = (one for one in (*self._running.parameters(), *call.tensors) if one.is_floating_point())
+        dtype = next(numbers, torch.empty(())).dtype
         modules = dict(self._running.named_modules())
         while self._whole is None:
             tracer = Tracer(self._running, call.changed(Tensor.clone), self._opaque)
@@ -195,9 +196,10 @@ class Engine(BaseEngine):
         return Program([Torch(name=name, why=why, function=whole, args=tuple(slots), y=y)], slots, y)
 
     def _bind(self, compiled: Compiled, arena: Tensor) -> tuple[Memory, list[Any]]:
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
-        memory = Memory(compiled.layout, dtype, arena)
-        return memory, [step.bind(memory) for step in compiled.program.steps]
+        memory = Memory(compiled.layout, compiled.program.affine_dtype, arena)
+        steps, kept = compiled.program.steps, compiled.program.outputs
+        ends = last_uses(steps, kept)
+        return memory, [_ended(step.bind(memory), memory, end) for step, end in zip(steps, ends, strict=True)]
 
     def _enter(self, program: Program, memory: Memory, tensors: Sequence[Tensor]) -> None:
         for slot, one in zip(program.inputs, tensors, strict=True):
@@ -252,10 +254,12 @@ class Engine(BaseEngine):
         approximate: bool = False,
         **kwargs: Any,
     ) -> dict[str, int]:
-        """Bytes of the arena of one run for inputs of these shapes, and of the parameters that all programs use.
+        """Bytes of one run for inputs of these shapes: "arena", and "outside" for the tensors that do not lie in the
+        arena (inputs, results, and what torch's steps return); and bytes of the "parameters" that all programs use.
 
-        Without inputs, the sizes are those for the example. `tile`, `overlap`, `approximate`: as in a call. The arena
-        is then the largest one over the tiles.
+        Without inputs, the sizes are those for the example. `tile`, `overlap`, `approximate`: as in a call. Both are
+        then the largest ones over the tiles. "outside" counts a view of a tensor as a copy, and does not count the
+        memory that torch allocates within a step, nor results of torch that are not tensors.
         """
         with self._computing():
             calls = [self._call_or_example(inputs, kwargs)]
@@ -263,8 +267,13 @@ class Engine(BaseEngine):
                 args, named = calls[0].arguments(calls[0].tensors)
                 parts = tiling.shapes(self, args, named, tile, overlap, approximate)
                 calls = [Call.of(*part) for part in parts]
-            arena = max(self._compile(call).layout.bytes for call in calls)
-        return {"arena": arena, "parameters": self._layers.bytes()}
+            compiled = [self._compile(call) for call in calls]
+        programs = [one.program for one in compiled]
+        return {
+            "arena": max(one.layout.bytes for one in compiled),
+            "outside": max(bytes_outside(one.steps, one.outputs) for one in programs),
+            "parameters": self._layers.bytes(),
+        }
 
     def __str__(self) -> str:
         rows = self.profile()
@@ -279,10 +288,23 @@ class Engine(BaseEngine):
         memory = self.memory()
         lines.append(
             f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it not "
-            f"multiplying; arena {memory['arena'] / 1e6:.1f} MB, parameters and plans "
-            f"{memory['parameters'] / 1e6:.1f} MB"
+            f"multiplying; arena {memory['arena'] / 1e6:.1f} MB, inputs, results and tensors of torch "
+            f"{memory['outside'] / 1e6:.1f} MB, parameters and plans {memory['parameters'] / 1e6:.1f} MB"
         )
         return "\n".join(lines)
+
+
+def _ended(run: Run, memory: Memory, last: list[Slot]) -> Run:
+    """A step that afterwards drops the tensors that no later step needs."""
+    if not last:
+        return run
+
+    def run_and_drop() -> None:
+        run()
+        for slot in last:
+            memory.outside.pop(slot, None)
+
+    return run_and_drop
 
 
 def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:

@@ -27,6 +27,8 @@ from ..calls import Call, positional
 from ..copying import bake, copy_model
 from ..nn.replace import densify
 from ..signals import IMAGE, SIGNAL
+from .cpu import Engine
+from .gpu import GpuEngine
 
 #: ONNX operator set of the files. It is from 2021, so current ONNX runtimes support it.
 OPSET = 17
@@ -78,13 +80,18 @@ class _Flat(nn.Module):
 
 
 def export_onnx(
-    model: nn.Module, example: Any, path: str | os.PathLike[str], *, kwargs: Mapping[str, Any] | None = None
+    model: nn.Module | Engine | GpuEngine,
+    example: Any,
+    path: str | os.PathLike[str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
     """Writes the dense twin of a model as an ONNX file. If ONNX Runtime is installed, its results must agree with torch
     before the file is written.
 
     Args:
         model: any float32 module, with or without sparse layers. It is exported in evaluation mode and not changed.
+            For an engine, its model is exported.
         example: an input, or a tuple of positional arguments. Tensors are float32, integers or bool, the first axis of
             each is the batch, and they may be nested in lists, tuples and dicts. Numbers, strings and None become
             constants of the file. The file accepts any batch size. It accepts any height and width of images
@@ -97,10 +104,17 @@ def export_onnx(
 
     Raises:
         TypeError: an argument holds something other than tensors, numbers, strings and None.
-        ValueError: the model or the example is not in float32.
+        ValueError: the model or the example is not in float32, or an engine has ``statistics="batch"``.
         RuntimeError: torch cannot export the model, or ONNX Runtime and torch compute different results.
     """
     call = Call.of(positional(example), kwargs or {})
+    if isinstance(model, Engine | GpuEngine):
+        if model.statistics != "stored":
+            raise ValueError(
+                f"the engine has statistics={model.statistics!r}, and the exporter has no norms by the statistics of "
+                'each batch; export an engine with statistics="stored", or the model itself'
+            )
+        model = model.model
     _check_dtypes(model, call.tensors)
     # A model in channels_last may run other code, whose trace contains the example's sizes as constants.
     dense = densify(bake(copy_model(model))).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from ..calls import Call
 from ..copying import bake, copy_model
 from ..forks import ENGINES
 from ..nn.layer import SparseConv
-from . import rules
+from . import meanings, rules
 from .base import BaseEngine
 from .layers import Layers
 from .tracing import Tracer, has_hooks
@@ -45,7 +45,7 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
 
-    def follower(node: fx.Node) -> tuple[fx.Node, rules.Meaning | None]:
+    def follower(node: fx.Node) -> tuple[fx.Node, meanings.Meaning | None]:
         """The only node that reads a node's result, and the meaning of that node.
 
         The meaning is None unless the reading node is the only call of a module. With several readers, the node itself
@@ -61,13 +61,13 @@ def fused(model: nn.Module, call: Call) -> tuple[nn.Module, list[str]]:
         if not isinstance(layer, SparseConv) or len(nodes) > 1:
             continue
         after, meaning = follower(nodes[0])
-        if isinstance(meaning, rules.Norm) and meaning.statistics == "stored":
-            weights = layers.weights(name, layer, str(after.target))
+        if isinstance(meaning, meanings.Norm) and meaning.statistics == "stored":
+            weights = layers.weights(layer, str(after.target))
             layer.values.data = weights.values
             layer.bias = None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
             taken.append(str(after.target))
             after, meaning = follower(after)
-        slope = meaning.slope if isinstance(meaning, rules.Activation) else None
+        slope = meaning.slope if isinstance(meaning, meanings.Activation) else None
         if isinstance(slope, float | int) and 0 <= slope <= 1:  # not a parameter with a slope per channel
             layer.negative_slope = float(slope)
             taken.append(str(after.target))

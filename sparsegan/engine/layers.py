@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,15 +38,15 @@ class Layers:
         self._model = model
         self._modules = dict(model.named_modules())
         self._layers: dict[str, SparseConv | None] = {}
-        self._weights: dict[tuple[str, str | None], Weights] = {}
-        self._taps: dict[tuple[str, str | None, tuple[int, ...]], Taps] = {}
-        self._dense: dict[tuple[str, int], Tensor] = {}
-        #: The backend that is set on each layer.
-        self.pinned: dict[str, str] = {}
+        self._made: list[tuple[Any, Tensor, Tensor | None, SparseConv | None]] = []
+        self._weights: dict[tuple[SparseConv, str | None], Weights] = {}
+        self._taps: dict[tuple[SparseConv, str | None, tuple[int, ...]], Taps] = {}
+        self._dense: dict[tuple[SparseConv, int], Tensor] = {}
 
     def bytes(self) -> int:
         """The bytes of all values, biases, supports and plans."""
-        supports = [layer.support for layer in list(self._layers.values()) if layer is not None]
+        layers = [*self._layers.values(), *(one[-1] for one in self._made)]
+        supports = [layer.support for layer in layers if layer is not None]
         weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
         taps = [one for pair in list(self._taps.values()) for one in pair]
         tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *list(self._dense.values())]}
@@ -62,34 +63,37 @@ class Layers:
             module: Any = self._modules[name]
             sparse: SparseConv | None = module if isinstance(module, SparseConv) else _as_sparse(module)
             self._layers[name] = sparse
-            self.pinned[name] = getattr(module, "backend", "auto")
         return self._layers[name]
 
-    def made(
-        self, name: str, weight: Tensor, bias: Tensor | None, transposed: bool, options: dict[str, Any]
-    ) -> SparseConv | None:
-        """A layer for a functional convolution with constant weights; None as for :meth:`layer`."""
-        if name not in self._layers:
-            dense_class = next(
-                one
-                for one in DENSE_CLASSES
-                if SPARSE_CLASSES[one].dims + 2 == weight.dim() and SPARSE_CLASSES[one].adjoint == transposed
-            )
-            groups = options.get("groups", 1)
-            outside, inside = weight.shape[0], weight.shape[1] * groups
-            if transposed:
-                outside, inside = inside, outside
-            kernel: Any = tuple(weight.shape[2:])
-            module = nn.utils.skip_init(dense_class, inside, outside, kernel, bias=bias is not None, **options)
-            module.weight = nn.Parameter(weight.detach())
-            module.bias = None if bias is None else nn.Parameter(bias.detach())
-            self._layers[name] = _as_sparse(module)
-            self.pinned[name] = "auto"
-        return self._layers[name]
+    def made(self, weight: Tensor, bias: Tensor | None, transposed: bool, options: dict[str, Any]) -> SparseConv | None:
+        """A layer for a functional convolution with constant weights; None as for :meth:`layer`.
 
-    def weights(self, name: str, layer: SparseConv, norm: str | None) -> Weights:
+        Calls with equal weights and options have one layer, in whichever program they are.
+        """
+        kind = (transposed, options)
+        for known, *tensors, layer in self._made:
+            if known == kind and all(map(_equal, tensors, (weight, bias))):
+                return layer
+        dense_class = next(
+            one
+            for one in DENSE_CLASSES
+            if SPARSE_CLASSES[one].dims + 2 == weight.dim() and SPARSE_CLASSES[one].adjoint == transposed
+        )
+        groups = options.get("groups", 1)
+        outside, inside = weight.shape[0], weight.shape[1] * groups
+        if transposed:
+            outside, inside = inside, outside
+        kernel: Any = tuple(weight.shape[2:])
+        module = nn.utils.skip_init(dense_class, inside, outside, kernel, bias=bias is not None, **options)
+        module.weight = nn.Parameter(weight.detach())
+        module.bias = None if bias is None else nn.Parameter(bias.detach())
+        layer = _as_sparse(module)
+        self._made.append((kind, weight, bias, layer))
+        return layer
+
+    def weights(self, layer: SparseConv, norm: str | None) -> Weights:
         """The weights of a layer with the batch norm that follows folded in: ``y * scale + shift`` per channel."""
-        key = (name, norm)
+        key = (layer, norm)
         if key not in self._weights:
             values = layer.values.detach()
             bias = None if layer.bias is None else layer.bias.detach()
@@ -101,12 +105,12 @@ class Layers:
             self._weights[key] = Weights(values, bias)
         return self._weights[key]
 
-    def taps(self, name: str, layer: SparseConv, norm: str | None, geometry: Geometry) -> Taps:
+    def taps(self, layer: SparseConv, norm: str | None, geometry: Geometry) -> Taps:
         """The layer's values with the norm folded in, in the order in which a forward with a geometry reads them."""
-        key = (name, norm, tuple(geometry.numbers()))
+        key = (layer, norm, tuple(geometry.numbers()))
         if key not in self._taps:
             plan, order = compile_direct_plan(layer.support, geometry, layer.adjoint)
-            values = self.weights(name, layer, norm).values
+            values = self.weights(layer, norm).values
             if layer.adjoint:  # otherwise the taps are in the order of the support
                 values = values.view(len(order), -1)[order].flatten()
             self._taps[key] = Taps(values, plan)
@@ -122,10 +126,10 @@ class Layers:
         return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
     def dense_call(
-        self, name: str, layer: SparseConv, weights: Weights, y_size: tuple[int, ...], x_shape: tuple[int, ...]
+        self, layer: SparseConv, weights: Weights, y_size: tuple[int, ...], x_shape: tuple[int, ...]
     ) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         """torch's function for the dense convolution, and its arguments after x."""
-        key = (name, id(weights))
+        key = (layer, id(weights))
         if key not in self._dense:
             self._dense[key] = layer.scattered(weights.values)
         weight, padding = self._dense[key], layer.padding
@@ -142,6 +146,12 @@ class Layers:
             return convolution(F.pad(x, pads, mode=mode), weight, bias, stride, 0, *more)
 
         return padded, args
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or (one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _as_sparse(module: Any) -> SparseConv | None:

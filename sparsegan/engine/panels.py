@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import native
+from ..signals import rows_and_columns
 from .arena import plan_arena
 from .steps import SharedPanel, SparseConvStep, Step
 from .values import Slot
@@ -71,7 +72,7 @@ def _share(steps: Sequence[SparseConvStep]) -> bool:
         largest.adjoint,
         largest.support.shape[0],
         n,
-        x_size,
+        rows_and_columns(x_size, 1),
         _output_size(largest),
         dtype == torch.float64,
         packed,
@@ -86,7 +87,7 @@ def _share(steps: Sequence[SparseConvStep]) -> bool:
 
 def _output_size(step: SparseConvStep) -> tuple[int, int]:
     """Rows and columns of the output before a PixelShuffle."""
-    height, width = step.y.shape[2:]
+    height, width = rows_and_columns(step.y.shape[2:], 1)
     return height // step.shuffle, width // step.shuffle
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,141 +16,26 @@ from torch import Tensor, fx, nn
 
 from ..gans.parts import InstanceNorm2d
 from ..nn.layer import DENSE_CLASSES, SparseConv
-from ..signals import SIGNAL
-from .tracing import has_hooks
-
-#: A parameter: the tensor for a module, the node of the argument for a function.
-Parameter = Tensor | fx.Node | None
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A module that is a convolution or a transposed convolution, sparse or dense."""
-
-
-@dataclass(frozen=True)
-class FunctionalConvolution:
-    """A convolution whose weight is an argument. `arguments`: the given arguments, by name."""
-
-    transposed: bool
-    arguments: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` for each channel.
-
-    `statistics`: where mean and variance come from: "stored" in the module, "image" or "batch".
-    """
-
-    statistics: str
-    weight: Parameter
-    bias: Parameter
-    eps: float
-
-
-@dataclass(frozen=True)
-class Activation:
-    """x where x is above 0, and ``x * slope`` elsewhere. A tensor of slopes has one element, or one per channel."""
-
-    slope: float | Parameter
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class OutputActivation:
-    """A bounded function, as at the end of a generator: "tanh" or "sigmoid"."""
-
-    name: str
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class Elementwise:
-    """Any other function that maps each element separately."""
-
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """Arithmetic on one tensor and numbers. `affine`: scale and shift if the result is ``x * scale + shift``, else
-    None."""
-
-    affine: tuple[float, float] | None
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class Sum:
-    """``a + b`` of two tensors."""
-
-    a: fx.Node
-    b: fx.Node
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class Padding:
-    """A padding of an image or of a signal.
-
-    `mode`: one of ops.PADDING_MODES. `sizes`: elements at the left, right, top and bottom, the last two 0
-    for a signal; a negative size crops. `border`: the number that mode "zeros" pads with.
-    """
-
-    mode: str
-    sizes: tuple[int, int, int, int]
-    border: float = 0.0
-
-
-@dataclass(frozen=True)
-class Resize:
-    """A resized image. `scale`: one factor or a factor per axis, as in torch; None if a size is given instead."""
-
-    mode: str
-    scale: Any
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """Each element becomes the maximum or the mean of a region. Elements of a padding do not count."""
-
-
-@dataclass(frozen=True)
-class PixelShuffle:
-    """Each block of ``factor * factor`` channels becomes one channel that is `factor` times as high and as wide."""
-
-    factor: int
-
-
-@dataclass(frozen=True)
-class Concatenation:
-    """The channels of several tensors, one after another."""
-
-    parts: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The input itself."""
-
-
-Meaning = (
-    Convolution
-    | FunctionalConvolution
-    | Norm
-    | Activation
-    | OutputActivation
-    | Elementwise
-    | Arithmetic
-    | Sum
-    | Padding
-    | Resize
-    | Pooling
-    | PixelShuffle
-    | Concatenation
-    | Identity
+from ..signals import IMAGE, SIGNAL
+from .meanings import (
+    Activation,
+    Arithmetic,
+    Combination,
+    Concatenation,
+    Convolution,
+    Elementwise,
+    Expansion,
+    FunctionalConvolution,
+    Identity,
+    Meaning,
+    Norm,
+    OutputActivation,
+    Padding,
+    PixelShuffle,
+    Pooling,
+    Resize,
 )
+from .tracing import has_hooks
 
 
 def meaning(node: fx.Node, modules: Mapping[str, nn.Module]) -> Meaning | None:
@@ -261,6 +145,21 @@ def _functional_instance_norm(node: fx.Node, module: Any) -> Meaning | None:
     return Norm("image", weight, bias, _argument(node, None, 7, "eps", 1e-5))
 
 
+def _group_norm(node: fx.Node, module: Any) -> Meaning:
+    groups = _argument(node, module, 1, "num_groups", 1)
+    weight, bias = (_argument(node, module, place, name, None) for place, name in ((2, "weight"), (3, "bias")))
+    return Norm("image", weight, bias, _argument(node, module, 4, "eps", 1e-5), groups)
+
+
+def _layer_norm(node: fx.Node, module: Any) -> Meaning | None:
+    """A layer norm over whole images or signals is a group norm with one group, unless it has a weight per element."""
+    shape, rank = _argument(node, module, 1, "normalized_shape", ()), _rank(node)
+    weight, bias = (_argument(node, module, place, name, None) for place, name in ((2, "weight"), (3, "bias")))
+    if rank not in (SIGNAL, IMAGE) or len(shape) != rank - 1 or weight is not None or bias is not None:
+        return None
+    return Norm("image", None, None, _argument(node, module, 4, "eps", 1e-5), 1)
+
+
 def _relu(node: fx.Node, module: Any) -> Meaning:
     return Activation(0.0, _in_place(node, module, 1))
 
@@ -281,11 +180,14 @@ def _elementwise(place: int | None = None) -> Rule:
     return lambda node, module: Elementwise(_in_place(node, module, place))
 
 
-def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
-    """The rule for arithmetic with a number. `affine` maps the number, and whether it is the left operand, to scale and
-    shift; None if the result is not affine in the tensor."""
+def _arithmetic(operation: str, affine: Callable[[float, bool], tuple[float, float] | None]) -> Rule:
+    """The rule for arithmetic. `affine` maps a number that is one operand, and whether it is the left operand, to scale
+    and shift; None if the result is not affine in the tensor."""
 
     def rule(node: fx.Node, module: Any) -> Meaning | None:
+        tensors = [one for one in node.args if isinstance(one, fx.Node)]
+        if len(tensors) == len(node.args) == 2 and not node.kwargs:
+            return Combination(operation, tensors[0], tensors[1], _in_place(node, None))
         others: list[Any] = [one for one in (*node.args, *node.kwargs.values()) if not isinstance(one, fx.Node)]
         if not all(isinstance(one, int | float) for one in others):
             return None
@@ -297,15 +199,20 @@ def _arithmetic(affine: Callable[[float, bool], tuple[float, float] | None]) -> 
     return rule
 
 
-_plus_number = _arithmetic(lambda number, is_left: (1.0, number))
+def _negative(node: fx.Node, module: Any) -> Meaning:
+    return Arithmetic((-1.0, 0.0), _in_place(node, None))
 
 
-def _addition(node: fx.Node, module: Any) -> Meaning | None:
-    if len(node.args) == 2 and not node.kwargs:
-        a, b = node.args
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-            return Sum(a, b, _in_place(node, None))
-    return _plus_number(node, module)
+def _sum(number: float, is_left: bool) -> tuple[float, float] | None:
+    return 1.0, number
+
+
+def _difference(number: float, is_left: bool) -> tuple[float, float] | None:
+    return (-1.0, number) if is_left else (1.0, -number)
+
+
+def _product(number: float, is_left: bool) -> tuple[float, float] | None:
+    return number, 0.0
 
 
 def _quotient(number: float, is_left: bool) -> tuple[float, float] | None:
@@ -355,6 +262,10 @@ def _concatenation(node: fx.Node, module: Any) -> Meaning | None:
     return Concatenation(tuple(parts)) if dim in (1, 1 - _rank(node)) and isinstance(parts, list | tuple) else None
 
 
+def _expansion(node: fx.Node, module: Any) -> Meaning:
+    return Expansion()
+
+
 def _identity(node: fx.Node, module: Any) -> Meaning:
     return Identity()
 
@@ -362,6 +273,13 @@ def _identity(node: fx.Node, module: Any) -> Meaning:
 def _contiguous(node: fx.Node, module: Any) -> Meaning | None:
     """Engines hold images contiguous. A tensor of three dimensions may be another's view, and no signal."""
     return None if _rank(node) == SIGNAL else Identity()
+
+
+def _cast(node: fx.Node, module: Any) -> Meaning | None:
+    """A cast to the dtype that the tensor has returns the tensor itself."""
+    own, source = node.meta.get("value"), getattr(node.args[0], "meta", {}).get("value")
+    same = isinstance(own, Tensor) and isinstance(source, Tensor) and own.dtype == source.dtype
+    return Identity() if same and node.meta.get("view") else None
 
 
 def _dropout(node: fx.Node, module: Any) -> Meaning | None:
@@ -383,6 +301,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(FUNCTIONAL_CONVOLUTIONS, _functional_convolution),
     **dict.fromkeys(NORM_FORWARDS, _norm),
     F.instance_norm: _functional_instance_norm,
+    **dict.fromkeys((nn.GroupNorm.forward, F.group_norm, torch.group_norm), _group_norm),
+    **dict.fromkeys((nn.LayerNorm.forward, F.layer_norm, torch.layer_norm), _layer_norm),
     **dict.fromkeys((nn.ReLU.forward, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
     **dict.fromkeys((nn.LeakyReLU.forward, F.leaky_relu, F.leaky_relu_), _leaky_relu),
     **dict.fromkeys((nn.PReLU.forward, F.prelu, torch.prelu), _prelu),
@@ -396,15 +316,11 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.selu, F.silu, F.mish), _elementwise(1)),
     F.elu: _elementwise(2),
     F.hardtanh: _elementwise(3),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _addition),
-    **dict.fromkeys(
-        (operator.sub, operator.isub, torch.sub, "sub"),
-        _arithmetic(lambda number, is_left: (-1.0, number) if is_left else (1.0, -number)),
-    ),
-    **dict.fromkeys(
-        (operator.mul, operator.imul, torch.mul, "mul"), _arithmetic(lambda number, is_left: (number, 0.0))
-    ),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div"), _arithmetic(_quotient)),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _arithmetic("+", _sum)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), _arithmetic("-", _difference)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _arithmetic("*", _product)),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _arithmetic("/", _quotient)),
+    **dict.fromkeys((operator.neg, torch.neg, "neg", "neg_"), _negative),
     nn.ReflectionPad2d.forward: _pad_module("reflect"),
     nn.ReplicationPad2d.forward: _pad_module("replicate"),
     nn.CircularPad2d.forward: _pad_module("circular"),
@@ -415,8 +331,10 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
     **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+    **dict.fromkeys((torch.broadcast_to, "broadcast_to", "expand", "expand_as"), _expansion),
     **dict.fromkeys((nn.Identity.forward, "detach"), _identity),
     "contiguous": _contiguous,
+    **dict.fromkeys(("to", "type", "type_as", "float", "double", "half", "bfloat16"), _cast),
     **dict.fromkeys((nn.Dropout.forward, nn.Dropout1d.forward, nn.Dropout2d.forward), _dropout),
     **dict.fromkeys((nn.AlphaDropout.forward, F.dropout, F.dropout1d, F.dropout2d), _dropout),
 }

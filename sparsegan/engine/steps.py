@@ -22,13 +22,25 @@ Run = Callable[[], None]
 class Norm:
     """An instance norm of the output of a step. Each run computes scale and shift into `affine`.
 
-    weight, bias: ``[C]`` or None.
+    weight, bias: ``[C]`` or None. `groups`: as in :class:`sparsegan.engine.meanings.Norm`.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     affine: Affine
+    groups: int = 0
+
+    def write(self, spread: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+        """Writes scale and shift, ``[N, C]`` each. `spread`: variance + eps, ``[N, groups]`` or ``[N, C]``, as `mean`.
+        Both are lost."""
+        grouped = (mean.shape[1], -1)
+        scale, shift = scale.unflatten(1, grouped), shift.unflatten(1, grouped)
+        factor, opposite = spread.rsqrt_().unsqueeze(2), mean.neg_().unsqueeze(2)
+        scale.copy_(factor if self.weight is None else factor * self.weight.view(grouped))
+        torch.mul(opposite, scale, out=shift)
+        if self.bias is not None:
+            shift.add_(self.bias.view(grouped))
 
 
 @dataclass(kw_only=True)
@@ -170,11 +182,92 @@ class Statistics(Step):
         assert shift is not None
 
         def run() -> None:
-            variance, mean = torch.var_mean(x().to(scale.dtype), (2, 3), correction=0)
-            torch.rsqrt(variance.add_(norm.eps), out=variance)
-            scale.copy_(variance if norm.weight is None else variance.mul_(norm.weight))
-            torch.mul(mean.neg_(), scale, out=mean)
-            shift.copy_(mean if norm.bias is None else mean.add_(norm.bias))
+            grouped = x().to(scale.dtype).unflatten(1, (norm.groups or norm.affine.channels, -1))
+            variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0)
+            norm.write(variance.add_(norm.eps), mean, scale, shift)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class GroupStatistics(Step):
+    """Computes scale and shift of a group norm from those of an instance norm of the same tensor, without reading the
+    tensor. `channels`: scale and shift of that instance norm, which has no weight and bias and the same eps."""
+
+    channels: Affine
+    norm: Norm
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        norm, (own_scale, own_shift), (scale, shift) = self.norm, *map(memory.maps, (self.channels, self.norm.affine))
+        assert own_scale is not None
+        assert own_shift is not None
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            # scale = 1 / sqrt(variance + eps) and shift = -mean * scale, for each channel
+            means = own_shift.div(own_scale).neg_().unflatten(1, (norm.groups, -1))
+            within = own_scale.pow(-2).unflatten(1, (norm.groups, -1)).mean(2)  # of variance + eps
+            between, mean = torch.var_mean(means, 2, correction=0)
+            norm.write(within.add_(between), mean, scale, shift)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class Modulation(Step):
+    """Changes the deferred scale and shift of a value, as in AdaIN and squeeze-and-excitation, without reading the
+    value: ``x + other``, ``x - other``, ``x * other`` or ``x / other``, where `other` has one number per channel.
+
+    `before`: scale and shift before the step, or None. `affine`: after it. `rank`: the number of dimensions of the
+    value. `other`: a slot or a tensor, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``.
+    """
+
+    operation: str
+    other: Slot | Tensor
+    rank: int
+    before: Affine | None
+    affine: Affine
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.other] if isinstance(self.other, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given, rank, operation = self.other, self.rank, self.operation
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        old_scale, old_shift = memory.maps(self.before)
+        scale, shift = memory.maps(self.affine)
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            other = read().to(scale.dtype)
+            other = other.reshape((1,) * (rank - other.dim()) + other.shape).flatten(1)
+            scale.fill_(1) if old_scale is None else scale.copy_(old_scale)
+            shift.zero_() if old_shift is None else shift.copy_(old_shift)
+            if operation in "*/":
+                factor = other if operation == "*" else other.reciprocal()
+                scale.mul_(factor)
+                shift.mul_(factor)
+            else:
+                shift.add_(other, alpha=1 if operation == "+" else -1)
 
         return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ def close(ours: Any, theirs: Any) -> bool:
         scale = theirs.abs().max().item() if theirs.numel() else 0.0
         # A GPU may round the factors of float32 products to TF32, which has as many digits as float16.
         rounded = torch.float16 if theirs.is_cuda and theirs.dtype == torch.float32 else theirs.dtype
-        tolerance = max(1e-3, 16 * torch.finfo(rounded).eps)
-        return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+        eps = torch.finfo(rounded).eps
+        tolerance = max(1e-3, 16 * eps)
+        # Where larger numbers cancel to 0, both results are rounding errors of these numbers.
+        return torch.allclose(ours, theirs, rtol=tolerance, atol=max(tolerance * scale, 1024 * eps))
     leaves, others = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
     if len(others) == 1 and others[0] is theirs:
         return bool(ours == theirs)
@@ -59,7 +61,8 @@ class Tracer(fx.Tracer):
     """
 
     def __init__(self, root: nn.Module, call: Call, leaves: Collection[str] = ()) -> None:
-        super().__init__()
+        # By default, torch.fx wraps `math` for the whole process, and torch.compile then refuses `math.prod`.
+        super().__init__(autowrap_modules=())
         self.model, self.call, self.arguments, self.leaves = root, call, iter(call.tensors), leaves
         self.meta = any(tensor.is_meta for tensor in call.tensors)
         self.running = False  # while a node is computed on the example, nothing is traced
@@ -137,6 +140,10 @@ class Tracer(fx.Tracer):
         """A proxy for an attribute of a module, as in torch.fx. Outside the trace, the attribute itself."""
         return attr_val if self._elsewhere() else super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Raises an error: only a forward that runs can decide a branch on values."""
+        raise fx.proxy.TraceError(f"a branch depends on the values of {obj.node.name}")
+
     def _elsewhere(self) -> bool:
         """Whether a module is used outside the trace: a node is computed on the example, or another thread calls it."""
         return self.running or threading.get_ident() != self.thread
@@ -193,11 +200,14 @@ class _RandomAsNodes(TorchFunctionMode):
 
 
 class _Shaped(fx.Proxy):
+    """A proxy that answers questions about shape and structure from the value of its node in the example."""
+
     value: Any
 
     shape = property(lambda self: _value(self).shape)
     ndim = property(lambda self: _value(self).ndim)
     dtype = property(lambda self: _value(self).dtype)
+    is_cuda = property(lambda self: self.device.type == "cuda")
 
     @property
     def device(self) -> torch.device:
@@ -211,6 +221,40 @@ class _Shaped(fx.Proxy):
 
     def size(self, dim: int | None = None) -> Any:
         return _value(self).size() if dim is None else _value(self).size(dim)
+
+    def numel(self) -> int:
+        return _value(self).numel()
+
+    def is_floating_point(self) -> bool:
+        return _value(self).is_floating_point()
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The elements of a tuple, a list or a tensor, each as a node. A program is compiled for one shape, so their
+        number is known."""
+        if isinstance(self.value, tuple | list | Tensor):
+            return iter([self._element(index) for index in range(len(self.value))])
+        return super().__iter__()
+
+    def __getattr__(self, name: str) -> Any:
+        """A node for a field of a named tuple, such as ``torch.max(x, 1).values``, and for a view such as ``x.mT``."""
+        value = self.__dict__.get("value")
+        fields = getattr(type(value), "__match_args__", ()) if isinstance(value, tuple) else ()
+        if name in fields:
+            return self._element(fields.index(name))
+        if isinstance(value, Tensor) and name in ("T", "mT", "H", "mH", "real", "data"):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def _element(self, index: int) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def _number(self) -> Any:
+        raise RuntimeError(f"the forward makes a Python number of the values of {self.node.name}")
+
+    __float__ = __int__ = _number
 
 
 def _value(argument: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .rules import Padding
+from .meanings import Padding
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Value:
     @property
     def deferred(self) -> list[str]:
         """The kinds of work that are deferred; empty if the slot holds the final value."""
-        kinds = {"norm": self.affine, "activation": self.slope, "padding": self.padding}
+        kinds = {"scale and shift": self.affine, "activation": self.slope, "padding": self.padding}
         return [kind for kind, work in kinds.items() if work is not None]
 
     @property

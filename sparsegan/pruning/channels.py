@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..calls import Call, positional
 from ..copying import bake, copy_model
-from ..engine import rules
+from ..engine import meanings, rules
 from ..engine.tracing import NORMS, Tracer, close
 from ..nn.granularity import as_units
 from ..nn.kept_weights import DenseConv
@@ -160,21 +160,21 @@ class Channels:
         inputs, result = node.all_input_nodes, None
         if len(inputs) == 1 and inputs[0] in self.tensors:
             result = self._one(node, meaning, module, self.tensors[inputs[0]])
-        elif isinstance(meaning, rules.Sum):
+        elif isinstance(meaning, meanings.Combination) and meaning.operation == "+":
             result = self._sum(meaning)
-        elif isinstance(meaning, rules.Concatenation):
+        elif isinstance(meaning, meanings.Concatenation):
             result = self._concatenation(meaning.parts)
         if result is None:
             result = self._stop(node)
         if result is not None:
             self.tensors[node] = result
 
-    def _one(self, node: fx.Node, meaning: rules.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
+    def _one(self, node: fx.Node, meaning: meanings.Meaning | None, module: Any, x: Tracked) -> Tracked | None:
         """The result of a node with one input tensor; None if it is not known."""
         if rules.is_without_batch(node, module):
             return None
         name = str(node.target) if module is not None else node.name
-        if isinstance(meaning, rules.Arithmetic | rules.Sum):  # a sum with itself
+        if isinstance(meaning, meanings.Arithmetic | meanings.Combination):  # of x with itself
             return self._changed(node, meaning.in_place, x)
         if not node.args or node.args[0] not in node.all_input_nodes:
             return None
@@ -185,20 +185,20 @@ class Channels:
             self.followers.append((module, x.ids))
             return Tracked(x.ids, value, x.why)
         match meaning:
-            case rules.Convolution() if type(module) in CONVOLUTIONS:
+            case meanings.Convolution() if type(module) in CONVOLUTIONS:
                 return None if self._refusal(name) else self._convolution(name, x)
-            case rules.Identity():
+            case meanings.Identity():
                 return x
-            case rules.Resize() | rules.Pooling():
+            case meanings.Resize() | meanings.Pooling():
                 return Tracked(x.ids, x.value, x.why)
-            case rules.Activation() | rules.OutputActivation() | rules.Elementwise():
+            case meanings.Activation() | meanings.OutputActivation() | meanings.Elementwise():
                 return self._changed(node, meaning.in_place, x)
-            case rules.Padding("zeros", _, border):
+            case meanings.Padding("zeros", _, border):
                 beside = torch.where(x.value == border, x.value, torch.nan)
                 return Tracked(x.ids, beside, self._because(x, beside, f"{name} pads them with another number"))
-            case rules.Padding():
+            case meanings.Padding():
                 return Tracked(x.ids, x.value, x.why)
-            case rules.PixelShuffle(factor):
+            case meanings.PixelShuffle(factor):
                 return self._shuffled(x, factor**2)
         return None
 
@@ -252,7 +252,7 @@ class Channels:
         lost = (value.isnan() & ~x.value.isnan()).cpu().tolist()
         return [why if new else old for new, old in zip(lost, x.why, strict=True)]
 
-    def _sum(self, meaning: rules.Sum) -> Tracked | None:
+    def _sum(self, meaning: meanings.Combination) -> Tracked | None:
         a, b = self.tensors.get(meaning.a), self.tensors.get(meaning.b)
         if a is None or b is None or len(a.ids) != len(b.ids):
             return None
