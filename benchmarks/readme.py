@@ -454,6 +454,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "bench_generators": ("generators", short_generators),
     "layers_avx512": ("layers_avx512", against_dense),
     "generators_avx512": ("generators_avx512", generators),
+    "generators_esrgan": ("generators_esrgan", generators),
 }
 
 

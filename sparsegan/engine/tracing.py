@@ -62,7 +62,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, root: nn.Module, call: Call, leaves: Collection[str] = ()) -> None:
         # By default, torch.fx wraps `math` for the whole process, and torch.compile then refuses `math.prod`.
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # the annotation allows no empty tuple
         self.model, self.call, self.arguments, self.leaves = root, call, iter(call.tensors), leaves
         self.meta = any(tensor.is_meta for tensor in call.tensors)
         self.running = False  # while a node is computed on the example, nothing is traced
