@@ -486,6 +486,35 @@ def random_graph(seed: int) -> tuple[Random, Tensor]:
     return Random(program), x.double()
 
 
+@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/="])
+@pytest.mark.parametrize("other", ["image", "float32 image", "channels", "number"])
+def test_augmented_assignment_changes_the_tensor_for_all_its_readers(operator: str, other: str) -> None:
+    class Augmented(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.after = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            t = self.conv(x)
+            same = t
+            y: Any = 2.5
+            if "image" in other:
+                y = self.after(t).float() if "float32" in other else self.after(t)
+            elif other == "channels":
+                y = t.mean((2, 3), keepdim=True)
+            if operator == "+=":
+                t += y
+            elif operator == "-=":
+                t -= y
+            elif operator == "*=":
+                t *= y
+            else:
+                t /= y
+            return self.after(t) + same
+
+    check(pruned(Augmented()), torch.randn(2, 3, 9, 9, dtype=torch.float64))
+
+
 def test_a_result_that_cancels_to_zero_is_no_difference() -> None:
     class Zero(nn.Module):
         def __init__(self) -> None:

@@ -214,7 +214,7 @@ class Compiler:
         if small is None or not isinstance(a, Value) or a.shape != shape:
             small, a = self._per_channel(meaning.a, shape), b
             if small is None or not isinstance(a, Value) or a.shape != shape or meaning.in_place or operation == "/":
-                return None
+                return self._beside(node, meaning, name)
             if operation == "-":  # number per channel - image
                 negative = self.builder.mapped(a, -1.0, 0.0)
                 assert negative is not None
@@ -222,6 +222,23 @@ class Compiler:
         b = self._given(small)
         other = self.builder.written(b) if isinstance(b, Value) else b
         return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
+
+    def _beside(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
+        """The result of an operation in place on an image that torch computes beside the image, which then takes its
+        place; None for other operations."""
+        a, b = self._given(meaning.a), self._given(meaning.b)
+        if not meaning.in_place or not isinstance(a, Value) or a.shape != tuple(node.meta["value"].shape):
+            return None
+        if meaning.b.meta["value"].dtype != self.dtype:  # beside the image, the result could have the other dtype
+            return None
+        operations: dict[str, Callable[..., Any]] = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
+        function = operations[meaning.operation]
+        args = tuple(self.builder.written(one) if isinstance(one, Value) else one for one in (a, b))
+        slot = self._outside(node)
+        why = f"{function.__name__} of two images runs in torch"
+        self.builder.steps.append(Torch(name=name, why=why, function=function, args=args, y=slot))
+        result = self._held(slot, node)
+        return self._changed(node, result, True) if isinstance(result, Value) else None
 
     def _per_channel(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node | None:
         """The node itself if its tensor has one number per channel of images ``[N, C, H, W]`` or of signals

@@ -256,6 +256,24 @@ class _Shaped(fx.Proxy):
 
     __float__ = __int__ = _number
 
+    # torch.fx would record `t += y` as `t = t + y`. Other readers of the old tensor would then miss the change.
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place("add_", other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place("sub_", other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place("mul_", other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place("div_", other)
+
+    def _in_place(self, method: str, other: Any) -> Any:
+        if not isinstance(self.value, Tensor):
+            return NotImplemented
+        return self.tracer.create_proxy("call_method", method, (self, other), {})
+
 
 def _value(argument: Any) -> Any:
     return argument.value if isinstance(argument, _Shaped) else argument
