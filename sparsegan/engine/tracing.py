@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,11 @@ from ..signals import IMAGE, SIGNAL
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 
-def close(ours: Any, theirs: Any) -> bool:
-    """Whether two results of one model are equal within the rounding errors of different orders of summation."""
+def close(ours: Any, theirs: Any, inputs: Sequence[Tensor] = ()) -> bool:
+    """Whether two results of one model are equal within the rounding errors of different orders of summation.
+
+    `inputs`: of the model. Where numbers of their size cancel to 0, both results are rounding errors of such numbers.
+    """
     if isinstance(theirs, Tensor):
         if not (theirs.is_floating_point() or theirs.is_complex()):
             return torch.equal(ours, theirs)
@@ -30,12 +33,15 @@ def close(ours: Any, theirs: Any) -> bool:
         rounded = torch.float16 if theirs.is_cuda and theirs.dtype == torch.float32 else theirs.dtype
         eps = torch.finfo(rounded).eps
         tolerance = max(1e-3, 16 * eps)
-        # Where larger numbers cancel to 0, both results are rounding errors of these numbers.
-        return torch.allclose(ours, theirs, rtol=tolerance, atol=max(tolerance * scale, 1024 * eps))
+        sizes = [one.abs().max().item() for one in inputs if one.is_floating_point() and one.numel()]
+        least = 1024 * eps * max(sizes, default=0.0)
+        return torch.allclose(ours, theirs, rtol=tolerance, atol=max(tolerance * scale, least))
     leaves, others = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
     if len(others) == 1 and others[0] is theirs:
         return bool(ours == theirs)
-    return len(leaves) == len(others) and all(map(close, leaves, others))
+    return len(leaves) == len(others) and all(
+        close(one, other, inputs) for one, other in zip(leaves, others, strict=True)
+    )
 
 
 class Tracer(fx.Tracer):
