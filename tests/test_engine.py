@@ -486,7 +486,7 @@ def random_graph(seed: int) -> tuple[Random, Tensor]:
     return Random(program), x.double()
 
 
-@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/="])
+@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/=", "**="])
 @pytest.mark.parametrize("other", ["image", "float32 image", "channels", "number"])
 def test_augmented_assignment_changes_the_tensor_for_all_its_readers(operator: str, other: str) -> None:
     class Augmented(nn.Module):
@@ -508,8 +508,11 @@ def test_augmented_assignment_changes_the_tensor_for_all_its_readers(operator: s
                 t -= y
             elif operator == "*=":
                 t *= y
-            else:
+            elif operator == "/=":
                 t /= y
+            else:
+                t.abs_()
+                t **= y
             return self.after(t) + same
 
     check(pruned(Augmented()), torch.randn(2, 3, 9, 9, dtype=torch.float64))

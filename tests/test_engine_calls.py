@@ -168,6 +168,17 @@ def test_outputs_are_compared_on_more_than_an_example_of_zeros() -> None:
         sg.optimize_for_inference(Constant(), torch.zeros(1, 3, 4, 4))
 
 
+def test_an_infinite_input_hides_no_difference() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * (2.0 if type(x) is Tensor else 1.0) * mask.exp()
+
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 1:] = -torch.inf
+    with pytest.raises(ValueError, match="differ from the model's"):
+        sg.optimize_for_inference(Masked(), (torch.randn(1, 3, 4, 4), mask))
+
+
 # ---------------------------------------------------------------------- steps that run in torch
 
 

@@ -27,10 +27,11 @@ NO_DATA = "none"
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --data and the options that select samples from it. `default`: the help text of the default."""
-    names = ", ".join([*SETS, dead_leaves.NAME])
+    names = ", ".join(SETS)
     parser.add_argument(
         "--data",
-        help=f"a file or folder in a layout of the task, or a data set of sparsegan data: {names} ({default})",
+        help=f"a file or folder in a layout of the task; or a data set of sparsegan data: {names}; or "
+        f"{dead_leaves.NAME}, synthetic images for a GAN that starts from an image ({default})",
     )
     parser.add_argument("--size", type=int, help=f"height and width of the images, in pixels ({default})")
     parser.add_argument(

@@ -60,7 +60,7 @@ def samples(kind: str, how: Reading) -> Samples:
         cells = torch.tensor([(index, 0, 0) for index in range(COUNT)])
         return Crops(images(COUNT, how.size + 8, how.channels, seed), names, how.size, cells=cells, **how.training)
     if kind not in ("pairs", "unpaired"):
-        raise ValueError(f"data is {NAME!r}, which has crops, pairs and unpaired images; the GAN learns from {kind}")
+        raise ValueError(f"{NAME} are crops, pairs or unpaired images; this GAN learns from {kind}: name real images")
     a = images(COUNT, how.load_size, how.channels, seed)
     if kind == "pairs":
         return Pairs(torch.cat([a, a], 1), names, how.size, **how.training)

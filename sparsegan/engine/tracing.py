@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ def close(ours: Any, theirs: Any, inputs: Sequence[Tensor] = ()) -> bool:
         rounded = torch.float16 if theirs.is_cuda and theirs.dtype == torch.float32 else theirs.dtype
         eps = torch.finfo(rounded).eps
         tolerance = max(1e-3, 16 * eps)
-        sizes = [one.abs().max().item() for one in inputs if one.is_floating_point() and one.numel()]
-        least = 1024 * eps * max(sizes, default=0.0)
+        numbers = (one[one.isfinite()] for one in inputs if one.is_floating_point())
+        largest = max((one.abs().max().item() for one in numbers if one.numel()), default=0.0)
+        least = min(tolerance, 1024 * eps) * largest
         return torch.allclose(ours, theirs, rtol=tolerance, atol=max(tolerance * scale, least))
     leaves, others = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
     if len(others) == 1 and others[0] is theirs:
@@ -262,23 +264,22 @@ class _Shaped(fx.Proxy):
 
     __float__ = __int__ = _number
 
-    # torch.fx would record `t += y` as `t = t + y`. Other readers of the old tensor would then miss the change.
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place("add_", other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place("sub_", other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place("mul_", other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place("div_", other)
-
     def _in_place(self, method: str, other: Any) -> Any:
         if not isinstance(self.value, Tensor):
             return NotImplemented
         return self.tracer.create_proxy("call_method", method, (self, other), {})
+
+    # torch.fx would record `t += y` as `t = t + y`. Other readers of the old tensor would then miss the change.
+    __iadd__ = partialmethod(_in_place, "add_")
+    __isub__ = partialmethod(_in_place, "sub_")
+    __imul__ = partialmethod(_in_place, "mul_")
+    __itruediv__ = partialmethod(_in_place, "div_")
+    __ifloordiv__ = partialmethod(_in_place, "floor_divide_")
+    __imod__ = partialmethod(_in_place, "remainder_")
+    __ipow__ = partialmethod(_in_place, "pow_")
+    __iand__ = partialmethod(_in_place, "bitwise_and_")
+    __ior__ = partialmethod(_in_place, "bitwise_or_")
+    __ixor__ = partialmethod(_in_place, "bitwise_xor_")
 
 
 def _value(argument: Any) -> Any:

@@ -228,6 +228,14 @@ def compile_direct_plan(
     return _compiled(PlanKind.DIRECT, support, geometry, adjoint)
 
 
+def _sizes(x_size: Sequence[int], y_size: Sequence[int]) -> Any:
+    """Height and width of x, then of y, as a C array."""
+    sizes = _list("sizes", [*x_size, *y_size])
+    if len(sizes) != 4:
+        raise ValueError(f"x_size and y_size have {len(sizes)} numbers; they must have a height and a width each")
+    return sizes
+
+
 def sparse_conv_cycles(
     geometry: list[int],
     adjoint: bool,
@@ -238,9 +246,7 @@ def sparse_conv_cycles(
     float64: bool,
 ) -> dict[str, float]:
     """The modelled cycles of one sparse_conv on one core, part by part; see csrc/cpu/cost_model.h."""
-    sizes = _list("sizes", [*x_size, *y_size])
-    if len(sizes) != 4:
-        raise ValueError(f"x_size and y_size have {len(sizes)} numbers; they must have a height and a width each")
+    sizes = _sizes(x_size, y_size)
     cycles = (ctypes.c_double * 6)()
     numbers = _list("geometry", geometry)
     taps, images = _number("taps", taps), _number("images", images)
@@ -261,7 +267,7 @@ def shared_panel(
 ) -> tuple[tuple[int, int], int]:
     """The tile (height, width) and the bytes of a panel of `channels` channels that several sparse_convs share; see
     SharedPanel in csrc/cpu/conv.h. The tile is the best one for this sparse_conv."""
-    numbers, sizes, found = _list("geometry", geometry), _list("sizes", [*x_size, *y_size]), (_int64 * 3)()
+    numbers, sizes, found = _list("geometry", geometry), _sizes(x_size, y_size), (_int64 * 3)()
     taps, images, channels = _number("taps", taps), _number("images", images), _number("channels", channels)
     _shared_panel(numbers, len(numbers), bool(adjoint), taps, images, sizes, bool(float64), channels, found)
     return (found[0], found[1]), found[2]
