@@ -107,6 +107,12 @@ SPARSEGAN_API int32_t sparsegan_lanes(int32_t float64, int64_t* lanes) {
   return guarded([&] { *lanes = sparsegan::kernels().lanes[float64 ? 1 : 0]; });
 }
 
+// Writes for each short precision whether the instruction set in use has instructions for it, as bits: 1 int16, 2
+// bfloat16, 4 int8.
+SPARSEGAN_API int32_t sparsegan_short_precisions(int32_t* bits) {
+  return guarded([&] { *bits = sparsegan::kernels().short_precisions; });
+}
+
 SPARSEGAN_API int32_t sparsegan_fma_gflops(double* gflops) {
   return guarded([&] { *gflops = sparsegan::fma_gflops(); });
 }
@@ -168,17 +174,20 @@ SPARSEGAN_API int32_t sparsegan_sparse_conv_cycles(const int64_t* numbers, int64
 }
 
 // Writes the tile (height, width) and the bytes of a SharedPanel of `channels` channels (csrc/cpu/conv.h) for a
-// sparse_conv with these arguments, as sparsegan_sparse_conv_cycles takes them.
+// sparse_conv with these arguments, as sparsegan_sparse_conv_cycles takes them. `dtype` is a DType, as a number.
 SPARSEGAN_API int32_t sparsegan_shared_panel(const int64_t* numbers, int64_t count, int32_t adjoint, int64_t taps,
-                                             int64_t images, const int64_t* sizes, int32_t float64, int64_t channels,
+                                             int64_t images, const int64_t* sizes, int32_t dtype, int64_t channels,
                                              int64_t* found) {
   return guarded([&] {
     const Geometry geometry = geometry_of(numbers, count);
     sparsegan::PlanView plan;
     plan.shape = sparsegan::plan_shape(geometry, adjoint != 0, taps);
-    sparsegan::ConvCall call{{&geometry, adjoint != 0, images, sizes[0], sizes[1], sizes[2], sizes[3]},
-                             &plan,
-                             float64 ? sparsegan::DType::float64 : sparsegan::DType::float32};
+    sparsegan::ConvCall call{
+        {&geometry, adjoint != 0, images, sizes[0], sizes[1], sizes[2], sizes[3]}, &plan, sparsegan::DType{dtype}};
+    if (dtype < 0 || dtype >= sparsegan::kRows) {
+      throw std::invalid_argument("dtype is " + std::to_string(dtype) + "; it must be from 0 to " +
+                                  std::to_string(sparsegan::kRows - 1));
+    }
     call.shared.channels = channels;
     found[2] = sparsegan::shared_panel_bytes(call);
     found[0] = call.shared.tile_h;

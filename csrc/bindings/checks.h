@@ -131,9 +131,11 @@ inline void check_sizes(const char* op, int64_t sources, int64_t targets, const 
 }
 
 inline void check_sparse_conv(const torch::stable::Tensor& x, const torch::stable::Tensor& values,
-                              const std::vector<int64_t>& output_size, double negative_slope) {
+                              const std::vector<int64_t>& output_size, double negative_slope,
+                              bool short_values = false) {
   check_tensor("sparse_conv", "x", x, x, 4);
-  check_tensor("sparse_conv", "values", values, x, 1);
+  check_tensor("sparse_conv", "values", values, short_values ? values : x, 1);
+  check_device("sparse_conv", "values", values, x);
   STD_TORCH_CHECK(output_size.size() == 3, "sparsegan::sparse_conv: output_size has ", output_size.size(),
                   " numbers; it must be [channels, height, width]");
   STD_TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "sparsegan::sparse_conv: negative_slope is ",

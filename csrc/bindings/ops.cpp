@@ -27,13 +27,17 @@ STABLE_TORCH_LIBRARY(sparsegan, m) {
   // is given, it is a SharedPanel (csrc/cpu/conv.h) of panel_channels channels: the call reads the first panel_packed
   // channels of x from it, and packs the other channels of x into it. Its tile and its bytes are those of
   // sparsegan_shared_panel (c_api.cpp).
+  // values of a shorter dtype than x ask for a short precision: int16 or bfloat16 with units of 2k source channels,
+  // int8 with units of 4k, x float32, and values in the order of the taps. x is then rounded to that dtype: integers
+  // are x * to_integer, limited to [-most, most], and their sums become float32 by sum_scale ([target channels]).
   // pointwise: y = x, or y = x + other, where x and other are transformed as x is above; then output_activation.
   m.def(
       "sparse_conv_fused(Tensor x, Tensor? scale, Tensor? shift, Tensor? slope, Tensor values, Tensor? bias, "
       "Tensor support, Tensor plan, int[] geometry, bool adjoint, int padding_mode, int[] pad_before, "
       "float negative_slope, int output_activation, int shuffle, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor(a!) y, Tensor(b!)? y_scale, Tensor(c!)? y_shift, "
-      "Tensor(d!)? panel=None, int panel_channels=0, int panel_packed=0, int[] panel_tile=[0, 0]) -> ()");
+      "Tensor(d!)? panel=None, int panel_channels=0, int panel_packed=0, int[] panel_tile=[0, 0], "
+      "Tensor? sum_scale=None, float to_integer=1.0, int most=0) -> ()");
   m.def(
       "pointwise(Tensor x, Tensor? scale, Tensor? shift, Tensor? slope, Tensor? other, Tensor? other_scale, "
       "Tensor? other_shift, Tensor? other_slope, int output_activation, int repeat, Tensor(a!) y) -> ()");

@@ -170,14 +170,58 @@ sparsegan::OutputActivation checked_activation(const char* op, int64_t activatio
   return static_cast<sparsegan::OutputActivation>(activation);
 }
 
+// The short precision that the dtype of the values asks for; none where values and x have the same dtype.
+std::optional<DType> short_precision(const Tensor& x, const Tensor& values) {
+  if (x.scalar_type() != ScalarType::Float) return std::nullopt;
+  switch (values.scalar_type()) {
+#define SPARSEGAN_CASE(name, scalar_type, lane, channels) \
+  case ScalarType::scalar_type:                           \
+    return DType::name;
+    SPARSEGAN_SHORTS(SPARSEGAN_CASE)
+#undef SPARSEGAN_CASE
+    default:
+      return std::nullopt;
+  }
+}
+
+// Sets the short precision of a call, and throws where the plan or the numbers do not fit it.
+void set_precision(const char* op, ConvCall& c, DType precision, const Tensor& values,
+                   const std::optional<Tensor>& sum_scale, const Tensor& x, double to_integer, int64_t most) {
+  const sparsegan::DTypeRow& row = sparsegan::kDTypes[static_cast<int>(precision)];
+  const sparsegan::PlanShape& shape = c.plan->shape;
+  STD_TORCH_CHECK(shape.depth % row.lane_channels == 0 && shape.width == 1, "sparsegan::", op, ": a unit has ",
+                  shape.depth, " source and ", shape.width,
+                  " target channels; values of this dtype need a multiple of ", row.lane_channels,
+                  " source channels and 1 target channel");
+  STD_TORCH_CHECK(!c.plan->value_index, "sparsegan::", op,
+                  ": values of a shorter dtype than x must be in the order of the taps, with a direct plan");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(values.const_data_ptr()) % 4 == 0, "sparsegan::", op,
+                  ": values of a shorter dtype than x must begin at a multiple of 4 bytes");
+  STD_TORCH_CHECK(sum_scale.has_value() == row.integer, "sparsegan::", op,
+                  ": sum_scale must be given for integer values, and not for other values");
+  c.dtype = precision;
+  if (!row.integer) return;
+  const int64_t limit = precision == DType::float32_as_int8 ? 127 : 32767;
+  STD_TORCH_CHECK(most >= 1 && most <= limit && to_integer > 0 && to_integer < 1e30, "sparsegan::", op, ": most is ",
+                  most, " and to_integer is ", to_integer, "; most must be from 1 to ", limit,
+                  ", and to_integer must be above 0 and finite");
+  c.sum_scale =
+      static_cast<const float*>(check_map(op, "sum_scale", *sum_scale, x, 0, shape.target_channels()).const_data_ptr());
+  c.input_transform.to_integer = static_cast<float>(to_integer);
+  c.input_transform.most = static_cast<float>(most);
+}
+
 sparsegan::SharedPanel shared_panel(const char* op, ConvCall c, const Tensor& panel, int64_t channels, int64_t packed,
                                     const std::vector<int64_t>& tile) {
   const int64_t sources = c.plan->shape.sources;
   STD_TORCH_CHECK(panel.scalar_type() == ScalarType::Byte && panel.is_contiguous() && panel.is_cpu(), "sparsegan::", op,
                   ": panel must be a contiguous uint8 tensor on the CPU");
-  STD_TORCH_CHECK(channels >= sources && channels <= int64_t{1} << 24 && packed >= 0 && packed <= sources,
-                  "sparsegan::", op, ": panel_channels is ", channels, " and panel_packed is ", packed, "; x has ",
-                  sources, " channels, which panel_channels must hold, and panel_packed is at most that");
+  const int64_t lane = sparsegan::kDTypes[static_cast<int>(c.dtype)].lane_channels;
+  STD_TORCH_CHECK(
+      channels >= sources && channels <= int64_t{1} << 24 && packed >= 0 && packed <= sources && channels % lane == 0 &&
+          packed % lane == 0,
+      "sparsegan::", op, ": panel_channels is ", channels, " and panel_packed is ", packed, "; x has ", sources,
+      " channels, which panel_channels must hold, and panel_packed is at most that; both must be multiples of ", lane);
   STD_TORCH_CHECK(
       tile.size() == 2 && tile[0] >= 1 && tile[1] >= 1 && tile[0] <= c.y_height && tile[1] <= 2 * c.y_width + 8,
       "sparsegan::", op, ": panel_tile must be the [height, width] of sparsegan_shared_panel");
@@ -199,7 +243,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
                        const std::optional<Tensor>& norm_bias, double eps, const Tensor& y,
                        const std::optional<Tensor>& y_scale, const std::optional<Tensor>& y_shift,
                        const std::optional<Tensor>& panel, int64_t panel_channels, int64_t panel_packed,
-                       std::vector<int64_t> panel_tile) {
+                       std::vector<int64_t> panel_tile, const std::optional<Tensor>& sum_scale, double to_integer,
+                       int64_t most) {
   const char* const op = "sparse_conv_fused";
   dtype_of(op, x);
   sparsegan::check_tensor(op, "y", y, x, 4);
@@ -208,7 +253,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
   STD_TORCH_CHECK(y.size(0) == x.size(0) && y.size(2) % shuffle == 0 && y.size(3) % shuffle == 0, "sparsegan::", op,
                   ": y is [", y.size(0), ", ", y.size(1), ", ", y.size(2), ", ", y.size(3), "]; it must have ",
                   x.size(0), " images, and whole blocks of ", shuffle, " x ", shuffle);
-  sparsegan::check_sparse_conv(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope);
+  const std::optional<DType> precision = short_precision(x, values);
+  sparsegan::check_sparse_conv(x, values, {y.size(1), y.size(2), y.size(3)}, negative_slope, precision.has_value());
   const int64_t channels = y.size(1) * shuffle * shuffle;
   const std::vector<int64_t> y_size{channels, y.size(2) / shuffle, y.size(3) / shuffle};
   CpuCall call({op, x, support, plan, plan, geometry, adjoint, y_size, padding_mode, pad_before}, true);
@@ -239,6 +285,7 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
     if (norm_bias) c.norm.bias = check_map(op, "norm_bias", *norm_bias, x, 0, y.size(1)).const_data_ptr();
     c.norm.eps = eps;
   }
+  if (precision) set_precision(op, c, *precision, values_c, sum_scale, x, to_integer, most);
   if (panel) c.shared = shared_panel(op, c, *panel, panel_channels, panel_packed, panel_tile);
   sparsegan::check_apart(op, {{"y", y}, {"y_scale", y_scale}, {"y_shift", y_shift}, {"panel", panel}},
                          {{"x", x},
@@ -250,7 +297,8 @@ void sparse_conv_fused(const Tensor& x, const std::optional<Tensor>& scale, cons
                           {"support", support},
                           {"plan", plan},
                           {"norm_weight", norm_weight},
-                          {"norm_bias", norm_bias}});
+                          {"norm_bias", norm_bias},
+                          {"sum_scale", sum_scale}});
   sparsegan::sparse_conv(c, x.const_data_ptr(), values_c.const_data_ptr(), bias_c ? bias_c->const_data_ptr() : nullptr,
                          y.mutable_data_ptr(), torch_threads());
 }

@@ -22,7 +22,9 @@ struct SharedPanel {
   bool used() const { return channels > 0; }
 };
 
-// One call. x and y are NCHW tensors of `dtype` with contiguous images. x has the plan's sources, y its targets.
+// One call. x and y are NCHW tensors of `dtype` with contiguous images. x has the plan's sources, y its targets. A
+// short precision takes a plan with units of whole lanes of source channels and one target channel, whose values are in
+// the order of the taps.
 struct ConvCall : Call {
   const PlanView* plan = nullptr;
   DType dtype = DType::float32;
@@ -33,6 +35,7 @@ struct ConvCall : Call {
   InputTransform input_transform = {};    // of x
   OutputTransform output_transform = {};  // of y
   InstanceNorm norm = {};                 // of y, after output_transform
+  const float* sum_scale = nullptr;       // [target channels], where the dtype has integer sums; see SumScale
   SharedPanel shared = {};
   int64_t shuffle = 1;  // PixelShuffle's factor: y has channels / shuffle^2 channels, `shuffle` times as high and wide
 };

@@ -53,6 +53,8 @@ ConvSetup conv_setup(const ConvCall& c, bool register_tiles) {
   s.x = frame_of(c.images, shape.sources, c.x_height, c.x_width, x_h, x_w, c.x_image_stride, problem.fold);
   s.y = frame_of(c.images, shape.target_channels() / (c.shuffle * c.shuffle), c.y_height * c.shuffle,
                  c.y_width * c.shuffle, y_h, y_w, c.y_image_stride, problem.fold);
+  s.x.lane_channels = problem.lane_channels;
+  s.x.channels /= problem.lane_channels;
   s.x.padding = c.padding;
   s.x.before_h = c.pad_before_h;
   s.x.before_w = c.pad_before_w;
@@ -66,7 +68,7 @@ ConvSetup conv_setup(const ConvCall& c, bool register_tiles) {
   s.y.plane = plane_stride(s.y.rows * s.y.cols * t.lanes, s.element);
 
   const int64_t channels = std::min(shape.span_channels(), shape.sources);
-  const double span = double(s.x.plane) * double(channels * shape.source_phases);
+  const double span = double(s.x.plane) * double(channels / s.x.lane_channels * shape.source_phases);
   if (span > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("geometry: the kernel spreads over " + std::to_string(problem.reach_h) + " x " +
                                 std::to_string(problem.reach_w) +

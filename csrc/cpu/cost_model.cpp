@@ -40,7 +40,7 @@ int64_t joined_blocks(const TilingProblem& p, const Tiling& t) {
   const int64_t rows = t.rows, cols = p.register_tiles ? t.cols : t.tile_w;
   const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
                                 : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
-  const int64_t bytes = window * p.lanes * p.element * p.shape.block_channels;
+  const int64_t bytes = window * p.lanes * p.element * p.shape.block_channels / p.lane_channels;
   return std::clamp<int64_t>(kWindowBytes / bytes, 1, p.shape.span_blocks);
 }
 
@@ -48,11 +48,11 @@ Cycles tiling_cycles(const TilingProblem& p, const Tiling& t) {
   const PlanShape& shape = p.shape;
   const Geometry& g = *p.geometry;
   const double outputs = double(t.tile_h) * double(t.tile_w);
-  const double pack = double(shape.sources * shape.source_phases) * double(t.tile_h + p.reach_h) *
+  const double pack = double(shape.sources / p.lane_channels * shape.source_phases) * double(t.tile_h + p.reach_h) *
                       row_vectors(p, t.tile_w + p.reach_w, shape.adjoint ? 1 : g.w.stride);
   const double unpack =
       double(shape.targets * shape.width) * double(t.tile_h) * row_vectors(p, t.tile_w, shape.adjoint ? g.w.stride : 1);
-  const double taps = double(shape.taps * shape.depth), groups = double(t.groups);
+  const double taps = double(shape.taps * shape.depth / p.lane_channels), groups = double(t.groups);
   Cycles cycles;
   cycles.pack = groups * kPack * pack;
   if (!p.register_tiles) {

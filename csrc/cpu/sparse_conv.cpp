@@ -1,6 +1,10 @@
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "conv.h"
@@ -10,12 +14,37 @@
 #include "workspace.h"
 
 namespace sparsegan {
+namespace {
+
+// Writes the integer sums of the targets without taps: -offset times the sum of the target's weights, because the panel
+// holds x + offset (kernels/lanes.h). Throws where the sums of a target could leave 32 bits.
+template <class Weight>
+void write_first_sums(const PlanView& plan, const void* values, int64_t offset, int64_t most, int32_t* first) {
+  const PlanShape& shape = plan.shape;
+  const auto* const weights = static_cast<const Weight*>(values);
+  for (int64_t target = 0; target < shape.targets; ++target) {
+    const int64_t begin = plan.rows[target * shape.blocks], end = plan.rows[(target + 1) * shape.blocks];
+    int64_t sum = 0, size = 0;
+    for (int64_t i = begin * shape.depth; i < end * shape.depth; ++i) {
+      sum += weights[i];
+      size += std::abs(int32_t{weights[i]});
+    }
+    if (size * (most + 2 * offset) > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("values: the weights of an output add up to " + std::to_string(size) +
+                                  " without their signs; with inputs of up to " + std::to_string(most) +
+                                  " the sums may leave 32 bits");
+    }
+    first[target] = static_cast<int32_t>(-offset * sum);
+  }
+}
+
+}  // namespace
 
 int64_t shared_panel_bytes(ConvCall& c) {
   const ConvSetup s = conv_setup(c, true);
   c.shared.tile_h = s.tiling.tile_h;
   c.shared.tile_w = s.tiling.tile_w;
-  return s.tiling.groups * c.shared.channels * c.plan->shape.source_phases * s.x_plane();
+  return s.tiling.groups * c.shared.channels / s.x.lane_channels * c.plan->shape.source_phases * s.x_plane();
 }
 
 void sparse_conv(const ConvCall& c, const void* x, const void* values, const void* bias, void* y,
@@ -35,15 +64,23 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
 
   WorkspaceLayout layout;
   const TapLayout tap_layout(s, plan, true, layout);
-  const int64_t channels = plan.shape.target_channels(), init_at = layout.add(channels * s.element);
+  const bool integers = kDTypes[s.dtype].integer;
+  const int64_t channels = plan.shape.target_channels(), bias_at = layout.add(channels * s.element);
+  const int64_t first_at = layout.add(integers ? plan.shape.targets * s.element : 0);
   const int64_t x_at = layout.add(c.shared.used() ? 0 : panels * s.x_panel()), y_at = layout.add(panels * s.y_panel());
   const int64_t moments = c.norm.scale ? s.y.channels * kMoments * s.tiling.lanes * s.element : 0;
   const int64_t moments_at = layout.add(groups * moments);
   char* const base = reserve_workspace(layout.size());
-  char* const init = base + init_at;
+  char* const own_bias = base + bias_at;
   const Taps taps = resolve_taps(c, s, tap_layout, base, values, pool);
-  std::memset(init, 0, static_cast<size_t>(channels * s.element));
-  if (bias) s.k.gather_values[s.dtype](nullptr, 0, channels, channels, 1, bias, init);
+  std::memset(own_bias, 0, static_cast<size_t>(channels * s.element));
+  if (bias) s.k.gather_values[s.dtype](nullptr, 0, channels, channels, 1, bias, own_bias);
+  auto* const first_sums = reinterpret_cast<int32_t*>(base + first_at);
+  const auto most = static_cast<int64_t>(c.input_transform.most);
+  if (c.dtype == DType::float32_as_int16) write_first_sums<int16_t>(plan, values, 0, most, first_sums);
+  if (c.dtype == DType::float32_as_int8) write_first_sums<int8_t>(plan, values, 128, most, first_sums);
+  const SumScale sum_scale{c.sum_scale, reinterpret_cast<const float*>(own_bias)};
+  const void* const init = integers ? static_cast<const void*>(first_sums) : own_bias;
   std::memset(base + moments_at, 0, static_cast<size_t>(groups * moments));
   order_timer.stop();
 
@@ -72,22 +109,23 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
       for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
         for (int64_t begin = first; begin < last; begin += run) {
           for_each_join(s, plan, taps, x_panel, begin, std::min(begin + run, last),
-                        [&](const TapRange& range, const char* span, bool is_first) {
+                        [&](const TapRange& range, const char* span, bool is_first, bool is_last) {
                           kernel(range, s.tiling, s.x, s.y, row, col, taps.values, span, y_panel,
-                                 is_first ? init : nullptr);
+                                 is_first ? init : nullptr, integers && is_last ? &sum_scale : nullptr);
                         });
         }
       }
     }
   };
   // Packs the channels that the calls before this one have not packed, of all groups.
-  const int64_t shared_group = c.shared.channels * s.x_plane() * plan.shape.source_phases;
+  const int64_t shared_group = c.shared.channels / s.x.lane_channels * s.x_plane() * plan.shape.source_phases;
   const auto shared_of = [&](int64_t group) { return static_cast<char*>(c.shared.data) + group * shared_group; };
   if (c.shared.used()) {
-    const int64_t fresh = s.x.channels - c.shared.packed, cut = threads == 1 ? 1 : kPiecesPerThread * threads;
+    const int64_t packed = c.shared.packed / s.x.lane_channels, fresh = s.x.channels - packed;
+    const int64_t cut = threads == 1 ? 1 : kPiecesPerThread * threads;
     parallel_for_dynamic(pool, threads, fresh > 0 ? groups * cut : 0, [&](int64_t i, int64_t) {
-      const int64_t part = i % cut, first = c.shared.packed + fresh * part / cut;
-      pack(i / cut, first, c.shared.packed + fresh * (part + 1) / cut, shared_of(i / cut));
+      const int64_t part = i % cut, first = packed + fresh * part / cut;
+      pack(i / cut, first, packed + fresh * (part + 1) / cut, shared_of(i / cut));
     });
   }
   const int64_t parts = kPiecesPerThread * threads;

@@ -19,7 +19,8 @@ void write_offsets(const ConvCall& c, const ConvSetup& s, int32_t* out) {
       const int64_t row = sign * g.h.shift(i) - s.x.first_h, col = sign * g.w.shift(j) - s.x.first_w;
       const int64_t at = phase * s.x.plane + (row * s.x.cols + col) * s.tiling.lanes;
       for (int64_t channel = 0; channel < channels; ++channel) {
-        out[channel * g.positions() + position] = static_cast<int32_t>(channel * shape.source_phases * s.x.plane + at);
+        const int64_t plane = channel / s.x.lane_channels * shape.source_phases;
+        out[channel * g.positions() + position] = static_cast<int32_t>(plane * s.x.plane + at);
       }
     }
   }
@@ -47,14 +48,15 @@ bool write_codes(const Kernels& k, const PlanView& plan, int64_t first, int64_t 
   return good;
 }
 
-// Writes one code per source channel of each unit. by_unit: the codes of `units` count source units, not channels. The
-// loop runs backwards because `units` and `out` may be the same array.
-void deepen_codes(const PlanShape& shape, bool by_unit, const uint16_t* units, uint16_t* out) {
+// Writes one code per lane of source channels of each unit. by_unit: the codes of `units` count source units, not
+// channels. The loop runs backwards because `units` and `out` may be the same array.
+void deepen_codes(const PlanShape& shape, int64_t lane_channels, bool by_unit, const uint16_t* units, uint16_t* out) {
+  const int64_t lanes = shape.depth / lane_channels;
   for (int64_t t = shape.taps - 1; t >= 0; --t) {
     int64_t code = units[t];
     if (by_unit) code = code / shape.positions * shape.depth * shape.positions + code % shape.positions;
-    for (int64_t k = shape.depth - 1; k >= 0; --k) {
-      out[t * shape.depth + k] = static_cast<uint16_t>(code + k * shape.positions);
+    for (int64_t k = lanes - 1; k >= 0; --k) {
+      out[t * lanes + k] = static_cast<uint16_t>(code + k * lane_channels * shape.positions);
     }
   }
 }
@@ -90,7 +92,7 @@ Taps resolve_taps(const ConvCall& c, const ConvSetup& s, const TapLayout& layout
   }
   if (!good) bad_plan("its rows give a kept unit to a target that is not its own");
   if (shape.depth > 1) {
-    deepen_codes(shape, !plan.codes, taps.codes, codes);
+    deepen_codes(shape, s.x.lane_channels, !plan.codes, taps.codes, codes);
     taps.codes = codes;
   }
   if (layout.values) {

@@ -35,21 +35,31 @@ Taps resolve_taps(const ConvCall& call, const ConvSetup& setup, const TapLayout&
 // Each run of `together` targets stays in one range.
 std::vector<int64_t> cut_targets(const PlanView& plan, int64_t parts, int64_t together);
 
-// Calls body(taps, x, is_first) for targets [first, last) and each run of joined source blocks. x is the first plane of
-// the run's span in x_panel. is_first is true for the first run of the plan.
+// Calls body(taps, x, is_first, is_last) for targets [first, last) and each run of joined source blocks. x is the first
+// plane of the run's span in x_panel. is_first and is_last are true for the first and the last run of the plan.
 template <class Body>
 void for_each_join(const ConvSetup& s, const PlanView& plan, const Taps& taps, const char* x_panel, int64_t first,
                    int64_t last, const Body& body) {
   const PlanShape& shape = plan.shape;
-  TapRange range{nullptr,      shape.blocks,     0,     shape.depth, shape.width, shape.target_phases, taps.codes,
-                 taps.offsets, taps.value_index, first, last};
+  TapRange range{nullptr,
+                 shape.blocks,
+                 0,
+                 shape.depth / s.x.lane_channels,
+                 shape.width,
+                 shape.target_phases,
+                 taps.codes,
+                 taps.offsets,
+                 taps.value_index,
+                 first,
+                 last};
   for (int64_t span = 0; span < shape.blocks; span += shape.span_blocks) {
     const int64_t span_end = std::min(span + shape.span_blocks, shape.blocks);
-    const char* const x = x_panel + span * shape.block_channels * shape.source_phases * s.x_plane();
+    const int64_t channels = span * shape.block_channels / s.x.lane_channels;
+    const char* const x = x_panel + channels * shape.source_phases * s.x_plane();
     for (int64_t b = span; b < span_end; b += s.joined) {
       range.rows = plan.rows + b;
       range.joined = std::min(s.joined, span_end - b);
-      body(range, x, b == 0);
+      body(range, x, b == 0, b + range.joined == shape.blocks);
     }
   }
 }

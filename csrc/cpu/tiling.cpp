@@ -11,9 +11,9 @@ namespace sparsegan {
 namespace {
 
 // Returns the index of the largest of kWidths that the ISA has and that divides units of `width` target channels.
-int width_index(const Kernels& k, int64_t width) {
+int width_index(const Kernels& k, int panel_type, int64_t width) {
   int index = kWidthCount - 1;
-  while (k.max_tile[index] == 0 || width % kWidths[index] != 0) --index;
+  while (k.max_tile[panel_type][index] == 0 || width % kWidths[index] != 0) --index;
   return index;
 }
 
@@ -62,7 +62,7 @@ TilingProblem::Key TilingProblem::key() const {
           g.w.kernel,
           g.w.stride,
           g.w.padding,
-          g.coarse_vector * 64 + g.fine_vector - 1,
+          (g.coarse_vector * 64 + g.fine_vector - 1) * 8 + lane_channels,
           tile_h * (int64_t{1} << 31) + tile_w};
 }
 
@@ -83,10 +83,11 @@ TilingProblem tiling_problem(const ConvCall& c, const Kernels& k, bool register_
   p.reach_h = g.h.shift(g.h.kernel - 1) - g.h.shift(0);
   p.reach_w = g.w.shift(g.w.kernel - 1) - g.w.shift(0);
   p.lanes = k.lanes[type.panel_type];
-  p.width_index = width_index(k, p.shape.width);
-  p.max_tile = k.max_tile[p.width_index];
+  p.width_index = width_index(k, type.panel_type, p.shape.width);
+  p.max_tile = k.max_tile[type.panel_type][p.width_index];
   p.max_rows = k.max_rows;
   p.element = type.panel_bytes;
+  p.lane_channels = type.lane_channels;
   p.register_tiles = register_tiles;
   p.fold = fold;
   p.tile_h = c.shared.tile_h;

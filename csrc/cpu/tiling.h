@@ -17,6 +17,7 @@ struct TilingProblem {
   int64_t images, height, width;  // outputs of one target plane
   int64_t reach_h, reach_w;       // size of the halo: the largest shift of a tap minus the smallest
   int64_t lanes, max_tile, max_rows, element;
+  int64_t lane_channels;           // source channels per element of the panel of x
   int width_index;                 // index into kWidths
   bool register_tiles;             // true for sparse_conv, which keeps outputs in registers; false for wgrad
   bool fold;                       // images take the place of rows (fold_images in tiling.cpp)

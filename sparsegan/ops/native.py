@@ -67,6 +67,7 @@ _isa = _fallible("isa", ctypes.POINTER(ctypes.c_char_p))
 _set_isa = _fallible("set_isa", ctypes.c_char_p)
 _lanes = _fallible("lanes", _int32, ctypes.POINTER(_int64))
 _fma_gflops = _fallible("fma_gflops", ctypes.POINTER(ctypes.c_double))
+_short_precisions = _fallible("short_precisions", ctypes.POINTER(_int32))
 _workspace_bytes = _function("workspace_bytes", result=_int64)
 _part_times = _function("part_times", ctypes.POINTER(_int64))
 _plan_size = _fallible("plan_size", _int32, _numbers, _int64, _int32, _int64, ctypes.POINTER(_int64))
@@ -156,6 +157,13 @@ def lanes(float64: bool = False) -> int:
     count = _int64()
     _lanes(bool(float64), count)
     return count.value
+
+
+def short_precisions() -> int:
+    """Whether the instruction set in use has instructions for int16, bfloat16 and int8, as bits 0, 1 and 2."""
+    bits = _int32()
+    _short_precisions(bits)
+    return bits.value
 
 
 def fma_gflops() -> float:
@@ -262,14 +270,15 @@ def shared_panel(
     images: int,
     x_size: Sequence[int],
     y_size: Sequence[int],
-    float64: bool,
+    dtype: int,
     channels: int,
 ) -> tuple[tuple[int, int], int]:
     """The tile (height, width) and the bytes of a panel of `channels` channels that several sparse_convs share; see
-    SharedPanel in csrc/cpu/conv.h. The tile is the best one for this sparse_conv."""
+    SharedPanel in csrc/cpu/conv.h. The tile is the best one for this sparse_conv. `dtype`: a DType of
+    csrc/cpu/kernels/dtypes.h, as a number."""
     numbers, sizes, found = _list("geometry", geometry), _sizes(x_size, y_size), (_int64 * 3)()
     taps, images, channels = _number("taps", taps), _number("images", images), _number("channels", channels)
-    _shared_panel(numbers, len(numbers), bool(adjoint), taps, images, sizes, bool(float64), channels, found)
+    _shared_panel(numbers, len(numbers), bool(adjoint), taps, images, sizes, dtype, channels, found)
     return (found[0], found[1]), found[2]
 
 

@@ -30,7 +30,8 @@ enum class Padding { zeros = 0, reflect = 1, replicate = 2, circular = 3 };
 // (row, col) of a phase's grid is element (row * phases_h + phase_h - before_h, col * phases_w + phase_w - before_w) of
 // the channel.
 struct Frame {
-  int64_t channels = 0;
+  int64_t channels = 0;       // of a panel; each has lane_channels channels of the tensor
+  int64_t lane_channels = 1;  // more than 1 in a short precision, for x
   int64_t phases_h = 1, phases_w = 1;
   int64_t height = 0, width = 0;  // size of a channel, all phases together
   int64_t image_stride = 0, channel_stride = 0;
@@ -55,7 +56,17 @@ struct InputTransform {
   const void* slope = nullptr;  // [channels]
   int64_t image_stride = 0;
 
+  // In a short precision with integers, z * to_integer is rounded to an integer in [-most, most]; NaN becomes 0.
+  float to_integer = 1;
+  float most = 0;
+
   bool any() const { return scale || slope; }
+};
+
+// How integer sums become float32: sum * scale + bias, with one number of each per target channel.
+struct SumScale {
+  const float* scale = nullptr;
+  const float* bias = nullptr;
 };
 
 // The output activation, which is the last function on an output.
@@ -73,12 +84,12 @@ struct OutputTransform {
 // [channel][kMoments][lane] of the panel's type.
 constexpr int kMoments = 3;
 
-// The taps of a run of source blocks for a range of targets (plan.h). A unit of `depth` source channels counts as
-// `depth` taps here.
+// The taps of a run of source blocks for a range of targets (plan.h). A unit with source channels in `depth` lanes
+// counts as `depth` taps here.
 struct TapRange {
   const int32_t* rows;           // the plan's rows from the first block of the run on
   int64_t blocks, joined;        // blocks of the plan, blocks of the run
-  int64_t depth, width, phases;  // source and target channels per unit; phases of a target channel
+  int64_t depth, width, phases;  // lanes of source channels and target channels per unit; phases of a target channel
   const uint16_t* codes;         // kernels may read two codes behind the code of the last tap
   const int32_t* offsets;        // code -> elements from the span's first plane; has an entry for any 16-bit code
   const int32_t* value_index;    // per tap; null where the values are in the order of the taps
@@ -109,33 +120,36 @@ struct Plane {
 struct Kernels {
   const char* isa;
   int64_t lanes[kPanelTypes];
-  int64_t max_tile[kWidthCount];  // most output vectors per target channel in a register tile; 0: no such width
-  int64_t max_rows;               // most output rows of a register tile
+  // Most output vectors per target channel in a register tile; 0: no such width.
+  int64_t max_tile[kPanelTypes][kWidthCount];
+  int64_t max_rows;          // most output rows of a register tile
+  int32_t short_precisions;  // bit i: the ISA has instructions for row i of SPARSEGAN_SHORTS
 
   // Copies channels [first, last) of a group's tiles from the tensor to the panel. The dtype decides the panel's type.
-  void (*pack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
-                             const InputTransform&, const void* tensor, void* panel);
+  void (*pack[kRows])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const InputTransform&,
+                      const void* tensor, void* panel);
   // Copies channels [first, last) of a group's tiles from the panel to the tensor, as far as the tensor reaches. The
   // moments (kMoments) of the written elements are added to `moments`, which may be null.
-  void (*unpack[kTensorTypes])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last,
-                               const void* panel, const OutputTransform&, void* moments, void* tensor);
+  void (*unpack[kRows])(const Frame&, const Tiling&, int64_t group, int64_t first, int64_t last, const void* panel,
+                        const OutputTransform&, void* moments, void* tensor);
 
   // Writes out[i] = support[i] - base. Returns the largest of these differences as unsigned numbers.
   uint32_t (*codes)(const int32_t* support, int64_t count, int32_t base, uint16_t* out);
   // Converts values, `vector` per unit, to the panel's type and the order of the taps: out[t] = values[value_index[t]]
   // for t in [first, last), or values[t] where value_index is null. Returns false where an index is not below `units`;
   // nothing is read at such an index.
-  bool (*gather_values[kTensorTypes])(const int32_t* value_index, int64_t first, int64_t last, int64_t units,
-                                      int64_t vector, const void* values, void* out);
+  bool (*gather_values[kRows])(const int32_t* value_index, int64_t first, int64_t last, int64_t units, int64_t vector,
+                               const void* values, void* out);
   // The inverse, for gradients: out[value_index[t]] = sums[t], converted to the tensor's type.
   bool (*scatter_values[kTensorTypes])(const int32_t* value_index, int64_t first, int64_t last, int64_t units,
                                        int64_t vector, const void* sums, void* out);
 
   // y[target] += sum over taps (value * x[offset + position]) for the register tile of outputs at (row, col). Where
-  // init is not null, the sum is added to init[target channel] and not to y.
+  // init is not null, the sum is added to init[target channel] and not to y. In a short precision with integers, y and
+  // init[target] are integers, and where sum_scale is not null, y becomes float32 afterwards.
   void (*sparse_conv[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame,
                                                 const Frame& y_frame, int64_t row, int64_t col, const void* values,
-                                                const void* x, void* y, const void* init);
+                                                const void* x, void* y, const void* init, const SumScale* sum_scale);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
                                           const void* gy, const void* x, void* dv);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "lanes.h"
 #include "vec.h"
 
 namespace sparsegan::SPARSEGAN_ISA {
@@ -16,36 +17,47 @@ namespace sparsegan::SPARSEGAN_ISA {
 // before it.
 constexpr int sum_sets(int sums) { return sums <= 3 ? 4 : sums <= 6 ? 2 : 1; }
 
-template <class T, int L, int W, int R, int Q>
-void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t x_row, T* y, int64_t y_row,
-                      int64_t y_plane, const T* init) {
+// Returns the bits of sum * scale + bias as float32.
+template <int L>
+SPARSEGAN_INLINE Vec<int32_t, L> as_float(Vec<int32_t, L> sum, const SumScale& s, int64_t channel) {
+  const auto real = __builtin_convertvector(sum, Vec<float, L>);
+  return reinterpret_cast<Vec<int32_t, L>>(real * broadcast<float, L>(s.scale[channel]) +
+                                           broadcast<float, L>(s.bias[channel]));
+}
+
+template <class Lane, int L, int W, int R, int Q>
+void sparse_conv_tile(const TapRange& taps, const typename Lane::X* values, const typename Lane::X* x, int64_t x_row,
+                      typename Lane::Sum* y, int64_t y_row, int64_t y_plane, const typename Lane::Sum* init,
+                      const SumScale* sum_scale) {
+  using X = typename Lane::X;
+  using Sum = typename Lane::Sum;
   constexpr int S = sum_sets(W * R * Q);
   const uint16_t* const codes = taps.codes;
   const int32_t* const offsets = taps.offsets;
   const int64_t width = taps.width;
   for (int64_t target = taps.first; target < taps.last; ++target) {
     const int64_t begin = taps.begin(target), end = taps.end(target);
-    if (begin == end && !init) continue;
+    if (begin == end && !init && !sum_scale) continue;
     // No division where it is not needed: with one target channel per unit, the target is the plane.
     const int64_t channel = taps.phases == 1 ? target * width : target / taps.phases * width;
     const int64_t first_plane = width == 1 ? target : channel * taps.phases + target % taps.phases;
     for (int64_t part = 0; part < width; part += W) {
-      Vec<T, L> sums[S][W][R][Q] = {};
-      const T* const weights = values + part;
-      const auto add = [&](Vec<T, L>(&acc)[W][R][Q], int64_t tap, const T* in) __attribute__((always_inline)) {
-        Vec<T, L> v[W];
+      Vec<Sum, L> sums[S][W][R][Q] = {};
+      const X* const weights = values + part;
+      const auto add = [&](Vec<Sum, L>(&acc)[W][R][Q], int64_t tap, const X* in) __attribute__((always_inline)) {
+        Vec<X, L> v[W];
         if constexpr (S > 1) {
           if (taps.value_index) tap = taps.value_index[tap];
         }
 #pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) v[w] = broadcast<T, L>(weights[tap * width + w]);
+        for (int w = 0; w < W; ++w) v[w] = broadcast<X, L>(weights[tap * width + w]);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
           for (int q = 0; q < Q; ++q) {
-            const Vec<T, L> a = W == 1 ? load<T, L>(in + q * L) : load_once<T, L>(in + q * L);
+            const Vec<X, L> a = W == 1 ? load<X, L>(in + q * L) : load_once<X, L>(in + q * L);
 #pragma GCC unroll 4
-            for (int w = 0; w < W; ++w) acc[w][r][q] += v[w] * a;
+            for (int w = 0; w < W; ++w) Lane::template add<L>(acc[w][r][q], v[w], a);
           }
           in += x_row;
           asm("" : "+r"(in));  // keeps one pointer per row; the compiler would compute an address for each FMA
@@ -63,7 +75,7 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
         // turn.
         int64_t here = offsets[codes[tap]], next = offsets[codes[tap + 1]];
         for (; tap < end; ++tap) {
-          const T* const in = x + here;
+          const X* const in = x + here;
           here = next;
           next = offsets[codes[tap + 2]];
           add(sums[0], tap, in);
@@ -72,14 +84,19 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
       // The sum over joined blocks is added to the sum before it: the rounding error grows with the square root of the
       // taps of these blocks, not of all taps.
       for (int w = 0; w < W; ++w) {
-        T* const out = y + (first_plane + (part + w) * taps.phases) * y_plane;
-        const Vec<T, L> start = broadcast<T, L>(init ? init[channel + part + w] : T(0));
+        Sum* const out = y + (first_plane + (part + w) * taps.phases) * y_plane;
+        const int64_t place = Lane::kIntegers ? target : channel + part + w;
+        const Vec<Sum, L> start = broadcast<Sum, L>(init ? init[place] : Sum(0));
         for (int r = 0; r < R; ++r) {
           for (int q = 0; q < Q; ++q) {
-            Vec<T, L> sum = sums[0][w][r][q];
+            Vec<Sum, L> sum = sums[0][w][r][q];
             for (int s = 1; s < S; ++s) sum += sums[s][w][r][q];
-            T* const to = out + r * y_row + q * L;
-            store<T, L>(to, sum + (init ? start : load<T, L>(to)));
+            Sum* const to = out + r * y_row + q * L;
+            sum += init ? start : load<Sum, L>(to);
+            if constexpr (Lane::kIntegers) {
+              if (sum_scale) sum = as_float<L>(sum, *sum_scale, channel + part + w);
+            }
+            store<Sum, L>(to, sum);
           }
         }
       }
@@ -87,19 +104,20 @@ void sparse_conv_tile(const TapRange& taps, const T* values, const T* x, int64_t
   }
 }
 
-template <class T>
-using SparseConvTile = void (*)(const TapRange&, const T*, const T*, int64_t, T*, int64_t, int64_t, const T*);
+template <class Lane, class X = typename Lane::X, class Sum = typename Lane::Sum>
+using SparseConvTile = void (*)(const TapRange&, const X*, const X*, int64_t, Sum*, int64_t, int64_t, const Sum*,
+                                const SumScale*);
 
 // at[R - 1][Q - 1] is the kernel of a register tile of R x Q outputs. It is null where R * Q is more than MaxTile.
-template <class T, int L, int W, int MaxTile, int MaxRows>
+template <class Lane, int L, int W, int MaxTile, int MaxRows>
 struct SparseConvTiles {
-  SparseConvTile<T> at[MaxRows][kMaxCols] = {};
+  SparseConvTile<Lane> at[MaxRows][kMaxCols] = {};
 
   constexpr SparseConvTiles() { fill<1, 1>(); }
 
   template <int R, int Q>
   constexpr void fill() {
-    if constexpr (R * Q <= MaxTile) at[R - 1][Q - 1] = sparse_conv_tile<T, L, W, R, Q>;
+    if constexpr (R * Q <= MaxTile) at[R - 1][Q - 1] = sparse_conv_tile<Lane, L, W, R, Q>;
     if constexpr (Q < kMaxCols) {
       fill<R, Q + 1>();
     } else if constexpr (R < MaxRows) {
@@ -108,15 +126,17 @@ struct SparseConvTiles {
   }
 };
 
-template <class T, int L, int W, int MaxTile, int MaxRows>
+template <class Lane, int L, int W, int MaxTile, int MaxRows>
 void sparse_conv(const TapRange& taps, const Tiling& t, const Frame& x_frame, const Frame& y_frame, int64_t row,
-                 int64_t col, const void* values, const void* x, void* y, const void* init) {
-  static constexpr SparseConvTiles<T, L, W, MaxTile, MaxRows> tiles;
+                 int64_t col, const void* values, const void* x, void* y, const void* init, const SumScale* sum_scale) {
+  using X = typename Lane::X;
+  using Sum = typename Lane::Sum;
+  static constexpr SparseConvTiles<Lane, L, W, MaxTile, MaxRows> tiles;
   const int64_t x_row = x_frame.cols * L, y_row = y_frame.cols * L;
   const int64_t rows = t.tile_h - row < t.rows ? t.tile_h - row : t.rows;
-  tiles.at[rows - 1][t.cols - 1](taps, static_cast<const T*>(values), static_cast<const T*>(x) + row * x_row + col * L,
-                                 x_row, static_cast<T*>(y) + row * y_row + col * L, y_row, y_frame.plane,
-                                 static_cast<const T*>(init));
+  tiles.at[rows - 1][t.cols - 1](taps, static_cast<const X*>(values), static_cast<const X*>(x) + row * x_row + col * L,
+                                 x_row, static_cast<Sum*>(y) + row * y_row + col * L, y_row, y_frame.plane,
+                                 static_cast<const Sum*>(init), sum_scale);
 }
 
 }  // namespace sparsegan::SPARSEGAN_ISA
