@@ -223,7 +223,12 @@ class BaseEngine(ABC):
 
     def __reduce__(self) -> Any:
         """Copies and pickles hold the model and the example, and compile the model again."""
-        return _rebuilt, (type(self), self.model, self.example, self._plans, self.statistics)
+        return _rebuilt, (type(self), self.model, self.example, self._plans, self.statistics, *self._more)
+
+    @property
+    def _more(self) -> tuple[Any, ...]:
+        """Further arguments of the engine's class, for copies and pickles."""
+        return ()
 
     def eval(self: Self) -> Self:
         """Returns the engine unchanged: an engine always computes as a model in evaluation mode does."""
@@ -266,7 +271,12 @@ def _varied(one: Tensor) -> Tensor:
 
 
 def _rebuilt(
-    kind: type[BaseEngine], model: nn.Module, example: tuple[Any, dict[str, Any]], plans: int, statistics: str
+    kind: type[BaseEngine],
+    model: nn.Module,
+    example: tuple[Any, dict[str, Any]],
+    plans: int,
+    statistics: str,
+    *more: Any,
 ) -> BaseEngine:
     args, kwargs = example
-    return kind(model, Call.of(args, kwargs), plans, statistics)
+    return kind(model, Call.of(args, kwargs), plans, statistics, *more)

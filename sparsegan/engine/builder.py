@@ -217,13 +217,15 @@ class Builder:
             choice = dispatch.Choice(layer.backend, "set on the layer")
         if choice.backend == "dense":
             return self._dense(value, layer, name, shape, weights, choice.why)
-        taps = self.layers.taps(layer, norm, geometry)
+        taps, short = self.layers.taps(layer, norm, geometry), self.layers.short(layer, norm, geometry, name)
+        of_precision = self.layers.precisions.note(name, short)
         step = SparseConvStep(
             name=name,
-            why=choice.why,
+            why="; ".join(part for part in (choice.why, of_precision) if part),
             x=value.copy(),
             y=Slot(shape, self.dtype),
-            values=taps.values,
+            values=taps.values if short is None else short.values,
+            short=short,
             bias=weights.bias,
             support=layer.support,
             plan=taps.plan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,7 @@ from ..calls import Call
 from ..forks import ENGINES
 from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..ops import native
+from ..ops.precisions import PRECISIONS
 from ..renamed import renamed_attribute, with_new_names
 from ..signals import IMAGE
 from . import rules
@@ -25,12 +26,13 @@ from .base import BaseEngine
 from .compiler import Compiler, Program, Unsafe
 from .layers import Layers
 from .memory import Layout, Memory, new_arena
-from .panels import share_panels
+from .panels import readers_of_one_slot, share_panels
+from .precision import Precisions, Ranges, common, decibels, narrowest, say, wanted
 from .shapes import Shapes
-from .steps import Run, Step, Torch
+from .steps import Run, SparseConvStep, Step, Torch
 from .tiles import tiling
 from .tracing import Tracer, has_hooks
-from .values import Slot
+from .values import Slot, Value
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Engine(BaseEngine):
 
     unseen = "torch.fx"
 
-    def __init__(self, model: nn.Module, example: Call, plans: int, statistics: str) -> None:
+    def __init__(
+        self, model: nn.Module, example: Call, plans: int, statistics: str, precisions: Precisions | None = None
+    ) -> None:
         super().__init__(model, example, plans, statistics)
         self._layers = Layers(self._running)
         self._shapes = Shapes(self._running)
@@ -100,6 +104,77 @@ class Engine(BaseEngine):
         self._workspaces: list[Workspace] = []  # workspaces that no running call uses
         self._check()
         self._say_fallbacks()
+        if precisions is not None:
+            self._use(precisions)
+
+    @property
+    def _more(self) -> tuple[Any, ...]:
+        return (self.precisions,)
+
+    # ------------------------------------------------------------------ short precisions
+
+    @property
+    def precisions(self) -> Precisions:
+        """The precision of each sparse convolution."""
+        return self._layers.precisions
+
+    def shorten(self, asked: str | Mapping[str, str], calls: Sequence[Call], least_db: float | None) -> None:
+        """Gives sparse convolutions a short precision. The arguments are those of
+        :func:`sparsegan.optimize_for_inference`; `calls`: the calibration."""
+        if any(one.dtype != torch.float32 for one in self._running.parameters() if one.is_floating_point()):
+            raise ValueError(f"precision is {asked!r}; a short precision needs a model in float32")
+        seen, results = Ranges(), []
+        groups: set[tuple[str, ...]] = set()
+        units: dict[str, tuple[int, int]] = {}
+        with self._computing():
+            for call in calls:
+                steps = self._compile(call).program.steps
+                groups |= {tuple(step.name for step in run) for run in readers_of_one_slot(steps)}
+                units |= {one.name: _unit(one) for one in steps if isinstance(one, SparseConvStep)}
+                with self._still():
+                    results.append(self._watch(call, seen))
+
+        def with_ranges(chosen: dict[str, str], notes: dict[str, str]) -> Precisions:
+            found = Precisions(chosen, notes=notes)
+            found.ranges = {name: seen.of(name, PRECISIONS[one]) for name, one in chosen.items()}
+            common(found.ranges, groups)
+            return found
+
+        def measure(chosen: dict[str, str]) -> float:
+            self._use(with_ranges(chosen, {}))
+            with self._computing(), self._still():
+                return min(
+                    decibels(expected, self._run(self._compile(call), call.changed(Tensor.clone)))
+                    for call, expected in zip(calls, results, strict=True)
+                )
+
+        if asked == "auto":
+            assert least_db is not None
+            chosen, notes, found = narrowest(units, least_db, measure)
+        else:
+            chosen, notes = wanted(asked, units)
+            found = measure(chosen)
+        precisions = with_ranges(chosen, notes)
+        precisions.decibels = found
+        self._use(precisions)
+        say(asked, precisions if asked != "auto" else replace(precisions, notes={}), len(units))
+
+    def _use(self, precisions: Precisions) -> None:
+        with ENGINES:
+            self._layers.use(precisions)
+            self._compiled.clear()
+            self._workspaces.clear()
+
+    def _watch(self, call: Call, seen: Ranges) -> Any:
+        """The results of a call, which shows the inputs of its sparse convolutions to `seen`."""
+        compiled = self._compile(call)
+        memory, runs = self._bind(compiled, new_arena(compiled.layout.bytes))
+        self._enter(compiled.program, memory, call.changed(Tensor.clone).tensors)
+        for step, run in zip(compiled.program.steps, runs, strict=True):
+            if isinstance(step, SparseConvStep):
+                seen.see(step.name, _transformed(memory, step.x))
+            run()
+        return _results(compiled.program, memory)
 
     def _say_fallbacks(self) -> None:
         """Warns once if the whole model or convolutions run in torch because the engine cannot compile them."""
@@ -286,6 +361,11 @@ class Engine(BaseEngine):
             shape = "x".join(map(str, row.shape))
             lines.append(f"{row.name:<34}{row.backend:<11}{shape:<20}{row.ms:>9.3f}{row.ms / total:>7.1%}  {note}")
         memory = self.memory()
+        if self.precisions.chosen:
+            lines.append(
+                f"{len(self.precisions.chosen)} sparse convolutions in a short precision; on the calibration the "
+                f"results are at least {self.precisions.decibels:.1f} dB above their difference from float32"
+            )
         lines.append(
             f"{len(rows)} steps, {total:.2f} ms on {torch.get_num_threads()} thread(s), {outside:.0%} of it not "
             f"multiplying; arena {memory['arena'] / 1e6:.1f} MB, inputs, results and tensors of torch "
@@ -305,6 +385,21 @@ def _ended(run: Run, memory: Memory, last: list[Slot]) -> Run:
             memory.outside.pop(slot, None)
 
     return run_and_drop
+
+
+def _unit(step: SparseConvStep) -> tuple[int, int]:
+    """Source and target channels of a unit of a step."""
+    coarse, fine = step.geometry[-2:]
+    return (coarse, fine) if step.adjoint else (fine, coarse)
+
+
+def _transformed(memory: Memory, x: Value) -> Tensor:
+    """The tensor of a value after its scale, shift and activation. Its padding adds no larger number."""
+    tensor = memory.map_reader(x.slot)()
+    scale, shift, slope = memory.input_transform(x)
+    if scale is not None and shift is not None:
+        tensor = tensor * scale[:, :, None, None] + shift[:, :, None, None]
+    return tensor if slope is None else torch.where(tensor <= 0, tensor * slope[:, None, None], tensor)
 
 
 def _holds_convolutions(module: nn.Module | None, step: Fallback) -> bool:

@@ -15,6 +15,7 @@ from ..geometry import Geometry
 from ..nn.dense_path import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from ..nn.layer import DENSE_CLASSES, SPARSE_CLASSES, SparseConv, dense_class_of
 from ..ops.plan import compile_direct_plan
+from .precision import Precisions, Short, shortened
 
 
 class Weights(NamedTuple):
@@ -41,7 +42,9 @@ class Layers:
         self._made: list[tuple[Any, Tensor, Tensor | None, SparseConv | None]] = []
         self._weights: dict[tuple[SparseConv, str | None], Weights] = {}
         self._taps: dict[tuple[SparseConv, str | None, tuple[int, ...]], Taps] = {}
+        self._short: dict[tuple[SparseConv, str | None, tuple[int, ...], str], Short | None] = {}
         self._dense: dict[tuple[SparseConv, int], Tensor] = {}
+        self.precisions = Precisions()
 
     def bytes(self) -> int:
         """The bytes of all values, biases, supports and plans."""
@@ -49,6 +52,7 @@ class Layers:
         supports = [layer.support for layer in layers if layer is not None]
         weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
         taps = [one for pair in list(self._taps.values()) for one in pair]
+        taps += [one.values for one in list(self._short.values()) if one is not None]
         tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *list(self._dense.values())]}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -115,6 +119,26 @@ class Layers:
                 values = values.view(len(order), -1)[order].flatten()
             self._taps[key] = Taps(values, plan)
         return self._taps[key]
+
+    def short(self, layer: SparseConv, norm: str | None, geometry: Geometry, name: str) -> Short | None:
+        """The values of :meth:`taps` in the short precision of the layer; None where it runs in float32. `name`: of the
+        layer in `precisions`."""
+        precision = self.precisions.of(name)
+        if precision is None:
+            return None
+        key = (layer, norm, tuple(geometry.numbers()), f"{name} {precision.name}")
+        if key not in self._short:
+            order = compile_direct_plan(layer.support, geometry, layer.adjoint)[1]
+            values = self.weights(layer, norm).values.view(len(order), -1)[order]
+            channels = _output_channels(layer).view(len(order), -1)[order, 0]
+            limit = self.precisions.ranges.get(name, 0.0)
+            self._short[key] = shortened(values, channels, layer.out_channels, precision, limit)
+        return self._short[key]
+
+    def use(self, precisions: Precisions) -> None:
+        """Sets the precisions of the layers for later programs."""
+        self.precisions = precisions
+        self._short.clear()
 
     def running_map(self, name: str) -> tuple[Tensor, Tensor]:
         """scale and shift, float64 ``[C]`` each, of a norm that uses its running statistics."""

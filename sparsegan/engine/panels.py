@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import native
+from ..ops.precisions import FULL
 from ..signals import rows_and_columns
 from .arena import plan_arena
 from .steps import SharedPanel, SparseConvStep, Step
@@ -28,14 +29,14 @@ def share_panels(steps: Sequence[Step]) -> None:
     The arena grows by at most `MOST_GROWTH`. The largest panels are given up first.
     """
     most = MOST_GROWTH * plan_arena(steps).bytes
-    runs = sorted((run for run in _runs(steps) if _share(run)), key=_bytes)
+    runs = sorted((run for run in readers_of_one_slot(steps) if _share(run)), key=_bytes)
     while runs and plan_arena(steps).bytes > most:
         for step in runs.pop():
             step.panel, step.packed = None, 0
 
 
-def _runs(steps: Sequence[Step]) -> list[list[SparseConvStep]]:
-    """The steps that read the first channels of the same slot, with the same kernel, padding and sizes."""
+def readers_of_one_slot(steps: Sequence[Step]) -> list[list[SparseConvStep]]:
+    """The steps that read the first channels of the same slot, with the same kernel, padding, sizes and precision."""
     runs: dict[Hashable, list[SparseConvStep]] = defaultdict(list)
     for step in steps:
         if not isinstance(step, SparseConvStep) or step.x.affine is not None:
@@ -46,7 +47,8 @@ def _runs(steps: Sequence[Step]) -> list[list[SparseConvStep]]:
         if offset == 0 and not root.outside:
             axes = tuple(step.geometry[3:-2])  # the numbers that are not about channels
             grid = (axes, step.adjoint, step.padding_mode, step.pad_before, _output_size(step))
-            runs[root, grid].append(step)
+            rounding = None if step.short is None else (step.short.precision, step.short.to_integer)
+            runs[root, grid, rounding].append(step)
     return list(runs.values())
 
 
@@ -74,7 +76,7 @@ def _share(steps: Sequence[SparseConvStep]) -> bool:
         n,
         rows_and_columns(x_size, 1),
         _output_size(largest),
-        dtype == torch.float64,
+        FULL[dtype] if largest.short is None else largest.short.precision.number,
         packed,
     )
     if size > MOST_BYTES:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
 from ..signals import IMAGE
 from .memory import Memory
+from .precision import Short
 from .values import Affine, Slot, Value
 
 Run = Callable[[], None]
@@ -100,6 +101,7 @@ class SparseConvStep(Step):
     norm: Norm | None = None
     panel: SharedPanel | None = None
     packed: int = 0
+    short: Short | None = None  # of `values`; None in full precision
 
     backend = "sparse"
 
@@ -120,11 +122,14 @@ class SparseConvStep(Step):
         taps = (self.values, self.bias, self.support, self.plan, self.geometry, self.adjoint)
         padding = (PADDING_MODES.index(self.padding_mode), list(self.pad_before))
         op, curve = torch.ops.sparsegan.sparse_conv_fused.default, OUTPUT_ACTIVATIONS.index(self.output_activation)
-        shared: tuple[Any, ...] = ()
+        shared: tuple[Any, ...] = (None, 0, 0, [0, 0])
+        short = self.short
+        of_sums = () if short is None else (short.sum_scale, short.to_integer, short.precision.most)
         if self.panel is not None:
             panel = memory.reader(self.panel.slot)()  # in the arena, the same in each run
             shared = (panel, self.panel.channels, self.packed, list(self.panel.tile))
-        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found, *shared)
+        last = (*shared, *of_sums)
+        return lambda: op(x(), *transform, *taps, *padding, 1.0, curve, self.shuffle, *of_norm, y(), *found, *last)
 
 
 @dataclass(kw_only=True)
