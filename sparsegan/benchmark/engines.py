@@ -2,17 +2,22 @@
 
 The engines are torch NCHW, torch channels_last (its tensors are converted beforehand, which favours it), ONNX Runtime
 and OpenVINO (``pip install sparsegan[bench]``), at fixed sizes. For whole models torch.compile is added, with frozen
-weights, if a C++ compiler is there. All engines get the same weights, with zeros in place.
+weights, if a C++ compiler is there. All engines get the same weights, with zeros in place. The last two also run in
+int8, after ONNX Runtime's quantisation.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +71,54 @@ def _compiled(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
     return lambda: compiled(*inputs)
 
 
-def _onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
+def int8_engines(model: nn.Module, inputs: Inputs, threads: int) -> dict[str, Engine]:
+    """ONNX Runtime and OpenVINO, if they are installed, with dense int8 weights and activations.
+
+    ONNX Runtime's static quantisation makes the model: one scale per output channel, and one per activation from
+    ``inputs``, by their smallest and largest numbers.
+    """
+    if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+        return {}
+    data = _quantised(model, inputs)
+    found = {"onnxruntime int8": _onnxruntime(model, inputs, threads, data)}
+    if find_spec("openvino") is not None:
+        found["openvino int8"] = _openvino(model, inputs, threads, data)
+    return found
+
+
+def _quantised(model: nn.Module, inputs: Inputs) -> bytes:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self, names: list[str]) -> None:
+            self.left = [dict(zip(names, (x.numpy() for x in inputs), strict=True))]
+
+        def get_next(self) -> dict[str, Any] | None:
+            return self.left.pop() if self.left else None
+
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(onnx_bytes(model, inputs))
+        import onnx
+
+        names = [given.name for given in onnx.load(source).graph.input]
+        with disabled_logging():
+            quantization.quantize_static(str(source), str(target), Reader(names), per_channel=True)
+        return target.read_bytes()
+
+
+@contextmanager
+def disabled_logging() -> Iterator[None]:
+    """Without the messages of the root logger: the quantisation asks for a preparation that changes no speed here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _onnxruntime(model: nn.Module, inputs: Inputs, threads: int, data: bytes | None = None) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -74,17 +126,19 @@ def _onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
     options.inter_op_num_threads = 1
     # ONNX Runtime's threads may spin while it works, but must not spin during the next engine's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(onnx_bytes(model, inputs), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        data or onnx_bytes(model, inputs), options, providers=["CPUExecutionProvider"]
+    )
     feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feed)
 
 
-def _openvino(model: nn.Module, inputs: Inputs, threads: int) -> Engine:
+def _openvino(model: nn.Module, inputs: Inputs, threads: int, data: bytes | None = None) -> Engine:
     import openvino
 
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(onnx_bytes(model, inputs)),
+        core.read_model(data or onnx_bytes(model, inputs)),
         "CPU",
         {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"},
     )
@@ -110,14 +164,21 @@ def timed(functions: list[Engine], seconds: float) -> list[Timing]:
 
 
 def against_dense(
-    sparse: Engine, dense: dict[str, Engine], seconds: float, layers: Engine | None = None
+    sparse: Engine,
+    dense: dict[str, Engine],
+    seconds: float,
+    layers: Engine | None = None,
+    beside: dict[str, Engine] | None = None,
 ) -> dict[str, Any]:
     """Times the sparse call against every dense engine: the fields of a row, with the ratio to the fastest of them.
 
-    ``layers`` is a second sparse call, timed in the same turns.
+    ``layers`` is a second sparse call. It and the calls ``beside`` are timed in the same turns.
     """
-    timings = timed([sparse, *dense.values(), *([] if layers is None else [layers])], seconds)
+    more = {} if layers is None else {"layers": layers}
+    more |= beside or {}
+    timings = timed([sparse, *dense.values(), *more.values()], seconds)
     own, others = timings[0], dict(zip(dense, timings[1:], strict=False))
+    found = dict(zip(more, timings[1 + len(dense) :], strict=True))
     best = min(others, key=lambda name: others[name].median)
     row = {
         "sparse_ms": own.median,
@@ -128,5 +189,7 @@ def against_dense(
         "ratio": others[best].median / own.median,
     }
     if layers is not None:
-        row |= {"layers_ms": timings[-1].median, "layers_quartiles_ms": timings[-1].quartiles}
+        row |= {"layers_ms": found["layers"].median, "layers_quartiles_ms": found["layers"].quartiles}
+    if beside:
+        row["beside_ms"] = {name: found[name].median for name in beside}
     return row

@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..clock import Clock
 from ..engine import Engine, optimize_for_inference
+from ..engine.precision import check_precision, decibels
 from ..engine.steps import SparseConvStep, Torch
 from ..gans import GANS
 from ..nn.granularity import check_channels, check_granularity, magnitude_mask
@@ -36,7 +37,7 @@ from ..profiling.macs import count_macs
 from ..pruning.surgery import sparsify
 from .cases import TARGET_SHARE, named
 from .engines import Engine as Call
-from .engines import Inputs, against_dense, dense_engines, makers, output_of
+from .engines import Inputs, against_dense, dense_engines, int8_engines, makers, output_of
 from .layers import check_same
 from .results import Row, verdict
 
@@ -117,6 +118,7 @@ class GeneratorJob:
     sparsity: float
     granularity: str
     threads: int
+    precision: str = "float32"
 
     @property
     def name(self) -> Row:
@@ -126,29 +128,32 @@ class GeneratorJob:
             "sparsity": self.sparsity,
             "granularity": self.granularity,
             "threads": self.threads,
+            "precision": self.precision,
         }
 
 
 def generator_jobs(
-    generators: str, sparsities: list[float], granularities: list[str], threads: list[int]
+    generators: str, sparsities: list[float], granularities: list[str], threads: list[int], precision: str = "float32"
 ) -> list[GeneratorJob]:
     """Every row of a run.
 
     Args:
         generators: parts of generator names, separated by commas; the empty string selects ``GENERATORS``.
+        precision: of the engine, as :func:`sparsegan.optimize_for_inference` takes it.
 
     Raises:
-        ValueError: no generator's name contains a part, or a granularity is not known.
+        ValueError: no generator's name contains a part, or a granularity or the precision is not known.
     """
+    check_precision(precision, None)
     cases = named("generators", generators, GENERATORS + NAMED_GENERATORS) if generators else list(GENERATORS)
     rows = product(threads, sparsities, map(check_granularity, granularities), cases)
-    return [GeneratorJob(case, sparsity, units, count) for count, sparsity, units, case in rows]
+    return [GeneratorJob(case, sparsity, units, count, precision) for count, sparsity, units, case in rows]
 
 
 def generator_target(job: GeneratorJob, isa: str) -> float | None:
     """The target speed-up of a row over the best dense engine; ``None`` if the row has no target."""
     asked: float | None
-    if job.case.target is None:
+    if job.case.target is None or job.precision != "float32":
         return None
     if job.granularity != "element":
         asked = VECTORS.get((job.case.gan, job.granularity, job.sparsity))
@@ -210,7 +215,7 @@ def time_generator(job: GeneratorJob, seconds: float) -> Row:
         torch.set_num_threads(job.threads)
         dense, sparse, inputs = both_generators(job)
         start = time.perf_counter()
-        engine = optimize_for_inference(sparse, inputs)
+        engine = optimize_for_inference(sparse, inputs, precision=job.precision)
         assert isinstance(engine, Engine)  # not the engine for a GPU
         engine(*inputs)
         first_call = time.perf_counter() - start
@@ -241,11 +246,20 @@ def _times(
     job: GeneratorJob, dense: nn.Module, sparse: nn.Module, engine: Engine, inputs: Inputs, seconds: float
 ) -> Row:
     wanted, made = dense(*inputs), engine(*inputs)
-    check_same(made, wanted, f"{job.case}: the output of the engine")
+    if job.precision == "float32":
+        check_same(made, wanted, f"{job.case}: the output of the engine")
+    elif (far := decibels(wanted, made)) < LEAST_DB:
+        raise RuntimeError(f"{job.case}: the output of the engine is {far:.1f} dB above its error, below {LEAST_DB}")
     others = dense_engines(dense, inputs, job.threads, whole=True)
     for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
         check_same(output_of(call()), wanted, f"{job.case}: the output of {name}")
-    row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs))
+    beside = {} if job.precision == "float32" else _beside(job, dense, inputs)
+    row = against_dense(lambda: engine(*inputs), others, seconds, layers=lambda: sparse(*inputs), beside=beside)
+    if beside:
+        row["decibels"] = {
+            name: decibels(wanted, output_of(call())) for name, call in beside.items() if name != SINGLE_WEIGHTS
+        }
+        row["decibels"]["engine"] = decibels(wanted, made)
     (calls,) = interleaved_times(Clock(inputs), [lambda: engine(*inputs)], seconds, least=LATENCY_CALLS)
     steps = engine_profile(engine, inputs, seconds)
     return {
@@ -256,6 +270,21 @@ def _times(
         "difference": float((made - wanted).abs().max()),
         "largest_value": float(wanted.abs().max()),
     }
+
+
+#: The name of the engine in float32 with single weights in `_beside`.
+SINGLE_WEIGHTS = "engine, element, float32"
+#: A short precision further from the dense generator than this computes something else.
+LEAST_DB = 20.0
+
+
+def _beside(job: GeneratorJob, dense: nn.Module, inputs: Inputs) -> dict[str, Call]:
+    """The calls beside an engine in a short precision: dense int8 engines, and the engine in float32, single weights.
+
+    The generator with single weights has other kept weights at the same sparsity, so that only its time is compared.
+    """
+    single = optimize_for_inference(both_generators(replace(job, granularity="element"))[1], inputs)
+    return {**int8_engines(dense, inputs, job.threads), SINGLE_WEIGHTS: lambda: single(*inputs)}
 
 
 # Time by kind of work
@@ -332,7 +361,7 @@ def _peak(job: GeneratorJob, engine: str) -> int:
     with torch.no_grad():
         _call_of(engine, small, sparsify(copy.deepcopy(small), 0.5), (torch.zeros(1, 4, 8, 8),), job.threads)()
         before = _resident()["VmRSS"]
-        call = _call_of(engine, *both_generators(job), job.threads)
+        call = _call_of(engine, *both_generators(job), job.threads, job.precision)
         _resident()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
         for _ in range(3):
@@ -340,10 +369,12 @@ def _peak(job: GeneratorJob, engine: str) -> int:
     return _resident()["VmHWM"] - before
 
 
-def _call_of(engine: str, dense: nn.Module, sparse: nn.Module, inputs: Inputs, threads: int) -> Call:
+def _call_of(
+    engine: str, dense: nn.Module, sparse: nn.Module, inputs: Inputs, threads: int, precision: str = "float32"
+) -> Call:
     if engine != OURS:
         return makers(whole=True)[engine](dense, inputs, threads)
-    optimized = optimize_for_inference(sparse, inputs)
+    optimized = optimize_for_inference(sparse, inputs, precision=precision)
     return lambda: optimized(*inputs)
 
 

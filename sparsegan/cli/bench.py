@@ -29,12 +29,13 @@ DEFAULTS = {
     "layers": "",
     "generators": "",
     "batch": "1,16,64",
+    "precision": "float32",
 }
 #: From a kind of benchmark to the options of `DEFAULTS` that it accepts.
 TAKEN = {
     "layers": {"threads", "sparsity", "granularity", "layers"},
     "training": {"threads", "sparsity", "granularity", "layers"},
-    "generators": {"threads", "sparsity", "granularity", "generators"},
+    "generators": {"threads", "sparsity", "granularity", "generators", "precision"},
     "gpu": {"layers", "batch"},
 }
 
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, usual in (("layers", "all"), ("generators", "all but those of ESRGAN, which may take minutes a row")):
         text = f"only the {name} whose names contain one of these parts, separated by commas (default: {usual})"
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
+    parser.add_argument(
+        "--precision",
+        default=DEFAULTS["precision"],
+        help="generators only: of the engine, for example int16 with --granularity input:2 (default: float32)",
+    )
     parser.add_argument("--batch", default=DEFAULTS["batch"], help="gpu only: batch sizes (default: 1,16,64)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent per row, in seconds (default: 1)")
     parser.add_argument(
@@ -107,7 +113,9 @@ def _generators(arguments: argparse.Namespace) -> None:
 
     threads = _numbers("--threads", arguments.threads, int, 1, 1024)
     sparsities = _numbers("--sparsity", arguments.sparsity, float, 0, 0.999)
-    todo = generator_jobs(arguments.generators, sparsities, arguments.granularity.split(","), threads)
+    todo = generator_jobs(
+        arguments.generators, sparsities, arguments.granularity.split(","), threads, arguments.precision
+    )
     peak = native.fma_gflops()
     results = Results(_command(arguments), arguments.json, facts(), {"fma_peak_gflops_a_core": peak})
 
@@ -147,8 +155,19 @@ def _more_of(r: dict[str, Any]) -> str:
     return (
         f"    latency in ms {percentiles}; first call {r['first_call_s']:.2f} s; memory {memory}; "
         f"{r['outside']:.0%} of the time outside multiplications; largest difference {r['difference']:.1e} "
-        f"of {r['largest_value']:.2g}" + "".join(f"; short: {text}" for text in short)
+        f"of {r['largest_value']:.2g}" + "".join(f"; short: {text}" for text in short) + _beside(r)
     )
+
+
+def _beside(r: dict[str, Any]) -> str:
+    """The other engines of a row in a short precision, with their distances from float32; "" for another row."""
+    if "beside_ms" not in r:
+        return ""
+    far = r["decibels"]
+    others = (
+        f"{name} {ms:.2f} ms" + (f", {far[name]:.1f} dB" if name in far else "") for name, ms in r["beside_ms"].items()
+    )
+    return f"\n    {r['precision']}, {far['engine']:.1f} dB; beside it {'; '.join(others)}"
 
 
 def _spread(r: dict[str, Any]) -> float:
@@ -235,7 +254,7 @@ def _command(arguments: argparse.Namespace) -> str:
     parts = ["sparsegan", "bench", arguments.what]
     if arguments.what != "gpu":
         parts += ["--threads", arguments.threads, "--sparsity", arguments.sparsity]
-    for name in ("granularity", "batch", "layers", "generators"):
+    for name in ("granularity", "precision", "batch", "layers", "generators"):
         if getattr(arguments, name) != DEFAULTS[name]:
             parts += [f"--{name}", getattr(arguments, name)]
     if arguments.seconds != 1:
