@@ -414,6 +414,34 @@ def generators(report: Report) -> str:
     return markdown(head, rows, f"{_how_many(report['rows'])}{_bench(report)}")
 
 
+def short_precisions(report: Report) -> str:
+    """Whole generators in a short precision beside dense engines in float32 and int8, and our engine in float32."""
+    rows = []
+    for row in report["rows"]:
+        beside, far = row["beside_ms"], row["decibels"]
+        int8 = min((name for name in beside if name in far), key=lambda name: beside[name])
+        single = next(ms for name, ms in beside.items() if name not in far)
+        rows.append(
+            [
+                row["generator"],
+                f"{row['sparsity']:.0%} {row['granularity']}",
+                str(row["threads"]),
+                f"{_ms(row['dense_ms'][row['best_dense']], row['best_dense_quartiles_ms'])} ({row['best_dense']})",
+                f"{beside[int8]:.1f} ({int8.removesuffix(' int8')}, {far[int8]:.0f} dB)",
+                f"{single:.1f}",
+                f"{_ms(row['sparse_ms'], row['sparse_quartiles_ms'])} ({row['precision']}, {far['engine']:.0f} dB)",
+                f"{row['ratio']:.1f}x",
+                f"{beside[int8] / row['sparse_ms']:.1f}x",
+                f"{single / row['sparse_ms']:.2f}x",
+                f"{row['outside']:.0%}",
+            ]
+        )
+    head = ["generator", "sparsity", "threads", "best dense float32, ms", "best dense int8, ms"]
+    head += ["engine float32, element, ms", "engine, ms", "faster than dense float32", "than dense int8"]
+    head += ["than our float32", "outside multiplications"]
+    return markdown(head, rows, _bench(report))
+
+
 def data_free(report: Report) -> str:
     """How near generators are to an original of which one file is all there is, one row per run."""
     pruned = ("pruned", "pruned, batch norms re-estimated")
@@ -455,6 +483,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "layers_avx512": ("layers_avx512", against_dense),
     "generators_avx512": ("generators_avx512", generators),
     "generators_esrgan": ("generators_esrgan", generators),
+    "generators_int16": ("generators_int16", short_precisions),
 }
 
 

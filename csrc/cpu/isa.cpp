@@ -19,6 +19,38 @@ struct Entry {
 const Entry entries[] = {SPARSEGAN_ISAS(SPARSEGAN_ROW)};
 #undef SPARSEGAN_ROW
 
+#if defined(__x86_64__)
+// Copies the kernels of the short precisions that `more` has into `table`.
+void add_shorts(const Kernels& more, Kernels& table) {
+  for (int row = kTensorTypes; row < kRows; ++row) {
+    if (!more.pack[row]) continue;
+    const int panel = kDTypes[row].panel_type;
+    table.pack[row] = more.pack[row];
+    table.max_tile[panel][0] = more.max_tile[panel][0];
+    table.sparse_conv[panel][0] = more.sparse_conv[panel][0];
+  }
+  table.short_precisions |= more.short_precisions;
+}
+
+// The table of AVX-512 with the further instructions of this machine.
+const Kernels& full_avx512() {
+  static const Kernels table = [] {
+    Kernels k = kernels_avx512;
+    if (__builtin_cpu_supports("avx512vnni")) add_shorts(kernels_avx512_vnni, k);
+    if (__builtin_cpu_supports("avx512bf16")) add_shorts(kernels_avx512_bf16, k);
+    return k;
+  }();
+  return table;
+}
+#endif
+
+const Kernels* of_this_machine(const Kernels* table) {
+#if defined(__x86_64__)
+  if (table == &kernels_avx512) return &full_avx512();
+#endif
+  return table;
+}
+
 std::string names(const std::vector<std::string>& list) {
   std::string text;
   for (const std::string& name : list) text += (text.empty() ? "" : ", ") + name;
@@ -27,7 +59,7 @@ std::string names(const std::vector<std::string>& list) {
 
 const Kernels* find(const std::string& name, const char* asked_by) {
   for (const Entry& entry : entries) {
-    if (entry.supported() && (name.empty() || name == entry.kernels->isa)) return entry.kernels;
+    if (entry.supported() && (name.empty() || name == entry.kernels->isa)) return of_this_machine(entry.kernels);
   }
   throw std::invalid_argument(std::string(asked_by) + " is '" + name +
                               "'; this machine and build accept: " + names(supported_isas()));

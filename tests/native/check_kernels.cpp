@@ -15,6 +15,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cpu/conv.h"
@@ -174,16 +175,22 @@ void draw_support(Random& random, Case& c) {
 }
 
 // Draws until the sizes exist and the call is small. dtype, direction, kind, padding mode and vectors stay the same in
-// all attempts, because kinds whose calls are rarely small would otherwise be rare.
-Case draw_case(Random& random, int64_t number) {
+// all attempts, because kinds whose calls are rarely small would otherwise be rare. `precision`: a short precision that
+// the case has in place of a dtype, with units of source channels.
+Case draw_case(Random& random, int64_t number, const DType* precision = nullptr) {
   constexpr int64_t kMostProducts = 100'000, kMostElements = 50'000;
   Case c;
-  c.dtype = static_cast<DType>(number % kTensorTypes);
+  c.dtype = precision ? *precision : static_cast<DType>(number % kTensorTypes);
   c.adjoint = number / kTensorTypes % 2 == 1;
   const auto kind = static_cast<Kind>(number / (2 * kTensorTypes) % kKinds);
   if (!c.adjoint) c.padding = static_cast<Padding>(number / (2 * kTensorTypes * kKinds) % 4);
   // Half of the cases have coarse vectors, half have fine ones.
   (random.from(0, 1) ? c.geometry.coarse_vector : c.geometry.fine_vector) = random.one_of({1, 2, 3, 4, 8});
+  if (precision) {
+    const int64_t depth = kDTypes[static_cast<int>(*precision)].lane_channels * random.from(1, 2);
+    c.geometry.coarse_vector = c.adjoint ? depth : 1;
+    c.geometry.fine_vector = c.adjoint ? 1 : depth;
+  }
   for (;;) {
     if (!draw_sizes(random, kind, c) || c.coarse_size() > kMostElements || c.fine_size() > kMostElements) continue;
     draw_support(random, c);
@@ -305,6 +312,27 @@ struct Errors {
   double sparse_conv, wgrad;
 };
 
+// The call of a case.
+ConvCall call_of(const Case& c, const PlanView& plan) {
+  ConvCall call{{&c.geometry, c.adjoint, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w}, &plan, c.dtype};
+  if (c.adjoint) {
+    std::swap(call.x_height, call.y_height);
+    std::swap(call.x_width, call.y_width);
+  }
+  call.padding = c.padding;
+  call.pad_before_h = c.pad_before_h;
+  call.pad_before_w = c.pad_before_w;
+  call.output_transform.negative_slope = c.negative_slope;
+  return call;
+}
+
+// The work is cut as for `threads` threads, but one thread does all of it.
+ThreadPool one_thread(int64_t threads) {
+  return {threads, [](int64_t count, const std::function<void(int64_t)>& body) {
+            for (int64_t i = 0; i < count; ++i) body(i);
+          }};
+}
+
 template <class T>
 Errors run(const Case& c, Random& random) {
   const Geometry& g = c.geometry;
@@ -314,19 +342,8 @@ Errors run(const Case& c, Random& random) {
       view_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), static_cast<int64_t>(numbers.size()));
   const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
   const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
-  ConvCall call{{&g, c.adjoint, c.images, c.fine_h, c.fine_w, c.coarse_h, c.coarse_w}, &plan, c.dtype};
-  if (c.adjoint) {
-    std::swap(call.x_height, call.y_height);
-    std::swap(call.x_width, call.y_width);
-  }
-  call.padding = c.padding;
-  call.pad_before_h = c.pad_before_h;
-  call.pad_before_w = c.pad_before_w;
-  call.output_transform.negative_slope = c.negative_slope;
-  // The work is cut as for `threads` threads, but one thread does all of it.
-  const ThreadPool pool{c.threads, [](int64_t count, const std::function<void(int64_t)>& body) {
-                          for (int64_t i = 0; i < count; ++i) body(i);
-                        }};
+  const ConvCall call = call_of(c, plan);
+  const ThreadPool pool = one_thread(c.threads);
 
   Tensor<T> x(x_size, random), gy(y_size, random), values(c.values(), random), bias(c.target_channels(), random);
   Tensor<T> y(y_size), dv(c.values());
@@ -345,6 +362,83 @@ Errors run(const Case& c, Random& random) {
   });
   for (Sum& sum : y_expected) sum.activate(c.negative_slope);
   return {largest_error(y, y_expected), largest_error(dv, dv_expected)};
+}
+
+// Runs a case in a short precision. Weight: the type of the values.
+template <class Weight>
+double run_short(const Case& c, Random& random) {
+  const Geometry& g = c.geometry;
+  std::vector<int32_t> numbers(direct_plan_shape(g, c.adjoint, c.units()).size()), order(c.units());
+  compile_direct_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), order.data());
+  const PlanView plan =
+      view_plan(g, c.adjoint, c.support.data(), c.units(), numbers.data(), static_cast<int64_t>(numbers.size()), true);
+  ConvCall call = call_of(c, plan);
+  const bool integers = kDTypes[static_cast<int>(c.dtype)].integer;
+  std::vector<float> sum_scale(c.target_channels(), 0x1p-9f);
+  if (integers) {
+    call.sum_scale = sum_scale.data();
+    call.input_transform.most = c.dtype == DType::float32_as_int8 ? 127 : 2000;
+    call.input_transform.to_integer = 1.25f * call.input_transform.most;  // a fifth of the inputs is limited
+  }
+  // The inputs as the panel has them.
+  const auto rounded = [&](double x) {
+    if (!integers) {
+      const auto bits = std::bit_cast<uint32_t>(static_cast<float>(x));
+      return static_cast<double>(std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u));
+    }
+    const float z = static_cast<float>(x) * call.input_transform.to_integer, most = call.input_transform.most;
+    return std::nearbyint(static_cast<double>(std::clamp(z, -most, most)));
+  };
+  const int64_t x_size = c.adjoint ? c.coarse_size() : c.fine_size();
+  const int64_t y_size = c.adjoint ? c.fine_size() : c.coarse_size();
+  Tensor<float> x(x_size, random), bias(c.target_channels(), random), y(y_size);
+  std::vector<Weight> values(c.values(), Weight(0)), ordered(c.values(), Weight(0));
+  for (Weight& value : values) {
+    if constexpr (std::is_integral_v<Weight>) {
+      value = static_cast<Weight>(random.from(-127, 127));
+    } else {
+      value = Weight(random.real());
+    }
+  }
+  const int64_t vector = g.vector();
+  for (int64_t i = 0; i < c.values(); ++i) ordered[i] = values[order[i / vector] * vector + i % vector];
+  sparse_conv(call, x.data(), ordered.data(), c.bias ? bias.data() : nullptr, y.data(), one_thread(c.threads));
+
+  std::vector<Sum> expected(y_size);
+  const double scale = integers ? sum_scale[0] : 1;
+  const int64_t plane = call.y_height * call.y_width;
+  for (int64_t i = 0; c.bias && i < y_size; ++i) expected[i].add(1, bias[i / plane % c.target_channels()]);
+  for_each_product(c, [&](int64_t v, int64_t coarse, int64_t fine) {
+    expected[c.adjoint ? fine : coarse].add(double(values[v]) * scale, rounded(x[c.adjoint ? coarse : fine]));
+  });
+  for (Sum& sum : expected) sum.activate(c.negative_slope);
+  return largest_error(y, expected);
+}
+
+bool check_shorts(const std::string& isa, int64_t cases) {
+  constexpr double kMostError = 4;
+  set_isa(isa);
+  Random random(2);
+  double largest = 0;
+  int64_t wrong = 0;
+  for (int64_t number = 0; number < cases; ++number) {
+    const auto precision = static_cast<DType>(kTensorTypes + number % (kRows - kTensorTypes));
+    const Case c = draw_case(random, number, &precision);
+    const double error = precision == DType::float32_as_int16  ? run_short<int16_t>(c, random)
+                         : precision == DType::float32_as_int8 ? run_short<int8_t>(c, random)
+                                                               : run_short<bfloat16>(c, random);
+    largest = std::max(largest, error);
+    if (error > kMostError) {
+      ++wrong;
+      std::printf("isa %s: case %lld: error %.3g; at most %g is accepted: %s\n", isa.c_str(),
+                  static_cast<long long>(number), error, kMostError, c.text().c_str());
+    }
+  }
+  std::printf(
+      "isa %s: %lld cases in short precisions (%d of them by instructions of the machine), largest error %.3g%s\n",
+      isa.c_str(), static_cast<long long>(cases), std::popcount(static_cast<uint32_t>(kernels().short_precisions)),
+      largest, wrong ? (", " + std::to_string(wrong) + " wrong").c_str() : "");
+  return wrong == 0;
 }
 
 bool check_isa(const std::string& isa, int64_t cases) {
@@ -380,6 +474,7 @@ int main(int argc, char** argv) {
     if (argc > 3 || cases < 1) throw std::invalid_argument("usage: check_kernels [ISA | all] [CASES], CASES from 1 on");
     for (const std::string& name : isa == "all" ? supported_isas() : std::vector<std::string>{isa}) {
       ok = check_isa(name, cases) && ok;
+      ok = check_shorts(name, cases / 2 + 1) && ok;
     }
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());

@@ -167,5 +167,9 @@ struct Kernels {
 #define SPARSEGAN_DECLARE(name, ...) extern const Kernels kernels_##name;
 SPARSEGAN_ISAS(SPARSEGAN_DECLARE)
 #undef SPARSEGAN_DECLARE
+#if defined(__x86_64__)
+// Only the kernels of short precisions, for AVX-512 with VNNI and for AVX-512 with BF16 (dot.cpp).
+extern const Kernels kernels_avx512_vnni, kernels_avx512_bf16;
+#endif
 
 }  // namespace sparsegan
