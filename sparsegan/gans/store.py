@@ -211,7 +211,7 @@ def _joined(
     states = [read_state(one, name, key, misfits if len(several) == 1 else None, wanted) for one in several]
     if len(states) == 1:
         return states[0]
-    parts = {one.name: one.files[side] for one in GANS.values() if one.files[side]}
+    parts = {one.name: one.files[side] for one in GANS.working().values() if one.files[side]}
     fitting = [names for one, names in parts.items() if gan in (None, one) and len(names) == len(states)]
     if not fitting:
         accepted = " or ".join(f"{one}'s {len(names)}" for one, names in parts.items())
