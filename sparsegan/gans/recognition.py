@@ -31,7 +31,7 @@ def reference_of(config: Mapping[str, Any]) -> Reference:
         )
     reference = GANS[network["gan"]]
     known = reference.sizes
-    needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    needed = [name for name in known if name in _needed(reference)]
     for name in network:
         if name != "gan" and name not in known:
             raise ValueError(f'the configuration\'s "network" has {name!r}; {reference.name} has {", ".join(known)}')
@@ -77,14 +77,28 @@ def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list
     ranked = [
         (rank, {"gan": reference.name, **network, **sizes})
         for reference in references
-        for rank, network in enumerate(_sizes(reference, state))
+        for rank, network in enumerate(_sizes(reference, state, sizes))
     ]
     return [network for _, network in sorted(ranked, key=lambda one: one[0])]
 
 
-def _sizes(reference: Reference, state: State) -> list[dict[str, Any]]:
-    """Returns the sizes that may fit a generator's state_dict."""
-    return _asked(reference, "generator_sizes", lambda: list(reference.generator_sizes(reference.renamed(state))), [])
+def _sizes(reference: Reference, state: State, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the sizes that may fit a generator's state_dict. `given`: the sizes that need not be found."""
+
+    def ask() -> list[dict[str, Any]]:
+        found = [dict(one) for one in reference.generator_sizes(reference.renamed(state))]
+        for one in found:
+            unknown, missing = one.keys() - reference.sizes.keys(), _needed(reference) - one.keys() - given.keys()
+            if wrong := sorted(unknown | missing):
+                raise ValueError(f"it gave {one} and build has {', '.join(reference.sizes)}, so {wrong} do not fit")
+        return found
+
+    return _asked(reference, "generator_sizes", ask, [])
+
+
+def _needed(reference: Reference) -> set[str]:
+    """Returns the names of the sizes without a default."""
+    return {name for name, parameter in reference.sizes.items() if parameter.default is parameter.empty}
 
 
 def _asked(reference: Reference, name: str, ask: Callable[[], Found], unknown: Found) -> Found:
@@ -97,7 +111,7 @@ def _asked(reference: Reference, name: str, ask: Callable[[], Found], unknown: F
     except Exception as error:
         warnings.warn(
             f"the GAN {reference.name} of {GANS.distribution(reference.name)} cannot say whether the file is its own: "
-            f"its {name} raised {type(error).__name__}: {error}",
+            f"its {name} raised {error!r}",
             stacklevel=2,
         )
         return unknown
