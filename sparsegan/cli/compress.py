@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
+    previewed = not arguments.quiet
+    arguments.quiet |= ranks.rank() > 0  # rank 0 speaks for all
     device = use_device(arguments)
     settings, bound = read_settings(arguments), read_search(arguments)
     gan, trained_discriminator = load_gan(arguments)
@@ -153,7 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
         quiet=arguments.quiet,
     )
     steps = arguments.steps * (1 if bound is None else MOST)
-    if not arguments.quiet and ranks.world_size() == 1:
+    if previewed:
         show_preview(job, make(arguments.sparsity, RunConfig(quiet=True)), loader, steps)
     search = None
     if bound is not None and scorer is not None:

@@ -35,9 +35,9 @@ def show_preview(job: Job, trial: Compressor, loader: Any, steps: int) -> None:
     data = "no data" if job.samples is None else f"{len(job.samples):,} training images"
     if trial.schedule.steps > 0:
         seconds = trial.rehearse(loader)
-        announce(f"{data}, {arguments.batch} images per step; {_length(seconds, steps, job.device)}")
+        announce(f"{data}, {arguments.batch} images per step; {_length(seconds, steps, job.device)}", arguments.quiet)
     if text := expectation(arguments.sparsity, arguments.data_free):
-        announce(text)
+        announce(text, arguments.quiet)
 
 
 def _length(seconds: float, steps: int, device: torch.device) -> str:

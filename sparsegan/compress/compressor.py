@@ -111,10 +111,6 @@ class Compressor:
             raise ValueError(
                 f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
             )
-        if validate is not None and ranks.world_size() > 1:
-            raise ValueError(
-                f"validate is given in {ranks.world_size()} processes; only one process can validate a run"
-            )
         self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
         start = _ready_to_draw(generator if student is None else student)
@@ -199,7 +195,8 @@ class Compressor:
         """
         networks = (self.task.student, self.task.original, self.task.discriminator)
         clock, last = Clock(self.task.student), max(0, self.schedule.steps - 1)
-        with undisturbed(), autocast_networks(self.config.autocast, *networks):
+        divided, autocast = ranks.divided(*networks), autocast_networks(self.config.autocast, *networks)
+        with undisturbed(), divided, autocast:
             batches = endless(loader, self.config.seed)
             self.task.step(0, moved(next(batches), self.task.device))
             second = moved(next(batches), self.task.device)
