@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     samples, validated = None, arguments.validate is not None or bound is not None
     if not without_data:
         samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
-        _check_fit(network, samples, arguments.size, trained_discriminator)
+        _check_domains(network, samples)
+    _check_size(gan, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     inputs: Any = blank if samples is None else samples.batches(arguments.batch)
     loader = GeneratedBatches(gan.generator, objective, inputs) if arguments.data_free else inputs
@@ -229,16 +230,25 @@ def _weighted(
     return replace(objective, weights={**objective.weights, **weights})
 
 
-def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
-    """Raise ValueError where a network was made for another number of domains or another image size."""
+def _check_domains(network: dict[str, Any], samples: Samples) -> None:
+    """Raise ValueError where the generator was made for another number of domains."""
     known = network.get("domains")
     if known is not None and len(samples.domains) != known:
         raise ValueError(
             f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}"
         )
-    made_for = network.get("image_size", size)
-    if trained_discriminator and made_for != size:
-        raise ValueError(f"--size is {size}; it must be {made_for}, which the discriminator was made for")
+
+
+def _check_size(gan: store.Gan, size: int, trained_discriminator: bool) -> None:
+    """Raise ValueError where one of the networks was made for images of another size."""
+    network = gan.config["network"]
+    if gan.reference is not None and gan.from_noise and "image_size" in gan.reference.sizes:
+        made = network.get("image_size", gan.reference.sizes["image_size"].default)
+        if made != size:
+            raise ValueError(f"--size is {size}; it must be {made}, the size of the generator's images")
+    made = network.get("image_size", size)
+    if trained_discriminator and made != size:
+        raise ValueError(f"--size is {size}; it must be {made}, which the discriminator was made for")
 
 
 def _allocation(

@@ -60,7 +60,10 @@ def recognise(
             nearest = misfits, network
     if nearest is None:
         raise ValueError(f"no GAN of {', '.join(GANS)} has all of {', '.join(sizes)}")
-    raise ValueError(f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}")
+    raise ValueError(
+        f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}. A Python function can build "
+        "another one: --generator package.module:build"
+    )
 
 
 def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
