@@ -265,7 +265,8 @@ def _chosen(
     first = ranked[0]
     for one in ranked[1:]:
         within = one.path[: len(first.path)] == first.path  # `one` is a part of `first`, and the whole comes first
-        if not _alike(one.state, first.state) and not (within and misfits is None):
+        same = within and (misfits is None or len(one.state) == len(first.state))  # all of it, without a prefix
+        if not same and not _alike(one.state, first.state):
             names = ", ".join(sorted({each.name for each in ranked}))
             raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
     if key is None and whole and raw:
