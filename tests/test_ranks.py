@@ -160,7 +160,7 @@ def test_the_command_searches_on_two_processes_as_on_one(
     monkeypatch.setattr("sparsegan.cli.bound.LADDER", (0.5, 0.75))
     dense, common = tmp_path / "dense", ["--batch", "4", "--steps", "2", "--device", "cpu", "--out"]
     assert main(["train", "dcgan", "--width", "2", "--quiet", *common, str(dense)]) == 0
-    command = ["compress", str(dense), "--data-free", "--within", "1dB", "--validate", "1", *common]
+    command = ["compress", str(dense), "--data-free", "--within", "1dB", *common]
     assert main([*command, str(tmp_path / "alone")]) == 0
     capfd.readouterr()
     with socket.socket() as free:
@@ -168,6 +168,7 @@ def test_the_command_searches_on_two_processes_as_on_one(
         port = free.getsockname()[1]
     mp.start_processes(command_on_two, args=(port, [*command, str(tmp_path / "two")]), nprocs=2, start_method="fork")
     said = capfd.readouterr()
+    assert "8 looks of" in said.err
     assert (said.err.count("by two trial steps"), said.out.count("wrote ")) == (1, 1), "only rank 0 speaks"
     one, two = (json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("alone", "two"))
     assert [trial["sparsity"] for trial in one["within"]["tried"]] == [0.5, 0.75]

@@ -116,21 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
-        _warm_up(arguments, gan, discriminator, reference.training, loader)
-
-    weights = read_weights(arguments)
-    if weights:
-        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
-    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # the network that generator.safetensors will fit
-    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
-    recorded = {"command": "compress", "compressed": True, "network": written}
-    recorded |= {name: getattr(arguments, name) for name in named}
-    recorded |= {"domain_names": job.domains} if job.domains else {}
-    recorded |= {"weights": weights} if weights else {}
 
-    def make(sparsity: float, run: RunConfig, validate: Validation | None = None) -> Compressor:
+    def make(sparsity: float, run: RunConfig, validate: Validation | None = None, **changed: Any) -> Compressor:
         return baseline(
             arguments.recipe,
             gan.generator,
@@ -145,8 +134,26 @@ def run(arguments: argparse.Namespace) -> None:
             small=lambda parameters: _small_generator(written, parameters).to(device),
             run=run,
             validate=validate,
-            **settings,
+            **(settings | changed),
         )
+
+    if previewed:
+        # Sensitivities are measured later, and the time of a step does not depend on them.
+        known: dict[str, Any] = {"allocation": "uniform"} if arguments.allocation == "sensitivity" else {}
+        trial = make(arguments.sparsity, RunConfig(quiet=True), **known)
+        show_preview(job, trial, loader, scorer, 1 if bound is None else MOST)
+    if arguments.warm_up > 0:
+        _warm_up(arguments, gan, discriminator, reference.training, loader)
+
+    weights = read_weights(arguments)
+    if weights:
+        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
+    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
+    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
+    recorded = {"command": "compress", "compressed": True, "network": written}
+    recorded |= {name: getattr(arguments, name) for name in named}
+    recorded |= {"domain_names": job.domains} if job.domains else {}
+    recorded |= {"weights": weights} if weights else {}
 
     run_config = RunConfig(
         arguments.out,
@@ -155,9 +162,6 @@ def run(arguments: argparse.Namespace) -> None:
         settings=recorded,
         quiet=arguments.quiet,
     )
-    steps = arguments.steps * (1 if bound is None else MOST)
-    if previewed:
-        show_preview(job, make(arguments.sparsity, RunConfig(quiet=True)), loader, steps)
     search = None
     if bound is not None and scorer is not None:
         search = Search(job, scorer, bound, make, run_config, loader)
