@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-#: ``draw(name, function)`` returns the numbers that ``function()`` draws; the name tells them from others.
-Draw = Callable[[str, Callable[[], Tensor]], Tensor]
+#: ``draw(name, function)`` returns what ``function()`` draws, a tensor or a tuple, list or dict of tensors. The name
+#: tells these numbers from others.
+Draw = Callable[[str, Callable[[], Any]], Any]
 
 #: The state of each device's generator.
 States = dict[torch.device, Tensor]
@@ -26,7 +28,7 @@ States = dict[torch.device, Tensor]
 CPU = torch.device("cpu")
 
 
-def afresh(name: str, draw: Callable[[], Tensor]) -> Tensor:
+def afresh(name: str, draw: Callable[[], Any]) -> Any:
     """A :data:`Draw` that draws new numbers at each call."""
     return draw()
 
@@ -34,8 +36,9 @@ def afresh(name: str, draw: Callable[[], Tensor]) -> Tensor:
 class Draws:
     """The random numbers of one batch, drawn once and used by every generator under comparison.
 
-    ``draws(name, draw)`` returns ``draw()`` at the first call with a name, and the very same tensor at each later call.
-    It raises RuntimeError where that tensor was changed in place in between.
+    ``draws(name, draw)`` returns ``draw()`` at the first call with a name, and the very same object at each later call:
+    a tensor, or a tuple, list or dict of tensors, for example noise and labels. It raises RuntimeError where a tensor
+    was changed in place in between, and TypeError where ``draw()`` returns anything else.
 
     Unnamed numbers (noise within a network's forward, dropout) repeat too: the first pass over the batch runs in
     `first`, each later pass in `again`. Where the first pass drew unnamed numbers, a later pass starts from the states
@@ -44,28 +47,34 @@ class Draws:
 
     def __init__(self, devices: Iterable[torch.device] = (CPU,)) -> None:
         self.devices = list(devices)
-        self._drawn: dict[str, tuple[Tensor, int, States]] = {}  # the numbers, their version, the states after them
+        self._drawn: dict[str, tuple[Any, list[int], States]] = {}  # the numbers, their versions, the states after them
         self._before: States = {}
         self._last: States = {}
         self._unnamed = self._rewound = False
 
-    def __call__(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, name: str, draw: Callable[[], Any]) -> Any:
         if name not in self._drawn:
             self._look()
-            tensor = draw()
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"the random numbers {name!r} are a {type(tensor).__name__}; they must be one tensor")
+            numbers = draw()
+            tensors = pytree.tree_leaves(numbers)
+            strange = [type(one).__name__ for one in tensors if not isinstance(one, Tensor)]
+            if strange or not tensors:
+                what = ", ".join(strange) or f"an empty {type(numbers).__name__}"
+                raise TypeError(
+                    f"the random numbers {name!r} are or hold {what}; they must be a tensor, or a tuple, list or dict "
+                    "of tensors"
+                )
             self._last = states(self.devices)
-            self._drawn[name] = tensor, version_of(tensor), self._last
-            return tensor
-        tensor, version, after = self._drawn[name]
-        if version_of(tensor) != version:
+            self._drawn[name] = numbers, list(map(version_of, tensors)), self._last
+            return numbers
+        numbers, versions, after = self._drawn[name]
+        if list(map(version_of, pytree.tree_leaves(numbers))) != versions:
             raise RuntimeError(
                 f"the random numbers {name!r} were changed in place; a function must work on a copy of them"
             )
         if self._rewound:
             set_states(after)
-        return tensor
+        return numbers
 
     @contextmanager
     def first(self) -> Iterator[None]:

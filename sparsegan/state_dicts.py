@@ -255,7 +255,9 @@ def _chosen(
     if misfits is not None:
         scores = [misfits(one.state) for one in ranked]
         if min(scores):  # none fits: the caller reports what is wrong with the nearest one
-            return ranked[scores.index(min(scores))].state
+            # The smallest part of a file would have the fewest misfits, so they are counted per tensor.
+            shares = [score / max(1, len(one.state)) for one, score in zip(ranked, scores, strict=True)]
+            return ranked[shares.index(min(shares))].state
         ranked = [one for one, score in zip(ranked, scores, strict=True) if not score]
     raw = [one for one in ranked if not one.average]
     whole = [one for one in averages if one in ranked and (not raw or one.state.keys() >= raw[0].state.keys())]
@@ -263,7 +265,8 @@ def _chosen(
     first = ranked[0]
     for one in ranked[1:]:
         within = one.path[: len(first.path)] == first.path  # `one` is a part of `first`, and the whole comes first
-        if not _alike(one.state, first.state) and not (within and misfits is None):
+        same = within and (misfits is None or len(one.state) == len(first.state))  # all of it, without a prefix
+        if not same and not _alike(one.state, first.state):
             names = ", ".join(sorted({each.name for each in ranked}))
             raise ValueError(f"{name} has several state_dicts that may be meant: {names}; choose one with key=")
     if key is None and whole and raw:

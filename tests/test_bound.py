@@ -12,7 +12,7 @@ import pytest
 
 from sparsegan.cli.bound import LADDER, MOST, Bound, climb
 from sparsegan.cli.field_options import add_field, documented, given_fields, names_of
-from sparsegan.cli.preview import expectation
+from sparsegan.cli.preview import Cost, expectation
 
 
 def test_bounds_are_read_and_hold_on_their_side() -> None:
@@ -100,3 +100,24 @@ def test_options_are_made_from_the_fields_of_a_dataclass(capsys: pytest.CaptureF
     texts = [documented(Settings, name) for name in ("rate", "kind", "turned", "pair", "places")]
     assert texts[:4] == ["how fast", "two words that say what it is", "whether it is turned", "two numbers"]
     assert texts[4] == "the field places of Settings"
+
+
+def test_the_preview_counts_all_work_and_says_what_is_not_feasible() -> None:
+    short = Cost(step=0.5, steps=400)
+    assert short.seconds == 200
+    assert short.words(on_cpu=True).endswith("about 0.5 seconds per step, at most 400 steps: 3.3 minutes")
+    all_of_it = Cost(step=2.0, steps=800, warm_up=300, look=10.0, looks=16, memory=3_000_000_000, processes=2)
+    assert all_of_it.seconds == 2 * 1100 + 160
+    words = all_of_it.words(on_cpu=True)
+    for part in (
+        "300 more to train a discriminator first",
+        "16 looks of 10 seconds",
+        "39 minutes",
+        "3 GB of memory in",
+    ):
+        assert part in words
+    assert "not feasible" not in words
+    for days, said in ((1.9, False), (2.1, True)):
+        long = Cost(step=86.4, steps=round(days * 1000))
+        assert ("not feasible on this CPU" in long.words(on_cpu=True)) == said
+        assert "not feasible" not in long.words(on_cpu=False)

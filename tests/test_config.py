@@ -14,7 +14,7 @@ import torch
 from test_compress import images, small_gan
 
 from sparsegan.cli.compress import _fill_in as fill_in
-from sparsegan.cli.compress_options import add_arguments, read_settings, read_weights
+from sparsegan.cli.compress_options import OF_THE_COMMAND, add_arguments, read_settings, read_weights
 from sparsegan.compress import (
     RECIPES,
     Blank,
@@ -328,6 +328,42 @@ def test_weights_of_terms_are_read_or_refused() -> None:
     for wrong in ("gen", "gen=", "=1", "gen=-1", "gen=nan", "gen=inf"):
         with pytest.raises(ValueError, match=f"--weight is '{wrong}'; it must be TERM=VALUE"):
             read_weights(parser.parse_args(["x", "--weight", wrong]))
+
+
+def test_a_file_has_the_numbers_of_the_command_too(tmp_path: Path) -> None:
+    parser, file = argparse.ArgumentParser(), tmp_path / "settings.json"
+    add_arguments(parser)
+    given = {"recipe": "gan-loss", "steps": 70, "sparsity": 0.5, "batch": 3, "ramp": 1, "prune_every": 4, "warm_up": 0}
+    given |= {"validate": 20, "patience": 2, "within": "5%"}
+    assert given.keys() | {"weight"} == OF_THE_COMMAND.keys()
+    file.write_text(json.dumps(given | {"weight": {"gen": 2.0, "dis": 1}, "ema": 0.5}))
+    arguments = parser.parse_args(["x", "--config", str(file)])
+    assert read_settings(arguments)["ema"] == 0.5
+    assert {name: getattr(arguments, name) for name in given} == given
+    assert read_weights(arguments) == {"gen": 2.0, "dis": 1.0}
+
+    flags = {"recipe": "distillation", "steps": 8, "sparsity": 0.25, "batch": 2, "ramp": 0.5, "prune_every": 1}
+    flags |= {"warm_up": 5, "validate": 9, "patience": 1, "within": "9dB"}
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    arguments = parser.parse_args(["x", "--config", str(file), *words, "--weight", "gen=3"])
+    read_settings(arguments)
+    assert {name: getattr(arguments, name) for name in flags} == flags
+    assert read_weights(arguments) == {"gen": 3.0, "dis": 1.0}
+
+    arguments = parser.parse_args(["x"])
+    read_settings(arguments)
+    assert (arguments.recipe, arguments.steps) == ("distillation", 400)
+    for name, value, accepted in (
+        ("steps", 1.5, "an integer"),
+        ("steps", True, "an integer"),
+        ("sparsity", "0.9", "a number"),
+        ("patience", 0, "an integer, at least 1"),
+        ("within", 5, "a text"),
+        ("weight", [1], "an object of numbers by term"),
+    ):
+        file.write_text(json.dumps({name: value}))
+        with pytest.raises(ValueError, match=rf"settings\.json: {name} is .*; it must be {accepted}"):
+            read("--config", str(file))
 
 
 @pytest.mark.parametrize(

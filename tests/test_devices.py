@@ -136,6 +136,24 @@ def test_all_tensors_of_a_step_are_where_the_networks_are(name: str, loss: Any) 
     assert not elsewhere.found
 
 
+def test_several_tensors_are_drawn_under_one_name() -> None:
+    draws = Draws()
+    noise, labels = draws("both", lambda: (torch.rand(3), {"labels": torch.randint(9, (3,))}))
+    again, those = draws("both", lambda: None)
+    assert again is noise
+    assert those is labels
+    labels["labels"].add_(1)
+    with pytest.raises(RuntimeError, match="'both' were changed in place"):
+        draws("both", lambda: None)
+    for wrong, words in (
+        (lambda: (torch.rand(1), 3), "hold int"),
+        (tuple, "an empty tuple"),
+        (lambda: None, "NoneType"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            draws(words, wrong)
+
+
 def test_batches_go_where_the_networks_are() -> None:
     there = torch.device("meta")
     batch = {"images": torch.ones(2), "more": [torch.ones(1), "text"]}

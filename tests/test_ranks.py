@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from sparsegan.compress import CompressionConfig, Compressor, RunConfig, SelfSupervisedLoss
+from sparsegan.cli import main
+from sparsegan.compress import CompressionConfig, Compressor, RunConfig, SelfSupervisedLoss, Validation
 from sparsegan.metrics import distances as metrics
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.pruning.schedule import GradualPruning
@@ -90,6 +95,93 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     other = tmp_path / "other"
     on_two("stargan", other, stop=4)
     assert_same(compress("stargan", other / "run"), alone)
+
+
+def watch(folder: Path, ema: float) -> tuple[list[dict[str, Any]], dict[str, Tensor], list[int]]:
+    """The looks of a run, the state of the result, and the number of images of each call of the generator in a look."""
+    gan, rows, inside = test_gans.tiny("dcgan", torch.float64), list[int](), list[bool]()
+    noise = torch.randn(5, gan.generator.nz, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: rows.append(len(output)) if inside and isinstance(module, nn.Tanh) else None
+    )
+
+    def score(generator: nn.Module) -> float:
+        assert not generator.training
+        inside.append(True)
+        made = generator(noise)  # five images, which two processes cannot divide evenly
+        inside.clear()
+        assert len(made) == 5
+        return made.abs().mean().item() + ranks.rank()  # rank 0 decides
+
+    validation = Validation(score, every=1, higher=True, patience=2)
+    config = CompressionConfig(generator_lr=1e-3, ema=ema)
+    schedule = GradualPruning(6, 0.6, every=1, ramp=0.3)
+    compressor = Compressor(
+        gan.generator, gan.discriminator, gan.objective, schedule, config, run=RunConfig(folder), validate=validation
+    )
+    result = compressor.fit(list(test_gans.batches("dcgan", 3, torch.float64)))
+    hook.remove()
+    return result.looks, dict(result.generator.state_dict()), rows
+
+
+def watching(rank: int, folder: Path, ema: float) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(watch(folder / "run", ema), folder / f"rank-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_two_processes_look_at_a_run_as_one_does(ema: float, tmp_path: Path) -> None:
+    looks, state, rows = watch(tmp_path / "alone", ema)
+    assert set(rows) == {5}
+    mp.start_processes(watching, args=(tmp_path, ema), nprocs=2, start_method="fork")
+    two = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    for found, result, made in two:
+        assert set(made) == {3}
+        assert_same((found, result), (looks, state))
+    assert two[0][0] == two[1][0]
+    assert all(torch.equal(two[0][1][key], two[1][1][key]) for key in state)
+
+
+def command_on_two(rank: int, port: int, command: list[str]) -> None:
+    torch.set_num_threads(1)
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    assert main(command) == 0
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_the_command_searches_on_two_processes_as_on_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("sparsegan.cli.bound.LADDER", (0.5, 0.75))
+    dense, common = tmp_path / "dense", ["--batch", "4", "--steps", "2", "--device", "cpu", "--out"]
+    assert main(["train", "dcgan", "--width", "2", "--quiet", *common, str(dense)]) == 0
+    command = ["compress", str(dense), "--data-free", "--within", "1dB", *common]
+    assert main([*command, str(tmp_path / "alone")]) == 0
+    capfd.readouterr()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(command_on_two, args=(port, [*command, str(tmp_path / "two")]), nprocs=2, start_method="fork")
+    said = capfd.readouterr()
+    assert "8 looks of" in said.err
+    assert (said.err.count("by two trial steps"), said.out.count("wrote ")) == (1, 1), "only rank 0 speaks"
+    one, two = (json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("alone", "two"))
+    assert [trial["sparsity"] for trial in one["within"]["tried"]] == [0.5, 0.75]
+    assert flat(two) == pytest.approx(flat(one), rel=1e-3, abs=1e-3)
+    assert sorted(path.name for path in tmp_path.glob("two/**/step-*")) == sorted(
+        path.name for path in tmp_path.glob("alone/**/step-*")
+    )
+
+
+def flat(value: Any) -> dict[str, float]:
+    """The numbers in a JSON value by their place."""
+    leaves = pytree.tree_flatten_with_path(value)[0]
+    return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, int | float)}
 
 
 class Few:

@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     need("PIL", "matplotlib", *(["torchmetrics"] if arguments.features else []))
     set_threads(arguments.threads)
+    previewed = not arguments.quiet
+    arguments.quiet |= ranks.rank() > 0  # rank 0 speaks for all
     device = use_device(arguments)
     settings, bound = read_settings(arguments), read_search(arguments)
     gan, trained_discriminator = load_gan(arguments)
@@ -86,7 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     samples, validated = None, arguments.validate is not None or bound is not None
     if not without_data:
         samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
-        _check_fit(network, samples, arguments.size, trained_discriminator)
+        _check_domains(network, samples)
+    _check_size(gan, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     inputs: Any = blank if samples is None else samples.batches(arguments.batch)
     loader = GeneratedBatches(gan.generator, objective, inputs) if arguments.data_free else inputs
@@ -113,21 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.warm_up > 0:
         torch.manual_seed(arguments.seed)
         discriminator = _fresh_discriminator(network, arguments.size).to(device)
-        _warm_up(arguments, gan, discriminator, reference.training, loader)
-
-    weights = read_weights(arguments)
-    if weights:
-        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
     settings |= {name: getattr(arguments, OPTIONS[name]) for name in OF_THE_GAN}
-    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
     written = dict(network)  # the network that generator.safetensors will fit
-    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
-    recorded = {"command": "compress", "compressed": True, "network": written}
-    recorded |= {name: getattr(arguments, name) for name in named}
-    recorded |= {"domain_names": job.domains} if job.domains else {}
-    recorded |= {"weights": weights} if weights else {}
 
-    def make(sparsity: float, run: RunConfig, validate: Validation | None = None) -> Compressor:
+    def make(sparsity: float, run: RunConfig, validate: Validation | None = None, **changed: Any) -> Compressor:
         return baseline(
             arguments.recipe,
             gan.generator,
@@ -142,8 +134,26 @@ def run(arguments: argparse.Namespace) -> None:
             small=lambda parameters: _small_generator(written, parameters).to(device),
             run=run,
             validate=validate,
-            **settings,
+            **(settings | changed),
         )
+
+    if previewed:
+        # Sensitivities are measured later, and the time of a step does not depend on them.
+        known: dict[str, Any] = {"allocation": "uniform"} if arguments.allocation == "sensitivity" else {}
+        trial = make(arguments.sparsity, RunConfig(quiet=True), **known)
+        show_preview(job, trial, loader, scorer, 1 if bound is None else MOST)
+    if arguments.warm_up > 0:
+        _warm_up(arguments, gan, discriminator, reference.training, loader)
+
+    weights = read_weights(arguments)
+    if weights:
+        objective = _weighted(objective, weights, gan, discriminator, loader, arguments.seed)
+    settings["allocation"] = _allocation(arguments, settings, gan, discriminator, objective, loader, judged)
+    named = ("data", "size", "recipe", "batch", "warm_up", "direction", "domains", "content", "data_free")
+    recorded = {"command": "compress", "compressed": True, "network": written}
+    recorded |= {name: getattr(arguments, name) for name in named}
+    recorded |= {"domain_names": job.domains} if job.domains else {}
+    recorded |= {"weights": weights} if weights else {}
 
     run_config = RunConfig(
         arguments.out,
@@ -152,9 +162,6 @@ def run(arguments: argparse.Namespace) -> None:
         settings=recorded,
         quiet=arguments.quiet,
     )
-    steps = arguments.steps * (1 if bound is None else MOST)
-    if not arguments.quiet and ranks.world_size() == 1:
-        show_preview(job, make(arguments.sparsity, RunConfig(quiet=True)), loader, steps)
     search = None
     if bound is not None and scorer is not None:
         search = Search(job, scorer, bound, make, run_config, loader)
@@ -227,16 +234,25 @@ def _weighted(
     return replace(objective, weights={**objective.weights, **weights})
 
 
-def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
-    """Raise ValueError where a network was made for another number of domains or another image size."""
+def _check_domains(network: dict[str, Any], samples: Samples) -> None:
+    """Raise ValueError where the generator was made for another number of domains."""
     known = network.get("domains")
     if known is not None and len(samples.domains) != known:
         raise ValueError(
             f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}"
         )
-    made_for = network.get("image_size", size)
-    if trained_discriminator and made_for != size:
-        raise ValueError(f"--size is {size}; it must be {made_for}, which the discriminator was made for")
+
+
+def _check_size(gan: store.Gan, size: int, trained_discriminator: bool) -> None:
+    """Raise ValueError where one of the networks was made for images of another size."""
+    network = gan.config["network"]
+    if gan.reference is not None and gan.from_noise and "image_size" in gan.reference.sizes:
+        made = network.get("image_size", gan.reference.sizes["image_size"].default)
+        if made != size:
+            raise ValueError(f"--size is {size}; it must be {made}, the size of the generator's images")
+    made = network.get("image_size", size)
+    if trained_discriminator and made != size:
+        raise ValueError(f"--size is {size}; it must be {made}, which the discriminator was made for")
 
 
 def _allocation(

@@ -33,6 +33,24 @@ _ELSEWHERE = ("loss", "stored_statistics", "seed")
 #: The fields that come from the GAN where the command line, the settings file and the recipe leave them open.
 OF_THE_GAN = ("betas", "discriminator_lr", "generator_every", "generator_lr")
 
+#: The options of the command that a settings file may have too, with the type of their values.
+OF_THE_COMMAND: dict[str, type] = {
+    "recipe": str,
+    "steps": int,
+    "sparsity": float,
+    "within": str,
+    "batch": int,
+    "ramp": float,
+    "prune_every": int,
+    "warm_up": int,
+    "validate": int,
+    "patience": int,
+    "weight": dict,
+}
+_KINDS = {str: "a text", int: "an integer", float: "a number", dict: "an object of numbers by term"}
+_POSITIVE = ("prune_every", "validate", "patience")
+_STEPS = 400
+
 #: From the name of a field of `CompressionConfig` to the option that sets it, as `argparse` names it.
 OPTIONS = {name: name for name in names_of(CompressionConfig) if name not in (*OF_THE_RECIPE, *_ELSEWHERE)}
 OPTIONS |= {"generator_lr": "lr", "seed": "seed"}
@@ -114,11 +132,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a settings file: a JSON object of compression settings by name, such as a run folder's compression.json; "
-        "options on the command line override its settings, and its settings must agree with the recipe",
+        f"it may also have {', '.join(OF_THE_COMMAND)}; options on the command line override its settings, and its "
+        "settings must agree with the recipe",
     )
     parser.add_argument(
         "--recipe",
-        default=DEFAULT,
         type=_recipe,
         metavar="NAME",
         help=f"the way of compressing, one of: {recipes} (default: {DEFAULT})",
@@ -145,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="with --validate: end the run after K scores at the full sparsity without a better one (default: never)",
     )
-    parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps (default: 400)")
+    parser.add_argument("--steps", type=int, help=f"fine-tuning steps (default: {_STEPS})")
     parser.add_argument("--batch", type=int, help="images per step (default: the task's)")
     parser.add_argument(
         "--ramp",
@@ -231,8 +249,11 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     the recipe leaves a field of `OF_THE_GAN` open. Raises ValueError for a file with other contents, and for settings
     that contradict the recipe.
     """
+    values = {} if arguments.config is None else _values(arguments.config, arguments)
+    arguments.recipe = arguments.recipe or DEFAULT
+    arguments.steps = _STEPS if arguments.steps is None else arguments.steps
     recipe, usual = RECIPES[arguments.recipe], CompressionConfig()
-    settings, loss_fields = ({}, {}) if arguments.config is None else _read(arguments.config, arguments, recipe)
+    settings, loss_fields = ({}, {}) if arguments.config is None else _read(arguments.config, values, arguments, recipe)
     settings |= given_fields(arguments, OPTIONS)
     if isinstance(settings.get("autocast"), str):
         settings["autocast"] = getattr(torch, settings["autocast"])
@@ -308,12 +329,34 @@ def read_weights(arguments: argparse.Namespace) -> dict[str, float]:
     return weights
 
 
-def _read(file: Path, arguments: argparse.Namespace, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of `CompressionConfig` but the loss, and the fields of the loss, that a settings file has."""
+def _values(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of a settings file but those of `OF_THE_COMMAND`, which become options that were not given."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"the file holds {values!r:.80}; it must hold an object of settings by name")
+    except ValueError as error:
+        raise ValueError(f"--config {file}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {file}: the file holds {values!r:.80}; it must hold an object of settings by name")
+    for name in values.keys() & OF_THE_COMMAND.keys():
+        value, kind = values.pop(name), OF_THE_COMMAND[name]
+        accepted = (int, float) if kind is float else (kind,)
+        if type(value) not in accepted or (name in _POSITIVE and value < 1):
+            least = ", at least 1" if name in _POSITIVE else ""
+            raise ValueError(f"--config {file}: {name} is {value!r}; it must be {_KINDS[kind]}{least}")
+        if name == "recipe":
+            value = recipe_name(value)
+        if name == "weight":  # terms on the command line stand behind those of the file, and win
+            value = [*(f"{term}={number}" for term, number in value.items()), *(arguments.weight or ())]
+        if name == "weight" or getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return values
+
+
+def _read(
+    file: Path, values: dict[str, Any], arguments: argparse.Namespace, recipe: Recipe
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of `CompressionConfig` but the loss, and the fields of the loss, that a settings file has."""
+    try:
         settings = settings_from(values)
     except ValueError as error:
         raise ValueError(f"--config {file}: {error}") from None

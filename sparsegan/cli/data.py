@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _gans_of(chosen: registry.Set) -> list[str]:
     """The names of the reference GANs that learn from this data set's kind of samples."""
-    return [name for name, reference in GANS.items() if reference.samples.name == chosen.kind.name]
+    return [name for name, reference in GANS.working().items() if reference.samples.name == chosen.kind.name]
 
 
 def _list(given: Path | None) -> None:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.data = known_data(arguments, gan)
     classifier = arguments.classifier
     if classifier is not None and reference.choice != "domains":
-        asked = ", ".join(name for name, one in GANS.items() if one.choice == "domains")
+        asked = ", ".join(name for name, one in GANS.working().items() if one.choice == "domains")
         raise ValueError(
             f"--classifier is {classifier}; only {asked} is asked for a domain, and the task is {reference.name}"
         )

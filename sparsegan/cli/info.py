@@ -1,4 +1,4 @@
-"""Print versions, the instruction sets built and in use, threads, CUDA and Triton."""
+"""Print versions, the instruction sets built and in use, threads, CUDA, Triton, and the GANs with their packages."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def content_objective(arguments: argparse.Namespace, gan: store.Gan) -> Objectiv
     if arguments.content is None:
         return gan.objective
     if gan.reference is None or gan.reference.objective_with is None:
-        have = ", ".join(name for name, reference in GANS.items() if reference.objective_with is not None)
+        have = ", ".join(name for name, one in GANS.working().items() if one.objective_with is not None)
         raise ValueError(f"--content is {arguments.content}; the GANs with a content loss are {have}")
     features = call_entry("--content", arguments.content)
     if isinstance(features, nn.Module):

@@ -21,7 +21,11 @@ LEAST = 64  # the smallest side of a cell; smaller images are enlarged by a whol
 
 
 def grid(images: Tensor, columns: int = 8) -> Tensor:
-    """A picture, uint8 [rows*(H+2)+2, columns*(W+2)+2, C], of images [N, C, H, W] in [-1, 1]. Empty cells are black."""
+    """A picture, uint8 [rows*(H+2)+2, columns*(W+2)+2, 1 or 3], of images [N, C, H, W] in [-1, 1].
+
+    Empty cells are black.
+    """
+    images = images_to_see(images)
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     picture = torch.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 64, dtype=torch.uint8)
@@ -39,6 +43,15 @@ def write_png(path: Path, picture: Tensor) -> None:
     array = picture.numpy()
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def images_to_see(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] with the channels that a picture can show: 1, or 3.
+
+    Of four channels and more the first three are shown, and two channels are shown as their mean.
+    """
+    channels = images.shape[1]
+    return images.mean(1, keepdim=True) if channels == 2 else images[:, :3]
 
 
 def some(samples: Samples, count: int) -> Any:
@@ -83,7 +96,7 @@ def comparison(
 def _cells(images: Tensor, side: int) -> Tensor:
     """Cells, uint8 [N, side, side, 3]: images [N, C, H, W] in [-1, 1], enlarged by a whole factor, on grey."""
     factor = max(1, side // max(images.shape[2:]))
-    pixels = ((images.cpu().float().clamp(-1, 1) + 1) * 127.5).round()
+    pixels = ((images_to_see(images).cpu().float().clamp(-1, 1) + 1) * 127.5).round()
     pixels = F.interpolate(pixels, scale_factor=factor, mode="nearest") if factor > 1 else pixels
     right, below = side - pixels.shape[3], side - pixels.shape[2]
     pixels = F.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2), value=64)

@@ -12,7 +12,7 @@ from torch import nn
 from ..atomic_files import write_json
 from ..compress import Compressor, Result, RunConfig, Validation
 from ..progress import announce
-from ..training import Run
+from ..training import Run, ranks
 from .bound import MOST, Bound, climb
 from .compress_job import Job
 from .validation import Scorer, Watch, best_of
@@ -122,7 +122,7 @@ class Search:
         settings = {**self.run_config.settings, "start": start}
         run = replace(self.run_config, run_dir=folder, settings=settings, title=f"{sparsity:.2%} sparsity")
         compressor = self._compressor(sparsity, start, run, validate)
-        if start is None:
+        if start is None and ranks.rank() == 0:  # only rank 0 writes
             write_json(arguments.out / "compression.json", compressor.config.to_dict())
         result = compressor.fit(self.loader)
         best = best_of(result.looks)

@@ -23,7 +23,7 @@ OPTIONS = ("data", "size", "steps", "batch", "lr", "discriminator_lr", "generato
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan train`."""
-    tasks = "; ".join(f"{name} ({reference.text})" for name, reference in GANS.items())
+    tasks = "; ".join(f"{name} ({reference.text})" for name, reference in GANS.working().items()).replace("%", "%%")
     parser.add_argument(
         "what", choices=[*GANS, "classifier"], help=f"{tasks}; classifier (of digits, clothes or emoji styles)"
     )

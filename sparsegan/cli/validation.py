@@ -15,6 +15,7 @@ from ..metrics.distances import TaskEvaluator, overall
 from ..metrics.features import load_features
 from ..metrics.likeness import worst
 from ..progress import announce
+from ..training import ranks
 from .common import find_checkpoints, need
 from .compress_job import Job
 from .pictures import comparison, write_png
@@ -91,10 +92,10 @@ class Watch:
         batch = job.batch(self.scorer.samples, 16 if job.reference.from_noise else 8)
         generators = {"dense": job.gan.generator, "compressed": generator}
         picture = comparison(generators, job.gan.objective, batch, job.arguments.seed, job.domains)
-        write_png(self.folder / f"step-{step:07d}.png", picture)
-        file = self.folder / "scores.json"
         self.looks = [*(one for one in self.looks if one["step"] < step), look]
-        write_json(file, {"score": self.scorer.name, "looks": self.looks})
+        if ranks.rank() == 0:  # only rank 0 writes; the picture needs the generators of all ranks
+            write_png(self.folder / f"step-{step:07d}.png", picture)
+            write_json(self.folder / "scores.json", {"score": self.scorer.name, "looks": self.looks})
         best = ", the best so far" if look["best"] else "" if look["full"] else ", before the full sparsity"
         announce(
             f"{self.title}step {step}, {look['sparsity']:.1%} sparsity: {self.scorer.name} "

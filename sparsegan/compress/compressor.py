@@ -30,6 +30,9 @@ from .statistics import batch_norms, match_contrast
 from .step import CompressionTask
 from .validation import Look, Looks, Validation
 
+#: Seconds above which a rehearsal is content with one step. The first step also does work once for all.
+SLOW = 60.0
+
 #: Fields that run folders of earlier versions lack, and the values that describe the earlier versions' runs. A field
 #: with this value is left out of a run's settings, so that a run of an earlier version can be resumed.
 LATER_FIELDS: dict[str, Any] = {
@@ -111,10 +114,6 @@ class Compressor:
             raise ValueError(
                 f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
             )
-        if validate is not None and ranks.world_size() > 1:
-            raise ValueError(
-                f"validate is given in {ranks.world_size()} processes; only one process can validate a run"
-            )
         self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
         start = _ready_to_draw(generator if student is None else student)
@@ -192,20 +191,25 @@ class Compressor:
             return self._fit(loader)
 
     def rehearse(self, loader: Iterable[Any]) -> float:
-        """The seconds of a step, measured on the second of two steps.
+        """The seconds of a step, measured on the second of two steps, or on the first where that takes `SLOW` seconds.
 
         The two steps train this compressor's networks, so the run itself needs another compressor. Nothing is written,
         and the random states are restored.
         """
         networks = (self.task.student, self.task.original, self.task.discriminator)
         clock, last = Clock(self.task.student), max(0, self.schedule.steps - 1)
-        with undisturbed(), autocast_networks(self.config.autocast, *networks):
+        divided, autocast = ranks.divided(*networks), autocast_networks(self.config.autocast, *networks)
+        with undisturbed(), divided, autocast:
             batches = endless(loader, self.config.seed)
-            self.task.step(0, moved(next(batches), self.task.device))
-            second = moved(next(batches), self.task.device)
-            start = clock.seconds()
-            self.task.step(min(1, last), second)
-            return clock.seconds() - start
+            for step in (0, min(1, last)):
+                batch = moved(next(batches), self.task.device)
+                start = clock.seconds()
+                self.task.step(step, batch)
+                # Processes must agree on whether there is a second step.
+                seconds = ranks.agreed(clock.seconds() - start)
+                if seconds > SLOW:
+                    break
+        return seconds
 
     def _fit(self, loader: Iterable[Any]) -> Result:
         history: list[dict[str, float]] = []

@@ -12,6 +12,7 @@ from torch import nn
 from ..modes import in_mode
 from ..nn.replace import sparse_layers
 from ..randomness import undisturbed
+from ..training import ranks
 
 #: A look: the number of steps done, the sparsity, the score, and whether it is the best score at the full sparsity.
 Look = dict[str, Any]
@@ -29,7 +30,10 @@ class Validation:
     `seen(look, generator)`: called after each look.
 
     The generator is the one that the run would give: the moving average where there is one. The contrast is matched
-    after the run only, so a look is without it. Raises ValueError for values out of range.
+    after the run only, so a look is without it.
+    In a process group every process calls `score` and `seen`, with the same arguments. The rows of each call of the
+    generator are divided among the processes, and the score of process 0 counts. Only process 0 should write files.
+    Raises ValueError for values out of range.
     """
 
     score: Callable[[nn.Module], float]
@@ -75,8 +79,8 @@ class Looks:
         """Look at the generator if `step` steps done are due for a look. `full`: whether `sparsity` is the last one."""
         if step % self.validation.every and step != self.steps:
             return
-        with in_mode(generator, False), undisturbed():
-            score = float(self.validation.score(generator))
+        with in_mode(generator, False), undisturbed(), ranks.divided(generator, padded=True):
+            score = ranks.agreed(float(self.validation.score(generator)))
             look = {"step": step, "sparsity": sparsity, "score": score, "full": full}
             look["best"] = full and math.isfinite(score) and self._is_better(score)
             self.rows.append(look)

@@ -1,17 +1,24 @@
-"""The reference GANs. Each file holds one GAN: its networks, and its losses as named terms."""
+"""The reference GANs. Each file holds one GAN: its networks, and its losses as named terms.
+
+Other packages add GANs by entry points (`registry.py`).
+"""
 
 from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan
 from .objective import ImagePool, Objective, View
 from .reference import Reference, Training
+from .registry import Registry
 
-#: name -> reference GAN
-GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan)}
+#: name -> reference GAN, those of other packages too
+GANS = Registry(
+    {module.reference.name: module.__name__ for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan)}
+)
 
 __all__ = [
     "GANS",
     "ImagePool",
     "Objective",
     "Reference",
+    "Registry",
     "Training",
     "View",
     "cyclegan",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import GANS, Reference
 from .parts import State
+
+Found = TypeVar("Found")
 
 
 def reference_of(config: Mapping[str, Any]) -> Reference:
@@ -22,10 +25,13 @@ def reference_of(config: Mapping[str, Any]) -> Reference:
     network = config.get("network")
     names = ", ".join(GANS)
     if not isinstance(network, dict) or network.get("gan") not in GANS:
-        raise ValueError(f'the configuration\'s "network" is {network!r}; its "gan" must be one of {names}')
+        raise ValueError(
+            f'the configuration\'s "network" is {network!r}; its "gan" must be one of {names}, or of a package that '
+            "declares this GAN and is not installed here"
+        )
     reference = GANS[network["gan"]]
     known = reference.sizes
-    needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    needed = [name for name in known if name in _needed(reference)]
     for name in network:
         if name != "gan" and name not in known:
             raise ValueError(f'the configuration\'s "network" has {name!r}; {reference.name} has {", ".join(known)}')
@@ -40,12 +46,11 @@ def recognise(
 ) -> dict[str, Any]:
     """Returns the "network" that a bare state_dict fits: {"gan": name, ...}, as `store.build` takes it.
 
-    `gan`: the only GAN to try; None tries all. `sizes`: known sizes, which go before those read from the state_dict.
+    `gan`: the only GAN to try; None tries all in the order of `GANS`, and the first that fits is taken. `sizes`: known
+    sizes, which go before those read from the state_dict.
     Raises ValueError for an unknown `gan`, and where nothing fits. That error names the nearest architecture and the
     keys that did not fit.
     """
-    if gan is not None and gan not in GANS:
-        raise ValueError(f"gan is {gan!r}; it must be one of {', '.join(GANS)}")
     nearest: tuple[list[str], dict[str, Any]] | None = None
     for network in _candidates(generator, gan, sizes):
         misfits = _misfits(network, 0, generator)
@@ -55,18 +60,64 @@ def recognise(
             nearest = misfits, network
     if nearest is None:
         raise ValueError(f"no GAN of {', '.join(GANS)} has all of {', '.join(sizes)}")
-    raise ValueError(f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}")
+    raise ValueError(
+        f"the generator's state_dict fits no known architecture; {_nearest(*nearest)}. A Python function can build "
+        "another one: --generator package.module:build"
+    )
 
 
 def _candidates(state: State, gan: str | None, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the networks that a generator's state_dict may belong to: the usual generator of each GAN first."""
+    """Returns the networks that a generator's state_dict may belong to: the usual generator of each GAN first.
+
+    Raises ValueError for an unknown `gan`.
+    """
+    if gan is not None and gan not in GANS:
+        raise ValueError(f"gan is {gan!r}; it must be one of {', '.join(GANS)}")
+    if gan is not None:
+        references = [GANS[gan]]
+    else:
+        references = [reference for reference in GANS.working().values() if set(sizes) <= set(reference.sizes)]
     ranked = [
-        (rank, {"gan": name, **network, **sizes})
-        for name, reference in GANS.items()
-        if gan == name or (gan is None and set(sizes) <= set(reference.sizes))
-        for rank, network in enumerate(reference.generator_sizes(reference.renamed(state)))
+        (rank, {"gan": reference.name, **network, **sizes})
+        for reference in references
+        for rank, network in enumerate(_sizes(reference, state, sizes))
     ]
     return [network for _, network in sorted(ranked, key=lambda one: one[0])]
+
+
+def _sizes(reference: Reference, state: State, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the sizes that may fit a generator's state_dict. `given`: the sizes that need not be found."""
+
+    def ask() -> list[dict[str, Any]]:
+        found = [dict(one) for one in reference.generator_sizes(reference.renamed(state))]
+        for one in found:
+            unknown, missing = one.keys() - reference.sizes.keys(), _needed(reference) - one.keys() - given.keys()
+            if wrong := sorted(unknown | missing):
+                raise ValueError(f"it gave {one} and build has {', '.join(reference.sizes)}, so {wrong} do not fit")
+        return found
+
+    return _asked(reference, "generator_sizes", ask, [])
+
+
+def _needed(reference: Reference) -> set[str]:
+    """Returns the names of the sizes without a default."""
+    return {name for name, parameter in reference.sizes.items() if parameter.default is parameter.empty}
+
+
+def _asked(reference: Reference, name: str, ask: Callable[[], Found], unknown: Found) -> Found:
+    """Returns `ask()`, which reads a state_dict by the function `name` of a GAN; `unknown` with a warning if it raises.
+
+    The code of another package may raise anything for a file that it does not expect.
+    """
+    try:
+        return ask()
+    except Exception as error:
+        warnings.warn(
+            f"the GAN {reference.name} of {GANS.distribution(reference.name)} cannot say whether the file is its own: "
+            f"its {name} raised {error!r}",
+            stacklevel=2,
+        )
+        return unknown
 
 
 def fewest_misfits(state: State, gan: str | None, sizes: Mapping[str, Any]) -> int:
@@ -76,14 +127,20 @@ def fewest_misfits(state: State, gan: str | None, sizes: Mapping[str, Any]) -> i
 
 def judge_misfits(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> int:
     """Returns the number of misfits of a discriminator's state_dict in the GAN of `network`."""
-    return len(_misfits(network | GANS[network["gan"]].discriminator_sizes(state) | sizes, 1, state))
+    return len(_misfits(_with_sizes_of_judge(network, state, sizes), 1, state))
 
 
 def _with_discriminator(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    network = network | GANS[network["gan"]].discriminator_sizes(state) | sizes
+    network = _with_sizes_of_judge(network, state, sizes)
     if misfits := _misfits(network, 1, state):
         raise ValueError(f"the discriminator's state_dict does not fit; {_nearest(misfits, network)}")
     return network
+
+
+def _with_sizes_of_judge(network: dict[str, Any], state: State, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    reference, nothing = GANS[network["gan"]], dict[str, Any]()
+    read = _asked(reference, "discriminator_sizes", lambda: reference.discriminator_sizes(state), nothing)
+    return {**network, **read, **sizes}
 
 
 def _nearest(misfits: list[str], network: Mapping[str, Any]) -> str:
@@ -97,21 +154,21 @@ def _misfits(network: dict[str, Any], side: int, state: State) -> list[str]:
     reference = reference_of({"network": network})
     try:
         module = shapes_of(network)[side]
-    except ValueError as error:
-        return [str(error)] * (len(state) + 1)
+    except Exception as error:  # sizes that were read from a foreign file may be any numbers
+        return [str(error) if isinstance(error, ValueError) else repr(error)] * (len(state) + 1)
     return _compared(module, state if side else reference.renamed(state))[1]
 
 
 def shapes_of(network: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
     """Returns both networks on the meta device, where parameters have shapes and no values."""
     sizes = {name: value for name, value in network.items() if name != "gan"}
-    return _shapes(GANS[network["gan"]].build, **sizes)
+    return _shapes(GANS[network["gan"]].build, json.dumps(sizes))  # as config.json will hold them; lists have no hash
 
 
-@lru_cache(maxsize=32, typed=True)  # the parts of a file that are no network are all compared with the same few sizes
-def _shapes(build: Callable[..., tuple[nn.Module, nn.Module]], /, **sizes: Any) -> tuple[nn.Module, nn.Module]:
+@lru_cache(maxsize=32)  # the parts of a file that are no network are all compared with the same few sizes
+def _shapes(build: Callable[..., tuple[nn.Module, nn.Module]], sizes: str) -> tuple[nn.Module, nn.Module]:
     with torch.device("meta"):
-        return build(**sizes)
+        return build(**json.loads(sizes))
 
 
 def _compared(module: nn.Module, state: State) -> tuple[dict[str, Tensor], list[str]]:

@@ -62,6 +62,8 @@ class Reference:
     `discriminator_sizes(state_dict)`: the arguments of `build` that a discriminator's state_dict decides.
     `renamed(state_dict)`: a generator's state_dict with the names of the layers that `build` makes, for GANs whose
         public files have several layouts. `generator_sizes` gets the result. By default the state_dict as it is.
+    `assumed(state_dict)`: a sentence on what a generator's state_dict does not tell and `build` takes for granted. It
+        becomes a warning. "" where there is nothing to say.
     `files`: for GANs whose public repositories write a network as several files, the module that each file holds:
         those of the generator, then those of the discriminator, in the order of the files.
     `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
@@ -88,6 +90,7 @@ class Reference:
     training: Training
     objective_with: Callable[[Callable[[Tensor], Tensor]], Objective] | None = None
     renamed: Callable[[State], State] = lambda state: state
+    assumed: Callable[[State], str] = lambda state: ""
     files: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     from_noise: bool = False
     ways: Callable[[Any, Mapping[str, Any]], dict[str, Way]] = lambda generator, config: {"": Way(generator)}

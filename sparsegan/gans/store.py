@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -185,8 +186,11 @@ def load_public(
         misfits = partial(judge_misfits, found, sizes=sizes)
         second = _joined(discriminator, 1, found["gan"], discriminator_key, misfits, names_of(shapes_of(found)[1])[0])
     network = recognise(first, second, gan, **sizes)
+    reference = GANS[network["gan"]]
+    if assumption := reference.assumed(first):
+        warnings.warn(assumption, stacklevel=2)
     built = build({"network": network})
-    fit(built.generator, GANS[network["gan"]].renamed(first), "the generator's state_dict")
+    fit(built.generator, reference.renamed(first), "the generator's state_dict")
     if second is not None:
         fit(built.discriminator, second, "the discriminator's state_dict")
     built.generator.eval()
@@ -211,7 +215,7 @@ def _joined(
     states = [read_state(one, name, key, misfits if len(several) == 1 else None, wanted) for one in several]
     if len(states) == 1:
         return states[0]
-    parts = {one.name: one.files[side] for one in GANS.values() if one.files[side]}
+    parts = {one.name: one.files[side] for one in GANS.working().values() if one.files[side]}
     fitting = [names for one, names in parts.items() if gan in (None, one) and len(names) == len(states)]
     if not fitting:
         accepted = " or ".join(f"{one}'s {len(names)}" for one, names in parts.items())

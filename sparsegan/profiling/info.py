@@ -11,13 +11,17 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..gans import GANS
 from ..kernels import tuned_table
 from ..ops import native
 from ..progress import peak_memory
 
 
 def info() -> dict[str, Any]:
-    """Versions, ISA levels, threads, and the state of CUDA and Triton, as plain values."""
+    """Versions, ISA levels, threads, the state of CUDA and Triton, and the GANs, as plain values.
+
+    A GAN of another package is a fact of its own, which names the package, or says why the GAN cannot be used.
+    """
     return {
         "sparsegan": importlib.metadata.version("sparsegan"),
         "python": platform.python_version(),
@@ -33,7 +37,21 @@ def info() -> dict[str, Any]:
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "triton": triton_version(),
         "triton block sizes": tuned_table.SOURCE,
+        **gans(),
     }
+
+
+def gans() -> dict[str, str]:
+    """The GANs of this package in one fact, and a fact for each GAN of another package."""
+    own = [name for name in GANS if GANS.distribution(name) == "sparsegan"]
+    facts = {"gans": ", ".join(own)}
+    for name in GANS:
+        if name not in own:
+            try:
+                facts[f"gan {name}"] = f"{GANS[name].text}; of {GANS.distribution(name)}"
+            except ValueError as error:
+                facts[f"gan {name}"] = str(error)
+    return facts
 
 
 def cuda_kernels() -> str:

@@ -61,6 +61,15 @@ def from_environment(device: torch.device = CPU) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def agreed(value: float) -> float:
+    """The value of rank 0, on every rank. Decisions that follow from it are then the same, whatever the rounding."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def barrier() -> None:
     """Wait until every rank has called this function."""
     if world_size() > 1:
@@ -184,6 +193,10 @@ class _Rows:
         return whole[: self.count] if self.padded else whole
 
 
+#: The networks whose calls are divided at present.
+_DIVIDED: dict[nn.Module, _Rows] = {}
+
+
 def each_its_rows(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same function, with its rows divided among the ranks. `function` must compute each row independently."""
     if world_size() == 1:
@@ -209,16 +222,16 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
 
     `padded`: accept batches whose size is not a multiple of the world size, for networks in evaluation mode. Without
     `padded`, a call with such a batch raises ValueError. Raises TypeError for a norm or dropout in training mode that
-    cannot work over several processes.
+    cannot work over several processes. A network whose calls are divided already only gets the inner `padded`.
     """
     if world_size() == 1:
         yield
         return
     hooks: list[Any] = []
     changed: list[nn.Module] = []
-    for network in networks:
-        if network is None:
-            continue
+    outer = {network: _DIVIDED[network].padded for network in networks if network is not None and network in _DIVIDED}
+    mine = dict.fromkeys(network for network in networks if network is not None and network not in outer)
+    for network in mine:
         for module in network.modules():
             if type(module) in _OVER_RANKS:
                 changed.append(module)
@@ -234,12 +247,19 @@ def divided(*networks: nn.Module | None, padded: bool = False) -> Iterator[None]
                 hooks.append(module.register_forward_hook(_average_statistics))
         rows = _Rows(padded)
         hooks.append(Outermost(network, lambda *given, rows=rows: rows.part(given), rows.whole))
+        _DIVIDED[network] = rows
+    for network in outer:
+        _DIVIDED[network].padded = padded
     own = [type(module) for module in changed]
     for module, kind in zip(changed, own, strict=True):
         module.__class__ = _OVER_RANKS[kind]
     try:
         yield
     finally:
+        for network, before in outer.items():
+            _DIVIDED[network].padded = before
+        for network in mine:
+            _DIVIDED.pop(network, None)
         for hook in hooks:
             hook.remove()
         for module, kind in zip(changed, own, strict=True):
