@@ -8,14 +8,12 @@
 namespace sparsegan::cuda {
 namespace {
 
-// Shared memory of a block for both stages of slabs. With it four blocks fit on a multiprocessor, as many as the
-// registers allow, and a block stays below the 48 KiB that a launch gets by default.
-constexpr int64_t kSparseConvStageBytes = 38 * 1024;
-constexpr int64_t kWgradStageBytes = 22 * 1024;  // less, because the lanes' sums of 32 taps per warp are there too
+// Shared memory of a block for both stages of slabs. A block stays below the 48 KiB that a launch gets by default.
+constexpr int64_t kSparseConvStageBytes = 44 * 1024;
+constexpr int64_t kWgradStageBytes = 28 * 1024;  // less, because the lanes' dot products of 32 taps per warp are there too
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;
-constexpr int64_t kBlocks = 4;  // per multiprocessor at a time
 
 int64_t up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
@@ -50,7 +48,6 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.columns = static_cast<int>(up(c.y_width, t.phases_w));
   narrow("the number of input rows that the output reaches", (t.rows + 32) * g.h.stride);
   narrow("the number of input columns that the output reaches", (t.columns + 64) * g.w.stride);
-  t.bundle_blocks = static_cast<int>(up(t.group_bundles, kWarps));
 
   const auto planes = [](const char* image, int64_t channels, int64_t height, int64_t width) {
     narrow("the height of an image", height);
@@ -92,6 +89,7 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
              int log_h) {
   const int64_t lanes_w = 1 << log_w, lanes_h = 1 << log_h, lanes_n = 32 >> (log_w + log_h);
   t.strip = strip, t.log_w = log_w, t.log_h = log_h;
+  t.target_blocks = static_cast<int>(up(up(t.group_targets, slots_of(strip)), kWarps));
   t.tiles_w = static_cast<int>(up(t.columns, lanes_w * strip));
   t.tiles_h = static_cast<int>(up(t.rows, lanes_h));
   const int64_t tiles = t.tiles_w * up(t.images, lanes_n) * t.tiles_h;
@@ -144,7 +142,8 @@ double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t around) 
 double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t around) {
   std::optional<Tiling> best;
   double least = 0;
-  for (const int strip : {8, 4}) {
+  for (const int strip : {16, 8, 4}) {
+    if (strip == 16 && shape.columns.step == 2) continue;  // its segment would not fit into the registers
     for (int log_w = 3; log_w >= 0; --log_w) {
       for (int log_h = 5 - log_w; log_h >= 0; --log_h) {
         if (!lay_out(t, shape, element, stage_bytes, strip, log_w, log_h)) continue;
@@ -159,7 +158,7 @@ double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, in
 }
 
 int64_t blocks(const Tiling& t) {
-  const int64_t blocks = int64_t{t.tiles} * t.groups * t.bundle_blocks;
+  const int64_t blocks = int64_t{t.tiles} * t.groups * t.target_blocks;
   narrow("the number of blocks", blocks);
   return blocks;
 }
@@ -171,7 +170,7 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   Tiling t = start(c, shape);
   const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
-  t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
+  t.parts = static_cast<int>(std::clamp<int64_t>(blocks_of(t.strip) * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
                                                  std::min(stages, kMaxParts)));
 
   // The kernel for small maps: a warp works on one target, and its lanes hold pixels and taps. No lane idles, and each
@@ -197,7 +196,7 @@ Tiling wgrad_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
-  const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
+  const int64_t wanted = 2 * blocks_of(t.strip) * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 

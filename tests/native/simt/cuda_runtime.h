@@ -80,6 +80,20 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_
   return simt::shuffle("__shfl_xor_sync", mask, value, source <= (lane | (width - 1)) ? source : lane, {file, line});
 }
 
+// Returns the mask of the lanes whose `predicate` is not 0. All lanes of the warp take part.
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE) {
+  unsigned lanes = static_cast<unsigned>(predicate != 0) << simt::lane();
+  for (unsigned bits = 1; bits < 32; bits *= 2) {
+    lanes |= simt::shuffle("__ballot_sync", mask, lanes, simt::lane() ^ bits, {file, line});
+  }
+  return lanes;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+inline int __float_as_int(float number) { return __builtin_bit_cast(int, number); }
+inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }
+
 // ---------------------------------------------------------------- functions for host code
 
 using cudaStream_t = struct CUstream_st*;

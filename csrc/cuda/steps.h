@@ -1,0 +1,190 @@
+// The taps of a warp as *steps* in shared memory, and the loop that runs them.
+//
+// A tap multiplies the columns of a row segment, which are in registers, by one value and adds to the sums of one slot,
+// which are in registers too. Only code can select registers. Each pair of column and slot therefore has its own run of
+// FMAs, a *case*, and the loop jumps from tap to tap through a table of the cases. The loop takes 8 instructions per
+// tap besides the FMAs: a tap is one step, read one step ahead, and nothing is counted or compared. A step that is no
+// tap leaves the loop. It loads the next row segment or ends the run.
+//
+// The loop is PTX, because nvcc makes 13 to 17 instructions of a loop around a switch. The host's version of the loop, for
+// tests/test_simt.py, has the same cases. tests/test_cuda_build.py proves from nvcc's output that the registers of each
+// case are those that its column and slot select.
+#pragma once
+
+#include "number.h"
+#include "step_cases.h"
+#include "tiling.h"
+
+namespace sparsegan::cuda {
+
+// A step. `which`: column * slots + slot for a tap, 8 * slots for a step that leaves the loop. `value`: the weight of a
+// tap. Otherwise it is a number in the bits of a float: the row to load (RowStep), or, below 0, the complement of the
+// lane that prepared the first tap that has not run.
+struct alignas(8) Step {
+  float value;
+  unsigned which;
+};
+inline constexpr int kRound = 32;                 // taps that the lanes of a warp prepare at a time
+inline constexpr int kMaxSteps = 3 * kRound + 2;  // per round: two more per tap at most, the end, one that is only read
+
+// The row that a step loads: the offset of the row within the stage, and which of the segment's outer fours its taps
+// read. The middle fours are always read.
+struct RowStep {
+  static constexpr int kFirst = 1 << 24, kLast = 1 << 25, kAfterLast = 1 << 26;
+  int number;
+
+  __device__ static RowStep of(int offset, int column_step, int least_column, int greatest_column) {
+    return {offset | (least_column < 4 ? kFirst : 0) | (greatest_column >= column_step ? kLast : 0) |
+            (greatest_column >= column_step + 4 ? kAfterLast : 0)};
+  }
+  __device__ int offset() const { return number & (kFirst - 1); }
+};
+
+// A row segment in registers: the source columns that the taps of one row read for a strip. `Step` is the number of
+// source columns from one column of the strip to the next.
+template <class T, int Strip, int ColumnStep>
+struct Segment {
+  static constexpr int kStride = Strip * ColumnStep / 4;  // fours from one strip to the next
+  static constexpr int kFours = kStride + 2;
+  static_assert(4 * kFours >= (Strip - 1) * ColumnStep + kReach && kFours <= 6);
+  float columns[24] = {};
+
+  // `strip`: the start of the lane's strip in the first staged row.
+  __device__ __forceinline__ void load(const Tiling& t, const T* strip, RowStep row) {
+    const T* const from = strip + row.offset();
+#pragma unroll
+    for (int m = 0; m < kFours; ++m) {
+      const bool read = m == 0                ? (row.number & RowStep::kFirst) != 0
+                        : m == kStride        ? (row.number & RowStep::kLast) != 0
+                        : m == kStride + 1    ? (row.number & RowStep::kAfterLast) != 0
+                                              : true;
+      if (read) {
+        float four[4];
+        load_four(from + 4 * (m % kStride * t.stride_fours + m / kStride), four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) columns[4 * m + i] = four[i];
+      }
+    }
+  }
+};
+
+// Addresses in shared memory, as the loops want them.
+#ifdef SPARSEGAN_SIMT
+using At = const Step*;
+using Dot = float*;
+template <class T>
+__device__ T* shared_address(T* at) {
+  return at;
+}
+#else
+using At = unsigned;
+using Dot = unsigned;
+__device__ __forceinline__ unsigned shared_address(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+#endif
+
+// The place of the loop in the steps. `next` was read ahead.
+struct Cursor {
+  At at = {};
+  float now = 0;
+  Step next = {};
+
+  // `steps` must be the same in all lanes, in a way that nvcc can see. Otherwise it expects lanes to take different
+  // jumps, and adds instructions that join them.
+  __device__ __forceinline__ void start(const Step* steps) {
+    next = *steps;
+    at = shared_address(steps + 1);
+  }
+};
+
+// Runs taps until a step leaves the loop, and returns that step's number. Per tap: sums += value * columns.
+template <int Strip, int ColumnStep>
+__device__ __forceinline__ int run_sums(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip]) {
+#ifdef SPARSEGAN_SIMT
+  constexpr unsigned kTapSlots = slots_of(Strip);
+  for (;;) {
+    const Step step = cursor.next;
+    cursor.next = *cursor.at++;
+    if (step.which >= kReach * kTapSlots) return __float_as_int(step.value);
+    for (int i = 0; i < Strip; ++i) {
+      float& sum = sums[step.which % kTapSlots][i];
+      sum = fmaf(step.value, columns[step.which / kTapSlots + i * ColumnStep], sum);
+    }
+  }
+#else
+  unsigned dot = 0;  // unused
+  SPARSEGAN_RUN_ANY(SPARSEGAN_SUM_LOOP)
+  return __float_as_int(cursor.now);
+#endif
+}
+
+// Floats from one dot product of a lane to the next. The lanes' dot products of one tap are neighbours, and one lane
+// adds them. With 33 floats per tap, the lanes use different banks both when they write and when they add.
+inline constexpr int kPitch = 33;
+
+// Runs taps until a step leaves the loop, and returns that step's number. Per tap: *dot = sum of sums * columns, and
+// `dot` moves on by kPitch. The values of the taps are not used.
+template <int Strip, int ColumnStep>
+__device__ __forceinline__ int run_dots(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip],
+                                        Dot& dot) {
+#ifdef SPARSEGAN_SIMT
+  constexpr unsigned kTapSlots = slots_of(Strip);
+  for (;;) {
+    const Step step = cursor.next;
+    cursor.next = *cursor.at++;
+    if (step.which >= kReach * kTapSlots) return __float_as_int(step.value);
+    float chains[2] = {};
+    for (int i = 0; i < Strip; ++i) {
+      float& chain = chains[i % 2];
+      chain = fmaf(sums[step.which % kTapSlots][i], columns[step.which / kTapSlots + i * ColumnStep], chain);
+    }
+    *dot = chains[0] + chains[1];
+    dot += kPitch;
+  }
+#else
+  SPARSEGAN_RUN_ANY(SPARSEGAN_DOT_LOOP)
+  return __float_as_int(cursor.now);
+#endif
+}
+
+// Writes the steps of a round, to which each lane contributes one tap. The lanes call this function together, with the
+// taps in the order of the lanes, and then __syncwarp. `kept`: whether the tap is one of this warp's. `slab`: the first
+// slab that the block stages. A step that ends the run stands before the first tap of each stage and after all taps.
+// Returns the lanes whose taps are kept. A bad code gives a wrong row, but never a row outside the stage.
+template <int Strip, int ColumnStep>
+__device__ __forceinline__ unsigned write_steps(const Tiling& t, Step* steps, unsigned code, float value, bool kept,
+                                                int slab) {
+  constexpr unsigned kTapSlots = slots_of(Strip), kLeave = kReach * kTapSlots;
+  constexpr unsigned kRowCodes = kSlots * kReach, kSlabCodes = kRowCodes * kReach;
+  const unsigned me = threadIdx.x % 32, below = (1u << me) - 1;
+  const int staged = static_cast<int>(code / kSlabCodes) - slab, stage = t.by_stage.divide(staged);
+  const unsigned keeps = __ballot_sync(~0u, kept);
+  const unsigned before = keeps & below;
+  const int lane_before = before == 0 ? 0 : 31 - __clz(static_cast<int>(before));
+  const unsigned code_before = __shfl_sync(~0u, code, lane_before);
+  const int stage_before = __shfl_sync(~0u, stage, lane_before);
+  const bool new_row = kept && (before == 0 || code_before / kRowCodes != code / kRowCodes);
+  const bool new_stage = kept && stage_before != stage;  // the first tap of the round is in the stage that runs
+  const unsigned rows = __ballot_sync(~0u, new_row), ends = __ballot_sync(~0u, new_stage);
+
+  // The last tap of the row has its greatest column, because taps are sorted by column.
+  const unsigned rows_above = rows & ~below & ~(1u << me);
+  const unsigned of_row = keeps & (rows_above == 0 ? ~0u : (1u << (__ffs(static_cast<int>(rows_above)) - 1)) - 1);
+  const unsigned last_code = __shfl_sync(~0u, code, of_row == 0 ? 0 : 31 - __clz(static_cast<int>(of_row)));
+
+  int at = __popc(before) + __popc(rows & below) + __popc(ends & below);
+  if (new_stage) steps[at++] = {__int_as_float(~static_cast<int>(me)), kLeave};
+  if (new_row) {
+    const unsigned offset = (staged - stage * t.stage_slabs) * t.slab_size + code / kRowCodes % kReach * t.row_pitch;
+    const RowStep row = RowStep::of(static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))), ColumnStep,
+                                    code / kSlots % kReach, last_code / kSlots % kReach);
+    steps[at++] = {__int_as_float(row.number), kLeave};
+  }
+  if (kept) steps[at] = {value, code / kSlots % kReach * kTapSlots + code % kTapSlots};
+  const int end = __popc(keeps) + __popc(rows) + __popc(ends);
+  if (me < 2) steps[end + me] = {__int_as_float(~kRound), kLeave};  // the second one is read ahead and does not run
+  return keeps;
+}
+
+}  // namespace sparsegan::cuda
