@@ -2,8 +2,8 @@
 //
 // On a GPU, shared memory delivers a quarter of the words that the FMA units could take. A word loaded from it must
 // therefore serve several FMAs. A device plan groups sixteen targets (plan.h) into a *bundle* and orders the taps of a
-// bundle by the source row that they read, then by column. A kernel loads a segment of the row into registers once. From
-// these registers it runs all taps that the targets of the bundle have on the row.
+// bundle by the source row that they read, then by column. A kernel loads a segment of the row into registers once.
+// From these registers it runs all taps that the targets of the bundle have on the row.
 //
 // Seen from a target's index q along one axis, a tap reads source index
 //     (q * step + offset) * spread + phase.

@@ -26,7 +26,8 @@ struct Finish {
 };
 
 // The taps of a warp's bundle in order, in rounds of 32. The steps of a round are in the warp's slice of shared memory.
-// Codes are read two rounds ahead, values one round.
+// The codes and the indices of the values are read one round ahead. Nothing else is, because the sums leave few
+// registers.
 template <class T, int Strip, int ColumnStep>
 class Taps {
  public:
@@ -39,13 +40,9 @@ class Taps {
         slice_(slice),
         slab_(slab),
         end_(end),
-        next_(begin + threadIdx.x % 32),
         round_(begin - kRound),
         tap_(begin) {
-    read();
-    value_ = value();
-    code_ = next_code_;
-    read();
+    read_ahead();
   }
 
   // The first tap that has not run.
@@ -54,47 +51,42 @@ class Taps {
   // Runs taps up to the end of the round or of the stage. `strip`: the start of the lane's strip in the stage.
   __device__ __forceinline__ void run(const T* strip, float (&sums)[slots_of(Strip)][Strip]) {
     if (tap_ == round_ + kRound) prepare();
+    Segment<T, Strip, ColumnStep> segment;
     for (;;) {
-      const int number = run_sums<Strip, ColumnStep>(cursor_, segment_.columns, sums);
+      const int number = run_sums<Strip, ColumnStep>(cursor_, segment.columns, sums);
       if (number < 0) {
-        tap_ = round_ + ~number;
+        tap_ = round_ + uniform(~number);
         return;
       }
-      segment_.load(t_, strip, {number});
+      segment.load(t_, strip, {number});
     }
   }
 
  private:
   __device__ __forceinline__ void prepare() {
     round_ += kRound;
-    const bool kept = round_ + static_cast<int>(threadIdx.x % 32) < end_ && targets_.keep(code_);
+    const bool there = round_ + static_cast<int>(threadIdx.x % 32) < end_;
+    const float value = there ? to_float(values_[min(static_cast<unsigned>(index_), t_.plan.taps - 1u)]) : 0;
     __syncwarp();
-    write_steps<Strip, ColumnStep>(t_, slice_, code_, value_, kept, slab_);
+    write_steps<Strip, ColumnStep>(t_, sizeof(T), slice_, code_, value, there && targets_.keep(code_), slab_);
     __syncwarp();
     cursor_.start(slice_);
-    value_ = value();
-    code_ = next_code_;
-    read();
+    read_ahead();
   }
-  __device__ __forceinline__ void read() {
-    next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
-    next_value_ = next_ < end_ ? t_.plan.value_index[next_] : 0;
-    next_ += kRound;
-  }
-  __device__ __forceinline__ float value() const {
-    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_value_), t_.plan.taps - 1u)]);
+  __device__ __forceinline__ void read_ahead() {
+    const int tap = round_ + kRound + static_cast<int>(threadIdx.x % 32);
+    code_ = tap < end_ ? t_.plan.codes[tap] : 0;
+    index_ = tap < end_ ? t_.plan.value_index[tap] : 0;
   }
 
   const Tiling& t_;
   const Targets<slots_of(Strip)>& targets_;
   const T* values_;
   Step* slice_;
-  int slab_, end_, next_, round_, tap_;
-  unsigned code_, next_code_;
-  int next_value_;
-  float value_;
+  int slab_, end_, round_, tap_;
+  unsigned code_;
+  int index_;
   Cursor cursor_;
-  Segment<T, Strip, ColumnStep> segment_;
 };
 
 // The destination of sums: `part`, in float32, if it is not null; otherwise `y`.
@@ -129,20 +121,21 @@ struct Sink<float> {  // both have the same type, so one pointer serves both
   }
 };
 
-// Writes N neighbouring columns of the row that starts at offset `row`, up to the end of the row.
-template <class T, int N>
+// Writes `count` neighbouring columns of the row that starts at offset `row`, up to the end of the row. `number(i)` is
+// the number for column i. Each four is computed where it is written, because the sums leave few registers.
+template <int count, class T, class Number>
 __device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int64_t row, int column,
-                                      const float (&numbers)[N]) {
+                                      const Number& number) {
 #pragma unroll
-  for (int i = 0; i < N; i += 4) {
+  for (int i = 0; i < count; i += 4) {
     if (t.y.fours) {
       if (column + i < t.y.width) {
-        sink.store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
+        sink.store_four(row + column + i, number(i), number(i + 1), number(i + 2), number(i + 3));
       }
     } else {
 #pragma unroll
       for (int j = i; j < i + 4; ++j) {
-        if (column + j < t.y.width) sink.store(row + column + j, numbers[j]);
+        if (column + j < t.y.width) sink.store(row + column + j, number(j));
       }
     }
   }
@@ -163,24 +156,15 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Targets<slot
     const float bias = finish.initial(rows.channel());
     if (t.phases_w == 2) {  // the two column phases are neighbouring slots: write whole rows
       if (slot % 2 == 1) continue;
-      float both[2 * Strip];
-#pragma unroll
-      for (int i = 0; i < Strip; ++i) {
-        both[2 * i] = finish(sums[slot][i], bias);
-        both[2 * i + 1] = finish(sums[slot | 1][i], bias);
-      }
-      write(t, sink, row, column, both);
-      continue;
-    }
-    float strip[Strip];
-#pragma unroll
-    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], bias);
-    if (t.phases_w == 1) {
-      write(t, sink, row, column, strip);
+      write<2 * Strip>(t, sink, row, column, [&](int i) { return finish(sums[slot | i % 2][i / 2], bias); });
+    } else if (t.phases_w == 1) {
+      write<Strip>(t, sink, row, column, [&](int i) { return finish(sums[slot][i], bias); });
     } else {
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        if (column + i * t.phases_w < t.y.width) sink.store(row + column + i * t.phases_w, strip[i]);
+        if (column + i * t.phases_w < t.y.width) {
+          sink.store(row + column + i * t.phases_w, finish(sums[slot][i], bias));
+        }
       }
     }
   }
@@ -188,45 +172,46 @@ __device__ __forceinline__ void write_strips(const Tiling& t, const Targets<slot
 
 // Grid: x = tiles x blocks of targets, y = parts of the slabs. If there are several parts, their sums go to `parts`.
 template <class T, int Strip, int ColumnStep>
-__global__ __launch_bounds__(kThreads, blocks_of(Strip)) void sparse_conv_tiled(
-    const Tiling t, const T* __restrict__ x, const T* __restrict__ values, const Finish<T> finish, T* __restrict__ y,
-    float* __restrict__ parts) {
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);  // nvcc then sees one number per warp
-  const int blocks = t.groups * t.target_blocks, tile = blockIdx.x / blocks;
+__global__ __launch_bounds__(kThreads, blocks_of(Strip)) void sparse_conv_tiled(const Tiling t, const T* __restrict__ x,
+                                                                                const T* __restrict__ values,
+                                                                                const Finish<T> finish,
+                                                                                T* __restrict__ y,
+                                                                                float* __restrict__ parts) {
+  const int warp = uniform(threadIdx.x / 32);
+  const int blocks = t.groups * t.target_blocks, tile = uniform(blockIdx.x / blocks);
   const auto targets = Targets<slots_of(Strip)>::of(t, blockIdx.x - tile * blocks, warp);
   const Origin origin = Origin::of<Strip>(t, tile);
   const Lane lane = Lane::of(t, threadIdx.x % 32);
+  const int slabs_begin = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
   const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.y + 1) / t.parts);
-  int slab = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
 
   Step* const slices = reinterpret_cast<Step*>(dynamic_shared());
-  T* staged = reinterpret_cast<T*>(slices + kWarps * kMaxSteps);
-  T* spare = staged + t.stage_slabs * t.slab_size;
-  const int first = targets.tap(t, slab);
-  Taps<T, Strip, ColumnStep> taps(t, targets, values, slices + warp * kMaxSteps, slab, first,
+  T* const staged = reinterpret_cast<T*>(slices + kWarps * kMaxSteps);
+  const int first = targets.tap(t, slabs_begin);
+  Taps<T, Strip, ColumnStep> taps(t, targets, values, slices + warp * kMaxSteps, slabs_begin, first,
                                   max(first, targets.tap(t, slabs_end)));
 
   float sums[slots_of(Strip)][Strip] = {};
   const int strip = lane.offset(t);
-  stage<T, Strip, ColumnStep>(t, x, staged, origin, targets.group, slab, min(t.stage_slabs, slabs_end - slab));
-  while (slab < slabs_end) {
-    const int next = min(slab + t.stage_slabs, slabs_end), end = targets.tap(t, next);
+  const auto copy = [&](int from, int half) {
+    stage<T, Strip, ColumnStep>(t, x, staged + half, origin, targets.group, from, min(t.stage_slabs, slabs_end - from));
+  };
+  const int half_size = t.stage_slabs * t.slab_size;
+  copy(slabs_begin, 0);
+  for (int slab = slabs_begin, half = 0; slab < slabs_end; slab += t.stage_slabs, half = half_size - half) {
     wait_copies();
     __syncthreads();  // this stage is complete, and no thread reads the other any more
-    if (next < slabs_end) {
-      stage<T, Strip, ColumnStep>(t, x, spare, origin, targets.group, next, min(t.stage_slabs, slabs_end - next));
-    }
-    while (taps.tap() < end) taps.run(staged + strip, sums);
-    T* const used = staged;
-    staged = spare, spare = used;
-    slab = next;
+    const int next = min(slab + t.stage_slabs, slabs_end);
+    if (next < slabs_end) copy(next, half_size - half);
+    const int end = targets.tap(t, next);
+    while (taps.tap() < end) taps.run(staged + half + strip, sums);
   }
 
   const int64_t size = static_cast<int64_t>(t.images) * t.y.channels * t.y.plane();
   const bool whole = t.parts == 1;
   write_strips<T, Strip>(t, targets, origin, lane, sums,
-               Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
-               Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
+                         Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
+                         Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
 }
 
 template <class T>

@@ -6,14 +6,15 @@
 // tap besides the FMAs: a tap is one step, read one step ahead, and nothing is counted or compared. A step that is no
 // tap leaves the loop. It loads the next row segment or ends the run.
 //
-// The loop is PTX, because nvcc makes 13 to 17 instructions of a loop around a switch. The host's version of the loop, for
-// tests/test_simt.py, has the same cases. tests/test_cuda_build.py proves from nvcc's output that the registers of each
-// case are those that its column and slot select.
+// The loop is PTX, because nvcc makes 13 to 17 instructions of a loop around a switch. The host's version of the loop,
+// for tests/test_simt.py, has the same cases. tests/test_cuda_build.py proves from nvcc's output that the registers of
+// each case are those that its column and slot select.
 #pragma once
 
 #include "number.h"
 #include "step_cases.h"
 #include "tiling.h"
+#include "window.h"
 
 namespace sparsegan::cuda {
 
@@ -27,7 +28,7 @@ struct alignas(8) Step {
 inline constexpr int kRound = 32;                 // taps that the lanes of a warp prepare at a time
 inline constexpr int kMaxSteps = 3 * kRound + 2;  // per round: two more per tap at most, the end, one that is only read
 
-// The row that a step loads: the offset of the row within the stage, and which of the segment's outer fours its taps
+// The row that a step loads: the bytes from the first staged row to it, and which of the segment's outer fours its taps
 // read. The middle fours are always read.
 struct RowStep {
   static constexpr int kFirst = 1 << 24, kLast = 1 << 25, kAfterLast = 1 << 26;
@@ -47,20 +48,34 @@ struct Segment {
   static constexpr int kStride = Strip * ColumnStep / 4;  // fours from one strip to the next
   static constexpr int kFours = kStride + 2;
   static_assert(4 * kFours >= (Strip - 1) * ColumnStep + kReach && kFours <= 6);
-  float columns[24] = {};
+  float columns[24];
+
+  // The columns are not set. nvcc then keeps no registers for them between one row and the next.
+  __device__ __forceinline__ Segment() {
+#pragma unroll
+    for (float& column : columns) {
+#ifdef SPARSEGAN_SIMT
+      column = __int_as_float(0x7fc00000);  // NaN, which a tap must never read
+#else
+      asm("" : "=f"(column));
+#endif
+    }
+  }
 
   // `strip`: the start of the lane's strip in the first staged row.
   __device__ __forceinline__ void load(const Tiling& t, const T* strip, RowStep row) {
-    const T* const from = strip + row.offset();
+    const char* const from = reinterpret_cast<const char*>(strip) + row.offset();
+    const int stride = t.stride_fours * static_cast<int>(4 * sizeof(T));
 #pragma unroll
     for (int m = 0; m < kFours; ++m) {
-      const bool read = m == 0                ? (row.number & RowStep::kFirst) != 0
-                        : m == kStride        ? (row.number & RowStep::kLast) != 0
-                        : m == kStride + 1    ? (row.number & RowStep::kAfterLast) != 0
-                                              : true;
+      const bool read = m == 0             ? (row.number & RowStep::kFirst) != 0
+                        : m == kStride     ? (row.number & RowStep::kLast) != 0
+                        : m == kStride + 1 ? (row.number & RowStep::kAfterLast) != 0
+                                           : true;
+      const char* const at = from + m % kStride * stride + m / kStride * static_cast<int>(4 * sizeof(T));
       if (read) {
         float four[4];
-        load_four(from + 4 * (m % kStride * t.stride_fours + m / kStride), four);
+        load_four(reinterpret_cast<const T*>(at), four);
 #pragma unroll
         for (int i = 0; i < 4; ++i) columns[4 * m + i] = four[i];
       }
@@ -153,8 +168,8 @@ __device__ __forceinline__ int run_dots(Cursor& cursor, float (&columns)[24], fl
 // slab that the block stages. A step that ends the run stands before the first tap of each stage and after all taps.
 // Returns the lanes whose taps are kept. A bad code gives a wrong row, but never a row outside the stage.
 template <int Strip, int ColumnStep>
-__device__ __forceinline__ unsigned write_steps(const Tiling& t, Step* steps, unsigned code, float value, bool kept,
-                                                int slab) {
+__device__ __forceinline__ unsigned write_steps(const Tiling& t, int element_bytes, Step* steps, unsigned code,
+                                                float value, bool kept, int slab) {
   constexpr unsigned kTapSlots = slots_of(Strip), kLeave = kReach * kTapSlots;
   constexpr unsigned kRowCodes = kSlots * kReach, kSlabCodes = kRowCodes * kReach;
   const unsigned me = threadIdx.x % 32, below = (1u << me) - 1;
@@ -177,8 +192,8 @@ __device__ __forceinline__ unsigned write_steps(const Tiling& t, Step* steps, un
   if (new_stage) steps[at++] = {__int_as_float(~static_cast<int>(me)), kLeave};
   if (new_row) {
     const unsigned offset = (staged - stage * t.stage_slabs) * t.slab_size + code / kRowCodes % kReach * t.row_pitch;
-    const RowStep row = RowStep::of(static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))), ColumnStep,
-                                    code / kSlots % kReach, last_code / kSlots % kReach);
+    const RowStep row = RowStep::of(static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))) * element_bytes,
+                                    ColumnStep, code / kSlots % kReach, last_code / kSlots % kReach);
     steps[at++] = {__int_as_float(row.number), kLeave};
   }
   if (kept) steps[at] = {value, code / kSlots % kReach * kTapSlots + code % kTapSlots};

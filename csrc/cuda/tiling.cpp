@@ -10,7 +10,8 @@ namespace {
 
 // Shared memory of a block for both stages of slabs. A block stays below the 48 KiB that a launch gets by default.
 constexpr int64_t kSparseConvStageBytes = 44 * 1024;
-constexpr int64_t kWgradStageBytes = 28 * 1024;  // less, because the lanes' dot products of 32 taps per warp are there too
+constexpr int64_t kWgradStageBytes =
+    28 * 1024;  // less, because the lanes' dot products of 32 taps per warp are there too
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;
@@ -170,8 +171,8 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   Tiling t = start(c, shape);
   const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
   const int64_t stages = up(t.slabs, t.stage_slabs);
-  t.parts = static_cast<int>(std::clamp<int64_t>(blocks_of(t.strip) * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
-                                                 std::min(stages, kMaxParts)));
+  t.parts = static_cast<int>(std::clamp<int64_t>(
+      blocks_of(t.strip) * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1, std::min(stages, kMaxParts)));
 
   // The kernel for small maps: a warp works on one target, and its lanes hold pixels and taps. No lane idles, and each
   // weight is read once.
@@ -196,7 +197,8 @@ Tiling wgrad_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
   choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
-  const int64_t wanted = 2 * blocks_of(t.strip) * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
+  const int64_t wanted = 2 * blocks_of(t.strip) * c.multiprocessors,
+                each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 

@@ -1,11 +1,11 @@
 // How a call is cut: which kernel runs, which outputs the lanes of a warp hold, how many slabs of x are staged at a
 // time, and how many parts a sum has.
 //
-// A target is a plane of `rows` x `columns`: the coarse grid, or one phase of the fine grid. A thread holds a *strip*, 16,
-// 8 or 4 neighbouring columns, of each target of its warp: eight targets (half of a bundle) with a strip of 16 columns,
-// the sixteen targets of a bundle otherwise. The 32 strips of a warp form a *tile*: they lie side by side, then below
-// each other, then in further images. The warps of a block hold the same tile of different targets, so that each staged
-// element serves all of them.
+// A target is a plane of `rows` x `columns`: the coarse grid, or one phase of the fine grid. A thread holds a *strip*,
+// 16, 8 or 4 neighbouring columns, of each target of its warp: eight targets (half of a bundle) with a strip of 16
+// columns, the sixteen targets of a bundle otherwise. The 32 strips of a warp form a *tile*: they lie side by side,
+// then below each other, then in further images. The warps of a block hold the same tile of different targets, so that
+// each staged element serves all of them.
 #pragma once
 
 #include <cstdint>

@@ -66,7 +66,7 @@ template <class T, int Strip, int ColumnStep>
 __global__ __launch_bounds__(kThreads, blocks_of(Strip)) void wgrad_tiled(const Tiling t, const T* __restrict__ gy,
                                                                           const T* __restrict__ x,
                                                                           float* __restrict__ parts) {
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);  // nvcc then sees one number per warp
+  const int warp = uniform(threadIdx.x / 32);
   const int me = threadIdx.x % 32;
   const auto targets = Targets<slots_of(Strip)>::of(t, blockIdx.x, warp);
   const Lane lane = Lane::of(t, me);
@@ -108,7 +108,7 @@ __global__ __launch_bounds__(kThreads, blocks_of(Strip)) void wgrad_tiled(const 
     for (; tap < end; tap += kRound) {
       const unsigned code = tap + me < end ? t.plan.codes[tap + me] : 0;
       const bool kept = tap + me < end && targets.keep(code);
-      const unsigned keeps = write_steps<Strip, ColumnStep>(t, slice, code, 0, kept, slabs_begin);
+      const unsigned keeps = write_steps<Strip, ColumnStep>(t, sizeof(T), slice, code, 0, kept, slabs_begin);
       __syncwarp();
       Cursor cursor;
       cursor.start(slice);

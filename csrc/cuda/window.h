@@ -9,6 +9,11 @@
 
 namespace sparsegan::cuda {
 
+// Returns `number`, which is the same in all lanes of a warp, in a way that nvcc can see. nvcc then keeps it in a
+// register of the warp, and knows that a jump that depends on it does not part the lanes. All lanes call this function
+// together.
+__device__ __forceinline__ int uniform(int number) { return __reduce_max_sync(~0u, number); }
+
 // The place of a tile: its first image, row and column.
 struct Origin {
   int image, row, column;  // within a target's plane
@@ -16,8 +21,8 @@ struct Origin {
   template <int Strip>
   __device__ static Origin of(const Tiling& t, int tile) {
     const int across = tile / t.tiles_w, n = across / t.tiles_h;
-    return {n << (5 - t.log_w - t.log_h), (across - n * t.tiles_h) << t.log_h,
-            ((tile - across * t.tiles_w) << t.log_w) * Strip};
+    return {uniform(n << (5 - t.log_w - t.log_h)), uniform((across - n * t.tiles_h) << t.log_h),
+            uniform(((tile - across * t.tiles_w) << t.log_w) * Strip)};
   }
 };
 
@@ -34,15 +39,15 @@ struct Lane {
   }
 };
 
-// The targets of a warp: a bundle or, with eight slots, one half of a bundle. Some warps of a group's last block have no
-// target.
+// The targets of a warp: a bundle or, with eight slots, one half of a bundle. Some warps of a group's last block have
+// no target.
 template <int Slots>
 struct Targets {
   int group, index;  // index: within the group, in units of Slots targets
   bool there;
 
   __device__ static Targets of(const Tiling& t, int block, int warp) {
-    const int group = block / t.target_blocks;
+    const int group = uniform(block / t.target_blocks);
     const int index = (block - group * t.target_blocks) * kWarps + warp;
     return {group, index, index * Slots < t.group_targets};
   }

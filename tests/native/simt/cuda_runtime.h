@@ -88,6 +88,13 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE) {
   }
   return lanes;
 }
+// Returns the greatest number of the lanes. All lanes of the warp take part.
+inline int __reduce_max_sync(unsigned mask, int number, SIMT_SITE) {
+  for (unsigned bits = 1; bits < 32; bits *= 2) {
+    number = max(number, simt::shuffle("__reduce_max_sync", mask, number, simt::lane() ^ bits, {file, line}));
+  }
+  return number;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
