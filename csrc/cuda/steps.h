@@ -137,6 +137,7 @@ __device__ __forceinline__ int run_sums(Cursor& cursor, float (&columns)[24], fl
 // Floats from one dot product of a lane to the next. The lanes' dot products of one tap are neighbours, and one lane
 // adds them. With 33 floats per tap, the lanes use different banks both when they write and when they add.
 inline constexpr int kPitch = 33;
+static_assert(kPitch * sizeof(float) == 132, "SPARSEGAN_PITCH of step_cases.h");
 
 // Runs taps until a step leaves the loop, and returns that step's number. Per tap: *dot = sum of sums * columns, and
 // `dot` moves on by kPitch. The values of the taps are not used.

@@ -70,7 +70,6 @@ template <class T, int Strip, int Step>
 __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, const Origin& origin, int group, int slab,
                                       int count) {
   constexpr int kStride = Strip * Step / 4;
-  const int bands = t.bands;
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += kThreads) {
@@ -78,38 +77,47 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
     const int image = t.by_rows.divide(line), line_row = line - image * t.slab_rows;
     T* to = shared + image * t.image_pitch + line_row * t.row_pitch +
             4 * (four % kStride * t.stride_fours + four / kStride);
+    // Sets `from`, the four in slab s, and `columns`, from its first column to the end of its row; 0: outside the
+    // image.
     const T* from = x;
-    unsigned columns = 0;  // from the first of the four to the end of its row; 0: outside the image
+    unsigned columns = 0;
+    const auto find = [&](int s) {
+      const int channel = (slab + s) / t.bands;
+      const int* const band = t.plan.bands + 4 * (slab + s - channel * t.bands);
+      // Unsigned: the numbers of a bad plan may wrap around, but a number below the size is inside the tensor.
+      const unsigned row = static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
+      const unsigned column =
+          static_cast<unsigned>(origin.column * Step + 4 * four + band[2]) * t.column_spread + band[3];
+      const bool there = origin.image + image < t.images && row < static_cast<unsigned>(t.x.height);
+      columns = there && column < static_cast<unsigned>(t.x.width) ? t.x.width - column : 0;
+      const int64_t plane = static_cast<int64_t>(origin.image + image) * t.x.channels +
+                            static_cast<int64_t>(group) * t.group_sources + channel;
+      from = x + (plane * t.x.height + row) * t.x.width + (t.x.fours ? column & ~3u : column);
+    };
+    if (t.x.fours && t.bands == 1) {  // the usual case, with few instructions per copy
+      find(0);
+      const bool valid = columns > 0;
+      const int64_t plane = valid ? t.x.plane() : 0;
+      from = valid ? from : x;
+#pragma unroll 4
+      for (int s = 0; s < count; ++s, to += t.slab_size, from += plane) copy_async<4 * sizeof(T)>(to, from, valid);
+      continue;
+    }
 #pragma unroll 1
     for (int s = 0; s < count; ++s, to += t.slab_size) {
-      if (s == 0 || bands > 1) {
-        const int channel = (slab + s) / bands;
-        const int* const band = t.plan.bands + 4 * (slab + s - channel * bands);
-        // Unsigned: the numbers of a bad plan may wrap around, but a number below the size is inside the tensor.
-        const unsigned row =
-            static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
-        const unsigned column =
-            static_cast<unsigned>(origin.column * Step + 4 * four + band[2]) * t.column_spread + band[3];
-        const bool there = origin.image + image < t.images && row < static_cast<unsigned>(t.x.height);
-        columns = there && column < static_cast<unsigned>(t.x.width) ? t.x.width - column : 0;
-        const int64_t plane = static_cast<int64_t>(origin.image + image) * t.x.channels +
-                              static_cast<int64_t>(group) * t.group_sources + channel;
-        from = x + (plane * t.x.height + row) * t.x.width + (t.x.fours ? column & ~3u : column);
-      } else {
-        from += t.x.plane();
-      }
+      find(s);
       if (t.x.fours) {
         copy_async<4 * sizeof(T)>(to, columns > 0 ? from : x, columns > 0);
-      } else {
+        continue;
+      }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const unsigned step = i * t.column_spread;
-          const bool valid = step < columns;
-          if constexpr (sizeof(T) == 4) {
-            copy_async<4>(to + i, valid ? from + step : x, valid);
-          } else {  // cp.async copies at least 4 bytes
-            to[i] = valid ? from[step] : from_float<T>(0);
-          }
+      for (int i = 0; i < 4; ++i) {
+        const unsigned step = i * t.column_spread;
+        const bool valid = step < columns;
+        if constexpr (sizeof(T) == 4) {
+          copy_async<4>(to + i, valid ? from + step : x, valid);
+        } else {  // cp.async copies at least 4 bytes
+          to[i] = valid ? from[step] : from_float<T>(0);
         }
       }
     }
