@@ -339,6 +339,9 @@ def run_ptx(text: str, numbers: dict[str, Any], memory: dict[int, Any]) -> None:
         at += 1
         if operation.startswith("mov."):
             numbers[operands[0]] = value(operands[1])
+        elif operation == "xor.b32":
+            assert value(operands[2]) == 0
+            numbers[operands[0]] = value(operands[1])
         elif operation in ("add.u32", "add.f32"):
             numbers[operands[0]] = value(operands[1]) + value(operands[2])
         elif operation == "fma.rn.f32":
@@ -369,14 +372,15 @@ def test_the_ptx_of_the_loops(simt: ctypes.CDLL, strip: int, step: int, slots: i
     columns, sums = ([float(draw.randrange(-9, 10)) for _ in range(n)] for n in (24, slots * strip))
     taps = [(float(draw.randrange(1, 9)), which) for which in range(8 * slots)]
     draw.shuffle(taps)
-    steps = [number for tap in [*taps, (-1.0, 8 * slots), (0.0, 0)] for number in tap]
+    steps = [number for tap in [*taps, (-1.0, 8 * slots + 1), (0.0, 0)] for number in tap]
     memory: dict[int, Any] = {4 * at: number for at, number in enumerate(steps)}
     first_dot = 4 * len(steps)
     numbers: dict[str, Any] = {f"%{at}": number for at, number in enumerate(columns)}
-    numbers |= {f"%{29 + at}": number for at, number in enumerate(sums)}
-    numbers |= {"%25": steps[0], "%26": steps[1], "%27": 8, "%28": first_dot}
+    numbers |= {f"%{30 + at}": number for at, number in enumerate(sums)}
+    numbers |= {"%25": steps[0], "%26": steps[1], "%27": 8, "%28": first_dot if dots else 0}
     run_ptx(text, numbers, memory)
-    assert numbers["%24"] == -1 and numbers["%27"] == first_dot  # it left at the last step, and one more was read ahead
+    assert numbers["%29"] == 0 and numbers["%24"] == -1
+    assert numbers["%27"] == first_dot  # the step after the last one was read ahead
     for at, (value, which) in enumerate(taps):
         column, slot = divmod(which, slots)
         products = [sums[slot * strip + i] * columns[column + i * step] for i in range(strip)]
@@ -385,7 +389,7 @@ def test_the_ptx_of_the_loops(simt: ctypes.CDLL, strip: int, step: int, slots: i
         else:
             for i in range(strip):
                 sums[slot * strip + i] += value * columns[column + i * step]
-    assert [numbers[f"%{29 + at}"] for at in range(slots * strip)] == sums
+    assert [numbers[f"%{30 + at}"] for at in range(slots * strip)] == sums
 
 
 @settings(max_examples=100)

@@ -25,56 +25,42 @@ struct Finish {
   }
 };
 
-// The taps of a warp's bundle in order, in rounds of 32. The steps of a round are in the warp's slice of shared memory.
-// The codes and the indices of the values are read one round ahead. Nothing else is, because the sums leave few
-// registers.
+// The taps of a warp's bundle, in order and in rounds of at most 32. The steps of a round are in the warp's slice of
+// shared memory. The codes and the indices of the values are read one round ahead. Nothing else is, because the sums
+// leave few registers.
 template <class T, int Strip, int ColumnStep>
 class Taps {
  public:
-  // `slab`: the first slab that the block stages. The taps of the bundle from there on are `begin` to `end`.
-  __device__ Taps(const Tiling& tiling, const Targets<slots_of(Strip)>& targets, const T* values, Step* slice, int slab,
+  // The taps of the bundle that the block runs are `begin` to `end`.
+  __device__ Taps(const Tiling& tiling, const Targets<slots_of(Strip)>& targets, const T* values, Step* slice,
                   int begin, int end)
-      : t_(tiling),
-        targets_(targets),
-        values_(values),
-        slice_(slice),
-        slab_(slab),
-        end_(end),
-        round_(begin - kRound),
-        tap_(begin) {
-    read_ahead();
+      : t_(tiling), targets_(targets), values_(values), slice_(slice), end_(end), tap_(begin) {
+    read();
   }
 
-  // The first tap that has not run.
-  __device__ int tap() const { return tap_; }
+  // Runs the taps before `stage_end`. `strip`: the start of the lane's strip in the stage. `slab`: its first slab.
+  __device__ __forceinline__ void run(const T* strip, int slab, int stage_end, float (&sums)[slots_of(Strip)][Strip]) {
+    while (tap_ < stage_end) {
+      const bool there = tap_ + static_cast<int>(threadIdx.x % 32) < stage_end;
+      const float value = there ? to_float(values_[min(static_cast<unsigned>(index_), t_.plan.taps - 1u)]) : 0;
+      __syncwarp();
+      write_steps<Strip, ColumnStep>(t_, sizeof(T), shared_address(slice_), code_, value, there && targets_.keep(code_),
+                                     slab);
+      __syncwarp();
+      tap_ = min(tap_ + kRound, stage_end);
+      read();
 
-  // Runs taps up to the end of the round or of the stage. `strip`: the start of the lane's strip in the stage.
-  __device__ __forceinline__ void run(const T* strip, float (&sums)[slots_of(Strip)][Strip]) {
-    if (tap_ == round_ + kRound) prepare();
-    Segment<T, Strip, ColumnStep> segment;
-    for (;;) {
-      const int number = run_sums<Strip, ColumnStep>(cursor_, segment.columns, sums);
-      if (number < 0) {
-        tap_ = round_ + uniform(~number);
-        return;
-      }
-      segment.load(t_, strip, {number});
+      Cursor cursor;
+      cursor.start(t_, slice_);
+      Segment<T, Strip, ColumnStep> segment;
+      while (run_sums<Strip, ColumnStep>(cursor, segment.columns, sums)) segment.load(t_, strip, cursor.row());
     }
   }
 
  private:
-  __device__ __forceinline__ void prepare() {
-    round_ += kRound;
-    const bool there = round_ + static_cast<int>(threadIdx.x % 32) < end_;
-    const float value = there ? to_float(values_[min(static_cast<unsigned>(index_), t_.plan.taps - 1u)]) : 0;
-    __syncwarp();
-    write_steps<Strip, ColumnStep>(t_, sizeof(T), slice_, code_, value, there && targets_.keep(code_), slab_);
-    __syncwarp();
-    cursor_.start(slice_);
-    read_ahead();
-  }
-  __device__ __forceinline__ void read_ahead() {
-    const int tap = round_ + kRound + static_cast<int>(threadIdx.x % 32);
+  // Reads the next round, whose taps start at tap_.
+  __device__ __forceinline__ void read() {
+    const int tap = tap_ + static_cast<int>(threadIdx.x % 32);
     code_ = tap < end_ ? t_.plan.codes[tap] : 0;
     index_ = tap < end_ ? t_.plan.value_index[tap] : 0;
   }
@@ -83,10 +69,9 @@ class Taps {
   const Targets<slots_of(Strip)>& targets_;
   const T* values_;
   Step* slice_;
-  int slab_, end_, round_, tap_;
+  int end_, tap_;
   unsigned code_;
   int index_;
-  Cursor cursor_;
 };
 
 // The destination of sums: `part`, in float32, if it is not null; otherwise `y`.
@@ -188,7 +173,7 @@ __global__ __launch_bounds__(kThreads, blocks_of(Strip)) void sparse_conv_tiled(
   Step* const slices = reinterpret_cast<Step*>(dynamic_shared());
   T* const staged = reinterpret_cast<T*>(slices + kWarps * kMaxSteps);
   const int first = targets.tap(t, slabs_begin);
-  Taps<T, Strip, ColumnStep> taps(t, targets, values, slices + warp * kMaxSteps, slabs_begin, first,
+  Taps<T, Strip, ColumnStep> taps(t, targets, values, slices + warp * kMaxSteps, first,
                                   max(first, targets.tap(t, slabs_end)));
 
   float sums[slots_of(Strip)][Strip] = {};
@@ -203,8 +188,7 @@ __global__ __launch_bounds__(kThreads, blocks_of(Strip)) void sparse_conv_tiled(
     __syncthreads();  // this stage is complete, and no thread reads the other any more
     const int next = min(slab + t.stage_slabs, slabs_end);
     if (next < slabs_end) copy(next, half_size - half);
-    const int end = targets.tap(t, next);
-    while (taps.tap() < end) taps.run(staged + half + strip, sums);
+    taps.run(staged + half + strip, slab, targets.tap(t, next), sums);
   }
 
   const int64_t size = static_cast<int64_t>(t.images) * t.y.channels * t.y.plane();

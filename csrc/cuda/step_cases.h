@@ -1,7 +1,7 @@
 // The PTX of the loops in steps.h. A *case* is the run of FMAs of one column and slot. A table lists all cases.
 //
-// The operands of the PTX have numbers. 0 to 23 are the columns of the row segment. Then come the five named below. The
-// sums (for dot products: the strips) start at 29, slot by slot.
+// The operands of the PTX have numbers. 0 to 23 are the columns of the row segment. Then come the six named below. The
+// sums (for dot products: the strips) start at 30, slot by slot.
 #pragma once
 
 // clang-format off
@@ -9,26 +9,27 @@
 #define SPARSEGAN_NEXT_VALUE "%25"  // read ahead
 #define SPARSEGAN_NEXT_CASE "%26"
 #define SPARSEGAN_AT "%27"          // the address of the step that is read next
-#define SPARSEGAN_DOT "%28"         // the address of the next dot product
+#define SPARSEGAN_DOT "%28"         // the address of the next dot product; for sums, 0
+#define SPARSEGAN_ROW "%29"         // 1: the loop was left to load a row; 0: at the end
 #define SPARSEGAN_PITCH "132"       // bytes from one dot product to the next
 
 // Eight operands each: sums, and columns of the segment (SPARSEGAN_COLUMNS_<step>_<first>).
-#define SPARSEGAN_SUMS_0 29, 30, 31, 32, 33, 34, 35, 36
-#define SPARSEGAN_SUMS_1 37, 38, 39, 40, 41, 42, 43, 44
-#define SPARSEGAN_SUMS_2 45, 46, 47, 48, 49, 50, 51, 52
-#define SPARSEGAN_SUMS_3 53, 54, 55, 56, 57, 58, 59, 60
-#define SPARSEGAN_SUMS_4 61, 62, 63, 64, 65, 66, 67, 68
-#define SPARSEGAN_SUMS_5 69, 70, 71, 72, 73, 74, 75, 76
-#define SPARSEGAN_SUMS_6 77, 78, 79, 80, 81, 82, 83, 84
-#define SPARSEGAN_SUMS_7 85, 86, 87, 88, 89, 90, 91, 92
-#define SPARSEGAN_SUMS_8 93, 94, 95, 96, 97, 98, 99, 100
-#define SPARSEGAN_SUMS_9 101, 102, 103, 104, 105, 106, 107, 108
-#define SPARSEGAN_SUMS_10 109, 110, 111, 112, 113, 114, 115, 116
-#define SPARSEGAN_SUMS_11 117, 118, 119, 120, 121, 122, 123, 124
-#define SPARSEGAN_SUMS_12 125, 126, 127, 128, 129, 130, 131, 132
-#define SPARSEGAN_SUMS_13 133, 134, 135, 136, 137, 138, 139, 140
-#define SPARSEGAN_SUMS_14 141, 142, 143, 144, 145, 146, 147, 148
-#define SPARSEGAN_SUMS_15 149, 150, 151, 152, 153, 154, 155, 156
+#define SPARSEGAN_SUMS_0 30, 31, 32, 33, 34, 35, 36, 37
+#define SPARSEGAN_SUMS_1 38, 39, 40, 41, 42, 43, 44, 45
+#define SPARSEGAN_SUMS_2 46, 47, 48, 49, 50, 51, 52, 53
+#define SPARSEGAN_SUMS_3 54, 55, 56, 57, 58, 59, 60, 61
+#define SPARSEGAN_SUMS_4 62, 63, 64, 65, 66, 67, 68, 69
+#define SPARSEGAN_SUMS_5 70, 71, 72, 73, 74, 75, 76, 77
+#define SPARSEGAN_SUMS_6 78, 79, 80, 81, 82, 83, 84, 85
+#define SPARSEGAN_SUMS_7 86, 87, 88, 89, 90, 91, 92, 93
+#define SPARSEGAN_SUMS_8 94, 95, 96, 97, 98, 99, 100, 101
+#define SPARSEGAN_SUMS_9 102, 103, 104, 105, 106, 107, 108, 109
+#define SPARSEGAN_SUMS_10 110, 111, 112, 113, 114, 115, 116, 117
+#define SPARSEGAN_SUMS_11 118, 119, 120, 121, 122, 123, 124, 125
+#define SPARSEGAN_SUMS_12 126, 127, 128, 129, 130, 131, 132, 133
+#define SPARSEGAN_SUMS_13 134, 135, 136, 137, 138, 139, 140, 141
+#define SPARSEGAN_SUMS_14 142, 143, 144, 145, 146, 147, 148, 149
+#define SPARSEGAN_SUMS_15 150, 151, 152, 153, 154, 155, 156, 157
 #define SPARSEGAN_COLUMNS_1_0 0, 1, 2, 3, 4, 5, 6, 7
 #define SPARSEGAN_COLUMNS_1_1 1, 2, 3, 4, 5, 6, 7, 8
 #define SPARSEGAN_COLUMNS_1_2 2, 3, 4, 5, 6, 7, 8, 9
@@ -150,30 +151,33 @@
   SPARSEGAN_SLOTS_4(DO, 2, 4) SPARSEGAN_SLOTS_4(DO, 2, 5) \
   SPARSEGAN_SLOTS_4(DO, 2, 6) SPARSEGAN_SLOTS_4(DO, 2, 7)
 
-// The table of the cases: column * slots + slot. The step that leaves the loop comes last.
+// The table of the cases: column * slots + slot. The two cases that leave the loop come last.
 #define SPARSEGAN_LABELS_8(column) \
   SPARSEGAN_LABEL(column, 0) ", " SPARSEGAN_LABEL(column, 1) ", " SPARSEGAN_LABEL(column, 2) ", " SPARSEGAN_LABEL(column, 3) ", " SPARSEGAN_LABEL(column, 4) ", " SPARSEGAN_LABEL(column, 5) ", " SPARSEGAN_LABEL(column, 6) ", " SPARSEGAN_LABEL(column, 7) ", "
 #define SPARSEGAN_LABELS_16(column) \
   SPARSEGAN_LABELS_8(column) SPARSEGAN_LABEL(column, 8) ", " SPARSEGAN_LABEL(column, 9) ", " SPARSEGAN_LABEL(column, 10) ", " SPARSEGAN_LABEL(column, 11) ", " SPARSEGAN_LABEL(column, 12) ", " SPARSEGAN_LABEL(column, 13) ", " SPARSEGAN_LABEL(column, 14) ", " SPARSEGAN_LABEL(column, 15) ", "
 #define SPARSEGAN_TABLE_8 \
-  SPARSEGAN_LABELS_8(0) SPARSEGAN_LABELS_8(1) SPARSEGAN_LABELS_8(2) SPARSEGAN_LABELS_8(3) SPARSEGAN_LABELS_8(4) SPARSEGAN_LABELS_8(5) SPARSEGAN_LABELS_8(6) SPARSEGAN_LABELS_8(7) "leave"
+  SPARSEGAN_LABELS_8(0) SPARSEGAN_LABELS_8(1) SPARSEGAN_LABELS_8(2) SPARSEGAN_LABELS_8(3) SPARSEGAN_LABELS_8(4) SPARSEGAN_LABELS_8(5) SPARSEGAN_LABELS_8(6) SPARSEGAN_LABELS_8(7) "row, end"
 #define SPARSEGAN_TABLE_16 \
-  SPARSEGAN_LABELS_16(0) SPARSEGAN_LABELS_16(1) SPARSEGAN_LABELS_16(2) SPARSEGAN_LABELS_16(3) SPARSEGAN_LABELS_16(4) SPARSEGAN_LABELS_16(5) SPARSEGAN_LABELS_16(6) SPARSEGAN_LABELS_16(7) "leave"
+  SPARSEGAN_LABELS_16(0) SPARSEGAN_LABELS_16(1) SPARSEGAN_LABELS_16(2) SPARSEGAN_LABELS_16(3) SPARSEGAN_LABELS_16(4) SPARSEGAN_LABELS_16(5) SPARSEGAN_LABELS_16(6) SPARSEGAN_LABELS_16(7) "row, end"
 
-#define SPARSEGAN_LOOP(SLOTS, CASES, STORE) \
+#define SPARSEGAN_LOOP(SLOTS, CASES, STORE, MOVE) \
   "{\n.reg .u32 jump;\n.reg .f32 even, odd;\n" \
   "table: .branchtargets " SPARSEGAN_TABLE_##SLOTS ";\n" \
   "bra.uni next;\n" STORE \
   "next:\n" \
-  "mov.b32 " SPARSEGAN_VALUE ", " SPARSEGAN_NEXT_VALUE ";\n" \
+  MOVE \
   "mov.b32 jump, " SPARSEGAN_NEXT_CASE ";\n" \
   "ld.shared.v2.b32 {" SPARSEGAN_NEXT_VALUE ", " SPARSEGAN_NEXT_CASE "}, [" SPARSEGAN_AT "];\n" \
   "add.u32 " SPARSEGAN_AT ", " SPARSEGAN_AT ", 8;\n" \
-  "brx.idx.uni jump, table;\n" CASES "leave:\n}"
-#define SPARSEGAN_SUM_LOOP(SLOTS, STRIP, STEP) SPARSEGAN_LOOP(SLOTS, SPARSEGAN_CASES_##STRIP##_##STEP(SPARSEGAN_SUM), )
+  "brx.idx.uni jump, table;\n" CASES \
+  "row:\nmov.u32 " SPARSEGAN_ROW ", 1;\nbra.uni leave;\nend:\nmov.u32 " SPARSEGAN_ROW ", 0;\nleave:\n}"
+#define SPARSEGAN_SUM_LOOP(SLOTS, STRIP, STEP) SPARSEGAN_LOOP(SLOTS, SPARSEGAN_CASES_##STRIP##_##STEP(SPARSEGAN_SUM), , \
+  "xor.b32 " SPARSEGAN_VALUE ", " SPARSEGAN_NEXT_VALUE ", " SPARSEGAN_DOT ";\n")
 #define SPARSEGAN_DOT_LOOP(SLOTS, STRIP, STEP) \
   SPARSEGAN_LOOP(SLOTS, SPARSEGAN_CASES_##STRIP##_##STEP(SPARSEGAN_DOT_PRODUCT), "store:\nadd.f32 even, even, odd;\n" \
-    "st.shared.f32 [" SPARSEGAN_DOT "], even;\nadd.u32 " SPARSEGAN_DOT ", " SPARSEGAN_DOT ", " SPARSEGAN_PITCH ";\n")
+    "st.shared.f32 [" SPARSEGAN_DOT "], even;\nadd.u32 " SPARSEGAN_DOT ", " SPARSEGAN_DOT ", " SPARSEGAN_PITCH ";\n", \
+    "mov.b32 " SPARSEGAN_VALUE ", " SPARSEGAN_NEXT_VALUE ";\n")
 
 // The operands. `sums` has 128 or 64 numbers, in rows of `strip`.
 #define SPARSEGAN_FOUR(AT, n) "+f"(AT(n)), "+f"(AT(n + 1)), "+f"(AT(n + 2)), "+f"(AT(n + 3))
@@ -191,7 +195,7 @@
     asm volatile(LOOP(SLOTS, STRIP, STEP) \
                  : SPARSEGAN_SIXTEEN(SPARSEGAN_COLUMN_AT, 0), SPARSEGAN_FOUR(SPARSEGAN_COLUMN_AT, 16), \
                    SPARSEGAN_FOUR(SPARSEGAN_COLUMN_AT, 20), "+f"(cursor.now), "+f"(cursor.next.value), \
-                   "+r"(cursor.next.which), "+r"(cursor.at), "+r"(dot), SPARSEGAN_OPERANDS_##STRIP : : "memory"); \
+                   "+r"(cursor.next.which), "+r"(cursor.at), "+r"(dot), "=r"(row), SPARSEGAN_OPERANDS_##STRIP : : "memory"); \
   }
 #define SPARSEGAN_RUN_ANY(LOOP) \
   SPARSEGAN_RUN(LOOP, 8, 16, 1) \

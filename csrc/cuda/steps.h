@@ -4,7 +4,7 @@
 // which are in registers too. Only code can select registers. Each pair of column and slot therefore has its own run of
 // FMAs, a *case*, and the loop jumps from tap to tap through a table of the cases. The loop takes 8 instructions per
 // tap besides the FMAs: a tap is one step, read one step ahead, and nothing is counted or compared. A step that is no
-// tap leaves the loop. It loads the next row segment or ends the run.
+// tap leaves the loop, for the next row segment to be loaded or at the end of the round.
 //
 // The loop is PTX, because nvcc makes 13 to 17 instructions of a loop around a switch. The host's version of the loop,
 // for tests/test_simt.py, has the same cases. tests/test_cuda_build.py proves from nvcc's output that the registers of
@@ -18,15 +18,14 @@
 
 namespace sparsegan::cuda {
 
-// A step. `which`: column * slots + slot for a tap, 8 * slots for a step that leaves the loop. `value`: the weight of a
-// tap. Otherwise it is a number in the bits of a float: the row to load (RowStep), or, below 0, the complement of the
-// lane that prepared the first tap that has not run.
+// A step. `which`: column * slots + slot for a tap, 8 * slots for a row, 8 * slots + 1 at the end. `value`: the weight
+// of a tap, or the number of a RowStep in the bits of a float.
 struct alignas(8) Step {
   float value;
   unsigned which;
 };
 inline constexpr int kRound = 32;                 // taps that the lanes of a warp prepare at a time
-inline constexpr int kMaxSteps = 3 * kRound + 2;  // per round: two more per tap at most, the end, one that is only read
+inline constexpr int kMaxSteps = 2 * kRound + 2;  // per round: taps, rows, the end, one that is only read ahead
 
 // The row that a step loads: the bytes from the first staged row to it, and which of the segment's outer fours its taps
 // read. The middle fours are always read.
@@ -103,34 +102,42 @@ __device__ __forceinline__ unsigned shared_address(const void* at) {
 struct Cursor {
   At at = {};
   float now = 0;
+  unsigned zero = 0;  // threadIdx.x & Tiling::zero
   Step next = {};
 
-  // `steps` must be the same in all lanes, in a way that nvcc can see. Otherwise it expects lanes to take different
-  // jumps, and adds instructions that join them.
-  __device__ __forceinline__ void start(const Step* steps) {
+  // `steps` must be the same in all lanes, in a way that nvcc can see. Otherwise it adds instructions that join the
+  // lanes after each jump.
+  __device__ __forceinline__ void start(const Tiling& t, const Step* steps) {
+    zero = threadIdx.x & t.zero;
     next = *steps;
     at = shared_address(steps + 1);
   }
+  // Where the loop was left for a row: which one.
+  __device__ RowStep row() const { return {__float_as_int(now)}; }
 };
 
-// Runs taps until a step leaves the loop, and returns that step's number. Per tap: sums += value * columns.
+// Runs taps until a step leaves the loop. Returns whether it is a row, not the end. Per tap: sums += value * columns.
 template <int Strip, int ColumnStep>
-__device__ __forceinline__ int run_sums(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip]) {
+__device__ __forceinline__ bool run_sums(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip]) {
 #ifdef SPARSEGAN_SIMT
   constexpr unsigned kTapSlots = slots_of(Strip);
   for (;;) {
-    const Step step = cursor.next;
+    const unsigned which = cursor.next.which;
+    cursor.now = cursor.next.value;
     cursor.next = *cursor.at++;
-    if (step.which >= kReach * kTapSlots) return __float_as_int(step.value);
+    if (which >= kReach * kTapSlots) return which == kReach * kTapSlots;
     for (int i = 0; i < Strip; ++i) {
-      float& sum = sums[step.which % kTapSlots][i];
-      sum = fmaf(step.value, columns[step.which / kTapSlots + i * ColumnStep], sum);
+      float& sum = sums[which % kTapSlots][i];
+      sum = fmaf(cursor.now, columns[which / kTapSlots + i * ColumnStep], sum);
     }
   }
 #else
-  unsigned dot = 0;  // unused
+  // The loop combines each value with 0. nvcc does not know that it is 0, so it expects the value to differ from lane
+  // to lane. It would otherwise keep it in a register of the warp, which takes one more instruction per tap and waits
+  // for the step that is read ahead.
+  unsigned dot = cursor.zero, row;
   SPARSEGAN_RUN_ANY(SPARSEGAN_SUM_LOOP)
-  return __float_as_int(cursor.now);
+  return row != 0;
 #endif
 }
 
@@ -139,67 +146,71 @@ __device__ __forceinline__ int run_sums(Cursor& cursor, float (&columns)[24], fl
 inline constexpr int kPitch = 33;
 static_assert(kPitch * sizeof(float) == 132, "SPARSEGAN_PITCH of step_cases.h");
 
-// Runs taps until a step leaves the loop, and returns that step's number. Per tap: *dot = sum of sums * columns, and
-// `dot` moves on by kPitch. The values of the taps are not used.
+// The same with dot products. Per tap: *dot = sum of sums * columns, and `dot` moves on by kPitch.
 template <int Strip, int ColumnStep>
-__device__ __forceinline__ int run_dots(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip],
-                                        Dot& dot) {
+__device__ __forceinline__ bool run_dots(Cursor& cursor, float (&columns)[24], float (&sums)[slots_of(Strip)][Strip],
+                                         Dot& dot) {
 #ifdef SPARSEGAN_SIMT
   constexpr unsigned kTapSlots = slots_of(Strip);
   for (;;) {
-    const Step step = cursor.next;
+    const unsigned which = cursor.next.which;
+    cursor.now = cursor.next.value;
     cursor.next = *cursor.at++;
-    if (step.which >= kReach * kTapSlots) return __float_as_int(step.value);
+    if (which >= kReach * kTapSlots) return which == kReach * kTapSlots;
     float chains[2] = {};
     for (int i = 0; i < Strip; ++i) {
       float& chain = chains[i % 2];
-      chain = fmaf(sums[step.which % kTapSlots][i], columns[step.which / kTapSlots + i * ColumnStep], chain);
+      chain = fmaf(sums[which % kTapSlots][i], columns[which / kTapSlots + i * ColumnStep], chain);
     }
     *dot = chains[0] + chains[1];
     dot += kPitch;
   }
 #else
+  unsigned row;
   SPARSEGAN_RUN_ANY(SPARSEGAN_DOT_LOOP)
-  return __float_as_int(cursor.now);
+  return row != 0;
+#endif
+}
+
+// Writes a step to shared memory, if `write`.
+__device__ __forceinline__ void write_step(At steps, int at, float value, unsigned which, bool write) {
+#ifdef SPARSEGAN_SIMT
+  if (write) const_cast<Step*>(steps)[at] = {value, which};
+#else
+  asm volatile("{\n.reg .pred write;\nsetp.ne.s32 write, %3, 0;\n@write st.shared.v2.b32 [%0], {%1, %2};\n}" ::"r"(
+                   steps + 8 * at),
+               "f"(value), "r"(which), "r"(static_cast<int>(write))
+               : "memory");
 #endif
 }
 
 // Writes the steps of a round, to which each lane contributes one tap. The lanes call this function together, with the
 // taps in the order of the lanes, and then __syncwarp. `kept`: whether the tap is one of this warp's. `slab`: the first
-// slab that the block stages. A step that ends the run stands before the first tap of each stage and after all taps.
-// Returns the lanes whose taps are kept. A bad code gives a wrong row, but never a row outside the stage.
+// slab of the stage. Returns the lanes whose taps are kept. A bad code gives a wrong row, but never a row outside the
+// stage.
 template <int Strip, int ColumnStep>
-__device__ __forceinline__ unsigned write_steps(const Tiling& t, int element_bytes, Step* steps, unsigned code,
+__device__ __forceinline__ unsigned write_steps(const Tiling& t, int element_bytes, At steps, unsigned code,
                                                 float value, bool kept, int slab) {
-  constexpr unsigned kTapSlots = slots_of(Strip), kLeave = kReach * kTapSlots;
-  constexpr unsigned kRowCodes = kSlots * kReach, kSlabCodes = kRowCodes * kReach;
+  constexpr unsigned kTapSlots = slots_of(Strip), kRow = kReach * kTapSlots, kRowCodes = kSlots * kReach;
   const unsigned me = threadIdx.x % 32, below = (1u << me) - 1;
-  const int staged = static_cast<int>(code / kSlabCodes) - slab, stage = t.by_stage.divide(staged);
-  const unsigned keeps = __ballot_sync(~0u, kept);
-  const unsigned before = keeps & below;
-  const int lane_before = before == 0 ? 0 : 31 - __clz(static_cast<int>(before));
-  const unsigned code_before = __shfl_sync(~0u, code, lane_before);
-  const int stage_before = __shfl_sync(~0u, stage, lane_before);
+  const unsigned keeps = __ballot_sync(~0u, kept), before = keeps & below;
+  const unsigned code_before = __shfl_sync(~0u, code, 31 - __clz(static_cast<int>(before | 1)));
   const bool new_row = kept && (before == 0 || code_before / kRowCodes != code / kRowCodes);
-  const bool new_stage = kept && stage_before != stage;  // the first tap of the round is in the stage that runs
-  const unsigned rows = __ballot_sync(~0u, new_row), ends = __ballot_sync(~0u, new_stage);
+  const unsigned rows = __ballot_sync(~0u, new_row);
 
   // The last tap of the row has its greatest column, because taps are sorted by column.
-  const unsigned rows_above = rows & ~below & ~(1u << me);
-  const unsigned of_row = keeps & (rows_above == 0 ? ~0u : (1u << (__ffs(static_cast<int>(rows_above)) - 1)) - 1);
-  const unsigned last_code = __shfl_sync(~0u, code, of_row == 0 ? 0 : 31 - __clz(static_cast<int>(of_row)));
+  const unsigned rows_above = rows & ~(2 * below + 1);
+  const unsigned of_row =
+      keeps & ((rows_above & (0 - rows_above)) - 1);  // below the first of them; all if there is none
+  const unsigned last_code = __shfl_sync(~0u, code, 31 - __clz(static_cast<int>(of_row | 1)));
+  const unsigned offset = (code / (kRowCodes * kReach) - slab) * t.slab_size + code / kRowCodes % kReach * t.row_pitch;
+  const RowStep row = RowStep::of(static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))) * element_bytes,
+                                  ColumnStep, code / kSlots % kReach, last_code / kSlots % kReach);
 
-  int at = __popc(before) + __popc(rows & below) + __popc(ends & below);
-  if (new_stage) steps[at++] = {__int_as_float(~static_cast<int>(me)), kLeave};
-  if (new_row) {
-    const unsigned offset = (staged - stage * t.stage_slabs) * t.slab_size + code / kRowCodes % kReach * t.row_pitch;
-    const RowStep row = RowStep::of(static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))) * element_bytes,
-                                    ColumnStep, code / kSlots % kReach, last_code / kSlots % kReach);
-    steps[at++] = {__int_as_float(row.number), kLeave};
-  }
-  if (kept) steps[at] = {value, code / kSlots % kReach * kTapSlots + code % kTapSlots};
-  const int end = __popc(keeps) + __popc(rows) + __popc(ends);
-  if (me < 2) steps[end + me] = {__int_as_float(~kRound), kLeave};  // the second one is read ahead and does not run
+  const int at = __popc(before) + __popc(rows & (2 * below + 1)), end = __popc(keeps) + __popc(rows);
+  write_step(steps, at - 1, __int_as_float(row.number), kRow, new_row);
+  write_step(steps, at, value, code / kSlots % kReach * kTapSlots + code % kTapSlots, kept);
+  write_step(steps, end + static_cast<int>(me), 0, kRow + 1, me < 2);  // the second one is only read ahead
   return keeps;
 }
 

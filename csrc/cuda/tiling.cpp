@@ -125,7 +125,6 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   t.row_limit = (t.stage_slabs - 1) * t.slab_size + (static_cast<int>(shape.rows.reach) - 1) * t.row_pitch;
   t.by_fours = Divider(t.row_fours);
   t.by_rows = Divider(t.slab_rows);
-  t.by_stage = Divider(t.stage_slabs);
   return true;
 }
 

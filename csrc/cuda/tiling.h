@@ -64,6 +64,7 @@ struct Tiling {
   int rows = 0, columns = 0;       // of a target
 
   // Tiled kernels
+  unsigned zero = 0;         // always 0, but nvcc does not know it
   int strip = 8;             // 16, 8 or 4 columns
   int log_w = 0, log_h = 0;  // base-2 logarithms of the lanes along columns and rows; the others are along images
   int tiles_w = 0, tiles_h = 0, tiles = 0;
@@ -78,7 +79,7 @@ struct Tiling {
   int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
   int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
   int row_limit = 0;                                  // elements: the largest valid offset of a tap's row in the stage
-  Divider by_fours, by_rows, by_stage;
+  Divider by_fours, by_rows;
   int stage_slabs = 0;  // slabs staged at a time
   int parts = 1;        // of the slabs (sparse_conv) or the tiles (wgrad); their partial sums are added afterwards
   int slices = 1;       // wgrad: of the slabs; each tap lies in one slice

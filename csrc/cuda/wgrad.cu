@@ -108,15 +108,13 @@ __global__ __launch_bounds__(kThreads, blocks_of(Strip)) void wgrad_tiled(const 
     for (; tap < end; tap += kRound) {
       const unsigned code = tap + me < end ? t.plan.codes[tap + me] : 0;
       const bool kept = tap + me < end && targets.keep(code);
-      const unsigned keeps = write_steps<Strip, ColumnStep>(t, sizeof(T), slice, code, 0, kept, slabs_begin);
+      const unsigned keeps = write_steps<Strip, ColumnStep>(t, sizeof(T), shared_address(slice), code, 0, kept, slab);
       __syncwarp();
       Cursor cursor;
-      cursor.start(slice);
+      cursor.start(t, slice);
       Dot dot = shared_address(dots + me);
-      for (;;) {
-        const int number = run_dots<Strip, ColumnStep>(cursor, segment.columns, strips, dot);
-        if (number == ~kRound) break;
-        if (number >= 0) segment.load(t, staged + strip, {number});  // no row: a bad plan's tap of another stage
+      while (run_dots<Strip, ColumnStep>(cursor, segment.columns, strips, dot)) {
+        segment.load(t, staged + strip, cursor.row());
       }
       __syncwarp();
       if (kept) {
