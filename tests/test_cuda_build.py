@@ -23,7 +23,12 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="building t
 ARCHITECTURES = ("sm_80", "sm_90")
 TYPES = {"f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 #: The registers per thread that a kernel's __launch_bounds__ allow, of 65536 per multiprocessor. Other kernels: 64.
-MOST_REGISTERS = {"sparse_conv_tiled": 128, "wgrad_tiled": 128, "sparse_conv_small": 80, "wgrad_small": 255}
+MOST_REGISTERS = {"sparse_conv_tiled": 168, "wgrad_tiled": 168, "sparse_conv_small": 80, "wgrad_small": 255}
+
+#: The targets of a warp, by the strip.
+SLOTS = {"16": 8, "8": 16, "4": 16}
+#: Instructions per tap besides the FMAs, and bytes that a thread may spill.
+MOST_AROUND_A_TAP, MOST_SPILLED = 8, 32
 
 
 def cuobjdump() -> str:
@@ -43,6 +48,7 @@ class Kernel:
     variant: tuple[str, ...]  # dtype, then the integer template arguments
     resources: dict[str, int]  # REG, STACK, SHARED, LOCAL
     instructions: Counter[str] = field(repr=False)
+    code: list[tuple[int, str]] = field(repr=False)  # address and text of each instruction
 
 
 def build() -> Path:
@@ -91,6 +97,7 @@ def kernels(library: Path) -> list[Kernel]:
         assert short, name
         resources = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(usage[architecture, name]))
         instructions = (re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][^\s;]*)", line) for line in lines)
+        texts = (re.match(r"\s*/\*([0-9a-f]+)\*/\s+([^;]*?) *;", line) for line in lines)
         found.append(
             Kernel(
                 architecture,
@@ -98,13 +105,14 @@ def kernels(library: Path) -> list[Kernel]:
                 (TYPES[short[2]], *re.findall(r"\d+", short[3])),
                 {key: int(value) for key, value in resources},
                 Counter(match[1] for match in instructions if match),
+                [(int(match[1], 16), match[2]) for match in texts if match],
             )
         )
     return found
 
 
 def test_every_kernel_is_built(kernels: list[Kernel]) -> None:
-    tiled = [(strip, step) for strip in "48" for step in "12"]
+    tiled = [("4", "1"), ("4", "2"), ("8", "1"), ("8", "2"), ("16", "1")]
     templates = {"sparse_conv_tiled": tiled, "wgrad_tiled": tiled, "sparse_conv_small": [*"124"]}
     templates |= {name: [()] for name in ("wgrad_small", "add_parts", "add_tiles")}
     wanted = {
@@ -117,29 +125,68 @@ def test_every_kernel_is_built(kernels: list[Kernel]) -> None:
     assert {(k.architecture, k.name, k.variant) for k in kernels} == wanted
 
 
-def test_no_spills_and_full_occupancy(kernels: list[Kernel]) -> None:
+def test_spills_and_occupancy(kernels: list[Kernel]) -> None:
     for kernel in kernels:
-        assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, kernel
-        assert not any(i.startswith(("LDL", "STL")) for i in kernel.instructions), kernel
-        assert kernel.resources["REG"] <= MOST_REGISTERS.get(kernel.name, 64), kernel
+        tiled = kernel.name.endswith("_tiled")
+        # csrc/cuda/NOTES.md: the tiled kernels with 128 sums may spill a few numbers, outside of the loop of the taps.
+        assert kernel.resources["STACK"] <= (MOST_SPILLED if tiled else 0), kernel
+        most = 128 if tiled and kernel.variant[1] == "4" else MOST_REGISTERS.get(kernel.name, 64)
+        assert kernel.resources["REG"] <= most, kernel
         # Tiled kernels use dynamic shared memory: csrc/cuda/tiling.cpp keeps it below the 48 KiB that every launch may
         # have. From sm_90 on, CUDA reserves 1 KiB per block.
-        assert kernel.resources["SHARED"] <= 1024 + (0 if kernel.name.endswith("_tiled") else 4096), kernel
+        assert kernel.resources["SHARED"] <= 1024 + (0 if tiled else 4096), kernel
 
 
-def test_tiled_kernels_use_async_copies_wide_loads_and_jumps(kernels: list[Kernel]) -> None:
+def test_tiled_kernels_use_async_copies_and_wide_loads(kernels: list[Kernel]) -> None:
     for kernel in kernels:
         if not kernel.name.endswith("_tiled"):
             continue
-        dtype, strip, _ = kernel.variant
-        found = kernel.instructions
-        assert any(i.startswith("LDGSTS") for i in found), f"cp.async in {kernel}"
-        wide = "128" if dtype == "float32" else "64"
+        found, wide = kernel.instructions, "128" if kernel.variant[0] == "float32" else "64"
         assert any(i.startswith("LDGSTS") and wide in i for i in found), f"cp.async of four columns in {kernel}"
         assert any(i.startswith("LDS") and wide in i for i in found), f"loads of four columns in {kernel}"
-        assert found["BRX"] == 1, f"one jump per tap in {kernel}"
-        # Each of the 64 cases of the jump consists of FMAs on registers.
-        assert found["FFMA"] >= 64 * int(strip), kernel
+
+
+def loop_of_taps(kernel: Kernel) -> tuple[list[str], list[list[str]]]:
+    """The loop of the taps up to and with its jump, and its cases, each up to and with the branch back to the loop."""
+    jumps = [at for at, (_, text) in enumerate(kernel.code) if text.startswith("BRX")]
+    assert len(jumps) == 1, f"one jump in {kernel}"
+    at = jumps[0] + 1
+    head = next(text.split()[1] for _, text in kernel.code[at:] if text.startswith("BRA "))
+    start = next(i for i, (address, _) in enumerate(kernel.code) if address == int(head, 16))
+    cases: list[list[str]] = [[]]
+    for _, text in kernel.code[at:]:
+        cases[-1].append(text)
+        if text.startswith("BRA "):
+            if text.split()[1] != head or len(cases) == 8 * SLOTS[kernel.variant[1]]:
+                break
+            cases.append([])
+    return [text for _, text in kernel.code[start:at]], cases
+
+
+def test_a_tap_takes_few_instructions_and_the_registers_of_its_case(kernels: list[Kernel]) -> None:
+    """The counts of csrc/cuda/NOTES.md. The sums and columns of the cases fit together as slots and columns do."""
+    for kernel in kernels:
+        if kernel.name != "sparse_conv_tiled":
+            continue
+        loop, cases = loop_of_taps(kernel)
+        strip, step = int(kernel.variant[1]), int(kernel.variant[2])
+        assert len(loop) + 1 <= MOST_AROUND_A_TAP, (kernel, loop)
+        assert not any(text.startswith(("LDL", "STL", "BSSY", "BSYNC")) for text in loop), (kernel, loop)
+        slots: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for case in cases:
+            fmas = [re.fullmatch(r"FFMA (\w+), (\w+), (\w+), (\w+)", text.replace(".reuse", "")) for text in case[:-1]]
+            assert len(case) == strip + 1 and all(fmas), (kernel, case)
+            numbers = sorted(match.groups() for match in fmas if match)
+            factors = Counter(factor for _, a, b, _ in numbers for factor in (a, b))
+            value = max(factors, key=lambda factor: factors[factor])
+            assert factors[value] == strip and all(sum_ == addend for sum_, _, _, addend in numbers), (kernel, case)
+            slots.setdefault(tuple(n[0] for n in numbers), []).append(tuple(a if b == value else b for _, a, b, _ in numbers))
+        assert len(slots) == SLOTS[kernel.variant[1]], kernel
+        sums = [register for slot in slots for register in slot]
+        assert len(set(sums)) == len(sums) == len(slots) * strip, kernel
+        for columns in slots.values():  # each slot has eight cases, which read the same columns as those of other slots
+            assert len(set(columns)) == 8, kernel
+            assert len({column for case in columns for column in case}) == (strip - 1) * step + 8, kernel
 
 
 #: Loads _cuda.so with ``torch.ops.load_library``. Torch loads its own CUDA library with RTLD_LOCAL, so _cuda.so finds

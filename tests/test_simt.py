@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def simt() -> ctypes.CDLL:
         )
     subprocess.run([cmake, "--build", BUILD, "--target", "simt"], env=environment, check=True)
     library = ctypes.CDLL(str(BUILD / "libsimt.so"))
-    for function in (library.simt_example, library.simt_conv, library.simt_launched):
+    for function in (library.simt_example, library.simt_conv, library.simt_launched, library.simt_loop):
         function.restype = ctypes.c_char_p
     return library
 
@@ -265,6 +267,7 @@ LAYERS = {
     "3x3": layer((24, 40, 33), (20, 40, 33), 3, padding=1),
     "stride 2": layer((24, 17, 20), (20, 33, 40), 3, 2, 1, images=2),
     "4x4 stride 2": layer((20, 16, 18), (24, 32, 36), 4, 2, 1, images=2),
+    "wide, stride 2": layer((20, 8, 64), (24, 16, 128), 4, 2, 1),
     "stride 3": layer((9, 14, 12), (10, 41, 36), 5, 3, 2),
     "dilation 4": layer((12, 20, 24), (12, 20, 24), 3, 1, 4, 4),
     "7x7": layer((3, 40, 40), (16, 40, 40), 7, 1, 3),
@@ -289,7 +292,7 @@ NAMES = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel(simt: ctypes.CDLL, dtype: torch.dtype) -> None:
-    tiled = [f"{strip}, {step}" for strip in (4, 8) for step in (1, 2)]
+    tiled = [f"{strip}, {step}" for strip, step in ((4, 1), (4, 2), (8, 1), (8, 2), (16, 1))]
     expected = {f"sparse_conv_tiled {s}" for s in tiled} | {f"wgrad_tiled {s}" for s in tiled}
     expected |= {f"sparse_conv_small {pixels}" for pixels in (1, 2, 4)} | {"wgrad_small", "add_parts", "add_tiles"}
     launched = set()
@@ -316,6 +319,78 @@ def test_activation(simt: ctypes.CDLL, slope: float) -> None:
             active = sparse_conv(simt, p, x, values, None, support, how, slope)
             expected = torch.nn.functional.leaky_relu(plain, slope) if slope else plain.relu()
             torch.testing.assert_close(active, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def run_ptx(text: str, numbers: dict[str, Any], memory: dict[int, Any]) -> None:
+    """Runs the PTX of a loop, from its start to the label `leave`.
+
+    ``numbers``: of the operands and registers. ``memory``: by address in bytes; each entry is 4 bytes.
+    """
+    lines = [line for line in re.split(r"[\n;]\s*", text.strip().strip("{}")) if line and not line.startswith(".reg")]
+    table = next(line for line in lines if line.startswith("table:")).split(".branchtargets ")[1].split(", ")
+    labels = {line[:-1]: at for at, line in enumerate(lines) if line.endswith(":")}
+
+    def value(operand: str) -> Any:
+        return 0.0 if operand == "0f00000000" else int(operand) if operand.isdigit() else numbers[operand]
+
+    at = 0
+    while at != labels["leave"]:
+        operation, _, rest = lines[at].partition(" ")
+        operands = [one.strip("{[]} ") for one in rest.split(",")]
+        at += 1
+        if operation.startswith("mov."):
+            numbers[operands[0]] = value(operands[1])
+        elif operation == "xor.b32":
+            assert value(operands[2]) == 0
+            numbers[operands[0]] = value(operands[1])
+        elif operation in ("add.u32", "add.f32"):
+            numbers[operands[0]] = value(operands[1]) + value(operands[2])
+        elif operation == "fma.rn.f32":
+            numbers[operands[0]] = value(operands[1]) * value(operands[2]) + value(operands[3])
+        elif operation == "ld.shared.v2.b32":
+            address = value(operands[2])
+            numbers[operands[0]], numbers[operands[1]] = memory[address], memory[address + 4]
+        elif operation == "st.shared.f32":
+            memory[value(operands[0])] = value(operands[1])
+        elif operation == "bra.uni":
+            at = labels[operands[0]]
+        elif operation == "brx.idx.uni":
+            at = labels[table[value(operands[0])]]
+        else:
+            assert operation == "table:" or operation.endswith(":"), operation
+
+
+#: Strip, step and slots of each pair of loops, as in csrc/cuda/steps.h.
+LOOPS = [(16, 1, 8), (8, 1, 16), (8, 2, 16), (4, 1, 16), (4, 2, 16)]
+
+
+@pytest.mark.parametrize("dots", [False, True])
+@pytest.mark.parametrize(("strip", "step", "slots"), LOOPS)
+def test_the_ptx_of_the_loops(simt: ctypes.CDLL, strip: int, step: int, slots: int, dots: bool) -> None:
+    """Each tap selects the sums and columns of its slot and column. (The host runs the loops' other version, in C++.)"""
+    text = simt.simt_loop(ctypes.c_int64(strip), ctypes.c_int64(step), ctypes.c_int64(dots)).decode()
+    draw = random.Random(strip + step)
+    columns, sums = ([float(draw.randrange(-9, 10)) for _ in range(n)] for n in (24, slots * strip))
+    taps = [(float(draw.randrange(1, 9)), which) for which in range(8 * slots)]
+    draw.shuffle(taps)
+    steps = [number for tap in [*taps, (-1.0, 8 * slots + 1), (0.0, 0)] for number in tap]
+    memory: dict[int, Any] = {4 * at: number for at, number in enumerate(steps)}
+    first_dot = 4 * len(steps)
+    numbers: dict[str, Any] = {f"%{at}": number for at, number in enumerate(columns)}
+    numbers |= {f"%{30 + at}": number for at, number in enumerate(sums)}
+    numbers |= {"%25": steps[0], "%26": steps[1], "%27": 8, "%28": first_dot if dots else 0}
+    run_ptx(text, numbers, memory)
+    assert numbers["%29"] == 0 and numbers["%24"] == -1
+    assert numbers["%27"] == first_dot  # the step after the last one was read ahead
+    for at, (value, which) in enumerate(taps):
+        column, slot = divmod(which, slots)
+        products = [sums[slot * strip + i] * columns[column + i * step] for i in range(strip)]
+        if dots:
+            assert memory[first_dot + 132 * at] == sum(products)
+        else:
+            for i in range(strip):
+                sums[slot * strip + i] += value * columns[column + i * step]
+    assert [numbers[f"%{30 + at}"] for at in range(slots * strip)] == sums
 
 
 @settings(max_examples=100)

@@ -98,7 +98,7 @@ void compile_device_plan(const Geometry& g, bool adjoint, const int32_t* support
     const int64_t slab =
         source * shape.bands() + shape.rows.band[tap.row] * shape.columns.count() + shape.columns.band[tap.column];
     const int64_t row = slab * kWindow + shape.rows.place[tap.row];
-    const int64_t code = (row * kBundle + in_group % kBundle) * kWindow + shape.columns.place[tap.column];
+    const int64_t code = (row * kWindow + shape.columns.place[tap.column]) * kBundle + in_group % kBundle;
     return {target, (group * shape.group_bundles() + in_group / kBundle) * slabs + slab, static_cast<uint32_t>(code)};
   };
 

@@ -1,9 +1,9 @@
 // The compiler of the device plan: support and geometry become taps in the orders that the kernels of csrc/cuda read.
 //
 // On a GPU, shared memory delivers a quarter of the words that the FMA units could take. A word loaded from it must
-// therefore serve several FMAs. A device plan groups eight targets (plan.h) into a *bundle* and orders the taps of a
-// bundle by the source row that they read. A kernel loads a segment of the row into registers once. From these
-// registers it runs all taps that the eight targets of the bundle have on the row.
+// therefore serve several FMAs. A device plan groups sixteen targets (plan.h) into a *bundle* and orders the taps of a
+// bundle by the source row that they read, then by column. A kernel loads a segment of the row into registers once.
+// From these registers it runs all taps that the targets of the bundle have on the row.
 //
 // Seen from a target's index q along one axis, a tap reads source index
 //     (q * step + offset) * spread + phase.
@@ -15,7 +15,7 @@
 // In memory a device plan is one int32 array. Its size depends only on the geometry and the number of taps.
 //     bands        [row bands * column bands, 4]  row start and phase, column start and phase
 //     first        [bundles * slabs + 1]          first tap of (bundle, slab)
-//     codes        [taps]                         uint32: ((slab * 8 + row) * 8 + slot) * 8 + column, with the row and
+//     codes        [taps]                         uint32: ((slab * 8 + row) * 8 + column) * 16 + slot, with the row and
 //                                                 column within the bands and the target's slot within the bundle
 //     value_index  [taps]                         index into the support of each tap
 //     starts       [targets + 1]                  first unit of a target, for kernels that take targets one by one
@@ -35,10 +35,10 @@
 
 namespace sparsegan {
 
-inline constexpr int64_t kBundle = 8;                   // targets per bundle
+inline constexpr int64_t kBundle = 16;                  // targets per bundle
 inline constexpr int64_t kWindow = 8;                   // rows or columns of a band
 inline constexpr int64_t kFour = 4;                     // columns per copy; column bands start at multiples of it
-inline constexpr int64_t kMaxSlabs = int64_t{1} << 23;  // a code has 32 bits, less 3 each for row, slot and column
+inline constexpr int64_t kMaxSlabs = int64_t{1} << 22;  // a code has 32 bits, less 3 for row, 3 for column, 4 for slot
 
 // The bands of one axis: the source offsets that its kernel indices read.
 struct Bands {

@@ -1,10 +1,11 @@
 // sparse_conv: y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift])).
 //
-// sparse_conv_tiled    a bundle's taps run on row segments in registers; x is staged in shared memory, double-buffered
+// sparse_conv_tiled    a warp's taps run on row segments in registers; x is staged in shared memory, double-buffered
 // sparse_conv_small    for small maps: lanes hold pixels and taps, each weight is read once
 // add_parts            adds the parts of calls that have too few blocks to fill the device
 #include "conv.h"
 #include "launch.h"
+#include "steps.h"
 #include "window.h"
 
 namespace sparsegan::cuda {
@@ -24,54 +25,53 @@ struct Finish {
   }
 };
 
-struct alignas(16) Tap {
-  TapStep step;
-  float value;
-};
-
-// The taps of a warp in order, in rounds of 32, through the warp's slice of shared memory. Codes are read two rounds
-// ahead, values one round.
-template <class T>
+// The taps of a warp's bundle, in order and in rounds of at most 32. The steps of a round are in the warp's slice of
+// shared memory. The codes and the indices of the values are read one round ahead. Nothing else is, because the sums
+// leave few registers.
+template <class T, int Strip, int ColumnStep>
 class Taps {
  public:
-  // `slab`: the first slab that the block stages.
-  __device__ Taps(const Tiling& tiling, const T* values, Tap* slice, int slab, int begin, int end)
-      : t_(tiling), values_(values), slice_(slice), slab_(slab), end_(end), next_(begin + threadIdx.x % 32) {
-    read();
-    value_ = value();
-    code_ = next_code_;
+  // The taps of the bundle that the block runs are `begin` to `end`.
+  __device__ Taps(const Tiling& tiling, const Targets<slots_of(Strip)>& targets, const T* values, Step* slice,
+                  int begin, int end)
+      : t_(tiling), targets_(targets), values_(values), slice_(slice), end_(end), tap_(begin) {
     read();
   }
 
-  // The next 32 taps, or as many as are left.
-  __device__ __forceinline__ const Tap* next_round() {
-    const TapStep step = TapStep::of(t_, code_, slab_);
-    __syncwarp();
-    slice_[threadIdx.x % 32] = {step, value_};
-    __syncwarp();
-    value_ = value();
-    code_ = next_code_;
-    read();
-    return slice_;
+  // Runs the taps before `stage_end`. `strip`: the start of the lane's strip in the stage. `slab`: its first slab.
+  __device__ __forceinline__ void run(const T* strip, int slab, int stage_end, float (&sums)[slots_of(Strip)][Strip]) {
+    while (tap_ < stage_end) {
+      const bool there = tap_ + static_cast<int>(threadIdx.x % 32) < stage_end;
+      const float value = there ? to_float(values_[min(static_cast<unsigned>(index_), t_.plan.taps - 1u)]) : 0;
+      __syncwarp();
+      write_steps<Strip, ColumnStep>(t_, sizeof(T), shared_address(slice_), code_, value, there && targets_.keep(code_),
+                                     slab);
+      __syncwarp();
+      tap_ = min(tap_ + kRound, stage_end);
+      read();
+
+      Cursor cursor;
+      cursor.start(t_, slice_);
+      Segment<T, Strip, ColumnStep> segment;
+      while (run_sums<Strip, ColumnStep>(cursor, segment.columns, sums)) segment.load(t_, strip, cursor.row());
+    }
   }
 
  private:
+  // Reads the next round, whose taps start at tap_.
   __device__ __forceinline__ void read() {
-    next_code_ = next_ < end_ ? t_.plan.codes[next_] : 0;
-    next_value_ = next_ < end_ ? t_.plan.value_index[next_] : 0;
-    next_ += 32;
-  }
-  __device__ __forceinline__ float value() const {
-    return t_.plan.taps == 0 ? 0 : to_float(values_[min(static_cast<unsigned>(next_value_), t_.plan.taps - 1u)]);
+    const int tap = tap_ + static_cast<int>(threadIdx.x % 32);
+    code_ = tap < end_ ? t_.plan.codes[tap] : 0;
+    index_ = tap < end_ ? t_.plan.value_index[tap] : 0;
   }
 
   const Tiling& t_;
+  const Targets<slots_of(Strip)>& targets_;
   const T* values_;
-  Tap* slice_;
-  int slab_, end_, next_;
-  unsigned code_, next_code_;
-  int next_value_;
-  float value_;
+  Step* slice_;
+  int end_, tap_;
+  unsigned code_;
+  int index_;
 };
 
 // The destination of sums: `part`, in float32, if it is not null; otherwise `y`.
@@ -106,20 +106,21 @@ struct Sink<float> {  // both have the same type, so one pointer serves both
   }
 };
 
-// Writes N neighbouring columns of the row that starts at offset `row`, up to the end of the row.
-template <class T, int N>
+// Writes `count` neighbouring columns of the row that starts at offset `row`, up to the end of the row. `number(i)` is
+// the number for column i. Each four is computed where it is written, because the sums leave few registers.
+template <int count, class T, class Number>
 __device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int64_t row, int column,
-                                      const float (&numbers)[N]) {
+                                      const Number& number) {
 #pragma unroll
-  for (int i = 0; i < N; i += 4) {
+  for (int i = 0; i < count; i += 4) {
     if (t.y.fours) {
       if (column + i < t.y.width) {
-        sink.store_four(row + column + i, numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3]);
+        sink.store_four(row + column + i, number(i), number(i + 1), number(i + 2), number(i + 3));
       }
     } else {
 #pragma unroll
       for (int j = i; j < i + 4; ++j) {
-        if (column + j < t.y.width) sink.store(row + column + j, numbers[j]);
+        if (column + j < t.y.width) sink.store(row + column + j, number(j));
       }
     }
   }
@@ -127,96 +128,74 @@ __device__ __forceinline__ void write(const Tiling& t, const Sink<T>& sink, int6
 
 // Finishes a thread's sums and writes them.
 template <class T, int Strip>
-__device__ __forceinline__ void write_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
-                                             const Lane& lane, const float (&sums)[kSlots][Strip],
-                                             const Finish<T>& finish, const Sink<T>& sink) {
-  Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
+__device__ __forceinline__ void write_strips(const Tiling& t, const Targets<slots_of(Strip)>& targets,
+                                             const Origin& origin, const Lane& lane,
+                                             const float (&sums)[slots_of(Strip)][Strip], const Finish<T>& finish,
+                                             const Sink<T>& sink) {
+  Rows rows = Rows::of<Strip>(t, targets, origin, lane);
 #pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
+  for (int slot = 0; slot < slots_of(Strip); ++slot, rows.advance(t)) {
     if (!rows.there(t)) continue;
     const int64_t row = rows.offset(t);
     const int column = rows.column();
     const float bias = finish.initial(rows.channel());
     if (t.phases_w == 2) {  // the two column phases are neighbouring slots: write whole rows
       if (slot % 2 == 1) continue;
-      float both[2 * Strip];
-#pragma unroll
-      for (int i = 0; i < Strip; ++i) {
-        both[2 * i] = finish(sums[slot][i], bias);
-        both[2 * i + 1] = finish(sums[slot | 1][i], bias);
-      }
-      write(t, sink, row, column, both);
-      continue;
-    }
-    float strip[Strip];
-#pragma unroll
-    for (int i = 0; i < Strip; ++i) strip[i] = finish(sums[slot][i], bias);
-    if (t.phases_w == 1) {
-      write(t, sink, row, column, strip);
+      write<2 * Strip>(t, sink, row, column, [&](int i) { return finish(sums[slot | i % 2][i / 2], bias); });
+    } else if (t.phases_w == 1) {
+      write<Strip>(t, sink, row, column, [&](int i) { return finish(sums[slot][i], bias); });
     } else {
 #pragma unroll
       for (int i = 0; i < Strip; ++i) {
-        if (column + i * t.phases_w < t.y.width) sink.store(row + column + i * t.phases_w, strip[i]);
+        if (column + i * t.phases_w < t.y.width) {
+          sink.store(row + column + i * t.phases_w, finish(sums[slot][i], bias));
+        }
       }
     }
   }
 }
 
-// Grid: x = tiles x blocks of bundles, y = parts of the slabs. If there are several parts, their sums go to `parts`.
-template <class T, int Strip, int Step>
-__global__ __launch_bounds__(kThreads, 4) void sparse_conv_tiled(const Tiling t, const T* __restrict__ x,
-                                                                 const T* __restrict__ values, const Finish<T> finish,
-                                                                 T* __restrict__ y, float* __restrict__ parts) {
-  const int warp = threadIdx.x / 32;
-  const int blocks = t.groups * t.bundle_blocks, tile = blockIdx.x / blocks;
-  const Bundle bundle = Bundle::of(t, blockIdx.x - tile * blocks, warp);
+// Grid: x = tiles x blocks of targets, y = parts of the slabs. If there are several parts, their sums go to `parts`.
+template <class T, int Strip, int ColumnStep>
+__global__ __launch_bounds__(kThreads, blocks_of(Strip)) void sparse_conv_tiled(const Tiling t, const T* __restrict__ x,
+                                                                                const T* __restrict__ values,
+                                                                                const Finish<T> finish,
+                                                                                T* __restrict__ y,
+                                                                                float* __restrict__ parts) {
+  const int warp = uniform(threadIdx.x / 32);
+  const int blocks = t.groups * t.target_blocks, tile = uniform(blockIdx.x / blocks);
+  const auto targets = Targets<slots_of(Strip)>::of(t, blockIdx.x - tile * blocks, warp);
   const Origin origin = Origin::of<Strip>(t, tile);
   const Lane lane = Lane::of(t, threadIdx.x % 32);
+  const int slabs_begin = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
   const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.y + 1) / t.parts);
-  int slab = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.y / t.parts);
 
-  Tap* const slice = reinterpret_cast<Tap*>(dynamic_shared()) + warp * 32;
-  T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * sizeof(Tap));
-  T* spare = staged + t.stage_slabs * t.slab_size;
-  int tap = bundle.tap(t, slab);
-  Taps<T> taps(t, values, slice, slab, tap, max(tap, bundle.tap(t, slabs_end)));
+  Step* const slices = reinterpret_cast<Step*>(dynamic_shared());
+  T* const staged = reinterpret_cast<T*>(slices + kWarps * kMaxSteps);
+  const int first = targets.tap(t, slabs_begin);
+  Taps<T, Strip, ColumnStep> taps(t, targets, values, slices + warp * kMaxSteps, first,
+                                  max(first, targets.tap(t, slabs_end)));
 
-  float sums[kSlots][Strip] = {};
+  float sums[slots_of(Strip)][Strip] = {};
   const int strip = lane.offset(t);
-  const Tap* next_tap = slice + 32;  // within the slice; at its end the next round must be read
-  stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
-  while (slab < slabs_end) {
-    const int next = min(slab + t.stage_slabs, slabs_end), end = bundle.tap(t, next);
+  const auto copy = [&](int from, int half) {
+    stage<T, Strip, ColumnStep>(t, x, staged + half, origin, targets.group, from, min(t.stage_slabs, slabs_end - from));
+  };
+  const int half_size = t.stage_slabs * t.slab_size;
+  copy(slabs_begin, 0);
+  for (int slab = slabs_begin, half = 0; slab < slabs_end; slab += t.stage_slabs, half = half_size - half) {
     wait_copies();
     __syncthreads();  // this stage is complete, and no thread reads the other any more
-    if (next < slabs_end) {
-      stage<T, Strip, Step>(t, x, spare, origin, bundle.group, next, min(t.stage_slabs, slabs_end - next));
-    }
-    Segment<T, Strip, Step> segment;
-    while (tap < end) {
-      if (next_tap == slice + 32) next_tap = taps.next_round();
-      const int count = min(end - tap, static_cast<int>(slice + 32 - next_tap));
-      const Tap* const stop = next_tap + count;
-      do {
-        const Tap now = *next_tap;
-        if (now.step.row >= 0) segment.load(t, staged + strip + now.step.row);
-        dispatch(now.step.which, [&](auto k) {
-#pragma unroll
-          for (int i = 0; i < Strip; ++i) sums[k.slot][i] = fmaf(now.value, segment(i, k.column), sums[k.slot][i]);
-        });
-      } while (++next_tap != stop);
-      tap += count;
-    }
-    T* const used = staged;
-    staged = spare, spare = used;
-    slab = next;
+    const int next = min(slab + t.stage_slabs, slabs_end);
+    if (next < slabs_end) copy(next, half_size - half);
+    taps.run(staged + half + strip, slab, targets.tap(t, next), sums);
   }
 
   const int64_t size = static_cast<int64_t>(t.images) * t.y.channels * t.y.plane();
   const bool whole = t.parts == 1;
-  write_strips(t, bundle, origin, lane, sums,
-               Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
-               Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
+  write_strips<T, Strip>(t, targets, origin, lane, sums,
+                         Finish<T>{whole ? finish.bias : nullptr, whole ? finish.negative_slope : 1},
+                         Sink<T>{y, whole ? nullptr : parts + blockIdx.y * size});
 }
 
 template <class T>
@@ -357,10 +336,11 @@ void run(const ConvCall& c, const void* x, const void* values, const void* bias,
     launch(kernel, grid, kThreads, 0, stream, t, c.adjoint, from, v, finish, to);
     return;
   }
-  const auto kernel = t.strip == 8 ? (t.column_step == 1 ? sparse_conv_tiled<T, 8, 1> : sparse_conv_tiled<T, 8, 2>)
-                                   : (t.column_step == 1 ? sparse_conv_tiled<T, 4, 1> : sparse_conv_tiled<T, 4, 2>);
-  const size_t shared = kThreads * sizeof(Tap) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
-  launch(kernel, dim3(t.tiles * t.groups * t.bundle_blocks, t.parts), kThreads, shared, stream, t, from, v, finish, to,
+  const auto kernel = t.strip == 16  ? sparse_conv_tiled<T, 16, 1>
+                      : t.strip == 8 ? (t.column_step == 1 ? sparse_conv_tiled<T, 8, 1> : sparse_conv_tiled<T, 8, 2>)
+                                     : (t.column_step == 1 ? sparse_conv_tiled<T, 4, 1> : sparse_conv_tiled<T, 4, 2>);
+  const size_t shared = kWarps * kMaxSteps * sizeof(Step) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  launch(kernel, dim3(t.tiles * t.groups * t.target_blocks, t.parts), kThreads, shared, stream, t, from, v, finish, to,
          workspace);
   if (t.parts == 1) return;
   const int64_t size = int64_t{t.images} * t.y.channels * t.y.plane();

@@ -8,14 +8,13 @@
 namespace sparsegan::cuda {
 namespace {
 
-// Shared memory of a block for both stages of slabs. With it four blocks fit on a multiprocessor, as many as the
-// registers allow, and a block stays below the 48 KiB that a launch gets by default.
-constexpr int64_t kSparseConvStageBytes = 38 * 1024;
-constexpr int64_t kWgradStageBytes = 22 * 1024;  // less, because the lanes' sums of 32 taps per warp are there too
+// Shared memory of a block for both stages of slabs. A block stays below the 48 KiB that a launch gets by default.
+constexpr int64_t kSparseConvStageBytes = 44 * 1024;
+constexpr int64_t kWgradStageBytes =
+    28 * 1024;  // less, because the lanes' dot products of 32 taps per warp are there too
 constexpr int64_t kMaxStageSlabs = 16;
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxWgradParts = 64;
-constexpr int64_t kBlocks = 4;  // per multiprocessor at a time
 
 int64_t up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
@@ -50,7 +49,6 @@ Tiling start(const ConvCall& c, const DevicePlanShape& shape) {
   t.columns = static_cast<int>(up(c.y_width, t.phases_w));
   narrow("the number of input rows that the output reaches", (t.rows + 32) * g.h.stride);
   narrow("the number of input columns that the output reaches", (t.columns + 64) * g.w.stride);
-  t.bundle_blocks = static_cast<int>(up(t.group_bundles, kWarps));
 
   const auto planes = [](const char* image, int64_t channels, int64_t height, int64_t width) {
     narrow("the height of an image", height);
@@ -92,6 +90,7 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
              int log_h) {
   const int64_t lanes_w = 1 << log_w, lanes_h = 1 << log_h, lanes_n = 32 >> (log_w + log_h);
   t.strip = strip, t.log_w = log_w, t.log_h = log_h;
+  t.target_blocks = static_cast<int>(up(up(t.group_targets, slots_of(strip)), kWarps));
   t.tiles_w = static_cast<int>(up(t.columns, lanes_w * strip));
   t.tiles_h = static_cast<int>(up(t.rows, lanes_h));
   const int64_t tiles = t.tiles_w * up(t.images, lanes_n) * t.tiles_h;
@@ -126,40 +125,48 @@ bool lay_out(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t s
   t.row_limit = (t.stage_slabs - 1) * t.slab_size + (static_cast<int>(shape.rows.reach) - 1) * t.row_pitch;
   t.by_fours = Divider(t.row_fours);
   t.by_rows = Divider(t.slab_rows);
-  t.by_stage = Divider(t.stage_slabs);
   return true;
 }
 
-// The instructions of one warp for one slab, one tile and all targets of a bundle, as counted in NOTES.md. A tap takes
-// `strip` FMAs and `around` other instructions. A row of the slab is loaded once if it has a tap. The warps of a block
-// stage the slab together.
-double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t around) {
-  const double taps = static_cast<double>(shape.taps) / (static_cast<double>(shape.bundles()) * shape.slabs());
+// The clocks of a multiprocessor for one slab, one tile and the targets of one block, by the counts in NOTES.md. Four
+// instructions are issued per clock, and shared memory delivers 128 bytes per clock. A tap takes `strip` FMAs and
+// `around` other instructions. A row of the slab is loaded once if it has a tap. A round of 32 taps of the bundle is
+// prepared by each of its warps. The warps of a block stage the slab together.
+double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t around) {
+  const int64_t slots = slots_of(t.strip), warps = shape.groups * up(shape.group_targets, slots);
+  const double taps = static_cast<double>(shape.taps) / (static_cast<double>(warps) * shape.slabs());
   const double rows = std::min<double>(taps, shape.rows.reach);
+  const double conversions = element == 4 ? 0 : 1.5 * kFour * t.segment_fours;
+  const double round = 120.0 / 32 * static_cast<double>(kBundle / slots);
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
-  return taps * (t.strip + around) + rows * (7 + t.segment_fours) + up(items, kThreads) * 25.0;
+  const double issued =
+      taps * (t.strip + around + round) + rows * (22 + t.segment_fours + conversions) + up(items, kThreads) * 10.0;
+  const double words = taps + rows * t.segment_fours * static_cast<double>(element);
+  return std::max(issued * kWarps / 4, words * kWarps + items * static_cast<double>(element) / 32);
 }
 
-// Writes the layout of lanes with the lowest cost into `t` and returns the cost of all bundles.
+// Writes the layout of lanes with the lowest cost into `t` and returns the clocks of a multiprocessor for the call.
 double choose_lanes(Tiling& t, const DevicePlanShape& shape, int64_t element, int64_t stage_bytes, int64_t around) {
   std::optional<Tiling> best;
   double least = 0;
-  for (const int strip : {8, 4}) {
+  for (const int strip : {16, 8, 4}) {
+    if (strip == 16 && shape.columns.step == 2) continue;  // its segment would not fit into the registers
     for (int log_w = 3; log_w >= 0; --log_w) {
       for (int log_h = 5 - log_w; log_h >= 0; --log_h) {
         if (!lay_out(t, shape, element, stage_bytes, strip, log_w, log_h)) continue;
-        const double cost = t.tiles * (t.slabs * slab_cost(t, shape, around) + 4.0 * kSlots * strip);
+        const double block = t.slabs * slab_cost(t, shape, element, around) + 4.0 * slots_of(strip) * strip;
+        const double cost = static_cast<double>(t.tiles) * t.groups * t.target_blocks * block;
         if (!best || cost < least) best = t, least = cost;
       }
     }
   }
   if (!best) throw std::invalid_argument("the output has more tiles than the 2147483647 that the CUDA kernels take");
   t = *best;
-  return least * static_cast<double>(shape.bundles());
+  return least;
 }
 
 int64_t blocks(const Tiling& t) {
-  const int64_t blocks = int64_t{t.tiles} * t.groups * t.bundle_blocks;
+  const int64_t blocks = int64_t{t.tiles} * t.groups * t.target_blocks;
   narrow("the number of blocks", blocks);
   return blocks;
 }
@@ -169,10 +176,10 @@ int64_t blocks(const Tiling& t) {
 Tiling sparse_conv_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
-  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 19);
+  const double tiled = choose_lanes(t, shape, element_bytes(c.dtype), kSparseConvStageBytes, 8);
   const int64_t stages = up(t.slabs, t.stage_slabs);
-  t.parts = static_cast<int>(std::clamp<int64_t>(kBlocks * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1,
-                                                 std::min(stages, kMaxParts)));
+  t.parts = static_cast<int>(std::clamp<int64_t>(
+      blocks_of(t.strip) * c.multiprocessors / std::max<int64_t>(1, blocks(t)), 1, std::min(stages, kMaxParts)));
 
   // The kernel for small maps: a warp works on one target, and its lanes hold pixels and taps. No lane idles, and each
   // weight is read once.
@@ -181,8 +188,10 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
   const int log_pixels = std::min(5, log_up(pixels));
   const int lane_pixels = static_cast<int>(std::min<int64_t>(4, int64_t{1} << log_up(up(pixels, 32))));
   const int64_t chunks = up(pixels, int64_t{lane_pixels} << log_pixels);
-  const double tap = 3 + (2 + 8.0 * lane_pixels) / (32 >> log_pixels);
-  const double one_by_one = static_cast<double>(chunks) * (static_cast<double>(c.taps) * tap + 60.0 * shape.targets());
+  const double tap =
+      3 + (2 + 8.0 * lane_pixels) / (32 >> log_pixels);  // instructions, of which four are issued per clock
+  const double one_by_one =
+      static_cast<double>(chunks) / 4 * (static_cast<double>(c.taps) * tap + 60.0 * shape.targets());
   if (one_by_one >= tiled) return t;
   t.small = true;
   t.parts = 1;
@@ -196,8 +205,9 @@ Tiling sparse_conv_tiling(const ConvCall& c) {
 Tiling wgrad_tiling(const ConvCall& c) {
   const DevicePlanShape shape = device_plan_shape(*c.geometry, c.adjoint, c.taps);
   Tiling t = start(c, shape);
-  choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 28);
-  const int64_t wanted = 2 * kBlocks * c.multiprocessors, each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
+  choose_lanes(t, shape, element_bytes(c.dtype), kWgradStageBytes, 13);
+  const int64_t wanted = 2 * blocks_of(t.strip) * c.multiprocessors,
+                each = std::max<int64_t>(1, blocks(t) / std::max(1, t.tiles));
   t.parts = static_cast<int>(std::clamp<int64_t>(up(wanted, each), 1, std::clamp<int64_t>(t.tiles, 1, kMaxWgradParts)));
   t.slices = static_cast<int>(std::clamp<int64_t>(wanted / (each * t.parts), 1, up(t.slabs, t.stage_slabs)));
 

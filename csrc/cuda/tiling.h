@@ -2,9 +2,10 @@
 // time, and how many parts a sum has.
 //
 // A target is a plane of `rows` x `columns`: the coarse grid, or one phase of the fine grid. A thread holds a *strip*,
-// 8 or 4 neighbouring columns, of each of a bundle's eight targets. The 32 strips of a warp form a *tile*: they lie
-// side by side, then below each other, then in further images. The warps of a block hold the same tile of different
-// bundles, so that each staged element serves all of them.
+// 16, 8 or 4 neighbouring columns, of each target of its warp: eight targets (half of a bundle) with a strip of 16
+// columns, the sixteen targets of a bundle otherwise. The 32 strips of a warp form a *tile*: they lie side by side,
+// then below each other, then in further images. The warps of a block hold the same tile of different targets, so that
+// each staged element serves all of them.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,11 @@ namespace sparsegan::cuda {
 inline constexpr int kWarps = 4;  // per block
 inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kSlots = static_cast<int>(kBundle);
+
+// A thread has at most 128 sums. With those, a strip of 16 columns leaves registers for eight targets.
+__host__ __device__ constexpr int slots_of(int strip) { return strip == 16 ? kSlots / 2 : kSlots; }
+// Blocks per multiprocessor at a time, by the registers of the tiled kernels.
+constexpr int blocks_of(int strip) { return strip == 4 ? 4 : 3; }
 inline constexpr int kReach = static_cast<int>(kWindow);
 
 // Division by a number that is known only at the launch. Exact if the product of both operands is below 2^32.
@@ -58,10 +64,11 @@ struct Tiling {
   int rows = 0, columns = 0;       // of a target
 
   // Tiled kernels
-  int strip = 8;             // 8 or 4 columns
+  unsigned zero = 0;         // always 0, but nvcc does not know it
+  int strip = 8;             // 16, 8 or 4 columns
   int log_w = 0, log_h = 0;  // base-2 logarithms of the lanes along columns and rows; the others are along images
   int tiles_w = 0, tiles_h = 0, tiles = 0;
-  int bundle_blocks = 0;  // blocks per group: kWarps bundles each
+  int target_blocks = 0;  // blocks per group: kWarps x slots_of(strip) targets each
   int slabs = 0;          // per bundle
   int bands = 1;          // per channel
   int row_step = 1, row_spread = 1, column_step = 1, column_spread = 1;
@@ -72,7 +79,7 @@ struct Tiling {
   int slab_rows = 0, row_fours = 0, segment_fours = 0, stride_fours = 0;
   int row_pitch = 0, image_pitch = 0, slab_size = 0;  // elements
   int row_limit = 0;                                  // elements: the largest valid offset of a tap's row in the stage
-  Divider by_fours, by_rows, by_stage;
+  Divider by_fours, by_rows;
   int stage_slabs = 0;  // slabs staged at a time
   int parts = 1;        // of the slabs (sparse_conv) or the tiles (wgrad); their partial sums are added afterwards
   int slices = 1;       // wgrad: of the slabs; each tap lies in one slice

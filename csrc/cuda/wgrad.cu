@@ -1,19 +1,16 @@
 // wgrad: dv[v] = sum over n, p (gy[n, o, p] * x[n, c, p + shift]).
 //
-// wgrad_tiled   holds gy of a bundle in registers and stages x as sparse_conv does; a tap is a dot product, to which
-//               each lane contributes a sum, and one lane adds these sums
+// wgrad_tiled   holds gy of a warp's targets in registers and stages x as sparse_conv does; a tap is a dot product, to
+//               which each lane contributes a sum, and one lane adds these sums
 // add_tiles     adds the parts of the tiles, in order, and writes them in the order of the support
 // wgrad_small   for small maps: one tap per thread
 #include "conv.h"
 #include "launch.h"
+#include "steps.h"
 #include "window.h"
 
 namespace sparsegan::cuda {
 namespace {
-
-// Floats per row of the lanes' sums: row t has the 32 sums of tap t, and lane t adds them. With 33 floats per row, the
-// lanes use different banks both when they write along a row and when they read down a column.
-constexpr int kPitch = 33;
 
 // Reads N neighbouring columns of a row, zeros after its end.
 template <class T, int N>
@@ -36,11 +33,12 @@ __device__ __forceinline__ void read(const Tiling& t, const T* row, int column, 
 
 // Reads a thread's strips of gy: the elements that sparse_conv would write in y.
 template <class T, int Strip>
-__device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundle, const Origin& origin,
-                                            const Lane& lane, const T* gy, float (&strips)[kSlots][Strip]) {
-  Rows rows = Rows::of<Strip>(t, bundle, origin, lane);
+__device__ __forceinline__ void read_strips(const Tiling& t, const Targets<slots_of(Strip)>& targets,
+                                            const Origin& origin, const Lane& lane, const T* gy,
+                                            float (&strips)[slots_of(Strip)][Strip]) {
+  Rows rows = Rows::of<Strip>(t, targets, origin, lane);
 #pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot, rows.advance(t)) {
+  for (int slot = 0; slot < slots_of(Strip); ++slot, rows.advance(t)) {
     if (t.phases_w == 2 && slot % 2 == 1) continue;  // was read with the slot before
 #pragma unroll
     for (int i = 0; i < Strip; ++i) strips[slot][i] = strips[slot | 1][i] = 0;
@@ -63,12 +61,14 @@ __device__ __forceinline__ void read_strips(const Tiling& t, const Bundle& bundl
   }
 }
 
-// Grid: x = blocks of bundles, y = parts of the tiles, z = slices of the slabs. `parts` is [parts, taps].
-template <class T, int Strip, int Step>
-__global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const T* __restrict__ gy,
-                                                           const T* __restrict__ x, float* __restrict__ parts) {
-  const int warp = threadIdx.x / 32, me = threadIdx.x % 32;
-  const Bundle bundle = Bundle::of(t, blockIdx.x, warp);
+// Grid: x = blocks of targets, y = parts of the tiles, z = slices of the slabs. `parts` is [parts, taps].
+template <class T, int Strip, int ColumnStep>
+__global__ __launch_bounds__(kThreads, blocks_of(Strip)) void wgrad_tiled(const Tiling t, const T* __restrict__ gy,
+                                                                          const T* __restrict__ x,
+                                                                          float* __restrict__ parts) {
+  const int warp = uniform(threadIdx.x / 32);
+  const int me = threadIdx.x % 32;
+  const auto targets = Targets<slots_of(Strip)>::of(t, blockIdx.x, warp);
   const Lane lane = Lane::of(t, me);
   const int slabs_begin = static_cast<int>(static_cast<int64_t>(t.slabs) * blockIdx.z / t.slices);
   const int slabs_end = static_cast<int>(static_cast<int64_t>(t.slabs) * (blockIdx.z + 1) / t.slices);
@@ -76,16 +76,18 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
   const int tiles_end = static_cast<int>(static_cast<int64_t>(t.tiles) * (blockIdx.y + 1) / t.parts);
   float* const part = parts + static_cast<int64_t>(blockIdx.y) * t.plan.taps;
 
-  TapStep* const steps = reinterpret_cast<TapStep*>(dynamic_shared()) + warp * 32;
-  float* const dots = reinterpret_cast<float*>(dynamic_shared() + kThreads * sizeof(TapStep)) + warp * 32 * kPitch;
-  T* staged = reinterpret_cast<T*>(dynamic_shared() + kThreads * (sizeof(TapStep) + kPitch * sizeof(float)));
+  Step* const slices = reinterpret_cast<Step*>(dynamic_shared());
+  Step* const slice = slices + warp * kMaxSteps;
+  float* const all_dots = reinterpret_cast<float*>(slices + kWarps * kMaxSteps);
+  float* const dots = all_dots + warp * kRound * kPitch;
+  T* staged = reinterpret_cast<T*>(all_dots + kWarps * kRound * kPitch);
   T* spare = staged + t.stage_slabs * t.slab_size;
 
-  float strips[kSlots][Strip];
+  float strips[slots_of(Strip)][Strip];
   const int strip = lane.offset(t);
   int tile = first_tile, slab = slabs_begin, tap = 0;
   Origin origin = Origin::of<Strip>(t, tile);
-  stage<T, Strip, Step>(t, x, staged, origin, bundle.group, slab, min(t.stage_slabs, slabs_end - slab));
+  stage<T, Strip, ColumnStep>(t, x, staged, origin, targets.group, slab, min(t.stage_slabs, slabs_end - slab));
   while (tile < tiles_end) {
     const int end_slab = min(slab + t.stage_slabs, slabs_end);
     const bool turn = end_slab == slabs_end;
@@ -94,43 +96,36 @@ __global__ __launch_bounds__(kThreads, 4) void wgrad_tiled(const Tiling t, const
     wait_copies();
     __syncthreads();  // this stage is complete, and no thread reads the other any more
     if (next_tile < tiles_end) {
-      stage<T, Strip, Step>(t, x, spare, next_origin, bundle.group, next_slab,
-                            min(t.stage_slabs, slabs_end - next_slab));
+      stage<T, Strip, ColumnStep>(t, x, spare, next_origin, targets.group, next_slab,
+                                  min(t.stage_slabs, slabs_end - next_slab));
     }
     if (slab == slabs_begin) {
-      read_strips<T, Strip>(t, bundle, origin, lane, gy, strips);
-      tap = bundle.tap(t, slab);
+      read_strips<T, Strip>(t, targets, origin, lane, gy, strips);
+      tap = targets.tap(t, slab);
     }
-    const int end = bundle.tap(t, end_slab);
-    Segment<T, Strip, Step> segment;
-    while (tap < end) {
-      const int count = min(32, end - tap);
-      steps[me] = TapStep::of(t, me < count ? t.plan.codes[tap + me] : 0, slabs_begin);
+    const int end = targets.tap(t, end_slab);
+    Segment<T, Strip, ColumnStep> segment;
+    for (; tap < end; tap += kRound) {
+      const unsigned code = tap + me < end ? t.plan.codes[tap + me] : 0;
+      const bool kept = tap + me < end && targets.keep(code);
+      const unsigned keeps = write_steps<Strip, ColumnStep>(t, sizeof(T), shared_address(slice), code, 0, kept, slab);
       __syncwarp();
-      for (int k = 0; k < count; ++k) {
-        const TapStep now = steps[k];
-        if (now.row >= 0) segment.load(t, staged + strip + now.row);
-        float dot = 0;
-        dispatch(now.which, [&](auto which) {
-          float even = 0, odd = 0;  // two chains, because each FMA waits for the one before it in its chain
-#pragma unroll
-          for (int i = 0; i < Strip; i += 2) {
-            even = fmaf(strips[which.slot][i], segment(i, which.column), even);
-            odd = fmaf(strips[which.slot][i + 1], segment(i + 1, which.column), odd);
-          }
-          dot = even + odd;
-        });
-        dots[k * kPitch + me] = dot;
+      Cursor cursor;
+      cursor.start(t, slice);
+      Dot dot = shared_address(dots + me);
+      while (run_dots<Strip, ColumnStep>(cursor, segment.columns, strips, dot)) {
+        segment.load(t, staged + strip, cursor.row());
       }
       __syncwarp();
-      if (me < count) {
+      if (kept) {
+        const float* const of_tap = dots + __popc(keeps & ((1u << me) - 1)) * kPitch;
         float sum = 0;
-        for (int i = 0; i < 32; ++i) sum += dots[me * kPitch + i];
+        for (int i = 0; i < 32; ++i) sum += of_tap[i];
         part[tap + me] = tile == first_tile ? sum : part[tap + me] + sum;
       }
       __syncwarp();
-      tap += count;
     }
+    tap = end;
     T* const used = staged;
     staged = spare, spare = used;
     tile = next_tile, slab = next_slab, origin = next_origin;
@@ -196,11 +191,12 @@ void run(const ConvCall& c, const void* gy, const void* x, void* dv, float* work
            c.adjoint ? g : from, c.adjoint ? t.y : t.x, to);
     return;
   }
-  const auto kernel = t.strip == 8 ? (t.column_step == 1 ? wgrad_tiled<T, 8, 1> : wgrad_tiled<T, 8, 2>)
-                                   : (t.column_step == 1 ? wgrad_tiled<T, 4, 1> : wgrad_tiled<T, 4, 2>);
-  const size_t shared =
-      kThreads * (sizeof(TapStep) + kPitch * sizeof(float)) + size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
-  launch(kernel, dim3(t.groups * t.bundle_blocks, t.parts, t.slices), kThreads, shared, stream, t, g, from, workspace);
+  const auto kernel = t.strip == 16  ? wgrad_tiled<T, 16, 1>
+                      : t.strip == 8 ? (t.column_step == 1 ? wgrad_tiled<T, 8, 1> : wgrad_tiled<T, 8, 2>)
+                                     : (t.column_step == 1 ? wgrad_tiled<T, 4, 1> : wgrad_tiled<T, 4, 2>);
+  const size_t shared = kWarps * (kMaxSteps * sizeof(Step) + kRound * kPitch * sizeof(float)) +
+                        size_t{2} * t.stage_slabs * t.slab_size * sizeof(T);
+  launch(kernel, dim3(t.groups * t.target_blocks, t.parts, t.slices), kThreads, shared, stream, t, g, from, workspace);
   const unsigned blocks = (t.plan.taps - 1u) / 256 + 1;
   launch(add_tiles<T>, blocks, 256, 0, stream, static_cast<const float*>(workspace), t.parts, t.plan, to);
 }

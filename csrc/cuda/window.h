@@ -9,63 +9,10 @@
 
 namespace sparsegan::cuda {
 
-// Calls body(Case<which>()) for a `which` from 0 to 63 that is the same in all lanes of a warp. Slot and column are
-// compile-time constants in `body`, so that they can select registers. nvcc's option -jtd makes the switch one jump
-// through a table.
-template <int kCase>
-struct Case {
-  static constexpr int slot = kCase / kReach, column = kCase % kReach;
-};
-#define SPARSEGAN_CASE(k) \
-  case k:                 \
-    body(Case<k>());      \
-    break;
-#define SPARSEGAN_CASES(k) \
-  SPARSEGAN_CASE(k)        \
-  SPARSEGAN_CASE(k + 1)    \
-  SPARSEGAN_CASE(k + 2)    \
-  SPARSEGAN_CASE(k + 3)    \
-  SPARSEGAN_CASE(k + 4)    \
-  SPARSEGAN_CASE(k + 5)    \
-  SPARSEGAN_CASE(k + 6)    \
-  SPARSEGAN_CASE(k + 7)
-template <class Body>
-__device__ __forceinline__ void dispatch(unsigned which, const Body& body) {
-  static_assert(kSlots * kReach == 64);
-  switch (which) {
-    SPARSEGAN_CASES(0)
-    SPARSEGAN_CASES(8)
-    SPARSEGAN_CASES(16)
-    SPARSEGAN_CASES(24)
-    SPARSEGAN_CASES(32)
-    SPARSEGAN_CASES(40)
-    SPARSEGAN_CASES(48)
-    SPARSEGAN_CASES(56)
-    default:
-      break;
-  }
-}
-#undef SPARSEGAN_CASES
-#undef SPARSEGAN_CASE
-
-// A tap in the form that the tiled kernels run. Each lane of a warp prepares one tap, and all lanes run it.
-struct TapStep {
-  int row;         // elements from the start of the stage to the tap's source row; below 0: same row as the tap before
-  unsigned which;  // slot * kReach + column
-
-  // Decodes `code` of a device plan. A bad code gives a wrong row, but never a row outside the stage. `slab` is the
-  // first slab that the block stages. All lanes must call this function together, with the taps in the order of the
-  // lanes.
-  __device__ __forceinline__ static TapStep of(const Tiling& t, unsigned code, int slab) {
-    constexpr unsigned kCases = kSlots * kReach;
-    const unsigned before = __shfl_up_sync(~0u, code, 1);
-    if (threadIdx.x % 32 > 0 && before / kCases == code / kCases) return {-1, code % kCases};
-    const int staged = static_cast<int>(code / (kCases * kReach)) - slab;
-    const int in_stage = staged - t.by_stage.divide(staged) * t.stage_slabs;
-    const unsigned offset = in_stage * t.slab_size + code / kCases % kReach * t.row_pitch;
-    return {static_cast<int>(min(offset, static_cast<unsigned>(t.row_limit))), code % kCases};
-  }
-};
+// Returns `number`, which is the same in all lanes of a warp, in a way that nvcc can see. nvcc then keeps it in a
+// register of the warp, and knows that a jump that depends on it does not part the lanes. All lanes call this function
+// together.
+__device__ __forceinline__ int uniform(int number) { return __reduce_max_sync(~0u, number); }
 
 // The place of a tile: its first image, row and column.
 struct Origin {
@@ -74,8 +21,8 @@ struct Origin {
   template <int Strip>
   __device__ static Origin of(const Tiling& t, int tile) {
     const int across = tile / t.tiles_w, n = across / t.tiles_h;
-    return {n << (5 - t.log_w - t.log_h), (across - n * t.tiles_h) << t.log_h,
-            ((tile - across * t.tiles_w) << t.log_w) * Strip};
+    return {uniform(n << (5 - t.log_w - t.log_h)), uniform((across - n * t.tiles_h) << t.log_h),
+            uniform(((tile - across * t.tiles_w) << t.log_w) * Strip)};
   }
 };
 
@@ -92,21 +39,29 @@ struct Lane {
   }
 };
 
-// The group and bundle of a warp. Some warps of a group's last block have no bundle.
-struct Bundle {
-  int group, index;  // index: within the group
+// The targets of a warp: a bundle or, with eight slots, one half of a bundle. Some warps of a group's last block have
+// no target.
+template <int Slots>
+struct Targets {
+  int group, index;  // index: within the group, in units of Slots targets
   bool there;
 
-  __device__ static Bundle of(const Tiling& t, int block, int warp) {
-    const int group = block / t.bundle_blocks;
-    const int index = (block - group * t.bundle_blocks) * kWarps + warp;
-    return {group, index, index < t.group_bundles};
+  __device__ static Targets of(const Tiling& t, int block, int warp) {
+    const int group = uniform(block / t.target_blocks);
+    const int index = (block - group * t.target_blocks) * kWarps + warp;
+    return {group, index, index * Slots < t.group_targets};
   }
-  __device__ const int* first(const Tiling& t) const {
-    return t.plan.first + (static_cast<int64_t>(group) * t.group_bundles + index) * t.slabs;
+  // The first tap of a slab in the bundle, clamped to the valid range: plans are not trusted.
+  __device__ int tap(const Tiling& t, int slab) const {
+    if (!there) return 0;
+    const int bundle = group * t.group_bundles + index / (kSlots / Slots);
+    return min(max(t.plan.first[static_cast<int64_t>(bundle) * t.slabs + slab], 0), t.plan.taps);
   }
-  // The first tap of a slab, clamped to the valid range: plans are not trusted.
-  __device__ int tap(const Tiling& t, int slab) const { return there ? min(max(first(t)[slab], 0), t.plan.taps) : 0; }
+  // Whether a tap of the bundle is one of this warp's.
+  __device__ bool keep(unsigned code) const {
+    constexpr unsigned kParts = kSlots / Slots;
+    return kParts == 1 || code / Slots % kParts == index % kParts;
+  }
 };
 
 // Copies `count` slabs, from `slab` on, to shared memory. Elements outside the images become zeros. All threads of the
@@ -115,7 +70,6 @@ template <class T, int Strip, int Step>
 __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, const Origin& origin, int group, int slab,
                                       int count) {
   constexpr int kStride = Strip * Step / 4;
-  const int bands = t.bands;
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += kThreads) {
@@ -123,81 +77,65 @@ __device__ __forceinline__ void stage(const Tiling& t, const T* x, T* shared, co
     const int image = t.by_rows.divide(line), line_row = line - image * t.slab_rows;
     T* to = shared + image * t.image_pitch + line_row * t.row_pitch +
             4 * (four % kStride * t.stride_fours + four / kStride);
+    // Sets `from`, the four in slab s, and `columns`, from its first column to the end of its row; 0: outside the
+    // image.
     const T* from = x;
-    unsigned columns = 0;  // from the first of the four to the end of its row; 0: outside the image
+    unsigned columns = 0;
+    const auto find = [&](int s) {
+      const int channel = (slab + s) / t.bands;
+      const int* const band = t.plan.bands + 4 * (slab + s - channel * t.bands);
+      // Unsigned: the numbers of a bad plan may wrap around, but a number below the size is inside the tensor.
+      const unsigned row = static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
+      const unsigned column =
+          static_cast<unsigned>(origin.column * Step + 4 * four + band[2]) * t.column_spread + band[3];
+      const bool there = origin.image + image < t.images && row < static_cast<unsigned>(t.x.height);
+      columns = there && column < static_cast<unsigned>(t.x.width) ? t.x.width - column : 0;
+      const int64_t plane = static_cast<int64_t>(origin.image + image) * t.x.channels +
+                            static_cast<int64_t>(group) * t.group_sources + channel;
+      from = x + (plane * t.x.height + row) * t.x.width + (t.x.fours ? column & ~3u : column);
+    };
+    if (t.x.fours && t.bands == 1) {  // the usual case, with few instructions per copy
+      find(0);
+      const bool valid = columns > 0;
+      const int64_t plane = valid ? t.x.plane() : 0;
+      from = valid ? from : x;
+#pragma unroll 4
+      for (int s = 0; s < count; ++s, to += t.slab_size, from += plane) copy_async<4 * sizeof(T)>(to, from, valid);
+      continue;
+    }
 #pragma unroll 1
     for (int s = 0; s < count; ++s, to += t.slab_size) {
-      if (s == 0 || bands > 1) {
-        const int channel = (slab + s) / bands;
-        const int* const band = t.plan.bands + 4 * (slab + s - channel * bands);
-        // Unsigned: the numbers of a bad plan may wrap around, but a number below the size is inside the tensor.
-        const unsigned row =
-            static_cast<unsigned>(origin.row * t.row_step + line_row + band[0]) * t.row_spread + band[1];
-        const unsigned column =
-            static_cast<unsigned>(origin.column * Step + 4 * four + band[2]) * t.column_spread + band[3];
-        const bool there = origin.image + image < t.images && row < static_cast<unsigned>(t.x.height);
-        columns = there && column < static_cast<unsigned>(t.x.width) ? t.x.width - column : 0;
-        const int64_t plane = static_cast<int64_t>(origin.image + image) * t.x.channels +
-                              static_cast<int64_t>(group) * t.group_sources + channel;
-        from = x + (plane * t.x.height + row) * t.x.width + (t.x.fours ? column & ~3u : column);
-      } else {
-        from += t.x.plane();
-      }
+      find(s);
       if (t.x.fours) {
         copy_async<4 * sizeof(T)>(to, columns > 0 ? from : x, columns > 0);
-      } else {
+        continue;
+      }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const unsigned step = i * t.column_spread;
-          const bool valid = step < columns;
-          if constexpr (sizeof(T) == 4) {
-            copy_async<4>(to + i, valid ? from + step : x, valid);
-          } else {  // cp.async copies at least 4 bytes
-            to[i] = valid ? from[step] : from_float<T>(0);
-          }
+      for (int i = 0; i < 4; ++i) {
+        const unsigned step = i * t.column_spread;
+        const bool valid = step < columns;
+        if constexpr (sizeof(T) == 4) {
+          copy_async<4>(to + i, valid ? from + step : x, valid);
+        } else {  // cp.async copies at least 4 bytes
+          to[i] = valid ? from[step] : from_float<T>(0);
         }
       }
     }
   }
 }
 
-// The source columns that the taps of one row read for a strip, in registers.
-template <class T, int Strip, int Step>
-class Segment {
- public:
-  // `row`: the start of the lane's strip in a staged row.
-  __device__ __forceinline__ void load(const Tiling& t, const T* row) {
-#pragma unroll
-    for (int m = 0; m < kFours; ++m) {
-      // Taps reach over at most kReach columns. If they reach over fewer, only the last two fours may be unneeded.
-      if (m < kFours - 2 || m < t.segment_fours) {
-        load_four(row + 4 * (m % kStride * t.stride_fours + m / kStride), fours_[m]);
-      }
-    }
-  }
-  // The element for column `i` of the strip and a tap's column `column`. Unrolling makes both compile-time constants.
-  __device__ __forceinline__ float operator()(int i, int column) const {
-    return fours_[(i * Step + column) / 4][(i * Step + column) % 4];
-  }
-
- private:
-  static constexpr int kStride = Strip * Step / 4;
-  static constexpr int kFours = ((Strip - 1) * Step + kReach + 3) / 4;
-  float fours_[kFours][4] = {};
-};
-
-// The tensor elements that belong to a bundle's strips, one slot after the other. The elements of a strip lie in one
+// The tensor elements that belong to a warp's strips, one slot after the other. The elements of a strip lie in one
 // row, `phases_w` columns apart.
 class Rows {
  public:
-  template <int Strip>
-  __device__ static Rows of(const Tiling& t, const Bundle& bundle, const Origin& origin, const Lane& lane) {
+  template <int Strip, int Slots>
+  __device__ static Rows of(const Tiling& t, const Targets<Slots>& targets, const Origin& origin, const Lane& lane) {
     Rows rows;
-    const int phases = t.phases_h * t.phases_w, target = bundle.index * kSlots, in_group = target / phases;
-    rows.left_ = bundle.there && origin.image + lane.image < t.images ? t.group_targets - target : 0;
+    const int phases = t.phases_h * t.phases_w, target = targets.index * Slots, in_group = target / phases;
+    rows.left_ = targets.there && origin.image + lane.image < t.images ? t.group_targets - target : 0;
     rows.phase_h_ = (target - in_group * phases) / t.phases_w;
     rows.phase_w_ = target - in_group * phases - rows.phase_h_ * t.phases_w;
-    rows.channel_ = bundle.group * (t.group_targets / phases) + in_group;
+    rows.channel_ = targets.group * (t.group_targets / phases) + in_group;
     rows.plane_ = (static_cast<int64_t>(origin.image + lane.image) * t.y.channels + rows.channel_) * t.y.plane();
     rows.row_ = (origin.row + lane.row) * t.phases_h;
     rows.column_ = (origin.column + lane.strip * Strip) * t.phases_w;

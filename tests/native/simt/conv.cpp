@@ -1,6 +1,7 @@
 // Runs the ops of csrc/cuda on the host for tests/test_simt.py: copies host arrays into buffers, compiles the device
 // plan and makes the call.
 #include "../../../csrc/cuda/conv.h"
+#include "../../../csrc/cuda/step_cases.h"
 
 #include <exception>
 #include <random>
@@ -30,6 +31,20 @@ struct SimtCall {
 
 // The names of the kernels that the last call launched, one per line.
 const char* simt_launched() { return simt::launched(); }
+
+// The PTX of a loop of csrc/cuda/steps.h, which the host does not run. Null: there is no such loop.
+const char* simt_loop(int64_t strip, int64_t column_step, int64_t dots) {
+#define SIMT_LOOP(SLOTS, STRIP, STEP)            \
+  if (strip == (STRIP) && column_step == (STEP)) \
+    return dots != 0 ? SPARSEGAN_DOT_LOOP(SLOTS, STRIP, STEP) : SPARSEGAN_SUM_LOOP(SLOTS, STRIP, STEP);
+  SIMT_LOOP(8, 16, 1)
+  SIMT_LOOP(16, 8, 1)
+  SIMT_LOOP(16, 8, 2)
+  SIMT_LOOP(16, 4, 1)
+  SIMT_LOOP(16, 4, 2)
+#undef SIMT_LOOP
+  return nullptr;
+}
 
 // Computes y from x, values and bias, or dv from gy and x. Returns the error, null if there is none.
 const char* simt_conv(const SimtCall* call, const int32_t* support, const void* x, const void* values, const void* bias,

@@ -80,6 +80,27 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_
   return simt::shuffle("__shfl_xor_sync", mask, value, source <= (lane | (width - 1)) ? source : lane, {file, line});
 }
 
+// Returns the mask of the lanes whose `predicate` is not 0. All lanes of the warp take part.
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE) {
+  unsigned lanes = static_cast<unsigned>(predicate != 0) << simt::lane();
+  for (unsigned bits = 1; bits < 32; bits *= 2) {
+    lanes |= simt::shuffle("__ballot_sync", mask, lanes, simt::lane() ^ bits, {file, line});
+  }
+  return lanes;
+}
+// Returns the greatest number of the lanes. All lanes of the warp take part.
+inline int __reduce_max_sync(unsigned mask, int number, SIMT_SITE) {
+  for (unsigned bits = 1; bits < 32; bits *= 2) {
+    number = max(number, simt::shuffle("__reduce_max_sync", mask, number, simt::lane() ^ bits, {file, line}));
+  }
+  return number;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+inline int __float_as_int(float number) { return __builtin_bit_cast(int, number); }
+inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }
+
 // ---------------------------------------------------------------- functions for host code
 
 using cudaStream_t = struct CUstream_st*;
