@@ -222,6 +222,14 @@ RECIPES = {
         pruning="none",
         own=True,
     ),
+    "reconstruction": Recipe(
+        "pruned at once and fitted layer by layer to the original's activations by least squares, no training, no D",
+        pruning="one-shot",
+        fine_tune=False,
+        outputs="l1",
+        discriminator_mode="none",
+        settings={"reconstruct": 24, "saliency": "fisher", "allocation": "saliency"},
+    ),
     "one-shot": Recipe("pruned, not fine-tuned", pruning="one-shot", fine_tune=False, own=True),
     "one-shot-gan-loss": Recipe(
         "d: pruned at once, then the GAN's own loss, pretrained D updated", "d", pruning="one-shot", own=True
