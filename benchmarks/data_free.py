@@ -2,8 +2,9 @@
 
     python benchmarks/data_free.py --json benchmarks/results/data_free.json
 
-runs `sparsegan compress --generator FILE --data-free` with its default options at each sparsity, and at one sparsity
-with the other recipes that need no discriminator's file. Without --generator, FILE is the emoji generator of this
+runs `sparsegan compress --generator FILE --data-free` with its default options at each sparsity, and with the recipe
+that fits the pruned layers by least squares and trains nothing. At one sparsity it also runs the other recipes that
+need no discriminator's file, and the default recipe from a generator that is fitted at a high sparsity. Without --generator, FILE is the emoji generator of this
 repository (checkpoints/dcgan-emoji). --steps and --batch set the budget of every run. The figures are those of the
 command's result.json: the compressed and the original generator's images from the same noise, which no training uses.
 """

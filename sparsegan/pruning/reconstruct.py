@@ -122,7 +122,7 @@ def reconstruct(
         if layer.values.dtype not in (torch.float32, torch.float64) or layer.negative_slope != 1:
             raise ValueError(
                 f"{name or type(layer).__name__} has dtype {layer.values.dtype} and negative_slope "
-                f"{layer.negative_slope}; a layer that is fitted must be float32 or float64 and have no fused activation"
+                f"{layer.negative_slope}; it must be float32 or float64, with no fused activation (1)"
             )
     found = {}
     with in_mode(model, False), in_mode(original, False), torch.no_grad():

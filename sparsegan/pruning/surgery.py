@@ -224,7 +224,7 @@ def _shrink(
 
 
 def shrink_layer(layer: SparseConv, sparsity: float, ranks: Callable[[], Tensor], optimizer: Optimizers = None) -> None:
-    """Drops the units of one layer that rank lowest, until the layer has the given sparsity. ``shrink`` does it by name.
+    """Drops the units of one layer that rank lowest, until the layer has the given sparsity.
 
     Args:
         layer: changed in place.
