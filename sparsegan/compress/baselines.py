@@ -230,7 +230,7 @@ RECIPES = {
         fine_tune=False,
         outputs="l1",
         discriminator_mode="none",
-        settings={"reconstruct": 24, "saliency": "fisher", "allocation": "saliency"},
+        settings={"reconstruct": 24},
     ),
     "one-shot": Recipe("pruned, not fine-tuned", pruning="one-shot", fine_tune=False, own=True),
     "one-shot-gan-loss": Recipe(

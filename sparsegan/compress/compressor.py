@@ -23,7 +23,7 @@ from ..placement import device_of, moved
 from ..progress import announce
 from ..pruning.allocation import Targets
 from ..pruning.averaging import Average
-from ..pruning.reconstruct import allocated, reconstruct
+from ..pruning.reconstruct import reconstruct
 from ..pruning.regrow import regrowable_layers
 from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
@@ -130,16 +130,10 @@ class Compressor:
         start = _ready_to_draw(generator if student is None else student)
         pruned = config.granularity, config.exclude
         chosen_later = config.allocation == BY_SALIENCY
-        if (
-            chosen_later
-            and not config.reconstruct
-            and schedule.steps > 0
-            and len(prunings(schedule)) < 3
-            and schedule.sparsity(0) > 0
-        ):
+        if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
             warnings.warn(
                 f"allocation is {BY_SALIENCY!r}, and the schedule prunes before the first step only, when no gradient "
-                "is known yet: every layer gets the schedule's sparsity, and its smallest weights are dropped",
+                "is known yet: every layer gets the schedule's sparsity, and its weights are ranked without gradients",
                 stacklevel=2,
             )
         targets = Targets.of(
@@ -228,10 +222,7 @@ class Compressor:
             with seeded((seed + index) % 2**63):
                 self.task.objective.generate(network, batches[index])
 
-        first = self._first
-        if self.config.allocation == BY_SALIENCY:
-            first = allocated(student, original, sample, len(batches), self.schedule.sparsity(0))
-        errors = reconstruct(student, original, sample, len(batches), first)
+        errors = reconstruct(student, original, sample, len(batches), self._first)
         text = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
         announce(f"squared errors of the layers' outputs, relative to the original's: {text}", self.run_config.quiet)
         if self.task.average is not None:

@@ -84,8 +84,7 @@ class CompressionConfig:
     smallest product of weight and root mean square gradient; see `sparsegan.pruning.shrink`.
     `reconstruct`: the most batches for a reconstruction at the start, 0 for none. The schedule's first sparsity is then
     reached by least squares on the original generator's activations, layer by layer, and not by magnitude: see
-    `sparsegan.pruning.reconstruct`. It needs no data beyond the generator's inputs. With allocation "saliency", the
-    relative errors of the layers' outputs allocate this first sparsity.
+    `sparsegan.pruning.reconstruct`. It needs no data beyond the generator's inputs.
     `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
     the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) the weights of smallest magnitude
     are dropped, and the absent weights of largest gradient are added with value 0. This is RigL (Evci et al.,

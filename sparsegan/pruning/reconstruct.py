@@ -38,7 +38,7 @@ from ..modes import in_mode
 from ..nn.granularity import check_sparsity
 from ..nn.layer import SparseConv
 from ..nn.replace import sparse_layers
-from .saliency import counting_uses, ranked, sparsities_by_ranks, unit_norms
+from .saliency import ranked, unit_norms
 from .surgery import shrink_layer
 
 #: A layer is fitted to no more batches once these hold `ENOUGH_IMAGES` inputs and, for each kept weight of its output
@@ -84,7 +84,7 @@ def reconstruct(
             :data:`ENOUGH_OUTPUTS`. With too few, it fits the batches and not the images of other inputs.
         sparsity: prune to this sparsity in the same pass, as in ``shrink`` but by the saliency of the module's text; or
             by layer, ``{name: sparsity}``, where a layer that is not named keeps its support. ``None`` keeps all
-            supports. :func:`allocated` chooses sparsities.
+            supports.
         rounds: the number of prunings of each layer, with equal ratios of kept units.
         iterations: iterations of conjugate gradients after each pruning. A solution after fewer iterations than a
             channel has weights is approximate.
@@ -136,30 +136,6 @@ def reconstruct(
             calls = _calls(name, model, layer, original, theirs[name], sample, batches, enough)
             found[name] = _fit(layer, calls, wanted.get(name), rounds, iterations, ridge)
     return found
-
-
-@torch.no_grad()
-def allocated(model: nn.Module, original: nn.Module, sample: Sample, batches: int, sparsity: float) -> dict[str, float]:
-    """The sparsity of each sparse layer by name, for :func:`reconstruct`.
-
-    The saliencies of all layers are compared, each divided by its layer's sum of T^2: by the rise of the layer's
-    relative error. All layers together have as many weights and no more multiply-accumulates than with one sparsity for
-    every layer; see ``sparsegan.pruning.saliency.sparsities_by_ranks``. The arguments and errors are those of
-    :func:`reconstruct`. The networks are not changed.
-    """
-    theirs = dict(original.named_modules())
-    with in_mode(model, False), in_mode(original, False):
-        with counting_uses(model) as uses:
-            sample(model, 0)
-
-        def ranks(name: str, layer: SparseConv) -> Tensor:
-            if not uses[name]:
-                return unit_norms(layer, torch.zeros_like(layer.values))
-            calls = _calls(name, model, layer, original, theirs[name], sample, batches, 0.0)
-            power = sum(call.target.double().square().sum().item() for call in calls)
-            return _saliency(layer, calls) / max(power, torch.finfo(torch.float64).tiny) ** 0.5
-
-        return sparsities_by_ranks(model, sparsity, uses, ranks)
 
 
 def least_squares(layer: SparseConv, calls: Sequence[Call], iterations: int = 8, ridge: float = 1e-3) -> None:

@@ -14,7 +14,7 @@ It can therefore be compared across layers, which magnitudes cannot.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,24 +109,15 @@ def sparsities_by_saliency(
     optimizers: Sequence[Optimizer],
     saliency: str = "fisher",
 ) -> dict[str, float]:
-    """:func:`sparsities_by_ranks` with the saliency of that name. Raises ``ValueError`` as :func:`ranked` does too."""
-    return sparsities_by_ranks(model, sparsity, uses, lambda name, layer: ranked(layer, saliency, optimizers))
-
-
-@torch.no_grad()
-def sparsities_by_ranks(
-    model: nn.Module, sparsity: float, uses: Mapping[str, int], ranks: Callable[[str, SparseConv], Tensor]
-) -> dict[str, float]:
     """The sparsity of each sparse layer by name, when the least salient units of all layers are dropped together.
 
     All layers then have as many weights as with one sparsity for every layer, and no more multiply-accumulates. Among
     the choices that meet both budgets, the sum of the kept units' squared saliencies is the largest, except that the
     fraction :data:`~sparsegan.pruning.allocation.LEAST` of each layer's units always stays.
 
-    `uses`: how often a weight of each layer is used, as `counting_uses` counts it; only ratios matter. `ranks`: a
-    function of a layer's name and the layer. It returns the saliency of each unit, as :func:`ranked` does.
+    `uses`: how often a weight of each layer is used, as `counting_uses` counts it; only ratios matter.
     A layer of granularity "2:4" keeps its sparsity, and a frozen layer, whose gradients are not known, gets `sparsity`.
-    They count in neither budget. Raises ``ValueError`` for a sparsity outside [0, 1).
+    They count in neither budget. Raises ``ValueError`` as :func:`ranked` does.
     """
     check_sparsity(sparsity)
     frozen = {name: sparsity for name, layer in sparse_layers(model) if not layer.values.requires_grad}
@@ -139,7 +130,7 @@ def sparsities_by_ranks(
     for name, layer in layers.items():
         sizes[name] = layer.unit_size
         counts[name] = math.prod(layer.weight_shape) // layer.unit_size
-        squares[name] = ranks(name, layer).double().square().sort().values.cpu() / layer.unit_size
+        squares[name] = ranked(layer, saliency, optimizers).double().square().sort().values.cpu() / layer.unit_size
     most = max((float(values[-1]) for values in squares.values()), default=0.0) or 1.0
     busiest = max((uses[name] for name in layers), default=0) or 1
     costs = {name: uses[name] / busiest for name in layers}
