@@ -32,7 +32,7 @@ OTHERS = ("intermediate-distillation", "one-shot-distillation", "feature-distill
 
 
 #: The recipe that trains nothing, and the options with which the default recipe starts from such a fit.
-FITTED, FROM_FIT = "reconstruction", ("--reconstruct", "24", "--initial-sparsity", "0.7", "--ramp", "0.5")
+FITTED, FROM_FIT = "reconstruction", ("--reconstruct", "24", "--initial-sparsity", "0.7")
 
 
 def compress(

@@ -11,19 +11,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_compress import small_gan
 from test_nn import convolutions
 from torch import Tensor, nn
 
 import sparsegan as sg
 from sparsegan.cli.verdict import original_images
-from sparsegan.compress import BlankBatches, RunConfig, baseline
+from sparsegan.compress import BlankBatches, CompressionConfig, Compressor, DistillationLoss, RunConfig, baseline
+from sparsegan.compress import compressor as compressor_module
 from sparsegan.compress.statistics import recalibrate_batch_norm
-from sparsegan.gans import store
+from sparsegan.gans import dcgan, store
 from sparsegan.nn.layer import SparseConv
 from sparsegan.nn.replace import sparse_layers
 from sparsegan.profiling.macs import count_macs
 from sparsegan.pruning import reconstruct as module
 from sparsegan.pruning.reconstruct import Call, input_energies, least_squares, reconstruct
+from sparsegan.pruning.schedule import OneShot
 
 FILE = Path(__file__).parent.parent / "checkpoints" / "dcgan-emoji" / "generator.safetensors"
 
@@ -248,3 +251,58 @@ def test_a_generator_of_colour_images_comes_nearer_than_by_new_statistics(
     assert ours.psnr > theirs.psnr + 2
     assert ours.psnr > ours.mean_image + 4
     assert all(torch.equal(dense[name], value) for name, value in emoji.generator.state_dict().items())
+
+
+def test_a_run_starts_from_the_fit_and_a_resumed_run_does_not_fit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[str] = []
+    right = compressor_module.reconstruct
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        found = right(*arguments)
+        fits.extend(found)
+        return found
+
+    monkeypatch.setattr(compressor_module, "reconstruct", counted)
+    generator, judge = small_gan()
+
+    def run(folder: str, resume: bool = False) -> Compressor:
+        config = CompressionConfig(
+            DistillationLoss(),
+            {"main.3": "2:4", "*": "element"},
+            exclude=("main.12",),
+            reconstruct=2,
+            discriminator_mode="none",
+            ema=0.5,
+        )
+        how = RunConfig(tmp_path / folder, resume, checkpoint_every=2, quiet=True)
+        return Compressor(generator, judge, dcgan.objective, OneShot(4, 0.5), config, run=how)
+
+    loader = BlankBatches(4, 1, 64)
+    whole = run("whole").fit(loader).generator
+    broken = run("broken")
+    step = broken.task.step
+
+    def stops(number: int, batch: Any) -> dict[str, float]:
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(number, batch)
+
+    monkeypatch.setattr(broken.task, "step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(loader)
+    assert fits == 2 * ["main.0", "main.3", "main.6", "main.9"]
+    resumed = run("broken", True).fit(loader).generator
+    assert len(fits) == 8
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [round(layer.sparsity, 2) for _, layer in sparse_layers(resumed)] == [0.5] * 4
+
+
+def test_an_initial_sparsity_needs_a_gradual_schedule(emoji: store.Gan) -> None:
+    with pytest.raises(ValueError, match=r"initial is 0\.7; recipe reconstruction prunes 'one-shot'"):
+        fitted(emoji, 0.9, initial=0.7)
+    with pytest.raises(ValueError, match=r"initial is 0\.7; it must be at most target, 0\.5"):
+        fitted(emoji, 0.5, "distillation", initial=0.7)
