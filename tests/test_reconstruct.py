@@ -31,7 +31,7 @@ from sparsegan.pruning.schedule import OneShot
 FILE = Path(__file__).parent.parent / "checkpoints" / "dcgan-emoji" / "generator.safetensors"
 
 
-def columns(dense: nn.Module, layer: SparseConv, x: Tensor) -> tuple[Tensor, Tensor]:
+def columns(dense: Any, layer: SparseConv, x: Tensor) -> tuple[Tensor, Tensor]:
     """By torch's own layer: the inputs of each value at its channel's outputs [nnz, outputs], and the channel [nnz]."""
     dense = copy.deepcopy(dense)
     found, channels = [], []
@@ -69,7 +69,7 @@ def excess(dense: nn.Module, layer: SparseConv, x: Tensor, target: Tensor, ridge
     return total / float(target.square().sum())
 
 
-def problem_of(dense: nn.Module, x: Tensor, granularity: str) -> tuple[SparseConv, Tensor]:
+def problem_of(dense: nn.Module, x: Tensor, granularity: str) -> tuple[Any, Tensor]:
     layer = sg.sparsify(copy.deepcopy(dense), 0.6, granularity)
     with torch.no_grad():
         target = dense(x) + torch.randn(dense(x).shape, dtype=x.dtype) / 4
@@ -152,7 +152,7 @@ def sample(network: nn.Module, index: int) -> Tensor:
 
 def test_a_layer_that_is_called_twice_is_fitted_to_both_calls_and_one_without_a_call_is_pruned() -> None:
     original = Twice().train()
-    model = sg.sparsify(copy.deepcopy(original), 0.0)
+    model: Any = sg.sparsify(copy.deepcopy(original), 0.0)
     weights = copy.deepcopy(original.state_dict())
     errors = reconstruct(model, original, sample, 4, {"one": 0.5, "never": 0.75})
     assert [*errors] == ["one"]
@@ -165,7 +165,7 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls_and_one_without_a_
         assert network.training
         assert not network.one._forward_hooks
 
-    frozen = sg.sparsify(copy.deepcopy(original), 0.0)
+    frozen: Any = sg.sparsify(copy.deepcopy(original), 0.0)
     frozen.one.values.requires_grad_(False)
     kept = frozen.one.dense_weight()
     reconstruct(frozen, original, sample, 4, 0.5)

@@ -99,9 +99,9 @@ def reconstruct(
             not finite, or a layer has another dtype or a fused activation. Layers before the one in the text are then
             fitted already.
     """
-    for name, value in (("batches", batches), ("rounds", rounds), ("iterations", iterations)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, number in (("batches", batches), ("rounds", rounds), ("iterations", iterations)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge is {ridge}; it must be a number of at least 0")
     layers, theirs = dict(sparse_layers(model)), dict(original.named_modules())
@@ -138,6 +138,7 @@ def reconstruct(
     return found
 
 
+@torch.no_grad()
 def least_squares(layer: SparseConv, calls: Sequence[Call], iterations: int = 8, ridge: float = 1e-3) -> None:
     """Fits the values and the bias of one layer to the targets of ``calls``, in place; see the module's text.
 
