@@ -129,6 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
             sparsity=sparsity,
             **({"every": arguments.prune_every} if arguments.prune_every else {}),
             ramp=arguments.ramp,
+            initial=arguments.initial_sparsity,
             fresh=lambda: _fresh_discriminator(network, arguments.size).to(device),
             fresh_generator=lambda: _fresh_generator(network).to(device),
             small=lambda parameters: _small_generator(written, parameters).to(device),

@@ -65,6 +65,8 @@ HELP = {
     "no more multiply-accumulates than with uniform (needs --saliency fisher); sensitivity: each layer raises "
     f"equations 7-9 by the same amount, on {SENSITIVITY_BATCHES} batches",
     "exclude": "layers that stay dense",
+    "reconstruct": "the most batches on which the pruned layers are fitted to the original's activations before the "
+    "first step, by least squares; 0 for no fit",
     "regrow": "the initial fraction of a layer's kept weights that come back elsewhere, by their gradient, every ten "
     "steps; needs granularity element",
     "feature_layers": "the discriminator's modules whose outputs are its features, for a loss that matches features "
@@ -170,6 +172,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="FRACTION",
         help="the fraction of the run after which gradual pruning reaches its target (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--initial-sparsity",
+        type=float,
+        metavar="FRACTION",
+        help="the sparsity at the first step of gradual pruning; a high one needs --reconstruct (default: 0.05)",
     )
     parser.add_argument(
         "--prune-every", type=at_least_one, metavar="N", help="steps between two prunings of a recipe (default: 10)"

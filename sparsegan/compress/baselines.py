@@ -66,7 +66,8 @@ class Recipe:
     `outputs`: the distance of the images to the original's images, "l1", "mse" or "scales"; "" for none.
     `sharpness`: the weight of the difference of the edges' strengths, beside the weight 1 of the images' distance.
     `intermediate`: the distance of the generators' activations, "mse" or "relative"; "" for none.
-    `ramp`: the fraction of the run after which gradual pruning reaches its target.
+    `ramp`: the fraction of the run after which gradual pruning reaches its target. `initial`: the sparsity at its first
+    step.
 
     `settings`: defaults of further fields of `CompressionConfig`.
 
@@ -89,6 +90,7 @@ class Recipe:
     sharpness: float = 0.0
     intermediate: str = ""
     ramp: float = 0.5
+    initial: float = 0.05
     settings: Mapping[str, Any] = field(default_factory=dict)
     fresh_discriminator: bool = False
     discriminator_mode: DiscriminatorMode = "updated"
@@ -126,7 +128,7 @@ class Recipe:
     def schedule(self, steps: int, sparsity: float, every: int) -> Schedule:
         """The recipe's schedule. `every`: steps between two prunings of a gradual schedule."""
         if self.pruning == "gradual":
-            return GradualPruning(steps, sparsity, ramp=self.ramp, every=every)
+            return GradualPruning(steps, sparsity, self.initial, self.ramp, every)
         if self.pruning == "rounds":
             return Rounds(steps, sparsity)
         return OneShot(steps if self.fine_tune else 0, 0.0 if self.pruning == "none" else sparsity)
@@ -221,6 +223,14 @@ RECIPES = {
         start="small",
         pruning="none",
         own=True,
+    ),
+    "reconstruction": Recipe(
+        "pruned at once and fitted layer by layer to the original's activations by least squares, no training, no D",
+        pruning="one-shot",
+        fine_tune=False,
+        outputs="l1",
+        discriminator_mode="none",
+        settings={"reconstruct": 24},
     ),
     "one-shot": Recipe("pruned, not fine-tuned", pruning="one-shot", fine_tune=False, own=True),
     "one-shot-gan-loss": Recipe(
@@ -317,6 +327,7 @@ def baseline(
     loss_fields: Mapping[str, Any] | None = None,
     every: int = 10,
     ramp: float | None = None,
+    initial: float | None = None,
     rounds: bool = False,
     run: RunConfig | None = None,
     validate: Validation | None = None,
@@ -329,10 +340,12 @@ def baseline(
     recipes that start from them. `small`: a function that makes an untrained dense generator; its argument is the
     wanted number of parameters, to be met approximately (see `of_size`). The recipes that start from "small" need it.
     `every`: steps between two prunings of a gradual schedule. `ramp`: the fraction of the run after which it reaches
-    its target; None for the recipe's. `rounds`: prune in `Rounds` instead.
+    its target; None for the recipe's. `initial`: the sparsity at the first step of a gradual schedule, by default 0.05;
+    a high one needs `reconstruct` in the settings to be of use. `rounds`: prune in `Rounds` instead.
     `loss`, `loss_fields`, `settings`: as in `Recipe.config`. All recipes of a comparison should get the same settings.
     `run`, `validate`: as in `Compressor`; the default of the run's title is the recipe's name.
-    Raises ValueError for an unknown name, and where a function that the recipe needs is None.
+    Raises ValueError for an unknown name, for `initial` where the schedule is not gradual, and where a function that
+    the recipe needs is None.
     """
     name = recipe_name(name)
     recipe = RECIPES[name]
@@ -361,6 +374,12 @@ def baseline(
             student = small(kept_parameters(generator, sparsity, **split))
     pruned = replace(recipe, pruning="rounds") if rounds else recipe
     pruned = pruned if ramp is None else replace(pruned, ramp=ramp)
+    if initial is not None:
+        if pruned.pruning != "gradual":
+            raise ValueError(
+                f"initial is {initial}; recipe {name} prunes {pruned.pruning!r} and has no initial sparsity"
+            )
+        pruned = replace(pruned, initial=initial)
     schedule, run = pruned.schedule(steps, sparsity, every), replace(run, title=run.title or name)
     return Compressor(
         generator, discriminator, objective, schedule, config, run=run, student=student, validate=validate

@@ -16,10 +16,14 @@ from ..clock import Clock
 from ..copying import bake, copy_model
 from ..gans.objective import Objective, images_in
 from ..modes import in_mode, in_modes_of, train_as_set, trainable
+from ..nn.granularity import by_layer, units_of
 from ..nn.replace import sparse_layers
 from ..outermost import autocast as autocast_networks
 from ..placement import device_of, moved
+from ..progress import announce
 from ..pruning.allocation import Targets
+from ..pruning.averaging import Average
+from ..pruning.reconstruct import reconstruct
 from ..pruning.regrow import regrowable_layers
 from ..pruning.schedule import Schedule, prunings
 from ..pruning.surgery import sparsify
@@ -42,6 +46,7 @@ LATER_FIELDS: dict[str, Any] = {
     "lr_warm_up": 0.0,
     "cosine": False,
     "saliency": "magnitude",
+    "reconstruct": 0,
     "original_mode": "evaluation",
     "discriminator_from": "start",
 }
@@ -114,6 +119,11 @@ class Compressor:
             raise ValueError(
                 f"contrast is set and loss is a {kind}; it must be a loss that compares with the original generator"
             )
+        if config.reconstruct and ranks.world_size() > 1:
+            raise ValueError(
+                f"reconstruct is {config.reconstruct} in {ranks.world_size()} processes; it must be 0, because the "
+                "reconstruction is not divided among processes"
+            )
         self.config, self.run_config, self.schedule, self.validate = config, run, schedule, validate
 
         start = _ready_to_draw(generator if student is None else student)
@@ -122,7 +132,7 @@ class Compressor:
         if chosen_later and schedule.steps > 0 and len(prunings(schedule)) < 3 and schedule.sparsity(0) > 0:
             warnings.warn(
                 f"allocation is {BY_SALIENCY!r}, and the schedule prunes before the first step only, when no gradient "
-                "is known yet: every layer gets the schedule's sparsity, and its smallest weights are dropped",
+                "is known yet: every layer gets the schedule's sparsity, and its weights are ranked without gradients",
                 stacklevel=2,
             )
         targets = Targets.of(
@@ -131,7 +141,13 @@ class Compressor:
         first = dict(targets.at(schedule.sparsity(0)))
         if chosen_later and list(sparse_layers(start)):  # an earlier run has allocated the sparsity already
             first = dict.fromkeys(first, 0.0)
-        student = train_as_set(sparsify(start, first, *pruned))
+        #: The sparsities that the reconstruction at the start reaches. The layers are then whole until `fit`.
+        self._first = first if config.reconstruct else {}
+        if config.reconstruct:
+            kinds = by_layer(first, config.granularity, "granularity")
+            fixed = {name: units_of(kind).sparsity for name, kind in kinds.items()}
+            whole = {name: 0.0 if only is None else only for name, only in fixed.items()}
+        student = train_as_set(sparsify(start, whole if config.reconstruct else first, *pruned))
         _warn_of_frozen(student)
         if config.regrow:
             regrowable_layers(student)
@@ -147,7 +163,8 @@ class Compressor:
         def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
             return torch.optim.Adam(parameters, lr, config.betas, fused=True)
 
-        original = _original_beside(student, generator, config.original_mode) if compared else None
+        beside = compared or config.reconstruct > 0
+        original = _original_beside(student, generator, config.original_mode) if beside else None
         why = ', or set discriminator_mode="frozen"'
         self.task = CompressionTask(
             original,
@@ -186,9 +203,29 @@ class Compressor:
         Raises training.Diverged where a term is not finite or above `run.limit`, ValueError for an empty loader and for
         discriminator terms that give the generator no gradient.
         """
+        if self._first and (self.run is None or not self.run.checkpoints()):
+            self._reconstruct(loader)
         networks = (self.task.student, self.task.original, self.task.discriminator)
         with ranks.divided(*networks), autocast_networks(self.config.autocast, *networks):
             return self._fit(loader)
+
+    def _reconstruct(self, loader: Iterable[Any]) -> None:
+        """Bring the student to the schedule's first sparsity by `pruning.reconstruct`, and say each layer's error."""
+        student, original, seed = self.task.student, self.task.original, self.config.seed
+        assert original is not None
+        announce("fitting the pruned layers to the original's activations before the first step", self.run_config.quiet)
+        with undisturbed():
+            batches = [moved(one, self.task.device) for one in islice(endless(loader, seed), self.config.reconstruct)]
+
+        def sample(network: nn.Module, index: int) -> None:
+            with seeded((seed + index) % 2**63):
+                self.task.objective.generate(network, batches[index])
+
+        errors = reconstruct(student, original, sample, len(batches), self._first)
+        text = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+        announce(f"squared errors of the layers' outputs, relative to the original's: {text}", self.run_config.quiet)
+        if self.task.average is not None:
+            self.task.average = Average(student, self.config.ema)
 
     def rehearse(self, loader: Iterable[Any]) -> float:
         """The seconds of a step, measured on the second of two steps, or on the first where that takes `SLOW` seconds.

@@ -82,6 +82,9 @@ class CompressionConfig:
     It needs saliency "fisher".
     `saliency`: which weights of a layer are dropped first: "magnitude", the smallest, or "fisher", those with the
     smallest product of weight and root mean square gradient; see `sparsegan.pruning.shrink`.
+    `reconstruct`: the most batches for a reconstruction at the start, 0 for none. The schedule's first sparsity is then
+    reached by least squares on the original generator's activations, layer by layer, and not by magnitude: see
+    `sparsegan.pruning.reconstruct`. It needs no data beyond the generator's inputs.
     `regrow`: the initial fraction of a layer's kept weights that are exchanged for absent weights; 0 for never. From
     the first pruning on, every `REGROW_EVERY` steps (or at the generator's next step) the weights of smallest magnitude
     are dropped, and the absent weights of largest gradient are added with value 0. This is RigL (Evci et al.,
@@ -137,6 +140,7 @@ class CompressionConfig:
     exclude: tuple[str, ...] = ()
     allocation: str | Mapping[str, float] = "uniform"
     saliency: str = "magnitude"
+    reconstruct: int = 0
     regrow: float = 0.0
 
     # the discriminator
@@ -173,6 +177,8 @@ class CompressionConfig:
         for name in ("generator_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.reconstruct < 0:
+            raise ValueError(f"reconstruct is {self.reconstruct}; it must be at least 0")
         if self.decay and self.cosine:
             raise ValueError("decay and cosine are both set; the learning rates can fall in one way only")
         if self.rewind and not self.decay:

@@ -44,12 +44,14 @@ def ranked(layer: SparseConv, saliency: str, optimizers: Sequence[Optimizer]) ->
     A layer whose values no optimizer trains is ranked by magnitude. Raises ``ValueError`` if ``saliency`` is
     ``"fisher"`` and the optimizer of the values has no average of squared gradients.
     """
-    values = layer.values.detach()
-    if saliency == "fisher":
-        values = _weighed(layer.values, optimizers)
+    return unit_norms(layer, layer.values.detach() if saliency == "magnitude" else _weighed(layer.values, optimizers))
+
+
+def unit_norms(layer: SparseConv, numbers: Tensor) -> Tensor:
+    """The L2 norm of each unit's ``numbers``, which are one per value ``[nnz]``, in the order of :func:`ranked`."""
     if units_of(layer.granularity).listed:
-        return magnitudes(values.view(-1, layer.geometry.vector))
-    return magnitudes(values[layer.unit_rows()])
+        return magnitudes(numbers.view(-1, layer.geometry.vector))
+    return magnitudes(numbers[layer.unit_rows()])
 
 
 def _weighed(values: nn.Parameter, optimizers: Sequence[Optimizer]) -> Tensor:

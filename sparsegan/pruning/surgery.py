@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import overload
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..copying import computed, plain_class
 from ..nn.granularity import (
@@ -212,7 +212,8 @@ def _shrink(
     survivors = {}
     for name, (layer, sparsity) in layers.items():  # all checks come before the first change
         try:
-            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, saliency, optimizers)
+            ranks = partial(ranked, layer, saliency, optimizers)
+            survivors[layer] = None if sparsity is None else _survivors(layer, sparsity, ranks)
         except ValueError as error:
             raise ValueError(f"{name or type(layer).__name__}: {error}") from error
         if survivors[layer] is not None:
@@ -222,7 +223,24 @@ def _shrink(
             _cut(layer, weights, optimizers)
 
 
-def _survivors(layer: SparseConv, sparsity: float, saliency: str, optimizers: Sequence[Optimizer]) -> Tensor | None:
+def shrink_layer(layer: SparseConv, sparsity: float, ranks: Callable[[], Tensor], optimizer: Optimizers = None) -> None:
+    """Drops the units of one layer that rank lowest, until the layer has the given sparsity.
+
+    Args:
+        layer: changed in place.
+        sparsity: as in ``shrink``. A layer that has this sparsity already is not changed, and ``ranks`` is not called.
+        ranks: returns one number per unit, in the order of ``saliency.ranked``.
+        optimizer: as in ``shrink``.
+
+    Raises:
+        ValueError: the sparsity is out of range, or above 0.5 for a layer of granularity ``"2:4"``, or a rank is NaN.
+    """
+    weights = _survivors(layer, check_sparsity(sparsity), ranks)
+    if weights is not None:
+        _cut(layer, weights, optimizer)
+
+
+def _survivors(layer: SparseConv, sparsity: float, ranks: Callable[[], Tensor]) -> Tensor | None:
     """The indices of a layer's values that stay at a sparsity, int64, sorted; None if all values stay."""
     if (only := units_of(layer.granularity).sparsity) is not None:
         if sparsity > only:
@@ -231,7 +249,7 @@ def _survivors(layer: SparseConv, sparsity: float, saliency: str, optimizers: Se
     keep = kept(math.prod(layer.weight_shape) // layer.unit_size, sparsity)
     if keep * layer.unit_size >= layer.nnz:
         return None
-    chosen = largest(ranked(layer, saliency, optimizers), keep)
+    chosen = largest(ranks(), keep)
     if units_of(layer.granularity).listed:
         vector = layer.geometry.vector
         return chosen.unsqueeze(1).expand(-1, vector).flatten().nonzero().flatten()
