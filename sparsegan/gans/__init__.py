@@ -1,11 +1,13 @@
 """The reference GANs. Each file holds one GAN: its networks, and its losses as named terms."""
 
-from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan
+from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan, stylegan2
 from .objective import ImagePool, Objective, View
 from .reference import Reference, Training
 
 #: name -> reference GAN
-GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan)}
+GANS = {
+    module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan, stylegan2)
+}
 
 __all__ = [
     "GANS",
@@ -20,4 +22,5 @@ __all__ = [
     "pix2pix",
     "srgan",
     "stargan",
+    "stylegan2",
 ]
