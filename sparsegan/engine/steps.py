@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..nn.modulated import demodulation
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
 from ..signals import IMAGE
 from .memory import Memory
@@ -268,6 +269,80 @@ class Modulation(Step):
                 shift.mul_(factor)
             else:
                 shift.add_(other, alpha=1 if operation == "+" else -1)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class Demodulation(Step):
+    """Computes the deferred scale of a modulated convolution's output, without reading it.
+
+    `scales`: of the input channels, ``[N, C]`` or ``[1, C]``. `sums`, `eps`: the arguments of
+    :func:`sparsegan.nn.modulated.demodulation`. `affine`: scale and shift of the output.
+    """
+
+    scales: Slot | Tensor
+    sums: Tensor
+    eps: float
+    affine: Affine
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.scales] if isinstance(self.scales, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given = self.scales
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        scale, shift = memory.maps(self.affine)
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            scale.copy_(demodulation(read(), self.sums, self.eps))
+            shift.zero_()
+
+        return run
+
+
+@dataclass(kw_only=True)
+class PlaneSum(Step):
+    """y = a + plane, where the plane ``[N or 1, 1, H, W]`` is added to all channels, after the deferred scale and shift
+    of a. The sum runs in torch, because the kernels add tensors of one shape only."""
+
+    a: Value
+    plane: Slot | Tensor
+    y: Slot
+
+    backend = "torch"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.a.slot, self.plane] if isinstance(self.plane, Slot) else [self.a.slot]
+
+    @property
+    def writes(self) -> list[Slot]:
+        return [self.y]
+
+    def bind(self, memory: Memory) -> Run:
+        given = self.plane
+        a, y = memory.reader(self.a.slot), memory.reader(self.y)
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        scale, shift = memory.maps(self.a.affine)
+        beside = (..., *[None for _ in self.y.shape[2:]])
+
+        def run() -> None:
+            if scale is None or shift is None:
+                torch.add(a(), read(), out=y())
+                return
+            torch.addcmul(read(), a(), scale[beside].to(self.y.dtype), out=y())
+            if shift.any():  # a demodulation leaves 0, and then no second pass is needed
+                y().add_(shift[beside])
 
         return run
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..calls import Call
 from ..forks import TRACING
 from ..nn.layer import SparseConv
+from ..nn.modulated import ModulatedConv
 from ..signals import IMAGE, SIGNAL
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
@@ -130,8 +131,10 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node. Besides the leaves of torch.fx, these are subclasses of norms, sparse
-        layers, and modules with hooks, so that the hooks run in every call."""
-        own = isinstance(m, (*NORMS, SparseConv)) or module_qualified_name in self.leaves or has_hooks(m)
+        layers, modulated convolutions whose convolution has no hooks, and modules with hooks, so that the hooks run in
+        every call."""
+        modulated = type(m).forward is ModulatedConv.forward and not has_hooks(m.convolution)  # type: ignore[arg-type]
+        own = isinstance(m, (*NORMS, SparseConv)) or modulated or module_qualified_name in self.leaves or has_hooks(m)
         return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -59,15 +59,18 @@ class EqualConv2d(nn.Module):
         return F.conv2d(x, self.weight * self.scale, None, self.stride, self.padding)
 
 
-class BiasedLeakyReLU(nn.Module):
-    """x [N, channels, H, W] -> sqrt(2) * leaky_relu(x + bias), which keeps the variance. The slope is 0.2."""
+class BiasedLeakyReLU(nn.LeakyReLU):
+    """x [N, channels, H, W] -> sqrt(2) * leaky_relu(x + bias), which keeps the variance. The slope is 0.2.
+
+    Losses that match activations find it by its base class.
+    """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
+        super().__init__(0.2)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return math.sqrt(2) * F.leaky_relu(x + self.bias[:, None, None], 0.2)
+        return math.sqrt(2) * super().forward(x + self.bias[:, None, None])
 
 
 class Blur(nn.Module):

@@ -14,7 +14,9 @@ computes it from its kept values.
 
 from __future__ import annotations
 
+import functools
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +63,8 @@ class ModulatedConv(nn.Module):
         Raises ValueError for scales of another shape.
         """
         layer = self.convolution
-        if tuple(scales.shape) not in {(len(x), layer.in_channels), (1, layer.in_channels)}:
+        wanted = {(len(x), layer.in_channels), (1, layer.in_channels)}
+        if not torch.jit.is_tracing() and tuple(scales.shape) not in wanted:  # sizes are no numbers while torch traces
             raise ValueError(
                 f"scales has shape {tuple(scales.shape)}; for {len(x)} image(s) it must be "
                 f"({len(x)}, {layer.in_channels}) or (1, {layer.in_channels})"
@@ -70,7 +73,9 @@ class ModulatedConv(nn.Module):
         y = layer(x * scales[(..., *grid)])
         if not self.demodulate:
             return y
-        factors = demodulation(scales, square_sums(layer), layer, self.eps)
+        # autocast would square in half precision, which overflows; the meta device has no autocast
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            factors = demodulation(scales, square_sums(layer), self.eps)
         return y * factors[(..., *grid)].to(y.dtype)
 
     def extra_repr(self) -> str:
@@ -79,26 +84,26 @@ class ModulatedConv(nn.Module):
 
 
 def square_sums(layer: DenseConv | SparseConv) -> Tensor:
-    """The sums of squared weights over the kernel's positions, differentiable in the weights.
+    """The numbers ``q`` of a layer, ``[groups, in / groups, out / groups]``, differentiable in the weights.
 
-    Of the first two dimensions of the weight: ``[out, in / groups]``, transposed ``[in, out / groups]``. Half precision
-    is summed in float32. Dropped weights take no memory.
+    Half precision is summed in float32. Dropped weights take no memory.
     """
-    if not isinstance(layer, SparseConv):
-        return _wide(layer.weight).square().flatten(2).sum(2)
-    first, second, *kernel = layer.weight_shape
-    area = math.prod(kernel)
-    squares = _wide(layer.values).square()
-    return squares.new_zeros(first * second).index_add(0, layer.positions() // area, squares).view(first, second)
+    if isinstance(layer, SparseConv):
+        first, second, *kernel = layer.weight_shape
+        squares = _wide(layer.values).square()
+        places = layer.positions() // math.prod(kernel)
+        sums = squares.new_zeros(first * second).index_add(0, places, squares).view(first, second)
+    else:
+        # Summed one after another, as above, so that a layer that keeps all weights has the same sums to the last bit.
+        sums = functools.reduce(torch.add, _wide(layer.weight).square().flatten(2).unbind(2))
+    sums = sums.unflatten(0, (layer.groups, -1))
+    return sums if layer.transposed else sums.transpose(1, 2)
 
 
-def demodulation(scales: Tensor, sums: Tensor, layer: DenseConv | SparseConv, eps: float) -> Tensor:
+def demodulation(scales: Tensor, sums: Tensor, eps: float) -> Tensor:
     """The factors ``d``, ``[N, out_channels]``, of ``scales`` ``[N, in_channels]`` and the result of `square_sums`."""
-    groups = layer.groups
-    equation = "ngi,gio->ngo" if layer.transposed else "ngi,goi->ngo"
-    with torch.autocast(scales.device.type, enabled=False):  # squares of half precision overflow
-        squares = scales.to(sums.dtype).square().unflatten(1, (groups, -1))
-        return (torch.einsum(equation, squares, sums.unflatten(0, (groups, -1))) + eps).rsqrt().flatten(1)
+    squares = scales.to(sums.dtype).square().unflatten(1, (len(sums), -1)).transpose(0, 1)
+    return (torch.matmul(squares, sums) + eps).rsqrt().transpose(0, 1).flatten(1)
 
 
 def _wide(weight: Tensor) -> Tensor:
