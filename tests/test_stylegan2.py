@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsegan as sg
+from sparsegan.cli import main
 from sparsegan.gans import store, stylegan2
 from sparsegan.gans.recognition import recognise
 from sparsegan.nn.replace import sparse_layers
@@ -450,3 +452,96 @@ def test_bad_sizes_are_named() -> None:
         net(torch.zeros(2, 6, 1, 1))
     with pytest.raises(ValueError, match="noise has 1 tensors; it must have 5, one per layer"):
         net(torch.zeros(2, 6, dtype=torch.float64), [torch.zeros(1, 1, 4, 4)])
+
+
+# Engine
+
+
+@pytest.mark.parametrize("kept", ["dense", "sparse"])
+@pytest.mark.parametrize("given", [False, True])
+def test_an_engine_gives_the_generators_images(kept: str, given: bool) -> None:
+    """With the fixed noise of the file, and with noise as arguments, which the engine must not keep."""
+    net, _ = built()
+    if kept == "sparse":
+        sg.sparsify(net, 0.6)
+    calls = [stylegan2.random_inputs(net, count)[: 2 if given else 1] for count in (2, 2, 3, 1)]
+    engine = sg.optimize_for_inference(net, calls[0])
+    assert engine._shapes.why_not is None  # other sizes are compiled without running the model
+    for call in calls:
+        torch.testing.assert_close(engine(*call), net(*call), rtol=1e-9, atol=1e-9)
+    steps = {step.name: step.backend for step in engine.steps()}
+    for name, module in net.named_modules():
+        if isinstance(module, sg.ModulatedConv):
+            assert steps[f"{name}.convolution"] in ("sparse", "dense")
+            assert steps[f"{name}: scales"] == "channels"
+            assert (steps.get(name) == "channels") == module.demodulate
+    assert {name for name in steps if "blur" in name or "upsample" in name} >= {"convs.0.conv.blur: conv2d"}
+    torchs = {re.sub(r".* (?=\w+$)", "", one.why.removesuffix(" runs in torch")) for one in engine.fallbacks}
+    assert not torchs & {"conv2d", "conv_transpose2d", "ModulatedConv"}
+
+
+def test_an_engine_of_modules_that_a_user_wrote() -> None:
+    """Groups, scales that are one row for all images or a constant, signals, and a hook that must run."""
+
+    class Two(nn.Module):
+        def __init__(self, first: nn.Module, second: nn.Module) -> None:
+            super().__init__()
+            self.first, self.second = sg.ModulatedConv(first), sg.ModulatedConv(second, eps=0.1)
+            self.scales = nn.Parameter(torch.rand(1, 4) - 0.5)
+
+        def forward(self, x: Tensor, scales: Tensor) -> Tensor:
+            y = self.first(F.leaky_relu(x, 0.3) * 2, self.scales)
+            return self.second(F.leaky_relu(y, 0.2) * 1.5, scales) - y.mean(1, keepdim=True)
+
+    torch.manual_seed(0)
+    for make, grid in ((nn.Conv2d, (6, 5)), (nn.Conv1d, (9,))):
+        model = Two(*(make(4, 4, 3, padding=1, bias=False, groups=groups) for groups in (2, 1))).double()
+        sg.sparsify(model, 0.4)
+        calls: list[int] = []
+        for count in (2, 1):
+            x, scales = torch.randn(count, 4, *grid).double(), torch.randn(1, 4).double()
+            engine = sg.optimize_for_inference(model, (x, scales))
+            torch.testing.assert_close(engine(x, scales), model(x, scales), rtol=1e-9, atol=1e-9)
+            assert engine._whole is None
+        model.second.convolution.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        with pytest.warns(UserWarning, match=r"run in torch.*second \(ModulatedConv runs in torch\)"):
+            engine = sg.optimize_for_inference(model, (x, scales))
+        before = len(calls)
+        torch.testing.assert_close(engine(x, scales), model(x, scales), rtol=1e-9, atol=1e-9)
+        assert len(calls) == before + 2
+
+
+# From one file to pictures
+
+
+def test_one_public_file_is_compressed_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("matplotlib", "torchmetrics"):
+        pytest.importorskip(package)
+    image = pytest.importorskip("PIL.Image")
+    torch.manual_seed(0)
+    source, dense, file, small = (tmp_path / name for name in ("data", "dense", "g.pt", "small"))
+    source.mkdir()
+    for index in range(4):
+        image.fromarray(torch.randint(256, (16, 16, 3), dtype=torch.uint8).numpy()).save(source / f"{index}.png")
+    sizes = ["--network", "most=8", "style_dim=8", "mapping=2"]
+    common = ["--batch", "2", "--steps", "2", "--quiet", "--out"]
+    train = ["train", "stylegan2", "--data", str(source), "--size", "16", "--width", "4", *sizes]
+    assert main([*train, *common, str(dense)]) == 0
+    assert image.open(dense / "samples.png").mode == "RGB"
+    trained = store.load(dense)
+    state = port(trained.generator.state_dict())
+    torch.save({"g_ema": state, "d": trained.discriminator.state_dict(), "latent_avg": torch.zeros(8)}, file)
+    command = ["compress", "--generator", str(file), "--sparsity", "0.7"]
+    assert main([*command, "--data-free", *common, str(small)]) == 0
+    network = json.loads((small / "config.json").read_text())["network"]
+    assert (network["gan"], network["image_size"], network["width"]) == ("stylegan2", 16, 4)
+    result = json.loads((small / "result.json").read_text())
+    assert result["generators"]["compressed"]["sparsity"] == pytest.approx(0.7, abs=0.01)
+    judged = ["--discriminator", str(file), "--data", str(source), "--recipe", "self-supervised"]
+    assert main([*command, *judged, *common, str(tmp_path / "judged")]) == 0
+    assert main([*command, "--data", str(source), "--size", "8", *common, str(tmp_path / "other")]) == 1
+    assert "--size is 8; it must be 16" in capsys.readouterr().err
+    assert main(["generate", str(small), "--count", "3", "--seed", "5", "--out", str(tmp_path / "made.png")]) == 0
+    assert image.open(tmp_path / "made.png").mode == "RGB"
+    assert main(["profile", str(small), "--batch", "1"]) == 0
+    assert "convs.0.conv.modulated.convolution" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     samples, validated = None, arguments.validate is not None or bound is not None
     if not without_data:
         samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
-        _check_fit(network, samples, arguments.size, trained_discriminator)
+        _check_fit(network, samples, arguments.size, trained_discriminator or reference.from_noise)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     inputs: Any = blank if samples is None else samples.batches(arguments.batch)
     loader = GeneratedBatches(gan.generator, objective, inputs) if arguments.data_free else inputs
@@ -227,16 +227,19 @@ def _weighted(
     return replace(objective, weights={**objective.weights, **weights})
 
 
-def _check_fit(network: dict[str, Any], samples: Samples, size: int, trained_discriminator: bool) -> None:
-    """Raise ValueError where a network was made for another number of domains or another image size."""
+def _check_fit(network: dict[str, Any], samples: Samples, size: int, fixed: bool) -> None:
+    """Raise ValueError where a network was made for another number of domains, or another image size if it is `fixed`.
+
+    A trained discriminator fixes the size of images, and so does a generator that makes images from noise.
+    """
     known = network.get("domains")
     if known is not None and len(samples.domains) != known:
         raise ValueError(
             f"the data have {len(samples.domains)} domains ({', '.join(samples.domains)}); the generator has {known}"
         )
     made_for = network.get("image_size", size)
-    if trained_discriminator and made_for != size:
-        raise ValueError(f"--size is {size}; it must be {made_for}, which the discriminator was made for")
+    if fixed and made_for != size:
+        raise ValueError(f"--size is {size}; it must be {made_for}, which the networks were made for")
 
 
 def _allocation(

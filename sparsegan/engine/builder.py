@@ -309,7 +309,8 @@ class Builder:
         if a.slope is not None or a.padding is not None:
             self.written(a)
         y = self.slot(a.slot)
-        self.steps.append(PlaneSum(name=name, a=a.copy(), plane=plane, y=y, fused=a.deferred))
+        why = "the sum with one plane for all channels runs in torch"
+        self.steps.append(PlaneSum(name=name, why=why, a=a.copy(), plane=plane, y=y, fused=a.deferred))
         return Value(y)
 
     def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:

@@ -314,7 +314,13 @@ class Compiler:
         slot = self._outside(node)
         held = self._held(slot, node)
         self.builder.steps.append(
-            Torch(name=name_of(node), why="a constant", function=_itself, args=(tensor.contiguous(),), y=slot)
+            Torch(
+                name=name_of(node),
+                why="a constant, which torch holds",
+                function=_itself,
+                args=(tensor.contiguous(),),
+                y=slot,
+            )
         )
         self.known[node] = held
         return held

@@ -130,7 +130,7 @@ def _functional_convolution(node: fx.Node, module: Any) -> Meaning:
 
 def _modulated_convolution(node: fx.Node, module: Any) -> Meaning | None:
     scales = node.args[1] if len(node.args) == 2 else node.kwargs.get("scales")
-    if not isinstance(scales, fx.Node):
+    if not isinstance(scales, fx.Node) or has_hooks(module.convolution):
         return None
     return ModulatedConvolution(scales, module.eps if module.demodulate else None)
 

@@ -302,6 +302,13 @@ reference = Reference(
     samples=IMAGES,
     network={"image_size": 64, "width": 16, "most": 64, "style_dim": 64, "mapping": 4, "channels": 3},
     training=Training(
-        data="emoji", size=64, batch=16, steps=6000, lr=2e-3, discriminator_lr=2e-3, betas=(0.0, 0.99), decay=True
+        data="runs/data/emoji-64/trainA",
+        size=64,
+        batch=16,
+        steps=6000,
+        lr=2e-3,
+        discriminator_lr=2e-3,
+        betas=(0.0, 0.99),
+        decay=True,
     ),
 )

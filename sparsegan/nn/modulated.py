@@ -17,9 +17,10 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .kept_weights import DenseConv
 from .layer import DENSE_CLASSES, SparseConv
@@ -62,6 +63,10 @@ class ModulatedConv(nn.Module):
 
         Raises ValueError for scales of another shape.
         """
+        recorded: Any = x
+        if isinstance(recorded, fx.Proxy):  # torch.fx records this module as one node, as it does sparse layers
+            tracer: Any = recorded.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, scales), {})
         layer = self.convolution
         wanted = {(len(x), layer.in_channels), (1, layer.in_channels)}
         if not torch.jit.is_tracing() and tuple(scales.shape) not in wanted:  # sizes are no numbers while torch traces
