@@ -511,6 +511,32 @@ def test_an_engine_of_modules_that_a_user_wrote() -> None:
         assert len(calls) == before + 2
 
 
+@pytest.mark.parametrize("slope", [0.2, 0.0, 3.0])
+def test_one_image_needs_no_pass_between_an_activation_and_its_scales(slope: float) -> None:
+    """With a negative scale the kernels read the mirrored activation, which has another slope."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 3, padding=1)
+            self.second = sg.ModulatedConv(nn.Conv2d(6, 4, 3, padding=1, bias=False))
+
+        def forward(self, x: Tensor, scales: Tensor) -> Tensor:
+            return self.second(F.leaky_relu(self.first(x) / 3 + 0.1, slope), scales)
+
+    torch.manual_seed(0)
+    model = sg.sparsify(Chain().double(), 0.5)
+    for _, layer in sparse_layers(model):
+        layer.backend = "sparse"
+    scales = torch.tensor([[0.0, -1.0, 2.0, -3.0, 0.5, -0.1], [1.0, -1.0, 0.0, 3.0, -0.5, 0.2]], dtype=torch.float64)
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    engine = sg.optimize_for_inference(model, (x[:1], scales[:1]))
+    passes = sum(step.backend == "pointwise" for step in engine.steps())
+    assert passes == (2 if slope == 0 else 1)  # the last one is the demodulation of the result
+    for rows in (slice(1), slice(1, 2), slice(2)):
+        torch.testing.assert_close(engine(x[rows], scales[rows]), model(x[rows], scales[rows]), rtol=1e-9, atol=1e-12)
+
+
 # From one file to pictures
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,13 @@ from .steps import (
     Norm,
     PlaneSum,
     Pointwise,
+    ScaledActivation,
     SparseConvStep,
     Statistics,
     Step,
     Torch,
 )
-from .values import Affine, Slot, Value, concatenated
+from .values import Affine, Slopes, Slot, Value, concatenated
 
 
 class Builder:
@@ -147,6 +148,14 @@ class Builder:
         With `of_channels` its shape is ``[N, C]`` or ``[1, C]``. A tensor is a constant; a slot is read in each run.
         """
         before, rank = value.affine, 2 if of_channels else len(value.slot.shape)
+        if operation == "*" and value.padding is None and value.slot.shape[0] == 1 and _turns(value.slope):
+            affine, slopes = Affine(1, value.slot.shape[1]), Slopes(value.slot.shape[1])
+            self.steps.append(
+                ScaledActivation(
+                    name=name, factor=other, slope=value.slope, before=before, affine=affine, slopes=slopes
+                )
+            )
+            return replace(value, affine=affine, slope=slopes)
         if value.slope is not None or value.padding is not None:
             self.written(value)
             before = None
@@ -338,6 +347,8 @@ class Builder:
         whole, placed, offset = Slot(shape, self.dtype), [], 0
         key = [one.copy() for one in values]
         for value in self._longer(values):
+            if isinstance(value.slope, Slopes):
+                self.written(value)
             part = self._unpadded(value)
             slot = part.slot
             if not _free(part):
@@ -362,6 +373,11 @@ class Builder:
         ]
         count, whole = max(earlier, key=lambda one: one[0], default=(0, None))
         return [*parts] if whole is None else [whole, *parts[count:]]
+
+
+def _turns(slope: Tensor | Slopes | None) -> TypeGuard[Tensor]:
+    """Whether an activation of these slopes still is one when it is mirrored at 0."""
+    return isinstance(slope, Tensor) and bool((slope > 0).all())
 
 
 def _same(a: Value, b: Value) -> bool:

@@ -14,7 +14,7 @@ from ..nn.modulated import demodulation
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
 from ..signals import IMAGE
 from .memory import Memory
-from .values import Affine, Slot, Value
+from .values import Affine, Slopes, Slot, Value
 
 Run = Callable[[], None]
 
@@ -269,6 +269,53 @@ class Modulation(Step):
                 shift.mul_(factor)
             else:
                 shift.add_(other, alpha=1 if operation == "+" else -1)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class ScaledActivation(Step):
+    """Changes the deferred work of one image whose activation has the constant slopes a > 0, so that the result is
+    multiplied by one number f per channel, without reading the image.
+
+    f * activation(z) is activation(f * z) where f >= 0. Where f < 0, it is w = a * f * z if w > 0, and w / a otherwise.
+    `factor`: f, of a shape that broadcasts to ``[1, C, 1, 1]``. `slope`: a, ``[C]``. `before`: scale and shift before
+    the step, or None. `affine`, `slopes`: after it.
+    """
+
+    factor: Slot | Tensor
+    slope: Tensor
+    before: Affine | None
+    affine: Affine
+    slopes: Slopes
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.factor] if isinstance(self.factor, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given, channels = self.factor, self.affine.channels
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        old_scale, old_shift = memory.maps(self.before)
+        (scale, shift), slopes = memory.maps(self.affine), memory.slopes(self.slopes)
+        assert scale is not None
+        assert shift is not None
+        assert slopes is not None
+        slope = self.slope.to(scale.dtype)
+
+        def run() -> None:
+            factor = read().to(scale.dtype).flatten().expand(channels)
+            mirrored = factor < 0
+            factor = torch.where(mirrored, slope * factor, factor)
+            torch.where(mirrored, slope.reciprocal(), slope, out=slopes)
+            scale.copy_(factor if old_scale is None else factor * old_scale)
+            shift.zero_() if old_shift is None else torch.mul(factor, old_shift, out=shift)
 
         return run
 
