@@ -12,6 +12,7 @@ from .compress import RunConfig as RunConfig
 from .engine import Engine as Engine
 from .engine import optimize_for_inference as optimize_for_inference
 from .engine.export import export_onnx as export_onnx
+from .nn import ModulatedConv as ModulatedConv
 from .nn import SparseConv1d as SparseConv1d
 from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseConvTranspose1d as SparseConvTranspose1d

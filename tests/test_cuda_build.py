@@ -180,7 +180,9 @@ def test_a_tap_takes_few_instructions_and_the_registers_of_its_case(kernels: lis
             factors = Counter(factor for _, a, b, _ in numbers for factor in (a, b))
             value = max(factors, key=lambda factor: factors[factor])
             assert factors[value] == strip and all(sum_ == addend for sum_, _, _, addend in numbers), (kernel, case)
-            slots.setdefault(tuple(n[0] for n in numbers), []).append(tuple(a if b == value else b for _, a, b, _ in numbers))
+            slots.setdefault(tuple(n[0] for n in numbers), []).append(
+                tuple(a if b == value else b for _, a, b, _ in numbers)
+            )
         assert len(slots) == SLOTS[kernel.variant[1]], kernel
         sums = [register for slot in slots for register in slot]
         assert len(set(sums)) == len(sums) == len(slots) * strip, kernel

@@ -32,6 +32,12 @@ def conv(inside: int = WIDTH, outside: int = WIDTH, kernel: int = 3) -> nn.Modul
     return layer
 
 
+def sparse_without_bias() -> Any:
+    layer = sg.SparseConv2d(WIDTH, WIDTH, 3, padding=1, bias=False, sparsity=0.6)
+    layer.backend = "sparse"
+    return layer
+
+
 class Function(nn.Module):
     """A function of the image, as a module."""
 
@@ -216,6 +222,14 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
         modulated,
         weight=lambda: torch.randn(1, WIDTH, WIDTH, 3, 3),
         to_scale=lambda: nn.Linear(STYLE, WIDTH),
+    ),
+    "`sg.ModulatedConv`, the same convolution with the scales on the images": styled(
+        lambda self, x, style: self.modulated(x, self.to_scale(style)),
+        modulated=lambda: sg.ModulatedConv(sparse_without_bias()),
+        to_scale=lambda: nn.Linear(STYLE, WIDTH),
+    ),
+    "noise of StyleGAN2: one plane for all channels": styled(
+        lambda self, x, style: x + self.strength * torch.cos(x[:, :1]), strength=lambda: torch.rand(1)
     ),
     "conditional batch norm of BigGAN": styled(
         adaptive, norm=lambda: nn.BatchNorm2d(WIDTH, affine=False), to_style=to_style

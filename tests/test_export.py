@@ -26,6 +26,7 @@ SIZES = {
     "stargan": {"blocks": 1},
     "srgan": {"blocks": 1},
     "esrgan": {"blocks": 1},
+    "stylegan2": {"image_size": 16, "style_dim": 8, "mapping": 1},
 }
 
 

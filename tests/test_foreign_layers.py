@@ -267,7 +267,10 @@ UNPRUNABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "3-D": (lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(4, 3, 3)), "0 is a Conv3d; .*1 is a ConvTr"),
     "own 1-D": (lambda: nn.Sequential(OwnSignal(3, 4, 3)), r"0 is a .*OwnSignal, not torch\.nn's own layer"),
     "functional": (lambda: nn.Sequential(nn.ReLU(), Functional()), r"1 holds kernel of shape \(4, 3, 3, 3\)"),
-    "modulated": (lambda: nn.Sequential(nn.ReLU(), Modulated()), r"1 holds weight of shape \(4, 3, 3, 3\)"),
+    "modulated": (
+        lambda: nn.Sequential(nn.ReLU(), Modulated()),
+        r"1 holds weight of shape \(4, 3, 3, 3\).*can be pruned as sparsegan\.ModulatedConv",
+    ),
     "scripted": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "is scripted; prune it before"),
     "scripted inside": (lambda: nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))), "0 is scripted"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "0 is a LazyConv2d that has seen no input; call the model"),

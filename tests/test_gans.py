@@ -319,6 +319,7 @@ TINY: dict[str, dict[str, Any]] = {
     "stargan": {"width": 2, "domains": 3, "blocks": 1, "image_size": 16, "discriminator_layers": 2},
     "srgan": {"width": 3, "blocks": 1, "scale": 4},
     "esrgan": {"width": 3, "blocks": 1, "scale": 4},
+    "stylegan2": {"image_size": 16, "width": 2, "most": 4, "style_dim": 4, "mapping": 1},
 }
 every_gan = pytest.mark.parametrize("name", TINY)
 
@@ -342,6 +343,8 @@ def batches(name: str, count: int = 3, dtype: torch.dtype = torch.float32) -> It
             yield images(64, 1)
         elif name == "stargan":
             yield images(16), torch.tensor([0, 2, 1, 1])
+        elif name == "stylegan2":
+            yield images(16)
         elif name in ("srgan", "esrgan"):
             yield images(4), images(16)
         else:

@@ -99,6 +99,7 @@ NAMED_GENERATORS = (
         target=None,
         frame=(180, 320),
     ),
+    GeneratorCase("StyleGAN2 256x256", "stylegan2", {"image_size": 256, "width": 128}, 256, 1, target=None),
 )
 
 #: Target speed-ups: of every generator at another sparsity, and of a generator with vectors.

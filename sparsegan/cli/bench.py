@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS["granularity"],
         help="granularities, for example element,vector:4 (default: element)",
     )
-    for name, usual in (("layers", "all"), ("generators", "all but those of ESRGAN, which may take minutes a row")):
+    for name, usual in (
+        ("layers", "all"),
+        ("generators", "all but those of ESRGAN and StyleGAN2, which may take minutes a row"),
+    ):
         text = f"only the {name} whose names contain one of these parts, separated by commas (default: {usual})"
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
     parser.add_argument(

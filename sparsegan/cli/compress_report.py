@@ -19,6 +19,7 @@ from ..metrics.distances import TaskEvaluator
 from ..metrics.features import load_features
 from ..metrics.likeness import FAR
 from ..nn.layer import DENSE_CLASSES, SparseConv
+from ..outermost import mapped
 from ..placement import device_of, moved
 from ..profiling.info import info, peak_bytes
 from ..profiling.layers import profile
@@ -193,7 +194,7 @@ def _size(job: Job, name: str, generator: nn.Module, inputs: tuple[Any, ...]) ->
         size = (job.arguments.out / "generator.safetensors").stat().st_size
     else:
         size = sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
-    macs = count_macs(generator, tuple(x[:1] for x in inputs)).executed
+    macs = count_macs(generator, mapped(inputs, lambda tensor: tensor[:1])).executed
     return {"sparsity": 1 - kept / weights, "weights": kept, "macs": macs, "bytes": size}
 
 

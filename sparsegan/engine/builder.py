@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,21 @@ from ..nn.layer import SparseConv
 from ..signals import SIGNAL, rows_and_columns
 from .layers import Layers, Weights
 from .meanings import Padding
-from .steps import Dense, GroupStatistics, Modulation, Norm, Pointwise, SparseConvStep, Statistics, Step, Torch
-from .values import Affine, Slot, Value, concatenated
+from .steps import (
+    Demodulation,
+    Dense,
+    GroupStatistics,
+    Modulation,
+    Norm,
+    PlaneSum,
+    Pointwise,
+    ScaledActivation,
+    SparseConvStep,
+    Statistics,
+    Step,
+    Torch,
+)
+from .values import Affine, Slopes, Slot, Value, concatenated
 
 
 class Builder:
@@ -110,6 +123,10 @@ class Builder:
             one.to(self.affine_dtype) if isinstance(one, Tensor) else self._numbers(value.slot.shape[1], one)
             for one in (scale, shift)
         ]
+        if value.slope is not None and value.padding is None and bool((rows[0] > 0).all() and (rows[1] == 0).all()):
+            # A positive factor may come before the activation: slope(x) * a = slope(x * a).
+            before = self.mapped(replace(value, slope=None), rows[0], 0.0)
+            return None if before is None else replace(before, slope=value.slope)
         deferred = value.mapped(*rows)
         if deferred is None and value.slope is None and value.padding is None:  # after a norm of each image
             beside = [1 for _ in value.slot.shape[2:]]
@@ -122,13 +139,23 @@ class Builder:
             deferred = value.mapped(*rows)
         return deferred
 
-    def modulated(self, value: Value, operation: str, other: Slot | Tensor, name: str) -> Value:
+    def modulated(
+        self, value: Value, operation: str, other: Slot | Tensor, name: str, of_channels: bool = False
+    ) -> Value:
         """The value with ``x + other``, ``x - other``, ``x * other`` or ``x / other`` deferred.
 
-        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``. A
-        tensor is a constant; a slot is read in each run.
+        `other`: one number per channel, of a shape that broadcasts to ``[N, C, 1, 1]``, for signals to ``[N, C, 1]``.
+        With `of_channels` its shape is ``[N, C]`` or ``[1, C]``. A tensor is a constant; a slot is read in each run.
         """
-        before, rank = value.affine, len(value.slot.shape)
+        before, rank = value.affine, 2 if of_channels else len(value.slot.shape)
+        if operation == "*" and value.padding is None and value.slot.shape[0] == 1 and _turns(value.slope):
+            affine, slopes = Affine(1, value.slot.shape[1]), Slopes(value.slot.shape[1])
+            self.steps.append(
+                ScaledActivation(
+                    name=name, factor=other, slope=value.slope, before=before, affine=affine, slopes=slopes
+                )
+            )
+            return replace(value, affine=affine, slope=slopes)
         if value.slope is not None or value.padding is not None:
             self.written(value)
             before = None
@@ -146,6 +173,16 @@ class Builder:
         affine = Affine(value.slot.shape[0], value.slot.shape[1])
         step = Modulation(name=name, operation=operation, other=other, rank=rank, before=before, affine=affine)
         self.steps.append(step)
+        return replace(value, affine=affine)
+
+    def demodulated(self, value: Value, scales: Slot | Tensor, layer: SparseConv, eps: float, name: str) -> Value:
+        """The output of a modulated convolution with its demodulation deferred.
+
+        `scales`: ``[N, in_channels]`` or ``[1, in_channels]``, a slot or a constant. `layer`: the convolution.
+        """
+        affine = Affine(value.slot.shape[0], value.slot.shape[1])
+        sums = self.layers.square_sums(layer).to(self.affine_dtype)
+        self.steps.append(Demodulation(name=name, scales=scales, sums=sums, eps=eps, affine=affine))
         return replace(value, affine=affine)
 
     def padded(self, value: Value, padding: Padding) -> Value:
@@ -278,6 +315,15 @@ class Builder:
         self.steps.append(Pointwise(name=name, a=a, b=b, y=y, fused=[*a.deferred, *b.deferred]))
         return Value(y)
 
+    def plane_sum(self, a: Value, plane: Slot | Tensor, name: str) -> Value:
+        """The sum of an image and one plane ``[N or 1, 1, H, W]`` for all its channels."""
+        if a.slope is not None or a.padding is not None:
+            self.written(a)
+        y = self.slot(a.slot)
+        why = "the sum with one plane for all channels runs in torch"
+        self.steps.append(PlaneSum(name=name, why=why, a=a.copy(), plane=plane, y=y, fused=a.deferred))
+        return Value(y)
+
     def upsampled(self, value: Value, scale: Any, shape: tuple[int, ...], name: str) -> Value | None:
         """Nearest upsampling to a shape; None if rows and columns are not repeated by the same whole factor,
         as those of a signal are not: it has one row before and after."""
@@ -303,6 +349,8 @@ class Builder:
         whole, placed, offset = Slot(shape, self.dtype), [], 0
         key = [one.copy() for one in values]
         for value in self._longer(values):
+            if isinstance(value.slope, Slopes):
+                self.written(value)
             part = self._unpadded(value)
             slot = part.slot
             if not _free(part):
@@ -327,6 +375,11 @@ class Builder:
         ]
         count, whole = max(earlier, key=lambda one: one[0], default=(0, None))
         return [*parts] if whole is None else [whole, *parts[count:]]
+
+
+def _turns(slope: Tensor | Slopes | None) -> TypeGuard[Tensor]:
+    """Whether an activation of these slopes still is one when it is mirrored at 0."""
+    return isinstance(slope, Tensor) and bool((slope > 0).all())
 
 
 def _same(a: Value, b: Value) -> bool:

@@ -151,6 +151,8 @@ class Compiler:
         build, name, meaning = self.builder, name_of(node), rules.meaning(node, self.modules)
         if isinstance(meaning, meanings.Combination):
             return self._combination(node, meaning, name)
+        if isinstance(meaning, meanings.ModulatedConvolution):
+            return self._modulated(node, meaning, name)
         if meaning is None or not self._tensors(node):
             return None
         value: Value = self.known[node.all_input_nodes[0]]
@@ -214,7 +216,7 @@ class Compiler:
         if small is None or not isinstance(a, Value) or a.shape != shape:
             small, a = self._per_channel(meaning.a, shape), b
             if small is None or not isinstance(a, Value) or a.shape != shape or meaning.in_place or operation == "/":
-                return self._beside(node, meaning, name)
+                return self._with_plane(node, meaning, name) or self._beside(node, meaning, name)
             if operation == "-":  # number per channel - image
                 negative = self.builder.mapped(a, -1.0, 0.0)
                 assert negative is not None
@@ -222,6 +224,23 @@ class Compiler:
         b = self._given(small)
         other = self.builder.written(b) if isinstance(b, Value) else b
         return self._changed(node, self.builder.modulated(a, operation, other, name), meaning.in_place)
+
+    def _with_plane(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
+        """The sum of images and one plane ``[N or 1, 1, H, W]`` for all their channels, as the noise of StyleGAN2; None
+        for every other operation."""
+        shape = tuple(node.meta["value"].shape)
+        pairs = [(meaning.a, meaning.b), (meaning.b, meaning.a)]
+        for image, plane in pairs[: 1 if meaning.in_place else 2]:
+            a, b = self._given(image), self._given(plane)
+            example = b if isinstance(b, Tensor) else plane.meta.get("value")  # the node of a buffer holds no value
+            if meaning.operation != "+" or not isinstance(a, Value) or a.shape != shape:
+                continue
+            if not isinstance(example, Tensor) or example.dtype != self.dtype or example.dim() != len(shape):
+                continue
+            if example.shape[0] in (1, shape[0]) and example.shape[1] == 1 and example.shape[2:] == shape[2:]:
+                other = self.builder.written(b) if isinstance(b, Value) else b
+                return self._changed(node, self.builder.plane_sum(a, other, name), meaning.in_place)
+        return None
 
     def _beside(self, node: fx.Node, meaning: meanings.Combination, name: str) -> Value | None:
         """The result of an operation in place on an image that torch computes beside the image, which then takes its
@@ -274,6 +293,37 @@ class Compiler:
         return self.builder.convolution(
             self.known[node.all_input_nodes[0]], layer, name, tuple(node.meta["value"].shape), norm
         )
+
+    def _modulated(self, node: fx.Node, meaning: meanings.ModulatedConvolution, name: str) -> Value | None:
+        """A modulated convolution: scales before and after a convolution are deferred work. None if torch runs it."""
+        first, inner = node.args[0], f"{name}.convolution"
+        layer, shape = self.layers.layer(inner), tuple(node.meta["value"].shape)
+        x, scales = self._given(first), self._given(meaning.scales)
+        if isinstance(x, Tensor) and isinstance(first, fx.Node):
+            x = self._constant(first, x)
+        if layer is None or not isinstance(x, Value) or not isinstance(scales, Tensor | Slot):
+            return None
+        if len(shape) != len(layer.kernel_size) + 2:  # an image without a batch
+            return None
+        scaled = self.builder.modulated(x, "*", scales, f"{name}: scales", of_channels=True)
+        y = self.builder.convolution(scaled, layer, inner, shape, None)
+        return y if meaning.eps is None else self.builder.demodulated(y, scales, layer, meaning.eps, name)
+
+    def _constant(self, node: fx.Node, tensor: Tensor) -> Value | Slot:
+        """A constant as the output of a step, so that native steps can read it, as the learned input of StyleGAN2."""
+        slot = self._outside(node)
+        held = self._held(slot, node)
+        self.builder.steps.append(
+            Torch(
+                name=name_of(node),
+                why="a constant, which torch holds",
+                function=_itself,
+                args=(tensor.contiguous(),),
+                y=slot,
+            )
+        )
+        self.known[node] = held
+        return held
 
     def _made(self, node: fx.Node, transposed: bool, arguments: Mapping[str, Any]) -> SparseConv | None:
         """A layer for a functional convolution; None if its weight or bias is not constant."""
@@ -372,6 +422,10 @@ def name_of(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     return f"{module_around(node)}: {node.name}".removeprefix(": ")
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _method(name: str, first: Any, *args: Any, **kwargs: Any) -> Any:

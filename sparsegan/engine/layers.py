@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..geometry import Geometry
 from ..nn.dense_path import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from ..nn.layer import DENSE_CLASSES, SPARSE_CLASSES, SparseConv, dense_class_of
+from ..nn.modulated import square_sums
 from ..ops.plan import compile_direct_plan
 from .precision import Precisions, Short, shortened
 
@@ -45,6 +46,7 @@ class Layers:
         self._short: dict[tuple[SparseConv, str | None, tuple[int, ...], str], Short | None] = {}
         self._dense: dict[tuple[SparseConv, int], Tensor] = {}
         self.precisions = Precisions()
+        self._squares: dict[SparseConv, Tensor] = {}
 
     def bytes(self) -> int:
         """The bytes of all values, biases, supports and plans."""
@@ -53,7 +55,8 @@ class Layers:
         weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
         taps = [one for pair in list(self._taps.values()) for one in pair]
         taps += [one.values for one in list(self._short.values()) if one is not None]
-        tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *list(self._dense.values())]}
+        made = [*list(self._dense.values()), *list(self._squares.values())]
+        tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *made]}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def constant(self, name: str) -> Tensor:
@@ -139,6 +142,12 @@ class Layers:
         """Sets the precisions of the layers for later programs."""
         self.precisions = precisions
         self._short.clear()
+
+    def square_sums(self, layer: SparseConv) -> Tensor:
+        """:func:`sparsegan.nn.modulated.square_sums` of a layer, computed once."""
+        if layer not in self._squares:
+            self._squares[layer] = square_sums(layer).detach().contiguous()
+        return self._squares[layer]
 
     def running_map(self, name: str) -> tuple[Tensor, Tensor]:
         """scale and shift, float64 ``[C]`` each, of a norm that uses its running statistics."""

@@ -26,6 +26,17 @@ class FunctionalConvolution:
 
 
 @dataclass(frozen=True)
+class ModulatedConvolution:
+    """A call of a :class:`sparsegan.nn.modulated.ModulatedConv`, whose convolution is its child ``convolution``.
+
+    `scales`: the node of its second argument. `eps`: of the demodulation, None without one.
+    """
+
+    scales: fx.Node
+    eps: float | None
+
+
+@dataclass(frozen=True)
 class Norm:
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` for each channel.
 
@@ -141,6 +152,7 @@ class Identity:
 Meaning = (
     Convolution
     | FunctionalConvolution
+    | ModulatedConvolution
     | Norm
     | Activation
     | OutputActivation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..signals import SIGNAL, as_map
-from .values import Affine, Slot, Value
+from .values import Affine, Slopes, Slot, Value
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Memory:
         self._layout, self._map_dtype = layout, map_dtype
         self._views: dict[Slot, Tensor] = {}
         self._maps: dict[Affine, tuple[Tensor, Tensor]] = {}
+        self._slopes: dict[Slopes, Tensor] = {}
 
     def reader(self, slot: Slot) -> Callable[[], Any]:
         """A function that returns the slot's tensor in the present run."""
@@ -87,7 +88,15 @@ class Memory:
 
     def input_transform(self, value: Value) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """scale, shift and slope of a value's deferred work, in the order of the ops' arguments. Each may be None."""
-        return (*self.maps(value.affine), value.slope)
+        return (*self.maps(value.affine), self.slopes(value.slope))
+
+    def slopes(self, slope: Tensor | Slopes | None) -> Tensor | None:
+        """The slopes of an activation, ``[C]``; None for None."""
+        if not isinstance(slope, Slopes):
+            return slope
+        if slope not in self._slopes:
+            self._slopes[slope] = torch.empty(slope.channels, dtype=self._map_dtype)
+        return self._slopes[slope]
 
     def forget(self) -> None:
         """Drops the references to a run's inputs and results."""

@@ -57,7 +57,7 @@ def _share(steps: Sequence[SparseConvStep]) -> bool:
     packed, slopes, readers, found = 0, torch.ones(0), [], []
     for step in steps:
         channels = step.x.slot.shape[1]
-        own = torch.ones(channels) if step.x.slope is None else step.x.slope
+        own = step.x.slope if isinstance(step.x.slope, Tensor) else torch.ones(channels)
         both = min(packed, channels)
         if _equal(own[:both], slopes[:both]):
             readers.append(step)

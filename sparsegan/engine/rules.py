@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..gans.parts import InstanceNorm2d
 from ..nn.layer import DENSE_CLASSES, SparseConv
+from ..nn.modulated import ModulatedConv
 from ..signals import IMAGE, SIGNAL
 from .meanings import (
     Activation,
@@ -28,6 +29,7 @@ from .meanings import (
     FunctionalConvolution,
     Identity,
     Meaning,
+    ModulatedConvolution,
     Norm,
     OutputActivation,
     Padding,
@@ -124,6 +126,13 @@ def _functional_convolution(node: fx.Node, module: Any) -> Meaning:
     last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
     names = ("input", "weight", "bias", "stride", "padding", *last)
     return FunctionalConvolution(transposed, dict(zip(names, node.args, strict=False)) | dict(node.kwargs))
+
+
+def _modulated_convolution(node: fx.Node, module: Any) -> Meaning | None:
+    scales = node.args[1] if len(node.args) == 2 else node.kwargs.get("scales")
+    if not isinstance(scales, fx.Node) or has_hooks(module.convolution):
+        return None
+    return ModulatedConvolution(scales, module.eps if module.demodulate else None)
 
 
 def _norm(node: fx.Node, module: Any) -> Meaning | None:
@@ -299,6 +308,7 @@ _IMAGE_MODULES = (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.PixelShuf
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((one.forward for one in DENSE_CLASSES), _convolution),
     **dict.fromkeys(FUNCTIONAL_CONVOLUTIONS, _functional_convolution),
+    ModulatedConv.forward: _modulated_convolution,
     **dict.fromkeys(NORM_FORWARDS, _norm),
     F.instance_norm: _functional_instance_norm,
     **dict.fromkeys((nn.GroupNorm.forward, F.group_norm, torch.group_norm), _group_norm),

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..nn.modulated import demodulation
 from ..ops import OUTPUT_ACTIVATIONS, PADDING_MODES
 from ..signals import IMAGE
 from .memory import Memory
 from .precision import Short
-from .values import Affine, Slot, Value
+from .values import Affine, Slopes, Slot, Value
 
 Run = Callable[[], None]
 
@@ -273,6 +274,127 @@ class Modulation(Step):
                 shift.mul_(factor)
             else:
                 shift.add_(other, alpha=1 if operation == "+" else -1)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class ScaledActivation(Step):
+    """Changes the deferred work of one image whose activation has the constant slopes a > 0, so that the result is
+    multiplied by one number f per channel, without reading the image.
+
+    f * activation(z) is activation(f * z) where f >= 0. Where f < 0, it is w = a * f * z if w > 0, and w / a otherwise.
+    `factor`: f, of a shape that broadcasts to ``[1, C, 1, 1]``. `slope`: a, ``[C]``. `before`: scale and shift before
+    the step, or None. `affine`, `slopes`: after it.
+    """
+
+    factor: Slot | Tensor
+    slope: Tensor
+    before: Affine | None
+    affine: Affine
+    slopes: Slopes
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.factor] if isinstance(self.factor, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given, channels = self.factor, self.affine.channels
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        old_scale, old_shift = memory.maps(self.before)
+        (scale, shift), slopes = memory.maps(self.affine), memory.slopes(self.slopes)
+        assert scale is not None
+        assert shift is not None
+        assert slopes is not None
+        slope = self.slope.to(scale.dtype)
+
+        def run() -> None:
+            factor = read().to(scale.dtype).flatten().expand(channels)
+            mirrored = factor < 0
+            factor = torch.where(mirrored, slope * factor, factor)
+            torch.where(mirrored, slope.reciprocal(), slope, out=slopes)
+            scale.copy_(factor if old_scale is None else factor * old_scale)
+            shift.zero_() if old_shift is None else torch.mul(factor, old_shift, out=shift)
+
+        return run
+
+
+@dataclass(kw_only=True)
+class Demodulation(Step):
+    """Computes the deferred scale of a modulated convolution's output, without reading it.
+
+    `scales`: of the input channels, ``[N, C]`` or ``[1, C]``. `sums`, `eps`: the arguments of
+    :func:`sparsegan.nn.modulated.demodulation`. `affine`: scale and shift of the output.
+    """
+
+    scales: Slot | Tensor
+    sums: Tensor
+    eps: float
+    affine: Affine
+
+    backend = "channels"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.scales] if isinstance(self.scales, Slot) else []
+
+    @property
+    def writes(self) -> list[Slot]:
+        return []
+
+    def bind(self, memory: Memory) -> Run:
+        given = self.scales
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        scale, shift = memory.maps(self.affine)
+        assert scale is not None
+        assert shift is not None
+
+        def run() -> None:
+            scale.copy_(demodulation(read(), self.sums, self.eps))
+            shift.zero_()
+
+        return run
+
+
+@dataclass(kw_only=True)
+class PlaneSum(Step):
+    """y = a + plane, where the plane ``[N or 1, 1, H, W]`` is added to all channels, after the deferred scale and shift
+    of a. The sum runs in torch, because the kernels add tensors of one shape only."""
+
+    a: Value
+    plane: Slot | Tensor
+    y: Slot
+
+    backend = "torch"
+
+    @property
+    def reads(self) -> list[Slot]:
+        return [self.a.slot, self.plane] if isinstance(self.plane, Slot) else [self.a.slot]
+
+    @property
+    def writes(self) -> list[Slot]:
+        return [self.y]
+
+    def bind(self, memory: Memory) -> Run:
+        given = self.plane
+        a, y = memory.reader(self.a.slot), memory.reader(self.y)
+        read = memory.reader(given) if isinstance(given, Slot) else lambda: given
+        scale, shift = memory.maps(self.a.affine)
+        beside = (..., *[None for _ in self.y.shape[2:]])
+
+        def run() -> None:
+            if scale is None or shift is None:
+                torch.add(a(), read(), out=y())
+                return
+            torch.addcmul(read(), a(), scale[beside].to(self.y.dtype), out=y())
+            if shift.any():  # a demodulation leaves 0, and then no second pass is needed
+                y().add_(shift[beside])
 
         return run
 

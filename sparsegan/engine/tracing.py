@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..calls import Call
 from ..forks import TRACING
 from ..nn.layer import SparseConv
+from ..nn.modulated import ModulatedConv
 from ..signals import IMAGE, SIGNAL
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
@@ -73,6 +74,8 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # the annotation allows no empty tuple
         self.model, self.call, self.arguments, self.leaves = root, call, iter(call.tensors), leaves
         self.meta = any(tensor.is_meta for tensor in call.tensors)
+        # A buffer on the meta device has no values, so all that is computed from it must be nodes too.
+        self.proxy_buffer_attributes = self.meta
         self.running = False  # while a node is computed on the example, nothing is traced
         self.thread = threading.get_ident()
         self.out_structure: pytree.TreeSpec | None = None
@@ -130,8 +133,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node. Besides the leaves of torch.fx, these are subclasses of norms, sparse
-        layers, and modules with hooks, so that the hooks run in every call."""
-        own = isinstance(m, (*NORMS, SparseConv)) or module_qualified_name in self.leaves or has_hooks(m)
+        layers, modulated convolutions, and modules with hooks, so that the hooks run in every call."""
+        modulated = type(m).forward is ModulatedConv.forward
+        own = isinstance(m, (*NORMS, SparseConv)) or modulated or module_qualified_name in self.leaves or has_hooks(m)
         return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

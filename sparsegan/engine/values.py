@@ -62,16 +62,23 @@ class Affine:
 
 
 @dataclass(eq=False)
+class Slopes:
+    """The slopes of an input transform that each run computes, ``[channels]``."""
+
+    channels: int
+
+
+@dataclass(eq=False)
 class Value:
     """A slot and its deferred work, which each step does while it reads the slot.
 
-    `affine`: scale and shift. `slope`: ``[C]``. `padding`: with zeros or with elements of the image. Each is None if no
-    such work is deferred.
+    `affine`: scale and shift. `slope`: ``[C]``, constant or computed in each run. `padding`: with zeros or with
+    elements of the image. Each is None if no such work is deferred.
     """
 
     slot: Slot
     affine: Affine | None = None
-    slope: Tensor | None = None
+    slope: Tensor | Slopes | None = None
     padding: Padding | None = None
 
     @property
@@ -102,10 +109,10 @@ class Value:
     def activated(self, slope: Tensor) -> Value | None:
         """This value with an activation deferred. `slope`: ``[C]``.
 
-        None if the activation cannot be combined with the work that is deferred already: a padding, or an activation
-        with a negative slope, which makes negative numbers positive.
+        None if the activation cannot be combined with the work that is deferred already: a padding, an activation
+        whose slopes each run computes, or one with a negative slope, which makes negative numbers positive.
         """
-        if self.padding is not None:
+        if self.padding is not None or isinstance(self.slope, Slopes):
             return None
         if self.slope is not None:
             if bool((self.slope < 0).any()):
@@ -132,14 +139,16 @@ class Value:
 def concatenated(parts: Sequence[Value]) -> tuple[Affine | None, Tensor | None]:
     """The deferred work of a concatenation: scale and shift, and slopes. Each is None if no part defers such work.
 
+    No part may have slopes that each run computes.
+
     The scale and shift of a part become views of those of the whole, so a norm of the part writes into the whole.
     """
     channels = [part.slot.shape[1] for part in parts]
     slope = None
     if any(part.slope is not None for part in parts):
-        like = next(part.slope for part in parts if part.slope is not None)
+        like = next(part.slope for part in parts if isinstance(part.slope, Tensor))
         ones = [like.new_ones(count) for count in channels]
-        slope = torch.cat([one if p.slope is None else p.slope for p, one in zip(parts, ones, strict=True)])
+        slope = torch.cat([p.slope if isinstance(p.slope, Tensor) else one for p, one in zip(parts, ones, strict=True)])
     if all(part.affine is None for part in parts):
         return None, slope
     images, offset = parts[0].slot.shape[0], 0

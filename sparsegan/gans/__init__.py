@@ -3,14 +3,14 @@
 Other packages add GANs by entry points (`registry.py`).
 """
 
-from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan
+from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan, stylegan2
 from .objective import ImagePool, Objective, View
 from .reference import Reference, Training
 from .registry import Registry
 
 #: name -> reference GAN, those of other packages too
 GANS = Registry(
-    {module.reference.name: module.__name__ for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan)}
+    {module.reference.name: module.__name__ for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan, stylegan2)}
 )
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "pix2pix",
     "srgan",
     "stargan",
+    "stylegan2",
 ]

@@ -102,7 +102,10 @@ def _why_not(module: nn.Module) -> str | None:
     held = _weights(module, least=3)
     if held and not isinstance(module, nn.LayerNorm | nn.Linear | nn.Bilinear | nn.Embedding):
         parameter, shape = next(iter(held.items()))
-        return f"holds {parameter} of shape {shape}, which no convolution layer of torch.nn does"
+        why = f"holds {parameter} of shape {shape}, which no convolution layer of torch.nn does"
+        if getattr(module, parameter).dim() == len(shape) + 1:
+            why += "; a modulated convolution can be pruned as sparsegan.ModulatedConv around a torch.nn convolution"
+        return why
     return None
 
 
