@@ -21,13 +21,13 @@ from sparsegan.ops.vector_plan import plan_size
 pytest.importorskip("triton")
 
 import triton
+from sparsegan.kernels.sparse_conv import sparse_conv_kernel
+from sparsegan.kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
+from sparsegan.kernels.wgrad import wgrad_kernel
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from sparsegan.kernels.sparse_conv import sparse_conv_kernel
-from sparsegan.kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
-from sparsegan.kernels.wgrad import wgrad_kernel
 from sparsegan.ops import vector_ops as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

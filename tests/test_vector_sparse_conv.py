@@ -25,10 +25,10 @@ from sparsegan.ops.vector_plan import compile_plan, plan_size
 pytest.importorskip("triton")
 
 import triton
+from sparsegan.kernels import tiling
 from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from sparsegan.kernels import tiling
 from sparsegan.ops import vector_ops as ops
 
 pytestmark = pytest.mark.skipif(
