@@ -1,11 +1,11 @@
 """The reference GANs. Each file holds one GAN: its networks, and its losses as named terms."""
 
-from . import cyclegan, dcgan, esrgan, pix2pix, srgan, stargan
+from . import cyclegan, dcgan, esrgan, hifigan, pix2pix, srgan, stargan
 from .objective import ImagePool, Objective, View
 from .reference import Reference, Training
 
 #: name -> reference GAN
-GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan)}
+GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan, hifigan)}
 
 __all__ = [
     "GANS",
@@ -17,6 +17,7 @@ __all__ = [
     "cyclegan",
     "dcgan",
     "esrgan",
+    "hifigan",
     "pix2pix",
     "srgan",
     "stargan",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ Network = dict[str, Any]
 class Training:
     """The defaults of `sparsegan train` for a GAN, chosen for two CPU cores.
 
-    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels. `lr`,
+    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels; of sounds, samples. `lr`,
     `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per generator step. `decay`: the
     learning rates fall linearly to 0 over the second half of the steps.
     """
@@ -62,8 +63,11 @@ class Reference:
     `discriminator_sizes(state_dict)`: the arguments of `build` that a discriminator's state_dict decides.
     `renamed(state_dict)`: a generator's state_dict with the names of the layers that `build` makes, for GANs whose
         public files have several layouts. `generator_sizes` gets the result. By default the state_dict as it is.
-    `files`: for GANs whose public repositories write a network as several files, the module that each file holds:
-        those of the generator, then those of the discriminator, in the order of the files.
+    `files`: for GANs whose public repositories write a network as several files, or as several state_dicts in a file,
+        the module that each holds: those of the generator, then those of the discriminator, in the order of the files.
+        In one file, the modules' names are the keys of the state_dicts.
+    `beside(file)`: sizes that the state_dict in a public generator's file does not show, from other files in its folder;
+        {} where there are none.
     `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
     `from_noise`: the generator starts from noise, which `example` draws. Such a GAN is trained on all images and can
         generate any number of them. Distances alone score the generated images.
@@ -71,7 +75,7 @@ class Reference:
     `choice`: the command option that chooses among the ways: "direction" for one way, "domains" for several. For
         domains, a classifier can say whether an image is in the domain that was asked for.
     `samples`: the kind of samples that the GAN learns from.
-    `size`: pixels of a side of the images that the networks need, None for any size.
+    `size`: pixels of a side of the images that the networks need, None for any size. Of sounds, sizes are samples.
     `for_size(network, size)`: the sizes for new networks for images of `size`.
     `network`, `training`: the defaults of `sparsegan train`.
     """
@@ -88,6 +92,7 @@ class Reference:
     training: Training
     objective_with: Callable[[Callable[[Tensor], Tensor]], Objective] | None = None
     renamed: Callable[[State], State] = lambda state: state
+    beside: Callable[[Path], Network] = lambda file: {}
     files: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     from_noise: bool = False
     ways: Callable[[Any, Mapping[str, Any]], dict[str, Way]] = lambda generator, config: {"": Way(generator)}
