@@ -32,10 +32,11 @@ def show_preview(job: Job, trial: Compressor, loader: Any, steps: int) -> None:
     `trial`: a compressor that nothing else uses; two steps of it are timed.
     """
     arguments = job.arguments
-    data = "no data" if job.samples is None else f"{len(job.samples):,} training images"
+    what = "windows of sound" if job.sounds else "images"
+    data = "no data" if job.samples is None else f"{len(job.samples):,} training {what}"
     if trial.schedule.steps > 0:
         seconds = trial.rehearse(loader)
-        announce(f"{data}, {arguments.batch} images per step; {_length(seconds, steps, job.device)}")
+        announce(f"{data}, {arguments.batch} {what} per step; {_length(seconds, steps, job.device)}")
     if text := expectation(arguments.sparsity, arguments.data_free):
         announce(text)
 

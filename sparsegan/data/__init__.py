@@ -1,4 +1,4 @@
-"""Real images and sounds: the user's own, in the layouts of the reference repositories, and sets from package registries.
+"""Images and sounds: the user's own, in the layouts of the reference repositories, and sets from package registries.
 
 `load(kind, source, size)` returns `Samples`. Their `batches(n)` feed a training loop; their `in_order(n)` feed an
 evaluation. `kinds.py` lists the kinds of samples, `samples.py` describes a batch of each kind, `layouts.py` reads files

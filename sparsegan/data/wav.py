@@ -85,8 +85,8 @@ def _format(text: bytes) -> tuple[int, int, int, int, int]:
         (kind,) = struct.unpack_from("<H", text, 24)
     if (kind, bits) not in _ACCEPTED:
         raise ValueError(
-            f"its samples are of format {kind} with {bits} bits; integers (1) of 8, 16, 24 or 32 bits and floats (3) of "
-            "32 or 64 bits are accepted"
+            f"its samples are of format {kind} with {bits} bits; integers (1) of 8, 16, 24 or 32 bits and floats (3) "
+            "of 32 or 64 bits are accepted"
         )
     if channels < 1 or rate < 1 or frame != channels * bits // 8:
         raise ValueError(f"its header contradicts itself: {channels} channels, {rate} Hz, {frame} bytes per sample")
@@ -102,6 +102,7 @@ def read_wav(file: Path) -> tuple[Tensor, int]:
     with open(file, "rb") as stream:
         stream.seek(header.start)
         content = stream.read(header.length * header.channels * header.bits // 8)
+    values: np.ndarray
     if header.kind == _FLOAT:
         values = np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float32)
         if not np.isfinite(values).all():
@@ -143,4 +144,8 @@ def to_wav(sound: Tensor, rate: int) -> bytes:
 def write_wav(file: Path, sound: Tensor, rate: int) -> None:
     """Writes `to_wav(sound, rate)` to a file, completely or not at all."""
     content = to_wav(sound, rate)
-    write_whole(file, lambda temporary: temporary.write_bytes(content))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_whole(file, write)

@@ -5,7 +5,9 @@ from .objective import ImagePool, Objective, View
 from .reference import Reference, Training
 
 #: name -> reference GAN
-GANS = {module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan, hifigan)}
+GANS = {
+    module.reference.name: module.reference for module in (dcgan, pix2pix, cyclegan, stargan, srgan, esrgan, hifigan)
+}
 
 __all__ = [
     "GANS",

@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ class Block2(nn.Module):
 class Generator(nn.Module):
     """Mel spectrograms [N, bands, T] in natural logarithms -> sounds [N, 1, T * the product of `rates`] in [-1, 1].
 
-    `width`: channels before the first upsampling; each upsampling halves them. `rates`, `kernels`: stride and kernel
-    size of each transposed convolution. `block`: "1" or "2", the kind of the residual blocks. `block_kernels`: kernel
-    sizes of the blocks that run side by side. `dilations`: those of each block in turn, separated by "/", or one list
-    for all. Raises ValueError for sizes that do not fit together.
+    `width`: channels before the first upsampling; each upsampling halves them, rounded down. `rates`, `kernels`: stride
+    and kernel size of each transposed convolution. `block`: "1" or "2", the kind of the residual blocks.
+    `block_kernels`: kernel sizes of the blocks that run side by side. `dilations`: those of each block in turn,
+    separated by "/", or one list for all. Raises ValueError for sizes that do not fit together.
     """
 
     def __init__(
@@ -127,17 +128,17 @@ class Generator(nn.Module):
         rows = [numbers("dilations", part) for part in str(dilations or _DILATIONS[block]).split("/")]
         if len(strides) != len(sizes) or any(k < r or (k - r) % 2 for k, r in zip(sizes, strides, strict=False)):
             raise ValueError(
-                f"rates is {rates} and kernels is {kernels}; there must be one kernel per rate, larger by an even number"
+                f"rates is {rates} and kernels is {kernels}; each rate needs a kernel that is larger by an even number"
             )
         if len(rows) == 1:
             rows = rows * len(side_by_side)
         if len(rows) != len(side_by_side) or any(kernel % 2 == 0 for kernel in side_by_side):
             raise ValueError(
-                f"block_kernels is {block_kernels} and dilations is {dilations}; there must be odd kernels, and one list "
-                "of dilations for each or one for all"
+                f"block_kernels is {block_kernels} and dilations is {dilations}; the kernels must be odd, with one "
+                "list of dilations for each or one for all"
             )
-        if width % 2 ** len(strides):
-            raise ValueError(f"width is {width}; with {len(strides)} rates it must be a multiple of {2 ** len(strides)}")
+        if not width >> len(strides):
+            raise ValueError(f"width is {width}; with {len(strides)} rates it must be at least {2 ** len(strides)}")
         self.hop = math.prod(strides)
         self.conv_pre = nn.Conv1d(bands, width, 7, padding=3)
         self.ups = nn.ModuleList(
@@ -196,10 +197,7 @@ class Periods(nn.Module):
         self.discriminators = nn.ModuleList(
             Scale(
                 [
-                    *(
-                        nn.Conv2d(before, after, (5, 1), (3, 1), padding=(2, 0))
-                        for before, after in zip(channels, channels[1:], strict=False)
-                    ),
+                    *(nn.Conv2d(before, after, (5, 1), (3, 1), padding=(2, 0)) for before, after in pairwise(channels)),
                     nn.Conv2d(32 * width, 32 * width, (5, 1), padding=(2, 0)),
                 ],
                 nn.Conv2d(32 * width, 1, (3, 1), padding=(1, 0)),

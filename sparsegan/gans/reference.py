@@ -24,9 +24,9 @@ Network = dict[str, Any]
 class Training:
     """The defaults of `sparsegan train` for a GAN, chosen for two CPU cores.
 
-    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels; of sounds, samples. `lr`,
-    `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per generator step. `decay`: the
-    learning rates fall linearly to 0 over the second half of the steps.
+    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels; for sounds, the
+    samples of a window. `lr`, `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per
+    generator step. `decay`: the learning rates fall linearly to 0 over the second half of the steps.
     """
 
     data: str
@@ -66,8 +66,8 @@ class Reference:
     `files`: for GANs whose public repositories write a network as several files, or as several state_dicts in a file,
         the module that each holds: those of the generator, then those of the discriminator, in the order of the files.
         In one file, the modules' names are the keys of the state_dicts.
-    `beside(file)`: sizes that the state_dict in a public generator's file does not show, from other files in its folder;
-        {} where there are none.
+    `beside(file)`: sizes that the state_dict in a public generator's file does not show, from other files in its
+        folder; {} where there are none.
     `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
     `from_noise`: the generator starts from noise, which `example` draws. Such a GAN is trained on all images and can
         generate any number of them. Distances alone score the generated images.
