@@ -67,6 +67,8 @@ class _Stream:
 
     def end(self) -> Iterator[Tensor]:
         """Yields the elements that only the end of the signal makes final."""
+        if not self.kept.shape[2]:
+            return
         reach = None if self._reach is None else self._reach[1]
         rest = self._elements(self.kept, self.first, None, reach)
         if rest.shape[2]:
@@ -86,7 +88,7 @@ class _Stream:
         Raises ValueError where the result depends on the whole signal.
         """
         if self._reach is None:
-            images = Images((self.kept if self.kept.shape[2] > 1 else self.kept.repeat(1, 1, 2),), {})
+            images = Images((self.kept.new_zeros(*self.kept.shape[:2], 2),), {})  # only its kind counts
             field = _proven(self.engine, images, self.engine.tiles.field(images))
             if len(field.outputs) != 1:
                 raise ValueError(f"the model puts out {len(field.outputs)} signals; a stream needs one")
