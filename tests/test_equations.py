@@ -38,6 +38,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "stargan": {"width": 2, "domains": 3, "blocks": 1, "image_size": 16, "discriminator_layers": 3},
     "srgan": {"width": 2, "blocks": 1, "scale": 2},
     "esrgan": {"width": 2, "blocks": 1, "scale": 2},
+    "hifigan": {
+        "width": 4,
+        "bands": 6,
+        "rates": "4-2",
+        "kernels": "8-4",
+        "n_fft": 64,
+        "window": 64,
+        "discriminator_width": 4,
+    },
 }
 
 
@@ -91,6 +100,7 @@ def gan(name: str) -> Gan:
         one, other = (torch.rand(3, channels, side, side) * 2 - 1 for _ in range(2))
         batch = {
             "dcgan": one,
+            "hifigan": one.flatten(1).unsqueeze(1),
             "stargan": (one, torch.tensor([0, 2, 1])),
             **dict.fromkeys(("srgan", "esrgan"), (one[:, :, ::2, ::2].contiguous(), one)),
         }.get(name, (one, other))
@@ -204,6 +214,7 @@ def test_a_terms_samples_are_the_terms_of_single_samples_and_their_mean_is_the_t
             "stargan": {"gen", "rec", "dis"},
             "srgan": {"content"},
             "esrgan": {"content", "gen", "dis"},
+            "hifigan": {"gen", "features", "mel", "dis"},
         }[name]
     )
 

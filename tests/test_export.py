@@ -26,6 +26,7 @@ SIZES = {
     "stargan": {"blocks": 1},
     "srgan": {"blocks": 1},
     "esrgan": {"blocks": 1},
+    "hifigan": {"width": 8, "rates": "2-4", "kernels": "4-8", "discriminator_width": 4},
 }
 
 

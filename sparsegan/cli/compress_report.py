@@ -64,7 +64,7 @@ def finish(
         likenesses(gan, result.generator, original, job.inputs, arguments.sparsity, granularity, arguments.seed),
         original.count,
         "noise of another seed than the training's" if gan.from_noise else f"{split} data",
-        job.samples is not None,
+        job.samples is not None and not job.sounds,  # --features compares images
     )
     batch = job.batch(unseen, 32 if job.reference.from_noise else 16)
     picture = comparison(generators, gan.objective, batch, arguments.seed, job.domains)
