@@ -112,6 +112,17 @@ def read_state(
     return _chosen(name, wholes, parts, side, key, misfits)
 
 
+def modules_in(source: str | Path | Mapping[str, Any], names: Collection[str]) -> list[Mapping[str, Any]]:
+    """The state_dicts that a file, or the content of one, holds under `names`, one for each module of a network.
+
+    [] where a name is missing. Raises what :func:`read_state` raises for a file that cannot be read.
+    """
+    content = _content(Path(source)) if isinstance(source, str | Path) else source
+    if not isinstance(content, Mapping) or not all(isinstance(content.get(name), Mapping) for name in names):
+        return []
+    return [content[name] for name in names]
+
+
 def _content(file: Path) -> Any:
     """The content of a file, read without running code from the file."""
     if not file.is_file():

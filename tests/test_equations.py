@@ -39,6 +39,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "srgan": {"width": 2, "blocks": 1, "scale": 2},
     "esrgan": {"width": 2, "blocks": 1, "scale": 2},
     "stylegan2": {"image_size": 16, "width": 2, "most": 4, "style_dim": 4, "mapping": 1},
+    "hifigan": {
+        "width": 4,
+        "bands": 6,
+        "rates": "4-2",
+        "kernels": "8-4",
+        "n_fft": 64,
+        "window": 64,
+        "discriminator_width": 4,
+    },
 }
 
 
@@ -93,6 +102,7 @@ def gan(name: str) -> Gan:
         batch = {
             "dcgan": one,
             "stylegan2": one,
+            "hifigan": one.flatten(1).unsqueeze(1),
             "stargan": (one, torch.tensor([0, 2, 1])),
             **dict.fromkeys(("srgan", "esrgan"), (one[:, :, ::2, ::2].contiguous(), one)),
         }.get(name, (one, other))
@@ -209,6 +219,7 @@ def test_a_terms_samples_are_the_terms_of_single_samples_and_their_mean_is_the_t
             "srgan": {"content"},
             "esrgan": {"content", "gen", "dis"},
             "stylegan2": set(),
+            "hifigan": {"gen", "features", "mel", "dis"},
         }[name]
     )
 

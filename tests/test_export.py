@@ -27,6 +27,7 @@ SIZES = {
     "srgan": {"blocks": 1},
     "esrgan": {"blocks": 1},
     "stylegan2": {"image_size": 16, "style_dim": 8, "mapping": 1},
+    "hifigan": {"width": 8, "rates": "2-4", "kernels": "4-8", "discriminator_width": 4},
 }
 
 

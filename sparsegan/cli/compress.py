@@ -63,6 +63,7 @@ from .loading import (
 )
 from .preview import show_preview
 from .search import Search
+from .sounds import check_rate
 from .validation import Scorer, Watch
 
 
@@ -83,12 +84,18 @@ def run(arguments: argparse.Namespace) -> None:
     reference = reference_of_data(arguments, gan)
     # With --data-free, a generator that starts from an image needs input images. A generator from noise needs no data.
     without_data = arguments.data_free and reference.from_noise
+    if reference.samples.signals and arguments.features is not None:
+        raise ValueError(
+            f"--features is {arguments.features}; it compares images, and the sounds of {reference.name} have scores "
+            "without it"
+        )
     _fill_in(arguments, gan, reference.training, without_data)
     network, channels = gan.config["network"], gan.channels
     samples, validated = None, arguments.validate is not None or bound is not None
     if not without_data:
         samples = load_data(arguments, reference, arguments.size, channels, "fit" if validated else "train")
         _check_domains(network, samples)
+        check_rate(gan, samples, arguments.data)
     _check_size(gan, arguments.size, trained_discriminator)
     blank = BlankBatches(arguments.batch, channels or 3, arguments.size)
     inputs: Any = blank if samples is None else samples.batches(arguments.batch)

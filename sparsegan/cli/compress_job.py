@@ -37,6 +37,11 @@ class Job:
         return NO_DATA if self.samples is None else self.arguments.data
 
     @property
+    def sounds(self) -> bool:
+        """Whether the GAN makes sounds and not images."""
+        return self.reference.samples.signals
+
+    @property
     def domains(self) -> list[str]:
         """The names of the domains, where the data have domains."""
         return [] if self.samples is None else self.samples.domains

@@ -15,9 +15,11 @@ from torch import nn
 from ..atomic_files import write_json, write_text
 from ..compress import Result
 from ..data import Samples
+from ..data.sounds import Sounds
 from ..metrics.distances import TaskEvaluator
 from ..metrics.features import load_features
 from ..metrics.likeness import FAR
+from ..metrics.measures import measured
 from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..outermost import mapped
 from ..placement import device_of, moved
@@ -30,6 +32,7 @@ from .loading import NO_DATA, inputs_of
 from .pictures import comparison, write_png
 from .report import facts_table, layer_table, page, picture_uri, score_curve, table, term_curves
 from .search import Search
+from .sounds import players
 from .validation import Scorer, best_of
 from .verdict import Verdict, likenesses, original_images
 
@@ -38,6 +41,8 @@ SETTINGS = (
     *("size", "recipe", "granularity", "allocation", "sparsity", "steps", "batch"),
     *("lr", "discriminator_lr", "warm_up", "seed"),
 )
+#: Windows of sound that the GAN's own figures are means over, at most.
+SCORED = 512
 
 
 def finish(
@@ -60,7 +65,7 @@ def finish(
         likenesses(gan, result.generator, original, job.inputs, arguments.sparsity, granularity, arguments.seed),
         original.count,
         "noise of another seed than the training's" if gan.from_noise else f"{split} data",
-        job.samples is not None,
+        job.samples is not None and not job.sounds,  # --features compares images
     )
     batch = job.batch(unseen, 32 if job.reference.from_noise else 16)
     picture = comparison(generators, gan.objective, batch, arguments.seed, job.domains)
@@ -79,7 +84,14 @@ def finish(
     }
     write_json(arguments.out / "result.json", found)
 
-    head = ["generator", "sparsity", "weights", "MACs per image", "file", *scores["dense"]]
+    head = [
+        "generator",
+        "sparsity",
+        "weights",
+        f"MACs per {'window' if job.sounds else 'image'}",
+        "file",
+        *scores["dense"],
+    ]
     lines = [
         [
             name,
@@ -109,6 +121,7 @@ than the original's.</p>
 {_validation_section(result, scorer, search)}
 <h2>Dense and compressed, from the same inputs ({split} data)</h2>
 <img alt="samples" src="{picture_uri(picture)}">
+{_listening(job, generators, unseen, split)}
 <h2>Terms over the fine-tuning</h2>
 {curves}
 <p>Solid: the terms of the compressed generator. Dotted: the terms of the original generator, by the same discriminator.
@@ -135,8 +148,13 @@ Smoothed over 10 steps.</p>
 
 
 def _scores(job: Job, generators: Mapping[str, nn.Module], unseen: Samples | None) -> dict[str, dict[str, float]]:
-    """The scores of --features by generator and name, which are empty without this option."""
+    """The scores of --features, or else the GAN's own, by generator and name. Empty where there are neither."""
     scores: dict[str, dict[str, float]] = {name: {} for name in generators}
+    if job.gan.objective.measures is not None and unseen is not None:
+        for name, generator in generators.items():
+            scores[name] = measured(
+                generator, job.gan.objective, unseen, SCORED, seed=job.arguments.seed, quiet=job.arguments.quiet
+            )
     if job.arguments.features and unseen is not None:
         features = load_features(job.arguments.features, job.device)
         evaluator = TaskEvaluator(unseen, job.gan.objective, features, quiet=job.arguments.quiet)
@@ -144,6 +162,15 @@ def _scores(job: Job, generators: Mapping[str, nn.Module], unseen: Samples | Non
             for view, score in evaluator.scores(generator).items():
                 scores[name] |= {f"{view}: {label}": value for label, value in score.labelled().items()}
     return scores
+
+
+def _listening(job: Job, generators: Mapping[str, nn.Module], unseen: Samples | None, split: str) -> str:
+    """The part of the report with players of sounds; "" for a GAN of images."""
+    if not isinstance(unseen, Sounds):
+        return ""
+    return f"""<p>The images are mel spectrograms of the sounds, low frequencies below.</p>
+<h2>Sounds ({split} data)</h2>
+<div class="wide">{players(generators, job.gan, unseen, job.arguments.seed)}</div>"""
 
 
 def _validated(result: Result, scorer: Scorer | None, search: Search | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Score a dense or compressed generator: distances from real images; PSNR and SSIM where its images have targets.
 
+Sounds have the L1 distance of their mel spectrograms and a multi-resolution STFT distance.
+
 KID, the kernel distance, is the figure to judge by. FID, the Fréchet distance, stands beside it. From fewer than 10
 images per feature it is biased, and its name says "too few". A GAN between domains has a score per target domain, and
 the mean of them as "overall".
@@ -19,9 +21,11 @@ from ..data import Samples
 from ..gans import GANS, Reference, store
 from ..metrics import distances as metrics
 from ..metrics.classifier import CLASSIFIERS, find_classifier, load_classifier
+from ..metrics.measures import measured
 from ..training import ranks
 from .common import add_device, add_seed, add_threads, at_least_one, find_checkpoints, set_threads, use_device
 from .loading import add_data_options, add_gan_options, known_data, load_any, placed, reference_of_data, test_data
+from .sounds import check_rate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +69,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--classifier is {classifier}; only {asked} is asked for a domain, and the task is {reference.name}"
         )
+    if reference.samples.signals and arguments.features not in (None, "none"):
+        raise ValueError(f"--features is {arguments.features}; it compares images, and {reference.name} makes sounds")
     size = arguments.size or gan.size or reference.training.size
     samples, split = test_data(arguments, reference, size, gan.channels)
+    check_rate(gan, samples, arguments.data)
+    if gan.objective.measures is not None:
+        _own(arguments, gan, samples, split)
+        return
     features = _features(arguments.features, reference, arguments.data, device)
     if gan.from_noise:
         _from_noise(arguments, gan, samples, features)
@@ -92,6 +102,19 @@ def run(arguments: argparse.Namespace) -> None:
     for name, score in scores.items():
         for label, value in score.labelled().items():
             print(f"{name}: {label} {value:.4g}")
+    print(f"{split} data")
+
+
+def _own(arguments: argparse.Namespace, gan: store.Gan, samples: Samples, split: str) -> None:
+    """Print the GAN's own figures (`Objective.measures`)."""
+    figures = measured(gan.generator, gan.objective, samples, seed=arguments.seed, quiet=arguments.quiet)
+    if ranks.rank() > 0:
+        return
+    if arguments.json:
+        print(json.dumps({"split": split, **figures}))
+        return
+    for name, value in figures.items():
+        print(f"{name} {value:.4g}")
     print(f"{split} data")
 
 

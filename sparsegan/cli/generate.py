@@ -1,4 +1,6 @@
-"""Make images with a dense or compressed generator: a PNG grid from noise, or an image for each image of a folder.
+"""Make images or sounds with a dense or compressed generator.
+
+From noise it makes a PNG grid, else an image for each image, or a WAV file for each sound, of a folder.
 
 The generator runs in an engine (`sparsegan.optimize_for_inference`).
 """
@@ -25,14 +27,25 @@ from ..progress import Progress, track
 from .common import add_device, add_seed, add_threads, set_threads, use_device
 from .loading import add_gan_options, chosen_ways, load_any, placed
 from .pictures import grid, write_png
+from .sounds import generate_sounds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sparsegan generate`."""
     add_gan_options(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="inputs, for a GAN that makes images from images")
+    parser.add_argument(
+        "--sounds",
+        type=Path,
+        metavar="FOLDER",
+        help="inputs, for a GAN that makes sounds: WAV files, or mel spectrograms as .npy or .safetensors",
+    )
     parser.add_argument("--size", type=int, help="resize each input to a square of this side, in pixels (default: no)")
-    parser.add_argument("--tile", type=int, help="run larger images in tiles of this side, in pixels, to save memory")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        help="run larger images in tiles of this side, in pixels, to save memory; of sounds, frames of a spectrogram",
+    )
     parser.add_argument(
         "--overlap",
         type=int,
@@ -75,7 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     gan = placed(load_any(arguments), use_device(arguments))
     with torch.inference_mode():
-        if gan.from_noise:
+        if gan.reference is not None and gan.reference.samples.signals:
+            _sounds(arguments, gan)
+        elif arguments.sounds is not None:
+            raise ValueError(f"--sounds is {arguments.sounds}; this GAN makes images")
+        elif gan.from_noise:
             _from_noise(arguments, gan)
         else:
             _from_images(arguments, gan)
@@ -85,11 +102,12 @@ class _Server:
     """Runs generators, each in an engine that is made at the generator's first call. ``str()`` states the times.
 
     The times include the copies of inputs and images to a GPU and back.
-    `statistics`: the statistics of the norms, "stored" or "batch". `tiles`: keywords for calls of an engine in tiles.
+    `statistics`: the statistics of the norms, "stored" or "batch". `what`: the things that are made. `tiles`: keywords
+    for calls of an engine in tiles.
     """
 
-    def __init__(self, statistics: str, **tiles: Any) -> None:
-        self.statistics, self.tiles = statistics, tiles
+    def __init__(self, statistics: str, what: str = "images", **tiles: Any) -> None:
+        self.statistics, self.what, self.tiles = statistics, what, tiles
         self.engines: dict[nn.Module, Callable[..., Tensor]] = {}
         self.images = 0
         self.sizes: set[tuple[nn.Module, torch.Size]] = set()
@@ -113,9 +131,10 @@ class _Server:
 
     def __str__(self) -> str:
         calls, rate = len(self.first + self.later), 1e3 * self.images / sum(self.first + self.later)
+        what = self.what
         devices = {str(device_of(generator=one)) for one in self.engines} - {"cpu"}
         where = ", ".join(sorted(devices)) or f"{torch.get_num_threads()} thread(s)"
-        text = f"{self.images} images in {calls} call(s) on {where}: {rate:.1f} images per second; "
+        text = f"{self.images} {what} in {calls} call(s) on {where}: {rate:.1f} {what} per second; "
         text += f"first call of a size: at most {max(self.first):.1f} ms"
         if self.later:
             median, most, nearly_all = np.percentile(self.later, [50, 95, 99])
@@ -136,6 +155,26 @@ def _from_noise(arguments: argparse.Namespace, gan: store.Gan) -> None:
     print(server)
 
 
+def _tiles(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of an engine's call that the options name."""
+    if arguments.tile is None:
+        return {}
+    return {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
+
+
+def _sounds(arguments: argparse.Namespace, gan: store.Gan) -> None:
+    for name in ("images", "size", "batch", "direction", "domains"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is given; {gan.config['network']['gan']} makes sounds, one per call")
+    if arguments.sounds is None:
+        raise ValueError(
+            "--sounds is missing; it must be a folder of WAV files or mel spectrograms (.npy, .safetensors)"
+        )
+    server = _Server(arguments.statistics, "sounds", **_tiles(arguments))
+    generate_sounds(arguments, gan, server)
+    print(server)
+
+
 def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     if arguments.images is None:
         raise ValueError("--images is missing; it must be a folder of images, from which this GAN makes images")
@@ -147,8 +186,7 @@ def _from_images(arguments: argparse.Namespace, gan: store.Gan) -> None:
     for index, place in enumerate(places):
         if place in places[:index]:
             raise ValueError(f"{files[places.index(place)]} and {files[index]} would both become {place}; rename one")
-    tiles = {"tile": arguments.tile, "overlap": arguments.overlap, "approximate": arguments.approximate}
-    server = _Server(arguments.statistics, **(tiles if arguments.tile is not None else {}))
+    server = _Server(arguments.statistics, **_tiles(arguments))
     ways = chosen_ways(gan, arguments, ["direction", "domains"])
     torch.manual_seed(arguments.seed)
     with Progress("images", len(files), quiet=arguments.quiet) as progress:

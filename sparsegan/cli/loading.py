@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .. import data
-from ..data import dead_leaves
+from ..data import dead_leaves, tones
 from ..data.registry import SETS
 from ..gans import GANS, Objective, Reference, store
 from ..gans.reference import Way
@@ -31,9 +31,14 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--data",
         help=f"a file or folder in a layout of the task; or a data set of sparsegan data: {names}; or "
-        f"{dead_leaves.NAME}, synthetic images for a GAN that starts from an image ({default})",
+        f"{dead_leaves.NAME}, synthetic images for a GAN that starts from an image, or {tones.NAME}, synthetic sounds "
+        f"({default})",
     )
-    parser.add_argument("--size", type=int, help=f"height and width of the images, in pixels ({default})")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help=f"height and width of the images, in pixels; of sounds, samples of a window ({default})",
+    )
     parser.add_argument(
         "--direction",
         choices=["AtoB", "BtoA"],
@@ -57,6 +62,8 @@ def load_data(
     The split "train" of a GAN that starts from noise has all samples.
     `channels`: those of the GAN's images, where they are known. Raises ValueError for data of other channels.
     """
+    if reference.samples.signals and arguments.channels not in (None, 1):
+        raise ValueError(f"--channels is {arguments.channels}; sounds have 1 channel, the mean of a file's channels")
     samples = data.load(
         reference.samples,
         arguments.data,
@@ -82,12 +89,14 @@ def known_data(arguments: argparse.Namespace, gan: store.Gan) -> str:
         if getattr(arguments, "data_free", False):
             if gan.from_noise:
                 raise ValueError("--data is missing; with --data-free it still names the real images of --features")
+            sounds = gan.reference is not None and gan.reference.samples.signals
+            what, name = ("sounds", tones.NAME) if sounds else ("images", dead_leaves.NAME)
             announce(
-                f"--data is missing: the input images are synthetic ({dead_leaves.NAME}); --data with real input "
-                "images brings the generator nearer to its original",
+                f"--data is missing: the input {what} are synthetic ({name}); --data with real input {what} brings the "
+                "generator nearer to its original",
                 arguments.quiet,
             )
-            return dead_leaves.NAME
+            return name
         alone = ", or --data-free" if hasattr(arguments, "data_free") else ""
         raise ValueError(f"--data is missing; nothing here says what this GAN was trained on: give --data{alone}")
     return found

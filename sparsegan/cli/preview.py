@@ -74,7 +74,8 @@ def show_preview(job: Job, trial: Compressor, loader: Any, scorer: Scorer | None
     is timed. Every process must call this function.
     """
     arguments = job.arguments
-    data = "no data" if job.samples is None else f"{len(job.samples):,} training images"
+    what = "windows of sound" if job.sounds else "images"
+    data = "no data" if job.samples is None else f"{len(job.samples):,} training {what}"
     if trial.schedule.steps > 0:
         step, look, looks = trial.rehearse(loader), 0.0, 0
         if scorer is not None:
@@ -92,6 +93,6 @@ def show_preview(job: Job, trial: Compressor, loader: Any, scorer: Scorer | None
             ranks.world_size(),
         )
         words = cost.words(job.device.type == "cpu")
-        announce(f"{data}, {arguments.batch} images per step; {words}", arguments.quiet)
+        announce(f"{data}, {arguments.batch} {what} per step; {words}", arguments.quiet)
     if text := expectation(arguments.sparsity, arguments.data_free):
         announce(text, arguments.quiet)

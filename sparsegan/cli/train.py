@@ -9,6 +9,7 @@ import torch
 
 from .. import data
 from ..atomic_files import write_json
+from ..data.sounds import Sounds
 from ..gans import GANS, store
 from ..metrics.classifier import CLASSIFIERS, FILE, save_classifier, train_classifier
 from ..training import Run, run_loop
@@ -123,6 +124,7 @@ def _network(arguments: argparse.Namespace, samples: data.Samples) -> dict[str, 
         "out_channels": samples.channels,
         "domains": len(samples.domains),
         "image_size": arguments.size,
+        **({"rate": samples.rate} if isinstance(samples, Sounds) and samples.rate else {}),
     }
     network = {"gan": task} | reference.network | {name: value for name, value in found.items() if name in known}
     if arguments.width is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from torch import nn
 
 from ..atomic_files import write_json
 from ..compress import Look, Validation
+from ..data import Samples
 from ..metrics.classifier import CLASSIFIERS, find_classifier
 from ..metrics.distances import TaskEvaluator, overall
 from ..metrics.features import load_features
 from ..metrics.likeness import worst
+from ..metrics.measures import measured
 from ..progress import announce
 from ..training import ranks
 from .common import find_checkpoints, need
@@ -21,20 +24,30 @@ from .compress_job import Job
 from .pictures import comparison, write_png
 from .verdict import VALIDATED, original_images
 
+#: Windows of sound that a look at a run is scored on.
+WINDOWS = 64
+
 
 class Scorer:
     """Scores generators on the validation split, by kernel distance or by likeness to the original.
 
+    It is the first figure of the GAN's own (`Objective.measures`) where the GAN has any and the run has real samples.
     It is the kernel distance where there are real images and a feature network: that of --features, or this
     repository's classifier of the data set. Otherwise, and with `likeness`, it is the PSNR to the original on fixed
     inputs, of the kind of image that is least like the original's.
     """
 
     def __init__(self, job: Job, likeness: bool = False) -> None:
+        self._score: Callable[[nn.Module], float | None]
         samples, features = job.held_out(), None if likeness else _features_of(job)
         self.samples = samples
-        self.higher = features is None or samples is None
-        if features is not None and samples is not None:
+        measures = job.gan.objective.measures is not None and not likeness and not job.arguments.data_free
+        self.higher = not measures and (features is None or samples is None)
+        if measures and samples is not None:
+            self.name, _ = next(iter(self._measured(job, samples, job.gan.generator).items()))
+            self.name += f" ({min(len(samples), WINDOWS)} windows)"
+            self._score = lambda generator: next(iter(self._measured(job, samples, generator).values()))
+        elif features is not None and samples is not None:
             need("torchmetrics")
             network = load_features(features, job.device)
             evaluator = TaskEvaluator(samples, job.gan.objective, network, seed=job.arguments.seed)
@@ -44,6 +57,10 @@ class Scorer:
             images = original_images(job.gan, samples, job.arguments.size, job.arguments.seed, VALIDATED)
             self._score = lambda generator: worst(images.compare(generator))[1].psnr
             self.name = f"PSNR to the original ({images.count} images)"
+
+    @staticmethod
+    def _measured(job: Job, samples: Samples, generator: nn.Module) -> dict[str, float]:
+        return measured(generator, job.gan.objective, samples, WINDOWS, seed=job.arguments.seed)
 
     def __call__(self, generator: nn.Module) -> float:
         score = self._score(generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..copying import copy_model
-from ..gans.objective import Objective, drawing, images_in, reducing
+from ..gans.objective import Objective, drawing, reducing
 from ..modes import in_mode
 from ..nn.layer import DENSE_CLASSES, SparseConv
 from ..placement import device_of, moved
@@ -82,7 +82,8 @@ class Comparison:
 
     def _scores(self, generator: nn.Module, fake: Any, activations: list[Tensor], batch: Any, draws: Draws) -> Scores:
         """The images, the activations, and those of the terms and features that the loss needs."""
-        scores, objective = Scores({}, images=images_in(fake), intermediate=activations), drawing(self.scoring, draws)
+        images = self.objective.compared(fake)
+        scores, objective = Scores({}, images=images, intermediate=activations), drawing(self.scoring, draws)
         if self.loss.uses_terms:
             with outputs_of(self.feature_layers, scores.features):
                 scores.generator = objective.generator_terms(generator, self.discriminator, fake, batch)

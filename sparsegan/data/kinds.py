@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from . import layouts
+from . import layouts, sounds
 from .samples import Samples
 
 
@@ -20,7 +20,8 @@ class Kind:
 
     `read(root, how)`: returns the samples of a file or folder. `scale`: training cuts random windows from images that
     are `scale` times as large as the windows. `mirrored`: training mirrors half of the samples. `named`: samples belong
-    to domains or have attributes, some of which can be chosen by name.
+    to domains or have attributes, some of which can be chosen by name. `signals`: samples are sounds, not images, and a
+    size is a number of samples of a sound.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Kind:
     scale: Fraction = Fraction(1)
     mirrored: bool = False
     named: bool = False
+    signals: bool = False
 
 
 def _images(root: Path, how: layouts.Reading) -> Samples:
@@ -44,6 +46,7 @@ PAIRS = Kind("pairs", layouts.pairs, scale=Fraction(286, 256), mirrored=True)
 UNPAIRED = Kind("unpaired", layouts.two_sides, scale=Fraction(286, 256), mirrored=True)
 DOMAINS = Kind("domains", _domains, mirrored=True, named=True)
 CROPS = Kind("crops", layouts.photographs, mirrored=True)
+SOUNDS = Kind("sounds", sounds.sound_folder, signals=True)
 
 #: name -> kind
-KINDS = {kind.name: kind for kind in (IMAGES, PAIRS, UNPAIRED, DOMAINS, CROPS)}
+KINDS = {kind.name: kind for kind in (IMAGES, PAIRS, UNPAIRED, DOMAINS, CROPS, SOUNDS)}

@@ -94,7 +94,7 @@ class Reading:
         bytes; otherwise a sequence that reads an image from disk at each access."""
         first = read(items[0])
         if first.numel() * len(items) > self.limit:
-            return _OnDisk(items, read)
+            return OnDisk(items, read)
         images = torch.empty(len(items), *first.shape, dtype=torch.uint8)
         for index, item in enumerate(self.track(items)):
             images[index] = read(item)
@@ -220,7 +220,7 @@ def _photograph(channels: int, file: Path) -> Tensor:
     return to_tensor(decode(file, channels))
 
 
-class _OnDisk(Sequence[Tensor]):
+class OnDisk(Sequence[Tensor]):
     """A sequence of images that decodes an image at each access."""
 
     def __init__(self, items: Sequence[Any], read: Callable[[Any], Tensor]) -> None:
@@ -255,18 +255,22 @@ def _by_name(root: Path, files: Iterable[Path], split: str) -> list[Path]:
     chosen = [file for file in files if split == "all" or held_out(file.stem) == (split == "test")]
     if not chosen:
         raise ValueError(
-            f"{root} holds too few images for a {split} split; split='all' or folders train and test are accepted"
+            f"{root} holds too few files for a {split} split; split='all' or folders train and test are accepted"
         )
     return chosen
 
 
-def _files(root: Path, how: Reading) -> list[Path]:
+def split_files(root: Path, how: Reading, inside: Callable[[Path], list[Path]] = image_files) -> list[Path]:
+    """Returns the files of a folder that belong to the split. `inside`: returns the files in a folder.
+
+    Folders train and test (or val) are the splits; without them, the names of the files decide.
+    """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; a folder with images is expected")
+        raise FileNotFoundError(f"{root} is not a folder; a folder of files is expected")
     parts = _folders(root, how.part)
     if parts:
-        return _chosen([file for part in parts for file in image_files(part)], how)
-    return _chosen(_by_name(root, image_files(root), how.part), how)
+        return _chosen([file for part in parts for file in inside(part)], how)
+    return _chosen(_by_name(root, inside(root), how.part), how)
 
 
 def _chosen(files: Sequence[Path], how: Reading) -> list[Path]:
@@ -282,7 +286,7 @@ def _names(root: Path, files: Iterable[Path]) -> list[str]:
 
 def image_folder(root: Path, how: Reading) -> Samples:
     """Returns one sample per image: its middle square."""
-    files = _files(root, how)
+    files = split_files(root, how)
     images = how.images(files, partial(_square, how.size, how.channels))
     return Single(images, _names(root, files), how.size, **how.training)
 
@@ -294,7 +298,7 @@ def pairs(root: Path, how: Reading) -> Samples:
     """
     sides = [_folders(root, how.part, suffix) for suffix in "AB"]
     if not any(sides):
-        files = _files(root, how)
+        files = split_files(root, how)
         images = how.images(files, partial(_side_by_side, how.load_size, how.channels, how.swap))
         return Pairs(images, _names(root, files), how.size, **how.training)
     items: list[tuple[Path, Path]] = []
@@ -434,7 +438,7 @@ def photographs(root: Path, how: Reading) -> Samples:
     size = how.size
     if size % FACTOR:
         raise ValueError(f"size is {size}; for crops it must be a multiple of {FACTOR}")
-    files = _files(root, how)
+    files = split_files(root, how)
     cells: list[tuple[int, int, int]] = []
     total = 0
     for index, file in enumerate(files):
@@ -444,7 +448,7 @@ def photographs(root: Path, how: Reading) -> Samples:
         total += how.channels * width * height
         cells += [(index, y, x) for y in range(0, height - size + 1, size) for x in range(0, width - size + 1, size)]
     read = partial(_photograph, how.channels)
-    images: Images = _OnDisk(files, read) if total > how.limit else [read(file) for file in how.track(files)]
+    images: Images = OnDisk(files, read) if total > how.limit else [read(file) for file in how.track(files)]
     files_names = _names(root, files)
     names = [f"{files_names[i]} at {y},{x}" for i, y, x in cells]
     return Crops(images, names, size, cells=torch.tensor(cells), **how.training)

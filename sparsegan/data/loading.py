@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..renamed import renamed_keywords, warn_of_old_name
-from . import dead_leaves, layouts, mnist, registry
+from . import dead_leaves, layouts, mnist, registry, tones
 from .kinds import CROPS, DOMAINS, IMAGES, KINDS, PAIRS, UNPAIRED, Kind
 from .samples import Samples, Single
 
@@ -61,8 +61,9 @@ def load(
     `kind`: a kind, or its name in `KINDS`.
     `source`: a file or folder in a layout of the kind (see `layouts`), or the name of a set of `registry.SETS`. A name
         means the folder that `sparsegan data NAME` writes; for mnist it means the installed package. "dead-leaves" are
-        synthetic images (`dead_leaves`).
-    `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution.
+        synthetic images (`dead_leaves`), and "tones" synthetic sounds (`tones`).
+    `size`: height and width of the images in a batch, in pixels; for crops, those of the images in full resolution; for
+        sounds, the samples of a window.
     `split`: "train", "test" or "all"; "validation", a tenth of the base items of "train"; or "fit", the rest of it.
     `direction`: "AtoB" or "BtoA", for pairs and unpaired sides.
     `attributes`: the attribute file, for domains. `domains`: the attributes of that file to use; without a file, the
@@ -111,6 +112,8 @@ def load(
         return _installed(str(source), how)
     if source == dead_leaves.NAME:
         return dead_leaves.samples(kind.name, how)
+    if source == tones.NAME:
+        return tones.samples(kind.name, how)
     root = registry.folder(kind, source, size) if source in registry.SETS else Path(source)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; a folder, or one of {', '.join(registry.SETS)}, is expected")

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import track
-from . import idx, layouts, mnist
+from . import idx, layouts, mnist, sentences
 from .emoji import base_item
-from .kinds import CROPS, DOMAINS, IMAGES, PAIRS, UNPAIRED, Kind
+from .kinds import CROPS, DOMAINS, IMAGES, PAIRS, SOUNDS, UNPAIRED, Kind
 
 SPLIT_RULE = "a tenth of the base items is held out, by the SHA-256 of the base item's name"
 PHOTOS_HELD_OUT = 0.2  # more than a tenth, because there are few photographs
@@ -147,7 +148,7 @@ def prepare(
     if size is None:
         size = chosen.size
     elif not (chosen.size and 16 <= size <= 4096):
-        accepted = "from 16 to 4096" if chosen.size else "left out: these images keep their size"
+        accepted = "from 16 to 4096" if chosen.size else "left out: these samples keep their size"
         raise ValueError(f"size is {size}; for {name} it must be {accepted}")
     out = default_folder(name, size) if out is None else out
     if out.exists():
@@ -187,11 +188,11 @@ def prepare(
 
 
 def _counts(out: Path) -> dict[str, int]:
-    """Returns the number of images in each folder, or in each idx file."""
+    """Returns the number of images or sounds in each folder, or in each idx file."""
     counts: dict[str, int] = {}
     for path in sorted(out.rglob("*")):
         if path.is_dir():
-            images = sum(1 for file in path.iterdir() if file.suffix == ".png")
+            images = sum(1 for file in path.iterdir() if file.suffix in (".png", ".wav"))
             counts |= {path.relative_to(out).as_posix(): images} if images else {}
         elif "images-idx3" in path.name:
             counts[path.name.split("-")[0]] = len(idx.read(path))
@@ -284,6 +285,24 @@ def _write_photos(places: dict[str, Path], out: Path, size: int, progress: Progr
         _save(image, out / _split(_scene(name), PHOTOS_HELD_OUT) / f"{name}.png")
 
 
+def _write_speech(places: dict[str, Path], out: Path, size: int, progress: Progress) -> None:
+    """Writes each sentence as a WAV file in one of `VOICES`, and a list of the sentences beside each folder."""
+    program = places["espeak-ng"] / ESPEAK.inside
+    for split in sentences.COUNTS:
+        texts, lines = sentences.sentences(split), []
+        (out / split).mkdir()
+        for index, text in enumerate(progress(texts, f"speech, {split}")):
+            file = out / split / f"{index:04d}.wav"
+            voice = VOICES[int(layouts.unit(f"voice/{text}") * len(VOICES))]
+            pitch, speed = 35 + int(30 * layouts.unit(f"pitch/{text}")), 145 + int(45 * layouts.unit(f"speed/{text}"))
+            command = [program, "-v", voice, "-p", str(pitch), "-s", str(speed), "-z", "-w", file, text]
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if done.returncode or not file.is_file():
+                raise ValueError(f"{program} did not speak {text!r}: {done.stderr.strip() or 'it wrote no file'}")
+            lines.append(f"{file.name}\t{voice}\t{text}\n")
+        (out / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
 def _scene(name: str) -> str:
     """Returns the base item of a photograph: a pair of a left and a right image shows one scene."""
     return name.removesuffix("_left").removesuffix("_right")
@@ -360,6 +379,8 @@ GOOGLE = Package("npm", "emoji-datasource-google", "img/google/64", "Apache-2.0,
 TWITTER = Package("npm", "emoji-datasource-twitter", "img/twitter/64", "CC-BY-4.0, Twemoji")
 PHOTOS = Package("pip", "scikit-image", "data/astronaut.png", "BSD-3-Clause and public domain, see skimage.data")
 MATE = Package("apt", "mate-backgrounds", "usr/share/backgrounds/mate/nature", "GPL-2+")
+ESPEAK = Package("apt", "espeak-ng", "usr/bin/espeak-ng", "GPL-3+")
+VOICES = ("en-us", "en-us+f2", "en-gb+m3", "en-gb+f4")
 PLASMA = Package("apt", "plasma-workspace-wallpapers", "usr/share/wallpapers", "GPL-2+")
 
 SETS = {
@@ -399,5 +420,13 @@ SETS = {
         _write_photos,
         SPLIT_RULE.replace("a tenth", "a fifth"),
         _scene,
+    ),
+    "speech": Set(
+        SOUNDS,
+        "660 English sentences that eSpeak NG speaks in four voices, 22,050 Hz",
+        (ESPEAK,),
+        0,
+        _write_speech,
+        "the texts of the test split have no noun and no frame in common with those of the training split",
     ),
 }

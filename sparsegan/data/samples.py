@@ -7,6 +7,7 @@ The batches of each kind (`sparsegan.data.KINDS`); all images are float32 in [-1
     unpaired  (a, b), each [n, C, S, S]; an epoch goes once through the longer side
     domains   (images [n, C, S, S], labels int64 [n]); from an attribute file, labels are float32 [n, K] of 0 and 1
     crops     (low [n, C, S/4, S/4], high [n, C, S, S]); low is a bicubic reduction of high, rounded to 8 bits
+    sounds    sounds [n, 1, S], S samples of a sound (`sounds.py`)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -26,7 +26,7 @@ from ..forks import ENGINES, TRACING, leave_missing_threads
 from ..modes import Buffers
 from ..randomness import devices_of, undisturbed
 from .statistics import by_batch
-from .tiles import tiling
+from .tiles import streaming, tiling
 from .tracing import close
 
 Self = TypeVar("Self", bound="BaseEngine")
@@ -74,7 +74,8 @@ class BaseEngine(ABC):
             inputs, kwargs: the arguments of the model's forward: tensors, numbers, strings and None, nested in lists,
                 tuples and dicts. Each new combination of tensor shapes and other values is compiled on its first call.
             tile: the largest side of a tile in pixels, or (rows, columns). Images ``[N, C, H, W]`` are then computed
-                tile by tile, and a run needs the memory of one tile. The result is that of the whole image.
+                tile by tile, and a run needs the memory of one tile. The result is that of the whole image. Signals
+                ``[N, C, L]`` are computed in tiles of so many steps.
             overlap: pixels that neighbouring tiles share. The default is the number that the model's receptive field
                 needs. With fewer pixels, tiles are blended, and one warning says so.
             approximate: accept a result that only resembles the result of the whole image. A layer that reads the
@@ -91,6 +92,22 @@ class BaseEngine(ABC):
         call = self._call(inputs, kwargs)
         with self._computing():
             return self._run(self._compile(call), call)
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yields the result for a signal that arrives in chunks. Its parts, joined, are the result of the whole signal.
+
+        Each part of the result comes as soon as the inputs that it depends on are there. The part of the signal that
+        later results need, about the model's receptive field, is kept. Each new length of a window is compiled anew, so
+        chunks of one length are fastest.
+
+        Args:
+            chunks: signals ``[N, C, L]`` of floats with any L, 0 included. They are the model's one argument.
+
+        Raises:
+            ValueError: a chunk is no signal, or differs from the first in anything but its length; the model puts out
+                anything but one signal; the result depends on the whole signal.
+        """
+        return streaming.stream(self, chunks)
 
     @abstractmethod
     def _run(self, program: Any, call: Call) -> Any:

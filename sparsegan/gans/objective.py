@@ -75,6 +75,10 @@ class Objective:
         for a GAN that cannot be compressed in this way.
     `views(fake, batch) -> {"name": View, ...}`: the images that a distance is measured on.
     `gallery(generator, batch) -> {"name": View, ...}`: the images for a person to look at; by default the views.
+    `compared(fake) -> {"name": images [N, C, H, W], ...}`: the images of two generators that a distillation compares;
+        by default those in `fake`. A GAN of sounds gives spectrograms.
+    `measures(fake, batch) -> {"name": values [N], ...}`: figures of the GAN's own per sample, lower is better. The
+        first is the one to judge by. None where distances of images score the GAN.
 
     `batch` is a batch of the loader. Two generators that are compared get the same random numbers (noise, a gradient
     penalty's interpolation) on every device. For this, `generate` and the two terms functions may have one more
@@ -99,6 +103,8 @@ class Objective:
         default=lambda fake, batch: {name: View(None, images) for name, images in images_in(fake).items()}
     )
     gallery: Callable[[nn.Module, Any], dict[str, View]] | None = None
+    compared: Callable[[Any], dict[str, Tensor]] = field(default=lambda fake: images_in(fake))
+    measures: Callable[[Any, Any], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         # A call without `draws` takes new random numbers, and a call without `reduce` takes means.

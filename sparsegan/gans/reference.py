@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,9 +24,9 @@ Network = dict[str, Any]
 class Training:
     """The defaults of `sparsegan train` for a GAN, chosen for two CPU cores.
 
-    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels. `lr`,
-    `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per generator step. `decay`: the
-    learning rates fall linearly to 0 over the second half of the steps.
+    `data`: the name of a data set, or a source. `size`: height and width of the images, in pixels; for sounds, the
+    samples of a window. `lr`, `discriminator_lr`, `betas`: for Adam. `generator_every`: discriminator steps per
+    generator step. `decay`: the learning rates fall linearly to 0 over the second half of the steps.
     """
 
     data: str
@@ -64,8 +65,11 @@ class Reference:
         public files have several layouts. `generator_sizes` gets the result. By default the state_dict as it is.
     `assumed(state_dict)`: a sentence on what a generator's state_dict does not tell and `build` takes for granted. It
         becomes a warning. "" where there is nothing to say.
-    `files`: for GANs whose public repositories write a network as several files, the module that each file holds:
-        those of the generator, then those of the discriminator, in the order of the files.
+    `files`: for GANs whose public repositories write a network as several files, or as several state_dicts in a file,
+        the module that each holds: those of the generator, then those of the discriminator, in the order of the files.
+        In one file, the modules' names are the keys of the state_dicts.
+    `beside(file)`: sizes that the state_dict in a public generator's file does not show, from other files in its
+        folder; {} where there are none.
     `example(network, count, size)`: random arguments of the generator's forward, for images of `size`.
     `from_noise`: the generator starts from noise, which `example` draws. Such a GAN is trained on all images and can
         generate any number of them. Distances alone score the generated images.
@@ -73,7 +77,7 @@ class Reference:
     `choice`: the command option that chooses among the ways: "direction" for one way, "domains" for several. For
         domains, a classifier can say whether an image is in the domain that was asked for.
     `samples`: the kind of samples that the GAN learns from.
-    `size`: pixels of a side of the images that the networks need, None for any size.
+    `size`: pixels of a side of the images that the networks need, None for any size. Of sounds, sizes are samples.
     `for_size(network, size)`: the sizes for new networks for images of `size`.
     `network`, `training`: the defaults of `sparsegan train`.
     """
@@ -91,6 +95,7 @@ class Reference:
     objective_with: Callable[[Callable[[Tensor], Tensor]], Objective] | None = None
     renamed: Callable[[State], State] = lambda state: state
     assumed: Callable[[State], str] = lambda state: ""
+    beside: Callable[[Path], Network] = lambda file: {}
     files: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     from_noise: bool = False
     ways: Callable[[Any, Mapping[str, Any]], dict[str, Way]] = lambda generator, config: {"": Way(generator)}

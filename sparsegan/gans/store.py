@@ -23,7 +23,7 @@ from ..atomic_files import write_tensors
 from ..placement import device_of
 from ..randomness import seeded
 from ..renamed import warn_of_old_name
-from ..state_dicts import names_of, read_state
+from ..state_dicts import modules_in, names_of, read_state
 from . import GANS, Reference, dcgan
 from .objective import Objective
 from .parts import State
@@ -139,7 +139,7 @@ def save(folder: str | Path, generator: nn.Module, discriminator: nn.Module, hal
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         state = network.state_dict()
         if half:
-            state = {key: value.half() if value.dim() == 4 else value for key, value in state.items()}
+            state = {key: value.half() if value.dim() in (3, 4) else value for key, value in state.items()}
         write_tensors(Path(folder) / f"{name}.safetensors", state)
 
 
@@ -171,7 +171,8 @@ def load_public(
     The architecture is recognised from the state_dicts, and the networks are in evaluation mode.
 
     `generator`, `discriminator`: a file or state_dict each. For CycleGAN each may be a sequence of two, in the order
-        netG_A, netG_B (netD_A, netD_B) of the public files. A single generator is that of A to B alone.
+        netG_A, netG_B (netD_A, netD_B) of the public files. A single generator is that of A to B alone. For HiFi-GAN,
+        sizes that the generator's file does not show are read from the public config.json in its folder.
     `gan`: the name of the GAN, needed where a file fits several.
     `key`, `discriminator_key`: where in a file the state_dict is; see :func:`sparsegan.state_dicts.read_state`.
     `sizes`: sizes that the files do not tell: StarGAN's image_size and, without a discriminator's file, those of the
@@ -180,6 +181,7 @@ def load_public(
     Raises ValueError for a file that holds no state_dict or fits no reference GAN.
     """
     first = _joined(generator, 0, gan, key, lambda state: fewest_misfits(state, gan, sizes))
+    sizes = _beside(generator, recognise(first, None, gan, **sizes)["gan"]) | sizes
     second = None
     if discriminator is not None:
         found = recognise(first, None, gan, **sizes)
@@ -198,6 +200,13 @@ def load_public(
     return built, second is not None
 
 
+def _beside(generator: Any, gan: str) -> dict[str, Any]:
+    """Returns the sizes that files beside the generator's file tell, {} for a state_dict and for several files."""
+    if isinstance(generator, list | tuple) and len(generator) == 1:
+        (generator,) = generator
+    return GANS[gan].beside(Path(generator)) if isinstance(generator, str | Path) else {}
+
+
 def _joined(
     given: Any,
     side: int,
@@ -212,16 +221,24 @@ def _joined(
     """
     name = ("generator", "discriminator")[side]
     several = list(given) if isinstance(given, list | tuple) else [given]
+    parts = {one.name: one.files[side] for one in GANS.working().values() if one.files[side]}
+    if len(several) == 1 and gan in parts and key is None:
+        if modules := modules_in(several[0], parts[gan]):
+            states = [
+                read_state(one, name, wanted=[known.removeprefix(f"{part}.") for known in wanted])
+                for part, one in zip(parts[gan], modules, strict=True)
+            ]
+            return _prefixed(parts[gan], states)
     states = [read_state(one, name, key, misfits if len(several) == 1 else None, wanted) for one in several]
     if len(states) == 1:
         return states[0]
-    parts = {one.name: one.files[side] for one in GANS.working().values() if one.files[side]}
     fitting = [names for one, names in parts.items() if gan in (None, one) and len(names) == len(states)]
     if not fitting:
         accepted = " or ".join(f"{one}'s {len(names)}" for one, names in parts.items())
         raise ValueError(f"{name} is {len(states)} files; it must be one, or {accepted}")
-    joined = [
-        {f"{part}.{key}": value for part, state in zip(names, states, strict=True) for key, value in state.items()}
-        for names in fitting
-    ]
-    return min(joined, key=misfits)
+    return min((_prefixed(names, states) for names in fitting), key=misfits)
+
+
+def _prefixed(names: Sequence[str], states: Sequence[State]) -> State:
+    """Returns one state_dict of several modules, whose names come before those of their tensors."""
+    return {f"{part}.{key}": value for part, state in zip(names, states, strict=True) for key, value in state.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .images import AXES, Images, part_of, strip, tensors_of, twin_of, without_modes
+from .images import Images, part_of, strip, tensors_of, twin_of, without_modes
 from .receptive import Field, Reach, multiples
 
 
@@ -36,10 +36,10 @@ def disagreement(model: nn.Module, images: Images, field: Field, axis: int, size
         calls = [Images(*image.cut(*part_of(axis, part))).changed(Tensor.clone) for part in parts]
         twin = twin_of(model, dense=False)
         try:
-            full, again, early, late = (tensors_of(twin(*args, **kwargs)) for args, kwargs in calls)
+            full, again, early, late = (tensors_of(image.maps(twin(*args, **kwargs))) for args, kwargs in calls)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"the model does not take a part of {length} {AXES[axis]} of the image: {error}"
+                f"the model does not take a part of {length} {images.names[axis]} of the image: {error}"
             ) from error
     if not all(map(_agree, again, full)):
         return "the model computes something else in each call: it uses random numbers or a state of its own"

@@ -1,4 +1,8 @@
-"""The images among a call's arguments, and helpers for runs of a model on other images."""
+"""The images or signals among a call's arguments, and helpers for runs of a model on others.
+
+A signal ``[N, C, L]`` is an image ``[N, C, 1, L]`` of one row here, as in `sparsegan.signals`. Only a call of the model
+sees the signal itself.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +16,52 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...nn.layer import SparseConv
+from ...signals import IMAGE, SIGNAL, as_map
 
 AXES = ("rows", "columns")
+#: The names of the axes of a signal, whose length lies along the columns.
+SIGNAL_AXES = ("rows", "steps")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Images:
     """The arguments of a call, and which of them are images: tensors ``[N, C, H, W]``, and ``[N, H, W]`` of the same H
-    and W. A tensor ``[N, C, 1, 1]`` is not an image.
+    and W. A tensor ``[N, C, 1, 1]`` is not an image. Where there are no images, tensors of floats ``[N, C, L]`` are
+    signals, unless L is 1.
+
+    `signals`: whether they are signals. `axes`: the axes along which there are tiles. `names`: the axes' names.
 
     Raises:
-        ValueError: no argument is an image, or images differ in size.
+        ValueError: no argument is an image or a signal, or they differ in size.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.leaves, self._spec = pytree.tree_flatten((args, kwargs))
-        sizes = {tuple(one.shape[2:]) for one in self.leaves if isinstance(one, Tensor) and one.dim() == 4}
-        sizes -= {(1, 1)}
+        tensors = {place: one for place, one in enumerate(self.leaves) if isinstance(one, Tensor)}
+        sizes = {tuple(one.shape[2:]) for one in tensors.values() if one.dim() == IMAGE} - {(1, 1)}
+        lengths = {one.shape[2] for one in tensors.values() if one.dim() == SIGNAL and one.is_floating_point()} - {1}
+        self.signals = not sizes and bool(lengths)
+        if self.signals:
+            sizes = {(1, length) for length in lengths}
         if len(sizes) != 1:
-            found = "images of " + " and ".join(f"{h}x{w}" for h, w in sorted(sizes)) if sizes else "no image"
-            raise ValueError(f"tile needs images [N, C, H, W] of one size, and more than one pixel; there is {found}")
+            found = " and ".join(str(w) if self.signals else f"{h}x{w}" for h, w in sorted(sizes))
+            there = f"{'signals' if self.signals else 'images'} of {found}" if sizes else "no image"
+            raise ValueError(
+                "tile needs images [N, C, H, W] of one size, and more than one pixel, or signals [N, C, L] of one "
+                f"length; there is {there}"
+            )
         height, width = sizes.pop()
         self.size: tuple[int, int] = (height, width)
+        self.axes: tuple[int, ...] = (1,) if self.signals else (0, 1)
+        self.names = SIGNAL_AXES if self.signals else AXES
+        dims = (SIGNAL,) if self.signals else (SIGNAL, IMAGE)
         self._places = {
             place
-            for place, one in enumerate(self.leaves)
-            if isinstance(one, Tensor) and one.dim() in (3, 4) and tuple(one.shape[-2:]) == self.size
+            for place, one in tensors.items()
+            if one.dim() in dims and tuple(as_map(one).shape[2:] if self.signals else one.shape[-2:]) == self.size
         }
-        self._first = next(self.leaves[place] for place in sorted(self._places) if self.leaves[place].dim() == 4)
+        self._first = next(tensors[place] for place in sorted(self._places) if tensors[place].dim() == dims[-1])
 
     @property
     def key(self) -> Any:
@@ -53,8 +74,12 @@ class Images:
         return str(self._spec), tuple(parts)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
-        """The arguments with each image replaced by ``change(image)``."""
-        leaves = [change(one) if place in self._places else one for place, one in enumerate(self.leaves)]
+        """The arguments with each image replaced by ``change(image)``. A signal is an image of one row there."""
+
+        def changed(one: Tensor) -> Tensor:
+            return change(as_map(one)).squeeze(2) if self.signals else change(one)
+
+        leaves = [changed(one) if place in self._places else one for place, one in enumerate(self.leaves)]
         return pytree.tree_unflatten(leaves, self._spec)
 
     def cut(self, rows: slice, columns: slice) -> Arguments:
@@ -66,6 +91,14 @@ class Images:
         count = self._first.shape[0]
         leaves = [one[:1] if isinstance(one, Tensor) and one.shape[:1] == (count,) else one for one in self.leaves]
         return Images(*pytree.tree_unflatten(leaves, self._spec))
+
+    def maps(self, outputs: Any) -> Any:
+        """The model's outputs with signals as images of one row."""
+        return pytree.tree_map_only(Tensor, as_map, outputs) if self.signals else outputs
+
+    def unmapped(self, outputs: Any) -> Any:
+        """The inverse of `maps`."""
+        return pytree.tree_map_only(Tensor, lambda one: one.squeeze(2), outputs) if self.signals else outputs
 
     def empty(self, size: tuple[int, int]) -> Arguments:
         """The arguments with uninitialized images of another size."""

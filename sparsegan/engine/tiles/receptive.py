@@ -128,9 +128,13 @@ def find(model: nn.Module, images: Images) -> Field:
     with without_modes():
         twin, images = twin_of(model, dense=True), images.one()
         stride, outputs = _growth(twin, images)
-        field = Field(stride, (_thinnest(twin, images, stride, 0), _thinnest(twin, images, stride, 1)), outputs)
+        thin = [_thinnest(twin, images, stride, axis) if axis in images.axes else 1 for axis in (0, 1)]
+        field = Field(stride, (thin[0], thin[1]), outputs)
         axes = []
         for axis in (0, 1):
+            if axis not in images.axes:
+                axes.append([output[axis] for output in outputs])
+                continue
             found = _reaches(twin, images, field, axis)
             if isinstance(found, str):
                 return replace(field, whole=found)
@@ -167,14 +171,15 @@ def _growth(twin: nn.Module, images: Images) -> tuple[tuple[int, int], tuple[tup
             break
         try:
             with _quiet():
-                sizes = ((unit, unit), (2 * unit, unit), (unit, 2 * unit))
+                rows = 1 if images.signals else unit
+                sizes = ((rows, unit), (rows if images.signals else 2 * unit, unit), (rows, 2 * unit))
                 runs = [_sized_run(twin, images, size, fake) for size in sizes]
         except Exception as error:  # a forward may raise anything for another size
             problem = problem or error
             continue
         stride = _strides(unit, runs)
         if found is None or max(stride) < max(found[0]):
-            found = stride, _scales(unit, [leaves for leaves, _ in runs])
+            found = stride, _scales(unit, [leaves for leaves, _ in runs], images.signals)
     if found is None:
         raise ValueError(f"tile needs a model that takes images of other sizes; this one says: {problem}")
     return found
@@ -185,7 +190,7 @@ def _sized_run(twin: nn.Module, images: Images, size: tuple[int, int], fake: boo
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         args, kwargs = images.empty(size)
         with _Sizes() as sizes:
-            return pytree.tree_leaves(twin(*args, **kwargs)), sizes.found
+            return pytree.tree_leaves(images.maps(twin(*args, **kwargs))), sizes.found
 
 
 @contextmanager
@@ -215,26 +220,34 @@ def _strides(unit: int, runs: list[_Run]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _scales(unit: int, runs: list[list[Any]]) -> tuple[tuple[Reach, Reach], ...]:
-    """For each output, `scale` and `missing` along rows and columns. Raises ValueError if an output is not an image."""
+def _scales(unit: int, runs: list[list[Any]], signals: bool) -> tuple[tuple[Reach, Reach], ...]:
+    """For each output, `scale` and `missing` along rows and columns. Raises ValueError if an output is not an image.
+
+    `signals`: the outputs must be signals, as images of one row, which have no tiles along the rows.
+    """
+    kind = "signal [N, C, L]" if signals else "image [N, C, H, W]"
     outputs = []
     for place, (one, taller, wider) in enumerate(zip(*runs, strict=True)):
         if one is None or isinstance(one, bool | int | float | str):
             continue
         if not isinstance(one, Tensor):
             raise ValueError(f"output {place} is of type {type(one).__name__}; tiles need outputs that are images")
+        if signals and one.dim() == 4 and one.shape[2] != 1:
+            raise ValueError(f"output {place} is no {kind}; tiles of signals need outputs that are signals")
         if one.dim() != 4 or taller.shape[3] != one.shape[3] or wider.shape[2] != one.shape[2]:
-            raise ValueError(f"output {place} is no image [N, C, H, W]; tiles need outputs that are images")
+            raise ValueError(f"output {place} is no {kind}; tiles need outputs that are images or signals")
         rows, columns = (
             Reach(scale, int(scale * unit) - one.shape[dim])
             for dim, grown in ((2, taller), (3, wider))
             for scale in [Fraction(grown.shape[dim] - one.shape[dim], unit)]
         )
+        if signals:
+            rows = Reach(Fraction(1), 0)
         if rows.scale <= 0 or columns.scale <= 0:
             raise ValueError(f"output {place} does not grow with the image, so it cannot be put together from tiles")
         outputs.append((rows, columns))
     if not outputs:
-        raise ValueError("the model puts out no image [N, C, H, W]; tiles need outputs that are images")
+        raise ValueError(f"the model puts out no {kind}; tiles need outputs that are images or signals")
     return tuple(outputs)
 
 
@@ -244,9 +257,10 @@ def _scales(unit: int, runs: list[list[Any]]) -> tuple[tuple[Reach, Reach], ...]
 def _thinnest(twin: nn.Module, images: Images, stride: tuple[int, int], axis: int) -> int:
     """A small number of rows or columns that the model accepts: the width of strips along the other axis."""
     size, problem = rounded_up(8, stride[axis]), None
+    across = 1 if images.signals else _shortest(stride[1 - axis])
     while size <= _longest(stride[axis]):
         try:
-            _marked_run(twin, images, axis, strip(axis, size, _shortest(stride[1 - axis])), slice(0))
+            _marked_run(twin, images, axis, strip(axis, size, across), slice(0))
         except Exception as error:  # for example, a reflection of more rows than the image has
             size, problem = 2 * size, error
         else:
@@ -317,7 +331,7 @@ def _marked_run(
 
     args, kwargs = made_up.changed(marked)
     with spread:
-        outputs = tensors_of(twin(*args, **kwargs))
+        outputs = tensors_of(images.maps(twin(*args, **kwargs)))
     return [spread.marks(one).movedim(2 + axis, 0).flatten(1).any(1) for one in outputs], spread
 
 

@@ -1,4 +1,4 @@
-"""Large images tile by tile: the result of the whole image with the memory of one tile.
+"""Large images and long signals tile by tile: the result of the whole image with the memory of one tile.
 
 The model runs on one window of the image at a time. Near an edge of a window inside the image, the result is wrong,
 because the pixels beyond the edge are missing. `receptive.py` measures how many elements are affected; they are taken
@@ -6,7 +6,7 @@ from the next window. At an edge of the image, the model pads a window as it pad
 if they share too few pixels for this, or if the model reads the whole image.
 
 Windows begin at multiples of the model's stride. All windows have the same size, except those of the last row and the
-last column, which end at the edge of the image.
+last column, which end at the edge of the image. A signal is an image of one row here (`images.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .agreement import disagreement
-from .images import AXES, Arguments, Images
+from .images import Arguments, Images
 from .receptive import Field, Reach, find, multiples, rounded_up
 
 #: Windows along one axis: the first pixel of each window, and the pixel after its last pixel.
@@ -94,11 +94,11 @@ def run(
     with torch.no_grad():
         for row, column in [places[-1], *places[:-1]]:  # the last window first: it gives the size of the result
             args, kwargs = grid.window(images, row, column)
-            result = engine(*args, **kwargs)
+            result = images.maps(engine(*args, **kwargs))
             canvas = canvas or _Canvas(grid, result)
             canvas.put(row, column, result)
     assert canvas is not None
-    return canvas.result()
+    return images.unmapped(canvas.result())
 
 
 def shapes(
@@ -125,7 +125,7 @@ def corner(args: tuple[Any, ...], tile: Pixels) -> tuple[Any, ...]:
     images = Images(args, {})
     sides = [
         slice(size if size <= most else 2 ** (most.bit_length() - 1))
-        for size, most in zip(images.size, _pair("tile", tile, 1), strict=True)
+        for size, most in zip(images.size, _sides_of(images, "tile", tile, 1), strict=True)
     ]
     return images.cut(sides[0], sides[1])[0]
 
@@ -157,8 +157,8 @@ def _grid(
     """The windows for a call; None if the images are not larger than a tile."""
     if tile is None:
         raise ValueError("overlap or approximate is given without tile; both say how tiles are put together")
-    most = _pair("tile", tile, 1)
-    shared = (None, None) if overlap is None else _pair("overlap", overlap, 0)
+    most = _sides_of(images, "tile", tile, 1)
+    shared = (None, None) if overlap is None else _sides_of(images, "overlap", overlap, 0)
     if all(size <= side for size, side in zip(images.size, most, strict=True)):
         return None
     found = engine.tiles.field(images)
@@ -171,7 +171,7 @@ def _grid(
         exact.append(right)
     if not all(exact) and not approximate and not engine.tiles.warned:
         engine.tiles.warned = True
-        needed = " and ".join(f"{found.overlap(axis)} {AXES[axis]}" for axis in (0, 1) if not exact[axis])
+        needed = " and ".join(f"{found.overlap(axis)} {images.names[axis]}" for axis in (0, 1) if not exact[axis])
         warnings.warn(
             f"overlap is {overlap}; for the result of the whole image this model needs {needed}. Tiles are blended "
             "instead; approximate=True accepts this and turns the warning off",
@@ -190,7 +190,7 @@ def _axis(
         stride = one.stride[axis]
         if why is not None and tile // stride * stride < one.overlap(axis) + stride:
             continue
-        side, common, enough = _sides(one, axis, tile, overlap, approximate)
+        side, common, enough = _sides(one, axis, images.names[axis], tile, overlap, approximate)
         windows = _windows(size, side, common, stride)
         if not enough:
             return one, windows, False
@@ -199,19 +199,21 @@ def _axis(
             return one, windows, True
     if not approximate:
         raise ValueError(
-            f"{why}, so tiles of {tile} pixels would not compute what the model computes; approximate=True (generate "
-            "--approximate) computes each tile separately and blends neighbouring tiles"
+            f"{why}, so tiles of {tile} {'steps' if images.signals else 'pixels'} would not compute what the model "
+            "computes; approximate=True (generate --approximate) computes each tile separately and blends neighbours"
         )
-    side, common, _ = _sides(replace(found, whole=why), axis, tile, overlap, approximate)
+    side, common, _ = _sides(replace(found, whole=why), axis, images.names[axis], tile, overlap, approximate)
     return found, _windows(size, side, common, found.stride[axis]), False
 
 
-def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate: bool) -> tuple[int, int, bool]:
+def _sides(
+    found: Field, axis: int, name: str, tile: int, overlap: int | None, approximate: bool
+) -> tuple[int, int, bool]:
     """The length of a window, the pixels that neighbours share, and whether these are enough for the exact result.
 
     Length and shared pixels are multiples of the stride.
     """
-    stride, name = found.stride[axis], AXES[axis]
+    stride = found.stride[axis]
     side, needed = tile // stride * stride, found.overlap(axis) if found.whole is None else None
     if side == 0:
         raise ValueError(f"tile is {tile} {name}; this model needs tiles of {stride} {name}, or a multiple")
@@ -236,6 +238,13 @@ def _sides(found: Field, axis: int, tile: int, overlap: int | None, approximate:
 def _windows(size: int, side: int, common: int, stride: int) -> Windows:
     last = -(-(size - side) // stride) * stride  # the first multiple from which a window reaches the end
     return [(start, start + side) for start in range(0, last, side - common)] + [(last, size)]
+
+
+def _sides_of(images: Images, name: str, given: Pixels, least: int) -> tuple[int, int]:
+    """`given` as numbers of rows and columns. Raises ValueError for two numbers where there are signals."""
+    if images.signals and isinstance(given, tuple | list):
+        raise ValueError(f"{name} is {given!r}; for signals [N, C, L] it must be one number, at least {least}")
+    return _pair(name, given, least)
 
 
 def _pair(name: str, given: Pixels, least: int) -> tuple[int, int]:
