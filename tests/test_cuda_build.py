@@ -175,20 +175,21 @@ def test_a_tap_takes_few_instructions_and_the_registers_of_its_case(kernels: lis
         slots: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
         for case in cases:
             fmas = [re.fullmatch(r"FFMA (\w+), (\w+), (\w+), (\w+)", text.replace(".reuse", "")) for text in case[:-1]]
-            assert len(case) == strip + 1 and all(fmas), (kernel, case)
+            assert len(case) == strip + 1, (kernel, case)
+            assert all(fmas), (kernel, case)
             numbers = sorted(match.groups() for match in fmas if match)
             factors = Counter(factor for _, a, b, _ in numbers for factor in (a, b))
             value = max(factors, key=lambda factor: factors[factor])
-            assert factors[value] == strip and all(sum_ == addend for sum_, _, _, addend in numbers), (kernel, case)
-            slots.setdefault(tuple(n[0] for n in numbers), []).append(
-                tuple(a if b == value else b for _, a, b, _ in numbers)
-            )
+            assert factors[value] == strip, (kernel, case)
+            assert all(to == addend for to, _, _, addend in numbers), (kernel, case)
+            columns = tuple(a if b == value else b for _, a, b, _ in numbers)
+            slots.setdefault(tuple(to for to, *_ in numbers), []).append(columns)
         assert len(slots) == SLOTS[kernel.variant[1]], kernel
         sums = [register for slot in slots for register in slot]
         assert len(set(sums)) == len(sums) == len(slots) * strip, kernel
-        for columns in slots.values():  # each slot has eight cases, which read the same columns as those of other slots
-            assert len(set(columns)) == 8, kernel
-            assert len({column for case in columns for column in case}) == (strip - 1) * step + 8, kernel
+        for of_slot in slots.values():  # each slot has a case for each of the eight columns
+            assert len(set(of_slot)) == 8, kernel
+            assert len({column for case in of_slot for column in case}) == (strip - 1) * step + 8, kernel
 
 
 #: Loads _cuda.so with ``torch.ops.load_library``. Torch loads its own CUDA library with RTLD_LOCAL, so _cuda.so finds

@@ -267,6 +267,7 @@ LAYERS = {
     "3x3": layer((24, 40, 33), (20, 40, 33), 3, padding=1),
     "stride 2": layer((24, 17, 20), (20, 33, 40), 3, 2, 1, images=2),
     "4x4 stride 2": layer((20, 16, 18), (24, 32, 36), 4, 2, 1, images=2),
+    "tall, stride 2": layer((20, 17, 4), (24, 34, 8), 4, 2, 1, images=2),
     "wide, stride 2": layer((20, 8, 64), (24, 16, 128), 4, 2, 1),
     "stride 3": layer((9, 14, 12), (10, 41, 36), 5, 3, 2),
     "dilation 4": layer((12, 20, 24), (12, 20, 24), 3, 1, 4, 4),
@@ -367,7 +368,7 @@ LOOPS = [(16, 1, 8), (8, 1, 16), (8, 2, 16), (4, 1, 16), (4, 2, 16)]
 @pytest.mark.parametrize("dots", [False, True])
 @pytest.mark.parametrize(("strip", "step", "slots"), LOOPS)
 def test_the_ptx_of_the_loops(simt: ctypes.CDLL, strip: int, step: int, slots: int, dots: bool) -> None:
-    """Each tap selects the sums and columns of its slot and column. (The host runs the loops' other version, in C++.)"""
+    """Each tap selects the sums and columns of its slot and column. (The host itself runs the loops in C++.)"""
     text = simt.simt_loop(ctypes.c_int64(strip), ctypes.c_int64(step), ctypes.c_int64(dots)).decode()
     draw = random.Random(strip + step)
     columns, sums = ([float(draw.randrange(-9, 10)) for _ in range(n)] for n in (24, slots * strip))
@@ -380,7 +381,8 @@ def test_the_ptx_of_the_loops(simt: ctypes.CDLL, strip: int, step: int, slots: i
     numbers |= {f"%{30 + at}": number for at, number in enumerate(sums)}
     numbers |= {"%25": steps[0], "%26": steps[1], "%27": 8, "%28": first_dot if dots else 0}
     run_ptx(text, numbers, memory)
-    assert numbers["%29"] == 0 and numbers["%24"] == -1
+    assert numbers["%29"] == 0
+    assert numbers["%24"] == -1
     assert numbers["%27"] == first_dot  # the step after the last one was read ahead
     for at, (value, which) in enumerate(taps):
         column, slot = divmod(which, slots)

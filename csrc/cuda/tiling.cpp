@@ -139,10 +139,12 @@ double slab_cost(const Tiling& t, const DevicePlanShape& shape, int64_t element,
   const double conversions = element == 4 ? 0 : 1.5 * kFour * t.segment_fours;
   const double round = 120.0 / 32 * static_cast<double>(kBundle / slots);
   const int items = t.slab_rows * t.row_fours * (32 >> (t.log_w + t.log_h));
-  const double issued =
-      taps * (t.strip + around + round) + rows * (22 + t.segment_fours + conversions) + up(items, kThreads) * 10.0;
+  const double issued = taps * (t.strip + around + round) + rows * (22 + t.segment_fours + conversions);
   const double words = taps + rows * t.segment_fours * static_cast<double>(element);
-  return std::max(issued * kWarps / 4, words * kWarps + items * static_cast<double>(element) / 32);
+  // The last block of a group may have warps without targets. They only stage.
+  const double busy = static_cast<double>(warps) / (static_cast<double>(t.groups) * t.target_blocks);
+  return std::max((issued * busy + up(items, kThreads) * 10.0 * kWarps) / 4,
+                  words * busy + items * static_cast<double>(element) / 32);
 }
 
 // Writes the layout of lanes with the lowest cost into `t` and returns the clocks of a multiprocessor for the call.
