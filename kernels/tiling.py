@@ -14,8 +14,10 @@ from .tuned import Blocks, Key, key, tuned_blocks
 
 #: The number of programs that a launch aims at, a few per multiprocessor of a large GPU. Small calls have fewer.
 PROGRAMS = 1024
-#: A sparse_conv with fewer programs, two per multiprocessor of a large GPU, is cut into partial sums.
+#: A sparse_conv with fewer programs, two per multiprocessor of a large GPU, is cut into smaller ones.
 LEAST_PROGRAMS = 264
+#: The positions below which a tile of a sparse_conv is not cut further. Each tile reads all values.
+FEWEST_POSITIONS = 64
 #: The most positions of a sparse_conv's tile if x is read one element at a time. More would not fit into registers.
 PLAIN_POSITIONS = 64
 
@@ -152,31 +154,48 @@ def sparse_conv_launch(
     negative_slope: float,
     given: Blocks | None = None,
 ) -> Launch:
-    """The launch of ``sparse_conv_kernel``. ``precision`` is for ``tl.dot``; ``given`` replaces the tuned blocks."""
+    """The launch of ``sparse_conv_kernel`` for a wide direction.
+
+    ``precision`` is for ``tl.dot``; ``given`` replaces the tuned blocks. Where a call would have too few programs, a
+    program has fewer blocks of target channels, then fewer positions, then only some kernel columns.
+    """
     rows, width = phase_size(d, target_size)
     most = given or tuned_blocks(call_key("sparse_conv", d, units, images, target_size, dtype))
     cut = _fit(most, images, rows, width)
-    tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
-    if not tiling.deferred:
-        cut = cut._replace(positions=min(cut.positions, PLAIN_POSITIONS))
-        tiling = plain_tiling(width, cut.positions)
-    all_blocks = d.blocks * d.phases
-    tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
-    walk = max(1, min(cut.walk, all_blocks, all_blocks * tiles // PROGRAMS))
+    cut = cut._replace(together=min(cut.together, power_of_2(d.blocks)))
+
+    def tiling_of(cut: Blocks) -> tuple[Blocks, Tiling, int]:
+        tiling = choose_tiling(d, source_size[1], width, cut.positions, dtype.itemsize)
+        if not tiling.deferred:
+            cut = cut._replace(positions=min(cut.positions, PLAIN_POSITIONS), together=1)
+            tiling = plain_tiling(width, cut.positions)
+        tiles = tiling.tiles * cdiv(images * rows, cut.positions // tiling.width)
+        return cut, tiling, tiles * cdiv(d.blocks, cut.together) * d.phases
+
+    cut, tiling, programs = tiling_of(cut)
+    while programs < LEAST_PROGRAMS and (cut.together > 1 or cut.positions > FEWEST_POSITIONS):
+        if cut.together > 1:
+            cut = cut._replace(together=cut.together // 2)
+        else:
+            cut = cut._replace(positions=cut.positions // 2)
+        cut, tiling, programs = tiling_of(cut)
+    cut = cut._replace(warps=min(cut.warps, max(4, cut.positions // 32)))
+    shifts, kernel_width = d.column_shifts(), d.geometry.kernel[1]
     numbers = [
         *(units, images, d.sources, source_size[0], source_size[1] // tiling.align),
-        *(d.targets, *target_size, all_blocks, walk, rows),
-        *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align, negative_slope),
+        *(d.targets, *target_size, d.blocks, rows),
+        *(tiling.tiles, tiling.columns // tiling.align, tiling.lead // tiling.align),
+        *(min(0, min(shifts) - tiling.lead), negative_slope),
     ]
-    programs, kernel_width = cdiv(all_blocks, walk) * tiles, d.geometry.kernel[1]
     columns = cdiv(kernel_width, max(1, min(kernel_width, LEAST_PROGRAMS // max(1, programs))))
     partial_sums = cdiv(kernel_width, columns)
     constants = _constants(d, precision, cut) | {
         "PARTIAL_COLUMNS": columns,
-        "DEPTH": d.depth,
-        "LANES": d.lanes,
+        "REVERSED": d.adjoint,
+        "BLOCKS": cut.together,
         "ALIGN": tiling.align,
         "DEFERRED": tiling.deferred,
+        "EDGE": min(tiling.width, power_of_2(max(shifts) - min(shifts))) if tiling.tiles == 1 else 0,
         "HAS_BIAS": has_bias and partial_sums == 1,
         "ACTIVATES": negative_slope != 1 and partial_sums == 1,
         "TILE_W": tiling.width,

@@ -10,14 +10,14 @@ from .tuned_table import TABLE
 class Blocks(NamedTuple):
     """Block sizes of a kernel: positions and taps per step, warps per program, stages of the software pipeline.
 
-    ``walk``: the most blocks of target channels that a program of a sparse_conv writes, one after the other.
+    ``together``: the most blocks of target channels that a program of a sparse_conv computes side by side.
     """
 
     positions: int
     taps: int
     warps: int
     stages: int
-    walk: int = 1
+    together: int = 1
 
 
 #: Op, channels per block, bytes per element; positions in all images and taps per average target, as powers of 4.

@@ -59,7 +59,7 @@ def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capa
             signature[name] = "fp32" if isinstance(given, float) else "i32"
             if isinstance(given, int) and given % 16 == 0:
                 attrs[place,] = [["tt.divisibility", 16]]
-    options = {name: launch.constants[name] for name in ("num_warps", "num_stages")}
+    options = {name: launch.constants[name] for name in ("num_warps", "num_stages", "maxnreg") if name in launch.constants}
     source = ASTSource(kernel, signature, constants, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _assemble(compiled.asm["ptx"], capability)

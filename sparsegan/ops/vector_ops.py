@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -181,9 +182,15 @@ def _precision(x: Tensor) -> str:
 
 @functools.cache
 def _interpreted(kernel: Any) -> Any:
+    """``kernel`` for Triton's interpreter, and with it the functions that it calls, which stand in the same module."""
     from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
 
-    return InterpretedFunction(kernel.fn)
+    names = dict(kernel.fn.__globals__)
+    for name, value in kernel.fn.__globals__.items():
+        if isinstance(value, JITFunction):
+            names[name] = InterpretedFunction(FunctionType(value.fn.__code__, names, name))
+    return names[kernel.fn.__name__]
 
 
 def _runs(x: Tensor) -> bool:
