@@ -21,6 +21,9 @@ FEWEST_POSITIONS = 64
 #: The most positions of a sparse_conv's tile if x is read one element at a time. More would not fit into registers.
 PLAIN_POSITIONS = 64
 
+#: The most bytes of products that a deep sparse_conv has between its two steps: half of the second-level cache.
+PART_BYTES = 24 * 2**20
+
 Size = tuple[int, int]
 
 
@@ -115,8 +118,8 @@ def choose_tiling(d: Direction, source_width: int, width: int, most: int, itemsi
 def call_key(op: str, d: Direction, units: int, images: int, target_size: Size, dtype: torch.dtype) -> Key:
     """The key of a call of ``op`` (``"sparse_conv"`` or ``"wgrad"``) in the table of tuned blocks."""
     rows, width = phase_size(d, target_size)
-    channels, taps = max(16, power_of_2(d.block)), units // (d.blocks * d.phases)
-    return key("deep sparse_conv" if d.depth > 1 else op, channels, dtype.itemsize, images * rows * width, taps)
+    channels, taps = max(16, power_of_2(d.width)), units // (d.blocks * d.phases)
+    return key(op, channels, dtype.itemsize, images * rows * width, taps)
 
 
 def _fit(most: Blocks, images: int, rows: int, width: int) -> Blocks:
@@ -125,17 +128,22 @@ def _fit(most: Blocks, images: int, rows: int, width: int) -> Blocks:
     return most._replace(positions=min(most.positions, max(16, there)))
 
 
-def _constants(d: Direction, precision: str, cut: Blocks) -> dict[str, Any]:
+def _steps(d: Direction) -> dict[str, Any]:
     return {
         "SOURCE_STEP_H": d.source_step[0],
         "SOURCE_STEP_W": d.source_step[1],
         "TARGET_STEP_H": d.target_step[0],
         "TARGET_STEP_W": d.target_step[1],
         "KERNEL_W": d.geometry.kernel[1],
+    }
+
+
+def _constants(d: Direction, precision: str, cut: Blocks) -> dict[str, Any]:
+    return _steps(d) | {
         "WIDTH": d.width,
         "PRECISION": precision,
         "BLOCK_P": cut.positions,
-        "BLOCK_O": max(16, power_of_2(d.block)),
+        "BLOCK_O": max(16, power_of_2(d.width)),
         "BLOCK_K": cut.taps,
         "num_warps": cut.warps,
         "num_stages": cut.stages,
@@ -201,6 +209,67 @@ def sparse_conv_launch(
         "TILE_W": tiling.width,
     }
     return Launch(programs, partial_sums, numbers, constants)
+
+
+def part_of(images: int, bytes_per_image: int) -> int:
+    """The images of one part of a deep sparse_conv, whose products then have at most :data:`PART_BYTES`."""
+    if not isinstance(images, int) or not isinstance(bytes_per_image, int):  # symbols: a loop would fix the size
+        return images
+    parts = cdiv(images, max(1, PART_BYTES // max(1, bytes_per_image)))
+    return cdiv(images, max(1, parts))
+
+
+def deep_launches(
+    d: Direction,
+    units: int,
+    images: int,
+    source_size: Size,
+    target_size: Size,
+    dtype: torch.dtype,
+    precision: str,
+    has_bias: bool,
+    negative_slope: float,
+) -> tuple[Launch, Launch]:
+    """The launches of ``products_kernel`` and ``sum_kernel`` for a part of ``images`` images of a deep direction."""
+    (rows, width), places = phase_size(d, target_size), source_size[0] * source_size[1]
+    align = math.gcd(places, 16 // dtype.itemsize)
+    first = 2 * d.geometry.kernel[1]
+    unit_first = first + d.sources // d.depth + 1
+    taps_first = unit_first + units
+    tile, sum_tile = min(128, max(16, power_of_2(images * places))), min(1024, max(128, power_of_2(images * rows * width)))
+    tiles, sum_tiles = cdiv(images * places, tile), cdiv(images * rows * width, sum_tile)
+    products = Launch(
+        d.sources // d.depth * tiles,
+        1,
+        [units, images, d.sources, places // align, tiles, first, unit_first],
+        {
+            "KEPT": d.depth,
+            "ALIGN": align,
+            "PRECISION": precision,
+            "BLOCK_P": tile,
+            "BLOCK_U": 64,
+            "BLOCK_K": max(16, power_of_2(d.depth)),
+            "num_warps": 4,
+            "num_stages": 3,
+        },
+    )
+    sums = Launch(
+        d.targets * d.phases * sum_tiles,
+        1,
+        [
+            *(units, images, *source_size, d.targets, *target_size, rows, width),
+            *(sum_tiles, taps_first, taps_first + d.targets * d.phases + 1, negative_slope),
+        ],
+        _steps(d)
+        | {
+            "HAS_BIAS": has_bias,
+            "ACTIVATES": negative_slope != 1,
+            "BLOCK_P": sum_tile,
+            "num_warps": 4,
+            "num_stages": 3,
+        },
+    )
+    return products, sums
 
 
 def wgrad_splits(d: Direction, tiles: int, positions: int, itemsize: int) -> int:
