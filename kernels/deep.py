@@ -112,8 +112,9 @@ def sum_kernel(
         product, source_row, j = tl.load(product_of + tap), tl.load(row_of + tap), tl.load(column_of + tap)
         known = (product >= 0) & (product < units) & (j >= 0) & (j < KERNEL_W)
         shift, source_phase = tl.load(plan + 2 * j, known, 0), tl.load(plan + 2 * j + 1, known, 0)
+        source_row = tl.where(known, source_row, -(2**30))  # outside
         h_read, w_read = h * SOURCE_STEP_H + source_row, (w + shift) * SOURCE_STEP_W + source_phase
-        inside = live & known & (h_read >= 0) & (h_read < source_height) & (w_read >= 0) & (w_read < source_width)
+        inside = live & (h_read >= 0) & (h_read < source_height) & (w_read >= 0) & (w_read < source_width)
         start = products + product.to(tl.int64) * images * source_height * source_width
         total += tl.load(start + (image + h_read * source_width + w_read), inside, 0.0).to(tl.float32)
     if HAS_BIAS:
