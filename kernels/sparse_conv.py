@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 """sparse_conv for units that are vectors of target channels: an implicit matrix product of gathered elements.
 
     y[n, o, p] = f(bias[o] + sum over taps (v * x[n, c, p + shift]))

@@ -236,7 +236,10 @@ def deep_launches(
     first = 2 * d.geometry.kernel[1]
     unit_first = first + d.sources // d.depth + 1
     taps_first = unit_first + units
-    tile, sum_tile = min(128, max(16, power_of_2(images * places))), min(1024, max(128, power_of_2(images * rows * width)))
+    tile, sum_tile = (
+        min(128, max(16, power_of_2(images * places))),
+        min(1024, max(128, power_of_2(images * rows * width))),
+    )
     tiles, sum_tiles = cdiv(images * places, tile), cdiv(images * rows * width, sum_tile)
     products = Launch(
         d.sources // d.depth * tiles,

@@ -65,15 +65,17 @@ void compile_vector_plan(const Geometry& g, bool adjoint, const int32_t* support
   if (shape.deep) {
     std::vector<int32_t> order(static_cast<size_t>(units));  // taps by source unit: the products
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return reads[a].source < reads[b].source; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return reads[a].source < reads[b].source; });
     for (int64_t product = 0; product < units; ++product) {
       out[shape.product_unit_at() + product] = reads[order[product]].unit;
       source[order[product]] = static_cast<int32_t>(product);
     }
     write_firsts(shape.sources, units, [&](int64_t product) { return reads[order[product]].source; }, first);
   }
-  write_firsts(shape.deep ? shape.blocks * shape.phases : shape.segments(), units,
-               [&](int64_t tap) { return reads[tap].group; }, shape.deep ? out + shape.taps_at() : first);
+  write_firsts(
+      shape.deep ? shape.blocks * shape.phases : shape.segments(), units, [&](int64_t tap) { return reads[tap].group; },
+      shape.deep ? out + shape.taps_at() : first);
   for (int64_t tap = 0; tap < units; ++tap) {
     const Read& read = reads[tap];
     if (!shape.deep) source[tap] = static_cast<int32_t>(read.source);

@@ -149,7 +149,7 @@ def write(table: dict[Key, tuple[int, int, int, int, int]]) -> None:
     write_text(
         Path(tuned_table.__file__),
         f'{head}#: Where the figures come from.\nSOURCE = "{source}"\n'
-        "#: (op, channels per block, bytes per element, positions, taps) -> (positions, taps, warps, stages, together)\n"
+        "#: (op, channels per block, bytes an element, positions, taps) -> (positions, taps, warps, stages, together)\n"
         f"TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int, int]] = {{\n{rows}}}\n",
     )
 

@@ -190,9 +190,7 @@ def vector_wgrad(
     partial_sums = x.new_empty(launch.partial_sums, units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
         with _device(x):
-            _kernel(wgrad_kernel, x)[launch.programs,](
-                gy, x, partial_sums, taps, *launch.numbers, **launch.constants
-            )
+            _kernel(wgrad_kernel, x)[launch.programs,](gy, x, partial_sums, taps, *launch.numbers, **launch.constants)
     return partial_sums.sum(0).to(x.dtype)
 
 
