@@ -211,7 +211,7 @@ def sparse_conv_launch(
     return Launch(programs, partial_sums, numbers, constants)
 
 
-def part_of(images: int, bytes_per_image: int) -> int:
+def part_of(images: Any, bytes_per_image: Any) -> Any:
     """The images of one part of a deep sparse_conv, whose products then have at most :data:`PART_BYTES`."""
     if not isinstance(images, int) or not isinstance(bytes_per_image, int):  # symbols: a loop would fix the size
         return images
