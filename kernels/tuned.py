@@ -10,14 +10,14 @@ from .tuned_table import TABLE
 class Blocks(NamedTuple):
     """Block sizes of a kernel: positions and taps per step, warps per program, stages of the software pipeline.
 
-    ``walk``: the most blocks of target channels that a program of a sparse_conv writes, one after the other.
+    ``together``: the most blocks of target channels that a program of a sparse_conv computes side by side.
     """
 
     positions: int
     taps: int
     warps: int
     stages: int
-    walk: int = 1
+    together: int = 1
 
 
 #: Op, channels per block, bytes per element; positions in all images and taps per average target, as powers of 4.
@@ -25,14 +25,12 @@ Key = tuple[str, int, int, int, int]
 
 #: By op, bytes per element and channels per block. They were not measured on a GPU; kernels/NOTES.md has the reasons.
 DEFAULTS = {
-    ("sparse_conv", 2, 16): Blocks(128, 32, 4, 3, 8),
-    ("sparse_conv", 2, 32): Blocks(128, 32, 8, 3, 8),
-    ("sparse_conv", 2, 64): Blocks(64, 32, 4, 3, 8),
-    ("sparse_conv", 4, 16): Blocks(128, 16, 4, 3, 8),
-    ("sparse_conv", 4, 32): Blocks(128, 16, 8, 3, 8),
-    ("sparse_conv", 4, 64): Blocks(64, 16, 4, 3, 8),
-    ("deep sparse_conv", 2, 16): Blocks(128, 32, 4, 3),
-    ("deep sparse_conv", 4, 16): Blocks(128, 16, 4, 3),
+    ("sparse_conv", 2, 16): Blocks(256, 16, 8, 2, 8),
+    ("sparse_conv", 2, 32): Blocks(256, 16, 8, 3, 4),
+    ("sparse_conv", 2, 64): Blocks(256, 32, 4, 3, 1),
+    ("sparse_conv", 4, 16): Blocks(128, 16, 4, 3, 4),
+    ("sparse_conv", 4, 32): Blocks(128, 16, 4, 3, 2),
+    ("sparse_conv", 4, 64): Blocks(128, 16, 4, 3, 1),
     ("wgrad", 2, 16): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 32): Blocks(64, 64, 4, 3),
     ("wgrad", 2, 64): Blocks(64, 64, 4, 3),

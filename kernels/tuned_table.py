@@ -2,5 +2,5 @@
 
 #: Where the figures come from.
 SOURCE = "not measured yet"
-#: (op, channels per block, bytes per element, positions, taps) -> (positions, taps, warps, stages, walk)
+#: (op, channels per block, bytes an element, positions, taps) -> (positions, taps, warps, stages, together)
 TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int, int]] = {}

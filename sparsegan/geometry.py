@@ -96,10 +96,6 @@ def _separating_stride(kernel: int, dilation: int) -> int:
     return stride
 
 
-#: Target channels per block of a deep sparse_conv: ``kDeepBlock`` of ``csrc/core/vector_plan.h``.
-DEEP_BLOCK = 16
-
-
 def geometry_of(numbers: list[int]) -> Geometry:
     """The geometry of a flat list: the inverse of :meth:`Geometry.numbers`. A wrong length raises ``ValueError``."""
     if len(numbers) != 13:
@@ -136,19 +132,9 @@ class Direction:
         return self.geometry.fine_vector if self.adjoint else self.geometry.coarse_vector
 
     @property
-    def lanes(self) -> int:
-        """The most units that one tap stands for: 1, or the target channels of a deep block."""
-        return DEEP_BLOCK if self.depth > 1 else 1
-
-    @property
-    def block(self) -> int:
-        """Target channels per block."""
-        return self.width * self.lanes
-
-    @property
     def blocks(self) -> int:
-        """Blocks of target channels."""
-        return -(-self.targets // self.block)
+        """Blocks of target channels: the channels of one unit."""
+        return self.targets // self.width
 
     @property
     def source_step(self) -> tuple[int, int]:
@@ -167,7 +153,7 @@ class Direction:
 
     @property
     def groups(self) -> int:
-        """Groups of taps. The taps of a group have the same block, phase and kernel column."""
+        """Groups of taps in a wide plan. The taps of a group have the same block, phase and kernel column."""
         return self.blocks * self.phases * self.geometry.kernel[1]
 
     def column_shifts(self) -> list[int]:
@@ -178,4 +164,7 @@ class Direction:
 
     def plan_size(self, units: int) -> int:
         """The length of a vector plan of ``units`` units. ``units`` may be a symbol (torch.SymInt)."""
-        return 2 * self.geometry.kernel[1] + self.groups + 1 + units * (2 + self.lanes)
+        columns = 2 * self.geometry.kernel[1]
+        if self.depth == 1:
+            return columns + self.groups + 1 + 3 * units
+        return columns + self.sources // self.depth + 1 + self.targets * self.phases + 1 + 4 * units

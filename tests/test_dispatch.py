@@ -40,7 +40,8 @@ def call(density: float, vector: int = 1, **changes: Any) -> Call:
 @pytest.mark.parametrize(
     ("one", "backend", "words"),
     [
-        (call(0.1, 64), "sparse", "the gradient in the input runs dense"),
+        (call(0.1, 64), "sparse", "model: sparse"),
+        (call(0.1, 16), "sparse", "the gradient in the input runs dense"),
         (call(0.01, 64), "sparse", "model: sparse"),
         (call(0.9, 64), "dense", "model: sparse"),
         (call(0.1), "dense", "multiplying"),

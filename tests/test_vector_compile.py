@@ -21,8 +21,9 @@ from sparsegan.ops.vector_plan import plan_size
 pytest.importorskip("triton")
 
 import triton
+from sparsegan.kernels.deep import products_kernel, sum_kernel
 from sparsegan.kernels.sparse_conv import sparse_conv_kernel
-from sparsegan.kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
+from sparsegan.kernels.tiling import Launch, deep_launches, sparse_conv_launch, wgrad_launch
 from sparsegan.kernels.wgrad import wgrad_kernel
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 #: Bytes of shared memory per multiprocessor, for all programs on it, by compute capability.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
+#: Registers of a multiprocessor.
+REGISTERS = 65536
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
 
 
@@ -43,6 +46,7 @@ class Compiled:
     shared: int  # bytes
     registers: int  # per thread
     spilled: int  # bytes of spill stores and loads
+    warps: int  # per program
 
 
 def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capability: int) -> Compiled:
@@ -63,7 +67,7 @@ def compile_kernel(kernel: Any, tensors: list[torch.dtype], launch: Launch, capa
     source = ASTSource(kernel, signature, constants, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _assemble(compiled.asm["ptx"], capability)
-    return Compiled(compiled.asm["ptx"], compiled.metadata.shared, registers, spilled)
+    return Compiled(compiled.asm["ptx"], compiled.metadata.shared, registers, spilled, options["num_warps"])
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:
@@ -89,10 +93,10 @@ def transposed(vector: int) -> Direction:
 
 
 def compile_case(op: str, d: Direction, dtype: torch.dtype, capability: int) -> Compiled:
-    """Compiles for 16 images, a coarse grid of 32 x 32, 90 % sparsity, no bias: only x, gy, values, plan are loaded."""
+    """Compiles for 16 images, a coarse grid of 64 x 64, 90 % sparsity, no bias: only x, gy, values, plan are loaded."""
     g = d.geometry
-    fine = (32 * g.stride[0], 32 * g.stride[1])
-    sizes = ((32, 32), fine) if d.adjoint else (fine, (32, 32))
+    fine = (64 * g.stride[0], 64 * g.stride[1])
+    sizes = ((64, 64), fine) if d.adjoint else (fine, (64, 64))
     units = torch.Size(g.unit_shape).numel() // 10
     if op == "sparse_conv":
         launch = sparse_conv_launch(d, units, 16, *sizes, dtype, "tf32", False, 1.0)
@@ -126,39 +130,74 @@ CASES = {
 def test_wide(op: str, d: Direction, dtype: torch.dtype, capability: int) -> None:
     compiled = compile_case(op, d, dtype, capability)
     assert compiled.spilled == 0
-    assert 2 * compiled.shared <= SHARED[capability]  # two programs fit on a multiprocessor
+    # Programs of 8 warps are alone on a multiprocessor, of which they need all registers; others are two.
+    programs = 1 if compiled.warps == 8 else 2
+    assert programs * compiled.shared <= SHARED[capability]
+    assert programs * compiled.warps * 32 * compiled.registers <= REGISTERS
     kind = {HALF: "f16", BRAIN: "bf16", FLOAT: "tf32"}[dtype]
     product = rf"wgmma\.mma_async\S*\.{kind}" if capability == 90 else rf"mma\.sync\S*\.{kind}"
     assert count(product, compiled.ptx) >= 2
     if dtype != FLOAT or op == "wgrad":
         # Most bytes that are read are of x. They are copied to shared memory 16 at a time, without registers.
         assert count(r"cp\.async\.c[ag]\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", compiled.ptx) >= 4
-    if op == "sparse_conv":  # wgrad reads shifted gy, 2 bytes at a time
-        assert count(r"ld\.global\S*\.[bu]16", compiled.ptx) == 0
+    if op == "sparse_conv":
+        assert count(r"shfl", compiled.ptx) < 32  # sums move through shared memory, not by shuffles
 
 
-@pytest.mark.parametrize(
-    ("d", "dtype", "capability"),
-    [
-        (Direction(conv(16).geometry, True), BRAIN, 90),
-        (Direction(transposed(64).geometry, False), FLOAT, 80),
-        (conv(16, stride=2), HALF, 80),
-    ],
-    ids=["deep", "deep, strided", "strided"],
-)
-def test_other_directions(d: Direction, dtype: torch.dtype, capability: int) -> None:
-    compiled = compile_case("sparse_conv", d, dtype, capability)
+@pytest.mark.parametrize(("vector", "expected"), [(64, 2 / 64 + 2 / 256), (32, 2 / 32), (16, 2 / 16)])
+def test_bytes_per_multiply_accumulate(vector: int, expected: float) -> None:
+    """Counts the 16-byte copies and the products in the loop of the compiled kernel.
+
+    They are the 2/V of x in kernels/NOTES.md, and at V=64 the 2/T of the values; smaller tiles of values are copied in
+    smaller pieces.
+    """
+    compiled = compile_case("sparse_conv", conv(vector), BRAIN, 90)
+    loops = [b for b in compiled.ptx.split("\n$L__BB") if "wgmma.mma_async" in b and "cp.async" in b]
+    assert len(loops) == 1
+    copied = 16 * count(r"cp\.async\.c[ag]\.shared\.global \S*\s*\[[^\]]*\], \[[^\]]*\], 0x10", loops[0])
+    shapes = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m(\d+)n(\d+)k(\d+)", loops[0])
+    products = sum(int(m) * int(n) * int(k) for m, n, k in shapes) / 128  # per thread: a warp group multiplies together
+    assert copied / products == pytest.approx(expected)
+
+
+def test_deep() -> None:
+    d = Direction(conv(64).geometry, True)
+    units = torch.Size(d.geometry.unit_shape).numel() // 10
+    multiply, sums = deep_launches(d, units, 3, (64, 64), (64, 64), BRAIN, "tf32", False, 1.0)
+    first = [torch.int32]  # the plan; first_image, a number, comes before the launch's numbers
+    for kernel, tensors, launch in (
+        (products_kernel, [BRAIN, BRAIN, BRAIN, *first], multiply),
+        (sum_kernel, [BRAIN, BRAIN, BRAIN, *first], sums),
+    ):
+        with_image = Launch(launch.programs, 1, [32, *launch.numbers], launch.constants)
+        compiled = compile_kernel(kernel, tensors, with_image, 90)
+        assert compiled.spilled == 0
+        assert 4 * compiled.shared <= SHARED[90]
+        assert 4 * compiled.warps * 32 * compiled.registers <= REGISTERS
+        if kernel is products_kernel:
+            assert count(r"wgmma\.mma_async\S*\.bf16", compiled.ptx) >= 2
+            assert count(r"st\.global\S*\.v4", compiled.ptx) >= 2  # products leave 16 bytes at a time
+
+
+def test_strided() -> None:
+    compiled = compile_case("sparse_conv", conv(16, stride=2), HALF, 80)
     assert compiled.spilled == 0
-    assert 2 * compiled.shared <= SHARED[capability]
-    assert count(r"mma_async" if capability == 90 else r"mma\.sync", compiled.ptx) >= 2
+    assert 2 * compiled.shared <= SHARED[80]
+    assert count(r"mma\.sync", compiled.ptx) >= 2
 
 
 def test_sizes_of_one() -> None:
     """Triton treats an integer argument of 1 as a constant."""
     g = Geometry(2, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 2, 1)
-    for d in (Direction(g, False), Direction(g, True)):
-        launch = sparse_conv_launch(d, 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
-        compile_kernel(sparse_conv_kernel, [*[HALF] * 4, torch.int32], launch, 80)
+    launch = sparse_conv_launch(Direction(g, False), 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0)
+    compile_kernel(sparse_conv_kernel, [*[HALF] * 4, torch.int32], launch, 80)
+    for kernel, launch in zip(
+        (products_kernel, sum_kernel),
+        deep_launches(Direction(g, True), 1, 1, (1, 1), (1, 1), HALF, "ieee", False, 1.0),
+        strict=True,
+    ):
+        with_image = Launch(1, 1, [1, *launch.numbers], launch.constants)
+        compile_kernel(kernel, [*[HALF] * 3, torch.int32], with_image, 80)
     launch = wgrad_launch(Direction(g, False), 1, 1, (1, 1), (1, 1), HALF, "ieee")
     compile_kernel(wgrad_kernel, [HALF, HALF, torch.float32, torch.int32], launch, 80)
 

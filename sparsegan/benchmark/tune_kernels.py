@@ -38,14 +38,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: The block sizes to try, by op. They are few, because each is compiled for each layer.
 CHOICES = {
     "sparse_conv": [
-        Blocks(128, 32, 4, 3, 8),
+        Blocks(256, 32, 4, 3, 1),
+        Blocks(256, 32, 8, 3, 2),
+        Blocks(256, 16, 8, 3, 4),
+        Blocks(256, 16, 8, 2, 8),
         Blocks(128, 32, 4, 3, 1),
-        Blocks(128, 32, 8, 3, 8),
-        Blocks(128, 64, 8, 3, 8),
-        Blocks(256, 32, 8, 3, 8),
-        Blocks(64, 32, 4, 4, 8),
+        Blocks(128, 32, 4, 3, 2),
+        Blocks(128, 16, 4, 3, 4),
         Blocks(64, 64, 4, 3, 1),
-        Blocks(32, 64, 2, 4, 1),
     ],
     "wgrad": [
         Blocks(64, 64, 4, 3),
@@ -149,7 +149,7 @@ def write(table: dict[Key, tuple[int, int, int, int, int]]) -> None:
     write_text(
         Path(tuned_table.__file__),
         f'{head}#: Where the figures come from.\nSOURCE = "{source}"\n'
-        "#: (op, channels per block, bytes per element, positions, taps) -> (positions, taps, warps, stages, walk)\n"
+        "#: (op, channels per block, bytes an element, positions, taps) -> (positions, taps, warps, stages, together)\n"
         f"TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int, int, int]] = {{\n{rows}}}\n",
     )
 

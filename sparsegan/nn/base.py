@@ -225,7 +225,7 @@ class SparseConv(KeptWeights):
         # where the dense gradient is faster: without this plan, the vector op computes the gradient dense.
         needed = torch.is_grad_enabled() and x.requires_grad
         if needed and x.is_cuda and is_vector(numbers):
-            needed = dispatch.vector_gradient_pays(1 - self.sparsity)
+            needed = dispatch.vector_gradient_pays(self._geometries[variant], self.adjoint, support.shape[0])
         backward_plan = self._plan(cache, variant, support, numbers, not self.adjoint) if needed else None
         plan, adjoint_plan = (backward_plan, forward_plan) if self.adjoint else (forward_plan, backward_plan)
         y = ops.sparse_conv(

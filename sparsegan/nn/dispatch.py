@@ -20,6 +20,8 @@ import torch
 
 from .. import kernels, ops
 from ..geometry import Geometry
+from ..kernels.tiling import power_of_2
+from ..kernels.tuned import DEFAULTS as BLOCKS
 from ..ops import native
 from ..renamed import renamed_names, warn_of_old_attribute
 
@@ -173,10 +175,12 @@ GPUS = {
 #: Multiply-accumulates per clock of one multiprocessor in the kernel for single weights, predicted in
 #: csrc/cuda/NOTES.md.
 ELEMENT_RATE = 28
-#: Fraction of the tensor cores' rate that the vector kernels reach, and positions of a tile. A kernel reads the values
-#: once per tile. Vectors of more than 32 have tiles of half as many positions. With a column stride above 1 a
-#: convolution also reads the elements between those that it needs.
-VECTOR_EFFICIENCY, VECTOR_POSITIONS = 0.48, 128
+#: Fraction of the tensor cores' rate that the vector kernels reach, and bytes per clock of one multiprocessor's shared
+#: memory.
+VECTOR_EFFICIENCY, SHARED_BYTES = 0.48, 128
+#: Passes of a vector kernel through shared memory per element of x that it gathers (from the first-level cache, to
+#: shared memory, to the tensor core), and bytes per output each time that the sums move by a kernel column.
+VECTOR_PASSES, MOVED_BYTES = 3, 12
 #: Seconds of one kernel launch, and launches of the dense backend: zeros, scatter, convolution.
 LAUNCH, DENSE_LAUNCHES = 3e-6, 3
 #: Bytes of a plan for a GPU per kept unit.
@@ -210,31 +214,61 @@ def _choose_on_gpu(call: Call) -> Choice:
     else:
         padded = max(16, geometry.vector) * call.units
         parts = {"multiplying": padded * call.sites / (clocks * tensor_rate * VECTOR_EFFICIENCY)}
-        positions = VECTOR_POSITIONS // 2 if geometry.vector > 32 else VECTOR_POSITIONS
-        read = call.units * call.sites * size * (1 + geometry.vector / positions)
-        read *= 2 if not call.adjoint and geometry.stride[1] > 1 else 1
-        parts["loading the input"] = read / g.cache
+        gathered, distinct, values = vector_bytes(call, sources)
+        strided = 2 if not call.adjoint and geometry.stride[1] > 1 else 1  # reads the elements between, too
+        parts["loading the input"] = (strided * distinct + values) / g.cache
+        outputs = call.images * call.outputs * math.prod(call.y_size)
+        moves = (geometry.kernel[1] - 1) // (geometry.stride[1] if call.adjoint else 1)
+        shifted = MOVED_BYTES * moves * outputs if strided == 1 else 0
+        parts["moving in shared memory"] = (VECTOR_PASSES * gathered + shifted) / (clocks * SHARED_BYTES)
     parts["memory"] = (nnz * size + call.units * PLAN_BYTES + moved) / g.memory
     most = max(parts, key=lambda part: parts[part])
     sparse, dense = parts[most] + LAUNCH, dense + DENSE_LAUNCHES * LAUNCH
     backend = "sparse" if sparse <= dense else "dense"
     why = f"model: sparse {sparse * 1e6:.1f} us, most of it {most}; dense {dense * 1e6:.1f}"
-    if backend == "sparse" and geometry.vector > 1 and not vector_gradient_pays(nnz / weights):
+    if backend == "sparse" and geometry.vector > 1 and not vector_gradient_pays(geometry, call.adjoint, call.units):
         why += "; the gradient in the input runs dense"
     return Choice(backend, why)
 
 
-#: Target channels per block of the Triton kernel for the gradient in the input, and the fraction of cuDNN's rate that
-#: this kernel reaches. It multiplies a position for the whole block if any channel of the block keeps that position.
-GRADIENT_BLOCK, GRADIENT_EFFICIENCY = 16, 0.14
+def vector_bytes(call: Call, sources: int) -> tuple[float, float, float]:
+    """The bytes of x that the vector kernel gathers, those of them that are not in the first-level cache, and the bytes
+    of values that it reads.
+
+    A program computes some blocks side by side. Per kernel column it reads a row of x from beyond the first-level cache
+    once if any of its blocks keeps a tap there. The rows at the edges of its tile are read by fewer kernel rows.
+    """
+    geometry, size = call.geometry, call.dtype.itemsize
+    blocks = BLOCKS["sparse_conv", size, max(16, power_of_2(geometry.vector))]
+    groups = -(-call.outputs // (geometry.vector * blocks.together))
+    phases, (kernel_h, kernel_w) = math.prod(geometry.stride) if call.adjoint else 1, geometry.kernel
+    if call.adjoint:
+        kernel_h, kernel_w = -(-kernel_h // geometry.stride[0]), -(-kernel_w // geometry.stride[1])
+    width = call.x_size[1] if call.adjoint else call.y_size[1]
+    rows = max(1, blocks.positions // max(1, width))
+    density = call.units * geometry.vector / math.prod(geometry.weight_shape)
+    together = min(blocks.together, call.outputs // geometry.vector)
+    chances = together * kernel_h * rows / (rows + kernel_h - 1)
+    read = groups * phases * kernel_w * sources * (rows + kernel_h - 1) / rows * (1 - (1 - density) ** chances)
+    gathered = size * call.units * call.sites
+    return gathered, size * min(call.units, read) * call.sites, gathered * geometry.vector / blocks.positions
 
 
-def vector_gradient_pays(density: float) -> bool:
+#: Bytes that an H100 reads from its second-level cache in the time of one multiply-accumulate of cuDNN, at 16 bits. On
+#: an A100 they are more, and at 32 bits twice as many, as are the bytes of the gradient.
+BYTES_PER_PRODUCT = 0.0193
+
+
+def vector_gradient_pays(geometry: Geometry, adjoint: bool, units: int) -> bool:
     """Whether the gradient in the input of a vector layer on a GPU is faster sparse than dense; see kernels/NOTES.md.
 
-    ``density``: fraction of weights that are kept. The rule assumes that they lie at random positions.
+    ``adjoint``: whether the layer is a transposed convolution; ``units``: the kept units. The gradient writes and reads
+    one product per kept unit and position of the layer's output.
     """
-    return 1 - (1 - density) ** GRADIENT_BLOCK < GRADIENT_EFFICIENCY
+    steps = math.prod(geometry.stride)
+    products = 2 * units * (steps if adjoint else 1)
+    bytes_per_site = 2 * (products + geometry.coarse_channels + geometry.fine_channels * steps)
+    return bytes_per_site < BYTES_PER_PRODUCT * math.prod(geometry.weight_shape)
 
 
 __getattr__ = renamed_names(__name__, KERNELS="BACKENDS", check_kernel="check_backend")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from torch.library import triton_op, wrap_triton
 
 from ..geometry import Direction, Geometry, geometry_of
 from ..kernels import DTYPES
+from ..kernels.deep import products_kernel, sum_kernel
 from ..kernels.sparse_conv import sparse_conv_kernel
-from ..kernels.tiling import Launch, sparse_conv_launch, wgrad_launch
+from ..kernels.tiling import deep_launches, part_of, sparse_conv_launch, wgrad_launch
 from ..kernels.wgrad import wgrad_kernel
 from ..renamed import renamed_names
 from . import reference
@@ -83,33 +85,67 @@ def vector_sparse_conv(
         _check_vector("bias", bias, d.targets, x)
     taps = _check_plan(d, x, support, adjoint_plan if adjoint else plan)
     _check_size("output_size", d.targets * size[0] * size[1])
-    sizes = ((x.shape[2], x.shape[3]), size)
-    launch = _launch(
-        sparse_conv_launch,
-        d,
-        support.shape[0],
-        x.shape[0],
-        *sizes,
-        x.dtype,
-        _precision(x),
-        bias is not None,
-        negative_slope,
-    )
-    x, dtype = x.contiguous(), x.dtype if launch.partial_sums == 1 else torch.float32
+    run = _wide if d.depth == 1 else _deep
+    return run(x.contiguous(), values.contiguous(), bias, taps, d, support.shape[0], size, negative_slope)
+
+
+def _wide(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    d: Direction,
+    units: int,
+    size: tuple[int, int],
+    slope: float,
+) -> Tensor:
+    sizes, has_bias = ((x.shape[2], x.shape[3]), size), bias is not None
+    launch = _launch(sparse_conv_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x), has_bias, slope)
+    dtype = x.dtype if launch.partial_sums == 1 else torch.float32
     y = x.new_empty(launch.partial_sums, x.shape[0], d.targets, *size, dtype=dtype)
     if launch.programs > 0 and _runs(x):
-        kernel = _interpreted(sparse_conv_kernel) if x.device.type == "cpu" else wrap_triton(sparse_conv_kernel)
-        tensors = (x, values.contiguous(), values if bias is None else bias.contiguous(), y, taps)
+        tensors = (x, values, values if bias is None else bias.contiguous(), y, taps)
         with _device(x):
-            kernel[launch.programs, launch.partial_sums](*tensors, *launch.numbers, **launch.constants)
+            _kernel(sparse_conv_kernel, x)[launch.programs, launch.partial_sums](
+                *tensors, *launch.numbers, **launch.constants
+            )
     if launch.partial_sums == 1:
         return y.view(x.shape[0], d.targets, *size)
     total = y.sum(0)
     if bias is not None:
         total += bias.view(-1, 1, 1)
-    if negative_slope != 1:
-        total = F.leaky_relu(total, negative_slope) if negative_slope > 0 else F.relu(total)
+    if slope != 1:
+        total = F.leaky_relu(total, slope) if slope > 0 else F.relu(total)
     return total.to(x.dtype)
+
+
+def _deep(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    d: Direction,
+    units: int,
+    size: tuple[int, int],
+    slope: float,
+) -> Tensor:
+    sizes, has_bias = ((x.shape[2], x.shape[3]), size), bias is not None
+    places = x.shape[2] * x.shape[3]
+    part = part_of(x.shape[0], units * places * x.dtype.itemsize)
+    y, products = x.new_empty(x.shape[0], d.targets, *size), x.new_empty(units, part, places)
+    if not _runs(x) or y.numel() == 0:
+        return y
+    add = values if bias is None else bias.contiguous()
+    for first in range(0, x.shape[0], part) if isinstance(part, int) else (0,):
+        images = min(part, x.shape[0] - first) if isinstance(part, int) else part
+        multiply, sums = _launch(deep_launches, d, units, images, *sizes, x.dtype, _precision(x), has_bias, slope)
+        with _device(x):
+            if multiply.programs > 0 and units > 0:
+                _kernel(products_kernel, x)[multiply.programs,](
+                    x, values, products, taps, first, *multiply.numbers, **multiply.constants
+                )
+            _kernel(sum_kernel, x)[sums.programs,](products, add, y, taps, first, *sums.numbers, **sums.constants)
+    return y
 
 
 @triton_op("sparsegan::vector_wgrad", mutates_args=())
@@ -153,9 +189,8 @@ def vector_wgrad(
     launch = _launch(wgrad_launch, d, units, x.shape[0], *sizes, x.dtype, _precision(x))
     partial_sums = x.new_empty(launch.partial_sums, units * d.width, dtype=torch.float32)
     if units > 0 and _runs(x):
-        kernel = _interpreted(wgrad_kernel) if x.device.type == "cpu" else wrap_triton(wgrad_kernel)
         with _device(x):
-            kernel[launch.programs,](gy, x, partial_sums, taps, *launch.numbers, **launch.constants)
+            _kernel(wgrad_kernel, x)[launch.programs,](gy, x, partial_sums, taps, *launch.numbers, **launch.constants)
     return partial_sums.sum(0).to(x.dtype)
 
 
@@ -165,7 +200,7 @@ def vector_wgrad(
 _kept_launch = functools.lru_cache(maxsize=4096)(lambda make, *arguments: make(*arguments))
 
 
-def _launch(make: Callable[..., Launch], *arguments: Any) -> Launch:
+def _launch(make: Callable[..., Any], *arguments: Any) -> Any:
     """The launch ``make(*arguments)``, from a cache: computing a launch takes longer than starting the kernel."""
     try:
         return _kept_launch(make, *arguments)
@@ -179,11 +214,22 @@ def _precision(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and conv.fp32_precision == "tf32" else "ieee"
 
 
+def _kernel(kernel: Any, x: Tensor) -> Any:
+    """``kernel`` as it is run on tensors that are where ``x`` is."""
+    return _interpreted(kernel) if x.device.type == "cpu" else wrap_triton(kernel)
+
+
 @functools.cache
 def _interpreted(kernel: Any) -> Any:
+    """``kernel`` for Triton's interpreter, and with it the functions that it calls, which stand in the same module."""
     from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
 
-    return InterpretedFunction(kernel.fn)
+    names = dict(kernel.fn.__globals__)
+    for name, value in kernel.fn.__globals__.items():
+        if isinstance(value, JITFunction):
+            names[name] = InterpretedFunction(FunctionType(value.fn.__code__, names, name))
+    return names[kernel.fn.__name__]
 
 
 def _runs(x: Tensor) -> bool:
