@@ -50,7 +50,8 @@ def columns(dense: Any, layer: SparseConv, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def excess(dense: nn.Module, layer: SparseConv, x: Tensor, target: Tensor, ridge: float) -> float:
     """By how much the layer's minimised sum is above that of torch.linalg.lstsq, relative to the targets' squares."""
-    inputs, channels = columns(dense, layer, x)
+    inputs, _ = columns(dense, layer, x)
+    channels = module.output_channels(layer)  # of weights without inputs too, which move no output
     gap = (layer(x) - target).transpose(0, 1).flatten(1)
     total = 0.0
     for channel in range(layer.out_channels):

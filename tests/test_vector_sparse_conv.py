@@ -245,7 +245,7 @@ def test_a_wrong_plan_reads_nothing_outside(p: Problem, bad: str) -> None:
     limit = {"channel": d.sources, "column": p.geometry.kernel[1]}.get(bad, units)
     wrong = array[bad]
     if bad == "columns":
-        wrong[::2], wrong[1::2] = 2**30, 2**20
+        wrong[::2], wrong[1::2] = 2**29 + 2**12, 2**20  # outside x with every stride, also where the product overflows
     elif bad in ("first", "taps"):
         wrong[: len(wrong) // 2], wrong[len(wrong) // 2 :] = 2**30, -(2**30)
     else:

@@ -79,7 +79,8 @@ class ModulatedConv(nn.Module):
         if not self.demodulate:
             return y
         # autocast would square in half precision, which overflows; the meta device has no autocast
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
             factors = demodulation(scales, square_sums(layer), self.eps)
         return y * factors[(..., *grid)].to(y.dtype)
 
