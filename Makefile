@@ -57,7 +57,7 @@ demo: venv ## compress a DCGAN trained on real digits to 90 % and show the table
 test: venv ## run the tests
 	cmake --build build/$(CACHE_TAG) --target check_kernels simt
 	build/$(CACHE_TAG)/check_kernels all 1000
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile  # tests of several threads ask for them
 
 lint: venv ## run ruff, mypy and clang-format, which only report
 	$(BIN)/ruff check .
