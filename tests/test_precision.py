@@ -156,6 +156,23 @@ def test_layers_that_cannot_be_short_are_named() -> None:
     assert len(engine.precisions.chosen) == 7
 
 
+def test_a_model_that_runs_dense_says_so() -> None:
+    model = net()
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = "dense"
+    with pytest.warns(UserWarning, match="no convolution runs on the sparse kernels"):
+        sg.optimize_for_inference(model, torch.randn(1, 4, 16, 16), precision="int16")
+
+
+@pytest.mark.usefixtures("every_precision")
+def test_tiles_of_an_image() -> None:
+    model = net(build=lambda: nn.Sequential(Dense(), Dense()))  # type: ignore[arg-type]
+    engine = quiet(model, torch.randn(1, 16, 24, 24), precision="int16")
+    x = torch.randn(1, 16, 70, 50)
+    assert decibels(engine(x), engine(x, tile=40)) > 50
+
+
 @pytest.mark.usefixtures("every_precision")
 def test_auto_keeps_the_bound() -> None:
     model, x = net(), torch.randn(1, 4, 16, 16)

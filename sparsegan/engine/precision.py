@@ -194,6 +194,11 @@ def say(asked: str | Mapping[str, str], precisions: Precisions, count: int) -> N
             f"precision is {asked!r}; {len(precisions.notes)} of {count} sparse layers run in another one: {text}",
             stacklevel=5,
         )
+    if not count:
+        warnings.warn(
+            f"precision is {asked!r}, and no convolution runs on the sparse kernels; print(engine) says why",
+            stacklevel=5,
+        )
     if precisions.decibels < 30:
         warnings.warn(
             f"precision is {asked!r}; on the calibration the results are only {precisions.decibels:.1f} dB above their "
