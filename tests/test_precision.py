@@ -213,7 +213,7 @@ def test_inputs_beyond_the_calibration_are_limited() -> None:
 def test_sums_cannot_overflow(precision: Precision, count: int) -> None:
     torch.manual_seed(count)
     values = torch.randn(count, 4).sign() * torch.rand(count, 4).clamp(min=0.9)
-    short = shortened(values, torch.zeros(count, dtype=torch.int64), 1, precision, 3.0)
+    short = shortened(values, torch.empty(0), torch.zeros(count, dtype=torch.int64), 1, precision, 3.0)
     assert short is not None
     if precision.most:
         total = int(short.values.long().abs().sum())
@@ -225,7 +225,9 @@ def test_sums_cannot_overflow(precision: Precision, count: int) -> None:
 
 def test_weights_that_would_have_no_levels_stay_wide() -> None:
     values = torch.ones(60_000, 4)
-    assert shortened(values, torch.zeros(60_000, dtype=torch.int64), 1, PRECISIONS["int16"], 1.0) is None
+    assert (
+        shortened(values, torch.empty(0), torch.zeros(60_000, dtype=torch.int64), 1, PRECISIONS["int16"], 1.0) is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -168,12 +168,15 @@ def test_extremes_at_the_bound(isa: str, dtype: torch.dtype, adjoint: bool) -> N
             call.run()
 
 
-def test_values_that_are_not_numbers_count_as_zero(isa: str) -> None:
-    call = Call.of(replace(SMALL, empty_filter=False), torch.int16, transform=False)
-    call.given["x"].fill_(torch.nan)
-    assert torch.equal(call.run(), torch.zeros_like(call.given["y"]))
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int8])
+def test_what_is_no_number_counts_as_the_largest_input(isa: str, dtype: torch.dtype) -> None:
+    call = Call.of(replace(SMALL, empty_filter=False), dtype, transform=False)
     call.given["x"].fill_(torch.inf)
     call.check()
+    largest = call.given["y"].clone()
+    for bits in (0x7FC00000, 0x7FC07FFF, -1):  # NaNs whose own low bits are 0, a large integer, and -1
+        call.given["x"].copy_(torch.full_like(call.given["x"], bits, dtype=torch.int32).view(torch.float32))
+        assert torch.equal(call.run(), largest)
 
 
 @pytest.mark.parametrize("dtype", LANE)

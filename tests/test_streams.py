@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tiling import Calls
 from torch import nn
 
 import sparsegan as sg
@@ -33,19 +34,6 @@ class Plain:
             return tiling.run(self, inputs, {}, **{"tile": None, "overlap": None, "approximate": False, **keywords})
         self.longest = max(self.longest, inputs[0].shape[2])
         return self.model(*inputs)
-
-
-class Calls(nn.Module):
-    """A module with the given forward and the given submodules."""
-
-    def __init__(self, forward: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *inputs: Any) -> Any:
-        return self._forward(self, *inputs)
 
 
 def vocoder() -> nn.Module:

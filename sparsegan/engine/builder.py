@@ -254,14 +254,15 @@ class Builder:
             choice = dispatch.Choice(layer.backend, "set on the layer")
         if choice.backend == "dense":
             return self._dense(value, layer, name, shape, weights, choice.why)
-        taps, short = self.layers.taps(layer, norm, geometry), self.layers.short(layer, norm, geometry, name)
+        short = self.layers.short(layer, norm, geometry, name)
+        taps = self.layers.taps(layer, norm, geometry) if short is None else short
         of_precision = self.layers.precisions.note(name, short)
         step = SparseConvStep(
             name=name,
             why="; ".join(part for part in (choice.why, of_precision) if part),
             x=value.copy(),
             y=Slot(shape, self.dtype),
-            values=taps.values if short is None else short.values,
+            values=taps.values,
             short=short,
             bias=weights.bias,
             support=layer.support,

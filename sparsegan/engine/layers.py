@@ -54,7 +54,7 @@ class Layers:
         supports = [layer.support for layer in layers if layer is not None]
         weights = [one for pair in list(self._weights.values()) for one in pair if one is not None]
         taps = [one for pair in list(self._taps.values()) for one in pair]
-        taps += [one.values for one in list(self._short.values()) if one is not None]
+        taps += [one for short in list(self._short.values()) if short is not None for one in (short.values, short.plan)]
         made = [*list(self._dense.values()), *list(self._squares.values())]
         tensors = {tensor.data_ptr(): tensor for tensor in [*supports, *weights, *taps, *made]}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -124,24 +124,25 @@ class Layers:
         return self._taps[key]
 
     def short(self, layer: SparseConv, norm: str | None, geometry: Geometry, name: str) -> Short | None:
-        """The values of :meth:`taps` in the short precision of the layer; None where it runs in float32. `name`: of the
+        """What :meth:`taps` gives, in the short precision of the layer; None where it runs in float32. `name`: of the
         layer in `precisions`."""
         precision = self.precisions.of(name)
         if precision is None:
             return None
         key = (layer, norm, tuple(geometry.numbers()), f"{name} {precision.name}")
         if key not in self._short:
-            order = compile_direct_plan(layer.support, geometry, layer.adjoint)[1]
+            plan, order = compile_direct_plan(layer.support, geometry, layer.adjoint)
             values = self.weights(layer, norm).values.view(len(order), -1)[order]
             channels = _output_channels(layer).view(len(order), -1)[order, 0]
             limit = self.precisions.ranges.get(name, 0.0)
-            self._short[key] = shortened(values, channels, layer.out_channels, precision, limit)
+            self._short[key] = shortened(values, plan, channels, layer.out_channels, precision, limit)
         return self._short[key]
 
     def use(self, precisions: Precisions) -> None:
         """Sets the precisions of the layers for later programs."""
         self.precisions = precisions
         self._short.clear()
+        self._taps.clear()  # values in float32 that layers in a short precision no longer need
 
     def square_sums(self, layer: SparseConv) -> Tensor:
         """:func:`sparsegan.nn.modulated.square_sums` of a layer, computed once."""

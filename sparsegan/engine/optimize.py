@@ -47,7 +47,8 @@ def optimize_for_inference(
             whole model leaves the first and the last sparse layer in float32. If the machine has no instructions for a
             precision, a layer runs in int16 or float32. One warning names the layers that run otherwise than asked,
             and ``print(engine)`` shows the precision of each. ``"auto"`` takes the narrowest precision for each layer
-            that keeps `least_db`. Activations between layers stay in float32. NaN counts as 0 in int16 and int8.
+            that keeps `least_db`. Activations between layers stay in float32. NaN counts as the largest
+            input in int16 and int8.
         calibration: inputs of the model, each as `example`, that are like those of later calls. The ranges of the
             layers' inputs are taken from them, and larger inputs are limited to these ranges: twice the largest input
             for int16, and the range of the smallest mean square error for int8. The default is the example alone.

@@ -34,28 +34,31 @@ _SAMPLES = 1 << 16
 class Short:
     """The numbers of a convolution in a short precision.
 
-    `values`: in the dtype of the precision, in the order of the taps. `sum_scale`: float32 ``[out_channels]``, None for
-    bf16. `to_integer`: the factor of the inputs.
+    `values`: in the dtype of the precision, in the order of the taps of `plan`, a direct plan. `sum_scale`: float32
+    ``[out_channels]``, None for bf16. `to_integer`: the factor of the inputs.
     """
 
     precision: Precision
     values: Tensor
+    plan: Tensor
     sum_scale: Tensor | None
     to_integer: float
 
 
-def shortened(values: Tensor, channels: Tensor, count: int, precision: Precision, limit: float) -> Short | None:
+def shortened(
+    values: Tensor, plan: Tensor, channels: Tensor, count: int, precision: Precision, limit: float
+) -> Short | None:
     """The numbers of a layer; None where integer weights would have fewer than four levels.
 
     No sum can overflow. For each output channel, the sum of ``|weight|`` times the largest input stays below ``2**31``.
 
     Args:
-        values: float32 ``[taps, source channels per unit]``.
+        values: float32 ``[taps, source channels per unit]``, in the order of the taps of `plan`.
         channels: int64 ``[taps]``, the output channel of each tap. `count`: the number of output channels.
         limit: the range of the inputs.
     """
     if not precision.most:
-        return Short(precision, values.to(precision.dtype).flatten(), None, 1.0)
+        return Short(precision, values.to(precision.dtype).flatten(), plan, None, 1.0)
     exact = values.double().abs()
     largest, total, entries = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
     largest.scatter_reduce_(0, channels, exact.amax(1), "amax")
@@ -71,7 +74,7 @@ def shortened(values: Tensor, channels: Tensor, count: int, precision: Precision
     step = largest / levels
     integers = (values.double() / step[channels, None]).round().to(precision.dtype).flatten()
     limit = limit if limit > 0 else 1.0
-    return Short(precision, integers, (step * (limit / precision.most)).float(), precision.most / limit)
+    return Short(precision, integers, plan, (step * (limit / precision.most)).float(), precision.most / limit)
 
 
 @dataclass

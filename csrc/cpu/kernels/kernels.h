@@ -56,7 +56,7 @@ struct InputTransform {
   const void* slope = nullptr;  // [channels]
   int64_t image_stride = 0;
 
-  // In a short precision with integers, z * to_integer is rounded to an integer in [-most, most]; NaN becomes 0.
+  // In a short precision with integers, z * to_integer is rounded to an integer in [-most, most]; NaN becomes most.
   float to_integer = 1;
   float most = 0;
 

@@ -47,11 +47,12 @@ struct Single {
 };
 
 // Returns x * to_integer, rounded to nearest, in the lowest bits of each lane. `most` is below 2^22. The sum with 1.5 *
-// 2^23 has no fraction bits, and its lowest bits are those of the integer. A NaN gives 0.
+// 2^23 has no fraction bits, and its lowest bits are those of the integer. A NaN becomes `most`: its own bits could be
+// any integer, and the sums would leave 32 bits.
 template <int L>
 SPARSEGAN_INLINE Vec<int32_t, L> rounded(Vec<float, L> x, const InputTransform& p) {
   const Vec<float, L> most = broadcast<float, L>(p.most), z = x * broadcast<float, L>(p.to_integer);
-  const Vec<float, L> below = z > most ? most : z, inside = below < -most ? -most : below;
+  const Vec<float, L> below = z < most ? z : most, inside = below > -most ? below : -most;
   return reinterpret_cast<Vec<int32_t, L>>(inside + broadcast<float, L>(12582912.0f));
 }
 
@@ -100,9 +101,17 @@ SPARSEGAN_INLINE void add_pairs(Vec<int32_t, L>& sum, Vec<int32_t, L> a, Vec<int
   sum += (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 }
 
-struct Int16Pair {
+// Several source channels in 32 bits.
+struct Packed {
   using Real = float;
   using X = int32_t;
+  template <int L>
+  static SPARSEGAN_INLINE Vec<X, L> stored(Vec<X, L> x) {
+    return x;
+  }
+};
+
+struct Int16Pair : Packed {
   using Sum = int32_t;
   static constexpr int kChannels = 2, kScratch = kVnni ? 0 : 1;
   static constexpr bool kIntegers = true;
@@ -115,18 +124,12 @@ struct Int16Pair {
     return (low & 0xffff) | (high << 16);
   }
   template <int L>
-  static SPARSEGAN_INLINE Vec<X, L> stored(Vec<X, L> x) {
-    return x;
-  }
-  template <int L>
   static SPARSEGAN_INLINE void add(Vec<Sum, L>& sum, Vec<X, L> value, Vec<X, L> x) {
     add_pairs<L>(sum, value, x);
   }
 };
 
-struct Bf16Pair {
-  using Real = float;
-  using X = int32_t;
+struct Bf16Pair : Packed {
   using Sum = float;
   static constexpr int kChannels = 2, kScratch = 0;
   static constexpr bool kIntegers = false;
@@ -136,10 +139,6 @@ struct Bf16Pair {
   template <int L, class F>
   static SPARSEGAN_INLINE Vec<X, L> join(const F& channel, const InputTransform&) {
     return ((narrow<L>(channel(0)) >> 16) & 0xffff) | (narrow<L>(channel(1)) & ~0xffff);
-  }
-  template <int L>
-  static SPARSEGAN_INLINE Vec<X, L> stored(Vec<X, L> x) {
-    return x;
   }
   template <int L>
   static SPARSEGAN_INLINE void add(Vec<Sum, L>& sum, Vec<X, L> value, Vec<X, L> x) {
@@ -166,9 +165,7 @@ struct Bf16Pair {
 
 // The panel holds x + 128, because the instructions multiply unsigned by signed bytes. The sums without taps are -128
 // times the sum of the weights.
-struct Int8Quad {
-  using Real = float;
-  using X = int32_t;
+struct Int8Quad : Packed {
   using Sum = int32_t;
   static constexpr int kChannels = 4, kScratch = 0;
   static constexpr bool kIntegers = true;
