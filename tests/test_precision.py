@@ -223,11 +223,18 @@ def test_sums_cannot_overflow(precision: Precision, count: int) -> None:
         assert float((back - values).abs().max()) <= 0.51 / float(short.values.abs().max())
 
 
+@pytest.mark.usefixtures("every_precision")
 def test_weights_that_would_have_no_levels_stay_wide() -> None:
-    values = torch.ones(60_000, 4)
-    assert (
-        shortened(values, torch.empty(0), torch.zeros(60_000, dtype=torch.int64), 1, PRECISIONS["int16"], 1.0) is None
-    )
+    layer = nn.Sequential(nn.Conv2d(80_000, 1, 1, bias=False)).eval()
+    with torch.no_grad():
+        layer[0].weight.fill_(1.0)
+    sparse = sg.sparsify(layer, 0.0, granularity="input:2")
+    sparse[0].backend = "sparse"
+    x = torch.randn(1, 80_000, 1, 2)
+    with pytest.warns(UserWarning, match="its outputs have too many weights for int16"):
+        engine = sg.optimize_for_inference(sparse, x, precision="int16")
+    assert not engine.precisions.chosen
+    assert torch.equal(engine(x), quiet(sparse, x)(x))
 
 
 @pytest.mark.parametrize(

@@ -256,10 +256,9 @@ class Builder:
             return self._dense(value, layer, name, shape, weights, choice.why)
         short = self.layers.short(layer, norm, geometry, name)
         taps = self.layers.taps(layer, norm, geometry) if short is None else short
-        of_precision = self.layers.precisions.note(name, short)
         step = SparseConvStep(
             name=name,
-            why="; ".join(part for part in (choice.why, of_precision) if part),
+            why="; ".join(part for part in (choice.why, self.layers.precisions.note(name)) if part),
             x=value.copy(),
             y=Slot(shape, self.dtype),
             values=taps.values,

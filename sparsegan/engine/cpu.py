@@ -154,6 +154,8 @@ class Engine(BaseEngine):
         else:
             chosen, notes = wanted(asked, units)
             found = measure(chosen)
+        for name in self._layers.without_levels() & chosen.keys():
+            notes[name] = f"float32: its outputs have too many weights for {chosen.pop(name)}"
         precisions = with_ranges(chosen, notes)
         precisions.decibels = found
         self._use(precisions)

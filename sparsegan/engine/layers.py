@@ -129,7 +129,7 @@ class Layers:
         precision = self.precisions.of(name)
         if precision is None:
             return None
-        key = (layer, norm, tuple(geometry.numbers()), f"{name} {precision.name}")
+        key = (layer, norm, tuple(geometry.numbers()), name)
         if key not in self._short:
             plan, order = compile_direct_plan(layer.support, geometry, layer.adjoint)
             values = self.weights(layer, norm).values.view(len(order), -1)[order]
@@ -137,6 +137,11 @@ class Layers:
             limit = self.precisions.ranges.get(name, 0.0)
             self._short[key] = shortened(values, plan, channels, layer.out_channels, precision, limit)
         return self._short[key]
+
+    def without_levels(self) -> set[str]:
+        """The layers whose integer weights would have too few levels, so that they run in float32; of the programs
+        so far."""
+        return {name for (*_, name), short in self._short.items() if short is None}
 
     def use(self, precisions: Precisions) -> None:
         """Sets the precisions of the layers for later programs."""

@@ -127,12 +127,9 @@ class Precisions:
         """The short precision of a layer; None for float32."""
         return PRECISIONS.get(self.chosen.get(name, "float32"))
 
-    def note(self, name: str, short: Short | None) -> str:
+    def note(self, name: str) -> str:
         """What a step says of its precision; "" where none was asked for."""
-        if name in self.notes:
-            return self.notes[name]
-        asked = self.chosen.get(name, "")
-        return f"float32: its outputs have too many weights for {asked}" if asked and short is None else asked
+        return self.notes.get(name) or self.chosen.get(name, "")
 
 
 def check_precision(asked: str | Mapping[str, str], least_db: float | None) -> None:
