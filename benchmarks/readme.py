@@ -83,7 +83,9 @@ def _bench(report: Report) -> str:
     if not report["complete"]:
         raise SystemExit(f"a result file comes from an interrupted run; continue that run: {report['command']}")
     peak = f"FMA peak of a core {report['fma_peak_gflops_a_core']:.0f} GFLOP/s"
-    return measured(report["command"], report["machine"], report["isa"], peak, f"torch {report['torch']}")
+    limit = report.get("dense_limit")
+    limits = [f"dense engines limited to {limit} by ONEDNN_MAX_CPU_ISA"] if limit else []
+    return measured(report["command"], report["machine"], report["isa"], peak, f"torch {report['torch']}", *limits)
 
 
 def _ms(median: float, quartiles: list[float]) -> str:
@@ -419,7 +421,8 @@ def short_precisions(report: Report) -> str:
     rows = []
     for row in report["rows"]:
         beside, far = row["beside_ms"], row["decibels"]
-        int8 = min((name for name in beside if name in far), key=lambda name: beside[name])
+        int8 = min((name for name in beside if "int8" in name), key=lambda name: beside[name])
+        bf16 = [f"{ms:.1f} ({far[name]:.0f} dB)" for name, ms in beside.items() if "bf16" in name]
         single = next(ms for name, ms in beside.items() if name not in far)
         rows.append(
             [
@@ -427,7 +430,8 @@ def short_precisions(report: Report) -> str:
                 f"{row['sparsity']:.0%} {row['granularity']}",
                 str(row["threads"]),
                 f"{_ms(row['dense_ms'][row['best_dense']], row['best_dense_quartiles_ms'])} ({row['best_dense']})",
-                f"{beside[int8]:.1f} ({int8.removesuffix(' int8')}, {far[int8]:.0f} dB)",
+                bf16[0] if bf16 else "-",
+                f"{beside[int8]:.1f} ({int8.replace(' int8', '')}, {far[int8]:.0f} dB)",
                 f"{single:.1f}",
                 f"{_ms(row['sparse_ms'], row['sparse_quartiles_ms'])} ({row['precision']}, {far['engine']:.0f} dB)",
                 f"{row['ratio']:.1f}x",
@@ -436,7 +440,8 @@ def short_precisions(report: Report) -> str:
                 f"{row['outside']:.0%}",
             ]
         )
-    head = ["generator", "sparsity", "threads", "best dense float32, ms", "best dense int8, ms"]
+    head = ["generator", "sparsity", "threads", "best dense float32, ms", "dense bf16 (openvino), ms"]
+    head += ["best dense int8, ms"]
     head += ["engine float32, element, ms", "engine, ms", "faster than dense float32", "than dense int8"]
     head += ["than our float32", "outside multiplications"]
     return markdown(head, rows, _bench(report))

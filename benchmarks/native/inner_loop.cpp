@@ -61,26 +61,29 @@ extern "C" double fma_from_cache_gflops() {
 extern "C" double sparse_conv_tile_gflops(int taps) {
   constexpr int kTargets = 256, kChannels = 8, kRows = 5, kCols = 6, kR = 3, kQ = 4;
   std::mt19937 random(1);
-  std::vector<int32_t> offsets(size_t{1} << 16);
+  struct Record {
+    int32_t offset;
+    float value;
+  };
   std::vector<int32_t> rows(1, 0);
-  for (int code = 0; code < kChannels * 9; ++code) {
-    offsets[code] = (code / 9 * kRows * kCols + code % 9 / 3 * kCols + code % 3) * kLanes;
-  }
-  std::vector<uint16_t> codes;
+  std::vector<Record> records;
   std::binomial_distribution<int> count(10 * taps, 0.1);
   for (int target = 0; target < kTargets; ++target) {
-    for (int n = count(random); n > 0; --n) codes.push_back(static_cast<uint16_t>(random() % (kChannels * 9)));
-    rows.push_back(static_cast<int32_t>(codes.size()));
+    for (int n = count(random); n > 0; --n) {
+      const int code = static_cast<int>(random() % (kChannels * 9));
+      const int offset = (code / 9 * kRows * kCols + code % 9 / 3 * kCols + code % 3) * kLanes;
+      records.push_back({offset, 1e-3f});
+    }
+    rows.push_back(static_cast<int32_t>(records.size()));
   }
-  const auto total = static_cast<double>(codes.size());
-  codes.resize(codes.size() + 2);
-  const std::vector<float> values(codes.size(), 1e-3f);
+  const auto total = static_cast<double>(records.size());
+  records.resize(records.size() + 2);
   float* const x = floats(kChannels * kRows * kCols * kLanes);
   float* const y = floats(kTargets * kR * kQ * kLanes);
-  const TapRange range{rows.data(), 1, 1, 1, 1, 1, codes.data(), offsets.data(), nullptr, 0, kTargets};
+  const RecordRange range{records.data(), rows.data(), 1, 0, kTargets};
   const double seconds = best_seconds([&] {
-    sparse_conv_tile<float, kLanes, 1, kR, kQ>(range, values.data(), x, kCols * kLanes, y, kQ * kLanes,
-                                               kR * kQ * kLanes, nullptr);
+    sparse_conv_tile<Single<float>, kLanes, 1, kR, kQ>(range, x, kCols * kLanes, y, kQ * kLanes, kR * kQ * kLanes,
+                                                       nullptr, nullptr);
   });
   std::free(x);
   std::free(y);

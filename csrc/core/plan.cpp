@@ -10,11 +10,10 @@ namespace {
 
 constexpr int64_t kCodes = int64_t{1} << 16;
 
-// Returns the source units per block. A block needs enough taps per target to pay for loading and storing the target's
-// outputs. It must be small enough for its part of a register tile's window to stay in the core's caches. Of windows of
-// 8, 16, 24, 32, 40, 48, 64 and 96 KiB, 32 to 48 KiB were the fastest on AVX2 with 32 KiB of first-level cache.
+// Returns the source units per block. A call joins blocks until the window of a register tile suits its first-level
+// cache (joined_blocks in cost_model.cpp). Fine blocks leave the call the choice, and cost a row entry each per target.
 int64_t block_units(const Geometry& g, bool adjoint, int64_t source_units, int64_t depth) {
-  constexpr int64_t kWindowBytes = 40 * 1024;
+  constexpr int64_t kWindowBytes = 10 * 1024;
   constexpr int64_t kTileRows = 3, kTileCols = 6, kVectorBytes = 32;
   const int64_t bytes = g.h.window(adjoint, kTileRows) * g.w.window(adjoint, kTileCols) * kVectorBytes;
   const int64_t most = std::min<int64_t>(source_units, kCodes / (g.positions() * depth));

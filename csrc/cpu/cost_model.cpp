@@ -1,21 +1,66 @@
 #include "cost_model.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "isa.h"
 
 namespace sparsegan {
 namespace {
 
-// Cycles of the parts of a sparse_conv on one core. They are a non-negative least-squares fit to 1,174 timings on AVX2,
-// of random tilings of 13 layers at 60 and 90 % sparsity. The fit predicts half of the timings within 10 %, 79 % within
-// 20 % and 95 % within 35 %. kFma includes the cache misses per vector FMA, kSegment a mispredicted loop exit.
-constexpr double kFma = 0.72, kTap = 1.9, kTapRow = 0.48;  // per vector FMA; per tap; per tap and row of register tile
-constexpr double kSegment = 49, kSegmentOutput = 0.43;     // per target and run of joined blocks; per vector of outputs
-constexpr double kPack = 11.7, kUnpack = 12.3;             // per vector
-constexpr double kCode = 1.7, kOrder = 7.1;                // per tap and call: fine -> coarse; coarse -> fine
+// Cycles of the parts of a sparse_conv on one core, for vectors of a size. Each row is a non-negative least-squares fit
+// to timings of random tilings, and csrc/cpu/NOTES.md says of which, and how well the row predicts them.
+struct Costs {
+  double fma;     // per vector FMA while the window of a register tile stays in the first-level cache
+  double window;  // per vector FMA and KiB of the window above small_window, up to large_window
+  double small_window, large_window;  // KiB
+  double tap, tap_row;                // per tap and register tile; per row of it
+  double segment;         // per target, run of joined blocks and register tile: mostly a mispredicted loop exit
+  double segment_output;  // per vector of outputs of it
+  double pack, unpack;    // per vector
+};
+constexpr Costs k32Bytes{0.60, 0.0095, 14, 64, 1.15, 0.21, 13, 2.4, 11.7, 12.3};  // AVX2; NEON takes them over
+constexpr Costs k64Bytes{0.63, 0.0087, 16, 96, 0.24, 0, 27, 2.1, 11.7, 12.3};     // AVX-512
+// The kernel that reads codes: more per tap and register tile, and per segment.
+constexpr double kCodeTap = 1.5, kCodeSegment = 22;
+// Per tap and call. Codes from the support; values in the order of codes; records; records through the value index.
+constexpr double kCode = 1.7, kOrder = 7.1, kRecord = 8, kRecordThroughIndex = 20;
 // wgrad: an FMA needs a little more than one load, and the lanes of each tap are summed once per strip.
 constexpr double kWgradFma = 0.62, kWgradTap = 8;  // per vector FMA; per tap and strip
+
+const Costs& costs_of(const TilingProblem& p) { return p.lanes * p.element > 32 ? k64Bytes : k32Bytes; }
+
+// Returns the KiB that a register tile, or a strip, reads of one block of the plan.
+double window_of_block(const TilingProblem& p, const Tiling& t) {
+  const Geometry& g = *p.geometry;
+  const int64_t rows = t.rows, cols = p.register_tiles ? t.cols : t.tile_w;
+  const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
+                                : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
+  return double(window * p.lanes * p.element * p.shape.block_channels) / double(1024 * p.lane_channels);
+}
+
+// The cycles of a sparse_conv's multiplications that depend on the number of joined blocks. A larger window leaves the
+// first-level cache; a smaller one has more segments, each with a loop exit and a pass over its outputs.
+struct Segments {
+  double misses, segments;  // vector FMAs that miss, as cycles; cycles of segments
+
+  Segments(const TilingProblem& p, const Tiling& t, int64_t joined) {
+    const PlanShape& shape = p.shape;
+    const Costs& costs = costs_of(p);
+    const double outputs = double(t.tile_h * t.tile_w * kWidths[p.width_index]);
+    const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
+    const double parts = double(shape.width / kWidths[p.width_index]), groups = double(t.groups);
+    const double taps = double(shape.taps * shape.depth / p.lane_channels);
+    const double window = window_of_block(p, t) * double(joined);
+    const double miss =
+        costs.window * std::clamp(window - costs.small_window, 0.0, costs.large_window - costs.small_window);
+    misses = groups * taps * parts * outputs * miss;
+    const double runs = double(ceil_div(shape.blocks, joined) * shape.targets);
+    const double exit = costs.segment + (reads_codes(t, shape) ? kCodeSegment : 0);
+    segments = groups * parts * std::min(runs, double(shape.taps + shape.targets)) *
+               (exit * register_tiles + costs.segment_output * outputs);
+  }
+};
 
 // Returns the vectors that pack or unpack handle per plane for a row of `cols` columns. The phases of a row are handled
 // together. The last columns, which do not fill a vector, cost four vectors each where they are few, else as much as
@@ -28,20 +73,30 @@ double row_vectors(const TilingProblem& p, int64_t cols, int64_t phases) {
 
 }  // namespace
 
-bool reads_taps_once(const Tiling& t, const PlanShape& shape) {
-  constexpr int64_t kMostIndirect = 6;
-  return t.groups == 1 && t.tile_h == t.rows && t.tile_w == t.cols && t.rows * t.cols <= kMostIndirect &&
-         shape.depth == 1 && shape.width == 1;
+bool reads_codes(const Tiling& t, const PlanShape& shape) {
+  const int64_t register_tiles = t.groups * ceil_div(t.tile_h, t.rows) * (t.tile_w / t.cols);
+  return register_tiles <= (shape.adjoint && !shape.direct ? 6 : 3);
+}
+
+bool reads_through_index(const Tiling& t, const PlanShape& shape) {
+  constexpr int64_t kMostOutputs = 6;  // of the register tiles that run several taps at once
+  return t.rows * t.cols <= kMostOutputs && shape.depth == 1 && shape.width == 1;
 }
 
 int64_t joined_blocks(const TilingProblem& p, const Tiling& t) {
-  constexpr int64_t kWindowBytes = 48 * 1024;
-  const Geometry& g = *p.geometry;
-  const int64_t rows = t.rows, cols = p.register_tiles ? t.cols : t.tile_w;
-  const int64_t window = p.fold ? rows * g.w.window(p.shape.adjoint, cols)
-                                : g.h.window(p.shape.adjoint, rows) * g.w.window(p.shape.adjoint, cols);
-  const int64_t bytes = window * p.lanes * p.element * p.shape.block_channels / p.lane_channels;
-  return std::clamp<int64_t>(kWindowBytes / bytes, 1, p.shape.span_blocks);
+  constexpr double kWgradWindow = 48;  // KiB
+  const int64_t most = p.shape.span_blocks;
+  if (!p.register_tiles)
+    return std::clamp<int64_t>(static_cast<int64_t>(kWgradWindow / window_of_block(p, t)), 1, most);
+  int64_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t joined = 1; joined <= most; joined += 1 + joined / 8) {
+    const Segments s(p, t, joined);
+    if (s.misses + s.segments >= least) continue;
+    least = s.misses + s.segments;
+    best = joined;
+  }
+  return best;
 }
 
 Cycles tiling_cycles(const TilingProblem& p, const Tiling& t) {
@@ -53,24 +108,32 @@ Cycles tiling_cycles(const TilingProblem& p, const Tiling& t) {
   const double unpack =
       double(shape.targets * shape.width) * double(t.tile_h) * row_vectors(p, t.tile_w, shape.adjoint ? g.w.stride : 1);
   const double taps = double(shape.taps * shape.depth / p.lane_channels), groups = double(t.groups);
+  const Costs& costs = costs_of(p);
   Cycles cycles;
-  cycles.pack = groups * kPack * pack;
+  cycles.pack = groups * costs.pack * pack;
   if (!p.register_tiles) {
     const double strips = double(ceil_div(t.tile_h, t.rows)), sums = taps * double(shape.width);
     cycles.multiply = groups * sums * kWgradFma * outputs;
     cycles.taps = groups * sums * kWgradTap * strips;
-    cycles.pack += groups * kPack * unpack;  // of gy
+    cycles.pack += groups * costs.pack * unpack;  // of gy
     return cycles;
   }
   const double register_tiles = double(ceil_div(t.tile_h, t.rows)) * double(t.tile_w / t.cols);
   const double parts = double(shape.width / kWidths[p.width_index]), width = double(kWidths[p.width_index]);
-  const double blocks = double(ceil_div(shape.blocks, joined_blocks(p, t)));
-  const double segments = std::min(blocks * double(shape.targets), double(shape.taps + shape.targets)) * parts;
-  cycles.multiply = groups * taps * parts * kFma * outputs * width;
-  cycles.taps = groups * taps * parts * (kTap + kTapRow * double(t.rows)) * register_tiles;
-  cycles.targets = groups * segments * (kSegment * register_tiles + kSegmentOutput * outputs * width);
-  cycles.unpack = groups * kUnpack * unpack;
-  if (!shape.direct) cycles.order = (shape.adjoint && !reads_taps_once(t, shape) ? kOrder : kCode) * taps;
+  const Segments segments(p, t, joined_blocks(p, t));
+  const bool codes = reads_codes(t, shape);
+  cycles.multiply = groups * taps * parts * costs.fma * outputs * width + segments.misses;
+  cycles.taps =
+      groups * taps * parts * (costs.tap + costs.tap_row * double(t.rows) + (codes ? kCodeTap : 0)) * register_tiles;
+  cycles.targets = segments.segments;
+  cycles.unpack = groups * costs.unpack * unpack;
+  const bool indexed = shape.adjoint && !shape.direct;
+  cycles.order = taps * (shape.has_codes() ? 0 : kCode);
+  if (!codes) {
+    cycles.order += taps * parts * (indexed ? kRecordThroughIndex : kRecord);
+  } else if (indexed && !reads_through_index(t, shape)) {
+    cycles.order += taps * kOrder;
+  }
   return cycles;
 }
 

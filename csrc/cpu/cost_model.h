@@ -29,8 +29,11 @@ Cycles tiling_cycles(const TilingProblem& problem, const Tiling& tiling);
 // tile (or strip) in the core's caches.
 int64_t joined_blocks(const TilingProblem& problem, const Tiling& tiling);
 
-// Returns whether there are so few outputs that each tap serves one register tile only. Bringing the values into the
-// order of the taps would then not pay, and the kernel reads them through the value index (kernels/sparse_conv.h).
-bool reads_taps_once(const Tiling& tiling, const PlanShape& shape);
+// Returns whether there are so few register tiles that the kernel reads codes, because records would cost more than
+// they save.
+bool reads_codes(const Tiling& tiling, const PlanShape& shape);
+
+// Returns whether the kernel that reads codes takes each value through the plan's value index.
+bool reads_through_index(const Tiling& tiling, const PlanShape& shape);
 
 }  // namespace sparsegan

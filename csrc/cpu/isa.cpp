@@ -28,6 +28,7 @@ void add_shorts(const Kernels& more, Kernels& table) {
     table.pack[row] = more.pack[row];
     table.max_tile[panel][0] = more.max_tile[panel][0];
     table.sparse_conv[panel][0] = more.sparse_conv[panel][0];
+    table.sparse_conv_codes[panel][0] = more.sparse_conv_codes[panel][0];
   }
   table.short_precisions |= more.short_precisions;
 }

@@ -11,6 +11,7 @@
 #include "conv_setup.h"
 #include "part_times.h"
 #include "taps.h"
+#include "tiling.h"
 #include "workspace.h"
 
 namespace sparsegan {
@@ -101,18 +102,26 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   // blocks add to them.
   constexpr int64_t kOutputBytes = 160 * 1024;
   const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
-  const int64_t run = std::max<int64_t>(1, kOutputBytes / tile_bytes);
+  const int64_t phases = plan.shape.target_phases, run = ceil_div(kOutputBytes / tile_bytes, phases) * phases;
   const auto multiply = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     const PartTimer timer(Part::multiply);
-    const auto kernel = s.k.sparse_conv[s.panel_type][s.width];
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {
       for (int64_t col = 0; col < s.tiling.tile_w; col += s.tiling.cols) {  // tile_w is a multiple of cols
         for (int64_t begin = first; begin < last; begin += run) {
-          for_each_join(s, plan, taps, x_panel, begin, std::min(begin + run, last),
-                        [&](const TapRange& range, const char* span, bool is_first, bool is_last) {
-                          kernel(range, s.tiling, s.x, s.y, row, col, taps.values, span, y_panel,
-                                 is_first ? init : nullptr, integers && is_last ? &sum_scale : nullptr);
-                        });
+          const int64_t end = std::min(begin + run, last), joins = std::ssize(taps.joins);
+          for (int64_t j = 0; j < joins; ++j) {
+            const Join& join = taps.joins[j];
+            const char* const span = x_panel + span_offset(s, plan.shape, join);
+            const void* const start = j == 0 ? init : nullptr;
+            const SumScale* const scale = integers && j + 1 == joins ? &sum_scale : nullptr;
+            if (taps.records) {
+              s.k.sparse_conv[s.panel_type][s.width](records_of(plan.shape, taps, j, begin, end), s.tiling, s.x, s.y,
+                                                     row, col, span, y_panel, start, scale);
+            } else {
+              s.k.sparse_conv_codes[s.panel_type][s.width](codes_of(s, plan, taps, join, begin, end), s.tiling, s.x,
+                                                           s.y, row, col, taps.values, span, y_panel, start, scale);
+            }
+          }
         }
       }
     }

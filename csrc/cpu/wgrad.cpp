@@ -57,10 +57,10 @@ void wgrad(const ConvCall& c, const void* gy, const void* x, void* dv, const Thr
     const auto kernel = s.k.wgrad[s.panel_type][s.width];
     parallel_for_dynamic(pool, threads, pieces, [&](int64_t piece, int64_t) {
       for (int64_t j = 0; j < n; ++j) {
-        for_each_join(s, plan, taps, base + x_at + j * s.x_panel(), cuts[piece], cuts[piece + 1],
-                      [&](const TapRange& range, const char* span, bool, bool) {
-                        kernel(range, s.tiling, s.x, s.y, base + y_at + j * s.y_panel(), span, sums);
-                      });
+        for (const Join& join : taps.joins) {
+          kernel(codes_of(s, plan, taps, join, cuts[piece], cuts[piece + 1]), s.tiling, s.x, s.y,
+                 base + y_at + j * s.y_panel(), base + x_at + j * s.x_panel() + span_offset(s, plan.shape, join), sums);
+        }
       }
     });
   }

@@ -37,7 +37,7 @@ from ..profiling.macs import count_macs
 from ..pruning.surgery import sparsify
 from .cases import TARGET_SHARE, named
 from .engines import Engine as Call
-from .engines import Inputs, against_dense, dense_engines, int8_engines, makers, output_of
+from .engines import Inputs, against_dense, dense_engines, makers, output_of, short_engines
 from .layers import check_same
 from .results import Row, verdict
 
@@ -280,12 +280,12 @@ LEAST_DB = 20.0
 
 
 def _beside(job: GeneratorJob, dense: nn.Module, inputs: Inputs) -> dict[str, Call]:
-    """The calls beside an engine in a short precision: dense int8 engines, and the engine in float32, single weights.
+    """The calls beside an engine in a short precision: short dense engines, and the engine in float32, single weights.
 
     The generator with single weights has other kept weights at the same sparsity, so that only its time is compared.
     """
     single = optimize_for_inference(both_generators(replace(job, granularity="element"))[1], inputs)
-    return {**int8_engines(dense, inputs, job.threads), SINGLE_WEIGHTS: lambda: single(*inputs)}
+    return {**short_engines(dense, inputs, job.threads), SINGLE_WEIGHTS: lambda: single(*inputs)}
 
 
 # Time by kind of work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,16 @@ from ..profiling.info import cpu_name
 Row = dict[str, Any]
 
 
+#: The environment variable that limits the instructions of torch's dense convolutions and of OpenVINO's, for example
+#: to AVX512_CORE_BF16: a machine with AMX then shows the figures of a machine without it.
+DENSE_LIMIT = "ONEDNN_MAX_CPU_ISA"
+
+
 def facts() -> dict[str, Any]:
     """The facts on which figures depend: machine, instruction set, torch, and the build of the kernels."""
     build = hashlib.sha256(native.LIBRARY.read_bytes()).hexdigest()[:16]
-    return {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__, "build": build}
+    limit = {"dense_limit": os.environ[DENSE_LIMIT]} if DENSE_LIMIT in os.environ else {}
+    return {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__, "build": build, **limit}
 
 
 class Results:

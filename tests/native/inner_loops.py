@@ -18,7 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LANES, SUMS, ROWS, COLUMNS = 4, 24, 8, 8  # from the row in isas.h, and kMaxCols
 FLAGS = "-std=c++20 -O3 -fPIC -Wno-psabi -fno-math-errno -ffp-contract=fast -DSPARSEGAN_ISA=neon".split()
-PARAMETERS = "const TapRange&, const float*, const float*, int64_t, float*, int64_t, int64_t, const float*"
+PARAMETERS = (
+    "const sparsegan::RecordRange&, const float*, int64_t, float*, int64_t, int64_t, const float*, "
+    "const sparsegan::SumScale*"
+)
 
 Instruction = tuple[int, str, str]  # address, mnemonic, operands
 
@@ -51,9 +54,8 @@ def main() -> None:
             numbers = ", ".join(map(str, (LANES, *tile)))
             source.write_text(
                 f'#include "{ROOT}/csrc/cpu/kernels/sparse_conv.h"\n'
-                f"template void sparsegan::neon::sparse_conv_tile<float, {numbers}>({PARAMETERS});\n".replace(
-                    "const TapRange&", "const sparsegan::TapRange&"
-                )
+                f"template void sparsegan::neon::sparse_conv_tile<sparsegan::neon::Single<float>, {numbers}>"
+                f"({PARAMETERS});\n"
             )
             subprocess.run([*compiler, *FLAGS, *scheduling, "-c", source, "-o", object_file], check=True)
             text = subprocess.run(

@@ -47,7 +47,10 @@ constexpr void fill_sparse_conv(Kernels& k, int row) {
   constexpr int most = Lane::template native<L> ? isa.max_tile(W, Lane::kScratch) : kMostEmulated;
   k.lanes[row] = L;
   k.max_tile[row][Width] = most;
-  if constexpr (most > 0) k.sparse_conv[row][Width] = sparse_conv<Lane, L, W, most, isa.max_rows>;
+  if constexpr (most > 0) {
+    k.sparse_conv[row][Width] = sparse_conv<Lane, L, W, most, isa.max_rows>;
+    k.sparse_conv_codes[row][Width] = sparse_conv_codes<Lane, L, W, most, isa.max_rows>;
+  }
 }
 
 // Fills in the kernels of a short precision. Its units have one target channel.

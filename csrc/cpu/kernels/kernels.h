@@ -99,6 +99,16 @@ struct TapRange {
   SPARSEGAN_INLINE int64_t end(int64_t target) const { return rows[target * blocks + joined] * depth; }
 };
 
+// The taps of a run of source blocks as records, for a range of targets. A record is the offset of a tap, in elements
+// from the span's first plane, and behind it the values of as many target channels as a register tile has. Offset and
+// values are each as wide as a panel element. Units of more target channels stand here as several units.
+struct RecordRange {
+  const void* records;  // kernels may read two records behind the last
+  const int32_t* rows;  // [targets + 1] first record of each target
+  int64_t phases;       // of a target channel
+  int64_t first, last;  // targets [first, last)
+};
+
 // Up to this many elements per lane, pack reads the elements one by one: faster than a vector with few elements.
 constexpr int64_t few_elements(int64_t lanes) { return lanes >= 8 ? 2 : lanes / 4; }
 // The widest register tile, in output columns.
@@ -147,9 +157,14 @@ struct Kernels {
   // y[target] += sum over taps (value * x[offset + position]) for the register tile of outputs at (row, col). Where
   // init is not null, the sum is added to init[target channel] and not to y. In a short precision with integers, y and
   // init[target] are integers, and where sum_scale is not null, y becomes float32 afterwards.
-  void (*sparse_conv[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame,
-                                                const Frame& y_frame, int64_t row, int64_t col, const void* values,
-                                                const void* x, void* y, const void* init, const SumScale* sum_scale);
+  void (*sparse_conv[kPanelTypes][kWidthCount])(const RecordRange&, const Tiling&, const Frame& x_frame,
+                                                const Frame& y_frame, int64_t row, int64_t col, const void* x, void* y,
+                                                const void* init, const SumScale* sum_scale);
+  // The same over codes and values in arrays of their own: slower per register tile, and nothing is made before.
+  void (*sparse_conv_codes[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame,
+                                                      const Frame& y_frame, int64_t row, int64_t col,
+                                                      const void* values, const void* x, void* y, const void* init,
+                                                      const SumScale* sum_scale);
   // dv[tap] += sum over a tile's positions and lanes (gy[target] * x[offset + position]).
   void (*wgrad[kPanelTypes][kWidthCount])(const TapRange&, const Tiling&, const Frame& x_frame, const Frame& y_frame,
                                           const void* gy, const void* x, void* dv);
