@@ -33,6 +33,8 @@ from sparsegan.benchmark import (
 )
 from sparsegan.benchmark.training import CycleGanGenerator
 from sparsegan.cli import main
+from sparsegan.gans.hifigan import SIZES as HIFIGAN_SIZES
+from sparsegan.nn.layer import DENSE_CLASSES
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL = (
@@ -169,6 +171,17 @@ def test_generators_that_take_minutes_are_timed_only_if_named(
     )
 
 
+def test_vocoders_are_timed_on_five_seconds_of_speech() -> None:
+    todo = generators.generator_jobs("HiFi-GAN", [0.9], ["element"], [1])
+    assert [str(job.case) for job in todo] == [f"HiFi-GAN {size} 5 s batch 1" for size in ("V1", "V2", "V3")]
+    for job in todo:
+        (mel,) = job.case.inputs(1)
+        assert mel.shape == (1, 80, 430)
+        sound = job.case.dense().to("meta")(mel.to("meta"))
+        assert sound.shape == (1, 1, 430 * 256)
+        assert sound.shape[2] / 22050 == pytest.approx(5, abs=0.01)
+
+
 def test_a_generator_of_a_row_is_sparse_everywhere_and_has_statistics() -> None:
     vectors = GeneratorJob(SMALL_GENERATORS[0], 0.75, "vector:4", 1)
     dense, sparse, inputs = generators.both_generators(vectors)
@@ -227,6 +240,50 @@ def test_a_row_of_a_generator_says_whether_its_targets_hold(
     assert "--layers is '3x3'; `bench generators` does not take it" in capsys.readouterr().err
     assert main(["bench", "generators", "--generators", "BigGAN"]) == 1
     assert "--generators is 'BigGAN'; it must be a part of a name" in capsys.readouterr().err
+
+
+#: Tiny forms of the named generators: one-dimensional layers, modulated layers with noise, frames that are no squares.
+SMALL_NAMED = (
+    GeneratorCase("HiFi-GAN", "hifigan", {**HIFIGAN_SIZES["V3"], "width": 8}, 6 * 256, 1, target=None),
+    GeneratorCase("StyleGAN2 @16x16", "stylegan2", {"image_size": 16, "width": 4}, 16, 1, target=None),
+    GeneratorCase(
+        "compact 6x10", "esrgan", {"generator": "compact", "width": 8, "convs": 1}, 24, 1, target=None, frame=(6, 10)
+    ),
+)
+
+
+def test_named_generators_run_sparse_and_an_engine_may_refuse_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(model: torch.nn.Module, inputs: Any, threads: int) -> Any:
+        raise NotImplementedError(f"no signals\nand {type(model).__name__} is long")
+
+    def refuses_later(model: torch.nn.Module, inputs: Any, threads: int) -> Any:
+        return partial(refuses, model, inputs, threads)
+
+    ours = {"torch": engines.makers(whole=False)["torch"], "strict": refuses, "late": refuses_later}
+    monkeypatch.setattr(engines, "makers", lambda whole: ours)
+    monkeypatch.setattr(generators, "NAMED_GENERATORS", SMALL_NAMED)
+    monkeypatch.setattr(generators, "peak_memory", lambda job, engine: 1000)
+    for case in SMALL_NAMED:
+        _, sparse, _ = generators.both_generators(GeneratorJob(case, 0.9, "element", 1))
+        layers = dict(sparsegan.sparse_layers(sparse))
+        convolutions = [one for one in case.dense().modules() if isinstance(one, DENSE_CLASSES)]
+        assert len(layers) == len(convolutions) > 2
+        assert all(abs(layer.nnz - 0.1 * layer.mask().numel()) <= 1 for layer in layers.values())
+    file = tmp_path / "named.json"
+    names = ",".join(case.title for case in SMALL_NAMED)
+    assert main(["bench", "generators", "--generators", names, "--seconds", "0.001", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["generator"] for row in rows] == list(map(str, SMALL_NAMED))
+    for row in rows:
+        assert list(row["dense_ms"]) == ["torch"]
+        assert row["refused"] == dict.fromkeys(("strict", "late"), "NotImplementedError: no signals")
+    assert capsys.readouterr().out.count("strict refused: NotImplementedError: no signals") == 3
+
+    monkeypatch.setattr(engines, "makers", lambda whole: {"torch": refuses})
+    with pytest.raises(NotImplementedError, match="no signals"):  # there would be nothing to compare with
+        generators.time_generator(GeneratorJob(SMALL_NAMED[0], 0.9, "element", 1), 0.001)
 
 
 def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,11 +243,16 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "`nn.SiLU`": plain(nn.SiLU),
     "`x * torch.sigmoid(x)`": function(lambda x: x * torch.sigmoid(x)),
     "`nn.GELU`": plain(nn.GELU),
+    "`F.gelu`, approximated by tanh": function(lambda x: F.gelu(x, approximate="tanh")),
     "`nn.Hardswish`": plain(nn.Hardswish),
     "`nn.Hardtanh`": plain(nn.Hardtanh),
     "`nn.ReLU6(inplace=True)`": plain(lambda: nn.ReLU6(True)),
     "`x.clamp(...)`": function(lambda x: x.clamp(-0.3, 0.5)),
     "`nn.Softplus`": plain(nn.Softplus),
+    "`nn.Softplus` with another beta": plain(lambda: nn.Softplus(beta=2)),
+    "`nn.InstanceNorm2d`, `nn.SiLU(inplace=True)`": plain(
+        lambda: nn.Sequential(nn.InstanceNorm2d(WIDTH), nn.SiLU(inplace=True))
+    ),
     "Snake": styled(snake, a=lambda: torch.rand(1, WIDTH, 1, 1) + 0.5),
     "`nn.ELU`": plain(nn.ELU),
     "`nn.SELU`": plain(nn.SELU),
@@ -270,7 +275,10 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
         lambda: nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH), conv(kernel=1))
     ),
     "`nn.AvgPool2d`": plain(lambda: nn.AvgPool2d(3, 2, 1)),
-    "`F.avg_pool2d`": function(lambda x: F.avg_pool2d(x, 2)),
+    "`F.avg_pool2d`": function(lambda x: F.avg_pool2d(x, (3, 2), padding=(1, 0))),
+    "`nn.AvgPool2d`, `count_include_pad=False`": plain(lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+    "`nn.AvgPool2d`, `ceil_mode=True`": plain(lambda: nn.AvgPool2d(3, 2, ceil_mode=True)),
+    "`F.avg_pool2d` with another divisor": function(lambda x: F.avg_pool2d(x, [2], divisor_override=3)),
     "`nn.MaxPool2d`": plain(lambda: nn.MaxPool2d(3, 2, 1)),
     "`nn.MaxPool2d` behind a reflection padding": plain(
         lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(3, 1))
@@ -390,7 +398,11 @@ def table() -> str:
     ]
     for name in OPERATIONS:
         steps = compiled(name).steps()[1:-1]
-        native = [step.backend for step in steps if step.backend != "torch"]
+        native = [  # the model of the times chooses by the machine; the layers of the tests have their backend set
+            "sparse or dense" if step.why.startswith("model:") else step.backend
+            for step in steps
+            if step.backend != "torch"
+        ]
         counted = [one + f" x{native.count(one)}" * (native.count(one) > 1) for one in sorted(set(native))]
         torchs = [step.why.removesuffix(" runs in torch").split(" run")[0] for step in steps if step.backend == "torch"]
         lines.append(f"| {name} | {', '.join(counted) or '-'} | {', '.join(torchs) or '-'} |")

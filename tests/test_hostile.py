@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALLS
-from test_fused import arguments, direct
+from test_fused import arguments, bent, direct
 from torch import Tensor, nn
 
 import sparsegan as sg
-from sparsegan.ops import PADDING_MODES, reference
+from sparsegan.ops import OUTPUT_ACTIVATIONS, PADDING_MODES, reference
 from sparsegan.ops.plan import compile_plan
 
 ROUNDS = int(os.environ.get("SPARSEGAN_FUZZ", "1500"))
@@ -298,7 +298,7 @@ def _expected(op: str, call: dict[str, Any]) -> Tensor:
     y = mapped(call["x"], call["scale"], call["shift"], call["slope"])
     if call["other"] is not None:
         y = y + mapped(call["other"], call["other_scale"], call["other_shift"], call["other_slope"])
-    y = [y, y.tanh(), y.sigmoid()][call["output_activation"]]
+    y = bent(y, OUTPUT_ACTIVATIONS[call["output_activation"]])
     return y.repeat_interleave(call["repeat"], 2).repeat_interleave(call["repeat"], 3)
 
 

@@ -356,7 +356,9 @@ BETWEEN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[str], list[str
         ["mT", "layer_norm", "mT"],
     ),
     "adaptive": (adaptive, ["channels"] * 3 + ["pointwise"] * 3, ["mean"]),
-    "SiLU": (lambda x, a: F.silu(x), [], ["silu"]),
+    "SiLU, written by the convolution": (lambda x, a: F.silu(x), [], []),
+    "SiLU behind a norm": (lambda x, a: F.silu(F.group_norm(x, 2), inplace=True), ["channels", "pointwise"], []),
+    "average pooling": (lambda x, a: F.avg_pool1d(x, 4, 2, padding=2), None, []),  # sparse or dense
     "Snake": (snake, ["pointwise"] * 2, ["sin", "pow"]),
     "a number per channel in place": (lambda x, a: F.group_norm(x, 2).mul_(a[0]).sub_(1), ["channels"] * 3, []),
     "a copy changed in place": (lambda x, a: (y := F.group_norm(x, 2)) + (y * 1).mul_(3.0), None, []),

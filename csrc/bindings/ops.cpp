@@ -22,10 +22,10 @@ STABLE_TORCH_LIBRARY(sparsegan, m) {
   // An inference engine runs the next two ops. They have no gradient and write y in place.
   // sparse_conv_fused: plan may be a direct plan; values are then in the order of its taps. While x is read, it becomes
   // x * scale + shift (both [N, C]), and results at or below 0 are multiplied by slope ([C]). While y is written, it
-  // passes negative_slope, then output_activation (0 none, 1 tanh, 2 sigmoid), then PixelShuffle if shuffle > 1. If
-  // y_scale and y_shift are given, they receive the scale and shift that apply an InstanceNorm to y. If panel (uint8)
-  // is given, it is a SharedPanel (csrc/cpu/conv.h) of panel_channels channels: the call reads the first panel_packed
-  // channels of x from it, and packs the other channels of x into it. Its tile and its bytes are those of
+  // passes negative_slope, then output_activation (its index in sparsegan.ops.OUTPUT_ACTIVATIONS), then PixelShuffle if
+  // shuffle > 1. If y_scale and y_shift are given, they receive the scale and shift that apply an InstanceNorm to y. If
+  // panel (uint8) is given, it is a SharedPanel (csrc/cpu/conv.h) of panel_channels channels: the call reads the first
+  // panel_packed channels of x from it, and packs the other channels of x into it. Its tile and its bytes are those of
   // sparsegan_shared_panel (c_api.cpp).
   // values of a shorter dtype than x ask for a short precision: int16 or bfloat16 with units of 2k source channels,
   // int8 with units of 4k, x float32, and values in the order of the taps. x is then rounded to that dtype: integers

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/conv.h"
+#include "../cpu/kernels/activations.h"
 #include "../cpu/pointwise.h"
 #include "../cpu/workspace.h"
 #include "call.h"
@@ -165,8 +166,8 @@ sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const
 }
 
 sparsegan::OutputActivation checked_activation(const char* op, int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation < sparsegan::kOutputActivations, "sparsegan::", op,
-                  ": output_activation is ", activation, "; it must be 0 (none), 1 (tanh) or 2 (sigmoid)");
+  STD_TORCH_CHECK(activation >= 0 && activation < sparsegan::kCurves, "sparsegan::", op, ": output_activation is ",
+                  activation, "; it must be from 0 (none) to ", sparsegan::kCurves - 1, " (softplus)");
   return static_cast<sparsegan::OutputActivation>(activation);
 }
 

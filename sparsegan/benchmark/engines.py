@@ -31,9 +31,35 @@ Engine = Callable[[], Any]
 Inputs = tuple[Tensor, ...]
 
 
-def dense_engines(model: nn.Module, inputs: Inputs, threads: int, whole: bool = False) -> dict[str, Engine]:
-    """Every installed dense engine, ready to run ``model`` on ``inputs``. ``whole`` adds torch.compile."""
-    return {name: make(model, inputs, threads) for name, make in makers(whole).items()}
+def dense_engines(model: nn.Module, inputs: Inputs, threads: int) -> dict[str, Engine]:
+    """Every installed dense engine except torch.compile, ready to run ``model`` on ``inputs``."""
+    return {name: make(model, inputs, threads) for name, make in makers(whole=False).items()}
+
+
+def willing_engines(model: nn.Module, inputs: Inputs, threads: int) -> tuple[dict[str, Engine], dict[str, str]]:
+    """Every installed dense engine that runs a whole ``model`` on ``inputs``, and the reasons of all others by name.
+
+    Each engine has run once. Raises what torch itself raises: without torch there is nothing to compare with.
+    """
+    found: dict[str, Engine] = {}
+    refused: dict[str, str] = {}
+    for name, make in makers(whole=True).items():
+        try:
+            call = make(model, inputs, threads)
+            call()
+        except Exception as error:
+            if name == "torch":
+                raise
+            refused[name] = _reason(error)
+        else:
+            found[name] = call
+    return found, refused
+
+
+def _reason(error: Exception) -> str:
+    """The class of an error and the first line of its message, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:1]])[:200]
 
 
 def makers(whole: bool) -> dict[str, Callable[[nn.Module, Inputs, int], Engine]]:

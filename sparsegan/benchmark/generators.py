@@ -2,7 +2,7 @@
 
 Every convolution is sparse; its kept units are at random places and have random values. Batch norms hold the statistics
 of a forward in training mode. All engines get the same weights and inputs and are timed in turns, after their outputs
-were compared.
+were compared. A row names the dense engines that cannot run its generator, with their reasons.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from ..engine import Engine, optimize_for_inference
 from ..engine.precision import check_precision, decibels
 from ..engine.steps import SparseConvStep, Torch
 from ..gans import GANS
+from ..gans.hifigan import SIZES as HIFIGAN_SIZES
 from ..nn.granularity import check_channels, check_granularity, magnitude_mask
+from ..nn.kept_weights import DenseConv
+from ..nn.layer import DENSE_CLASSES
 from ..ops import native
 from ..profiling.layers import interleaved_times
 from ..profiling.macs import count_macs
 from ..pruning.surgery import sparsify
 from .cases import TARGET_SHARE, named
 from .engines import Engine as Call
-from .engines import Inputs, against_dense, dense_engines, makers, output_of, short_engines
+from .engines import Inputs, against_dense, makers, output_of, short_engines, willing_engines
 from .layers import check_same
 from .results import Row, verdict
 
@@ -46,9 +49,10 @@ from .results import Row, verdict
 class GeneratorCase:
     """A reference generator and its inputs.
 
-    ``network``: arguments of its GAN's ``build``. ``size``: height and width of the images that it makes. ``target``:
-    the target speed-up at 90 % element sparsity, on AVX-512; ``None`` for no target. ``first_call``: the seconds that
-    the first call may take. ``frame``: height and width of the input images, where they are not those of ``size``.
+    ``network``: arguments of its GAN's ``build``. ``size``: height and width of the images that it makes, or the number
+    of samples of the sounds. ``target``: the target speed-up at 90 % element sparsity, on AVX-512; ``None`` for no
+    target. ``first_call``: the seconds that the first call may take. ``frame``: height and width of the input images,
+    where they are not those of ``size``.
     """
 
     title: str
@@ -75,6 +79,9 @@ class GeneratorCase:
         return tuple(torch.rand(*images.shape[:2], *self.frame) * 2 - 1 for images in inputs)
 
 
+#: The frames of a mel spectrogram of five seconds of speech, and the samples of a frame, in HiFi-GAN.
+MEL_FRAMES, HOP = 430, 256
+
 #: The reference generators that a run times by default, at their papers' sizes.
 GENERATORS = (
     GeneratorCase(
@@ -100,6 +107,10 @@ NAMED_GENERATORS = (
         frame=(180, 320),
     ),
     GeneratorCase("StyleGAN2 256x256", "stylegan2", {"image_size": 256, "width": 128}, 256, 1, target=None),
+    *(
+        GeneratorCase(f"HiFi-GAN {name} 5 s", "hifigan", network, MEL_FRAMES * HOP, 1, target=None)
+        for name, network in HIFIGAN_SIZES.items()
+    ),
 )
 
 #: Target speed-ups: of every generator at another sparsity, and of a generator with vectors.
@@ -173,16 +184,16 @@ def both_generators(job: GeneratorJob) -> tuple[nn.Module, nn.Module, Inputs]:
     granularities = {}
     with torch.no_grad():
         for name, layer in dense.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(layer, DENSE_CLASSES):
                 granularities[name] = _fitting(job.granularity, layer)
-                transposed = isinstance(layer, nn.ConvTranspose2d)
+                transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
                 at_random = torch.rand(layer.weight.shape)
                 layer.weight.mul_(magnitude_mask(at_random, job.sparsity, granularities[name], transposed))
         _settle(dense, job.case.inputs(max(job.case.batch, 4)))
     return dense, sparsify(copy.deepcopy(dense), granularity=granularities), job.case.inputs(job.case.batch)
 
 
-def _fitting(granularity: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
+def _fitting(granularity: str, layer: DenseConv) -> str:
     try:
         check_channels(granularity, layer.in_channels, layer.out_channels, layer.groups)
     except ValueError:
@@ -251,7 +262,7 @@ def _times(
         check_same(made, wanted, f"{job.case}: the output of the engine")
     elif (far := decibels(wanted, made)) < LEAST_DB:
         raise RuntimeError(f"{job.case}: the output of the engine is {far:.1f} dB above its error, below {LEAST_DB}")
-    others = dense_engines(dense, inputs, job.threads, whole=True)
+    others, refused = willing_engines(dense, inputs, job.threads)
     for name, call in {**others, "the drop-in layers": lambda: sparse(*inputs)}.items():
         check_same(output_of(call()), wanted, f"{job.case}: the output of {name}")
     beside = {} if job.precision == "float32" else _beside(job, dense, inputs)
@@ -265,6 +276,7 @@ def _times(
     steps = engine_profile(engine, inputs, seconds)
     return {
         **row,
+        "refused": refused,
         "latency_ms": dict(zip(("p50", "p95", "p99"), np.percentile(calls, [50, 95, 99]).tolist(), strict=True)),
         "outside": 1 - steps[MULTIPLYING] / sum(steps.values()),
         "profile": {"engine": steps, "layers": layers_profile(sparse, inputs, row["layers_ms"])},

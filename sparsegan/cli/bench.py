@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, usual in (
         ("layers", "all"),
-        ("generators", "all but those of ESRGAN and StyleGAN2, which may take minutes a row"),
+        ("generators", "all but those of ESRGAN, StyleGAN2 and HiFi-GAN, which may take minutes a row"),
     ):
         text = f"only the {name} whose names contain one of these parts, separated by commas (default: {usual})"
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="PARTS", help=text)
@@ -158,7 +158,10 @@ def _more_of(r: dict[str, Any]) -> str:
     return (
         f"    latency in ms {percentiles}; first call {r['first_call_s']:.2f} s; memory {memory}; "
         f"{r['outside']:.0%} of the time outside multiplications; largest difference {r['difference']:.1e} "
-        f"of {r['largest_value']:.2g}" + "".join(f"; short: {text}" for text in short) + _beside(r)
+        f"of {r['largest_value']:.2g}"
+        + "".join(f"; short: {text}" for text in short)
+        + "".join(f"\n    {name} refused: {reason}" for name, reason in r.get("refused", {}).items())
+        + _beside(r)
     )
 
 

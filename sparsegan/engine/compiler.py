@@ -6,6 +6,7 @@ steps, which also do the deferred work on their inputs. Every other node becomes
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -191,6 +192,10 @@ class Compiler:
                 return build.padded(value, replace(padding, name=name))
             case meanings.Resize("nearest" | "nearest-exact", scale):
                 return build.upsampled(value, scale, shape, name)
+            case meanings.AveragePooling(kernel, stride, padding):
+                weight = torch.full((value.shape[1], 1, *kernel), 1 / math.prod(kernel), dtype=self.dtype)
+                options = {"stride": stride, "padding": padding, "groups": value.shape[1]}
+                return self._convolution(node, self.layers.made(weight, None, False, options), name)
             case meanings.PixelShuffle(factor):
                 step = self._only_read_here(value)
                 return None if step is None else build.shuffled(step, factor, shape, name)

@@ -62,7 +62,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class OutputActivation:
-    """A bounded function, as at the end of a generator: "tanh" or "sigmoid"."""
+    """A function of each element that the kernels apply while they write. `name`: one of ops.OUTPUT_ACTIVATIONS."""
 
     name: str
     in_place: bool
@@ -126,6 +126,15 @@ class Pooling:
 
 
 @dataclass(frozen=True)
+class AveragePooling:
+    """Each element becomes the mean of a window of `kernel` elements. Elements of the padding are 0 and count."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PixelShuffle:
     """Each block of ``factor * factor`` channels becomes one channel that is `factor` times as high and as wide."""
 
@@ -162,6 +171,7 @@ Meaning = (
     | Padding
     | Resize
     | Pooling
+    | AveragePooling
     | PixelShuffle
     | Concatenation
     | Expansion

@@ -21,6 +21,7 @@ from ..signals import IMAGE, SIGNAL
 from .meanings import (
     Activation,
     Arithmetic,
+    AveragePooling,
     Combination,
     Concatenation,
     Convolution,
@@ -66,7 +67,7 @@ def is_without_batch(node: fx.Node, module: Any) -> bool:
     if isinstance(module, SparseConv):
         return module.dims == 2
     if module is None:
-        return node.target in (F.conv2d, F.conv_transpose2d, F.pixel_shuffle)
+        return node.target in (F.conv2d, F.conv_transpose2d, F.pixel_shuffle, F.avg_pool2d)
     return isinstance(module, _IMAGE_MODULES)
 
 
@@ -181,8 +182,19 @@ def _prelu(node: fx.Node, module: Any) -> Meaning:
     return Activation(_argument(node, module, 1, "weight", None), False)
 
 
-def _output_activation(name: str) -> Rule:
-    return lambda node, module: OutputActivation(name, _in_place(node, module))
+def _output_activation(name: str, place: int | None = None) -> Rule:
+    return lambda node, module: OutputActivation(name, _in_place(node, module, place))
+
+
+def _gelu(node: fx.Node, module: Any) -> Meaning | None:
+    form = {"none": "gelu", "tanh": "gelu_tanh"}.get(_argument(node, module, 1, "approximate", "none"))
+    return None if form is None else OutputActivation(form, False)
+
+
+def _softplus(node: fx.Node, module: Any) -> Meaning:
+    """The kernels have the softplus with torch's default beta and threshold."""
+    usual = _argument(node, module, 1, "beta", 1) == 1 and _argument(node, module, 2, "threshold", 20) == 20
+    return OutputActivation("softplus", False) if usual else Elementwise(False)
 
 
 def _elementwise(place: int | None = None) -> Rule:
@@ -262,6 +274,29 @@ def _pooling(node: fx.Node, module: Any) -> Meaning:
     return Pooling()
 
 
+def _average_pooling(node: fx.Node, module: Any) -> Meaning | None:
+    """None if the number of elements of a mean is not that of its window, or if a size is computed in each run."""
+    kernel = _argument(node, module, 1, "kernel_size", None)
+    stride = _argument(node, module, 2, "stride", None)  # the kernel's, if not given
+    padding, dims = _argument(node, module, 3, "padding", 0), _rank(node) - 2
+    sizes = [
+        tuple(one) if isinstance(one, list | tuple) and len(one) > 1 else _one_of(one) * dims
+        for one in (kernel, stride or kernel, padding)
+    ]
+    if any(len(one) != dims or not all(isinstance(size, int) for size in one) for one in sizes):
+        return None
+    counted = _argument(node, module, 5, "count_include_pad", True) or not any(sizes[2])
+    has_divisor = module is None or isinstance(module, nn.AvgPool2d)
+    divisor = _argument(node, module, 6, "divisor_override", None) if has_divisor else None
+    if _argument(node, module, 4, "ceil_mode", False) or not counted or divisor is not None:
+        return None
+    return AveragePooling(*sizes)
+
+
+def _one_of(size: Any) -> tuple[Any]:
+    return (size[0],) if isinstance(size, list | tuple) else (size,)
+
+
 def _pixel_shuffle(node: fx.Node, module: Any) -> Meaning:
     return PixelShuffle(_argument(node, module, 1, "upscale_factor", 1))
 
@@ -302,7 +337,10 @@ NORM_FORWARDS: tuple[Any, ...] = (nn.BatchNorm2d.forward, nn.InstanceNorm2d.forw
 #: The functions that convolve.
 FUNCTIONAL_CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv_transpose1d, F.conv_transpose2d)
 #: Modules that take an input of three dimensions for one image without a batch.
-_IMAGE_MODULES = (nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.PixelShuffle, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+_IMAGE_MODULES = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d),
+    *(nn.PixelShuffle, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+)
 
 #: The rule for each kind of call. The key is the forward of a module class, a function, or the name of a method.
 RULES: dict[Any, Rule] = {
@@ -319,11 +357,13 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.Tanh.forward, F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), _output_activation("tanh")),
     **dict.fromkeys((nn.Sigmoid.forward, F.sigmoid, torch.sigmoid), _output_activation("sigmoid")),
     **dict.fromkeys((torch.sigmoid_, "sigmoid", "sigmoid_"), _output_activation("sigmoid")),
-    **dict.fromkeys((nn.ReLU6.forward, nn.ELU.forward, nn.SELU.forward, nn.GELU.forward), _elementwise()),
-    **dict.fromkeys((nn.SiLU.forward, nn.Mish.forward, nn.Softplus.forward), _elementwise()),
-    **dict.fromkeys((nn.Hardtanh.forward, nn.Hardswish.forward, nn.Hardsigmoid.forward), _elementwise()),
-    **dict.fromkeys((F.gelu, F.softplus), _elementwise()),
-    **dict.fromkeys((F.selu, F.silu, F.mish), _elementwise(1)),
+    **dict.fromkeys((nn.SiLU.forward, F.silu), _output_activation("silu", 1)),
+    **dict.fromkeys((nn.GELU.forward, F.gelu), _gelu),
+    **dict.fromkeys((nn.Hardswish.forward, F.hardswish), _output_activation("hardswish", 1)),
+    **dict.fromkeys((nn.Softplus.forward, F.softplus), _softplus),
+    **dict.fromkeys((nn.ReLU6.forward, nn.ELU.forward, nn.SELU.forward, nn.Mish.forward), _elementwise()),
+    **dict.fromkeys((nn.Hardtanh.forward, nn.Hardsigmoid.forward), _elementwise()),
+    **dict.fromkeys((F.selu, F.mish), _elementwise(1)),
     F.elu: _elementwise(2),
     F.hardtanh: _elementwise(3),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _arithmetic("+", _sum)),
@@ -339,6 +379,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((nn.Upsample.forward, F.interpolate), _resize),
     **dict.fromkeys((nn.MaxPool1d.forward, nn.MaxPool2d.forward), _pooling),
     **dict.fromkeys((nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward), _pooling),
+    **dict.fromkeys((nn.AvgPool1d.forward, F.avg_pool1d, nn.AvgPool2d.forward, F.avg_pool2d), _average_pooling),
     **dict.fromkeys((nn.PixelShuffle.forward, F.pixel_shuffle), _pixel_shuffle),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
     **dict.fromkeys((torch.broadcast_to, "broadcast_to", "expand", "expand_as"), _expansion),

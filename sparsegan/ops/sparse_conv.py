@@ -33,7 +33,7 @@ _sparse_conv = torch.ops.sparsegan.sparse_conv.default
 _wgrad = torch.ops.sparsegan.wgrad.default
 
 #: The output activations of the engine's ops. An op takes the index in this tuple.
-OUTPUT_ACTIVATIONS = ("none", "tanh", "sigmoid")
+OUTPUT_ACTIVATIONS = ("none", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "hardswish", "softplus")
 
 
 def sparse_conv(
