@@ -1,6 +1,7 @@
 """Times a whole compression step at 90 %, with compressed weights and with masks over dense weights, by kind of work.
 
 python benchmarks/compression_step.py [--threads 2] [--json benchmarks/results/compression_step.json]
+python benchmarks/compression_step.py --device cuda --json benchmarks/results/compression_step_gpu.json
 
 The step runs equations 7-9 as `sparsegan compress` does: prune, make fakes, step the discriminator, compute the terms
 of the dense and of the compressed generator, step the compressed generator. Masks are those of torch.nn.utils.prune.
@@ -21,13 +22,15 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 
-from sparsegan.atomic_files import write_json
 from sparsegan.benchmark.engines import Timing, timed
+from sparsegan.benchmark.gpu import gpu_facts
+from sparsegan.benchmark.results import Results
 from sparsegan.compress import CompressionConfig
 from sparsegan.compress.step import CompressionTask
 from sparsegan.gans import store
 from sparsegan.nn.granularity import magnitude_mask
 from sparsegan.ops import native
+from sparsegan.placement import moved
 from sparsegan.profiling.info import cpu_name
 from sparsegan.pruning.allocation import Targets
 from sparsegan.pruning.schedule import OneShot
@@ -71,9 +74,10 @@ def task(gan: store.Gan, student: nn.Module) -> CompressionTask:
     return CompressionTask(original, student, judge, gan.objective, *settings, ours, theirs)
 
 
-def shares(step: Callable[[], Any]) -> dict[str, float]:
+def shares(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
     """The fractions of a step's time by kind of work: torch's profiler, time inside operators only."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]) as seen:
         step()
     kinds = {"sparse convolutions": 0.0, "dense convolutions": 0.0, "norms": 0.0, "the rest": 0.0}
     for event in seen.key_averages():
@@ -86,37 +90,37 @@ def shares(step: Callable[[], Any]) -> dict[str, float]:
             kind = "norms"
         else:
             kind = "the rest"
-        kinds[kind] += event.self_cpu_time_total
-    total = sum(kinds.values())
+        kinds[kind] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    total = sum(kinds.values()) or 1.0
     return {kind: value / total for kind, value in kinds.items()}
 
 
-def row(name: str, threads: int, seconds: float) -> dict[str, Any]:
+def row(name: str, seconds: float, device: torch.device) -> dict[str, Any]:
     """One row: both ways to run a case, timed in turns."""
     network, batch = CASES[name]
     torch.manual_seed(0)
     gan = store.build({"network": network})
-    one = batch()
+    gan.generator.to(device)
+    gan.discriminator.to(device)
+    one = moved(batch(), device)
     steps: list[Callable[[], Any]] = []
     makers: list[Callable[[nn.Module], nn.Module]] = [partial(sparsify, sparsity=SPARSITY), masked]
     for make in makers:
         student = make(copy.deepcopy(gan.generator)).train()
         steps.append(partial(task(gan, student).step, 0, one))
-    sparse, dense = timed(steps, seconds)
+    sparse, dense = timed(steps, seconds, gan.generator)
 
     def fields(kind: str, timing: Timing) -> dict[str, Any]:
         return {f"{kind}_ms": timing.median, f"{kind}_quartiles_ms": timing.quartiles}
 
     return {
-        "case": name,
-        "threads": threads,
         **fields("sparse", sparse),
         **fields("masked", dense),
         "ratio": dense.median / sparse.median,
         "target": TARGET,
         "holds": dense.median / sparse.median >= TARGET,
-        "shares": shares(steps[0]),
-        "shares_masked": shares(steps[1]),
+        "shares": shares(steps[0], device),
+        "shares_masked": shares(steps[1], device),
     }
 
 
@@ -125,23 +129,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="time spent per case (default: 60)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    command = f"python benchmarks/compression_step.py --threads {options.threads} --seconds {options.seconds:g}"
+    gpu = options.device.type == "cuda"
+    command = "python benchmarks/compression_step.py" + (f" --device {options.device}" if gpu else "")
+    command += f" --threads {options.threads} --seconds {options.seconds:g}"
     command += f" --json {options.json}" if options.json else ""
-    rows = []
+    same = gpu_facts() if gpu else {"machine": cpu_name(), "isa": native.isa(), "torch": torch.__version__}
+    results = Results(command, options.json, same, {})
     for name in CASES:
-        rows.append(row(name, options.threads, options.seconds))
-        one = rows[-1]
+        fields = {"case": name, "threads": options.threads}
+        one = results.row(fields, partial(row, name, options.seconds, options.device))
         parts = ", ".join(f"{kind} {share:.0%}" for kind, share in one["shares"].items())
         print(
-            f"{name}, {options.threads} threads: masked {one['masked_ms']:.0f} ms, sparse {one['sparse_ms']:.0f} ms: "
-            f"{one['ratio']:.2f}x (asked {TARGET}x); of the sparse step: {parts}",
+            f"{name}, {options.device}, {options.threads} threads: masked {one['masked_ms']:.0f} ms, "
+            f"sparse {one['sparse_ms']:.0f} ms: {one['ratio']:.2f}x (asked {TARGET}x); of the sparse step: {parts}",
             flush=True,
         )
-    if options.json:
-        head = {"command": command, "machine": cpu_name(), "isa": native.isa()}
-        write_json(options.json, {**head, "torch": torch.__version__, "rows": rows})
+    results.finish()
 
 
 if __name__ == "__main__":

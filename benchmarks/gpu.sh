@@ -22,11 +22,14 @@ declare -A STAGES=(
   [build]="build the CPU and CUDA objects with nvcc, install the package without its dependencies, check that torch has the CUDA ops"
   [test]="all GPU tests, and the tests of the ops, plans and layers on this Python and torch"
   [sanitize]="compute-sanitizer, with memcheck and racecheck, over a few calls of every kernel"
+  [numbers]="the four numbers that decide the design: gather rate from L2, tensor-core rate, clocks per tap, launch time"
   [tune]="measure the Triton block sizes and write the table of the fastest"
   [bench]="sparsegan bench gpu: layers, forward and training, against the best dense call; ceilings"
+  [generators]="whole generators at batch 1, called and replayed from CUDA graphs, dense and sparse"
+  [step]="a compression step, with compressed weights and with masks over dense weights"
   [table]="the table of benchmarks/results/gpu.json, for README.md"
 )
-ORDER=(build test sanitize tune bench table)
+ORDER=(build test sanitize numbers tune bench generators step table)
 
 build() {
   SPARSEGAN_CUDA=1 "$PYTHON" -m pip install -q --no-index --no-build-isolation --no-deps -e .
@@ -49,13 +52,21 @@ sanitize() { # without torch's memory cache, the end of a tensor is the end of i
     compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
   compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/gpu/every_kernel.py
 }
+numbers() { # resumable
+  "$PYTHON" benchmarks/gpu_numbers.py --json benchmarks/results/gpu_numbers.json
+}
 tune() {
   "$PYTHON" -m sparsegan.benchmark.tune_kernels --seconds 380
   cp kernels/tuned_table.py "$OUT"/
 }
 bench() { # resumable: a run that was stopped continues
-  "$PYTHON" benchmarks/cuda_graph.py --json benchmarks/results/cuda_graph.json
   "$PYTHON" -m sparsegan bench gpu --seconds 0.1 --json benchmarks/results/gpu.json
+}
+generators() { # resumable
+  "$PYTHON" benchmarks/cuda_graph.py --granularity element,vector:32 --json benchmarks/results/cuda_graph.json
+}
+step() { # resumable
+  "$PYTHON" benchmarks/compression_step.py --device cuda --seconds 20 --json benchmarks/results/compression_step_gpu.json
 }
 table() {
   "$PYTHON" benchmarks/readme.py --table gpu
@@ -77,8 +88,8 @@ done
 
 if ((dry_run)); then
   for stage in "${chosen[@]}"; do
-    printf '%-9s %s (at most %d s)\n' "$stage" "${STAGES[$stage]}" "$LIMIT"
-    declare -f "$stage" | sed '1,2d;$d;s/^/         /'
+    printf '%-11s %s (at most %d s)\n' "$stage" "${STAGES[$stage]}" "$LIMIT"
+    declare -f "$stage" | sed '1,2d;$d;s/^/           /'
   done
   exit 0
 fi
@@ -97,7 +108,7 @@ for stage in "${chosen[@]}"; do
   status=0
   timeout --signal INT --kill-after 20 "$LIMIT" bash -euo pipefail -c "$(declare -f "$stage"); $stage" 2>&1 |
     tee -a "$OUT/gpu.log" || status=$?
-  cp -f benchmarks/results/{gpu,cuda_graph}.json "$OUT"/ 2>/dev/null || true
+  cp -f benchmarks/results/{gpu,gpu_numbers,cuda_graph,compression_step_gpu}.json "$OUT"/ 2>/dev/null || true
   ((status == 0)) || {
     echo "gpu.sh: $stage stopped with status $status (124 and 137: out of time; run it again)" | tee -a "$OUT/gpu.log" >&2
     failed+=("$stage")

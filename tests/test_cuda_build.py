@@ -87,13 +87,15 @@ def library() -> Path:
     return build()
 
 
-@pytest.fixture(scope="module")
-def kernels(library: Path) -> list[Kernel]:
+#: In the mangled name, the name of the file (sparse_conv_cu) can stand before the name of the function.
+NAME = r"\d((?!sparse_conv_cu)[a-z]+(?:_[a-z]+)+)(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)"
+
+
+def read_kernels(library: Path, pattern: str = NAME) -> list[Kernel]:
+    """The kernels of a library. The pattern's groups: the kernel, its type, its integer template arguments."""
     usage, found = functions(library, "--dump-resource-usage"), []
     for (architecture, name), lines in functions(library, "--dump-sass").items():
-        # In the mangled name, the name of the file (sparse_conv_cu) can stand before the name of the function.
-        kernel, types = r"\d((?!sparse_conv_cu)[a-z]+(?:_[a-z]+)+)", r"(?:I(f|6__half|13__nv_bfloat16)((?:Li\d+E)*)E)"
-        short = re.search(kernel + types, name)
+        short = re.search(pattern, name)
         assert short, name
         resources = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", " ".join(usage[architecture, name]))
         instructions = (re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][^\s;]*)", line) for line in lines)
@@ -102,13 +104,18 @@ def kernels(library: Path) -> list[Kernel]:
             Kernel(
                 architecture,
                 short[1],
-                (TYPES[short[2]], *re.findall(r"\d+", short[3])),
+                (TYPES.get(short[2], ""), *re.findall(r"\d+", short[3])),
                 {key: int(value) for key, value in resources},
                 Counter(match[1] for match in instructions if match),
                 [(int(match[1], 16), match[2]) for match in texts if match],
             )
         )
     return found
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> list[Kernel]:
+    return read_kernels(library)
 
 
 def test_every_kernel_is_built(kernels: list[Kernel]) -> None:

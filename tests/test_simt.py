@@ -7,6 +7,7 @@ mistakes. The others run the CUDA kernels and compare the results with the plain
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import re
@@ -50,9 +51,15 @@ def simt() -> ctypes.CDLL:
             check=True,
         )
     subprocess.run([cmake, "--build", BUILD, "--target", "simt"], env=environment, check=True)
-    library = ctypes.CDLL(str(BUILD / "libsimt.so"))
-    for function in (library.simt_example, library.simt_conv, library.simt_launched, library.simt_loop):
+    return loaded(BUILD / "libsimt.so")
+
+
+def loaded(file: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(file))
+    texts = (library.simt_example, library.simt_conv, library.simt_launched, library.simt_loop, library.simt_taps)
+    for function in texts:
         function.restype = ctypes.c_char_p
+    library.simt_bytes_read.restype = ctypes.c_int64
     return library
 
 
@@ -176,12 +183,27 @@ def sparse_conv(
     how: Circumstances,
     slope: float = 1,
 ) -> Tensor:
+    y, error = tried_sparse_conv(simt, p, x, values, bias, support, how, slope)
+    assert not error, explained(error)
+    return y
+
+
+def tried_sparse_conv(
+    simt: ctypes.CDLL,
+    p: Problem,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    support: Tensor,
+    how: Circumstances,
+    slope: float = 1,
+) -> tuple[Tensor, bytes | None]:
+    """The result and the error text."""
     y = x.new_empty(p.y_shape)
     tensors = (pointer(t) for t in (support, x, values, bias))
     c = call(p, x.dtype, support, False, how)
     error = simt.simt_conv(ctypes.byref(c), *tensors, ctypes.c_float(slope), pointer(y), None, None)
-    assert not error, explained(error)
-    return y
+    return y, error
 
 
 def wgrad(simt: ctypes.CDLL, p: Problem, gy: Tensor, x: Tensor, support: Tensor, how: Circumstances) -> Tensor:
@@ -403,3 +425,176 @@ def test_damaged_plan(simt: ctypes.CDLL, p: Problem, damage: int) -> None:
     x, values = torch.randn(p.x_shape), torch.randn(len(support))
     sparse_conv(simt, p, x, values, None, support, how)
     wgrad(simt, p, torch.randn(p.y_shape), x, support, how)
+
+
+# ---------------------------------------------------------------- mistakes planted in the kernels
+
+#: Name -> file, text, and the text with a mistake. Each must be found in the results or by the executor.
+LOOP_MISTAKES = {
+    "steps written while the last round runs": (
+        "sparse_conv.cu",
+        "      __syncwarp();\n      write_steps",
+        "      if (!wrong) __syncwarp();\n      write_steps",
+    ),
+    "steps run before they are written": (
+        "sparse_conv.cu",
+        "      __syncwarp();\n      tap_ =",
+        "      if (!wrong) __syncwarp();\n      tap_ =",
+    ),
+    "a stage read before its copies": ("sparse_conv.cu", "    wait_copies();", "    if (!wrong) wait_copies();"),
+    "a stage read before other threads copied": (
+        "sparse_conv.cu",
+        "    __syncthreads();  // this stage",
+        "    if (!wrong) __syncthreads();  // this stage",
+    ),
+    "one stage instead of two": (
+        "sparse_conv.cu",
+        "copy(next, half_size - half)",
+        "copy(next, wrong ? half : half_size - half)",
+    ),
+    "warps that share steps": (
+        "sparse_conv.cu",
+        "slices + warp * kMaxSteps",
+        "slices + warp * (wrong ? 1 : kMaxSteps)",
+    ),
+    "a value outside the tensor": (
+        "sparse_conv.cu",
+        "min(static_cast<unsigned>(index_), t_.plan.taps - 1u)",
+        "(wrong ? static_cast<unsigned>(index_) : min(static_cast<unsigned>(index_), t_.plan.taps - 1u))",
+    ),
+    "the step that is only read ahead is missing": ("steps.h", "kRow + 1, me < 2)", "kRow + 1, me < (wrong ? 1 : 2))"),
+    "a row outside the stage": (
+        "steps.h",
+        "min(offset, static_cast<unsigned>(t.row_limit))",
+        "(wrong ? offset : min(offset, static_cast<unsigned>(t.row_limit)))",
+    ),
+    "no new row": (
+        "steps.h",
+        "before == 0 || code_before / kRowCodes != code / kRowCodes",
+        "before == 0 || (!wrong && code_before / kRowCodes != code / kRowCodes)",
+    ),
+    "the outer columns not read": (
+        "steps.h",
+        "(greatest_column >= column_step + 4 ? kAfterLast : 0)",
+        "(!wrong && greatest_column >= column_step + 4 ? kAfterLast : 0)",
+    ),
+    "a row's last tap not found": (
+        "steps.h",
+        "last_code / kSlots % kReach)",
+        "(wrong ? code : last_code) / kSlots % kReach)",
+    ),
+    "the slot of another tap": (
+        "steps.h",
+        "* kTapSlots + code % kTapSlots",
+        "* kTapSlots + (code + wrong) % kTapSlots",
+    ),
+    "the taps of the other half of a bundle": (
+        "window.h",
+        "return kParts == 1 ||",
+        "return wrong || kParts == 1 ||",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def wrong_simt(simt: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The executor with kernels that have all of :data:`LOOP_MISTAKES`; ``set_mistake`` chooses one of them or none.
+
+    The kernels are built as the ones of ``simt`` are, for float32 only.
+    """
+    root = tmp_path_factory.mktemp("wrong")
+    shutil.copytree(ROOT / "csrc", root / "csrc")
+    for number, (name, right, wrong) in enumerate(LOOP_MISTAKES.values()):
+        file = root / "csrc" / "cuda" / name
+        source = file.read_text()
+        assert source.count(right) == 1, (name, right)
+        file.write_text(source.replace(right, re.sub(r"\bwrong\b", f"(mistake() == {number})", wrong)))
+    kernels = root / "csrc" / "cuda" / "sparse_conv.cu"
+    source = kernels.read_text()
+    every = "with_type(c.dtype, [&](auto zero) { run<decltype(zero)>("
+    assert every in source
+    source = source.replace(every, "([&](auto zero) { run<decltype(zero)>(").replace(
+        "stream); });", "stream); })(0.0f);"
+    )
+    (root / "kernels.cpp").write_text(
+        'extern "C" int mistake();\n' + source.replace('#include "', '#include "csrc/cuda/')
+    )
+    # This file is not instrumented, so that the executor does not see the choice.
+    (root / "choice.cpp").write_text(
+        "static int chosen;\n"
+        'extern "C" int mistake() { return chosen; }\n'
+        'extern "C" void set_mistake(int number) { chosen = number; }\n'
+    )
+    commands = json.loads((BUILD / "compile_commands.json").read_text())
+    (command,) = (one for one in commands if one["file"].endswith("simt/csrc/cuda/sparse_conv.cu.cpp"))
+    compiler, *flags = command["command"].split(" -o ")[0].split()
+    include = f"-I{root}"
+    subprocess.run([compiler, *flags, include, "-w", "-c", root / "kernels.cpp", "-o", root / "kernels.o"], check=True)
+    objects = [one for one in (BUILD / "CMakeFiles").glob("simt*.dir/**/*.o") if one.name != "sparse_conv.cu.cpp.o"]
+    library = ["-shared", "-fPIC", "-o", root / "libwrong.so", root / "choice.cpp", root / "kernels.o", *objects]
+    subprocess.run([compiler, *library], check=True)
+    return loaded(root / "libwrong.so")
+
+
+def found(simt: ctypes.CDLL, p: Problem, how: Circumstances) -> bool:
+    """Whether the executor reports an error or, without damage, the result is not that of the twin."""
+    support = p.support()
+    x, values = torch.randn(p.x_shape), torch.randn(len(support))
+    y, error = tried_sparse_conv(simt, p, x, values, None, support, how)
+    if error or how.damage:
+        return bool(error)
+    twin = reference.sparse_conv(x, values, None, support, p.geometry, p.adjoint, p.y_shape[1:])
+    return not torch.allclose(y, twin, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [None, *LOOP_MISTAKES])
+def test_mistakes_in_the_kernels_are_found(wrong_simt: ctypes.CDLL, name: str | None) -> None:
+    wrong_simt.set_mistake(-1 if name is None else list(LOOP_MISTAKES).index(name))
+    cases = [
+        (LAYERS[layer], Circumstances(seed, 0, 1, damage))
+        for damage in ((0, 1, 2, 3) if name is not None else (0, 1))
+        for seed in (1, 2)
+        for layer in ("3x3", "7x7", "many sources")
+    ]
+    caught = any(found(wrong_simt, p, how) for p, how in cases)
+    assert caught == (name is not None)
+
+
+# ---------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(("strip", "step"), [(16, 1), (8, 1), (8, 2)])
+def test_the_program_that_counts_clocks_runs_the_taps(
+    simt: ctypes.CDLL, strip: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """benchmarks/native/tap_clocks.cu gives the sums that benchmarks/gpu_numbers.py compares on a GPU."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_numbers
+
+    slots = gpu_numbers.LOOPS[strip, step]
+    taps = gpu_numbers.random_taps(slots)
+    steps, sums = gpu_numbers.steps_of(taps, slots), torch.empty(4, 32, slots, strip)
+    error = simt.simt_taps(strip, step, steps, len(steps) // 8, 3, pointer(sums))
+    assert not error, explained(error)
+    for of_warp in sums:
+        torch.testing.assert_close(of_warp, gpu_numbers.sums_of(taps, strip, step, 3), rtol=1e-5, atol=0)
+
+
+#: The small maps of csrc/cuda/NOTES.md, batch 1.
+READ_ONCE = {
+    "one pixel": layer((512, 1, 1), (64, 1, 1), 1, sparsity=0.9),
+    "4x4": layer((128, 4, 4), (64, 8, 8), 4, 2, 1),
+    "8x8": layer((64, 8, 8), (64, 8, 8), 3, 1, 1),
+    "16x16": layer((32, 16, 16), (64, 16, 16), 3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("name", READ_ONCE)
+def test_small_maps_read_each_value_once(simt: ctypes.CDLL, name: str, adjoint: bool) -> None:
+    p = replace(READ_ONCE[name], adjoint=adjoint)
+    support = p.support()
+    values = torch.randn(len(support))
+    sparse_conv(simt, p, torch.randn(p.x_shape), values, None, support, Circumstances(multiprocessors=132))
+    assert simt.simt_bytes_read(b"values") == values.numel() * 4, simt.simt_launched()

@@ -198,10 +198,13 @@ class Timing(NamedTuple):
     quartiles: tuple[float, float]
 
 
-def timed(functions: list[Engine], seconds: float) -> list[Timing]:
-    """Times the functions in turns. Each timed call follows a pause and an untimed call of the same function."""
+def timed(functions: list[Engine], seconds: float, *used: Any) -> list[Timing]:
+    """Times the functions in turns. Each timed call follows a pause and an untimed call of the same function.
+
+    ``used``: the modules and tensors on a GPU that the functions work with, as for :class:`sparsegan.clock.Clock`.
+    """
     timings = []
-    for own in interleaved_times(Clock(), functions, seconds, rest=0.005):  # all on the CPU
+    for own in interleaved_times(Clock(*used), functions, seconds, rest=0.005):
         first, middle, third = statistics.quantiles(own, n=4, method="inclusive")
         timings.append(Timing(middle, (first, third)))
     return timings

@@ -170,7 +170,7 @@ def _precision(name: str) -> Iterator[torch.dtype]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
-class _Graph:
+class GraphOfCalls:
     """Several calls in one CUDA graph. ``ms()`` returns the milliseconds of one call."""
 
     def __init__(self, calls: list[Callable[[], Any]]) -> None:
@@ -229,7 +229,7 @@ def time_gpu(job: GpuJob, seconds: float) -> Row:
     dense, x = dense.cuda(), job.case.input().cuda()
     assert dense.bias is not None
     dense.bias.requires_grad_(False)
-    graphs: dict[str, _Graph] = {}
+    graphs: dict[str, GraphOfCalls] = {}
     with torch.set_grad_enabled(job.training):
         with _precision(job.precision) as dtype:
             layer = SPARSE_CLASSES[type(dense)].from_dense(dense, granularity=job.granularity, mask=mask.cuda())
@@ -239,15 +239,15 @@ def time_gpu(job: GpuJob, seconds: float) -> Row:
                 check_close(y, copy.deepcopy(dense).double()(own.double()), dtype, job)
             choice = layer.choose(tuple(own.shape), (y.shape[2], y.shape[3]))
             if choice.backend != "sparse":
-                graphs["auto"] = _Graph(_calls(layer, own, job.training))
+                graphs["auto"] = GraphOfCalls(_calls(layer, own, job.training))
             layer.backend = "sparse"
-            graphs["sparse"] = _Graph(_calls(layer, own, job.training))
+            graphs["sparse"] = GraphOfCalls(_calls(layer, own, job.training))
         for name in PRECISIONS:
             with _precision(name) as dtype:
                 for layout, memory_format in LAYOUTS.items():
                     other, theirs = copy.deepcopy(dense).to(dtype), x.to(dtype).contiguous(memory_format=memory_format)
                     other.weight.data = other.weight.data.contiguous(memory_format=memory_format)
-                    graphs[f"{name} {layout}"] = _Graph(_calls(other, theirs, job.training))
+                    graphs[f"{name} {layout}"] = GraphOfCalls(_calls(other, theirs, job.training))
     timings = dict(zip(graphs, _timed(list(graphs.values()), seconds), strict=True))
     sparse = timings.pop("sparse")
     auto = timings.pop("auto", sparse)
@@ -285,7 +285,7 @@ def check_close(ours: Tensor, exact: Tensor, dtype: torch.dtype, job: GpuJob) ->
         raise RuntimeError(f"{job.case}, {job.granularity}: the output differs from float64 by {error:.1e} of its norm")
 
 
-def _timed(graphs: list[_Graph], seconds: float) -> list[Timing]:
+def _timed(graphs: list[GraphOfCalls], seconds: float) -> list[Timing]:
     """Times every graph in turns, until the time is up and each graph ran at least ten times."""
     times: list[list[float]] = [[] for _ in graphs]
     spent = 0.0
@@ -307,7 +307,7 @@ def gpu_ceilings() -> Row:
     """
 
     def median(call: Callable[[], Any]) -> float:
-        graph = _Graph([call])
+        graph = GraphOfCalls([call])
         return statistics.median(graph.ms() for _ in range(10))
 
     source, target = torch.randn(2, 2**28, device="cuda")

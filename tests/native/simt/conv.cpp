@@ -7,6 +7,9 @@
 #include <random>
 #include <vector>
 
+extern "C" const char* tap_clocks(int strip, int column_step, const void* steps, int count, int repeats, int blocks,
+                                  float* sums, long long* clocks);  // benchmarks/native/tap_clocks.cu
+
 namespace {
 
 using simt::Access;
@@ -32,6 +35,9 @@ struct SimtCall {
 // The names of the kernels that the last call launched, one per line.
 const char* simt_launched() { return simt::launched(); }
 
+// The bytes that the last call read of the input `name`.
+int64_t simt_bytes_read(const char* name) { return static_cast<int64_t>(simt::bytes_read(name)); }
+
 // The PTX of a loop of csrc/cuda/steps.h, which the host does not run. Null: there is no such loop.
 const char* simt_loop(int64_t strip, int64_t column_step, int64_t dots) {
 #define SIMT_LOOP(SLOTS, STRIP, STEP)            \
@@ -44,6 +50,19 @@ const char* simt_loop(int64_t strip, int64_t column_step, int64_t dots) {
   SIMT_LOOP(16, 4, 2)
 #undef SIMT_LOOP
   return nullptr;
+}
+
+// Runs `steps` on one block: `sums` [4][32][slots][strip]. Returns the error, null if there is none.
+const char* simt_taps(int strip, int column_step, const void* steps, int count, int repeats, float* sums) {
+  simt::begin(1);
+  const void* device_steps = simt::add_buffer("steps", Access::input, steps, 8 * static_cast<size_t>(count));
+  const size_t bytes = sizeof(float) * 128 * 128;
+  auto* device_sums = static_cast<float*>(simt::add_buffer("sums", Access::output, nullptr, bytes));
+  auto* clocks = static_cast<long long*>(simt::add_buffer("clocks", Access::output, nullptr, 4 * sizeof(long long)));
+  if (const char* error = tap_clocks(strip, column_step, device_steps, count, repeats, 1, device_sums, clocks))
+    simt::fail("%s", error);
+  simt::read_buffer(device_sums, sums);
+  return simt::error();
 }
 
 // Computes y from x, values and bias, or dv from gy and x. Returns the error, null if there is none.

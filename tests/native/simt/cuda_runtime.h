@@ -99,6 +99,7 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline int __float_as_int(float number) { return __builtin_bit_cast(int, number); }
+inline long long clock64() { return 0; }  // the host has no clock of a multiprocessor
 inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }
 
 // ---------------------------------------------------------------- functions for host code

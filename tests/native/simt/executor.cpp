@@ -48,6 +48,7 @@ struct Region {
   uintptr_t start = 0;
   size_t bytes = 0;
   bool read_only = false, shared = false;
+  uint64_t bytes_read = 0;  // of a read-only region, by all threads
   std::vector<Cell> cells;  // none for a read-only region
 };
 
@@ -289,6 +290,7 @@ void check(uintptr_t address, size_t bytes, const void* pc) {
   }
   if (r->read_only) {
     if (write) stop(text("writes %zu bytes at %s, an input", bytes, location(*r, address).c_str()), pc);
+    r->bytes_read += bytes;
     return;
   }
   if (ex.bounds_only) return;
@@ -552,6 +554,7 @@ void* add_buffer(const char* name, Access access, const void* host, size_t bytes
   open_slot(ex.used_slots, name, bytes, offset);
   Region& r = ex.regions[ex.used_slots++];
   r.read_only = access == Access::input;
+  r.bytes_read = 0;
   if (r.read_only) {
     memcpy(reinterpret_cast<void*>(r.start), host, bytes);
   } else {
@@ -564,6 +567,13 @@ void* add_buffer(const char* name, Access access, const void* host, size_t bytes
 void read_buffer(const void* device, void* host) {
   const Region& r = *find(reinterpret_cast<uintptr_t>(device));
   memcpy(host, device, r.bytes);
+}
+
+uint64_t bytes_read(const char* name) {
+  for (int slot = 1; slot < ex.used_slots; ++slot) {
+    if (strcmp(ex.regions[slot].name, name) == 0) return ex.regions[slot].bytes_read;
+  }
+  return 0;
 }
 
 const char* launched() { return ex.launched.c_str(); }

@@ -45,6 +45,8 @@ void* add_buffer(const char* name, Access access, const void* host, size_t bytes
 void read_buffer(const void* device, void* host);
 // The first error since begin(), null if there is none.
 const char* error();
+// The bytes that all threads have read of the input `name` since begin(), except by cp.async.
+uint64_t bytes_read(const char* name);
 // The kernels launched since begin(), one per line.
 const char* launched();
 // Sets the error, unless there is one.
