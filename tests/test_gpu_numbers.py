@@ -15,12 +15,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from sparsegan.kernels.tiling import Launch
+from sparsegan.kernels.tuned import DEFAULTS
 from test_cuda_build import loop_of_taps, read_kernels
 from test_vector_compile import BRAIN, FLOAT, compile_kernel, count
 from test_vector_sparse_conv import exact_products, pytestmark  # noqa: F401 # a fixture, and why not to interpret
 
-from sparsegan.kernels.tiling import Launch
-from sparsegan.kernels.tuned import DEFAULTS
 from sparsegan.ops.vector_ops import _interpreted
 
 
