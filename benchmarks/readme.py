@@ -489,6 +489,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "generators_avx512": ("generators_avx512", generators),
     "generators_esrgan": ("generators_esrgan", generators),
     "generators_int16": ("generators_int16", short_precisions),
+    "generators_int8": ("generators_int8", short_precisions),
+    "generators_int8_vnni": ("generators_int8_vnni", short_precisions),
 }
 
 
