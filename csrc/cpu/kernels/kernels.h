@@ -71,7 +71,6 @@ struct SumScale {
 
 // The output activation, which is the last function on an output.
 enum class OutputActivation { none = 0, tanh = 1, sigmoid = 2 };
-constexpr int kOutputActivations = 3;
 
 // The transform of outputs while they are unpacked: z * negative_slope where z is at or below 0, then the activation.
 struct OutputTransform {
