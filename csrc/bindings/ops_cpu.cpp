@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "../cpu/conv.h"
-#include "../cpu/kernels/activations.h"
 #include "../cpu/pointwise.h"
 #include "../cpu/workspace.h"
 #include "call.h"
@@ -166,8 +165,9 @@ sparsegan::InputTransform input_transform(const char* op, const Tensor& x, const
 }
 
 sparsegan::OutputActivation checked_activation(const char* op, int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation < sparsegan::kCurves, "sparsegan::", op, ": output_activation is ",
-                  activation, "; it must be from 0 (none) to ", sparsegan::kCurves - 1, " (softplus)");
+  STD_TORCH_CHECK(activation >= 0 && activation < sparsegan::kOutputActivations, "sparsegan::", op,
+                  ": output_activation is ", activation, "; it must be from 0 (none) to ",
+                  sparsegan::kOutputActivations - 1, " (softplus)");
   return static_cast<sparsegan::OutputActivation>(activation);
 }
 

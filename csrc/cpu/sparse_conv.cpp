@@ -102,7 +102,8 @@ void sparse_conv(const ConvCall& c, const void* x, const void* values, const voi
   // blocks add to them.
   constexpr int64_t kOutputBytes = 160 * 1024;
   const int64_t tile_bytes = s.tiling.rows * s.tiling.cols * s.tiling.lanes * s.element * plan.shape.width;
-  const int64_t phases = plan.shape.target_phases, run = ceil_div(kOutputBytes / tile_bytes, phases) * phases;
+  const int64_t phases = plan.shape.target_phases,
+                run = ceil_div(std::max<int64_t>(1, kOutputBytes / tile_bytes), phases) * phases;
   const auto multiply = [&](const char* x_panel, char* y_panel, int64_t first, int64_t last) {
     const PartTimer timer(Part::multiply);
     for (int64_t row = 0; row < s.tiling.tile_h; row += s.tiling.rows) {

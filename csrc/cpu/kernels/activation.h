@@ -3,7 +3,6 @@
 // of gelu of |x|; tests/test_fused.py checks this.
 #pragma once
 
-#include "activations.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -136,21 +135,21 @@ SPARSEGAN_INLINE Vec<float, L> softplus_of(Vec<float, L> x) {
 }
 
 // One element in float64. Like torch, softplus returns x itself above 20.
-SPARSEGAN_INLINE double activated(double x, Curve curve) {
+SPARSEGAN_INLINE double activated(double x, OutputActivation activation) {
   constexpr double kHalfRoot = 0.70710678118654752, kOuter = 1.5957691216057308;
   const double flat = x < -700 ? -700 : x;  // see at_least
-  switch (curve) {
-    case Curve::tanh:
+  switch (activation) {
+    case OutputActivation::tanh:
       return ::tanh(x);
-    case Curve::sigmoid:
+    case OutputActivation::sigmoid:
       return 1 / (1 + ::exp(-x));
-    case Curve::silu:
+    case OutputActivation::silu:
       return flat / (1 + ::exp(-flat));
-    case Curve::gelu:
+    case OutputActivation::gelu:
       return 0.5 * flat * ::erfc(-flat * kHalfRoot);
-    case Curve::gelu_tanh:
+    case OutputActivation::gelu_tanh:
       return flat / (1 + ::exp(-kOuter * (flat + 0.044715 * flat * flat * flat)));
-    case Curve::softplus:
+    case OutputActivation::softplus:
       return x > 20 ? x : (x > 0 ? x : 0) + ::log1p(::exp(x > 0 ? -x : x));
     default:
       return x;
@@ -159,26 +158,25 @@ SPARSEGAN_INLINE double activated(double x, Curve curve) {
 
 template <class T, int L>
 SPARSEGAN_INLINE Vec<T, L> output_activation(Vec<T, L> x, OutputActivation activation) {
-  const auto curve = static_cast<Curve>(activation);
-  if (curve == Curve::none) return x;
-  if (curve == Curve::hardswish) return hardswish_of<T, L>(x);
+  if (activation == OutputActivation::none) return x;
+  if (activation == OutputActivation::hardswish) return hardswish_of<T, L>(x);
   if constexpr (sizeof(T) == sizeof(float)) {
-    switch (curve) {
-      case Curve::tanh:
+    switch (activation) {
+      case OutputActivation::tanh:
         return tanh_of<L>(x);
-      case Curve::sigmoid:
+      case OutputActivation::sigmoid:
         return sigmoid_of<L>(x);
-      case Curve::silu:
+      case OutputActivation::silu:
         return silu_of<L>(x);
-      case Curve::gelu:
+      case OutputActivation::gelu:
         return gelu_of<L>(x);
-      case Curve::gelu_tanh:
+      case OutputActivation::gelu_tanh:
         return gelu_tanh_of<L>(x);
       default:
         return softplus_of<L>(x);
     }
   } else {
-    for (int i = 0; i < L; ++i) x[i] = activated(x[i], curve);
+    for (int i = 0; i < L; ++i) x[i] = activated(x[i], activation);
     return x;
   }
 }

@@ -69,8 +69,11 @@ struct SumScale {
   const float* bias = nullptr;
 };
 
-// The output activation, which is the last function on an output.
-enum class OutputActivation { none = 0, tanh = 1, sigmoid = 2 };
+// The output activation, which is the last function on an output. silu is x * sigmoid(x). gelu is x times the normal
+// distribution function, and gelu_tanh its approximation by a tanh. hardswish is x * min(max(x + 3, 0), 6) / 6.
+// softplus is log(1 + e^x).
+enum class OutputActivation { none, tanh, sigmoid, silu, gelu, gelu_tanh, hardswish, softplus };
+constexpr int kOutputActivations = 8;
 
 // The transform of outputs while they are unpacked: z * negative_slope where z is at or below 0, then the activation.
 struct OutputTransform {
